@@ -1,0 +1,2 @@
+//! The chatctl command.
+fn main() {}

@@ -1,0 +1,56 @@
+//! The only place that reads clocks.
+
+use std::sync::OnceLock;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Milliseconds since 1970 on the wall clock.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "this module is the wrapper")]
+pub fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Microseconds on the monotonic clock since this process first asked. Never goes back.
+#[must_use]
+pub fn now_us() -> u64 {
+    u64::try_from(since_start().as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Milliseconds on the same clock as [`now_us`], for fields that must be small (wraps after 49 days).
+#[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "wrapping is documented")]
+pub fn now_ms_u32() -> u32 {
+    since_start().as_millis() as u32
+}
+
+/// Seconds on `CLOCK_MONOTONIC`, which other processes of this boot share.
+#[must_use]
+#[expect(clippy::cast_precision_loss, reason = "nanoseconds of a second fit a double")]
+pub fn boot_seconds() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+/// A point on the monotonic clock.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "this module is the wrapper")]
+pub fn instant() -> Instant {
+    Instant::now()
+}
+
+#[expect(clippy::disallowed_methods, reason = "this module is the wrapper")]
+fn since_start() -> Duration {
+    static START: OnceLock<Instant> = OnceLock::new();
+    START.get_or_init(Instant::now).elapsed()
+}
+
+/// The instant at which [`now_us`] says `at_us`.
+#[must_use]
+pub fn instant_at_us(at_us: u64) -> Instant {
+    instant() + Duration::from_micros(at_us.saturating_sub(now_us()))
+}
+
+/// Sleeps until [`now_us`] says `at_us`; returns at once when that has passed.
+pub async fn sleep_until_us(at_us: u64) {
+    tokio::time::sleep_until(instant_at_us(at_us).into()).await;
+}

@@ -1,0 +1,120 @@
+//! Latency histograms in microseconds.
+
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+/// Longest latency that is told apart, in µs: one hour. Longer ones count as this.
+pub const LATENCY_US_MAX: u64 = 3_600_000_000;
+
+/// Three significant digits: an error of at most 0.1 %.
+const SIGNIFICANT_DIGITS: u8 = 3;
+
+/// Latencies of one kind. Merged, never averaged.
+#[derive(Debug, Clone)]
+pub struct Latency(Histogram<u64>);
+
+impl Default for Latency {
+    fn default() -> Self {
+        let mut histogram = Histogram::new(SIGNIFICANT_DIGITS).expect("three digits are valid");
+        histogram.auto(true);
+        Self(histogram)
+    }
+}
+
+impl Latency {
+    /// Adds one latency, in µs.
+    pub fn record_us(&mut self, us: u64) {
+        self.0.record(us.clamp(1, LATENCY_US_MAX)).expect("the histogram grows up to the clamp");
+    }
+
+    /// Adds all of another's.
+    pub fn merge(&mut self, other: &Self) {
+        self.0.add(&other.0).expect("the histogram grows");
+    }
+
+    /// How many were recorded.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.0.len()
+    }
+
+    /// The value below which `percent` of the latencies lie, in µs; 0 when there are none.
+    #[must_use]
+    pub fn percentile_us(&self, percent: f64) -> u64 {
+        self.0.value_at_percentile(percent)
+    }
+
+    /// The largest, in µs; 0 when there are none.
+    #[must_use]
+    pub fn max_us(&self) -> u64 {
+        self.0.max()
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.0.reset();
+    }
+
+    /// The histogram itself, for the `.hlog` writer.
+    #[must_use]
+    pub const fn histogram(&self) -> &Histogram<u64> {
+        &self.0
+    }
+
+    /// The figures that reports show.
+    #[must_use]
+    pub fn summary(&self) -> LatencySummary {
+        LatencySummary {
+            count: self.0.len(),
+            min_us: if self.0.is_empty() { 0 } else { self.0.min() },
+            mean_us: self.0.mean(),
+            p50_us: self.percentile_us(50.0),
+            p90_us: self.percentile_us(90.0),
+            p99_us: self.percentile_us(99.0),
+            p999_us: self.percentile_us(99.9),
+            max_us: self.0.max(),
+        }
+    }
+}
+
+/// Percentiles of a histogram, in µs, with the number of samples behind them.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct LatencySummary {
+    /// Samples.
+    pub count: u64,
+    /// Smallest.
+    pub min_us: u64,
+    /// Arithmetic mean.
+    pub mean_us: f64,
+    /// Median.
+    pub p50_us: u64,
+    /// 90th percentile.
+    pub p90_us: u64,
+    /// 99th percentile.
+    pub p99_us: u64,
+    /// 99.9th percentile.
+    pub p999_us: u64,
+    /// Largest.
+    pub max_us: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_of_the_merged_samples() {
+        let (mut a, mut b) = (Latency::default(), Latency::default());
+        (0..99).for_each(|_| a.record_us(1_000));
+        b.record_us(500_000);
+        a.merge(&b);
+        let summary = a.summary();
+        assert_eq!((summary.count, summary.max_us / 1_000), (100, 500));
+        assert!(summary.p50_us.abs_diff(1_000) <= 1);
+    }
+
+    #[test]
+    fn an_empty_histogram_says_zero() {
+        assert_eq!(Latency::default().summary(), LatencySummary::default());
+    }
+}

@@ -1,0 +1,12 @@
+//! What can be measured: metric names, histograms, Prometheus text, and the snapshot that the TUI shows.
+//!
+//! Knows no other room. Whoever counts something owns a [`Metrics`]; whoever shows something reads a snapshot.
+
+pub mod latency;
+pub mod live;
+pub mod metrics;
+pub mod prometheus;
+
+pub use latency::{Latency, LatencySummary};
+pub use live::LiveSnapshot;
+pub use metrics::{Counter, Gauge, Metrics, Registry, Timer};

@@ -1,0 +1,118 @@
+//! Prometheus text exposition format 0.0.4: writing it, and reading back what a stack wrote.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use super::metrics::{Counter, Gauge, Registry, Timer};
+
+/// Value of the `Content-Type` header.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+const QUANTILES: [f64; 3] = [0.5, 0.99, 0.999];
+
+/// Writes every metric of every server in this process.
+#[must_use]
+pub fn render(registry: &Registry) -> String {
+    let servers = registry.all();
+    let mut out = String::new();
+    for &counter in Counter::ALL {
+        heading(&mut out, counter.name(), "counter");
+        for m in &servers {
+            sample(&mut out, counter.name(), m.role(), m.server(), m.counted(counter));
+        }
+    }
+    for &gauge in Gauge::ALL {
+        heading(&mut out, gauge.name(), "gauge");
+        for m in &servers {
+            sample(&mut out, gauge.name(), m.role(), m.server(), m.gauge(gauge));
+        }
+    }
+    for &timer in Timer::ALL {
+        heading(&mut out, timer.name(), "summary");
+        for m in &servers {
+            let latency = m.timer(timer);
+            let labels = format!("role=\"{}\",server=\"{}\"", m.role(), m.server());
+            for q in QUANTILES {
+                let seconds = latency.percentile_us(q * 100.0) as f64 / 1e6;
+                let _ = writeln!(out, "{}{{{labels},quantile=\"{q}\"}} {seconds}", timer.name());
+            }
+            let _ = writeln!(out, "{}_count{{{labels}}} {}", timer.name(), latency.count());
+        }
+    }
+    out
+}
+
+fn heading(out: &mut String, name: &str, kind: &str) {
+    let _ = writeln!(out, "# TYPE {name} {kind}");
+}
+
+fn sample(out: &mut String, name: &str, role: &str, server: &str, value: u64) {
+    let _ = writeln!(out, "{name}{{role=\"{role}\",server=\"{server}\"}} {value}");
+}
+
+/// One server's figures as a scraper sees them.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Scraped {
+    /// `chat`, `api`, …
+    pub role: String,
+    /// Values by metric name; samples with further labels are left out.
+    pub values: BTreeMap<String, f64>,
+}
+
+impl Scraped {
+    /// The value of a counter, 0 when it is not there.
+    #[must_use]
+    pub fn counter(&self, counter: Counter) -> f64 {
+        self.values.get(counter.name()).copied().unwrap_or(0.0)
+    }
+
+    /// The value of a gauge, 0 when it is not there.
+    #[must_use]
+    pub fn gauge(&self, gauge: Gauge) -> f64 {
+        self.values.get(gauge.name()).copied().unwrap_or(0.0)
+    }
+}
+
+/// Reads exposition text into figures by server. Lines that are no samples of ours are left out.
+#[must_use]
+pub fn parse(text: &str) -> BTreeMap<String, Scraped> {
+    let mut servers: BTreeMap<String, Scraped> = BTreeMap::new();
+    for line in text.lines().filter(|l| !l.starts_with('#')) {
+        let Some((name, rest)) = line.split_once('{') else { continue };
+        let Some((labels, value)) = rest.split_once("} ") else { continue };
+        let (Some(server), Some(role)) = (label(labels, "server"), label(labels, "role")) else { continue };
+        if labels.contains("quantile=") {
+            continue;
+        }
+        if let Ok(value) = value.trim().parse() {
+            let entry = servers.entry(server.to_owned()).or_default();
+            role.clone_into(&mut entry.role);
+            entry.values.insert(name.to_owned(), value);
+        }
+    }
+    servers
+}
+
+fn label<'a>(labels: &'a str, name: &str) -> Option<&'a str> {
+    labels.split(',').find_map(|pair| pair.strip_prefix(name)?.strip_prefix("=\"")?.strip_suffix('"'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scrape_reads_back_what_was_rendered() {
+        let registry = Registry::default();
+        let metrics = registry.register("chat", "chat-1");
+        metrics.add(Counter::Deliveries, 7);
+        metrics.set(Gauge::Connections, 3);
+        metrics.time_us(Timer::Send, 1500);
+        let scraped = parse(&render(&registry));
+        let chat = &scraped["chat-1"];
+        assert_eq!(chat.role, "chat");
+        assert!((chat.counter(Counter::Deliveries) - 7.0).abs() < f64::EPSILON);
+        assert!((chat.gauge(Gauge::Connections) - 3.0).abs() < f64::EPSILON);
+        assert!((chat.values["chatctl_send_seconds_count"] - 1.0).abs() < f64::EPSILON);
+    }
+}
