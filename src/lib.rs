@@ -6,3 +6,5 @@ pub mod protocol;
 pub mod telemetry;
 
 pub mod runtime;
+
+pub mod backends;

@@ -161,7 +161,9 @@ impl Decoder {
         }
         if !is_control {
             match (&self.fragments, frame.opcode) {
-                (None, OpCode::Data(Data::Continue)) => return Err(protocol("a continuation with nothing to continue")),
+                (None, OpCode::Data(Data::Continue)) => {
+                    return Err(protocol("a continuation with nothing to continue"));
+                }
                 (Some(_), OpCode::Data(Data::Text | Data::Binary)) => {
                     return Err(protocol("a new message inside a fragmented one"));
                 }

@@ -1,0 +1,284 @@
+//! Wrappers over any port: a deadline with timing, and seeded faults.
+//!
+//! One macro forwards every call of a port through [`Layer::around`], so a layer is written once and serves all ports.
+
+use std::future::Future;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use uuid::Uuid;
+
+use super::directory::{ConversationRow, Credentials, Directory, NewConversationRow};
+use super::error::{BackendError, BackendResult, ErrorKind};
+use super::log::{GroupReader, KeyedLog, LogReader, Record, Topic};
+use super::messages::{ConversationHead, Messages, StoredMessage};
+use super::presence::{Beat, Presence, PresenceRecord};
+use super::registry::{Registry, Role, ServerEntry};
+use super::sequence::{Progress, Request, Reservation, Seed, Sequence};
+use super::sessions::{Session, Sessions};
+use crate::protocol::api::{Profile, Receipt};
+use crate::protocol::{ConversationId, MessageId, ServerName, UserId};
+use crate::runtime::clock;
+use crate::telemetry::{Counter, Metrics, Timer};
+
+/// Longest that a caller waits for an engine. Leaves room for a second call within the 5 s of invariant I9.
+pub const DEADLINE: Duration = Duration::from_millis(2_500);
+
+/// What is done around each call.
+pub enum Layer {
+    /// Ends calls at the deadline, counts and times them.
+    Timed(Arc<Metrics>),
+    /// Breaks calls on purpose.
+    Faulty(Faults),
+}
+
+/// Seeded faults: which calls go wrong, and how.
+pub struct Faults {
+    rng: Mutex<StdRng>,
+    /// Of 1,000 calls, how many go wrong.
+    per_mille: u32,
+}
+
+impl Faults {
+    /// `per_mille` of 1,000 calls go wrong; the seed decides which and how.
+    #[must_use]
+    pub fn new(seed: u64, per_mille: u32) -> Self {
+        Self { rng: Mutex::new(StdRng::seed_from_u64(seed)), per_mille }
+    }
+
+    fn draw(&self) -> Fault {
+        let mut rng = self.rng.lock().expect("no panic while held");
+        if rng.random_range(0..1_000) >= self.per_mille {
+            return Fault::None;
+        }
+        match rng.random_range(0..5) {
+            0 => Fault::RefusedWithoutEffect,
+            1 => Fault::FailedWithoutEffect,
+            2 => Fault::FailedWithEffect,
+            3 => Fault::TimedOutWithoutEffect,
+            _ => Fault::TimedOutWithEffect,
+        }
+    }
+}
+
+/// The outcomes of a call: {applied, not applied} × {ok, error, time-out}, without "not applied, ok", which would be a lie
+/// and no fault. (Tests that must see a lie use a lying port of their own.)
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    None,
+    RefusedWithoutEffect,
+    FailedWithoutEffect,
+    FailedWithEffect,
+    TimedOutWithoutEffect,
+    TimedOutWithEffect,
+}
+
+/// How long a time-out of the faulty layer takes: long enough to let others overtake, short enough for tests.
+const FAULTY_TIMEOUT: Duration = Duration::from_millis(30);
+
+impl Layer {
+    /// Runs one call.
+    async fn around<T>(
+        &self,
+        operation: &'static str,
+        call: impl Future<Output = BackendResult<T>>,
+    ) -> BackendResult<T> {
+        match self {
+            Self::Timed(metrics) => timed(metrics, operation, call).await,
+            Self::Faulty(faults) => faulty(faults.draw(), operation, call).await,
+        }
+    }
+}
+
+async fn timed<T>(
+    metrics: &Metrics,
+    operation: &'static str,
+    call: impl Future<Output = BackendResult<T>>,
+) -> BackendResult<T> {
+    let start = clock::now_us();
+    let result = match tokio::time::timeout(DEADLINE, call).await {
+        Ok(result) => result,
+        Err(_) => Err(BackendError::timed_out(operation)),
+    };
+    metrics.time_us(Timer::Backend, clock::now_us() - start);
+    if let Err(error) = &result
+        && error.kind != ErrorKind::Conflict
+    {
+        metrics.count(Counter::BackendErrors);
+    }
+    result
+}
+
+async fn faulty<T>(
+    fault: Fault,
+    operation: &'static str,
+    call: impl Future<Output = BackendResult<T>>,
+) -> BackendResult<T> {
+    const INJECTED: &str = "injected fault";
+    match fault {
+        Fault::None => call.await,
+        Fault::RefusedWithoutEffect => Err(BackendError::not_applied(operation, ErrorKind::Unavailable, INJECTED)),
+        Fault::FailedWithoutEffect => Err(BackendError::unknown(operation, ErrorKind::Unavailable, INJECTED)),
+        Fault::FailedWithEffect => {
+            call.await?;
+            Err(BackendError::unknown(operation, ErrorKind::Unavailable, INJECTED))
+        }
+        Fault::TimedOutWithoutEffect => {
+            tokio::time::sleep(FAULTY_TIMEOUT).await;
+            Err(BackendError::timed_out(operation))
+        }
+        Fault::TimedOutWithEffect => {
+            let result = call.await;
+            tokio::time::sleep(FAULTY_TIMEOUT).await;
+            result.and(Err(BackendError::timed_out(operation)))
+        }
+    }
+}
+
+/// A port with a layer around each call.
+pub struct Layered<P: ?Sized> {
+    inner: Arc<P>,
+    layer: Layer,
+}
+
+impl<P: ?Sized> Layered<P> {
+    /// Wraps a port.
+    pub const fn new(inner: Arc<P>, layer: Layer) -> Self {
+        Self { inner, layer }
+    }
+}
+
+macro_rules! forward {
+    ($port:ident, $room:literal { $( $(#[$plain:ident])? fn $name:ident($($arg:ident: $ty:ty),*) -> $out:ty; )* }) => {
+        #[async_trait]
+        impl $port for Layered<dyn $port> {
+            $(
+                async fn $name(&self, $($arg: $ty),*) -> BackendResult<$out> {
+                    self.layer.around(concat!($room, ".", stringify!($name)), self.inner.$name($($arg),*)).await
+                }
+            )*
+        }
+    };
+}
+
+forward!(Messages, "messages" {
+    fn append(message: &StoredMessage) -> ();
+    fn read(conversation: ConversationId, after: MessageId, upto: MessageId, limit: usize) -> Vec<StoredMessage>;
+    fn read_back(conversation: ConversationId, before: MessageId, limit: usize) -> Vec<StoredMessage>;
+    fn void(conversation: ConversationId, after: MessageId, upto: MessageId) -> ();
+    fn head(conversation: ConversationId) -> ConversationHead;
+    fn raise_head(conversation: ConversationId, from: ConversationHead, to: ConversationHead) -> bool;
+});
+
+forward!(Sequence, "sequence" {
+    fn reserve(request: &Request) -> Reservation;
+    fn commit(conversation: ConversationId, sender: UserId, uuid: Uuid, id: MessageId) -> bool;
+    fn progress(conversation: ConversationId) -> Option<Progress>;
+    fn begin_void(conversation: ConversationId, id: MessageId) -> bool;
+    fn end_void(conversation: ConversationId, id: MessageId) -> ();
+    fn begin_seed(conversation: ConversationId, epoch: u64) -> bool;
+    fn seed(conversation: ConversationId, seed: &Seed) -> bool;
+    fn extend(conversation: ConversationId, epoch: u64, block_end: u64) -> ();
+    fn forget(conversation: ConversationId, epoch: u64) -> ();
+});
+
+forward!(Sessions, "sessions" {
+    fn claim(session: &Session) -> Option<Session>;
+    fn refresh(sessions: &[Session]) -> ();
+    fn release(session: &Session) -> bool;
+    fn lookup(users: &[UserId]) -> Vec<Session>;
+});
+
+forward!(Presence, "presence" {
+    fn beat(beats: &[Beat]) -> Vec<Beat>;
+    fn overdue(before_ms: u64, limit: usize) -> Vec<Beat>;
+    fn expire(last: &Beat) -> bool;
+    fn get(users: &[UserId]) -> Vec<PresenceRecord>;
+});
+
+forward!(Registry, "registry" {
+    fn announce(entry: &ServerEntry) -> ();
+    fn withdraw(name: &ServerName, epoch: u64) -> ();
+    fn list(role: Role) -> Vec<ServerEntry>;
+});
+
+forward!(Directory, "directory" {
+    fn add_user(name: &str, password_hash: &str) -> UserId;
+    fn credentials(name: &str) -> Option<Credentials>;
+    fn profiles(users: &[UserId]) -> Vec<Profile>;
+    fn find_user(name: &str) -> Option<Profile>;
+    fn set_display_name(user: UserId, display_name: &str) -> ();
+    fn set_friends(a: UserId, b: UserId, friends: bool) -> bool;
+    fn friends(user: UserId) -> Vec<UserId>;
+    fn add_conversation(new: &NewConversationRow) -> ConversationId;
+    fn conversation(conversation: ConversationId) -> Option<ConversationRow>;
+    fn conversations_of(user: UserId, after: ConversationId, limit: usize) -> Vec<ConversationRow>;
+    fn members(conversation: ConversationId) -> Vec<UserId>;
+    fn add_members(conversation: ConversationId, users: &[UserId]) -> u64;
+    fn remove_member(conversation: ConversationId, user: UserId) -> bool;
+    fn raise_receipt(conversation: ConversationId, receipt: &Receipt) -> ();
+    fn receipts(conversation: ConversationId) -> Vec<Receipt>;
+    fn revoke_token(token: Uuid, expires_at: u64) -> ();
+    fn is_revoked(token: Uuid) -> bool;
+});
+
+#[async_trait]
+impl KeyedLog for Layered<dyn KeyedLog> {
+    fn partitions(&self) -> u32 {
+        self.inner.partitions()
+    }
+
+    async fn publish(&self, topic: Topic, partition: u32, record: Record) -> BackendResult<()> {
+        self.layer.around("log.publish", self.inner.publish(topic, partition, record)).await
+    }
+
+    async fn reader(&self, name: &str) -> BackendResult<Arc<dyn LogReader>> {
+        self.inner.reader(name).await
+    }
+
+    async fn group(&self, topic: Topic, group: &str) -> BackendResult<Box<dyn GroupReader>> {
+        self.inner.group(topic, group).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+    use crate::backends::error::Effect;
+
+    #[tokio::test]
+    async fn the_faulty_layer_shows_every_outcome_and_tells_the_truth_about_effects() {
+        let layer = Layer::Faulty(Faults::new(7, 1_000));
+        let applied = AtomicU64::new(0);
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..200 {
+            let before = applied.load(Ordering::Relaxed);
+            let result: BackendResult<()> = layer
+                .around("test", async {
+                    applied.fetch_add(1, Ordering::Relaxed);
+                    Ok(())
+                })
+                .await;
+            let took_effect = applied.load(Ordering::Relaxed) > before;
+            let error = result.expect_err("every call goes wrong");
+            assert!(error.effect == Effect::Unknown || !took_effect, "NotApplied must be true");
+            seen.insert((took_effect, error.kind == ErrorKind::TimedOut, error.effect == Effect::Unknown));
+        }
+        assert_eq!(seen.len(), 5, "{seen:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_timed_layer_ends_a_call_that_hangs() {
+        let metrics = Arc::new(Metrics::new("test", "t"));
+        let layer = Layer::Timed(Arc::clone(&metrics));
+        let result: BackendResult<()> = layer.around("test", std::future::pending()).await;
+        let error = result.expect_err("timed out");
+        assert_eq!((error.kind, error.effect), (ErrorKind::TimedOut, Effect::Unknown));
+        assert_eq!(metrics.counted(Counter::BackendErrors), 1);
+    }
+}

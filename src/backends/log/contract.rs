@@ -1,0 +1,174 @@
+//! The promises of the keyed log, as tests.
+
+/// One test per promise of [`super::KeyedLog`], for an implementation given as a `Place`.
+macro_rules! log_contract {
+    ($place:expr) => {
+        $crate::backends::contract::contract_tests! { $place; $crate::backends::log::contract::promises;
+            a_record_reaches_a_reader_that_holds_its_key,
+            a_record_for_other_keys_is_not_seen,
+            a_position_is_fixed_when_subscribe_returns,
+            order_within_a_partition_is_kept,
+            a_key_held_twice_is_let_go_by_the_second_unsubscribe,
+            two_readers_of_one_key_both_get_the_record,
+            another_handle_on_the_same_place_sees_the_record,
+            a_group_sees_each_record_once_and_resumes_after_its_commit,
+            what_a_group_did_not_commit_comes_again_after_a_restart,
+            lag_counts_what_was_not_read,
+        }
+    };
+}
+
+pub(crate) use log_contract;
+
+/// The bodies of the tests.
+pub(crate) mod promises {
+    use std::time::Duration;
+
+    use bytes::Bytes;
+
+    use crate::backends::contract::Place;
+    use crate::backends::log::{Delivered, KeyedLog, LogReader, Record, Topic};
+
+    const LIMIT: Duration = Duration::from_secs(20);
+    type Log = dyn KeyedLog;
+
+    async fn publish(log: &Log, topic: Topic, key: u64, text: &str) {
+        let record = Record { keys: vec![key], payload: Bytes::copy_from_slice(text.as_bytes()) };
+        log.publish(topic, log.partition_of(key), record).await.expect("publishes");
+    }
+
+    async fn next(reader: &dyn LogReader) -> Vec<String> {
+        let records = tokio::time::timeout(LIMIT, reader.next()).await.expect("in time").expect("reads");
+        texts(&records)
+    }
+
+    fn texts(records: &[Delivered]) -> Vec<String> {
+        records.iter().map(|d| String::from_utf8_lossy(&d.record.payload).into_owned()).collect()
+    }
+
+    /// Reads until `count` records came.
+    async fn gather(reader: &dyn LogReader, count: usize) -> Vec<String> {
+        let mut out = Vec::new();
+        while out.len() < count {
+            out.extend(next(reader).await);
+        }
+        out
+    }
+
+    pub(crate) async fn a_record_reaches_a_reader_that_holds_its_key(place: impl Place<Log>) {
+        let log = place.open().await;
+        let reader = log.reader("r").await.expect("opens");
+        reader.subscribe(Topic::Inbox, 7).await.expect("subscribes");
+        publish(&*log, Topic::Inbox, 7, "hello").await;
+        assert_eq!(next(&*reader).await, ["hello"]);
+    }
+
+    pub(crate) async fn a_record_for_other_keys_is_not_seen(place: impl Place<Log>) {
+        let log = place.open().await;
+        let reader = log.reader("r").await.expect("opens");
+        reader.subscribe(Topic::Inbox, 7).await.expect("subscribes");
+        let same_partition = (8..).find(|k| log.partition_of(*k) == log.partition_of(7)).expect("there is one");
+        publish(&*log, Topic::Inbox, same_partition, "not mine").await;
+        publish(&*log, Topic::Channel, 7, "not my topic").await;
+        publish(&*log, Topic::Inbox, 7, "mine").await;
+        assert_eq!(next(&*reader).await, ["mine"]);
+    }
+
+    pub(crate) async fn a_position_is_fixed_when_subscribe_returns(place: impl Place<Log>) {
+        let log = place.open().await;
+        publish(&*log, Topic::Inbox, 7, "before").await;
+        let reader = log.reader("r").await.expect("opens");
+        reader.subscribe(Topic::Inbox, 7).await.expect("subscribes");
+        publish(&*log, Topic::Inbox, 7, "after").await;
+        assert_eq!(next(&*reader).await, ["after"]);
+    }
+
+    pub(crate) async fn order_within_a_partition_is_kept(place: impl Place<Log>) {
+        let log = place.open().await;
+        let reader = log.reader("r").await.expect("opens");
+        reader.subscribe(Topic::Inbox, 7).await.expect("subscribes");
+        let wanted: Vec<String> = (0..2_000).map(|n| n.to_string()).collect();
+        for text in &wanted {
+            publish(&*log, Topic::Inbox, 7, text).await;
+        }
+        assert_eq!(gather(&*reader, wanted.len()).await, wanted);
+    }
+
+    pub(crate) async fn a_key_held_twice_is_let_go_by_the_second_unsubscribe(place: impl Place<Log>) {
+        let log = place.open().await;
+        let reader = log.reader("r").await.expect("opens");
+        let other = (8..).find(|k| log.partition_of(*k) == log.partition_of(7)).expect("there is one");
+        for key in [7, 7, other] {
+            reader.subscribe(Topic::Inbox, key).await.expect("subscribes");
+        }
+        reader.unsubscribe(Topic::Inbox, 7).await.expect("lets go");
+        publish(&*log, Topic::Inbox, 7, "still held").await;
+        assert_eq!(next(&*reader).await, ["still held"]);
+        reader.unsubscribe(Topic::Inbox, 7).await.expect("lets go");
+        publish(&*log, Topic::Inbox, 7, "not held").await;
+        publish(&*log, Topic::Inbox, other, "other").await;
+        assert_eq!(next(&*reader).await, ["other"]);
+    }
+
+    pub(crate) async fn two_readers_of_one_key_both_get_the_record(place: impl Place<Log>) {
+        let log = place.open().await;
+        let (a, b) = (log.reader("a").await.expect("opens"), log.reader("b").await.expect("opens"));
+        a.subscribe(Topic::Channel, 1).await.expect("subscribes");
+        b.subscribe(Topic::Channel, 1).await.expect("subscribes");
+        publish(&*log, Topic::Channel, 1, "news").await;
+        assert_eq!((next(&*a).await, next(&*b).await), (vec!["news".to_owned()], vec!["news".to_owned()]));
+    }
+
+    pub(crate) async fn another_handle_on_the_same_place_sees_the_record(place: impl Place<Log>) {
+        let (here, there) = (place.open().await, place.open().await);
+        let reader = there.reader("r").await.expect("opens");
+        reader.subscribe(Topic::Inbox, 3).await.expect("subscribes");
+        publish(&*here, Topic::Inbox, 3, "across").await;
+        assert_eq!(next(&*reader).await, ["across"]);
+    }
+
+    pub(crate) async fn a_group_sees_each_record_once_and_resumes_after_its_commit(place: impl Place<Log>) {
+        {
+            let log = place.open().await;
+            let mut group = log.group(Topic::Inbox, "g1").await.expect("joins");
+            publish(&*log, Topic::Inbox, 1, "one").await;
+            let got = tokio::time::timeout(LIMIT, group.next()).await.expect("in time").expect("reads");
+            assert_eq!(texts(&got), ["one"]);
+            group.commit().await.expect("commits");
+        }
+        place.restart().await;
+        let log = place.open().await;
+        let mut group = log.group(Topic::Inbox, "g1").await.expect("joins");
+        publish(&*log, Topic::Inbox, 1, "two").await;
+        let got = tokio::time::timeout(LIMIT, group.next()).await.expect("in time").expect("reads");
+        assert_eq!(texts(&got), ["two"]);
+    }
+
+    pub(crate) async fn what_a_group_did_not_commit_comes_again_after_a_restart(place: impl Place<Log>) {
+        {
+            let log = place.open().await;
+            let mut group = log.group(Topic::Inbox, "g2").await.expect("joins");
+            publish(&*log, Topic::Inbox, 1, "again").await;
+            let got = tokio::time::timeout(LIMIT, group.next()).await.expect("in time").expect("reads");
+            assert_eq!(texts(&got), ["again"]);
+        }
+        place.restart().await;
+        let log = place.open().await;
+        let mut group = log.group(Topic::Inbox, "g2").await.expect("joins");
+        let got = tokio::time::timeout(LIMIT, group.next()).await.expect("in time").expect("reads");
+        assert_eq!(texts(&got), ["again"]);
+    }
+
+    pub(crate) async fn lag_counts_what_was_not_read(place: impl Place<Log>) {
+        let log = place.open().await;
+        let reader = log.reader("r").await.expect("opens");
+        reader.subscribe(Topic::Inbox, 7).await.expect("subscribes");
+        for _ in 0..3 {
+            publish(&*log, Topic::Inbox, 7, "x").await;
+        }
+        let records: u64 = reader.lag().iter().map(|l| l.records).sum();
+        assert_eq!(records, 3);
+        gather(&*reader, 3).await;
+        assert!(reader.lag().iter().all(|l| l.records == 0 && l.age_ms == 0));
+    }
+}

@@ -1,0 +1,67 @@
+//! Stored conversations: rows by (conversation, id), and the head of each conversation, which fences id blocks.
+
+#[cfg(test)]
+pub(crate) mod contract;
+mod embedded;
+
+use async_trait::async_trait;
+
+pub use embedded::EmbeddedMessages;
+
+use super::BackendResult;
+use crate::protocol::{ConversationId, MessageFrame, MessageId};
+
+/// A message as it is stored; the same fields as on the wire.
+pub type StoredMessage = MessageFrame;
+
+/// Who may give out ids of a conversation, and up to which. Raised by compare-and-set only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ConversationHead {
+    /// Rises with every seed of the conversation's counter. 0 means that no counter was ever seeded.
+    pub epoch: u64,
+    /// Largest id that the counter of this epoch may give out.
+    pub block_end: u64,
+}
+
+/// The message store.
+#[async_trait]
+pub trait Messages: Send + Sync {
+    /// Appends one message. On `Ok` it is durable and every later read sees it, unless its id was declared void: then
+    /// nothing changes. Appending the same id and content again changes nothing.
+    ///
+    /// # Errors
+    /// `NotApplied`: not stored, retry freely. `Unknown`: may be stored; append again with the same id and body.
+    async fn append(&self, message: &StoredMessage) -> BackendResult<()>;
+
+    /// Messages with `after < id <= upto`, in id order, at most `limit`. Void ids are not there.
+    async fn read(
+        &self,
+        conversation: ConversationId,
+        after: MessageId,
+        upto: MessageId,
+        limit: usize,
+    ) -> BackendResult<Vec<StoredMessage>>;
+
+    /// Messages with `id < before`, newest first, at most `limit`.
+    async fn read_back(
+        &self,
+        conversation: ConversationId,
+        before: MessageId,
+        limit: usize,
+    ) -> BackendResult<Vec<StoredMessage>>;
+
+    /// Declares every id with `after < id <= upto` void, stored or not: such a row is gone, and one that lands later is
+    /// shadowed. Repeating it changes nothing.
+    async fn void(&self, conversation: ConversationId, after: MessageId, upto: MessageId) -> BackendResult<()>;
+
+    /// The head as it is now.
+    async fn head(&self, conversation: ConversationId) -> BackendResult<ConversationHead>;
+
+    /// Sets the head to `to` if it is `from` now; returns whether it did. Durable on `Ok(true)`.
+    async fn raise_head(
+        &self,
+        conversation: ConversationId,
+        from: ConversationHead,
+        to: ConversationHead,
+    ) -> BackendResult<bool>;
+}

@@ -1,0 +1,219 @@
+//! The promises of the counters, as tests.
+
+/// One test per promise of [`super::Sequence`], for an implementation given as a `Place`.
+macro_rules! sequence_contract {
+    ($place:expr) => {
+        $crate::backends::contract::contract_tests! { $place; $crate::backends::sequence::contract::promises;
+            an_unknown_conversation_is_unseeded,
+            ids_rise_by_one_from_the_seed,
+            many_servers_never_get_the_same_id,
+            a_uuid_keeps_its_id_and_another_body_is_a_conflict,
+            one_uuid_of_two_senders_is_two_messages,
+            stable_stops_below_the_lowest_pending_id,
+            a_voided_id_is_never_committed_and_its_uuid_gets_a_fresh_one,
+            a_commit_can_be_repeated,
+            too_many_pending_ids_are_refused,
+            a_used_up_block_is_told_and_can_be_raised,
+            only_the_highest_claim_can_seed,
+            a_seed_remembers_uuids_as_stored,
+            a_restart_never_gives_an_id_out_again,
+        }
+    };
+}
+pub(crate) use sequence_contract;
+
+/// The bodies of the tests.
+pub(crate) mod promises {
+    use std::collections::HashSet;
+
+    use uuid::Uuid;
+
+    use crate::backends::contract::Place;
+    use crate::backends::sequence::{PENDING_IDS_MAX, Remembered, Request, Reservation, Seed, Sequence, Slot};
+    use crate::protocol::{ConversationId, MessageId, UserId};
+
+    type Port = dyn Sequence;
+    const NOW_MS: u64 = 1_800_000_000_000;
+
+    fn fresh() -> ConversationId {
+        ConversationId(Uuid::new_v4().as_u64_pair().0 >> 2)
+    }
+
+    fn request(conversation: ConversationId) -> Request {
+        Request { conversation, sender: UserId(1), uuid: Uuid::new_v4(), digest: 9, at_ms: NOW_MS }
+    }
+
+    async fn seeded(port: &Port, settled: u64, block_end: u64) -> ConversationId {
+        let c = fresh();
+        assert!(port.begin_seed(c, 1).await.expect("answers"));
+        let seed = Seed { epoch: 1, settled: MessageId(settled), block_end, remembered: Vec::new() };
+        assert!(port.seed(c, &seed).await.expect("answers"));
+        c
+    }
+
+    async fn reserve(port: &Port, request: &Request) -> u64 {
+        match port.reserve(request).await.expect("answers") {
+            Reservation::Fresh(slot) => slot.id.0,
+            other => panic!("expected a fresh id, got {other:?}"),
+        }
+    }
+
+    async fn commit(port: &Port, r: &Request, id: u64) -> bool {
+        port.commit(r.conversation, r.sender, r.uuid, MessageId(id)).await.expect("answers")
+    }
+
+    pub(crate) async fn an_unknown_conversation_is_unseeded(place: impl Place<Port>) {
+        let port = place.open().await;
+        let c = fresh();
+        assert_eq!(port.reserve(&request(c)).await.expect("answers"), Reservation::Unseeded);
+        assert_eq!(port.progress(c).await.expect("answers"), None);
+        assert!(!commit(&*port, &request(c), 1).await);
+    }
+
+    pub(crate) async fn ids_rise_by_one_from_the_seed(place: impl Place<Port>) {
+        let port = place.open().await;
+        let c = seeded(&*port, 41, 100).await;
+        assert_eq!(reserve(&*port, &request(c)).await, 42);
+        assert_eq!(reserve(&*port, &request(c)).await, 43);
+    }
+
+    pub(crate) async fn many_servers_never_get_the_same_id(place: impl Place<Port>) {
+        let c = seeded(&*place.open().await, 0, 10_000).await;
+        let tries = (0..200).map(|_| async {
+            let port = place.open().await;
+            reserve(&*port, &request(c)).await
+        });
+        let ids: HashSet<u64> = futures_util::future::join_all(tries).await.into_iter().collect();
+        assert_eq!(ids, (1..=200).collect());
+    }
+
+    pub(crate) async fn a_uuid_keeps_its_id_and_another_body_is_a_conflict(place: impl Place<Port>) {
+        let port = place.open().await;
+        let r = request(seeded(&*port, 0, 100).await);
+        let id = reserve(&*port, &r).await;
+        let later = Request { at_ms: NOW_MS + 5_000, ..r };
+        let slot = Slot { id: MessageId(id), at_ms: NOW_MS };
+        assert_eq!(port.reserve(&later).await.expect("answers"), Reservation::Pending(slot));
+        assert!(commit(&*port, &r, id).await);
+        assert_eq!(port.reserve(&later).await.expect("answers"), Reservation::Stored(slot));
+        let other = Request { digest: 10, ..r };
+        assert_eq!(port.reserve(&other).await.expect("answers"), Reservation::Conflict);
+    }
+
+    pub(crate) async fn one_uuid_of_two_senders_is_two_messages(place: impl Place<Port>) {
+        let port = place.open().await;
+        let r = request(seeded(&*port, 0, 100).await);
+        assert_eq!(reserve(&*port, &r).await, 1);
+        assert_eq!(reserve(&*port, &Request { sender: UserId(2), ..r }).await, 2);
+    }
+
+    pub(crate) async fn stable_stops_below_the_lowest_pending_id(place: impl Place<Port>) {
+        let port = place.open().await;
+        let c = seeded(&*port, 10, 100).await;
+        let (a, b) = (request(c), request(c));
+        assert_eq!((reserve(&*port, &a).await, reserve(&*port, &b).await), (11, 12));
+        assert!(commit(&*port, &b, 12).await);
+        let progress = port.progress(c).await.expect("answers").expect("seeded");
+        assert_eq!((progress.stable.0, progress.head.0), (10, 12));
+        assert_eq!(progress.pending, [Slot { id: MessageId(11), at_ms: NOW_MS }]);
+        assert!(commit(&*port, &a, 11).await);
+        let progress = port.progress(c).await.expect("answers").expect("seeded");
+        assert_eq!((progress.stable.0, progress.pending.len()), (12, 0));
+    }
+
+    pub(crate) async fn a_voided_id_is_never_committed_and_its_uuid_gets_a_fresh_one(place: impl Place<Port>) {
+        let port = place.open().await;
+        let c = seeded(&*port, 0, 100).await;
+        let r = request(c);
+        assert_eq!(reserve(&*port, &r).await, 1);
+        assert!(port.begin_void(c, MessageId(1)).await.expect("answers"));
+        assert!(!commit(&*port, &r, 1).await, "a marked id can't be committed");
+        assert_eq!(port.progress(c).await.expect("answers").expect("seeded").stable.0, 0, "not settled yet");
+        port.end_void(c, MessageId(1)).await.expect("answers");
+        assert!(!commit(&*port, &r, 1).await);
+        assert_eq!(reserve(&*port, &r).await, 2);
+        assert!(commit(&*port, &r, 2).await);
+        assert!(!port.begin_void(c, MessageId(2)).await.expect("answers"), "a committed id can't be voided");
+        assert_eq!(port.progress(c).await.expect("answers").expect("seeded").stable.0, 2);
+    }
+
+    pub(crate) async fn a_commit_can_be_repeated(place: impl Place<Port>) {
+        let port = place.open().await;
+        let r = request(seeded(&*port, 0, 100).await);
+        let id = reserve(&*port, &r).await;
+        assert!(commit(&*port, &r, id).await && commit(&*port, &r, id).await);
+        assert!(!commit(&*port, &r, id + 1).await);
+    }
+
+    pub(crate) async fn too_many_pending_ids_are_refused(place: impl Place<Port>) {
+        let port = place.open().await;
+        let c = seeded(&*port, 0, 10_000).await;
+        let first = request(c);
+        reserve(&*port, &first).await;
+        for _ in 1..PENDING_IDS_MAX {
+            reserve(&*port, &request(c)).await;
+        }
+        assert_eq!(port.reserve(&request(c)).await.expect("answers"), Reservation::Overloaded);
+        assert!(commit(&*port, &first, 1).await);
+        reserve(&*port, &request(c)).await;
+    }
+
+    pub(crate) async fn a_used_up_block_is_told_and_can_be_raised(place: impl Place<Port>) {
+        let port = place.open().await;
+        let c = seeded(&*port, 0, 2).await;
+        for _ in 0..2 {
+            reserve(&*port, &request(c)).await;
+        }
+        let used_up = Reservation::BlockUsedUp { epoch: 1, block_end: 2 };
+        assert_eq!(port.reserve(&request(c)).await.expect("answers"), used_up);
+        port.extend(c, 7, 50).await.expect("ignores another epoch");
+        assert_eq!(port.reserve(&request(c)).await.expect("answers"), used_up);
+        port.extend(c, 1, 4).await.expect("raises");
+        assert_eq!(reserve(&*port, &request(c)).await, 3);
+    }
+
+    pub(crate) async fn only_the_highest_claim_can_seed(place: impl Place<Port>) {
+        let port = place.open().await;
+        let c = fresh();
+        let seed = |epoch| Seed { epoch, settled: MessageId(0), block_end: 10, remembered: Vec::new() };
+        assert!(!port.seed(c, &seed(1)).await.expect("answers"), "nothing is claimed");
+        assert!(port.begin_seed(c, 1).await.expect("answers"));
+        assert!(port.begin_seed(c, 2).await.expect("answers"));
+        assert!(!port.begin_seed(c, 1).await.expect("answers"));
+        assert!(!port.seed(c, &seed(1)).await.expect("answers"), "overtaken");
+        assert!(port.seed(c, &seed(2)).await.expect("answers"));
+        assert!(!port.begin_seed(c, 3).await.expect("answers"), "there is a counter");
+        port.forget(c, 1).await.expect("ignores a younger counter");
+        assert!(port.progress(c).await.expect("answers").is_some());
+        port.forget(c, 2).await.expect("forgets");
+        assert_eq!(port.progress(c).await.expect("answers"), None);
+    }
+
+    pub(crate) async fn a_seed_remembers_uuids_as_stored(place: impl Place<Port>) {
+        let port = place.open().await;
+        let c = fresh();
+        let r = request(c);
+        let slot = Slot { id: MessageId(5), at_ms: NOW_MS - 1_000 };
+        let remembered = vec![Remembered { sender: r.sender, uuid: r.uuid, digest: r.digest, slot }];
+        assert!(port.begin_seed(c, 1).await.expect("answers"));
+        let seed = Seed { epoch: 1, settled: MessageId(5), block_end: 10, remembered };
+        assert!(port.seed(c, &seed).await.expect("answers"));
+        assert_eq!(port.reserve(&r).await.expect("answers"), Reservation::Stored(slot));
+        assert_eq!(reserve(&*port, &request(c)).await, 6);
+    }
+
+    pub(crate) async fn a_restart_never_gives_an_id_out_again(place: impl Place<Port>) {
+        let c = {
+            let port = place.open().await;
+            let c = seeded(&*port, 0, 100).await;
+            reserve(&*port, &request(c)).await;
+            c
+        };
+        place.restart().await;
+        match place.open().await.reserve(&request(c)).await.expect("answers") {
+            Reservation::Unseeded => {}
+            Reservation::Fresh(slot) => assert!(slot.id.0 > 1),
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+}

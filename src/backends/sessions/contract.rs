@@ -1,0 +1,98 @@
+//! The promises of the session store, as tests.
+
+/// One test per promise of [`super::Sessions`], for an implementation given as a `Place`.
+macro_rules! sessions_contract {
+    ($place:expr) => {
+        $crate::backends::contract::contract_tests! { $place; $crate::backends::sessions::contract::promises;
+            a_claimed_session_is_found_by_another_handle,
+            a_device_has_one_session_and_the_old_one_is_told,
+            two_devices_are_two_sessions,
+            an_old_servers_release_does_not_end_the_new_session,
+            a_refresh_of_a_replaced_session_changes_nothing,
+            of_many_claims_one_is_left,
+        }
+    };
+}
+pub(crate) use sessions_contract;
+
+/// The bodies of the tests.
+pub(crate) mod promises {
+    use uuid::Uuid;
+
+    use crate::backends::contract::Place;
+    use crate::backends::sessions::{Session, Sessions};
+    use crate::protocol::{SessionId, UserId};
+
+    type Port = dyn Sessions;
+
+    pub(crate) fn session(user: u64, device: &str, server: &str) -> Session {
+        Session {
+            user: UserId(user),
+            device: device.parse().expect("valid"),
+            session: SessionId(Uuid::new_v4()),
+            server: server.parse().expect("valid"),
+        }
+    }
+
+    fn fresh() -> u64 {
+        Uuid::new_v4().as_u64_pair().0 >> 2
+    }
+
+    pub(crate) async fn a_claimed_session_is_found_by_another_handle(place: impl Place<Port>) {
+        let s = session(fresh(), "phone", "chat-1");
+        assert_eq!(place.open().await.claim(&s).await.expect("claims"), None);
+        assert_eq!(place.open().await.lookup(&[s.user, UserId(fresh())]).await.expect("answers"), [s]);
+    }
+
+    pub(crate) async fn a_device_has_one_session_and_the_old_one_is_told(place: impl Place<Port>) {
+        let port = place.open().await;
+        let old = session(fresh(), "phone", "chat-1");
+        let new = session(old.user.0, "phone", "chat-2");
+        port.claim(&old).await.expect("claims");
+        assert_eq!(port.claim(&new).await.expect("claims"), Some(old.clone()));
+        assert_eq!(port.lookup(&[old.user]).await.expect("answers"), [new]);
+    }
+
+    pub(crate) async fn two_devices_are_two_sessions(place: impl Place<Port>) {
+        let port = place.open().await;
+        let user = fresh();
+        port.claim(&session(user, "phone", "chat-1")).await.expect("claims");
+        port.claim(&session(user, "laptop", "chat-2")).await.expect("claims");
+        assert_eq!(port.lookup(&[UserId(user)]).await.expect("answers").len(), 2);
+    }
+
+    pub(crate) async fn an_old_servers_release_does_not_end_the_new_session(place: impl Place<Port>) {
+        let port = place.open().await;
+        let old = session(fresh(), "phone", "chat-1");
+        let new = session(old.user.0, "phone", "chat-2");
+        port.claim(&old).await.expect("claims");
+        port.claim(&new).await.expect("claims");
+        assert!(!port.release(&old).await.expect("answers"));
+        assert_eq!(port.lookup(&[old.user]).await.expect("answers"), [new.clone()]);
+        assert!(port.release(&new).await.expect("answers"));
+        assert!(!port.release(&new).await.expect("answers"));
+        assert_eq!(port.lookup(&[old.user]).await.expect("answers"), []);
+    }
+
+    pub(crate) async fn a_refresh_of_a_replaced_session_changes_nothing(place: impl Place<Port>) {
+        let port = place.open().await;
+        let old = session(fresh(), "phone", "chat-1");
+        let new = session(old.user.0, "phone", "chat-2");
+        port.claim(&old).await.expect("claims");
+        port.claim(&new).await.expect("claims");
+        port.refresh(std::slice::from_ref(&old)).await.expect("answers");
+        assert_eq!(port.lookup(&[old.user]).await.expect("answers"), [new]);
+    }
+
+    pub(crate) async fn of_many_claims_one_is_left(place: impl Place<Port>) {
+        let user = fresh();
+        let claims = (0..16).map(|n| {
+            let s = session(user, "phone", &format!("chat-{n}"));
+            let place = &place;
+            async move { place.open().await.claim(&s).await.expect("claims").is_some() }
+        });
+        let replaced = futures_util::future::join_all(claims).await.into_iter().filter(|r| *r).count();
+        assert_eq!(replaced, 15);
+        assert_eq!(place.open().await.lookup(&[UserId(user)]).await.expect("answers").len(), 1);
+    }
+}

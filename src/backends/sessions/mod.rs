@@ -1,0 +1,47 @@
+//! Which device is on which server.
+
+#[cfg(test)]
+pub(crate) mod contract;
+mod embedded;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+pub use embedded::{Clock, EmbeddedSessions};
+
+use super::BackendResult;
+use crate::protocol::{DeviceName, ServerName, SessionId, UserId};
+
+/// A session's life without a refresh. Servers refresh at a third of it.
+pub const SESSION_TTL: Duration = Duration::from_secs(90);
+
+/// One live connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Session {
+    /// Whose.
+    pub user: UserId,
+    /// On which device; a device has one session.
+    pub device: DeviceName,
+    /// New for each connection.
+    pub session: SessionId,
+    /// The server that holds the connection.
+    pub server: ServerName,
+}
+
+/// The session store.
+#[async_trait]
+pub trait Sessions: Send + Sync {
+    /// Makes this the device's session; returns the one that it replaces.
+    async fn claim(&self, session: &Session) -> BackendResult<Option<Session>>;
+
+    /// Gives sessions another [`SESSION_TTL`]. A session that was replaced, or is gone, is left as it is.
+    async fn refresh(&self, sessions: &[Session]) -> BackendResult<()>;
+
+    /// Removes a session, if it is still the device's; returns whether it was.
+    async fn release(&self, session: &Session) -> BackendResult<bool>;
+
+    /// The live sessions of some users.
+    async fn lookup(&self, users: &[UserId]) -> BackendResult<Vec<Session>>;
+}
