@@ -8,3 +8,7 @@ pub mod telemetry;
 pub mod runtime;
 
 pub mod backends;
+
+pub mod server;
+
+pub mod stack;

@@ -217,6 +217,7 @@ forward!(Directory, "directory" {
     fn conversation(conversation: ConversationId) -> Option<ConversationRow>;
     fn conversations_of(user: UserId, after: ConversationId, limit: usize) -> Vec<ConversationRow>;
     fn members(conversation: ConversationId) -> Vec<UserId>;
+    fn is_member(conversation: ConversationId, user: UserId) -> bool;
     fn add_members(conversation: ConversationId, users: &[UserId]) -> u64;
     fn remove_member(conversation: ConversationId, user: UserId) -> bool;
     fn raise_receipt(conversation: ConversationId, receipt: &Receipt) -> ();

@@ -48,7 +48,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             message_bytes_max: 64 * 1024,
-            body_bytes_max: 48 * 1024,
+            body_bytes_max: 63 * 1024,
             frames_per_second: 100,
             sends_pending_max: 64,
             subscriptions_max: 64,

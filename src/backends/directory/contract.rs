@@ -106,6 +106,7 @@ pub(crate) mod promises {
         assert!(here.remove_member(group, b).await.expect("removes"));
         assert!(!here.remove_member(group, b).await.expect("answers"));
         assert_eq!(there.members(group).await.expect("reads"), [a, c]);
+        assert!(there.is_member(group, a).await.expect("reads") && !there.is_member(group, b).await.expect("reads"));
         assert_eq!(there.conversation(group).await.expect("reads").expect("is there").members, 2);
     }
 

@@ -94,6 +94,9 @@ pub trait Directory: Send + Sync {
     /// The members of a conversation, by id.
     async fn members(&self, conversation: ConversationId) -> BackendResult<Vec<UserId>>;
 
+    /// Whether a user is a member.
+    async fn is_member(&self, conversation: ConversationId, user: UserId) -> BackendResult<bool>;
+
     /// Adds members; those who are in already stay. Returns how many joined.
     async fn add_members(&self, conversation: ConversationId, users: &[UserId]) -> BackendResult<u64>;
 

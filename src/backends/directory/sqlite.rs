@@ -313,6 +313,16 @@ impl Directory for SqliteDirectory {
         Ok(users(&rows))
     }
 
+    async fn is_member(&self, conversation: ConversationId, user: UserId) -> BackendResult<bool> {
+        let found: Option<i64> = sqlx::query_scalar("SELECT 1 FROM members WHERE conversation = ? AND user = ?")
+            .bind(sql(conversation.0))
+            .bind(sql(user.0))
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(|e| failed("directory.is_member", e))?;
+        Ok(found.is_some())
+    }
+
     async fn add_members(&self, conversation: ConversationId, users: &[UserId]) -> BackendResult<u64> {
         let add = async {
             let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;

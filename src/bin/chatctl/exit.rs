@@ -1,0 +1,53 @@
+//! Exit codes. A number is never reused.
+
+/// All is well.
+pub(crate) const PASS: u8 = 0;
+/// A threshold failed.
+pub(crate) const THRESHOLD: u8 = 1;
+/// The command line or the scenario is wrong.
+pub(crate) const USAGE: u8 = 2;
+/// Something outside is missing or broken: an address, an engine, a folder.
+pub(crate) const ENVIRONMENT: u8 = 3;
+/// A guarantee was broken: something was lost, repeated, reordered or leaked.
+pub(crate) const LEDGER: u8 = 4;
+/// The run says nothing, since the generator was too slow or clients never connected.
+pub(crate) const INVALID: u8 = 5;
+/// Stopped by ctrl-c; results are written all the same.
+pub(crate) const INTERRUPTED: u8 = 130;
+
+/// Shown under `--help`.
+pub(crate) const HELP: &str = "\
+Exit codes:
+  0    pass
+  1    a threshold failed
+  2    wrong usage or a bad scenario
+  3    environment: something outside is missing or broken
+  4    the ledger found a violation: lost, duplicated, out of order, leaked
+  5    the run is invalid: the generator was too slow, or clients never connected
+  130  interrupted; results are written all the same";
+
+/// An error message with its exit code.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) code: u8,
+    pub(crate) message: String,
+}
+
+impl Failure {
+    pub(crate) fn usage(message: impl ToString) -> Self {
+        Self { code: USAGE, message: message.to_string() }
+    }
+
+    pub(crate) fn environment(message: impl ToString) -> Self {
+        Self { code: ENVIRONMENT, message: message.to_string() }
+    }
+}
+
+impl From<chatctl::stack::StackError> for Failure {
+    fn from(error: chatctl::stack::StackError) -> Self {
+        match error {
+            chatctl::stack::StackError::Config(_) => Self::usage(error),
+            _ => Self::environment(error),
+        }
+    }
+}

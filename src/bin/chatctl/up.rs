@@ -1,0 +1,154 @@
+//! `chatctl up` and `chatctl serve`: a stack in this process until ctrl-c.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use chatctl::backends::registry::Role;
+use chatctl::runtime::machine;
+use chatctl::stack::{Config, Stack};
+
+use crate::exit::{self, Failure};
+
+/// Settings of `up` and `serve` alike; flags override the file.
+#[derive(clap::Args)]
+pub(crate) struct Common {
+    /// Data folder of the embedded engines; without it a temporary one is made and removed at the end
+    #[arg(long, value_name = "DIR", env = "CHATCTL_DATA")]
+    data: Option<PathBuf>,
+    /// YAML file with settings (see docs/configuration.md)
+    #[arg(long, value_name = "FILE", env = "CHATCTL_CONFIG")]
+    config: Option<PathBuf>,
+    /// Address to listen on
+    #[arg(long, value_name = "IP", env = "CHATCTL_HOST")]
+    host: Option<IpAddr>,
+    /// Port of the first API server (0: any free one)
+    #[arg(long, value_name = "PORT", env = "CHATCTL_API_PORT")]
+    api_port: Option<u16>,
+    /// Port of the first chat server (0: any free one)
+    #[arg(long, value_name = "PORT", env = "CHATCTL_CHAT_PORT")]
+    chat_port: Option<u16>,
+    /// Serve /echo on the chat servers, for WebSocket conformance suites
+    #[arg(long)]
+    echo: bool,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct UpArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Number of chat servers
+    #[arg(long, value_name = "N", env = "CHATCTL_CHAT_SERVERS")]
+    chat_servers: Option<usize>,
+    /// Number of presence servers
+    #[arg(long, value_name = "N", env = "CHATCTL_PRESENCE_SERVERS")]
+    presence_servers: Option<usize>,
+    /// Number of API servers
+    #[arg(long, value_name = "N", env = "CHATCTL_API_SERVERS")]
+    api_servers: Option<usize>,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct ServeArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Roles to run: chat, presence, api, push
+    #[arg(long, value_delimiter = ',', required = true)]
+    role: Vec<Role>,
+}
+
+/// Ports of `up`, so that a developer finds the stack where it was yesterday.
+const API_PORT: u16 = 7100;
+const CHAT_PORT: u16 = 7201;
+
+impl Common {
+    fn config(&self) -> Result<Config, Failure> {
+        let mut config = match &self.config {
+            None => Config { api_port: API_PORT, chat_port: CHAT_PORT, ..Config::default() },
+            Some(path) => read_config(path)?,
+        };
+        config.data = self.data.clone().or(config.data);
+        config.host = self.host.unwrap_or(config.host);
+        config.api_port = self.api_port.unwrap_or(config.api_port);
+        config.chat_port = self.chat_port.unwrap_or(config.chat_port);
+        config.chat.echo |= self.echo;
+        Ok(config)
+    }
+}
+
+fn read_config(path: &std::path::Path) -> Result<Config, Failure> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| Failure::usage(format!("{}: {e}; give an existing file with --config", path.display())))?;
+    serde_saphyr::from_str(&text).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))
+}
+
+pub(crate) fn run_up(args: UpArgs) -> Result<u8, Failure> {
+    let mut config = args.common.config()?;
+    config.chat_servers = args.chat_servers.unwrap_or(config.chat_servers);
+    config.presence_servers = args.presence_servers.unwrap_or(config.presence_servers);
+    config.api_servers = args.api_servers.unwrap_or(config.api_servers);
+    run(config)
+}
+
+pub(crate) fn run_serve(args: ServeArgs) -> Result<u8, Failure> {
+    let config = args.common.config()?.with_roles(&args.role);
+    run(config)
+}
+
+fn run(config: Config) -> Result<u8, Failure> {
+    init_logging();
+    machine::raise_open_files();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::environment)?;
+    runtime.block_on(async {
+        let mut stops = Stops::new()?;
+        let stack = Stack::start(config).await?;
+        print_addresses(&stack);
+        stops.next().await;
+        eprintln!("stopping: clients are told to move; once more to stop at once");
+        tokio::select! {
+            () = stack.stop() => Ok(exit::PASS),
+            () = stops.next() => Ok(exit::INTERRUPTED),
+        }
+    })
+}
+
+/// SIGINT and SIGTERM.
+struct Stops {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Stops {
+    fn new() -> Result<Self, Failure> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let open = |kind| signal(kind).map_err(Failure::environment);
+        Ok(Self { interrupt: open(SignalKind::interrupt())?, terminate: open(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+fn print_addresses(stack: &Stack) {
+    for node in stack.nodes() {
+        let address = match (node.role, node.address) {
+            (Role::Api, Some(address)) => format!("http://{address}"),
+            (Role::Chat, Some(address)) => format!("ws://{address}{}", chatctl::protocol::CHAT_PATH),
+            (_, Some(address)) => format!("peers on {address}"),
+            (_, None) => "-".to_owned(),
+        };
+        println!("{:<12} {address}", node.name);
+    }
+    println!("{:<12} {}", "data", stack.data().display());
+    println!("ready; ctrl-c stops");
+}
+
+/// Logs to standard error; `CHATCTL_LOG` sets the filter (default: warnings).
+pub(crate) fn init_logging() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("CHATCTL_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+}

@@ -1,0 +1,155 @@
+//! Signup, login, placement, logout, profiles and friends.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::http::StatusCode;
+use serde::Deserialize;
+
+use super::extract::{Body, Caller, InPath, Params};
+use super::status::Failure;
+use super::{ApiServer, App};
+use crate::backends::registry::Role;
+use crate::protocol::api::{Friends, LoggedIn, Login, Placement, Profile, ProfileChange, Signup, UserRef};
+use crate::protocol::{CHAT_PATH, ErrorCode, UserId};
+use crate::server::peer::Call;
+use crate::server::placement;
+use crate::telemetry::Counter;
+
+const NAME_CHARS_MAX: usize = 64;
+const PASSWORD_BYTES: std::ops::RangeInclusive<usize> = 8..=256;
+
+type Answer<T> = Result<T, Failure>;
+
+fn check_name(what: &str, name: &str) -> Answer<()> {
+    let chars = name.chars().count();
+    if name.trim() == name && (1..=NAME_CHARS_MAX).contains(&chars) && !name.chars().any(char::is_control) {
+        return Ok(());
+    }
+    let message =
+        format!("{what} has 1 to {NAME_CHARS_MAX} characters, none of them a control character, no space at the ends");
+    Err(Failure::new(ErrorCode::BadRequest, message))
+}
+
+pub(super) async fn signup(server: App, Body(body): Body<Signup>) -> Answer<(StatusCode, Json<UserRef>)> {
+    check_name("name", &body.name)?;
+    if !PASSWORD_BYTES.contains(&body.password.len()) {
+        return Err(Failure::new(ErrorCode::BadRequest, "password has 8 to 256 bytes"));
+    }
+    let hash = server.passwords.hash(body.password).await.map_err(|e| Failure::new(ErrorCode::Internal, e))?;
+    let user = server.deps.backends.directory.add_user(&body.name, &hash).await.map_err(|error| {
+        if error.kind == crate::backends::error::ErrorKind::Conflict {
+            return Failure::new(ErrorCode::Conflict, format!("the name {:?} is taken", body.name));
+        }
+        error.into()
+    })?;
+    Ok((StatusCode::CREATED, Json(UserRef { user })))
+}
+
+pub(super) async fn login(server: App, Body(body): Body<Login>) -> Answer<Json<LoggedIn>> {
+    server.logins.take(body.name.clone()).map_err(|wait| rate_limited(&server, wait))?;
+    let found = server.deps.backends.directory.credentials(&body.name).await?;
+    let hash = found.as_ref().map(|c| c.password_hash.clone());
+    let fits = server.passwords.verify(body.password, hash).await.map_err(|e| Failure::new(ErrorCode::Internal, e))?;
+    let Some(found) = found.filter(|_| fits) else {
+        return Err(Failure::new(ErrorCode::Unauthorized, "name or password is wrong"));
+    };
+    let placement = place(&server, found.user)?;
+    let (token, claims) = server.deps.tokens.issue(found.user, &body.device);
+    server.deps.metrics.count(Counter::Logins);
+    Ok(Json(LoggedIn { user: found.user, device: claims.dev, token, expires_at: claims.exp, placement }))
+}
+
+fn rate_limited(server: &ApiServer, wait: Duration) -> Failure {
+    server.deps.metrics.count(Counter::RateLimited);
+    Failure::retry_later(ErrorCode::RateLimited, "too many logins for this name", wait.as_millis() as u64)
+}
+
+/// Picks a chat server for a user.
+fn place(server: &ApiServer, user: UserId) -> Answer<Placement> {
+    let servers = server.cluster.servers(Role::Chat);
+    let partition = server.deps.backends.log.partition_of(user.0);
+    let chosen = placement::choose(server.config.placement, &servers, partition, |s| server.cluster.load(s));
+    let Some(chosen) = chosen else {
+        let message = "no chat server takes users now";
+        return Err(Failure::retry_later(ErrorCode::Unavailable, message, 1_000));
+    };
+    server.cluster.note_placed(&chosen.name);
+    Ok(Placement { server: chosen.name.clone(), url: format!("ws://{}{CHAT_PATH}", chosen.address) })
+}
+
+pub(super) async fn placement(server: App, Caller(claims): Caller) -> Answer<Json<Placement>> {
+    place(&server, claims.sub).map(Json)
+}
+
+pub(super) async fn logout(server: App, Caller(claims): Caller) -> Answer<StatusCode> {
+    server.deps.backends.directory.revoke_token(claims.jti, claims.exp).await?;
+    server.tell_chat_servers(&Call::LogOut(claims.jti)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn profile(server: &ApiServer, user: UserId) -> Answer<Profile> {
+    let mut profiles = server.deps.backends.directory.profiles(&[user]).await?;
+    profiles.pop().ok_or_else(|| Failure::new(ErrorCode::NotFound, format!("there is no user {user}")))
+}
+
+pub(super) async fn me(server: App, Caller(claims): Caller) -> Answer<Json<Profile>> {
+    profile(&server, claims.sub).await.map(Json)
+}
+
+pub(super) async fn change_me(
+    server: App,
+    Caller(claims): Caller,
+    Body(body): Body<ProfileChange>,
+) -> Answer<Json<Profile>> {
+    check_name("display_name", &body.display_name)?;
+    server.deps.backends.directory.set_display_name(claims.sub, &body.display_name).await?;
+    profile(&server, claims.sub).await.map(Json)
+}
+
+pub(super) async fn user(server: App, _: Caller, InPath(user): InPath<UserId>) -> Answer<Json<Profile>> {
+    profile(&server, user).await.map(Json)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ByName {
+    name: String,
+}
+
+pub(super) async fn find_user(server: App, _: Caller, Params(params): Params<ByName>) -> Answer<Json<Profile>> {
+    let found = server.deps.backends.directory.find_user(&params.name).await?;
+    found.map(Json).ok_or_else(|| Failure::new(ErrorCode::NotFound, "nobody has this name"))
+}
+
+pub(super) async fn friends(server: App, Caller(claims): Caller) -> Answer<Json<Friends>> {
+    let friends = server.deps.backends.directory.friends(claims.sub).await?;
+    Ok(Json(Friends { friends }))
+}
+
+pub(super) async fn add_friend(
+    server: App,
+    Caller(claims): Caller,
+    Body(body): Body<UserRef>,
+) -> Answer<(StatusCode, Json<UserRef>)> {
+    if body.user == claims.sub {
+        return Err(Failure::new(ErrorCode::BadRequest, "nobody is a friend of oneself"));
+    }
+    profile(&server, body.user).await?;
+    set_friends(&server, claims.sub, body.user, true).await?;
+    Ok((StatusCode::CREATED, Json(body)))
+}
+
+pub(super) async fn remove_friend(
+    server: App,
+    Caller(claims): Caller,
+    InPath(friend): InPath<UserId>,
+) -> Answer<StatusCode> {
+    set_friends(&server, claims.sub, friend, false).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn set_friends(server: &ApiServer, a: UserId, b: UserId, friends: bool) -> Answer<()> {
+    server.deps.backends.directory.set_friends(a, b, friends).await?;
+    server.tell_chat_servers(&Call::Friends { a, b, friends }).await
+}

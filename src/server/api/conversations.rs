@@ -1,0 +1,172 @@
+//! Conversations, their members and receipts.
+
+use axum::Json;
+use axum::http::StatusCode;
+use serde::Deserialize;
+
+use super::extract::{Body, Caller, InPath, Params};
+use super::status::Failure;
+use super::{ApiServer, App};
+use crate::backends::directory::{ConversationRow, NewConversationRow};
+use crate::protocol::api::{
+    AddMembers, Conversation, ConversationKind, Conversations, Members, NewConversation, Receipts,
+};
+use crate::protocol::limits::{FANOUT_ON_WRITE_MEMBERS_MAX, MEMBERS_PER_CALL_MAX};
+use crate::protocol::{ConversationId, ErrorCode, UserId};
+use crate::server::peer::Call;
+
+const NAME_CHARS_MAX: usize = 128;
+
+/// Conversations in one answer of the list.
+const PAGE: usize = 500;
+
+type Answer<T> = Result<T, Failure>;
+
+fn shown(row: ConversationRow) -> Conversation {
+    Conversation {
+        conversation: row.conversation,
+        kind: row.kind,
+        name: row.name,
+        owner: row.owner,
+        members: row.members,
+        large: row.members > FANOUT_ON_WRITE_MEMBERS_MAX as u64,
+    }
+}
+
+/// Fails unless the user is a member. A conversation that does not exist is not told apart.
+pub(super) async fn require_member(server: &ApiServer, conversation: ConversationId, user: UserId) -> Answer<()> {
+    if server.deps.backends.directory.is_member(conversation, user).await? {
+        return Ok(());
+    }
+    Err(Failure::new(ErrorCode::NotAMember, format!("you are not a member of {conversation}")))
+}
+
+/// The row of a conversation that the user is a member of.
+async fn row(server: &ApiServer, conversation: ConversationId, user: UserId) -> Answer<ConversationRow> {
+    require_member(server, conversation, user).await?;
+    let row = server.deps.backends.directory.conversation(conversation).await?;
+    row.ok_or_else(|| Failure::new(ErrorCode::NotAMember, format!("you are not a member of {conversation}")))
+}
+
+/// Checks that all users exist, and returns them rising and once each.
+async fn existing(server: &ApiServer, mut users: Vec<UserId>) -> Answer<Vec<UserId>> {
+    users.sort_unstable();
+    users.dedup();
+    if users.len() > MEMBERS_PER_CALL_MAX {
+        let message = format!("at most {MEMBERS_PER_CALL_MAX} members in one call");
+        return Err(Failure::new(ErrorCode::TooLarge, message));
+    }
+    let found = server.deps.backends.directory.profiles(&users).await?;
+    let missing = users.iter().find(|user| !found.iter().any(|p| p.user == **user));
+    match missing {
+        Some(user) => Err(Failure::new(ErrorCode::NotFound, format!("there is no user {user}"))),
+        None => Ok(users),
+    }
+}
+
+pub(super) async fn create(
+    server: App,
+    Caller(claims): Caller,
+    Body(body): Body<NewConversation>,
+) -> Answer<(StatusCode, Json<Conversation>)> {
+    if body.name.chars().count() > NAME_CHARS_MAX {
+        return Err(Failure::new(ErrorCode::BadRequest, format!("name has at most {NAME_CHARS_MAX} characters")));
+    }
+    let mut members = body.members;
+    members.push(claims.sub);
+    let members = existing(&server, members).await?;
+    if body.kind == ConversationKind::Direct && members.len() != 2 {
+        return Err(Failure::new(ErrorCode::BadRequest, "a direct conversation has one other member"));
+    }
+    let new = NewConversationRow { kind: body.kind, name: body.name, owner: claims.sub, members };
+    let conversation = server.deps.backends.directory.add_conversation(&new).await?;
+    let row = row(&server, conversation, claims.sub).await?;
+    Ok((StatusCode::CREATED, Json(shown(row))))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct After {
+    after_conversation_id: Option<ConversationId>,
+}
+
+pub(super) async fn list(
+    server: App,
+    Caller(claims): Caller,
+    Params(params): Params<After>,
+) -> Answer<Json<Conversations>> {
+    let after = params.after_conversation_id.unwrap_or(ConversationId(0));
+    let rows = server.deps.backends.directory.conversations_of(claims.sub, after, PAGE).await?;
+    Ok(Json(Conversations { conversations: rows.into_iter().map(shown).collect() }))
+}
+
+pub(super) async fn get(
+    server: App,
+    Caller(claims): Caller,
+    InPath(conversation): InPath<ConversationId>,
+) -> Answer<Json<Conversation>> {
+    row(&server, conversation, claims.sub).await.map(|row| Json(shown(row)))
+}
+
+pub(super) async fn members(
+    server: App,
+    Caller(claims): Caller,
+    InPath(conversation): InPath<ConversationId>,
+) -> Answer<Json<Members>> {
+    require_member(&server, conversation, claims.sub).await?;
+    let members = server.deps.backends.directory.members(conversation).await?;
+    Ok(Json(Members { members }))
+}
+
+/// A group whose members the caller may change.
+async fn owned_group(server: &ApiServer, conversation: ConversationId, user: UserId) -> Answer<ConversationRow> {
+    let row = row(server, conversation, user).await?;
+    if row.kind == ConversationKind::Direct {
+        return Err(Failure::new(ErrorCode::Forbidden, "the members of a direct conversation do not change"));
+    }
+    if row.owner != user {
+        return Err(Failure::new(ErrorCode::Forbidden, "only the owner changes the members"));
+    }
+    Ok(row)
+}
+
+pub(super) async fn add_members(
+    server: App,
+    Caller(claims): Caller,
+    InPath(conversation): InPath<ConversationId>,
+    Body(body): Body<AddMembers>,
+) -> Answer<Json<Conversation>> {
+    owned_group(&server, conversation, claims.sub).await?;
+    let members = existing(&server, body.members).await?;
+    server.deps.backends.directory.add_members(conversation, &members).await?;
+    server.tell_chat_servers(&Call::DropMembers(conversation)).await?;
+    row(&server, conversation, claims.sub).await.map(|row| Json(shown(row)))
+}
+
+/// Removes a member. The answer comes when no server delivers to the user any more; repeating it is safe.
+pub(super) async fn remove_member(
+    server: App,
+    Caller(claims): Caller,
+    InPath((conversation, user)): InPath<(ConversationId, UserId)>,
+) -> Answer<StatusCode> {
+    let row = row(&server, conversation, claims.sub).await?;
+    if row.owner == user {
+        return Err(Failure::new(ErrorCode::Forbidden, "the owner can't leave the group"));
+    }
+    if user != claims.sub || row.kind == ConversationKind::Direct {
+        owned_group(&server, conversation, claims.sub).await?;
+    }
+    server.deps.backends.directory.remove_member(conversation, user).await?;
+    server.tell_chat_servers(&Call::DropMembers(conversation)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn receipts(
+    server: App,
+    Caller(claims): Caller,
+    InPath(conversation): InPath<ConversationId>,
+) -> Answer<Json<Receipts>> {
+    require_member(&server, conversation, claims.sub).await?;
+    let receipts = server.deps.backends.directory.receipts(conversation).await?;
+    Ok(Json(Receipts { receipts }))
+}

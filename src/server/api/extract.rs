@@ -1,0 +1,84 @@
+//! What handlers take from a request; every refusal is a JSON error.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::http::StatusCode;
+use axum::http::header::AUTHORIZATION;
+use axum::http::request::Parts;
+use serde::de::DeserializeOwned;
+
+use super::ApiServer;
+use super::status::Failure;
+use crate::protocol::ErrorCode;
+use crate::server::auth::{self, Claims};
+
+/// The authenticated caller.
+pub(super) struct Caller(pub(super) Claims);
+
+impl FromRequestParts<Arc<ApiServer>> for Caller {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, server: &Arc<ApiServer>) -> Result<Self, Failure> {
+        let unauthorized = || Failure::new(ErrorCode::Unauthorized, auth::InvalidToken.to_string());
+        let header = parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let token = header.and_then(auth::bearer).ok_or_else(unauthorized)?;
+        let claims = server.deps.tokens.verify(token).map_err(|_| unauthorized())?;
+        if server.deps.backends.directory.is_revoked(claims.jti).await? {
+            return Err(unauthorized());
+        }
+        Ok(Self(claims))
+    }
+}
+
+/// A JSON body.
+pub(super) struct Body<T>(pub(super) T);
+
+impl<T: DeserializeOwned> FromRequest<Arc<ApiServer>> for Body<T> {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, server: &Arc<ApiServer>) -> Result<Self, Failure> {
+        match Json::<T>::from_request(request, server).await {
+            Ok(Json(value)) => Ok(Self(value)),
+            Err(rejection) => Err(refuse(&rejection)),
+        }
+    }
+}
+
+fn refuse(rejection: &JsonRejection) -> Failure {
+    let code = match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => ErrorCode::TooLarge,
+        _ => ErrorCode::BadRequest,
+    };
+    Failure::new(code, rejection.body_text())
+}
+
+/// The query string.
+pub(super) struct Params<T>(pub(super) T);
+
+impl<T: DeserializeOwned> FromRequestParts<Arc<ApiServer>> for Params<T> {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Arc<ApiServer>) -> Result<Self, Failure> {
+        match Query::<T>::try_from_uri(&parts.uri) {
+            Ok(Query(value)) => Ok(Self(value)),
+            Err(rejection) => Err(Failure::new(ErrorCode::BadRequest, rejection.body_text())),
+        }
+    }
+}
+
+/// Ids in the path.
+pub(super) struct InPath<T>(pub(super) T);
+
+impl<T: DeserializeOwned + Send> FromRequestParts<Arc<ApiServer>> for InPath<T> {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, server: &Arc<ApiServer>) -> Result<Self, Failure> {
+        match Path::<T>::from_request_parts(parts, server).await {
+            Ok(Path(value)) => Ok(Self(value)),
+            Err(rejection) => Err(Failure::new(ErrorCode::BadRequest, rejection.body_text())),
+        }
+    }
+}

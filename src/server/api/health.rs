@@ -1,0 +1,88 @@
+//! Liveness, readiness and metrics. Readiness asks every engine and names the one that does not answer; liveness asks
+//! nobody, so that an engine's outage never restarts servers.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use axum::Json;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::{ApiServer, App};
+use crate::backends::BackendResult;
+use crate::backends::registry::Role;
+use crate::protocol::ConversationId;
+use crate::runtime::clock;
+use crate::telemetry::prometheus;
+
+/// How long an answer stands: probes of many balancers cost one look.
+const FRESH: Duration = Duration::from_millis(500);
+
+/// How long an engine may take.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The last look at the engines, and when it was.
+pub(super) type Readiness = Mutex<Option<(u64, BTreeMap<&'static str, String>)>>;
+
+#[derive(Serialize)]
+struct Ready {
+    status: &'static str,
+    engines: BTreeMap<&'static str, String>,
+}
+
+pub(super) async fn live() -> Json<serde_json::Value> {
+    Json(serde_json::json!({ "status": "live" }))
+}
+
+pub(super) async fn ready(server: App) -> Response {
+    let engines = engines(&server).await;
+    let all_well = engines.values().all(|state| state == "ok") && !server.deps.tasks.is_stopped();
+    let status = if all_well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(Ready { status: if all_well { "ready" } else { "not ready" }, engines })).into_response()
+}
+
+async fn engines(server: &ApiServer) -> BTreeMap<&'static str, String> {
+    let now = clock::now_us();
+    let last = server.readiness.lock().expect("no panic while held").clone();
+    if let Some((at, engines)) = last
+        && now - at < FRESH.as_micros() as u64
+    {
+        return engines;
+    }
+    let b = &server.deps.backends;
+    let nowhere = ConversationId(0);
+    let (directory, messages, sequence, sessions, presence, registry) = tokio::join!(
+        probe(b.directory.is_revoked(Uuid::nil())),
+        probe(b.messages.head(nowhere)),
+        probe(b.sequence.progress(nowhere)),
+        probe(b.sessions.lookup(&[])),
+        probe(b.presence.get(&[])),
+        probe(b.registry.list(Role::Chat)),
+    );
+    let engines = BTreeMap::from([
+        ("directory", directory),
+        ("messages", messages),
+        ("sequence", sequence),
+        ("sessions", sessions),
+        ("presence", presence),
+        ("registry", registry),
+    ]);
+    *server.readiness.lock().expect("no panic while held") = Some((now, engines.clone()));
+    engines
+}
+
+async fn probe<T>(call: impl Future<Output = BackendResult<T>>) -> String {
+    match tokio::time::timeout(PROBE_TIMEOUT, call).await {
+        Ok(Ok(_)) => "ok".to_owned(),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "no answer in time".to_owned(),
+    }
+}
+
+pub(super) async fn metrics(server: App) -> Response {
+    ([(header::CONTENT_TYPE, prometheus::CONTENT_TYPE)], prometheus::render(&server.deps.registry)).into_response()
+}

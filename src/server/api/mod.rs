@@ -1,0 +1,238 @@
+//! The API server: accounts, friends, groups, placement, sync, health and metrics, over HTTP/1.1 and JSON.
+
+mod accounts;
+mod conversations;
+mod extract;
+mod health;
+mod status;
+mod sync;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, patch, post};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use serde::{Deserialize, Serialize};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use self::status::Failure;
+use super::Deps;
+use super::auth::{PasswordCost, Passwords};
+use super::chat::ChatError;
+use super::cluster::{self, Cluster};
+use super::ordering::Ordering;
+use super::peer::{Call, Peers};
+use super::placement::Placement;
+use super::rate::Buckets;
+use crate::backends::registry::{Role, ServerEntry};
+use crate::protocol::ErrorCode;
+use crate::runtime::{clock, net};
+use crate::telemetry::{Counter, Timer};
+
+/// Largest request body.
+const BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// Time for a request's head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time for a request; past it the answer is `unavailable`. Source: invariant I9, 5 s.
+const REQUEST_TIMEOUT: Duration = Duration::from_millis(4_800);
+
+/// How long a change of members may wait for chat servers that do not answer.
+const BROADCAST_TIMEOUT: Duration = Duration::from_millis(4_300);
+
+/// Names whose logins are counted.
+const LOGIN_NAMES_MAX: usize = 100_000;
+
+/// Settings of an API server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// How users are placed on chat servers.
+    pub placement: Placement,
+    /// Cost of a password hash.
+    pub password_cost: PasswordCost,
+    /// Logins per second for one name, over ten seconds.
+    pub logins_per_second: u32,
+    /// Connections that the server holds at most.
+    pub connections_max: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            placement: Placement::default(),
+            password_cost: PasswordCost::default(),
+            logins_per_second: 1,
+            connections_max: 10_000,
+        }
+    }
+}
+
+/// A running API server; the state of every handler.
+pub(crate) struct ApiServer {
+    deps: Deps,
+    config: Config,
+    cluster: Arc<Cluster>,
+    peers: Peers,
+    ordering: Ordering,
+    passwords: Passwords,
+    logins: Buckets<String>,
+    readiness: health::Readiness,
+}
+
+type App = State<Arc<ApiServer>>;
+
+/// Starts an API server; it is announced when this returns.
+///
+/// # Errors
+/// When the registry does not answer, the listener is of no use, or the password cost is not valid.
+pub async fn start(listener: TcpListener, deps: Deps, config: Config) -> Result<SocketAddr, ChatError> {
+    let address = listener.local_addr()?;
+    let passwords = Passwords::new(config.password_cost).map_err(std::io::Error::other)?;
+    let server = Arc::new(ApiServer {
+        cluster: Cluster::start(&deps).await,
+        peers: Peers::new(&deps),
+        ordering: Ordering::new(&deps.backends, &deps.metrics),
+        passwords,
+        logins: Buckets::new(config.logins_per_second, LOGIN_NAMES_MAX),
+        readiness: health::Readiness::default(),
+        config,
+        deps: deps.clone(),
+    });
+    let connections = Arc::new(Semaphore::new(server.config.connections_max));
+    deps.tasks.spawn("api.accept", accept_loop(listener, router(&server), deps.clone(), connections));
+    let epoch = clock::unix_ms();
+    let name = deps.name.clone();
+    cluster::announce(&deps, move || ServerEntry {
+        name: name.clone(),
+        role: Role::Api,
+        address,
+        peer: None,
+        load: 0,
+        draining: false,
+        epoch,
+    })
+    .await?;
+    Ok(address)
+}
+
+fn router(server: &Arc<ApiServer>) -> Router {
+    Router::new()
+        .route("/signup", post(accounts::signup))
+        .route("/login", post(accounts::login))
+        .route("/logout", post(accounts::logout))
+        .route("/placement", get(accounts::placement))
+        .route("/me", get(accounts::me))
+        .route("/me", patch(accounts::change_me))
+        .route("/users", get(accounts::find_user))
+        .route("/users/{user}", get(accounts::user))
+        .route("/friends", get(accounts::friends))
+        .route("/friends", post(accounts::add_friend))
+        .route("/friends/{user}", delete(accounts::remove_friend))
+        .route("/conversations", get(conversations::list))
+        .route("/conversations", post(conversations::create))
+        .route("/conversations/{conversation}", get(conversations::get))
+        .route("/conversations/{conversation}/members", get(conversations::members))
+        .route("/conversations/{conversation}/members", post(conversations::add_members))
+        .route("/conversations/{conversation}/members/{user}", delete(conversations::remove_member))
+        .route("/conversations/{conversation}/receipts", get(conversations::receipts))
+        .route("/messages/sync", get(sync::messages))
+        .route("/inbox/sync", get(sync::inbox))
+        .route("/health/live", get(health::live))
+        .route("/health/ready", get(health::ready))
+        .route("/metrics", get(health::metrics))
+        .fallback(|| async { Failure::new(ErrorCode::NotFound, "there is nothing at this path, see docs/protocol.md") })
+        .method_not_allowed_fallback(|| async { status::method_not_allowed() })
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::from_fn_with_state(Arc::clone(server), around))
+        .with_state(Arc::clone(server))
+}
+
+/// Counts, times and bounds each request.
+async fn around(State(server): App, request: Request, next: Next) -> Response {
+    let started = clock::now_us();
+    let answer = tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await;
+    let response = answer.unwrap_or_else(|_| {
+        Failure::retry_later(ErrorCode::Unavailable, "an engine did not answer in time", 1_000).into_response()
+    });
+    let metrics = &server.deps.metrics;
+    metrics.count(Counter::HttpRequests);
+    metrics.time_us(Timer::Http, clock::now_us() - started);
+    if response.status().is_server_error() {
+        metrics.count(Counter::HttpServerErrors);
+    }
+    response
+}
+
+/// Accepts until the server stops. Inputs: the listener, the word to stop.
+async fn accept_loop(listener: TcpListener, router: Router, deps: Deps, connections: Arc<Semaphore>) {
+    loop {
+        let permit = tokio::select! {
+            permit = Arc::clone(&connections).acquire_owned() => permit,
+            () = deps.tasks.stopped() => return,
+        };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = deps.tasks.stopped() => return,
+        };
+        match (accepted, permit) {
+            (Ok((stream, _)), Ok(permit)) => {
+                deps.tasks.spawn("api.connection", serve(stream, router.clone(), deps.clone(), permit));
+            }
+            _ => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
+}
+
+/// Serves one connection until it ends, or until the server stops and the request under way is answered.
+async fn serve(stream: TcpStream, router: Router, deps: Deps, _permit: OwnedSemaphorePermit) {
+    net::set_options(&stream);
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_headers(64)
+        .max_buf_size(BODY_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        // A client that breaks HTTP or goes away ends only its own connection.
+        _ = connection.as_mut() => return,
+        () = deps.tasks.stopped() => connection.as_mut().graceful_shutdown(),
+    }
+    let _ = connection.await;
+}
+
+impl ApiServer {
+    /// Has every live chat server do something, and returns when each of them did.
+    ///
+    /// A server that does not answer is asked again until it does, or until it is gone from the registry.
+    async fn tell_chat_servers(&self, call: &Call) -> Result<(), Failure> {
+        let deadline = clock::instant() + BROADCAST_TIMEOUT;
+        let mut told = std::collections::HashSet::new();
+        loop {
+            self.cluster.refresh().await;
+            let servers = self.cluster.servers(Role::Chat);
+            let waiting: Vec<_> = servers.iter().filter(|s| !told.contains(&(s.name.clone(), s.epoch))).collect();
+            if waiting.is_empty() {
+                return Ok(());
+            }
+            let calls = waiting.iter().map(|server| async {
+                let address = server.peer?;
+                self.peers.call(address, call).await.ok().map(|_| (server.name.clone(), server.epoch))
+            });
+            told.extend(futures_util::future::join_all(calls).await.into_iter().flatten());
+            if clock::instant() >= deadline {
+                let message = "the change is stored, but not every chat server has confirmed it: repeat the request";
+                return Err(Failure::retry_later(ErrorCode::Unavailable, message, 1_000));
+            }
+        }
+    }
+}

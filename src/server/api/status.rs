@@ -1,0 +1,71 @@
+//! From error codes to HTTP statuses; the only place that does it.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+use crate::backends::error::{BackendError, ErrorKind};
+use crate::protocol::ErrorCode;
+use crate::protocol::api::ApiError;
+
+/// A request that failed.
+#[derive(Debug)]
+pub(super) struct Failure(ApiError);
+
+impl Failure {
+    pub(super) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self(ApiError { code, message: message.into(), retry_after_ms: None })
+    }
+
+    pub(super) fn retry_later(code: ErrorCode, message: impl Into<String>, retry_after_ms: u64) -> Self {
+        Self(ApiError { code, message: message.into(), retry_after_ms: Some(retry_after_ms) })
+    }
+}
+
+/// The status that belongs to a code.
+const fn status(code: ErrorCode) -> StatusCode {
+    match code {
+        ErrorCode::BadRequest | ErrorCode::UnknownType => StatusCode::BAD_REQUEST,
+        ErrorCode::Unauthorized => StatusCode::UNAUTHORIZED,
+        ErrorCode::Forbidden | ErrorCode::NotAMember => StatusCode::FORBIDDEN,
+        ErrorCode::NotFound => StatusCode::NOT_FOUND,
+        ErrorCode::Conflict => StatusCode::CONFLICT,
+        ErrorCode::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        ErrorCode::RateLimited => StatusCode::TOO_MANY_REQUESTS,
+        ErrorCode::Overloaded | ErrorCode::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        ErrorCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let retry_after_s = self.0.retry_after_ms.map(|ms| HeaderValue::from(ms.div_ceil(1_000)));
+        let mut response = (status(self.0.code), Json(&self.0)).into_response();
+        if let Some(seconds) = retry_after_s {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds);
+        }
+        if self.0.code == ErrorCode::Unauthorized {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+impl From<BackendError> for Failure {
+    fn from(error: BackendError) -> Self {
+        if error.kind == ErrorKind::Conflict {
+            return Self::new(ErrorCode::Conflict, "already taken");
+        }
+        tracing::warn!(%error, "a request failed on an engine");
+        let operation = error.operation.split('.').next().unwrap_or_default();
+        Self::retry_later(ErrorCode::Unavailable, format!("the {operation} engine is not available"), 1_000)
+    }
+}
+
+/// The path exists, the method does not.
+pub(super) fn method_not_allowed() -> Response {
+    let mut response =
+        Failure::new(ErrorCode::BadRequest, "this path has other methods, see docs/protocol.md").into_response();
+    *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+    response
+}

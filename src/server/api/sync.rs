@@ -1,0 +1,82 @@
+//! Catching up: messages of one conversation, and which conversations have news.
+
+use axum::Json;
+use serde::Deserialize;
+
+use super::App;
+use super::conversations::require_member;
+use super::extract::{Caller, Params};
+use super::status::Failure;
+use crate::protocol::api::{InboxEntry, InboxSync, MessagesSync};
+use crate::protocol::limits::{SYNC_LIMIT_DEFAULT, SYNC_LIMIT_MAX};
+use crate::protocol::{ConversationId, ErrorCode, MessageId};
+
+/// Conversations in one answer of the inbox, when the client does not say.
+const INBOX_LIMIT_DEFAULT: usize = 100;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MessagesQuery {
+    conversation_id: ConversationId,
+    #[serde(default)]
+    after_message_id: MessageId,
+    limit: Option<usize>,
+}
+
+fn check_limit(limit: Option<usize>, default: usize) -> Result<usize, Failure> {
+    match limit {
+        None => Ok(default),
+        Some(limit) if (1..=SYNC_LIMIT_MAX).contains(&limit) => Ok(limit),
+        Some(_) => Err(Failure::new(ErrorCode::BadRequest, format!("limit is 1 to {SYNC_LIMIT_MAX}"))),
+    }
+}
+
+pub(super) async fn messages(
+    server: App,
+    Caller(claims): Caller,
+    Params(query): Params<MessagesQuery>,
+) -> Result<Json<MessagesSync>, Failure> {
+    let limit = check_limit(query.limit, SYNC_LIMIT_DEFAULT)?;
+    require_member(&server, query.conversation_id, claims.sub).await?;
+    let (messages, has_more, progress) =
+        server.ordering.read(query.conversation_id, query.after_message_id, limit).await?;
+    Ok(Json(MessagesSync { messages, has_more, stable: progress.stable }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct InboxQuery {
+    after_conversation_id: Option<ConversationId>,
+    /// Only conversations whose newest message is younger than this, in milliseconds since 1970.
+    #[serde(default)]
+    since: u64,
+    limit: Option<usize>,
+}
+
+pub(super) async fn inbox(
+    server: App,
+    Caller(claims): Caller,
+    Params(query): Params<InboxQuery>,
+) -> Result<Json<InboxSync>, Failure> {
+    let limit = check_limit(query.limit, INBOX_LIMIT_DEFAULT)?;
+    let backends = &server.deps.backends;
+    let mut after = query.after_conversation_id.unwrap_or(ConversationId(0));
+    let mut out = Vec::new();
+    loop {
+        let rows = backends.directory.conversations_of(claims.sub, after, limit + 1).await?;
+        let is_last = rows.len() <= limit;
+        for row in rows {
+            if out.len() == limit {
+                return Ok(Json(InboxSync { conversations: out, has_more: true }));
+            }
+            after = row.conversation;
+            let newest = backends.messages.read_back(row.conversation, MessageId(u64::MAX), 1).await?;
+            if let Some(message) = newest.first().filter(|m| m.at > query.since) {
+                out.push(InboxEntry { conversation: row.conversation, head: message.id, at: message.at });
+            }
+        }
+        if is_last {
+            return Ok(Json(InboxSync { conversations: out, has_more: false }));
+        }
+    }
+}

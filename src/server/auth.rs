@@ -1,0 +1,213 @@
+//! Tokens (JWT, HS256 and nothing else) and passwords (argon2id).
+
+use argon2::password_hash::{PasswordHasher, PasswordVerifier, phc::PasswordHash};
+use argon2::{Algorithm, Argon2, Params, Version};
+use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+use uuid::Uuid;
+
+use crate::protocol::{DeviceName, UserId};
+use crate::runtime::{clock, machine};
+
+/// The one allowed algorithm: a token that names another one is refused, "none" too.
+const ALGORITHM: jsonwebtoken::Algorithm = jsonwebtoken::Algorithm::HS256;
+
+/// What a token says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claims {
+    /// Whose.
+    pub sub: UserId,
+    /// For which device.
+    pub dev: DeviceName,
+    /// The token's own id, by which it can be revoked.
+    pub jti: Uuid,
+    /// When it was made, in seconds since 1970.
+    pub iat: u64,
+    /// When it ends, in seconds since 1970.
+    pub exp: u64,
+}
+
+/// A token that is not valid. Which of its faults it was is not told to the client.
+#[derive(Debug, thiserror::Error)]
+#[error("token is missing, forged or expired: log in again")]
+pub struct InvalidToken;
+
+/// Makes and checks tokens with one secret.
+pub struct Tokens {
+    encoding: EncodingKey,
+    decoding: DecodingKey,
+    validation: Validation,
+    lifetime_s: u64,
+}
+
+impl Tokens {
+    /// Tokens of `lifetime_s` seconds, signed with `secret` (at least 32 bytes).
+    #[must_use]
+    pub fn new(secret: &[u8], lifetime_s: u64) -> Self {
+        let mut validation = Validation::new(ALGORITHM);
+        validation.leeway = 0;
+        Self {
+            encoding: EncodingKey::from_secret(secret),
+            decoding: DecodingKey::from_secret(secret),
+            validation,
+            lifetime_s,
+        }
+    }
+
+    /// A new token and its claims.
+    #[must_use]
+    pub fn issue(&self, user: UserId, device: &DeviceName) -> (String, Claims) {
+        let iat = clock::unix_ms() / 1_000;
+        let claims = Claims { sub: user, dev: device.clone(), jti: Uuid::new_v4(), iat, exp: iat + self.lifetime_s };
+        let token = jsonwebtoken::encode(&Header::new(ALGORITHM), &claims, &self.encoding)
+            .expect("plain claims and a key of the algorithm's family");
+        (token, claims)
+    }
+
+    /// Checks signature, algorithm and expiry.
+    pub fn verify(&self, token: &str) -> Result<Claims, InvalidToken> {
+        jsonwebtoken::decode(token, &self.decoding, &self.validation).map(|data| data.claims).map_err(|_| InvalidToken)
+    }
+}
+
+impl std::fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokens").field("lifetime_s", &self.lifetime_s).finish_non_exhaustive()
+    }
+}
+
+/// The token in an `Authorization` header, if it is of the Bearer scheme.
+#[must_use]
+pub fn bearer(header: &str) -> Option<&str> {
+    let (scheme, token) = header.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// Cost of a password hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PasswordCost {
+    /// Memory in KiB.
+    pub memory_kib: u32,
+    /// Passes over it.
+    pub passes: u32,
+}
+
+impl Default for PasswordCost {
+    /// 19 MiB, two passes. Source: OWASP password storage cheat sheet, argon2id.
+    fn default() -> Self {
+        Self { memory_kib: 19 * 1024, passes: 2 }
+    }
+}
+
+/// Hashes and checks passwords on blocking threads, no more at once than there are cores.
+pub struct Passwords {
+    argon2: Argon2<'static>,
+    /// Checked where a name is unknown, so that the answer takes as long as for a known one.
+    dummy_hash: String,
+    turns: Semaphore,
+}
+
+impl Passwords {
+    /// Passwords at a cost.
+    ///
+    /// # Errors
+    /// Says what argon2 does not like about the cost.
+    pub fn new(cost: PasswordCost) -> Result<Self, String> {
+        let params = Params::new(cost.memory_kib, cost.passes, 1, None)
+            .map_err(|e| format!("password cost {cost:?} is not valid: {e}"))?;
+        let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
+        let dummy_hash = hash_now(&argon2, b"nobody's password")?;
+        Ok(Self { argon2, dummy_hash, turns: Semaphore::new(machine::cores()) })
+    }
+
+    /// The hash of a password, as a PHC string.
+    pub async fn hash(&self, password: String) -> Result<String, String> {
+        let argon2 = self.argon2.clone();
+        self.run(move || hash_now(&argon2, password.as_bytes())).await?
+    }
+
+    /// Whether a password fits a hash; `None` stands for an unknown name and never fits.
+    pub async fn verify(&self, password: String, hash: Option<String>) -> Result<bool, String> {
+        let argon2 = self.argon2.clone();
+        let is_known = hash.is_some();
+        let hash = hash.unwrap_or_else(|| self.dummy_hash.clone());
+        let fits = self
+            .run(move || {
+                PasswordHash::new(&hash).is_ok_and(|h| argon2.verify_password(password.as_bytes(), &h).is_ok())
+            })
+            .await?;
+        Ok(fits && is_known)
+    }
+
+    async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+        let _turn = self.turns.acquire().await.map_err(|e| e.to_string())?;
+        tokio::task::spawn_blocking(work).await.map_err(|e| e.to_string())
+    }
+}
+
+fn hash_now(argon2: &Argon2<'_>, password: &[u8]) -> Result<String, String> {
+    let hash: PasswordHash = argon2.hash_password(password).map_err(|e| format!("hashing failed: {e}"))?;
+    Ok(hash.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tokens() -> Tokens {
+        Tokens::new(&[7; 32], 60)
+    }
+
+    fn device() -> DeviceName {
+        "phone".parse().expect("valid")
+    }
+
+    #[test]
+    fn a_token_is_read_back_and_a_forged_one_refused() {
+        let (token, claims) = tokens().issue(UserId(5), &device());
+        assert_eq!(tokens().verify(&token).expect("valid"), claims);
+        assert!(Tokens::new(&[8; 32], 60).verify(&token).is_err());
+        let mut tampered = token.clone();
+        tampered.replace_range(token.len() - 2.., "AA");
+        assert!(tokens().verify(&tampered).is_err() || tampered == token);
+        assert!(tokens().verify("").is_err());
+    }
+
+    #[test]
+    fn another_algorithm_is_refused() {
+        let (_, claims) = tokens().issue(UserId(5), &device());
+        let key = EncodingKey::from_secret(&[7; 32]);
+        let other = jsonwebtoken::encode(&Header::new(jsonwebtoken::Algorithm::HS512), &claims, &key).expect("signs");
+        assert!(tokens().verify(&other).is_err());
+        // {"alg":"none"} and {"sub":"u5","dev":"phone",…} without a signature.
+        assert!(tokens().verify("eyJhbGciOiJub25lIn0.eyJzdWIiOiJ1NSJ9.").is_err());
+    }
+
+    #[test]
+    fn an_expired_token_is_refused() {
+        let (_, mut claims) = tokens().issue(UserId(5), &device());
+        claims.exp = claims.iat - 1;
+        let token =
+            jsonwebtoken::encode(&Header::new(ALGORITHM), &claims, &EncodingKey::from_secret(&[7; 32])).expect("signs");
+        assert!(tokens().verify(&token).is_err());
+    }
+
+    #[test]
+    fn only_the_bearer_scheme_is_read() {
+        assert_eq!(bearer("Bearer abc"), Some("abc"));
+        assert_eq!(bearer("bearer  abc "), Some("abc"));
+        assert_eq!(bearer("Basic abc"), None);
+        assert_eq!(bearer("abc"), None);
+    }
+
+    #[tokio::test]
+    async fn a_password_fits_its_own_hash_only() {
+        let passwords = Passwords::new(PasswordCost { memory_kib: 64, passes: 1 }).expect("valid");
+        let hash = passwords.hash("correct horse".to_owned()).await.expect("hashes");
+        assert!(passwords.verify("correct horse".to_owned(), Some(hash.clone())).await.expect("checks"));
+        assert!(!passwords.verify("battery staple".to_owned(), Some(hash)).await.expect("checks"));
+        assert!(!passwords.verify("nobody's password".to_owned(), None).await.expect("checks"));
+    }
+}

@@ -1,0 +1,332 @@
+//! One live, authenticated connection: its reader, its worker, and how frames get to its socket.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+use super::session::{Action, Request, SessionState};
+use super::socket::{Flushed, MERGE_WINDOW_MS, Pushed, ReadEnd, Socket};
+use super::{ChatServer, Identity};
+use crate::backends::log::Topic;
+use crate::backends::sessions::Session;
+use crate::protocol::frames::{ErrorFrame, WelcomeFrame};
+use crate::protocol::limits::HEARTBEAT;
+use crate::protocol::websocket::{self, Decoder, Event};
+use crate::protocol::{CloseCode, DeviceName, ErrorCode, ServerFrame, SessionId, UserId};
+use crate::runtime::clock;
+use crate::telemetry::Counter;
+
+/// A live connection. Shared by its reader, the hub and whoever writes to it.
+pub(super) struct Connection {
+    pub(super) user: UserId,
+    pub(super) device: DeviceName,
+    pub(super) session: SessionId,
+    /// The token's id, to close the connection when it is logged out.
+    pub(super) token: Uuid,
+    socket: Socket,
+    /// Requests that wait for the worker; `None` while there is no worker. Written by reader and worker.
+    requests: Mutex<Option<Box<VecDeque<Request>>>>,
+    /// Large channels that this connection subscribes to. Written by its worker.
+    pub(super) subscriptions: Mutex<Vec<crate::protocol::ConversationId>>,
+}
+
+impl Connection {
+    pub(super) fn last_heard_ms(&self) -> u32 {
+        self.socket.heard_ms()
+    }
+
+    fn requests(&self) -> std::sync::MutexGuard<'_, Option<Box<VecDeque<Request>>>> {
+        self.requests.lock().expect("no panic while held")
+    }
+}
+
+/// Connections with something to flush after the merge window.
+#[derive(Default)]
+pub(super) struct Flushes {
+    connections: Mutex<Vec<Arc<Connection>>>,
+    news: Notify,
+}
+
+/// What came with the `hello`, before the connection was live.
+pub(super) struct Early {
+    pub(super) decoder: Decoder,
+    pub(super) texts: Vec<String>,
+}
+
+impl ChatServer {
+    /// Makes an authenticated socket live: claim the session, fix the inbox position, welcome, then run its reader in a
+    /// task of its own, so that nothing of the handshake stays in memory.
+    pub(super) async fn go_live(self: Arc<Self>, socket: Socket, identity: Identity, early: Early) {
+        let session = Session {
+            user: identity.sub,
+            device: identity.dev.clone(),
+            session: SessionId(Uuid::new_v4()),
+            server: self.deps.name.clone(),
+        };
+        let claimed = self.claim(&session).await;
+        let connection = Arc::new(Connection {
+            user: session.user,
+            device: identity.dev,
+            session: session.session,
+            token: identity.jti,
+            socket,
+            requests: Mutex::default(),
+            subscriptions: Mutex::default(),
+        });
+        if let Err(error) = claimed {
+            tracing::warn!(%error, user = %session.user, "a connection could not go live");
+            let frame = ErrorFrame {
+                uuid: None,
+                code: ErrorCode::Unavailable,
+                message: "the session could not be opened, try again".to_owned(),
+                retry_after_ms: Some(1_000),
+            };
+            self.reply(&connection, &ServerFrame::Error(frame));
+            self.close(&connection, CloseCode::Internal);
+            // The claim may have worked without telling; the release compares the session.
+            let _ = self.deps.backends.sessions.release(&session).await;
+            connection.socket.linger().await;
+            self.socket_closed();
+            return;
+        }
+        let welcome = WelcomeFrame {
+            session: session.session,
+            server: self.deps.name.clone(),
+            user: session.user,
+            device: connection.device.clone(),
+            heartbeat_s: HEARTBEAT.as_secs() as u32,
+            limits: self.config.limits,
+        };
+        self.reply(&connection, &ServerFrame::Welcome(welcome));
+        let is_first = self.hub.add(Arc::clone(&connection));
+        let server = Arc::clone(&self);
+        let shared = Arc::clone(&connection);
+        self.deps.tasks.spawn("chat.connection", async move { server.read_loop(shared, early).await });
+        self.greet_with_presence(&connection, is_first).await;
+    }
+
+    /// Claims the device's session and subscribes to the user's inbox; sends the connection that it replaces away.
+    async fn claim(self: &Arc<Self>, session: &Session) -> crate::backends::BackendResult<()> {
+        let replaced = self.deps.backends.sessions.claim(session).await?;
+        self.reader.subscribe(Topic::Inbox, session.user.0).await?;
+        if let Some(old) = replaced {
+            self.send_away(&old).await;
+        }
+        Ok(())
+    }
+
+    /// Reads one connection until it ends. Inputs: the socket.
+    async fn read_loop(self: Arc<Self>, connection: Arc<Connection>, early: Early) {
+        let mut state = SessionState::default();
+        let Early { mut decoder, texts } = early;
+        let mut go_on = texts.iter().all(|text| self.on_event(&connection, &mut state, Event::Text(text)));
+        drop(texts);
+        while go_on {
+            let mut ended = false;
+            let result = connection
+                .socket
+                .read(&mut decoder, &mut |event| ended = ended || !self.on_event(&connection, &mut state, event))
+                .await;
+            go_on = !ended;
+            match result {
+                Ok(()) => {}
+                Err(ReadEnd::Gone) => go_on = false,
+                Err(ReadEnd::Violation(violation)) => {
+                    self.deps.metrics.count(Counter::ProtocolViolations);
+                    self.close(&connection, violation.code);
+                    go_on = false;
+                }
+            }
+        }
+        self.disconnected(&connection).await;
+        connection.socket.linger().await;
+        self.socket_closed();
+    }
+
+    /// Handles one message; returns false when reading should end.
+    fn on_event(self: &Arc<Self>, connection: &Arc<Connection>, state: &mut SessionState, event: Event<'_>) -> bool {
+        if !connection.socket.is_open() {
+            // Closing: only the other end's close matters, and it ends the reading anyway.
+            return !matches!(event, Event::Close(_));
+        }
+        match event {
+            Event::Text(text) => {
+                self.deps.metrics.count(Counter::FramesIn);
+                let action = state.on_text(text, &self.config.limits, clock::now_ms_u32());
+                self.act(connection, action);
+            }
+            Event::Ping(payload) => self.push(connection, websocket::pong_frame(payload, None).into()),
+            Event::Pong(_) => {}
+            Event::Binary(_) => self.close(connection, CloseCode::Unsupported),
+            Event::Close(code) => {
+                let code = code.unwrap_or(CloseCode::Normal.code());
+                connection.socket.begin_close(websocket::close_frame(Some(code), "", None).into(), false);
+                return false;
+            }
+        }
+        true
+    }
+
+    fn act(self: &Arc<Self>, connection: &Arc<Connection>, action: Action) {
+        match action {
+            Action::Reply(frame) => self.reply(connection, &frame),
+            Action::Beat => self.beat(connection.user),
+            Action::Do(request) => self.enqueue(connection, request),
+            Action::Close(code) => self.close(connection, code),
+        }
+    }
+
+    /// Gives a request to the connection's worker, which lives only while there is work. Requests of one connection are
+    /// done in order; reading never waits for them.
+    fn enqueue(self: &Arc<Self>, connection: &Arc<Connection>, request: Request) {
+        let mut requests = connection.requests();
+        match requests.as_mut() {
+            Some(queue) if queue.len() >= self.config.limits.sends_pending_max as usize => {
+                drop(requests);
+                let uuid = if let Request::Send(send) = &request { Some(send.uuid) } else { None };
+                let frame = ErrorFrame {
+                    uuid,
+                    code: ErrorCode::Overloaded,
+                    message: "too many requests of this connection are waiting".to_owned(),
+                    retry_after_ms: Some(500),
+                };
+                self.reply(connection, &ServerFrame::Error(frame));
+            }
+            Some(queue) => queue.push_back(request),
+            None => {
+                *requests = Some(Box::default());
+                drop(requests);
+                let (server, shared) = (Arc::clone(self), Arc::clone(connection));
+                self.deps.tasks.spawn("chat.worker", async move { server.work(shared, request).await });
+            }
+        }
+    }
+
+    async fn work(self: Arc<Self>, connection: Arc<Connection>, first: Request) {
+        let mut next = Some(first);
+        while let Some(request) = next {
+            self.handle_request(&connection, request).await;
+            let mut requests = connection.requests();
+            next = requests.as_mut().and_then(|queue| queue.pop_front());
+            if next.is_none() {
+                *requests = None;
+            }
+        }
+    }
+
+    /// Takes a connection out of everything. Done once; a second call changes nothing.
+    pub(super) async fn disconnected(&self, connection: &Arc<Connection>) {
+        let Some(was_last) = self.hub.remove(connection.user, connection.session) else { return };
+        let subscriptions = std::mem::take(&mut *connection.subscriptions.lock().expect("no panic while held"));
+        for channel in subscriptions {
+            self.end_subscription(channel, connection.session).await;
+        }
+        // Failures here cost nothing: the session ends by its time to live, the reader only reads too much.
+        let _ = self.reader.unsubscribe(Topic::Inbox, connection.user.0).await;
+        let _ = self.deps.backends.sessions.release(&self.session_of(connection)).await;
+        if was_last {
+            self.stop_watching(connection.user).await;
+        }
+    }
+
+    /// Writes a frame to one connection.
+    pub(super) fn reply(self: &Arc<Self>, connection: &Arc<Connection>, frame: &ServerFrame) {
+        self.push(connection, websocket::text_frame(&frame.encode(), None).into());
+    }
+
+    /// Writes an encoded frame to one connection. Never waits; a client that reads too slowly is cut.
+    pub(super) fn push(self: &Arc<Self>, connection: &Arc<Connection>, frame: Bytes) {
+        match connection.socket.push(frame, self.config.outgoing_bytes_max) {
+            Pushed::Written | Pushed::Queued | Pushed::Closed => {}
+            Pushed::FlushSoon => self.flushes.add(connection),
+            Pushed::FlushWhenWritable => self.flush_when_writable(connection),
+            Pushed::Full => {
+                self.deps.metrics.count(Counter::SlowConsumers);
+                self.close(connection, CloseCode::SlowConsumer);
+            }
+        }
+    }
+
+    /// Sends a close frame and ends the connection when the other end has answered, or after a moment.
+    pub(super) fn close(self: &Arc<Self>, connection: &Arc<Connection>, code: CloseCode) {
+        let frame = websocket::close_frame(Some(code.code()), code.reason(), None);
+        if !connection.socket.begin_close(frame.into(), code == CloseCode::SlowConsumer) {
+            return;
+        }
+        let shared = Arc::clone(connection);
+        self.deps.tasks.spawn("chat.close", async move {
+            let flushed =
+                async { while shared.socket.flush() == Flushed::Blocked && shared.socket.writable().await.is_ok() {} };
+            let _ = tokio::time::timeout(super::socket::CLOSE_WAIT, flushed).await;
+            tokio::time::sleep(super::socket::CLOSE_WAIT).await;
+            shared.socket.abort();
+        });
+    }
+
+    fn flush_when_writable(self: &Arc<Self>, connection: &Arc<Connection>) {
+        let shared = Arc::clone(connection);
+        self.deps.tasks.spawn("chat.flush", async move {
+            while shared.socket.flush() == Flushed::Blocked && shared.socket.writable().await.is_ok() {}
+        });
+    }
+
+    /// Flushes what gathered in a merge window. Inputs: the list of connections.
+    pub(super) async fn flush_loop(self: Arc<Self>) {
+        loop {
+            self.flushes.news.notified().await;
+            tokio::time::sleep(std::time::Duration::from_millis(MERGE_WINDOW_MS.into())).await;
+            let connections = std::mem::take(&mut *self.flushes.connections.lock().expect("no panic while held"));
+            for connection in connections {
+                if connection.socket.flush() == Flushed::Blocked {
+                    self.flush_when_writable(&connection);
+                }
+            }
+        }
+    }
+}
+
+impl Flushes {
+    fn add(&self, connection: &Arc<Connection>) {
+        self.connections.lock().expect("no panic while held").push(Arc::clone(connection));
+        self.news.notify_one();
+    }
+}
+
+/// Sends every message back, through the same socket code as the chat. For conformance suites.
+pub(super) async fn echo(server: Arc<ChatServer>, socket: Socket, mut decoder: Decoder, mut rest: Vec<u8>) {
+    const OUTGOING_BYTES_MAX: usize = 256 << 20;
+    let answer = |event: Event<'_>| {
+        let (frame, is_close) = match event {
+            Event::Text(text) => (websocket::text_frame(text, None), false),
+            Event::Binary(data) => (websocket::binary_frame(data, None), false),
+            Event::Ping(payload) => (websocket::pong_frame(payload, None), false),
+            Event::Pong(_) => return true,
+            Event::Close(code) => (websocket::close_frame(code, "", None), true),
+        };
+        if is_close {
+            socket.begin_close(frame.into(), false);
+        } else {
+            socket.push(frame.into(), OUTGOING_BYTES_MAX);
+        }
+        !is_close
+    };
+    let mut go_on = true;
+    let mut result = decoder.feed(&mut rest, &mut |event| go_on = go_on && answer(event)).map_err(ReadEnd::Violation);
+    while go_on && result.is_ok() {
+        while socket.flush() == Flushed::Blocked {
+            if socket.writable().await.is_err() {
+                break;
+            }
+        }
+        result = socket.read(&mut decoder, &mut |event| go_on = go_on && answer(event)).await;
+    }
+    if let Err(ReadEnd::Violation(violation)) = result {
+        let close = websocket::close_frame(Some(violation.code.code()), violation.what, None);
+        socket.begin_close(close.into(), false);
+    }
+    socket.linger().await;
+    server.socket_closed();
+}

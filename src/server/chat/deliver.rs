@@ -1,0 +1,222 @@
+//! From the log and from peers to the sockets.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::ChatServer;
+use super::connection::Connection;
+use super::tamper::Tamper;
+use crate::backends::log::{Delivered, Topic};
+use crate::protocol::frames::HeadFrame;
+use crate::protocol::websocket;
+use crate::protocol::{ConversationId, MessageFrame, MessageId, ServerFrame, SessionId, UserId};
+use crate::runtime::clock;
+use crate::telemetry::{Counter, Timer};
+
+/// How often heads of large channels are passed on: a busy channel costs each subscriber this many frames at most.
+const HEAD_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Wait after a failed read of the log.
+const READ_RETRY: Duration = Duration::from_millis(200);
+
+/// First line of an inbox record; the rest is the encoded `message` frame.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct InboxHeader {
+    /// Where it was said.
+    #[serde(rename = "c")]
+    pub(crate) conversation: ConversationId,
+    /// Which message.
+    #[serde(rename = "i")]
+    pub(crate) id: MessageId,
+    /// By whom.
+    #[serde(rename = "s")]
+    pub(crate) sender: UserId,
+    /// The session that sent it and needs no copy.
+    #[serde(rename = "x", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) except: Option<SessionId>,
+}
+
+impl InboxHeader {
+    /// An inbox record's payload.
+    pub(crate) fn payload(message: &MessageFrame, except: Option<SessionId>) -> Bytes {
+        let header = Self { conversation: message.conversation, id: message.id, sender: message.sender, except };
+        let mut out = serde_json::to_vec(&header).expect("plain data");
+        out.push(b'\n');
+        out.extend_from_slice(ServerFrame::Message(message.clone()).encode().as_bytes());
+        out.into()
+    }
+
+    /// The header, and the frame's text.
+    pub(crate) fn parse(payload: &[u8]) -> Option<(Self, &str)> {
+        let end = payload.iter().position(|b| *b == b'\n')?;
+        let header = serde_json::from_slice(&payload[..end]).ok()?;
+        Some((header, std::str::from_utf8(&payload[end + 1..]).ok()?))
+    }
+}
+
+/// Newest head of each large channel, not passed on yet.
+pub(super) type PendingHeads = std::sync::Mutex<HashMap<ConversationId, MessageId>>;
+
+impl ChatServer {
+    /// Passes records of the log on. Inputs: the log.
+    pub(super) async fn inbox_loop(self: Arc<Self>) {
+        loop {
+            match self.reader.next().await {
+                Ok(records) => {
+                    self.deps.metrics.add(Counter::LogRead, records.len() as u64);
+                    for record in records {
+                        self.on_record(&record).await;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "reading the log failed");
+                    tokio::time::sleep(READ_RETRY).await;
+                }
+            }
+        }
+    }
+
+    async fn on_record(self: &Arc<Self>, delivered: &Delivered) {
+        match delivered.topic {
+            Topic::Inbox => self.on_inbox_record(delivered).await,
+            Topic::PresenceUpdates => self.on_presence_record(delivered),
+            Topic::Channel => {
+                if let Ok(head) = serde_json::from_slice::<HeadFrame>(&delivered.record.payload) {
+                    self.note_head(&head);
+                }
+            }
+        }
+    }
+
+    async fn on_inbox_record(self: &Arc<Self>, delivered: &Delivered) {
+        let Some((header, text)) = InboxHeader::parse(&delivered.record.payload) else {
+            tracing::error!(offset = delivered.offset, "an inbox record can't be read");
+            return;
+        };
+        let users = delivered.record.keys.iter().map(|key| UserId(*key)).filter(|user| self.hub.has_user(*user));
+        let users = self.keep_members(header.conversation, users.collect()).await;
+        let frame: Bytes = websocket::text_frame(text, None).into();
+        let mut written = 0;
+        for user in users {
+            self.hub.for_user(user, |connection| {
+                if header.except != Some(connection.session) {
+                    self.deliver(connection, &frame, text);
+                    written += 1;
+                }
+            });
+        }
+        self.deps.metrics.add(Counter::Deliveries, written);
+        let age_ms = clock::unix_ms().saturating_sub(delivered.at_ms);
+        self.deps.metrics.time_us(Timer::Fanout, age_ms * 1_000);
+    }
+
+    /// Writes a message frame to one connection; the place where tests may tamper.
+    fn deliver(self: &Arc<Self>, connection: &Arc<Connection>, frame: &Bytes, text: &str) {
+        match &self.tamper {
+            None => self.push(connection, frame.clone()),
+            Some(tamper) => self.deliver_tampered(&**tamper, connection, text),
+        }
+    }
+
+    fn deliver_tampered(self: &Arc<Self>, tamper: &dyn Tamper, connection: &Arc<Connection>, text: &str) {
+        match ServerFrame::decode(text) {
+            Ok(ServerFrame::Message(message)) => {
+                for message in tamper.outgoing(connection.user, &message) {
+                    self.reply(connection, &ServerFrame::Message(message));
+                }
+            }
+            _ => self.push(connection, websocket::text_frame(text, None).into()),
+        }
+    }
+
+    /// Leaves out users who are not members (any more). When the members can't be read nobody is left in: the message is
+    /// stored, and a sync finds it.
+    async fn keep_members(&self, conversation: ConversationId, users: Vec<UserId>) -> Vec<UserId> {
+        if users.is_empty() || self.tamper.as_ref().is_some_and(|t| t.ignores_removals()) {
+            return users;
+        }
+        match self.members.get(conversation).await {
+            Ok(Some(members)) => users.into_iter().filter(|user| members.contains(*user)).collect(),
+            Ok(None) => Vec::new(),
+            Err(error) => {
+                tracing::warn!(%error, %conversation, "members can't be read; recipients will sync");
+                Vec::new()
+            }
+        }
+    }
+
+    /// Writes a frame to sessions of this server; returns those that took it.
+    pub(super) async fn deliver_to_sessions(
+        &self,
+        conversation: Option<ConversationId>,
+        sessions: &[(UserId, SessionId)],
+        text: &str,
+    ) -> Vec<SessionId> {
+        let Some(this) = self.me() else { return Vec::new() };
+        let mut sessions = sessions.to_vec();
+        if let Some(conversation) = conversation {
+            let users = self.keep_members(conversation, sessions.iter().map(|(user, _)| *user).collect()).await;
+            sessions.retain(|(user, _)| users.contains(user));
+        }
+        let frame: Bytes = websocket::text_frame(text, None).into();
+        let mut accepted = Vec::new();
+        for (user, session) in sessions {
+            if let Some(connection) = self.hub.find(user, session) {
+                this.deliver(&connection, &frame, text);
+                accepted.push(session);
+            }
+        }
+        self.deps.metrics.add(Counter::Deliveries, accepted.len() as u64);
+        accepted
+    }
+
+    fn note_head(&self, head: &HeadFrame) {
+        let mut heads = self.heads.lock().expect("no panic while held");
+        match heads.get_mut(&head.conversation) {
+            Some(newest) => {
+                *newest = (*newest).max(head.id);
+                self.deps.metrics.count(Counter::HeadsCoalesced);
+            }
+            None => {
+                heads.insert(head.conversation, head.id);
+            }
+        }
+    }
+
+    /// Passes the newest heads on. Inputs: the clock.
+    pub(super) async fn head_loop(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(HEAD_INTERVAL).await;
+            let heads = std::mem::take(&mut *self.heads.lock().expect("no panic while held"));
+            for (conversation, id) in heads {
+                let text = ServerFrame::Head(HeadFrame { conversation, id }).encode();
+                let frame: Bytes = websocket::text_frame(&text, None).into();
+                for connection in self.hub.subscribers(conversation) {
+                    self.push(&connection, frame.clone());
+                }
+            }
+        }
+    }
+
+    /// Ends subscriptions of users who are not members any more.
+    pub(super) async fn drop_subscribers(&self, conversation: ConversationId) {
+        let subscribers = self.hub.subscribers(conversation);
+        let users = subscribers.iter().map(|c| c.user).collect();
+        let members = self.keep_members(conversation, users).await;
+        for connection in subscribers.into_iter().filter(|c| !members.contains(&c.user)) {
+            connection.subscriptions.lock().expect("no panic while held").retain(|c| *c != conversation);
+            self.end_subscription(conversation, connection.session).await;
+        }
+    }
+
+    pub(super) async fn end_subscription(&self, channel: ConversationId, session: SessionId) {
+        if self.hub.unsubscribe(channel, session) {
+            // The reader only reads too much if this fails.
+            let _ = self.reader.unsubscribe(Topic::Channel, channel.0).await;
+        }
+    }
+}

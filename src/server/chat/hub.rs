@@ -1,0 +1,184 @@
+//! Who is connected here, who subscribes to which large channel, and who wants to hear of whose presence.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+
+use super::connection::Connection;
+use crate::protocol::{ConversationId, SessionId, UserId};
+
+/// The connections of one server.
+#[derive(Default)]
+pub(super) struct Hub {
+    users: RwLock<HashMap<UserId, Few>>,
+    count: std::sync::atomic::AtomicUsize,
+    /// Large channels → sessions that want `head` frames.
+    channels: Mutex<HashMap<ConversationId, HashMap<SessionId, Arc<Connection>>>>,
+    /// Friend → users here who are told of the friend's presence.
+    watchers: Mutex<HashMap<UserId, Vec<UserId>>>,
+}
+
+/// The connections of one user; nearly always one, so that costs no vector.
+enum Few {
+    One(Arc<Connection>),
+    Many(Vec<Arc<Connection>>),
+}
+
+impl Few {
+    fn as_slice(&self) -> &[Arc<Connection>] {
+        match self {
+            Self::One(connection) => std::slice::from_ref(connection),
+            Self::Many(connections) => connections,
+        }
+    }
+
+    fn add(&mut self, new: Arc<Connection>) {
+        let mut all = self.as_slice().to_vec();
+        all.push(new);
+        *self = Self::Many(all);
+    }
+
+    /// Removes a session; returns whether it was here, and whether anybody is left.
+    fn remove(&mut self, session: SessionId) -> (bool, bool) {
+        let before = self.as_slice().len();
+        let mut rest: Vec<_> = self.as_slice().iter().filter(|c| c.session != session).cloned().collect();
+        let found = rest.len() < before;
+        match rest.len() {
+            0 => return (found, false),
+            1 => *self = Self::One(rest.remove(0)),
+            _ => *self = Self::Many(rest),
+        }
+        (found, true)
+    }
+}
+
+impl Hub {
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, HashMap<UserId, Few>> {
+        self.users.read().expect("no panic while held")
+    }
+
+    fn watchers_lock(&self) -> MutexGuard<'_, HashMap<UserId, Vec<UserId>>> {
+        self.watchers.lock().expect("no panic while held")
+    }
+
+    /// Adds a connection; returns true when it is the user's first here.
+    pub(super) fn add(&self, connection: Arc<Connection>) -> bool {
+        let mut users = self.users.write().expect("no panic while held");
+        self.count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        match users.get_mut(&connection.user) {
+            Some(few) => {
+                few.add(connection);
+                false
+            }
+            None => {
+                users.insert(connection.user, Few::One(connection));
+                true
+            }
+        }
+    }
+
+    /// Removes a connection. `None`: it was not here; `Some(true)`: it was the user's last.
+    pub(super) fn remove(&self, user: UserId, session: SessionId) -> Option<bool> {
+        let mut users = self.users.write().expect("no panic while held");
+        let (found, any_left) = users.get_mut(&user)?.remove(session);
+        if !found {
+            return None;
+        }
+        self.count.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+        if !any_left {
+            users.remove(&user);
+        }
+        Some(!any_left)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.count.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Calls `work` for each connection of a user.
+    pub(super) fn for_user(&self, user: UserId, mut work: impl FnMut(&Arc<Connection>)) {
+        if let Some(few) = self.read().get(&user) {
+            few.as_slice().iter().for_each(&mut work);
+        }
+    }
+
+    pub(super) fn find(&self, user: UserId, session: SessionId) -> Option<Arc<Connection>> {
+        self.read().get(&user)?.as_slice().iter().find(|c| c.session == session).cloned()
+    }
+
+    pub(super) fn has_user(&self, user: UserId) -> bool {
+        self.read().contains_key(&user)
+    }
+
+    pub(super) fn all(&self) -> Vec<Arc<Connection>> {
+        self.read().values().flat_map(Few::as_slice).cloned().collect()
+    }
+
+    /// Any connections, at most `limit`.
+    pub(super) fn some(&self, limit: usize) -> Vec<Arc<Connection>> {
+        self.read().values().flat_map(Few::as_slice).take(limit).cloned().collect()
+    }
+
+    /// Adds a subscription; returns true when it is the channel's first here.
+    pub(super) fn subscribe(&self, channel: ConversationId, connection: &Arc<Connection>) -> bool {
+        let mut channels = self.channels.lock().expect("no panic while held");
+        let is_first = !channels.contains_key(&channel);
+        channels.entry(channel).or_default().insert(connection.session, Arc::clone(connection));
+        is_first
+    }
+
+    /// Removes a subscription; returns true when it was the channel's last here.
+    pub(super) fn unsubscribe(&self, channel: ConversationId, session: SessionId) -> bool {
+        let mut channels = self.channels.lock().expect("no panic while held");
+        let Some(subscribers) = channels.get_mut(&channel) else { return false };
+        let was_there = subscribers.remove(&session).is_some();
+        let is_empty = subscribers.is_empty();
+        if is_empty {
+            channels.remove(&channel);
+        }
+        was_there && is_empty
+    }
+
+    pub(super) fn subscribers(&self, channel: ConversationId) -> Vec<Arc<Connection>> {
+        let channels = self.channels.lock().expect("no panic while held");
+        channels.get(&channel).map(|s| s.values().cloned().collect()).unwrap_or_default()
+    }
+
+    /// `user` wants to hear of `friend`; returns false if that was so already.
+    pub(super) fn watch(&self, friend: UserId, user: UserId) -> bool {
+        let mut watchers = self.watchers_lock();
+        let users = watchers.entry(friend).or_default();
+        let is_new = !users.contains(&user);
+        if is_new {
+            users.push(user);
+        }
+        is_new
+    }
+
+    /// `user` does not want to hear of `friend` any more; returns whether that was so.
+    pub(super) fn unwatch(&self, friend: UserId, user: UserId) -> bool {
+        let mut watchers = self.watchers_lock();
+        let Some(users) = watchers.get_mut(&friend) else { return false };
+        let before = users.len();
+        users.retain(|u| *u != user);
+        let removed = users.len() < before;
+        if users.is_empty() {
+            watchers.remove(&friend);
+        }
+        removed
+    }
+
+    /// Ends all of a user's watches; returns the friends.
+    pub(super) fn unwatch_all(&self, user: UserId, friends: &[UserId]) -> Vec<UserId> {
+        let unique: HashSet<UserId> = friends.iter().copied().collect();
+        unique.into_iter().filter(|friend| self.unwatch(*friend, user)).collect()
+    }
+
+    pub(super) fn watchers(&self, friend: UserId) -> Vec<UserId> {
+        self.watchers_lock().get(&friend).cloned().unwrap_or_default()
+    }
+
+    /// The friends that a user watches. Walks all watches: for clean-up when the directory can't be asked.
+    pub(super) fn watched_by(&self, user: UserId) -> Vec<UserId> {
+        self.watchers_lock().iter().filter(|(_, users)| users.contains(&user)).map(|(friend, _)| *friend).collect()
+    }
+}

@@ -1,0 +1,372 @@
+//! The chat server: holds WebSocket connections, takes messages in, pushes messages out.
+//!
+//! | file | what |
+//! |---|---|
+//! | `handshake` | HTTP upgrade, authentication, `hello`: everything before a connection is live |
+//! | `connection` | one live socket: reading, writing, merging, closing |
+//! | `session` | what a frame means: a state machine without I/O |
+//! | `hub` | who is here |
+//! | `send` | from a `send` frame to its ACK |
+//! | `deliver` | from the log and from peers to the sockets |
+//! | `presence_feed` | beats out, friends' changes in |
+
+mod connection;
+mod deliver;
+mod handshake;
+mod hub;
+mod presence_feed;
+mod send;
+mod session;
+mod socket;
+pub mod tamper;
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering as Atomic};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+
+use self::connection::{Connection, Flushes};
+pub(crate) use self::deliver::InboxHeader;
+use self::deliver::PendingHeads;
+use self::hub::Hub;
+use self::presence_feed::BeatBuffer;
+use self::tamper::Tamper;
+use super::cluster::{self, Cluster};
+use super::members::Members;
+use super::ordering::Ordering;
+use super::peer::{self, Answer, Call, PeerHandler, Peers};
+use super::{Deps, auth};
+use crate::backends::log::{LogReader, Topic};
+use crate::backends::registry::{Role, ServerEntry};
+use crate::backends::sessions::{SESSION_TTL, Session};
+use crate::backends::{BackendError, BackendResult};
+use crate::protocol::{CloseCode, Limits, ServerFrame, frames::MovedFrame};
+use crate::runtime::{clock, net};
+use crate::telemetry::{Counter, Gauge};
+
+/// How often overdue ids are looked for.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How often connections that went silent are looked for.
+const IDLE_SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often the lag gauges are written.
+const LAG_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Settings of a chat server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// What one connection may do.
+    pub limits: Limits,
+    /// Connections that the server holds at most, half-open handshakes included.
+    pub connections_max: usize,
+    /// Time for the HTTP upgrade and the `hello`.
+    #[serde(with = "humantime_serde")]
+    pub handshake_timeout: Duration,
+    /// Silence after which a connection is closed.
+    #[serde(with = "humantime_serde")]
+    pub idle_timeout: Duration,
+    /// Bytes that may wait for one slow reader; then it is cut.
+    pub outgoing_bytes_max: usize,
+    /// Connections closed per second while draining.
+    pub drain_per_second: u32,
+    /// Serves `/echo`, which sends every message back, without authentication. For conformance suites.
+    pub echo: bool,
+    /// Largest message on `/echo`, in bytes.
+    pub echo_message_bytes_max: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            limits: Limits::default(),
+            connections_max: 200_000,
+            handshake_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(75),
+            outgoing_bytes_max: 512 * 1024,
+            drain_per_second: 2_000,
+            echo: false,
+            echo_message_bytes_max: 16 << 20,
+        }
+    }
+}
+
+/// What a chat server listens on; bound by the caller.
+pub struct Listeners {
+    /// For clients.
+    pub clients: TcpListener,
+    /// For other servers.
+    pub peers: TcpListener,
+}
+
+/// A running chat server.
+pub struct ChatServer {
+    config: Config,
+    deps: Deps,
+    address: SocketAddr,
+    peer_address: SocketAddr,
+    epoch: u64,
+    hub: Hub,
+    reader: Arc<dyn LogReader>,
+    members: Members,
+    ordering: Ordering,
+    cluster: Arc<Cluster>,
+    peers: Peers,
+    beats: BeatBuffer,
+    heads: PendingHeads,
+    flushes: Flushes,
+    /// Itself, for calls that come through a trait object.
+    me: Weak<Self>,
+    /// Connections and half-open handshakes. Written by accept and by the end of both.
+    sockets: AtomicUsize,
+    draining: AtomicBool,
+    tamper: Option<Arc<dyn Tamper>>,
+}
+
+/// Why a chat server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ChatError {
+    /// An engine failed.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// A socket failed.
+    #[error("chat server socket: {0}")]
+    Socket(#[from] std::io::Error),
+}
+
+/// Starts a chat server; it is announced when this returns, and runs in the tasks of `deps` until they stop.
+///
+/// # Errors
+/// When an engine does not answer, or the listeners are of no use.
+pub async fn start(
+    listeners: Listeners,
+    deps: Deps,
+    config: Config,
+    tamper: Option<Arc<dyn Tamper>>,
+) -> Result<Arc<ChatServer>, ChatError> {
+    let reader = deps.backends.log.reader(deps.name.as_str()).await?;
+    let cluster = Cluster::start(&deps).await;
+    let (address, peer_address) = (listeners.clients.local_addr()?, listeners.peers.local_addr()?);
+    let server = Arc::new_cyclic(|me| ChatServer {
+        me: Weak::clone(me),
+        address,
+        peer_address,
+        epoch: clock::unix_ms(),
+        hub: Hub::default(),
+        reader,
+        members: Members::new(Arc::clone(&deps.backends.directory)),
+        ordering: Ordering::new(&deps.backends, &deps.metrics),
+        cluster,
+        peers: Peers::new(&deps),
+        beats: BeatBuffer::default(),
+        heads: PendingHeads::default(),
+        flushes: Flushes::default(),
+        sockets: AtomicUsize::new(0),
+        draining: AtomicBool::new(false),
+        config,
+        tamper,
+        deps,
+    });
+    let tasks = &server.deps.tasks;
+    let secret = Arc::clone(&server.deps.peer_secret);
+    let handler: Arc<dyn PeerHandler> = Arc::clone(&server) as Arc<dyn PeerHandler>;
+    tasks.spawn("chat.peers", peer::listen(listeners.peers, secret, handler, tasks.clone()));
+    tasks.spawn("chat.accept", Arc::clone(&server).accept_loop(listeners.clients));
+    tasks.spawn_until_stopped("chat.inbox_loop", Arc::clone(&server).inbox_loop());
+    tasks.spawn_until_stopped("chat.head_loop", Arc::clone(&server).head_loop());
+    tasks.spawn_until_stopped("chat.beat_loop", Arc::clone(&server).beat_loop());
+    tasks.spawn_until_stopped("chat.flush_loop", Arc::clone(&server).flush_loop());
+    tasks.spawn_until_stopped("chat.session_loop", Arc::clone(&server).session_loop());
+    tasks.spawn_until_stopped("chat.sweep_loop", Arc::clone(&server).sweep_loop());
+    tasks.spawn_until_stopped("chat.idle_loop", Arc::clone(&server).idle_loop());
+    tasks.spawn_until_stopped("chat.lag_loop", Arc::clone(&server).lag_loop());
+    let announced = Arc::clone(&server);
+    cluster::announce(&server.deps, move || announced.entry()).await?;
+    Ok(server)
+}
+
+impl ChatServer {
+    /// Where clients connect.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Itself as an `Arc`; `None` only while it is being dropped.
+    fn me(&self) -> Option<Arc<Self>> {
+        self.me.upgrade()
+    }
+
+    fn entry(&self) -> ServerEntry {
+        ServerEntry {
+            name: self.deps.name.clone(),
+            role: Role::Chat,
+            address: self.address,
+            peer: Some(self.peer_address),
+            load: self.hub.len() as u64,
+            draining: self.draining.load(Atomic::Relaxed),
+            epoch: self.epoch,
+        }
+    }
+
+    /// Accepts until the server stops. Inputs: the listener, the word to stop.
+    async fn accept_loop(self: Arc<Self>, listener: TcpListener) {
+        let tasks = self.deps.tasks.clone();
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = tasks.stopped() => return,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    self.deps.metrics.count(Counter::ConnectionsOpened);
+                    self.sockets.fetch_add(1, Atomic::Relaxed);
+                    net::set_options(&stream);
+                    tasks.spawn("chat.handshake", handshake::run(Arc::clone(&self), stream));
+                }
+                Err(error) => {
+                    if !net::is_transient_accept_error(&error) {
+                        tracing::error!(%error, server = %self.deps.name, "accept failed");
+                    }
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
+        }
+    }
+
+    /// True when there is room for one more socket.
+    fn has_room(&self) -> bool {
+        self.sockets.load(Atomic::Relaxed) <= self.config.connections_max
+    }
+
+    fn socket_closed(&self) {
+        self.sockets.fetch_sub(1, Atomic::Relaxed);
+        self.deps.metrics.count(Counter::ConnectionsClosed);
+    }
+
+    /// Gives the sessions of this server more life in the session store.
+    async fn session_loop(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(SESSION_TTL / 3).await;
+            let sessions: Vec<Session> = self.hub.all().iter().map(|c| self.session_of(c)).collect();
+            for chunk in sessions.chunks(1_000) {
+                // What fails now is tried again in a third of its life; the port's layer counts it.
+                let _ = self.deps.backends.sessions.refresh(chunk).await;
+            }
+        }
+    }
+
+    fn session_of(&self, connection: &Connection) -> Session {
+        Session {
+            user: connection.user,
+            device: connection.device.clone(),
+            session: connection.session,
+            server: self.deps.name.clone(),
+        }
+    }
+
+    async fn sweep_loop(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(SWEEP_INTERVAL).await;
+            self.ordering.sweep().await;
+        }
+    }
+
+    /// Closes connections that said nothing for too long.
+    async fn idle_loop(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(IDLE_SWEEP_INTERVAL).await;
+            let limit_ms = u32::try_from(self.config.idle_timeout.as_millis()).unwrap_or(u32::MAX);
+            let now = clock::now_ms_u32();
+            for connection in self.hub.all() {
+                if now.wrapping_sub(connection.last_heard_ms()) > limit_ms {
+                    self.close(&connection, CloseCode::IdleTimeout);
+                }
+            }
+        }
+    }
+
+    async fn lag_loop(self: Arc<Self>) {
+        loop {
+            let lag = self.reader.lag();
+            let inbox = lag.iter().filter(|l| l.topic == Topic::Inbox).count();
+            let metrics = &self.deps.metrics;
+            metrics.set(Gauge::LagRecords, lag.iter().map(|l| l.records).sum());
+            metrics.set(Gauge::LagMs, lag.iter().map(|l| l.age_ms).max().unwrap_or(0));
+            metrics.set(Gauge::LogPartitions, inbox as u64);
+            metrics.set(Gauge::Connections, self.hub.len() as u64);
+            tokio::time::sleep(LAG_INTERVAL).await;
+        }
+    }
+
+    /// Asks every client to come back elsewhere, at a limited rate, and returns when all are gone or `limit` has passed.
+    pub async fn drain(self: &Arc<Self>, limit: Duration) {
+        self.draining.store(true, Atomic::Relaxed);
+        self.deps.metrics.set(Gauge::Draining, 1);
+        // Told at once, so that nobody is sent here any more; the announce loop repeats it.
+        let _ = self.deps.backends.registry.announce(&self.entry()).await;
+        let deadline = clock::instant() + limit;
+        let batch = (self.config.drain_per_second / 20).max(1) as usize;
+        loop {
+            let connections = self.hub.some(batch);
+            if connections.is_empty() || clock::instant() >= deadline {
+                return;
+            }
+            for connection in connections {
+                let retry_after_ms = rand::random_range(50..500);
+                let moved = MovedFrame { reason: "drain".to_owned(), retry_after_ms };
+                self.reply(&connection, &ServerFrame::Moved(moved));
+                self.close(&connection, CloseCode::Moved);
+                self.disconnected(&connection).await;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Takes the server out of the registry, so that it does not linger there for the life of an entry.
+    pub async fn withdraw(&self) -> BackendResult<()> {
+        self.deps.backends.registry.withdraw(&self.deps.name, self.epoch).await
+    }
+}
+
+#[async_trait]
+impl PeerHandler for ChatServer {
+    async fn handle(&self, call: Call) -> Answer {
+        match call {
+            Call::Deliver { conversation, sessions, frame } => {
+                Answer::Accepted(self.deliver_to_sessions(conversation, &sessions, &frame).await)
+            }
+            Call::DropMembers(conversation) => {
+                self.members.drop_entry(conversation);
+                self.drop_subscribers(conversation).await;
+                Answer::Done
+            }
+            Call::Replace { user, session } => {
+                if let (Some(this), Some(connection)) = (self.me(), self.hub.find(user, session)) {
+                    this.close(&connection, CloseCode::Replaced);
+                }
+                Answer::Done
+            }
+            Call::LogOut(token) => {
+                if let Some(this) = self.me() {
+                    let connections = self.hub.all().into_iter().filter(|c| c.token == token);
+                    connections.for_each(|connection| this.close(&connection, CloseCode::LoggedOut));
+                }
+                Answer::Done
+            }
+            Call::Friends { a, b, friends } => {
+                self.friends_changed(a, b, friends).await;
+                Answer::Done
+            }
+            Call::Beats(_) => Answer::WrongRole,
+        }
+    }
+}
+
+/// The identity that a connection gets from its token.
+pub(crate) type Identity = auth::Claims;

@@ -1,0 +1,173 @@
+//! Beats on their way to the presence servers, and friends' changes on their way to the sockets.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::ChatServer;
+use super::connection::Connection;
+use crate::backends::log::{Delivered, Topic};
+use crate::backends::registry::Role;
+use crate::protocol::frames::{PresenceFrame, PresenceState};
+use crate::protocol::{ServerFrame, UserId, websocket};
+use crate::runtime::clock;
+use crate::server::peer::Call;
+use crate::server::placement::rendezvous;
+use crate::telemetry::Counter;
+
+/// How often beats are passed on.
+const BEAT_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Users whose beats may wait; a newer beat of a user replaces the older one.
+const USERS_WAITING_MAX: usize = 500_000;
+
+/// Beats in one call.
+const BEATS_PER_CALL: usize = 5_000;
+
+/// Newest beat of each user, not passed on yet. Written by readers, taken by the loop.
+#[derive(Default)]
+pub(super) struct BeatBuffer(Mutex<HashMap<UserId, u64>>);
+
+impl ChatServer {
+    pub(super) fn beat(&self, user: UserId) {
+        self.deps.metrics.count(Counter::Beats);
+        let mut beats = self.beats.0.lock().expect("no panic while held");
+        if beats.len() < USERS_WAITING_MAX || beats.contains_key(&user) {
+            beats.insert(user, clock::unix_ms());
+        } else {
+            self.deps.metrics.count(Counter::BeatsDropped);
+        }
+    }
+
+    /// Passes beats to the presence servers that own the users. Inputs: the clock.
+    pub(super) async fn beat_loop(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(BEAT_INTERVAL).await;
+            let beats = std::mem::take(&mut *self.beats.0.lock().expect("no panic while held"));
+            if !beats.is_empty() {
+                self.pass_beats(beats).await;
+            }
+        }
+    }
+
+    async fn pass_beats(&self, beats: HashMap<UserId, u64>) {
+        let servers = self.cluster.servers(Role::Presence);
+        let mut owners: HashMap<usize, Vec<(UserId, u64)>> = HashMap::new();
+        for beat in beats {
+            let owner = (0..servers.len()).max_by_key(|n| rendezvous(&servers[*n].name, beat.0.0));
+            match owner {
+                Some(owner) => owners.entry(owner).or_default().push(beat),
+                None => self.keep_beats(&[beat]),
+            }
+        }
+        let calls = owners.into_iter().map(|(owner, beats)| {
+            let address = servers[owner].peer;
+            async move {
+                for chunk in beats.chunks(BEATS_PER_CALL) {
+                    let call = Call::Beats(chunk.to_vec());
+                    let passed = match address {
+                        Some(address) => self.peers.call(address, &call).await.is_ok(),
+                        None => false,
+                    };
+                    if !passed {
+                        self.deps.metrics.count(Counter::PeerFailures);
+                        self.keep_beats(chunk);
+                    }
+                }
+            }
+        });
+        futures_util::future::join_all(calls).await;
+    }
+
+    /// Puts beats back that could not be passed on, unless a newer one came.
+    fn keep_beats(&self, kept: &[(UserId, u64)]) {
+        let mut beats = self.beats.0.lock().expect("no panic while held");
+        for (user, at_ms) in kept {
+            if beats.len() < USERS_WAITING_MAX {
+                beats.entry(*user).or_insert(*at_ms);
+            } else {
+                self.deps.metrics.count(Counter::BeatsDropped);
+            }
+        }
+    }
+
+    /// Tells a new connection which friends are online, and keeps it informed.
+    pub(super) async fn greet_with_presence(self: &Arc<Self>, connection: &Arc<Connection>, is_first: bool) {
+        let friends = match self.deps.backends.directory.friends(connection.user).await {
+            Ok(friends) => friends,
+            Err(error) => {
+                tracing::warn!(%error, user = %connection.user, "friends can't be read; no presence for this session");
+                return;
+            }
+        };
+        if friends.is_empty() {
+            return;
+        }
+        if is_first {
+            for friend in &friends {
+                self.start_watching(*friend, connection.user).await;
+            }
+            if !self.hub.has_user(connection.user) {
+                // Gone again meanwhile, and its clean-up ran before the watches were there.
+                self.stop_watching(connection.user).await;
+                return;
+            }
+        }
+        let Ok(records) = self.deps.backends.presence.get(&friends).await else { return };
+        for (user, record) in friends.into_iter().zip(records).filter(|(_, record)| record.online) {
+            let frame = PresenceFrame { user, state: PresenceState::Online, at: record.last_beat_ms };
+            self.reply(connection, &ServerFrame::Presence(frame));
+        }
+    }
+
+    async fn start_watching(&self, friend: UserId, user: UserId) {
+        if self.hub.watch(friend, user) {
+            // A failure means no changes of this friend until the next connect; the snapshot is right all the same.
+            let _ = self.reader.subscribe(Topic::PresenceUpdates, friend.0).await;
+        }
+    }
+
+    pub(super) async fn stop_watching(&self, user: UserId) {
+        let friends = match self.deps.backends.directory.friends(user).await {
+            Ok(friends) => friends,
+            Err(_) => self.hub.watched_by(user),
+        };
+        if self.hub.has_user(user) {
+            return;
+        }
+        for friend in self.hub.unwatch_all(user, &friends) {
+            let _ = self.reader.unsubscribe(Topic::PresenceUpdates, friend.0).await;
+        }
+    }
+
+    pub(super) async fn friends_changed(&self, a: UserId, b: UserId, friends: bool) {
+        for (user, friend) in [(a, b), (b, a)].into_iter().filter(|(user, _)| self.hub.has_user(*user)) {
+            if friends {
+                self.start_watching(friend, user).await;
+                self.show_friend(user, friend).await;
+            } else if self.hub.unwatch(friend, user) {
+                let _ = self.reader.unsubscribe(Topic::PresenceUpdates, friend.0).await;
+            }
+        }
+    }
+
+    /// A new friend who is online is shown at once.
+    async fn show_friend(&self, user: UserId, friend: UserId) {
+        let Ok(records) = self.deps.backends.presence.get(&[friend]).await else { return };
+        let Some(this) = self.me() else { return };
+        if let Some(record) = records.first().filter(|r| r.online) {
+            let frame = PresenceFrame { user: friend, state: PresenceState::Online, at: record.last_beat_ms };
+            self.hub.for_user(user, |connection| this.reply(connection, &ServerFrame::Presence(frame)));
+        }
+    }
+
+    pub(super) fn on_presence_record(self: &Arc<Self>, delivered: &Delivered) {
+        let Ok(text) = std::str::from_utf8(&delivered.record.payload) else { return };
+        let frame: bytes::Bytes = websocket::text_frame(text, None).into();
+        for key in &delivered.record.keys {
+            for user in self.hub.watchers(UserId(*key)) {
+                self.hub.for_user(user, |connection| self.push(connection, frame.clone()));
+            }
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! From a `send` frame to its ACK: membership, store, recipients, answer. And the small requests beside it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::{join_all, try_join_all};
+
+use super::ChatServer;
+use super::connection::Connection;
+use super::deliver::InboxHeader;
+use super::session::Request;
+use crate::backends::error::BackendError;
+use crate::backends::log::{Record, Topic};
+use crate::backends::registry::Role;
+use crate::backends::sessions::Session;
+use crate::backends::{BackendResult, error::Effect};
+use crate::protocol::api::{ConversationKind, Receipt};
+use crate::protocol::frames::{
+    AckFrame, ErrorFrame, HeadFrame, ReceiptFrame, SendFrame, SendReceiptFrame, TypingFrame,
+};
+use crate::protocol::{ConversationId, ErrorCode, MessageFrame, ServerFrame, ServerName, SessionId, UserId};
+use crate::runtime::clock;
+use crate::server::members::MemberList;
+use crate::server::ordering::OrderingError;
+use crate::server::peer::{Answer, Call};
+use crate::telemetry::{Counter, Timer};
+
+/// A send that is not answered by then is answered with an error; it may be stored. Source: invariant I9, 5 s.
+const SEND_TIMEOUT: Duration = Duration::from_millis(4_500);
+
+/// When a client should retry after an engine failed.
+const RETRY_AFTER_MS: u64 = 1_000;
+
+/// Why a request was refused.
+struct Refused {
+    code: ErrorCode,
+    message: String,
+    retry_after_ms: Option<u64>,
+}
+
+impl Refused {
+    fn not_a_member(conversation: ConversationId) -> Self {
+        let message = format!("you are not a member of {conversation}");
+        Self { code: ErrorCode::NotAMember, message, retry_after_ms: None }
+    }
+}
+
+impl From<BackendError> for Refused {
+    fn from(error: BackendError) -> Self {
+        tracing::warn!(%error, "a request failed on an engine");
+        let message = match error.effect {
+            Effect::NotApplied => "an engine is not available; nothing was stored",
+            Effect::Unknown => "an engine did not answer; the message may be stored: send it again with the same uuid",
+        };
+        Self {
+            code: ErrorCode::Unavailable,
+            message: message.to_owned(),
+            retry_after_ms: Some(error.retry_after.map_or(RETRY_AFTER_MS, |d| d.as_millis() as u64)),
+        }
+    }
+}
+
+impl From<OrderingError> for Refused {
+    fn from(error: OrderingError) -> Self {
+        match error {
+            OrderingError::Backend(error) => error.into(),
+            OrderingError::Conflict => {
+                Self { code: ErrorCode::Conflict, message: error.to_string(), retry_after_ms: None }
+            }
+            OrderingError::Overloaded => {
+                Self { code: ErrorCode::Overloaded, message: error.to_string(), retry_after_ms: Some(RETRY_AFTER_MS) }
+            }
+        }
+    }
+}
+
+impl ChatServer {
+    pub(super) async fn handle_request(self: &Arc<Self>, connection: &Arc<Connection>, request: Request) {
+        let (uuid, work) = match request {
+            Request::Send(frame) => {
+                let uuid = frame.uuid;
+                (Some(uuid), self.send(connection, frame).await.map(Some))
+            }
+            Request::Typing(conversation) => (None, self.typing(connection, conversation).await.map(|()| None)),
+            Request::Receipt(frame) => (None, self.receipt(connection, frame).await.map(|()| None)),
+            Request::Subscribe(channel) => (None, self.subscribe(connection, channel).await.map(|()| None)),
+            Request::Unsubscribe(channel) => {
+                connection.subscriptions.lock().expect("no panic while held").retain(|c| *c != channel);
+                self.end_subscription(channel, connection.session).await;
+                (None, Ok(None))
+            }
+        };
+        match work {
+            Ok(Some(ack)) => self.reply(connection, &ServerFrame::Ack(ack)),
+            Ok(None) => {}
+            Err(Refused { code, message, retry_after_ms }) => {
+                self.reply(connection, &ServerFrame::Error(ErrorFrame { uuid, code, message, retry_after_ms }));
+            }
+        }
+    }
+
+    /// Stores a message and sends it on its way. On `Ok` both are done.
+    async fn send(self: &Arc<Self>, from: &Arc<Connection>, frame: SendFrame) -> Result<AckFrame, Refused> {
+        let started = clock::now_us();
+        let timed_out = || Err(BackendError::timed_out("send").into());
+        let result = tokio::time::timeout(SEND_TIMEOUT, self.store_and_fan_out(from, &frame))
+            .await
+            .unwrap_or_else(|_| timed_out());
+        match result {
+            Ok(message) => {
+                self.deps.metrics.count(Counter::SendsAcked);
+                self.deps.metrics.time_us(Timer::Send, clock::now_us() - started);
+                let MessageFrame { uuid, conversation, id, at, .. } = message;
+                Ok(AckFrame { uuid, conversation, id, at })
+            }
+            Err(refused) => {
+                self.deps.metrics.count(Counter::SendsFailed);
+                Err(refused)
+            }
+        }
+    }
+
+    async fn store_and_fan_out(
+        self: &Arc<Self>,
+        from: &Arc<Connection>,
+        frame: &SendFrame,
+    ) -> Result<MessageFrame, Refused> {
+        let members = self.members_for(from.user, frame.conversation).await?;
+        let message = self.ordering.store(from.user, frame).await?;
+        if members.is_large() {
+            self.publish_head(&message).await?;
+        } else if members.kind == ConversationKind::Direct {
+            self.push_direct(from.session, &message, &members).await?;
+        } else {
+            self.publish_to_inboxes(Some(from.session), &message, &members.users).await?;
+        }
+        Ok(message)
+    }
+
+    /// The members of a conversation, if the user is one of them.
+    async fn members_for(&self, user: UserId, conversation: ConversationId) -> Result<Arc<MemberList>, Refused> {
+        let members = self.members.get(conversation).await?;
+        members.filter(|list| list.contains(user)).ok_or_else(|| Refused::not_a_member(conversation))
+    }
+
+    /// Large conversations: one record with the new head; clients fetch.
+    async fn publish_head(&self, message: &MessageFrame) -> BackendResult<()> {
+        let head = HeadFrame { conversation: message.conversation, id: message.id };
+        let payload = serde_json::to_vec(&head).expect("plain data").into();
+        let key = message.conversation.0;
+        let log = &self.deps.backends.log;
+        self.deps.metrics.count(Counter::LogPublished);
+        log.publish(Topic::Channel, log.partition_of(key), Record { keys: vec![key], payload }).await
+    }
+
+    /// One record per inbox partition that holds members, naming them.
+    async fn publish_to_inboxes(
+        &self,
+        except: Option<SessionId>,
+        message: &MessageFrame,
+        users: &[UserId],
+    ) -> BackendResult<()> {
+        let log = &self.deps.backends.log;
+        let payload = InboxHeader::payload(message, except);
+        let mut partitions: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
+        for user in users {
+            partitions.entry(log.partition_of(user.0)).or_default().push(user.0);
+        }
+        self.deps.metrics.add(Counter::LogPublished, partitions.len() as u64);
+        let publishes = partitions.into_iter().map(|(partition, keys)| {
+            log.publish(Topic::Inbox, partition, Record { keys, payload: Bytes::clone(&payload) })
+        });
+        try_join_all(publishes).await.map(|_| ())
+    }
+
+    /// One-to-one: straight to the servers that hold the devices. Who has no device that took it gets an inbox record.
+    async fn push_direct(
+        self: &Arc<Self>,
+        from: SessionId,
+        message: &MessageFrame,
+        members: &MemberList,
+    ) -> BackendResult<()> {
+        // Without the sessions everybody counts as offline: the inbox reaches who is not.
+        let Ok(mut sessions) = self.deps.backends.sessions.lookup(&members.users).await else {
+            return self.publish_to_inboxes(Some(from), message, &members.users).await;
+        };
+        sessions.retain(|s| s.session != from);
+        let frame = ServerFrame::Message(message.clone()).encode();
+        let accepted = self.push_to_sessions(Some(message.conversation), &sessions, &frame).await;
+        let reached = |user: UserId| {
+            let mut devices = sessions.iter().filter(|s| s.user == user).peekable();
+            let has_devices = devices.peek().is_some();
+            let all_accepted = devices.all(|s| accepted.contains(&s.session));
+            // The sender has at least the device that sends; only others can be missing.
+            all_accepted && (has_devices || user == message.sender)
+        };
+        let missed: Vec<UserId> = members.users.iter().copied().filter(|user| !reached(*user)).collect();
+        if missed.is_empty() {
+            return Ok(());
+        }
+        self.publish_to_inboxes(Some(from), message, &missed).await
+    }
+
+    /// Writes a frame to sessions here and on other servers; returns those that took it.
+    async fn push_to_sessions(
+        self: &Arc<Self>,
+        conversation: Option<ConversationId>,
+        sessions: &[Session],
+        frame: &str,
+    ) -> Vec<SessionId> {
+        let mut servers: BTreeMap<&ServerName, Vec<(UserId, SessionId)>> = BTreeMap::new();
+        for session in sessions {
+            servers.entry(&session.server).or_default().push((session.user, session.session));
+        }
+        let pushes = servers.into_iter().map(|(server, sessions)| async move {
+            if *server == self.deps.name {
+                return self.deliver_to_sessions(conversation, &sessions, frame).await;
+            }
+            self.push_to_peer(server, Call::Deliver { conversation, sessions, frame: frame.to_owned() }).await
+        });
+        join_all(pushes).await.concat()
+    }
+
+    async fn push_to_peer(&self, server: &ServerName, call: Call) -> Vec<SessionId> {
+        let Some(address) = self.cluster.find(Role::Chat, server).and_then(|entry| entry.peer) else {
+            return Vec::new();
+        };
+        self.deps.metrics.count(Counter::PeerPushes);
+        if let Ok(Answer::Accepted(sessions)) = self.peers.call(address, &call).await {
+            return sessions;
+        }
+        self.deps.metrics.count(Counter::PeerFailures);
+        Vec::new()
+    }
+
+    /// Closes the connection that a new one of the same device replaces.
+    pub(super) async fn send_away(self: &Arc<Self>, old: &Session) {
+        if old.server == self.deps.name {
+            if let Some(connection) = self.hub.find(old.user, old.session) {
+                self.close(&connection, crate::protocol::CloseCode::Replaced);
+            }
+            return;
+        }
+        let address = self.cluster.find(Role::Chat, &old.server).and_then(|entry| entry.peer);
+        if let Some(address) = address {
+            let call = Call::Replace { user: old.user, session: old.session };
+            // A server that is gone has closed the connection itself.
+            let _ = self.peers.call(address, &call).await;
+        }
+    }
+
+    async fn typing(self: &Arc<Self>, from: &Arc<Connection>, conversation: ConversationId) -> Result<(), Refused> {
+        let members = self.members_for(from.user, conversation).await?;
+        let frame = ServerFrame::Typing(TypingFrame { conversation, user: from.user });
+        self.tell_others(from, conversation, &members, &frame).await;
+        Ok(())
+    }
+
+    async fn receipt(self: &Arc<Self>, from: &Arc<Connection>, frame: SendReceiptFrame) -> Result<(), Refused> {
+        let SendReceiptFrame { conversation, status, upto } = frame;
+        let members = self.members_for(from.user, conversation).await?;
+        let receipt = Receipt { user: from.user, status, upto };
+        self.deps.backends.directory.raise_receipt(conversation, &receipt).await?;
+        let frame = ServerFrame::Receipt(ReceiptFrame { conversation, user: from.user, status, upto });
+        self.tell_others(from, conversation, &members, &frame).await;
+        Ok(())
+    }
+
+    /// Tells the members that are online something that is not stored; large conversations are spared.
+    async fn tell_others(
+        self: &Arc<Self>,
+        from: &Arc<Connection>,
+        conversation: ConversationId,
+        members: &MemberList,
+        frame: &ServerFrame,
+    ) {
+        if members.is_large() {
+            return;
+        }
+        // Nobody hears it when the sessions can't be read: it is not worth a retry.
+        let Ok(mut sessions) = self.deps.backends.sessions.lookup(&members.users).await else { return };
+        sessions.retain(|s| s.session != from.session);
+        self.push_to_sessions(Some(conversation), &sessions, &frame.encode()).await;
+    }
+
+    async fn subscribe(self: &Arc<Self>, from: &Arc<Connection>, channel: ConversationId) -> Result<(), Refused> {
+        self.members_for(from.user, channel).await?;
+        {
+            let mut subscriptions = from.subscriptions.lock().expect("no panic while held");
+            if subscriptions.contains(&channel) {
+                return Ok(());
+            }
+            if subscriptions.len() >= self.config.limits.subscriptions_max as usize {
+                let message = format!("at most {} subscriptions", self.config.limits.subscriptions_max);
+                return Err(Refused { code: ErrorCode::TooLarge, message, retry_after_ms: None });
+            }
+            subscriptions.push(channel);
+        }
+        if self.hub.subscribe(channel, from) {
+            self.reader.subscribe(Topic::Channel, channel.0).await?;
+        }
+        // The head as it is now, so that the client knows whether to fetch.
+        let newest = self.deps.backends.messages.read_back(channel, crate::protocol::MessageId(u64::MAX), 1).await?;
+        if let Some(message) = newest.first() {
+            self.reply(from, &ServerFrame::Head(HeadFrame { conversation: channel, id: message.id }));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,278 @@
+//! One socket: what waits to be written to it, and reading without a buffer of its own.
+//!
+//! While idle a socket holds no buffer: reads go through one buffer per thread, writes are tried at once from the task
+//! that has something to say. A socket that was written to within the last [`MERGE_WINDOW_MS`], or that the kernel takes no
+//! more for, gets a queue; what gathers there goes out in one write.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io::{ErrorKind, IoSlice};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::net::TcpStream;
+
+use crate::protocol::websocket::{Decoder, Event, Violation};
+use crate::runtime::{clock, net};
+
+/// Writes to one connection within this time of the last are gathered.
+pub(super) const MERGE_WINDOW_MS: u32 = 3;
+
+/// Read buffer of a thread.
+const READ_BYTES: usize = 64 * 1024;
+
+/// Frames in one vectored write.
+const SLICES_MAX: usize = 64;
+
+/// How long a closing socket may take to hear the other end's close.
+pub(super) const CLOSE_WAIT: Duration = Duration::from_secs(2);
+
+thread_local! {
+    static READ_BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into_boxed_slice());
+}
+
+/// A connected socket.
+pub(super) struct Socket {
+    stream: TcpStream,
+    /// Written by whoever pushes, flushes or closes.
+    out: Mutex<Outgoing>,
+    /// When the last whole message came, on [`clock::now_ms_u32`]. Written by the reader.
+    heard_ms: AtomicU32,
+}
+
+#[derive(Default)]
+struct Outgoing {
+    queue: VecDeque<Bytes>,
+    /// Bytes of the first frame that are written already.
+    front_written: usize,
+    bytes: usize,
+    last_write_ms: u32,
+    /// True while somebody has promised to flush.
+    flush_promised: bool,
+    state: State,
+}
+
+#[derive(Default, PartialEq, Eq, Clone, Copy)]
+enum State {
+    #[default]
+    Open,
+    /// A close frame is queued or written; nothing follows it.
+    Closing,
+    /// The socket failed.
+    Dead,
+}
+
+/// What became of a frame.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Pushed {
+    /// In the kernel.
+    Written,
+    /// In the queue, and somebody else flushes it.
+    Queued,
+    /// In the queue: the caller must have it flushed after the merge window.
+    FlushSoon,
+    /// In the queue: the caller must have it flushed when the socket is writable.
+    FlushWhenWritable,
+    /// Too much is waiting: the client reads too slowly.
+    Full,
+    /// The connection is closing or dead.
+    Closed,
+}
+
+/// What a flush achieved.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Flushed {
+    /// Nothing is waiting.
+    Done,
+    /// The kernel takes no more: flush again when the socket is writable.
+    Blocked,
+    /// The socket failed.
+    Dead,
+}
+
+/// Why reading stopped.
+#[derive(Debug)]
+pub(super) enum ReadEnd {
+    /// The other end closed its side, or the socket failed.
+    Gone,
+    /// The other end broke the protocol.
+    Violation(Violation),
+}
+
+impl Socket {
+    pub(super) fn new(stream: TcpStream) -> Self {
+        Self { stream, out: Mutex::default(), heard_ms: AtomicU32::new(clock::now_ms_u32()) }
+    }
+
+    fn out(&self) -> std::sync::MutexGuard<'_, Outgoing> {
+        self.out.lock().expect("no panic while held")
+    }
+
+    pub(super) fn heard_ms(&self) -> u32 {
+        self.heard_ms.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.out().state == State::Open
+    }
+
+    /// Writes a frame, or queues it. Never waits.
+    pub(super) fn push(&self, frame: Bytes, bytes_max: usize) -> Pushed {
+        let mut out = self.out();
+        if out.state != State::Open {
+            return Pushed::Closed;
+        }
+        let now = clock::now_ms_u32();
+        if !out.queue.is_empty() || now.wrapping_sub(out.last_write_ms) < MERGE_WINDOW_MS {
+            if out.bytes + frame.len() > bytes_max {
+                return Pushed::Full;
+            }
+            out.bytes += frame.len();
+            out.queue.push_back(frame);
+            if std::mem::replace(&mut out.flush_promised, true) {
+                return Pushed::Queued;
+            }
+            return Pushed::FlushSoon;
+        }
+        out.last_write_ms = now;
+        match self.stream.try_write(&frame) {
+            Ok(written) if written == frame.len() => return Pushed::Written,
+            Ok(written) => out.front_written = written,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(_) => {
+                out.die();
+                return Pushed::Closed;
+            }
+        }
+        out.bytes += frame.len();
+        out.queue.push_back(frame);
+        if std::mem::replace(&mut out.flush_promised, true) { Pushed::Queued } else { Pushed::FlushWhenWritable }
+    }
+
+    /// Writes what is waiting, as much as the kernel takes.
+    pub(super) fn flush(&self) -> Flushed {
+        let mut out = self.out();
+        if out.state == State::Dead {
+            return Flushed::Dead;
+        }
+        while !out.queue.is_empty() {
+            let result = {
+                let front = out.front_written;
+                let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+                let mut count = 0;
+                for (slot, frame) in slices.iter_mut().zip(&out.queue) {
+                    *slot = IoSlice::new(if count == 0 { &frame[front..] } else { frame });
+                    count += 1;
+                }
+                self.stream.try_write_vectored(&slices[..count])
+            };
+            match result {
+                Ok(written) => out.advance(written),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Flushed::Blocked,
+                Err(_) => {
+                    out.die();
+                    return Flushed::Dead;
+                }
+            }
+        }
+        out.queue = VecDeque::new();
+        out.flush_promised = false;
+        out.last_write_ms = clock::now_ms_u32();
+        Flushed::Done
+    }
+
+    /// Waits until the kernel takes more.
+    pub(super) async fn writable(&self) -> std::io::Result<()> {
+        self.stream.writable().await
+    }
+
+    /// Queues a close frame behind the frame that is half written, if any, and drops the rest of the queue when
+    /// `drop_queue` is set. Returns false when the connection was closing already.
+    pub(super) fn begin_close(&self, frame: Bytes, drop_queue: bool) -> bool {
+        let mut out = self.out();
+        if out.state != State::Open {
+            return false;
+        }
+        out.state = State::Closing;
+        if drop_queue {
+            let keep = usize::from(out.front_written > 0);
+            out.queue.truncate(keep);
+        }
+        out.queue.push_back(frame);
+        out.flush_promised = true;
+        true
+    }
+
+    /// Ends the socket now, from any task.
+    pub(super) fn abort(&self) {
+        self.out().die();
+        net::abort(&self.stream);
+    }
+
+    /// Reads what there is and hands each message to `sink`. Returns when nothing is left for now.
+    pub(super) async fn read(
+        &self,
+        decoder: &mut Decoder,
+        sink: &mut (dyn FnMut(Event<'_>) + Send),
+    ) -> Result<(), ReadEnd> {
+        self.stream.readable().await.map_err(|_| ReadEnd::Gone)?;
+        READ_BUFFER.with_borrow_mut(|buffer| match self.stream.try_read(buffer) {
+            Ok(0) => Err(ReadEnd::Gone),
+            Ok(read) => decoder
+                .feed(&mut buffer[..read], &mut |event| {
+                    self.heard_ms.store(clock::now_ms_u32(), Ordering::Relaxed);
+                    sink(event);
+                })
+                .map_err(ReadEnd::Violation),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
+            Err(_) => Err(ReadEnd::Gone),
+        })
+    }
+
+    /// Sends what is queued, then waits for the other end to close, at most [`CLOSE_WAIT`], so that a close frame is never
+    /// lost to a reset.
+    pub(super) async fn linger(&self) {
+        let _ = tokio::time::timeout(CLOSE_WAIT, async {
+            while self.flush() == Flushed::Blocked {
+                if self.writable().await.is_err() {
+                    return;
+                }
+            }
+            net::finish_writing(&self.stream);
+            let mut scratch = [0_u8; 1024];
+            while self.stream.readable().await.is_ok() {
+                match self.stream.try_read(&mut scratch) {
+                    Ok(0) => return,
+                    Err(error) if error.kind() != ErrorKind::WouldBlock => return,
+                    _ => {}
+                }
+            }
+        })
+        .await;
+        self.abort();
+    }
+}
+
+impl Outgoing {
+    fn advance(&mut self, mut written: usize) {
+        while let Some(front) = self.queue.front() {
+            let rest = front.len() - self.front_written;
+            if written < rest {
+                self.front_written += written;
+                return;
+            }
+            written -= rest;
+            self.bytes = self.bytes.saturating_sub(front.len());
+            self.front_written = 0;
+            self.queue.pop_front();
+        }
+    }
+
+    fn die(&mut self) {
+        self.state = State::Dead;
+        self.queue = VecDeque::new();
+        self.bytes = 0;
+    }
+}

@@ -1,0 +1,98 @@
+//! Who else is there: a view of the registry that a server refreshes, and its own entry in it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+
+use super::Deps;
+use crate::backends::registry::{Registry, Role, ServerEntry};
+use crate::protocol::ServerName;
+
+/// How often the view is read and the own entry announced. Four refreshes fit the life of an entry.
+pub const REFRESH_INTERVAL: Duration = Duration::from_millis(500);
+
+/// The live servers, as this server last read them. A registry that does not answer leaves the last view in force.
+pub struct Cluster {
+    registry: Arc<dyn Registry>,
+    view: ArcSwap<HashMap<Role, Arc<Vec<ServerEntry>>>>,
+    /// Users that this server placed since the view was read. Written by placement, cleared by a refresh.
+    placed: Mutex<HashMap<ServerName, u64>>,
+}
+
+impl Cluster {
+    /// Reads the registry once and keeps reading it in a task of the server.
+    pub async fn start(deps: &Deps) -> Arc<Self> {
+        let cluster = Arc::new(Self {
+            registry: Arc::clone(&deps.backends.registry),
+            view: ArcSwap::default(),
+            placed: Mutex::default(),
+        });
+        cluster.refresh().await;
+        let task = Arc::clone(&cluster);
+        deps.tasks.spawn_until_stopped("cluster.refresh", async move {
+            loop {
+                tokio::time::sleep(REFRESH_INTERVAL).await;
+                task.refresh().await;
+            }
+        });
+        cluster
+    }
+
+    /// Reads the registry now.
+    pub async fn refresh(&self) {
+        let mut view = HashMap::clone(&self.view.load());
+        for role in Role::ALL {
+            if let Ok(servers) = self.registry.list(role).await {
+                view.insert(role, Arc::new(servers));
+            }
+        }
+        self.view.store(Arc::new(view));
+        self.placed.lock().expect("no panic while held").clear();
+    }
+
+    /// The live servers of a role.
+    #[must_use]
+    pub fn servers(&self, role: Role) -> Arc<Vec<ServerEntry>> {
+        self.view.load().get(&role).cloned().unwrap_or_default()
+    }
+
+    /// One live server.
+    #[must_use]
+    pub fn find(&self, role: Role, name: &ServerName) -> Option<ServerEntry> {
+        self.servers(role).iter().find(|s| s.name == *name).cloned()
+    }
+
+    /// A server's load with what was placed on it since.
+    #[must_use]
+    pub fn load(&self, server: &ServerEntry) -> u64 {
+        let placed = self.placed.lock().expect("no panic while held");
+        server.load + placed.get(&server.name).copied().unwrap_or(0)
+    }
+
+    /// Remembers that a user was sent to a server.
+    pub fn note_placed(&self, server: &ServerName) {
+        *self.placed.lock().expect("no panic while held").entry(server.clone()).or_default() += 1;
+    }
+}
+
+/// Enters a server in the registry and keeps its entry fresh; `current` is asked for the figures each time.
+///
+/// # Errors
+/// When the first announcement fails: a server that nobody can find is of no use.
+pub async fn announce(
+    deps: &Deps,
+    current: impl Fn() -> ServerEntry + Send + Sync + 'static,
+) -> crate::backends::BackendResult<()> {
+    deps.backends.registry.announce(&current()).await?;
+    let registry = Arc::clone(&deps.backends.registry);
+    deps.tasks.spawn_until_stopped("cluster.announce", async move {
+        loop {
+            tokio::time::sleep(REFRESH_INTERVAL).await;
+            // A registry outage never ends a server: its entry comes back with the registry.
+            let _ = registry.announce(&current()).await;
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,42 @@
+//! The services. Each role runs alone or with others; a role gets its engines and its listeners from the caller.
+//!
+//! What is shared: [`auth`] (tokens, passwords), [`ordering`] (ids, order, repeats), [`members`] (who may read a
+//! conversation), [`cluster`] (who else is there), [`peer`] (how servers talk to each other).
+
+pub mod api;
+pub mod auth;
+pub mod chat;
+pub mod cluster;
+pub mod members;
+pub mod ordering;
+pub mod peer;
+pub mod placement;
+pub mod presence;
+pub mod push;
+pub mod rate;
+
+use std::sync::Arc;
+
+use crate::backends::Backends;
+use crate::protocol::ServerName;
+use crate::runtime::Tasks;
+use crate::telemetry::{self, Metrics};
+
+/// What every role gets from the stack.
+#[derive(Clone)]
+pub struct Deps {
+    /// This server.
+    pub name: ServerName,
+    /// The engines, timed for this server.
+    pub backends: Backends,
+    /// This server's figures.
+    pub metrics: Arc<Metrics>,
+    /// The figures of every server in this process.
+    pub registry: telemetry::Registry,
+    /// Issues and checks tokens.
+    pub tokens: Arc<auth::Tokens>,
+    /// Authenticates peers.
+    pub peer_secret: Arc<[u8]>,
+    /// Tasks of this server.
+    pub tasks: Tasks,
+}

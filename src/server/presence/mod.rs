@@ -1,0 +1,161 @@
+//! The presence server: decides who is online, and says so.
+//!
+//! A user is online from the first beat, and offline when no device has beaten for 30 s, by the time at which chat servers
+//! read the beats. The thirty seconds are the debounce: a device that flaps never shows. After a start nobody is declared
+//! offline for 35 s, since the beats of that time may have been lost with whoever held them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+
+use super::Deps;
+use super::cluster::{self, Cluster};
+use super::peer::{self, Answer, Call, PeerHandler};
+use super::placement::rendezvous;
+use crate::backends::BackendResult;
+use crate::backends::log::{Record, Topic};
+use crate::backends::presence::Beat;
+use crate::backends::registry::{Role, ServerEntry};
+use crate::protocol::frames::{PresenceFrame, PresenceState};
+use crate::protocol::limits::{OFFLINE_AFTER, PRESENCE_TTL};
+use crate::protocol::{ServerFrame, UserId};
+use crate::runtime::clock;
+use crate::telemetry::Counter;
+
+/// How often silence is looked for.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Beats may be on their way this long; added to the silence, so that "30 s" is never early.
+const BEAT_TRAVEL: Duration = Duration::from_millis(500);
+
+/// Users declared offline in one sweep.
+const SWEEP_USERS_MAX: usize = 10_000;
+
+/// Settings of a presence server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Silence after which a user is offline.
+    #[serde(with = "humantime_serde")]
+    pub offline_after: Duration,
+    /// Time after a start in which nobody is declared offline.
+    #[serde(with = "humantime_serde")]
+    pub grace: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { offline_after: OFFLINE_AFTER, grace: PRESENCE_TTL }
+    }
+}
+
+/// A running presence server.
+pub struct PresenceServer {
+    deps: Deps,
+    config: Config,
+    cluster: Arc<Cluster>,
+    started_us: u64,
+}
+
+/// Starts a presence server; it is announced when this returns.
+///
+/// # Errors
+/// When the registry does not answer, or the listener is of no use.
+pub async fn start(listener: TcpListener, deps: Deps, config: Config) -> Result<SocketAddr, super::chat::ChatError> {
+    let address = listener.local_addr()?;
+    let cluster = Cluster::start(&deps).await;
+    let server = Arc::new(PresenceServer { deps: deps.clone(), config, cluster, started_us: clock::now_us() });
+    let handler: Arc<dyn PeerHandler> = Arc::clone(&server) as Arc<dyn PeerHandler>;
+    let secret = Arc::clone(&deps.peer_secret);
+    deps.tasks.spawn("presence.peers", peer::listen(listener, secret, handler, deps.tasks.clone()));
+    deps.tasks.spawn_until_stopped("presence.sweep_loop", server.sweep_loop());
+    let epoch = clock::unix_ms();
+    let name = deps.name.clone();
+    cluster::announce(&deps, move || ServerEntry {
+        name: name.clone(),
+        role: Role::Presence,
+        address,
+        peer: Some(address),
+        load: 0,
+        draining: false,
+        epoch,
+    })
+    .await?;
+    Ok(address)
+}
+
+impl PresenceServer {
+    /// Takes beats; tells who came online.
+    async fn take(&self, beats: Vec<Beat>) -> BackendResult<()> {
+        let came_online = self.deps.backends.presence.beat(&beats).await?;
+        self.deps.metrics.add(Counter::PresenceOnline, came_online.len() as u64);
+        for beat in came_online {
+            self.publish(beat, PresenceState::Online).await;
+        }
+        Ok(())
+    }
+
+    async fn publish(&self, beat: Beat, state: PresenceState) {
+        let frame = ServerFrame::Presence(PresenceFrame { user: beat.user, state, at: beat.at_ms });
+        let key = beat.user.0;
+        let log = &self.deps.backends.log;
+        let record = Record { keys: vec![key], payload: frame.encode().into() };
+        for _ in 0..3 {
+            let record = record.clone();
+            match log.publish(Topic::PresenceUpdates, log.partition_of(key), record).await {
+                Ok(()) => return,
+                Err(error) => tracing::warn!(%error, user = %beat.user, "a presence change was not published"),
+            }
+        }
+    }
+
+    /// Looks for silence. Inputs: the clock.
+    async fn sweep_loop(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(SWEEP_INTERVAL).await;
+            let age = Duration::from_micros(clock::now_us() - self.started_us);
+            if age < self.config.grace {
+                continue;
+            }
+            if let Err(error) = self.sweep().await {
+                tracing::warn!(%error, "looking for silent users failed");
+            }
+        }
+    }
+
+    async fn sweep(&self) -> BackendResult<()> {
+        let silence = self.config.offline_after + BEAT_TRAVEL;
+        let before_ms = clock::unix_ms().saturating_sub(silence.as_millis() as u64);
+        let overdue = self.deps.backends.presence.overdue(before_ms, SWEEP_USERS_MAX).await?;
+        for last in overdue.into_iter().filter(|last| self.owns(last.user)) {
+            if self.deps.backends.presence.expire(&last).await? {
+                self.deps.metrics.count(Counter::PresenceOffline);
+                self.publish(last, PresenceState::Offline).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether this server is the one to speak of a user. Only saves work: the store lets one caller expire a user.
+    fn owns(&self, user: UserId) -> bool {
+        let servers = self.cluster.servers(Role::Presence);
+        let owner = servers.iter().max_by_key(|s| rendezvous(&s.name, user.0));
+        owner.is_none_or(|owner| owner.name == self.deps.name)
+    }
+}
+
+#[async_trait]
+impl PeerHandler for PresenceServer {
+    async fn handle(&self, call: Call) -> Answer {
+        let Call::Beats(beats) = call else { return Answer::WrongRole };
+        let beats = beats.into_iter().map(|(user, at_ms)| Beat { user, at_ms }).collect();
+        if let Err(error) = self.take(beats).await {
+            tracing::warn!(%error, "beats were not stored");
+        }
+        Answer::Done
+    }
+}

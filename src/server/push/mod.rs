@@ -1,0 +1,69 @@
+//! The push service: reads every inbox record and notifies recipients that have no live session.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use super::Deps;
+use super::chat::InboxHeader;
+use crate::backends::BackendResult;
+use crate::backends::log::{Delivered, GroupReader, Topic};
+use crate::backends::push::Notification;
+use crate::protocol::UserId;
+use crate::runtime::clock;
+use crate::telemetry::Counter;
+
+/// The consumer group's name.
+const GROUP: &str = "push";
+
+/// Wait after a failure.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Starts the push service in the tasks of `deps`.
+pub async fn start(deps: Deps) -> BackendResult<()> {
+    let reader = deps.backends.log.group(Topic::Inbox, GROUP).await?;
+    let tasks = deps.tasks.clone();
+    tasks.spawn_until_stopped("push.loop", run(deps, reader));
+    Ok(())
+}
+
+/// Hands over, then commits: a failure repeats a notification rather than losing it.
+async fn run(deps: Deps, mut reader: Box<dyn GroupReader>) {
+    loop {
+        let records = match reader.next().await {
+            Ok(records) => records,
+            Err(error) => {
+                tracing::warn!(%error, "push can't read the inboxes");
+                tokio::time::sleep(RETRY).await;
+                continue;
+            }
+        };
+        while let Err(error) = hand_over(&deps, &records).await {
+            tracing::warn!(%error, "notifications were not handed over");
+            tokio::time::sleep(RETRY).await;
+        }
+        if let Err(error) = reader.commit().await {
+            tracing::warn!(%error, "push can't commit; notifications may repeat after a restart");
+        }
+    }
+}
+
+async fn hand_over(deps: &Deps, records: &[Delivered]) -> BackendResult<()> {
+    let users: HashSet<UserId> = records.iter().flat_map(|r| r.record.keys.iter().map(|key| UserId(*key))).collect();
+    let users: Vec<UserId> = users.into_iter().collect();
+    let online: HashSet<UserId> = deps.backends.sessions.lookup(&users).await?.into_iter().map(|s| s.user).collect();
+    let mut notifications = Vec::new();
+    for record in records {
+        let Some((header, _)) = InboxHeader::parse(&record.record.payload) else { continue };
+        let recipients = record.record.keys.iter().map(|key| UserId(*key));
+        for user in recipients.filter(|user| *user != header.sender && !online.contains(user)) {
+            let at = clock::unix_ms();
+            notifications.push(Notification { user, conversation: header.conversation, id: header.id, at });
+        }
+    }
+    if notifications.is_empty() {
+        return Ok(());
+    }
+    deps.backends.notifier.notify(&notifications).await?;
+    deps.metrics.add(Counter::Notifications, notifications.len() as u64);
+    Ok(())
+}

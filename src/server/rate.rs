@@ -1,0 +1,85 @@
+//! Token buckets: a rate over a window, with room for a burst.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use crate::runtime::clock;
+
+/// Seconds whose worth of frames may come at once.
+pub const BURST_S: u32 = 10;
+
+/// One client's bucket; eight bytes, no clock of its own.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Bucket {
+    /// Frames taken and not yet paid back by time.
+    taken: u32,
+    /// When it was last looked at.
+    at_ms: u32,
+}
+
+impl Bucket {
+    /// Takes one; returns how long to wait when there is none.
+    pub fn take(&mut self, per_second: u32, now_ms: u32) -> Result<(), Duration> {
+        let elapsed_ms = u64::from(now_ms.wrapping_sub(self.at_ms));
+        let paid = elapsed_ms * u64::from(per_second) / 1_000;
+        if paid > 0 || self.taken == 0 {
+            self.taken = self.taken.saturating_sub(u32::try_from(paid).unwrap_or(u32::MAX));
+            self.at_ms = now_ms;
+        }
+        if self.taken >= per_second.saturating_mul(BURST_S) {
+            return Err(Duration::from_millis(1_000 / u64::from(per_second.max(1)) + 1));
+        }
+        self.taken += 1;
+        Ok(())
+    }
+}
+
+/// Buckets by key, such as a user name or an address. Bounded: a full table forgets everybody.
+pub struct Buckets<K> {
+    per_second: u32,
+    entries_max: usize,
+    buckets: Mutex<HashMap<K, Bucket>>,
+}
+
+impl<K: Eq + Hash> Buckets<K> {
+    /// At most `per_second` for each key, over ten seconds.
+    #[must_use]
+    pub fn new(per_second: u32, entries_max: usize) -> Self {
+        Self { per_second, entries_max, buckets: Mutex::default() }
+    }
+
+    /// Takes one for a key; returns how long to wait when there is none.
+    pub fn take(&self, key: K) -> Result<(), Duration> {
+        let mut buckets = self.buckets.lock().expect("no panic while held");
+        if buckets.len() >= self.entries_max {
+            buckets.clear();
+        }
+        buckets.entry(key).or_default().take(self.per_second, clock::now_ms_u32())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_is_allowed_and_then_the_rate() {
+        let mut bucket = Bucket::default();
+        let taken = (0..100).filter(|_| bucket.take(5, 1_000).is_ok()).count();
+        assert_eq!(taken, 50);
+        assert!(bucket.take(5, 1_100).is_err());
+        assert!(bucket.take(5, 1_200).is_ok());
+        assert!(bucket.take(5, 1_200).is_err());
+        let later = (0..100).filter(|_| bucket.take(5, 60_000).is_ok()).count();
+        assert_eq!(later, 50);
+    }
+
+    #[test]
+    fn each_key_has_its_own_bucket() {
+        let buckets = Buckets::new(1, 100);
+        assert_eq!((0..30).filter(|_| buckets.take("a").is_ok()).count(), 10);
+        assert!(buckets.take("b").is_ok());
+    }
+}

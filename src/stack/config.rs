@@ -1,0 +1,104 @@
+//! What a stack is made of, checked before anything is opened.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::backends::registry::Role;
+use crate::server::{api, chat, presence};
+
+/// Most servers of one role in one process.
+pub const SERVERS_MAX: usize = 64;
+
+/// A stack's settings. Every field has a default; a file may set any of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Data folder of the embedded engines; `None` makes a temporary one.
+    pub data: Option<PathBuf>,
+    /// Address that all servers listen on.
+    pub host: IpAddr,
+    /// Port of the first API server, 0 for any; further ones take the next ports.
+    pub api_port: u16,
+    /// Port of the first chat server, 0 for any; further ones take the next ports.
+    pub chat_port: u16,
+    /// Chat servers.
+    pub chat_servers: usize,
+    /// Presence servers.
+    pub presence_servers: usize,
+    /// API servers.
+    pub api_servers: usize,
+    /// Whether the push service runs.
+    pub push: bool,
+    /// Partitions of the log; fixed once the data folder exists.
+    pub partitions: u32,
+    /// Life of a token.
+    #[serde(with = "humantime_serde")]
+    pub token_lifetime: Duration,
+    /// How long a stopping stack waits for its clients to leave.
+    #[serde(with = "humantime_serde")]
+    pub drain_timeout: Duration,
+    /// Settings of each chat server.
+    pub chat: chat::Config,
+    /// Settings of each presence server.
+    pub presence: presence::Config,
+    /// Settings of each API server.
+    pub api: api::Config,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data: None,
+            host: IpAddr::from([127, 0, 0, 1]),
+            api_port: 0,
+            chat_port: 0,
+            chat_servers: 1,
+            presence_servers: 1,
+            api_servers: 1,
+            push: true,
+            partitions: 16,
+            token_lifetime: Duration::from_secs(24 * 3600),
+            drain_timeout: Duration::from_secs(10),
+            chat: chat::Config::default(),
+            presence: presence::Config::default(),
+            api: api::Config::default(),
+        }
+    }
+}
+
+impl Config {
+    /// Checks what types can't say.
+    ///
+    /// # Errors
+    /// Names the setting and its valid values.
+    pub fn check(&self) -> Result<(), String> {
+        let counts = [
+            ("chat_servers", self.chat_servers),
+            ("presence_servers", self.presence_servers),
+            ("api_servers", self.api_servers),
+        ];
+        for (name, count) in counts {
+            if count > SERVERS_MAX {
+                return Err(format!("{name} is {count}: at most {SERVERS_MAX} servers of a role run in one process"));
+            }
+        }
+        if !(1..=1024).contains(&self.partitions) {
+            return Err(format!("partitions is {}: valid are 1 to 1024", self.partitions));
+        }
+        Ok(())
+    }
+
+    /// Only some roles of this stack.
+    #[must_use]
+    pub fn with_roles(mut self, roles: &[Role]) -> Self {
+        let count = |role, count: usize| if roles.contains(&role) { count.max(1) } else { 0 };
+        self.chat_servers = count(Role::Chat, self.chat_servers);
+        self.presence_servers = count(Role::Presence, self.presence_servers);
+        self.api_servers = count(Role::Api, self.api_servers);
+        self.push = roles.contains(&Role::Push);
+        self
+    }
+}

@@ -1,0 +1,260 @@
+//! A whole stack in this process.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use futures_util::future::join_all;
+
+use super::config::Config;
+use super::node::Node;
+use crate::backends::registry::Role;
+use crate::backends::{self, BackendError, Backends};
+use crate::protocol::ServerName;
+use crate::runtime::{Tasks, clock};
+use crate::server::chat::ChatError;
+use crate::server::chat::tamper::Tamper;
+use crate::server::{Deps, auth};
+use crate::telemetry::Registry;
+
+/// Length of the deployment's secret.
+const SECRET_BYTES: usize = 32;
+
+/// Why a stack did not start, or a server of it did not.
+#[derive(Debug, thiserror::Error)]
+pub enum StackError {
+    /// A setting is wrong.
+    #[error("configuration: {0}")]
+    Config(String),
+    /// An engine failed.
+    #[error("engines: {0}")]
+    Backend(#[from] BackendError),
+    /// An address can't be had.
+    #[error("{server} can't listen on {address}: {source}; give another port, or 0 for any")]
+    Bind {
+        /// Which server.
+        server: ServerName,
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A server did not start.
+    #[error("{server} did not start: {source}")]
+    Start {
+        /// Which server.
+        server: ServerName,
+        /// Why.
+        source: ChatError,
+    },
+    /// No threads could be had.
+    #[error("{server} got no runtime: {source}")]
+    Runtime {
+        /// Which server.
+        server: ServerName,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The data folder is of no use.
+    #[error("data folder {}: {source}", path.display())]
+    Data {
+        /// Which folder or file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// No server of that name runs.
+    #[error("there is no server {name}: running are {running}")]
+    NoSuchServer {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        running: String,
+    },
+}
+
+/// A server of the stack.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeInfo {
+    /// Its name.
+    pub name: ServerName,
+    /// What it does.
+    pub role: Role,
+    /// Where it is reached.
+    pub address: Option<SocketAddr>,
+    /// False once it was stopped or killed.
+    pub is_running: bool,
+}
+
+/// A running stack. Dropping it kills its servers; [`Stack::stop`] lets clients leave first.
+pub struct Stack {
+    nodes: Vec<Node>,
+    config: Config,
+    metrics: Registry,
+    backends: Backends,
+    data: DataFolder,
+}
+
+/// Removes a folder that the stack made for itself.
+struct DataFolder {
+    path: PathBuf,
+    is_temporary: bool,
+}
+
+impl Drop for DataFolder {
+    fn drop(&mut self) {
+        if self.is_temporary {
+            // What can't be removed lies in the system's temporary folder.
+            let _ = std::fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+impl Stack {
+    /// Starts every server; they are reachable when this returns.
+    ///
+    /// # Errors
+    /// Names the setting, the engine or the server, and what to do. What had started is stopped.
+    pub async fn start(config: Config) -> Result<Self, StackError> {
+        Self::start_changed(config, |backends| backends, None).await
+    }
+
+    /// The same with other engines and a tampered delivery, for tests that break things on purpose.
+    pub async fn start_changed(
+        config: Config,
+        change: impl FnOnce(Backends) -> Backends,
+        tamper: Option<Arc<dyn Tamper>>,
+    ) -> Result<Self, StackError> {
+        config.check().map_err(StackError::Config)?;
+        let data = data_folder(&config)?;
+        let engines = backends::Config { data: data.path.clone(), partitions: config.partitions };
+        let backends = change(backends::open(&engines).await?);
+        let secret = secret(&data.path)?;
+        let tokens = Arc::new(auth::Tokens::new(&secret, config.token_lifetime.as_secs()));
+        let metrics = Registry::default();
+        let mut stack = Self { nodes: Vec::new(), config, metrics, backends, data };
+        for (role, name, port) in stack.plan() {
+            let server_metrics = stack.metrics.register(role.name(), name.as_str());
+            let deps = Deps {
+                name,
+                backends: stack.backends.timed(&server_metrics),
+                metrics: server_metrics,
+                registry: stack.metrics.clone(),
+                tokens: Arc::clone(&tokens),
+                peer_secret: Arc::clone(&secret),
+                tasks: Tasks::new(),
+            };
+            let node = Node::start(role, deps, &stack.config, port, tamper.clone()).await?;
+            stack.nodes.push(node);
+        }
+        Ok(stack)
+    }
+
+    /// Every server with its name and port, in the order in which they start: those that others look for come first.
+    fn plan(&self) -> Vec<(Role, ServerName, u16)> {
+        let c = &self.config;
+        let mut plan = Vec::new();
+        let mut add = |role: Role, count: usize, port: u16| {
+            for n in 0..count {
+                let name = format!("{role}-{}", n + 1).parse().expect("a valid name");
+                plan.push((role, name, if port == 0 { 0 } else { port.saturating_add(n as u16) }));
+            }
+        };
+        add(Role::Presence, c.presence_servers, 0);
+        add(Role::Chat, c.chat_servers, c.chat_port);
+        add(Role::Push, usize::from(c.push), 0);
+        add(Role::Api, c.api_servers, c.api_port);
+        plan
+    }
+
+    /// The servers, in the order in which they started.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<NodeInfo> {
+        let info =
+            |n: &Node| NodeInfo { name: n.name.clone(), role: n.role, address: n.address, is_running: n.is_running() };
+        self.nodes.iter().map(info).collect()
+    }
+
+    /// Address of the first API server, as `http://host:port`.
+    #[must_use]
+    pub fn api_url(&self) -> Option<String> {
+        let node = self.nodes.iter().find(|n| n.role == Role::Api)?;
+        Some(format!("http://{}", node.address?))
+    }
+
+    /// Where the embedded engines keep their data.
+    #[must_use]
+    pub fn data(&self) -> &Path {
+        &self.data.path
+    }
+
+    /// The engines, for tests that look behind the servers.
+    #[must_use]
+    pub const fn backends(&self) -> &Backends {
+        &self.backends
+    }
+
+    /// Ends a server at once, in the middle of whatever it does.
+    pub fn kill(&mut self, name: &str) -> Result<(), StackError> {
+        self.find(name)?.kill();
+        self.metrics.forget(name);
+        Ok(())
+    }
+
+    /// Lets a server's clients leave at a limited rate, then stops it.
+    pub async fn drain(&mut self, name: &str) -> Result<(), StackError> {
+        let limit = self.config.drain_timeout;
+        self.find(name)?.stop(limit).await;
+        self.metrics.forget(name);
+        Ok(())
+    }
+
+    fn find(&mut self, name: &str) -> Result<&mut Node, StackError> {
+        let running: Vec<&str> = self.nodes.iter().filter(|n| n.is_running()).map(|n| n.name.as_str()).collect();
+        let running = running.join(", ");
+        let found = self.nodes.iter_mut().find(|n| n.is_running() && n.name.as_str() == name);
+        found.ok_or_else(|| StackError::NoSuchServer { name: name.to_owned(), running })
+    }
+
+    /// Stops every server, chat servers first: their clients are told to leave, work under way is finished.
+    pub async fn stop(mut self) {
+        let limit = self.config.drain_timeout;
+        let mut nodes = std::mem::take(&mut self.nodes);
+        let (chat, others): (Vec<_>, Vec<_>) = nodes.iter_mut().partition(|n| n.role == Role::Chat);
+        join_all(chat.into_iter().map(|node| node.stop(limit))).await;
+        join_all(others.into_iter().map(|node| node.stop(limit))).await;
+        drop(nodes);
+    }
+}
+
+fn data_folder(config: &Config) -> Result<DataFolder, StackError> {
+    let (path, is_temporary) = match &config.data {
+        Some(path) => (path.clone(), false),
+        None => {
+            let name = format!("chatctl-{}-{}", std::process::id(), clock::now_us());
+            (std::env::temp_dir().join(name), true)
+        }
+    };
+    std::fs::create_dir_all(&path).map_err(|source| StackError::Data { path: path.clone(), source })?;
+    Ok(DataFolder { path, is_temporary })
+}
+
+/// The deployment's secret: made once, readable by its owner only.
+fn secret(data: &Path) -> Result<Arc<[u8]>, StackError> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let path = data.join("secret");
+    let failed = |source| StackError::Data { path: path.clone(), source };
+    match std::fs::read(&path) {
+        Ok(secret) if secret.len() == SECRET_BYTES => Ok(secret.into()),
+        Ok(_) => Err(failed(std::io::Error::other("it does not have 32 bytes; remove it to make a new one"))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let secret: [u8; SECRET_BYTES] = rand::random();
+            let mut options = std::fs::OpenOptions::new();
+            let mut file = options.write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
+            file.write_all(&secret).and_then(|()| file.sync_all()).map_err(failed)?;
+            Ok(secret.into())
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
