@@ -12,3 +12,9 @@ pub mod backends;
 pub mod server;
 
 pub mod stack;
+
+pub mod loadgen;
+
+pub mod report;
+
+pub mod tui;

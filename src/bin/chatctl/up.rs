@@ -96,7 +96,7 @@ pub(crate) fn run_serve(args: ServeArgs) -> Result<u8, Failure> {
 
 fn run(config: Config) -> Result<u8, Failure> {
     init_logging();
-    machine::raise_open_files();
+    let _ = machine::raise_open_files();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::environment)?;
     runtime.block_on(async {
         let mut stops = Stops::new()?;

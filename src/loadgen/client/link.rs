@@ -1,0 +1,216 @@
+//! A client's WebSocket: the upgrade, masked writes, and reading without a buffer of its own.
+
+use std::cell::RefCell;
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use rand::Rng;
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::handshake::client::generate_key;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+
+use crate::protocol::frames::{FrameError, WelcomeFrame};
+use crate::protocol::websocket::{self, Decoder, Event, Role};
+use crate::protocol::{ClientFrame, SUBPROTOCOL, ServerFrame};
+use crate::runtime::net;
+
+/// Longest that connecting may take, each of: TCP, upgrade, welcome.
+const STEP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Longest that a write may wait for the server to read.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Largest message that a client takes.
+const MESSAGE_BYTES_MAX: u32 = 1 << 20;
+
+const READ_BYTES: usize = 64 * 1024;
+
+thread_local! {
+    static READ_BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into_boxed_slice());
+}
+
+/// Why there is no connection (any more).
+#[derive(Debug, Clone, thiserror::Error)]
+pub(super) enum LinkError {
+    /// The socket failed or was closed without a word.
+    #[error("connection lost: {0}")]
+    Lost(String),
+    /// The upgrade was refused.
+    #[error("refused: {0}")]
+    Refused(String),
+    /// The server closed with a code.
+    #[error("closed with {0}")]
+    Closed(u16),
+    /// The server said something that is not of the protocol.
+    #[error("protocol broken: {0}")]
+    Broken(String),
+}
+
+fn lost(error: &std::io::Error) -> LinkError {
+    LinkError::Lost(error.to_string())
+}
+
+/// A live connection.
+pub(super) struct Link {
+    stream: TcpStream,
+    decoder: Decoder,
+    outgoing: Vec<u8>,
+}
+
+impl Link {
+    /// Connects, upgrades and waits for `welcome`. Frames that came behind it are in the returned list.
+    pub(super) async fn open(url: &str, token: &str) -> Result<(Self, WelcomeFrame, Vec<ServerFrame>), LinkError> {
+        let (authority, path) = parse_url(url)?;
+        let stream = within("TCP connect", async { TcpStream::connect(authority).await.map_err(|e| lost(&e)) }).await?;
+        net::set_options(&stream);
+        let rest = within("upgrade", upgrade(&stream, authority, path, token)).await?;
+        let decoder = Decoder::new(Role::Client, MESSAGE_BYTES_MAX);
+        let mut link = Self { stream, decoder, outgoing: Vec::new() };
+        let mut frames = Vec::new();
+        link.feed(rest, &mut frames)?;
+        let welcome = within("welcome", link.wait_for_welcome(&mut frames)).await?;
+        Ok((link, welcome, frames))
+    }
+
+    async fn wait_for_welcome(&mut self, frames: &mut Vec<ServerFrame>) -> Result<WelcomeFrame, LinkError> {
+        loop {
+            if !frames.is_empty() {
+                return match frames.remove(0) {
+                    ServerFrame::Welcome(welcome) => Ok(welcome),
+                    ServerFrame::Error(error) => Err(LinkError::Refused(error.message)),
+                    other => Err(LinkError::Broken(format!("{} before welcome", other.encode()))),
+                };
+            }
+            self.read(frames).await?;
+        }
+    }
+
+    fn feed(&mut self, mut bytes: Vec<u8>, frames: &mut Vec<ServerFrame>) -> Result<(), LinkError> {
+        decode(&mut self.decoder, &mut self.outgoing, &mut bytes, frames)
+    }
+
+    /// Reads what there is. Dropping the future loses nothing.
+    pub(super) async fn read(&mut self, frames: &mut Vec<ServerFrame>) -> Result<(), LinkError> {
+        self.stream.readable().await.map_err(|e| lost(&e))?;
+        let Self { stream, decoder, outgoing } = self;
+        READ_BUFFER.with_borrow_mut(|buffer| match stream.try_read(buffer) {
+            Ok(0) => Err(LinkError::Lost("the server closed the socket".to_owned())),
+            Ok(read) => decode(decoder, outgoing, &mut buffer[..read], frames),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
+            Err(error) => Err(lost(&error)),
+        })
+    }
+
+    /// Puts a frame behind what is to be written.
+    pub(super) fn push(&mut self, frame: &ClientFrame, rng: &mut impl Rng) {
+        let mask = rng.next_u32().to_ne_bytes();
+        self.outgoing.extend_from_slice(&websocket::text_frame(&frame.encode(), Some(mask)));
+    }
+
+    /// Writes everything that was pushed.
+    pub(super) async fn flush(&mut self) -> Result<(), LinkError> {
+        if self.outgoing.is_empty() {
+            return Ok(());
+        }
+        let bytes = std::mem::take(&mut self.outgoing);
+        let write = write_all(&self.stream, &bytes);
+        match tokio::time::timeout(WRITE_TIMEOUT, write).await {
+            Ok(result) => result,
+            Err(_) => Err(LinkError::Lost("the server does not read".to_owned())),
+        }
+    }
+
+    /// Says goodbye; what the server answers is not waited for.
+    pub(super) async fn close(mut self, rng: &mut impl Rng) {
+        let mask = rng.next_u32().to_ne_bytes();
+        self.outgoing.extend_from_slice(&websocket::close_frame(Some(1000), "", Some(mask)));
+        // The connection ends either way.
+        let _ = self.flush().await;
+    }
+}
+
+async fn within<T>(what: &str, step: impl Future<Output = Result<T, LinkError>>) -> Result<T, LinkError> {
+    match tokio::time::timeout(STEP_TIMEOUT, step).await {
+        Ok(result) => result,
+        Err(_) => Err(LinkError::Lost(format!("no {what} within {STEP_TIMEOUT:?}"))),
+    }
+}
+
+async fn write_all(stream: &TcpStream, mut bytes: &[u8]) -> Result<(), LinkError> {
+    while !bytes.is_empty() {
+        match stream.try_write(bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                stream.writable().await.map_err(|e| lost(&e))?;
+            }
+            Err(error) => return Err(lost(&error)),
+        }
+    }
+    Ok(())
+}
+
+fn decode(
+    decoder: &mut Decoder,
+    outgoing: &mut Vec<u8>,
+    bytes: &mut [u8],
+    frames: &mut Vec<ServerFrame>,
+) -> Result<(), LinkError> {
+    let mut closed = None;
+    let mut broken: Option<FrameError> = None;
+    let fed = decoder.feed(bytes, &mut |event| match event {
+        Event::Text(text) => match ServerFrame::decode(text) {
+            Ok(frame) => frames.push(frame),
+            Err(error) => broken = Some(error),
+        },
+        Event::Ping(payload) => outgoing.extend_from_slice(&websocket::pong_frame(payload, Some([0; 4]))),
+        Event::Pong(_) => {}
+        Event::Binary(_) => closed = Some(1003),
+        Event::Close(code) => closed = Some(code.unwrap_or(1005)),
+    });
+    fed.map_err(|violation| LinkError::Broken(violation.to_string()))?;
+    if let Some(error) = broken {
+        return Err(LinkError::Broken(error.to_string()));
+    }
+    closed.map_or(Ok(()), |code| Err(LinkError::Closed(code)))
+}
+
+fn parse_url(url: &str) -> Result<(&str, &str), LinkError> {
+    let rest =
+        url.strip_prefix("ws://").ok_or_else(|| LinkError::Refused(format!("{url:?} is not a ws:// address")))?;
+    let slash = rest.find('/').unwrap_or(rest.len());
+    Ok((&rest[..slash], if slash < rest.len() { &rest[slash..] } else { "/" }))
+}
+
+/// Sends the upgrade request and reads the answer; returns the bytes behind it.
+async fn upgrade(stream: &TcpStream, authority: &str, path: &str, token: &str) -> Result<Vec<u8>, LinkError> {
+    let key = generate_key();
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Protocol: {SUBPROTOCOL}\r\n\
+         Authorization: Bearer {token}\r\n\r\n"
+    );
+    write_all(stream, request.as_bytes()).await?;
+    let mut answer = Vec::with_capacity(512);
+    loop {
+        stream.readable().await.map_err(|e| lost(&e))?;
+        match stream.try_read_buf(&mut answer) {
+            Ok(0) => return Err(LinkError::Lost("closed during the upgrade".to_owned())),
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
+            Err(error) => return Err(lost(&error)),
+        }
+        let mut headers = [httparse::EMPTY_HEADER; 32];
+        let mut response = httparse::Response::new(&mut headers);
+        let parsed = response.parse(&answer).map_err(|e| LinkError::Broken(format!("upgrade answer: {e}")))?;
+        let httparse::Status::Complete(head) = parsed else { continue };
+        if response.code != Some(101) {
+            let body = String::from_utf8_lossy(&answer[head..]).into_owned();
+            return Err(LinkError::Refused(format!("{} {body}", response.code.unwrap_or(0))));
+        }
+        let accept = response.headers.iter().find(|h| h.name.eq_ignore_ascii_case("sec-websocket-accept"));
+        if accept.map(|h| h.value) != Some(derive_accept_key(key.as_bytes()).as_bytes()) {
+            return Err(LinkError::Broken("wrong Sec-WebSocket-Accept".to_owned()));
+        }
+        return Ok(answer.split_off(head));
+    }
+}

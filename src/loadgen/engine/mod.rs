@@ -1,0 +1,363 @@
+//! The run: setup, phases, faults, draining, audit, verdict.
+//!
+//! | file | what |
+//! |---|---|
+//! | `pacing` | what is due when: arrivals, coming and going, membership changes, faults |
+//! | `watch` | the live snapshot |
+//! | `verdict` | from counts to a word |
+
+mod pacing;
+mod verdict;
+mod watch;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU16;
+use std::time::Duration;
+
+use futures_util::{StreamExt, stream};
+use serde_json::json;
+use tokio::sync::watch::Sender;
+
+use self::watch::Watcher;
+use super::api::Api;
+use super::client::{Command, Device, DeviceState, Mailbox, Shared, UserPresence};
+use super::control::StackControl;
+use super::history::History;
+use super::ledger::{AuditedDevice, Ledger, audit_conversation};
+use super::recorder::{Recorder, Stats};
+use super::result::{FaultRecord, GeneratorHealth, RunResult, SCHEMA_VERSION};
+use super::scenario::Scenario;
+use super::world::{Progress, World};
+use crate::protocol::MessageFrame;
+use crate::protocol::limits::SYNC_LIMIT_MAX;
+use crate::runtime::{Tasks, clock, machine};
+use crate::telemetry::LiveSnapshot;
+
+/// Longest that devices may take to get answers for what they sent, once the load is over.
+const SETTLE: Duration = Duration::from_secs(20);
+
+/// The same after an interruption.
+const SETTLE_INTERRUPTED: Duration = Duration::from_secs(3);
+
+/// Time in which nothing is sent, so that live frames arrive before devices sync for the last time.
+const QUIET: Duration = Duration::from_millis(700);
+
+/// Conversations read back at the same time.
+const AUDITS_AT_ONCE: usize = 16;
+
+/// Tries to read one page of the audit.
+const AUDIT_TRIES: usize = 10;
+
+/// Why there is no result.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The deployment does not answer, or does not do what the setup needs.
+    #[error("{0}")]
+    Environment(String),
+    /// The scenario asks for what can't be done here.
+    #[error("{0}")]
+    Usage(String),
+}
+
+/// What a run needs beside its scenario.
+pub struct RunOptions {
+    /// Address of an API server, `http://host:port`.
+    pub target: String,
+    /// Hands on the stack, when whoever starts the run started it.
+    pub control: Option<Arc<dyn StackControl>>,
+    /// File for every event, as lines of JSON.
+    pub history: Option<PathBuf>,
+    /// Gets a snapshot per interval.
+    pub live: Sender<LiveSnapshot>,
+    /// Stopped to interrupt the run; its results are made all the same.
+    pub interrupt: Tasks,
+    /// Names the threads of the stack when they are in this process, to tell its processor time apart.
+    pub stack_threads: Option<&'static str>,
+}
+
+/// Runs a scenario.
+///
+/// # Errors
+/// Only where there is nothing to report: the target does not answer, the setup fails, a file can't be made.
+pub async fn run(scenario: &Scenario, options: RunOptions) -> Result<RunResult, RunError> {
+    let api = Api::new(&options.target).map_err(RunError::Usage)?;
+    if options.control.is_none() && !scenario.faults.is_empty() {
+        let fix = "run it without --target, or remove the faults";
+        return Err(RunError::Usage(format!(
+            "the scenario has faults, and this stack was not started by chatctl: {fix}"
+        )));
+    }
+    let unreachable = |e| {
+        RunError::Environment(format!(
+            "no stack answers at {}: {e}; start one with `chatctl up`, or leave --target out",
+            options.target
+        ))
+    };
+    api.ready().await.map_err(unreachable)?;
+    let history = match &options.history {
+        Some(path) => {
+            let failed = |e| RunError::Environment(format!("can't write the history {}: {e}", path.display()));
+            Some(History::create(path).map_err(failed)?)
+        }
+        None => None,
+    };
+    let run: u32 = rand::random();
+    let mut world = World::draw(scenario, run);
+    let recorder = Recorder::new();
+    set_up(scenario, &api, &mut world, &recorder, &options).await?;
+    let shared = Arc::new(share(scenario, run, world, api, recorder, history));
+    note_members(&shared);
+    let watcher = Watcher::start(Arc::clone(&shared), options.live.clone(), options.stack_threads);
+    let mut result = load(&shared, &options, &watcher).await;
+    watcher.finish(result.verdict);
+    shared.tasks.stop();
+    if let Some(Err(error)) = shared.history.as_ref().map(History::close) {
+        result.reasons.push(format!("the history is incomplete: {error}"));
+    }
+    result.target = options.target;
+    Ok(result)
+}
+
+/// Makes accounts and conversations, with progress.
+async fn set_up(
+    scenario: &Scenario,
+    api: &Api,
+    world: &mut World,
+    recorder: &Recorder,
+    options: &RunOptions,
+) -> Result<(), RunError> {
+    let progress = Progress::default();
+    let show = async {
+        loop {
+            let (share, text) = progress.show();
+            options.live.send_modify(|snapshot| {
+                snapshot.scenario.clone_from(&scenario.name);
+                "setup".clone_into(&mut snapshot.phase);
+                "running".clone_into(&mut snapshot.verdict);
+                snapshot.planned_s = scenario.duration().as_secs_f64();
+                snapshot.progress = share;
+                snapshot.progress_text = text;
+            });
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    tokio::select! {
+        made = world.create(api, recorder, &progress) => {
+            made.map_err(|e| RunError::Environment(format!("setting up accounts at {}: {e}", options.target)))
+        }
+        () = options.interrupt.stopped() => Err(RunError::Environment("interrupted during the setup".to_owned())),
+        () = show => Ok(()),
+    }
+}
+
+fn share(
+    scenario: &Scenario,
+    run: u32,
+    world: World,
+    api: Api,
+    recorder: Recorder,
+    history: Option<History>,
+) -> Shared {
+    Shared {
+        run,
+        scenario: scenario.clone(),
+        api,
+        recorder,
+        ledger: Ledger::new(world.conversations.len()),
+        stats: Stats::default(),
+        history,
+        mailboxes: world.clients.iter().map(|_| Mailbox::default()).collect(),
+        presence: world.users.iter().map(|_| UserPresence::default()).collect(),
+        servers: std::sync::Mutex::default(),
+        client_servers: world.clients.iter().map(|_| AtomicU16::new(0)).collect(),
+        faults: std::sync::Mutex::default(),
+        events: std::sync::Mutex::default(),
+        tasks: Tasks::new(),
+        world,
+    }
+}
+
+/// Tells the history who is a member and a friend before anything is sent.
+fn note_members(shared: &Shared) {
+    if shared.history.is_none() {
+        return;
+    }
+    let world = &shared.world;
+    for spec in &world.conversations {
+        for member in &spec.members {
+            let user = world.users[*member as usize].id;
+            shared.note("join", || json!({"conv": spec.id, "user": user}));
+        }
+    }
+    for (a, b) in &world.friends {
+        let (a, b) = (world.users[*a as usize].id, world.users[*b as usize].id);
+        shared.note("friend", || json!({"user": a, "other": b}));
+    }
+}
+
+/// Everything from the first connection to the verdict.
+async fn load(shared: &Arc<Shared>, options: &RunOptions, watcher: &Watcher) -> RunResult {
+    let started_at_ms = clock::unix_ms();
+    let started_us = clock::now_us();
+    let stack_cpu = || options.stack_threads.map_or(Duration::ZERO, machine::threads_cpu);
+    let (cpu_before, stack_before) = (machine::process_cpu(), stack_cpu());
+    let devices = start_devices(shared);
+    let was_interrupted = pacing::run_phases(shared, options, watcher, started_us).await;
+    let duration = Duration::from_micros(clock::now_us() - started_us);
+    let (cpu, stack) = (machine::process_cpu() - cpu_before, stack_cpu().saturating_sub(stack_before));
+    let resident_bytes = machine::resident_bytes().unwrap_or(0);
+    watcher.phase("drain");
+    let states = finish_devices(shared, devices, was_interrupted).await;
+    watcher.phase("audit");
+    let unaudited = audit(shared, &states, watcher).await;
+    let (lag, _) = shared.recorder.take_lag();
+    let histograms = shared.recorder.overall();
+    let mut result = RunResult {
+        schema: SCHEMA_VERSION,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        scenario: shared.scenario.name.clone(),
+        seed: shared.scenario.seed,
+        started_at_ms,
+        duration_s: duration.as_secs_f64(),
+        machine: machine::describe(),
+        counts: verdict::counts(shared, &states, unaudited),
+        latency: super::recorder::summaries(&histograms),
+        histograms: histograms.into_iter().map(|(path, h)| (path.name().to_owned(), h)).collect(),
+        violations: shared.ledger.described(),
+        errors: shared.stats.errors.lock().expect("no panic while held").clone(),
+        faults: faults(shared),
+        generator: GeneratorHealth {
+            lag,
+            cpu_s: cpu.saturating_sub(stack).as_secs_f64(),
+            stack_cpu_s: stack.as_secs_f64(),
+            resident_bytes,
+        },
+        ..RunResult::default()
+    };
+    verdict::decide(&shared.scenario, &mut result, was_interrupted);
+    result
+}
+
+fn start_devices(shared: &Arc<Shared>) -> Vec<tokio::sync::oneshot::Receiver<DeviceState>> {
+    let start = |client| {
+        let device = Device::new(shared, client);
+        let (done, state) = tokio::sync::oneshot::channel();
+        shared.tasks.spawn("load.device", async move {
+            // Nobody waits any more when the run was given up.
+            let _ = done.send(device.run().await);
+        });
+        state
+    };
+    (0..shared.mailboxes.len() as u32).map(start).collect()
+}
+
+/// Brings every device online, lets it get its answers, and has it sync for the last time.
+async fn finish_devices(
+    shared: &Arc<Shared>,
+    devices: Vec<tokio::sync::oneshot::Receiver<DeviceState>>,
+    was_interrupted: bool,
+) -> Vec<DeviceState> {
+    let now = clock::now_us();
+    let settle = if was_interrupted { SETTLE_INTERRUPTED } else { SETTLE };
+    for mailbox in &shared.mailboxes {
+        mailbox.put(Command::Online(0));
+    }
+    // First everything is answered, then everything is quiet, then all devices sync.
+    while super::recorder::get(&shared.stats.pending) > 0 && clock::now_us() < now + settle.as_micros() as u64 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    tokio::time::sleep(QUIET).await;
+    for mailbox in &shared.mailboxes {
+        mailbox.put(Command::Finish(now + settle.as_micros() as u64));
+    }
+    futures_util::future::join_all(devices).await.into_iter().flatten().collect()
+}
+
+/// Reads every conversation back and holds it against what was acknowledged and shown. Returns how many could not be read.
+async fn audit(shared: &Arc<Shared>, states: &[DeviceState], watcher: &Watcher) -> u64 {
+    let mut devices: Vec<Vec<AuditedDevice<'_>>> = shared.world.conversations.iter().map(|_| Vec::new()).collect();
+    for state in states {
+        for conversation in &state.conversations {
+            devices[conversation.index as usize].push(AuditedDevice {
+                client: state.client,
+                user: state.user,
+                shown: &conversation.shown,
+                acked: &conversation.acked,
+                is_drained: state.is_drained,
+            });
+        }
+    }
+    let total = devices.len();
+    let audits = devices.iter().enumerate().map(|(index, devices)| async move {
+        let index = index as u32;
+        let Some(stored) = read_back(shared, index).await else { return 1 };
+        let conversation = &shared.world.conversations[index as usize];
+        shared.note("final", || {
+            let rows: Vec<_> = stored.iter().map(|m| json!([m.id, m.uuid])).collect();
+            let auditor = shared.world.users[conversation.owner as usize].id;
+            json!({"conv": conversation.id, "user": auditor, "msgs": rows, "complete": true})
+        });
+        audit_conversation(&shared.ledger, &shared.world, index, &stored, devices);
+        0
+    });
+    let mut results = stream::iter(audits).buffer_unordered(AUDITS_AT_ONCE);
+    let (mut done, mut unread) = (0, 0);
+    while let Some(failed) = results.next().await {
+        unread += failed;
+        done += 1;
+        watcher.progress(done as f64 / total as f64, format!("conversations {done}/{total}"));
+    }
+    unread
+}
+
+/// Everything that the owner of a conversation can read.
+async fn read_back(shared: &Shared, index: u32) -> Option<Vec<MessageFrame>> {
+    let spec = &shared.world.conversations[index as usize];
+    let token = shared.world.token_of(spec.owner);
+    let mut all: Vec<MessageFrame> = Vec::new();
+    let mut tries = 0;
+    loop {
+        let after = all.last().map(|m| m.id).unwrap_or_default();
+        match shared.api.messages_sync(token, spec.id, after, SYNC_LIMIT_MAX).await {
+            Ok(page) => {
+                let is_stuck = page.messages.is_empty();
+                all.extend(page.messages);
+                if !page.has_more {
+                    return Some(all);
+                }
+                tries += usize::from(is_stuck);
+            }
+            Err(error) => {
+                tracing::debug!(%error, conversation = %spec.id, "audit");
+                tries += 1;
+            }
+        }
+        if tries >= AUDIT_TRIES {
+            return None;
+        }
+        if tries > 0 {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    }
+}
+
+fn faults(shared: &Shared) -> Vec<FaultRecord> {
+    let started_us = shared.faults.lock().expect("no panic while held").clone();
+    let record = |track: super::client::FaultTrack| {
+        let mut recovered = track.recovered_us.clone();
+        recovered.sort_unstable();
+        // The time by which 99 % of those who lost their connection were back.
+        let needed = (track.disconnected * 99).div_ceil(100) as usize;
+        let recovered_99_us = needed.checked_sub(1).and_then(|n| recovered.get(n));
+        FaultRecord {
+            what: track.what,
+            at_s: track.at_s,
+            disconnected: track.disconnected,
+            recovered: recovered.len() as u64,
+            recovered_99_s: recovered_99_us.map(|us| *us as f64 / 1e6),
+            error: track.error,
+        }
+    };
+    started_us.into_iter().map(record).collect()
+}

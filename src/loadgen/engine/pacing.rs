@@ -1,0 +1,236 @@
+//! What is due when. Every task here works from a plan of times, so that a late generator is late by a known amount and
+//! never slows the load down to what the server can bear.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{RngExt, SeedableRng};
+use serde_json::json;
+
+use super::RunOptions;
+use super::watch::Watcher;
+use crate::loadgen::client::{Command, FaultTrack, Shared, history_seconds};
+use crate::loadgen::control::StackControl;
+use crate::loadgen::recorder::add;
+use crate::loadgen::scenario::schedule::Schedule;
+use crate::loadgen::scenario::{Behavior, Churn, FaultAction, PhaseKind};
+use crate::protocol::api::ConversationKind;
+use crate::runtime::{Tasks, clock};
+
+/// Tries of one membership change.
+const CHANGE_TRIES: usize = 20;
+
+/// Runs all phases; returns whether the run was interrupted.
+pub(super) async fn run_phases(shared: &Arc<Shared>, options: &RunOptions, watcher: &Watcher, started_us: u64) -> bool {
+    let beside = Tasks::new();
+    beside.spawn_until_stopped("load.comings", comings_and_goings(Arc::clone(shared), started_us));
+    if let Some(churn) = shared.scenario.churn {
+        beside.spawn_until_stopped("load.churn", change_members(Arc::clone(shared), churn));
+    }
+    if let Some(control) = &options.control {
+        beside.spawn_until_stopped("load.faults", do_faults(Arc::clone(shared), Arc::clone(control), started_us));
+    }
+    watcher.begin(started_us);
+    let talkers = Talkers::of(shared);
+    let mut begins_us = started_us;
+    let mut was_interrupted = false;
+    for (number, phase) in shared.scenario.phases.iter().enumerate() {
+        watcher.phase(phase.phase.name());
+        shared.recorder.measure(phase.phase != PhaseKind::WarmUp);
+        let schedule = Schedule::new(phase, shared.scenario.seed.wrapping_add(number as u64 + 1));
+        let ends_us = begins_us + phase.duration.as_micros() as u64;
+        let mut rng = StdRng::seed_from_u64(shared.scenario.seed ^ 0x7a1c ^ number as u64);
+        let send = async {
+            for due in schedule {
+                let due_us = begins_us + due;
+                clock::sleep_until_us(due_us).await;
+                talkers.send(shared, &mut rng, due_us);
+            }
+            clock::sleep_until_us(ends_us).await;
+        };
+        tokio::select! {
+            () = send => {}
+            () = options.interrupt.stopped() => {
+                was_interrupted = true;
+                break;
+            }
+        }
+        begins_us = ends_us;
+    }
+    beside.stop();
+    beside.join(Duration::from_secs(10)).await;
+    was_interrupted
+}
+
+/// Who may talk, and where.
+struct Talkers {
+    /// Client and conversations that it may send to.
+    clients: Vec<(u32, Vec<u32>)>,
+}
+
+impl Talkers {
+    fn of(shared: &Shared) -> Self {
+        let world = &shared.world;
+        let mut clients = Vec::new();
+        for user in world.users.iter().filter(|u| u.behavior.talks()) {
+            let fits = |conversation: &&u32| {
+                let kind = world.conversations[**conversation as usize].kind;
+                match user.behavior {
+                    Behavior::OneToOne => kind == ConversationKind::Direct,
+                    Behavior::GroupTalker => kind == ConversationKind::Group,
+                    _ => true,
+                }
+            };
+            let conversations: Vec<u32> = user.conversations.iter().filter(fits).copied().collect();
+            if !conversations.is_empty() {
+                clients.extend(user.clients.iter().map(|client| (*client, conversations.clone())));
+            }
+        }
+        Self { clients }
+    }
+
+    /// Has somebody send a message that is due now.
+    fn send(&self, shared: &Shared, rng: &mut StdRng, due_us: u64) {
+        let Some((client, conversations)) = self.clients.choose(rng) else { return };
+        let user = shared.world.clients[*client as usize].user;
+        let Some(conversation) = conversations.choose(rng).copied() else { return };
+        let sizes = shared.scenario.population.message_bytes;
+        let bytes = rng.random_range(sizes.min..=sizes.max);
+        // Who was removed knows it, and does not write there.
+        if shared.ledger.is_member(&shared.world, conversation, user) {
+            add(&shared.stats.intended, 1);
+            shared.mailboxes[*client as usize].put(Command::Send { conversation, intended_us: due_us, bytes });
+        }
+    }
+}
+
+/// Connects everybody over `connect_over`, then has flappers and the presence-only go and come.
+async fn comings_and_goings(shared: Arc<Shared>, started_us: u64) {
+    let mut rng = StdRng::seed_from_u64(shared.scenario.seed ^ 0xf1a9);
+    let total = shared.mailboxes.len() as u64;
+    let over_us = shared.scenario.connect_over.as_micros() as u64;
+    // (when, client, whether to be online), the earliest last.
+    let mut plan: Vec<(u64, u32, bool)> =
+        (0..total).map(|n| (started_us + over_us * n / total, n as u32, true)).collect();
+    plan.sort_unstable_by(|a, b| b.cmp(a));
+    while let Some((due_us, client, online)) = plan.pop() {
+        clock::sleep_until_us(due_us).await;
+        shared.recorder.late_by(clock::now_us().saturating_sub(due_us));
+        let command = if online { Command::Online(due_us) } else { Command::Offline };
+        shared.mailboxes[client as usize].put(command);
+        if online {
+            add(&shared.stats.wanted, 1);
+        } else {
+            crate::loadgen::recorder::sub(&shared.stats.wanted, 1);
+        }
+        let user = shared.world.clients[client as usize].user;
+        let flapper = shared.scenario.flapper;
+        let stay = match (shared.world.users[user as usize].behavior, online) {
+            (Behavior::Flapper | Behavior::PresenceOnly, true) => flapper.online,
+            (Behavior::Flapper, false) => flapper.away,
+            (Behavior::PresenceOnly, false) => flapper.presence_away,
+            _ => continue,
+        };
+        let next_us = due_us + (stay.as_micros() as f64 * rng.random_range(0.7..1.3)) as u64;
+        let at = plan.partition_point(|entry| entry.0 > next_us);
+        plan.insert(at, (next_us, client, !online));
+    }
+}
+
+/// Removes members of groups and adds them again, one after the other.
+async fn change_members(shared: Arc<Shared>, churn: Churn) {
+    let mut rng = StdRng::seed_from_u64(shared.scenario.seed ^ 0xc4u64);
+    let groups: Vec<u32> = (0_u32..)
+        .zip(&shared.world.conversations)
+        .filter(|(_, c)| c.kind == ConversationKind::Group && c.members.len() > 2)
+        .map(|(n, _)| n)
+        .collect();
+    let mut due_us = clock::now_us();
+    loop {
+        due_us += churn.every.as_micros() as u64;
+        clock::sleep_until_us(due_us).await;
+        let Some(group) = groups.choose(&mut rng).copied() else { return };
+        let spec = &shared.world.conversations[group as usize];
+        let Some(member) = spec.members.choose(&mut rng).copied().filter(|m| *m != spec.owner) else { continue };
+        if shared.ledger.is_member(&shared.world, group, member) {
+            let shared = Arc::clone(&shared);
+            let tasks = shared.tasks.clone();
+            tasks.spawn("load.change_member", async move { change_member(&shared, group, member, churn).await });
+        }
+    }
+}
+
+/// Removes a member and adds the member again a while later.
+async fn change_member(shared: &Shared, group: u32, member: u32, churn: Churn) {
+    let spec = &shared.world.conversations[group as usize];
+    let (token, user) = (shared.world.token_of(spec.owner), shared.world.users[member as usize].id);
+    for _ in 0..CHANGE_TRIES {
+        let began_us = clock::now_us();
+        if shared.api.remove_member(token, spec.id, user).await.is_err() {
+            shared.stats.error("remove_member");
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            continue;
+        }
+        shared.ledger.left(group, member, clock::now_us());
+        note_change(shared, "leave", group, member, began_us);
+        break;
+    }
+    tokio::time::sleep(churn.back_after).await;
+    if shared.ledger.is_member(&shared.world, group, member) {
+        return;
+    }
+    for _ in 0..CHANGE_TRIES {
+        let began_us = clock::now_us();
+        shared.ledger.joins(group, member, began_us);
+        let added = shared.api.add_members(token, spec.id, vec![user]).await;
+        note_change(shared, "join", group, member, began_us);
+        if added.is_ok() {
+            return;
+        }
+        shared.stats.error("add_member");
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+fn note_change(shared: &Shared, event: &'static str, group: u32, member: u32, began_us: u64) {
+    if let Some(history) = &shared.history {
+        let (conversation, user) =
+            (shared.world.conversations[group as usize].id, shared.world.users[member as usize].id);
+        let fields = json!({"conv": conversation, "user": user, "te": clock::boot_seconds()});
+        history.write_at(event, history_seconds(began_us), fields);
+    }
+}
+
+/// Does the scenario's faults at their times.
+async fn do_faults(shared: Arc<Shared>, control: Arc<dyn StackControl>, started_us: u64) {
+    let mut faults = shared.scenario.faults.clone();
+    faults.sort_by_key(|fault| fault.at);
+    for fault in faults {
+        clock::sleep_until_us(started_us + fault.at.as_micros() as u64).await;
+        let at_us = clock::now_us();
+        let index = {
+            let mut tracks = shared.faults.lock().expect("no panic while held");
+            tracks.push(FaultTrack {
+                what: fault.action.to_string(),
+                at_us,
+                at_s: (at_us - started_us) as f64 / 1e6,
+                disconnected: 0,
+                recovered_us: Vec::new(),
+                error: None,
+            });
+            tracks.len() - 1
+        };
+        shared.event(format!("fault: {}", fault.action));
+        let done = match &fault.action {
+            FaultAction::Kill(server) => control.kill(server).await,
+            FaultAction::Drain(server) => control.drain(server).await,
+        };
+        shared.note("fault", || json!({"what": fault.action.to_string(), "te": clock::boot_seconds()}));
+        if let Err(error) = done {
+            shared.event(format!("fault failed: {error}"));
+            shared.faults.lock().expect("no panic while held")[index].error = Some(error);
+        }
+    }
+}

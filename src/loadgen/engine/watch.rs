@@ -1,0 +1,188 @@
+//! The live snapshot: made once per interval from counters, histograms and the stack's own `/metrics`.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::watch::Sender;
+
+use crate::loadgen::client::Shared;
+use crate::loadgen::recorder::{get, summaries};
+use crate::loadgen::result::Verdict;
+use crate::runtime::{clock, machine};
+use crate::telemetry::live::{ServerSnapshot, Totals};
+use crate::telemetry::prometheus::{self, Scraped};
+use crate::telemetry::{Counter, Gauge, LiveSnapshot};
+
+/// Time between two snapshots.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Makes snapshots in a task of the run.
+pub(super) struct Watcher {
+    live: Sender<LiveSnapshot>,
+    state: Arc<Mutex<State>>,
+}
+
+/// Where the run is. Written by the engine, read by the task.
+#[derive(Default)]
+struct State {
+    phase: String,
+    started_us: u64,
+    progress: Option<(f64, String)>,
+}
+
+impl Watcher {
+    pub(super) fn start(shared: Arc<Shared>, live: Sender<LiveSnapshot>, stack_threads: Option<&'static str>) -> Self {
+        let state: Arc<Mutex<State>> = Arc::default();
+        let (task_live, task_state) = (live.clone(), Arc::clone(&state));
+        let tasks = shared.tasks.clone();
+        tasks.spawn_until_stopped("load.watch", async move {
+            let mut before = Before::default();
+            loop {
+                tokio::time::sleep(INTERVAL).await;
+                let servers = scrape(&shared, &mut before).await;
+                let snapshot = snapshot(&shared, &task_state, servers, &mut before, stack_threads);
+                task_live.send_replace(snapshot);
+            }
+        });
+        Self { live, state }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state.lock().expect("no panic while held"));
+    }
+
+    /// The load begins.
+    pub(super) fn begin(&self, started_us: u64) {
+        self.change(|state| state.started_us = started_us);
+    }
+
+    pub(super) fn phase(&self, name: &str) {
+        self.change(|state| {
+            name.clone_into(&mut state.phase);
+            state.progress = None;
+        });
+    }
+
+    pub(super) fn progress(&self, share: f64, text: String) {
+        self.change(|state| state.progress = Some((share, text)));
+    }
+
+    /// The run is over.
+    pub(super) fn finish(&self, verdict: Verdict) {
+        self.live.send_modify(|snapshot| {
+            "done".clone_into(&mut snapshot.phase);
+            verdict.word().clone_into(&mut snapshot.verdict);
+        });
+    }
+}
+
+/// What the last snapshot saw, for rates.
+#[derive(Default)]
+struct Before {
+    at_us: u64,
+    totals: Totals,
+    cpu: Duration,
+    stack_cpu: Duration,
+    servers: BTreeMap<String, Scraped>,
+    servers_at_us: u64,
+    lag_us_max: u64,
+}
+
+async fn scrape(shared: &Shared, before: &mut Before) -> BTreeMap<String, ServerSnapshot> {
+    let now = clock::now_us();
+    let text = shared.api.metrics().await;
+    let scraped = text.map(|text| prometheus::parse(&text)).unwrap_or_default();
+    let seconds = (now - before.servers_at_us) as f64 / 1e6;
+    let mut servers = BTreeMap::new();
+    for (name, now) in &scraped {
+        let old = before.servers.get(name).cloned().unwrap_or_default();
+        let rate = |counter| ((now.counter(counter) - old.counter(counter)) / seconds).max(0.0);
+        let server = ServerSnapshot {
+            role: now.role.clone(),
+            connections: now.gauge(Gauge::Connections) as u64,
+            deliveries_per_s: rate(Counter::Deliveries),
+            acked_per_s: rate(Counter::SendsAcked),
+            lag_records: now.gauge(Gauge::LagRecords) as u64,
+            lag_s: now.gauge(Gauge::LagMs) / 1_000.0,
+            gone: false,
+        };
+        servers.insert(name.clone(), server);
+    }
+    // A server that was there and is not any more stays on the screen, as gone.
+    for (name, old) in &before.servers {
+        let gone = || ServerSnapshot { role: old.role.clone(), gone: true, ..ServerSnapshot::default() };
+        servers.entry(name.clone()).or_insert_with(gone);
+    }
+    before.servers.extend(scraped);
+    before.servers_at_us = now;
+    servers
+}
+
+fn totals(shared: &Shared) -> Totals {
+    let stats = &shared.stats;
+    Totals {
+        intended: get(&stats.intended) as f64,
+        acked: get(&stats.acked) as f64,
+        delivered: get(&stats.delivered) as f64,
+        repeated_on_wire: get(&stats.repeated_on_wire) as f64,
+        reconnects: get(&stats.reconnects) as f64,
+    }
+}
+
+fn snapshot(
+    shared: &Shared,
+    state: &Mutex<State>,
+    servers: BTreeMap<String, ServerSnapshot>,
+    before: &mut Before,
+    stack_threads: Option<&'static str>,
+) -> LiveSnapshot {
+    let now = clock::now_us();
+    let seconds = (now - before.at_us).max(1) as f64 / 1e6;
+    let totals = totals(shared);
+    let rate = |now: f64, old: f64| (now - old).max(0.0) / seconds;
+    let old = before.totals;
+    let rates = Totals {
+        intended: rate(totals.intended, old.intended),
+        acked: rate(totals.acked, old.acked),
+        delivered: rate(totals.delivered, old.delivered),
+        repeated_on_wire: rate(totals.repeated_on_wire, old.repeated_on_wire),
+        reconnects: rate(totals.reconnects, old.reconnects),
+    };
+    let (cpu, stack_cpu) = (machine::process_cpu(), stack_threads.map_or(Duration::ZERO, machine::threads_cpu));
+    let generator_cpu = (cpu - before.cpu).saturating_sub(stack_cpu.saturating_sub(before.stack_cpu));
+    let (_, lag) = shared.recorder.take_lag();
+    before.lag_us_max = before.lag_us_max.max(lag.max_us);
+    let state = state.lock().expect("no panic while held");
+    let planned_s = shared.scenario.duration().as_secs_f64();
+    let elapsed_s = if state.started_us == 0 { 0.0 } else { (now - state.started_us) as f64 / 1e6 };
+    let by_time = || ((elapsed_s / planned_s).min(1.0), format!("{elapsed_s:.0}/{planned_s:.0} s"));
+    let (progress, progress_text) = state.progress.clone().unwrap_or_else(by_time);
+    let snapshot = LiveSnapshot {
+        scenario: shared.scenario.name.clone(),
+        phase: state.phase.clone(),
+        progress,
+        progress_text,
+        elapsed_s,
+        planned_s,
+        connections_wanted: get(&shared.stats.wanted),
+        connections: get(&shared.stats.connections),
+        totals,
+        rates,
+        interval: summaries(&shared.recorder.take_interval()),
+        overall: summaries(&shared.recorder.overall()),
+        servers,
+        violations: shared.ledger.violations(),
+        errors: shared.stats.errors.lock().expect("no panic while held").clone(),
+        generator_lag_us_p99: lag.p99_us,
+        generator_lag_us_max: before.lag_us_max,
+        generator_cores: generator_cpu.as_secs_f64() / seconds,
+        resident_bytes: machine::resident_bytes().unwrap_or(0),
+        verdict: "running".to_owned(),
+        events: shared.events.lock().expect("no panic while held").clone(),
+    };
+    before.at_us = now;
+    before.totals = totals;
+    (before.cpu, before.stack_cpu) = (cpu, stack_cpu);
+    snapshot
+}

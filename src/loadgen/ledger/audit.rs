@@ -1,0 +1,232 @@
+//! The end of a run: one conversation read back in full, held against what was acknowledged and what was shown.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::ranges::Ranges;
+use super::{Kind, Ledger, user_name};
+use crate::loadgen::body::Tag;
+use crate::loadgen::world::World;
+use crate::protocol::MessageFrame;
+
+/// What one device has of the conversation.
+pub(in crate::loadgen) struct AuditedDevice<'a> {
+    pub(in crate::loadgen) client: u32,
+    pub(in crate::loadgen) user: u32,
+    /// Ids shown to the person.
+    pub(in crate::loadgen) shown: &'a Ranges,
+    /// Counters of its own messages that were acknowledged.
+    pub(in crate::loadgen) acked: &'a Ranges,
+    /// True when the device synced to the end.
+    pub(in crate::loadgen) is_drained: bool,
+}
+
+/// Audits one conversation. `stored` is everything that a member can read, in the order in which it was returned.
+pub(in crate::loadgen) fn audit_conversation(
+    ledger: &Ledger,
+    world: &World,
+    conversation: u32,
+    stored: &[MessageFrame],
+    devices: &[AuditedDevice<'_>],
+) {
+    let name = world.conversation_name(conversation);
+    let tags = check_rows(ledger, &name, conversation, stored);
+    check_acked(ledger, &name, conversation, &tags, devices);
+    for device in devices.iter().filter(|d| d.is_drained && ledger.is_member(world, conversation, d.user)) {
+        let user = user_name(world, device.user);
+        for (id, tag) in tags.iter().filter(|(id, _)| !device.shown.contains(**id)) {
+            let uuid = tag.uuid();
+            ledger.violation(Kind::Lost, || format!("{name} id {id} ({uuid}) never reached a device of {user}"));
+        }
+        for id in device.shown.iter().filter(|id| !tags.contains_key(id)) {
+            ledger.violation(Kind::IdReuse, || format!("{name} id {id} was shown to {user} and is not stored"));
+        }
+    }
+}
+
+/// Order, uniqueness and bodies of what is stored. Returns the tags by id.
+fn check_rows(ledger: &Ledger, name: &str, conversation: u32, stored: &[MessageFrame]) -> BTreeMap<u64, Tag> {
+    let mut tags = BTreeMap::new();
+    let mut ids_by_uuid = HashMap::new();
+    let mut newest = 0;
+    for row in stored {
+        let id = row.id.0;
+        if id < newest {
+            ledger.violation(Kind::OutOfOrder, || format!("{name} sync returned id {id} after id {newest}"));
+        }
+        if id == newest {
+            ledger.violation(Kind::IdReuse, || format!("{name} sync returned id {id} twice"));
+        }
+        newest = newest.max(id);
+        if let Some(other) = ids_by_uuid.insert(row.uuid, id) {
+            let uuid = row.uuid;
+            ledger.violation(Kind::Duplicated, || format!("{name} {uuid} is stored under ids {other} and {id}"));
+        }
+        match Tag::of(row).filter(|tag| tag.conversation == conversation) {
+            Some(tag) => {
+                tags.insert(id, tag);
+            }
+            None => ledger.violation(Kind::Altered, || format!("{name} id {id} is stored with another body")),
+        }
+    }
+    tags
+}
+
+/// Every acknowledged message is stored, under the id that was acknowledged.
+fn check_acked(
+    ledger: &Ledger,
+    name: &str,
+    conversation: u32,
+    tags: &BTreeMap<u64, Tag>,
+    devices: &[AuditedDevice<'_>],
+) {
+    let acked: HashMap<u32, &Ranges> = devices.iter().map(|d| (d.client, d.acked)).collect();
+    let mut stored: HashMap<u32, Ranges> = HashMap::new();
+    let mut sum = 0_u64;
+    for (id, tag) in tags {
+        stored.entry(tag.client).or_default().insert(tag.counter.into());
+        if acked.get(&tag.client).is_some_and(|acked| acked.contains(tag.counter.into())) {
+            sum = sum.wrapping_add(tag.hash_with(crate::protocol::MessageId(*id)));
+        }
+    }
+    let mut lost = 0;
+    for device in devices {
+        let empty = Ranges::default();
+        let stored = stored.get(&device.client).unwrap_or(&empty);
+        for counter in device.acked.iter().filter(|counter| !stored.contains(*counter)) {
+            lost += 1;
+            let client = device.client;
+            ledger.violation(Kind::Lost, || {
+                format!("{name} message {counter} of client {client} was acknowledged and is not stored")
+            });
+        }
+    }
+    if lost == 0 && sum != ledger.conversation(conversation).acked_sum {
+        ledger.violation(Kind::IdReuse, || format!("{name} holds acknowledged messages under other ids"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::loadgen::client::cursor::Seen;
+    use crate::loadgen::world::tests::tiny_world;
+    use crate::protocol::MessageId;
+
+    fn tag(client: u32, counter: u32) -> Tag {
+        Tag { run: 1, conversation: 0, client, counter, intended_us: 10, sent_us: 20 }
+    }
+
+    fn row(id: u64, tag: Tag) -> MessageFrame {
+        let world = tiny_world();
+        MessageFrame {
+            conversation: world.conversations[0].id,
+            id: MessageId(id),
+            uuid: tag.uuid(),
+            sender: world.users[0].id,
+            kind: "text".to_owned(),
+            body: tag.body(100),
+            reply_to: None,
+            at: 1,
+        }
+    }
+
+    fn ranges(numbers: &[u64]) -> Ranges {
+        let mut out = Ranges::default();
+        numbers.iter().for_each(|n| {
+            out.insert(*n);
+        });
+        out
+    }
+
+    /// Two messages of client 0, acknowledged under 1 and 2; two devices that were shown `shown`.
+    fn audit(stored: &[MessageFrame], shown: [&[u64]; 2]) -> Ledger {
+        let world = tiny_world();
+        let ledger = Ledger::new(1);
+        ledger.on_ack(&tag(0, 1), MessageId(1));
+        ledger.on_ack(&tag(0, 2), MessageId(2));
+        let (acked, none) = (ranges(&[1, 2]), Ranges::default());
+        let shown = shown.map(ranges);
+        let devices = [
+            AuditedDevice { client: 0, user: 0, shown: &shown[0], acked: &acked, is_drained: true },
+            AuditedDevice { client: 1, user: 1, shown: &shown[1], acked: &none, is_drained: true },
+        ];
+        audit_conversation(&ledger, &world, 0, stored, &devices);
+        ledger
+    }
+
+    fn kinds(ledger: &Ledger) -> Vec<Kind> {
+        Kind::ALL.into_iter().filter(|kind| ledger.count(*kind) > 0).collect()
+    }
+
+    #[test]
+    fn a_sound_conversation_has_no_violation() {
+        let ledger = audit(&[row(1, tag(0, 1)), row(2, tag(0, 2))], [&[1, 2], &[1, 2]]);
+        assert_eq!(kinds(&ledger), [], "{:?}", ledger.described());
+    }
+
+    #[test]
+    fn each_breakage_is_seen_and_named() {
+        let (one, two) = (row(1, tag(0, 1)), row(2, tag(0, 2)));
+        let lost_for_one = audit(&[one.clone(), two.clone()], [&[1, 2], &[1]]);
+        assert_eq!(kinds(&lost_for_one), [Kind::Lost]);
+        assert!(lost_for_one.described()[0].contains("id 2"), "{:?}", lost_for_one.described());
+        assert_eq!(kinds(&audit(&[one.clone()], [&[1], &[1]])), [Kind::Lost]);
+        assert_eq!(kinds(&audit(&[two.clone(), one.clone()], [&[1, 2], &[1, 2]])), [Kind::OutOfOrder]);
+        let twice = audit(&[one.clone(), two.clone(), row(3, tag(0, 2))], [&[1, 2, 3], &[1, 2, 3]]);
+        assert!(kinds(&twice).contains(&Kind::Duplicated));
+        let swapped = audit(&[row(1, tag(0, 2)), row(2, tag(0, 1))], [&[1, 2], &[1, 2]]);
+        assert_eq!(kinds(&swapped), [Kind::IdReuse]);
+        let altered = MessageFrame { body: one.body.replace('a', "b"), ..one };
+        assert!(kinds(&audit(&[altered, two], [&[1, 2], &[1, 2]])).contains(&Kind::Altered));
+    }
+
+    #[test]
+    fn live_checks_see_repeats_order_leaks_and_mixed_up_ids() {
+        let world = tiny_world();
+        let shown = |act: &dyn Fn(&Ledger)| {
+            let ledger = Ledger::new(1);
+            act(&ledger);
+            kinds(&ledger)
+        };
+        let seen = |id, counter| Seen { id, tag: tag(0, counter) };
+        assert_eq!(shown(&|l| l.on_shown(&world, 1, &seen(1, 1), 1, false)), [Kind::Duplicated]);
+        assert_eq!(shown(&|l| l.on_shown(&world, 1, &seen(1, 1), 2, true)), [Kind::OutOfOrder]);
+        assert_eq!(
+            shown(&|l| {
+                l.on_shown(&world, 0, &seen(1, 1), 0, true);
+                l.on_shown(&world, 1, &seen(1, 2), 0, true);
+            }),
+            [Kind::IdReuse]
+        );
+        assert_eq!(
+            shown(&|l| {
+                l.on_shown(&world, 0, &seen(1, 1), 0, true);
+                l.on_shown(&world, 1, &seen(2, 1), 0, true);
+            }),
+            [Kind::Duplicated]
+        );
+        // Sent at 20, removed at 15: leaked. Removed at 25: fine. Added again: history is theirs.
+        assert_eq!(
+            shown(&|l| {
+                l.left(0, 1, 15);
+                l.on_shown(&world, 1, &seen(1, 1), 0, true);
+            }),
+            [Kind::Leaked]
+        );
+        assert_eq!(
+            shown(&|l| {
+                l.left(0, 1, 25);
+                l.on_shown(&world, 1, &seen(1, 1), 0, true);
+            }),
+            []
+        );
+        assert_eq!(
+            shown(&|l| {
+                l.left(0, 1, 15);
+                l.joins(0, 1, 30);
+                l.on_shown(&world, 1, &seen(1, 1), 0, true);
+            }),
+            []
+        );
+    }
+}

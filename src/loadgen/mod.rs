@@ -1,0 +1,29 @@
+//! Simulated clients. Knows the wire and nothing else: the same run can be aimed at any deployment.
+//!
+//! | file | what |
+//! |---|---|
+//! | `scenario/` | what to simulate: parsing with places in the errors, arrival schedules, thresholds |
+//! | `world` | users, devices, conversations, made through the API |
+//! | `client/` | one device: a cursor without I/O, a WebSocket, a loop |
+//! | `engine` | the run: phases, arrivals, faults, draining, audit |
+//! | `ledger/` | what was expected against what came |
+//! | `recorder` | latencies by path, counters |
+//! | `history` | every event as a line of JSON |
+//! | `result` | the outcome, versioned |
+
+mod api;
+mod body;
+mod client;
+pub mod control;
+mod engine;
+mod history;
+mod ledger;
+pub mod recorder;
+pub mod result;
+pub mod scenario;
+mod world;
+
+pub use engine::{RunError, RunOptions, run};
+
+pub use result::RunResult;
+pub use scenario::Scenario;

@@ -1,0 +1,203 @@
+//! The outcome of a run: one type, versioned, from which every report is made.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::scenario::threshold::Outcome;
+use crate::telemetry::{Latency, LatencySummary};
+
+/// Version of the JSON form. Rises when a field changes its meaning or goes.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// The word at the end of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Everything holds.
+    #[default]
+    Pass,
+    /// The ledger is clean, a threshold is not met.
+    ThresholdFailed,
+    /// A guarantee was broken.
+    LedgerViolated,
+    /// The run says nothing.
+    Invalid,
+    /// The run was stopped.
+    Interrupted,
+}
+
+impl Verdict {
+    /// The word for people.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Pass => "PASS",
+            Self::ThresholdFailed => "FAIL (threshold)",
+            Self::LedgerViolated => "FAIL (ledger)",
+            Self::Invalid => "INVALID",
+            Self::Interrupted => "INTERRUPTED",
+        }
+    }
+}
+
+macro_rules! counts {
+    ($( $(#[$doc:meta])* $name:ident ),* $(,)?) => {
+        /// What was counted over the whole run.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+        #[serde(default)]
+        pub struct Counts { $( $(#[$doc])* pub $name: u64 ),* }
+
+        impl Counts {
+            /// Names of all counts, for thresholds.
+            pub const NAMES: &'static [&'static str] = &[$(stringify!($name)),*];
+
+            /// The count of a name.
+            #[must_use]
+            pub fn get(&self, name: &str) -> Option<f64> {
+                match name {
+                    $( stringify!($name) => Some(self.$name as f64), )*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+counts!(
+    /// Acknowledged messages that are not stored, and stored ones that a member's device never got.
+    lost,
+    /// Messages shown twice to a person, or stored under two ids.
+    duplicated,
+    /// Messages shown after a younger one.
+    out_of_order,
+    /// Ids that belonged to two messages, or were not the acknowledged ones.
+    id_reuse,
+    /// Messages shown to somebody who was not a member when they were sent.
+    leaked,
+    /// Bodies that came changed.
+    altered,
+    /// Users told offline too early or too late.
+    presence_wrong,
+    /// Messages that were due.
+    intended,
+    /// Messages written at least once.
+    sent,
+    /// Messages acknowledged.
+    acked,
+    /// Messages refused for good, such as those of removed members.
+    refused,
+    /// Messages without an answer at the end.
+    unresolved,
+    /// Messages shown to persons, over all devices.
+    delivered,
+    /// Frames received.
+    frames,
+    /// Frames that repeated a message and were dropped by the client.
+    repeated_on_wire,
+    /// Gaps that clients closed by a sync.
+    gaps_synced,
+    /// Devices.
+    clients,
+    /// Devices that never connected.
+    never_connected,
+    /// Devices that could not sync at the end.
+    undrained,
+    /// Conversations read back in full at the end.
+    audited,
+    /// Conversations that could not be read back.
+    unaudited,
+    /// Connections made after the first.
+    reconnects,
+);
+
+impl Counts {
+    /// Broken guarantees, by kind, without zeros.
+    #[must_use]
+    pub fn violations(&self) -> BTreeMap<String, u64> {
+        let kinds = [
+            ("lost", self.lost),
+            ("duplicated", self.duplicated),
+            ("out_of_order", self.out_of_order),
+            ("id_reuse", self.id_reuse),
+            ("leaked", self.leaked),
+            ("altered", self.altered),
+            ("presence_wrong", self.presence_wrong),
+        ];
+        kinds.into_iter().filter(|(_, n)| *n > 0).map(|(kind, n)| (kind.to_owned(), n)).collect()
+    }
+}
+
+/// How the generator itself did.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GeneratorHealth {
+    /// How late it did what was due.
+    pub lag: LatencySummary,
+    /// Processor time of its threads, in seconds.
+    pub cpu_s: f64,
+    /// Processor time of the stack's threads, in seconds; 0 when the stack is elsewhere.
+    pub stack_cpu_s: f64,
+    /// Resident memory of the process at the end of the load, in bytes.
+    pub resident_bytes: u64,
+}
+
+/// One thing done to the stack.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct FaultRecord {
+    /// What.
+    pub what: String,
+    /// When, in seconds from the start of the load.
+    pub at_s: f64,
+    /// Devices that lost their connection by it.
+    pub disconnected: u64,
+    /// Of those, how many were connected and caught up again.
+    pub recovered: u64,
+    /// Time from the fault until 99 % of them were, in seconds; `None` while they are not.
+    pub recovered_99_s: Option<f64>,
+    /// What went wrong with the fault itself.
+    pub error: Option<String>,
+}
+
+/// The outcome of a run.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RunResult {
+    /// [`SCHEMA_VERSION`].
+    pub schema: u32,
+    /// chatctl's version.
+    pub version: String,
+    /// The scenario's name.
+    pub scenario: String,
+    /// The seed.
+    pub seed: u64,
+    /// API address of the stack.
+    pub target: String,
+    /// When the load began, in milliseconds since 1970.
+    pub started_at_ms: u64,
+    /// How long the load took, in seconds.
+    pub duration_s: f64,
+    /// The machine of the generator.
+    pub machine: String,
+    /// The word.
+    pub verdict: Verdict,
+    /// Why it is not a pass.
+    pub reasons: Vec<String>,
+    /// What was counted.
+    pub counts: Counts,
+    /// Latency by path, without warm-up.
+    pub latency: BTreeMap<String, LatencySummary>,
+    /// Each threshold with its value.
+    pub thresholds: Vec<Outcome>,
+    /// The first violations, in words, with the ids of what was broken.
+    pub violations: Vec<String>,
+    /// Errors by code.
+    pub errors: BTreeMap<String, u64>,
+    /// What was done to the stack.
+    pub faults: Vec<FaultRecord>,
+    /// How the generator did.
+    pub generator: GeneratorHealth,
+    /// The histograms themselves, by path; not in the JSON.
+    #[serde(skip)]
+    pub histograms: BTreeMap<String, Latency>,
+}

@@ -1,0 +1,531 @@
+//! A scenario: data with a name. Parsed from YAML, checked with file, line and the valid values in the error.
+
+pub mod schedule;
+pub mod threshold;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use self::threshold::Threshold;
+
+/// A scenario that can't be run, with the place and the fix.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ScenarioError(String);
+
+/// What to simulate.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scenario {
+    /// Shown in reports.
+    pub name: String,
+    /// What it is for, in a sentence.
+    #[serde(default)]
+    pub description: String,
+    /// Everything random comes from it.
+    #[serde(default = "defaults::seed")]
+    pub seed: u64,
+    /// The stack that is started when no target is given.
+    #[serde(default)]
+    pub stack: StackSpec,
+    /// Who is simulated.
+    pub population: Population,
+    /// What the users do, by weight.
+    pub behaviors: BTreeMap<Behavior, u32>,
+    /// Time over which all clients connect, evenly.
+    #[serde(default = "defaults::connect_over", with = "humantime_serde")]
+    pub connect_over: Duration,
+    /// What happens, in order.
+    pub phases: Vec<Phase>,
+    /// Time between two beats of a device.
+    #[serde(default = "defaults::heartbeat", with = "humantime_serde")]
+    pub heartbeat: Duration,
+    /// How a client comes back.
+    #[serde(default)]
+    pub reconnect: Reconnect,
+    /// What flappers do.
+    #[serde(default)]
+    pub flapper: Flapper,
+    /// Members removed from groups and added again while the load runs; none when absent.
+    #[serde(default)]
+    pub churn: Option<Churn>,
+    /// Things done to the stack, for stacks that chatctl started.
+    #[serde(default)]
+    pub faults: Vec<Fault>,
+    /// What must hold for a pass. The ledger must be clean in any case.
+    #[serde(default)]
+    pub thresholds: Vec<Threshold>,
+    /// 99th percentile of the generator's own lag past which the run is invalid.
+    #[serde(default = "defaults::generator_lag_max", with = "humantime_serde")]
+    pub generator_lag_max: Duration,
+}
+
+mod defaults {
+    use std::time::Duration;
+
+    pub(super) const fn seed() -> u64 {
+        1
+    }
+    pub(super) const fn connect_over() -> Duration {
+        Duration::from_secs(3)
+    }
+    pub(super) const fn heartbeat() -> Duration {
+        crate::protocol::limits::HEARTBEAT
+    }
+    pub(super) const fn generator_lag_max() -> Duration {
+        Duration::from_millis(100)
+    }
+}
+
+/// The stack that a run starts for itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StackSpec {
+    /// Chat servers.
+    pub chat_servers: usize,
+    /// Presence servers.
+    pub presence_servers: usize,
+    /// API servers.
+    pub api_servers: usize,
+    /// Partitions of the log.
+    pub partitions: u32,
+}
+
+impl Default for StackSpec {
+    fn default() -> Self {
+        Self { chat_servers: 3, presence_servers: 1, api_servers: 1, partitions: 16 }
+    }
+}
+
+/// A whole number drawn evenly from a range, or fixed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Range {
+    /// Smallest.
+    pub min: u32,
+    /// Largest.
+    pub max: u32,
+}
+
+/// Who is simulated.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Population {
+    /// Users; each gets an account.
+    pub users: u32,
+    /// Devices of each user.
+    #[serde(default = "one")]
+    pub devices_per_user: Range,
+    /// Friends of each user, about.
+    #[serde(default)]
+    pub friends_per_user: u32,
+    /// One-to-one conversations of each user, about.
+    #[serde(default)]
+    pub direct_per_user: u32,
+    /// Groups; above 100 members they are large channels.
+    #[serde(default)]
+    pub groups: Vec<Groups>,
+    /// Size of a message body in bytes.
+    #[serde(default = "message_bytes")]
+    pub message_bytes: Range,
+}
+
+const fn one() -> Range {
+    Range { min: 1, max: 1 }
+}
+
+const fn message_bytes() -> Range {
+    Range { min: 100, max: 200 }
+}
+
+/// Some groups of one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Groups {
+    /// How many.
+    pub count: u32,
+    /// How many members each has.
+    pub members: Range,
+}
+
+/// What a user does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Behavior {
+    /// Sends in one-to-one conversations.
+    OneToOne,
+    /// Sends in groups.
+    GroupTalker,
+    /// Reads only.
+    Lurker,
+    /// Sends anywhere, goes offline and comes back.
+    Flapper,
+    /// Beats only, and stays away long enough to be seen going offline.
+    PresenceOnly,
+}
+
+impl Behavior {
+    /// All behaviours.
+    pub const ALL: [Self; 5] = [Self::OneToOne, Self::GroupTalker, Self::Lurker, Self::Flapper, Self::PresenceOnly];
+
+    /// The name in a scenario.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::OneToOne => "one-to-one",
+            Self::GroupTalker => "group-talker",
+            Self::Lurker => "lurker",
+            Self::Flapper => "flapper",
+            Self::PresenceOnly => "presence-only",
+        }
+    }
+
+    /// Whether it sends messages.
+    #[must_use]
+    pub const fn talks(self) -> bool {
+        matches!(self, Self::OneToOne | Self::GroupTalker | Self::Flapper)
+    }
+}
+
+/// A stretch of the run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Phase {
+    /// What it is: a warm-up is not measured.
+    pub phase: PhaseKind,
+    /// How long.
+    #[serde(with = "humantime_serde")]
+    pub duration: Duration,
+    /// Messages per second over all users: fixed, or from one rate to another in a ramp.
+    #[serde(default)]
+    pub rate: f64,
+    /// The rate at the end of a ramp.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_to: Option<f64>,
+    /// When messages are due within the rate.
+    #[serde(default)]
+    pub arrivals: Arrivals,
+}
+
+/// What a phase is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PhaseKind {
+    /// Load that is not measured.
+    WarmUp,
+    /// A rising or falling load.
+    Ramp,
+    /// A steady load.
+    Steady,
+    /// The end of the load.
+    CoolDown,
+}
+
+impl PhaseKind {
+    /// The name in a scenario.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::WarmUp => "warm-up",
+            Self::Ramp => "ramp",
+            Self::Steady => "steady",
+            Self::CoolDown => "cool-down",
+        }
+    }
+}
+
+/// An open model: messages are due whether or not earlier ones were answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Arrivals {
+    /// Exponential gaps, as of many independent people.
+    #[default]
+    Poisson,
+    /// Equal gaps.
+    Constant,
+}
+
+/// How a client comes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Reconnect {
+    /// First wait at most.
+    #[serde(with = "humantime_serde")]
+    pub first: Duration,
+    /// Longest wait.
+    #[serde(with = "humantime_serde")]
+    pub max: Duration,
+}
+
+impl Default for Reconnect {
+    fn default() -> Self {
+        Self { first: Duration::from_millis(500), max: Duration::from_secs(10) }
+    }
+}
+
+/// What flappers and the presence-only do: online, away, online again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Flapper {
+    /// Time online, about.
+    #[serde(with = "humantime_serde")]
+    pub online: Duration,
+    /// Time away of a flapper, about.
+    #[serde(with = "humantime_serde")]
+    pub away: Duration,
+    /// Time away of the presence-only: over 35 s, so that friends see them leave.
+    #[serde(with = "humantime_serde")]
+    pub presence_away: Duration,
+}
+
+impl Default for Flapper {
+    fn default() -> Self {
+        Self { online: Duration::from_secs(6), away: Duration::from_secs(4), presence_away: Duration::from_secs(40) }
+    }
+}
+
+/// Changes of membership.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Churn {
+    /// Time between two removals.
+    #[serde(with = "humantime_serde")]
+    pub every: Duration,
+    /// Time until the removed member is added again.
+    #[serde(with = "humantime_serde")]
+    pub back_after: Duration,
+}
+
+/// Something done to the stack.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fault {
+    /// When, from the start of the load.
+    #[serde(with = "humantime_serde")]
+    pub at: Duration,
+    /// What: `kill chat-2` or `drain chat-2`.
+    #[serde(rename = "do")]
+    pub action: FaultAction,
+}
+
+/// What is done to the stack.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FaultAction {
+    /// A server ends at once.
+    Kill(String),
+    /// A server's clients leave, then it stops.
+    Drain(String),
+}
+
+impl std::fmt::Display for FaultAction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Kill(server) => write!(f, "kill {server}"),
+            Self::Drain(server) => write!(f, "drain {server}"),
+        }
+    }
+}
+
+impl std::str::FromStr for FaultAction {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_whitespace().collect::<Vec<_>>()[..] {
+            ["kill", server] => Ok(Self::Kill(server.to_owned())),
+            ["drain", server] => Ok(Self::Drain(server.to_owned())),
+            _ => Err(format!(
+                "unknown fault {text:?}: valid are \"kill SERVER\" and \"drain SERVER\", such as \"kill chat-2\""
+            )),
+        }
+    }
+}
+
+macro_rules! as_text {
+    ($name:ty) => {
+        impl Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+pub(crate) use as_text;
+
+as_text!(FaultAction);
+
+/// Most users of one run.
+const USERS_MAX: u32 = 1 << 24;
+
+impl Scenario {
+    /// Reads and checks a file.
+    pub fn read(path: &Path) -> Result<Self, ScenarioError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| ScenarioError(format!("{}: {e}; scenarios lie in the folder scenarios/", path.display())))?;
+        Self::parse(&text, &path.display().to_string())
+    }
+
+    /// Parses and checks a text; `origin` names it in errors.
+    pub fn parse(text: &str, origin: &str) -> Result<Self, ScenarioError> {
+        let scenario: Self = serde_saphyr::from_str(text).map_err(|e| located(origin, &e))?;
+        scenario.check().map_err(|(key, problem)| {
+            let line = line_of(text, key).map(|n| format!(":{n}")).unwrap_or_default();
+            ScenarioError(format!("{origin}{line}: {key}: {problem}"))
+        })?;
+        Ok(scenario)
+    }
+
+    /// Time of all phases.
+    #[must_use]
+    pub fn duration(&self) -> Duration {
+        self.phases.iter().map(|p| p.duration).sum()
+    }
+
+    /// Checks what types can't say; an error has the key and the problem.
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        let p = &self.population;
+        if !(2..USERS_MAX).contains(&p.users) {
+            return Err(("users", format!("{} users: valid are 2 to {}", p.users, USERS_MAX - 1)));
+        }
+        let range = |key, range: Range, lowest: u32, highest: u32| {
+            if range.min < lowest || range.max > highest || range.min > range.max {
+                let Range { min, max } = range;
+                let problem = format!("min {min}, max {max}: valid are {lowest} <= min <= max <= {highest}");
+                return Err((key, problem));
+            }
+            Ok(())
+        };
+        range("devices_per_user", p.devices_per_user, 1, 8)?;
+        range("message_bytes", p.message_bytes, 80, 60_000)?;
+        for groups in &p.groups {
+            range("members", groups.members, 2, p.users)?;
+        }
+        if self.behaviors.values().all(|weight| *weight == 0) {
+            return Err(("behaviors", "every weight is 0: give at least one behaviour a weight".to_owned()));
+        }
+        let weight = |b| self.behaviors.get(&b).copied().unwrap_or(0);
+        if weight(Behavior::OneToOne) > 0 && p.direct_per_user == 0 {
+            let problem = "one-to-one talkers need conversations: set population.direct_per_user above 0";
+            return Err(("behaviors", problem.to_owned()));
+        }
+        if weight(Behavior::GroupTalker) > 0 && p.groups.iter().all(|g| g.count == 0) {
+            let problem = "group talkers need groups: add population.groups";
+            return Err(("behaviors", problem.to_owned()));
+        }
+        if self.phases.is_empty() {
+            return Err(("phases", "there is none: add at least {phase: steady, duration: 10s, rate: 10}".to_owned()));
+        }
+        for phase in &self.phases {
+            if phase.duration.is_zero() {
+                return Err(("phases", format!("{} lasts 0 s", phase.phase.name())));
+            }
+            let rates = [phase.rate, phase.rate_to.unwrap_or(0.0)];
+            if rates.iter().any(|r| !r.is_finite() || *r < 0.0 || *r > 1e6) {
+                return Err(("phases", format!("{} has a rate outside 0 to 1000000 per second", phase.phase.name())));
+            }
+        }
+        if self.heartbeat < Duration::from_millis(100) {
+            return Err(("heartbeat", "at least 100ms".to_owned()));
+        }
+        let duration = self.duration();
+        if let Some(late) = self.faults.iter().find(|f| f.at > duration) {
+            let problem = format!("{} at {:?} is after the end of the load at {duration:?}", late.action, late.at);
+            return Err(("faults", problem));
+        }
+        Ok(())
+    }
+}
+
+/// The parser's error, with the place in front.
+fn located(origin: &str, error: &serde_saphyr::Error) -> ScenarioError {
+    let place = error.location().map(|l| format!(":{}:{}", l.line(), l.column())).unwrap_or_default();
+    ScenarioError(format!("{origin}{place}: {error}"))
+}
+
+/// The first line that holds a key.
+fn line_of(text: &str, key: &str) -> Option<usize> {
+    let wanted = format!("{key}:");
+    text.lines()
+        .position(|line| {
+            line.trim_start().trim_start_matches("- ").trim_start_matches('{').starts_with(&wanted)
+                || line.contains(&format!(" {wanted}"))
+        })
+        .map(|n| n + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "
+name: tiny
+population: {users: 10, direct_per_user: 2}
+behaviors:
+  one-to-one: 1
+phases:
+  - {phase: steady, duration: 5s, rate: 10}
+thresholds: ['ack_ms.p99 < 50', 'lost == 0']
+";
+
+    fn error(text: &str) -> String {
+        Scenario::parse(text, "x.yaml").expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn a_small_scenario_has_defaults_for_the_rest() {
+        let s = Scenario::parse(GOOD, "x.yaml").expect("valid");
+        assert_eq!((s.seed, s.heartbeat, s.thresholds.len()), (1, Duration::from_secs(5), 2));
+    }
+
+    #[test]
+    fn a_wrong_key_names_the_line_and_the_valid_keys() {
+        let text = error(&GOOD.replace("direct_per_user", "directs_per_user"));
+        assert!(text.starts_with("x.yaml:3:"), "{text}");
+        assert!(text.contains("directs_per_user") && text.contains("direct_per_user"), "{text}");
+    }
+
+    #[test]
+    fn an_unknown_behaviour_lists_the_known_ones() {
+        let text = error(&GOOD.replace("one-to-one", "chatterbox"));
+        assert!(
+            text.starts_with("x.yaml:5:") && text.contains("chatterbox") && text.contains("presence-only"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_wrong_threshold_names_the_valid_measures() {
+        let text = error(&GOOD.replace("ack_ms.p99", "ack.p99"));
+        assert!(text.contains("ack_ms"), "{text}");
+    }
+
+    #[test]
+    fn values_out_of_range_are_named_with_their_line() {
+        assert!(error(&GOOD.replace("users: 10", "users: 1")).starts_with("x.yaml:3: users:"));
+        assert!(error(&GOOD.replace("one-to-one", "group-talker")).contains("population.groups"));
+        assert!(error(&GOOD.replace("duration: 5s", "duration: 0s")).contains("lasts 0 s"));
+        assert!(error("").contains("x.yaml"));
+    }
+
+    #[test]
+    fn every_scenario_of_the_folder_is_valid() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
+        let mut count = 0;
+        for entry in std::fs::read_dir(folder).expect("there is a folder") {
+            let path = entry.expect("readable").path();
+            if path.extension().is_some_and(|e| e == "yaml") {
+                Scenario::read(&path).unwrap_or_else(|e| panic!("{e}"));
+                count += 1;
+            }
+        }
+        assert!(count >= 6, "{count} scenarios");
+    }
+}

@@ -1,0 +1,329 @@
+//! Who is simulated: users, devices and conversations, drawn from the seed and made through the API.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
+
+use super::api::{Api, Error};
+use super::recorder::{Path, Recorder};
+use super::scenario::{Behavior, Range, Scenario};
+use crate::protocol::api::{ConversationKind, LoggedIn, NewConversation};
+use crate::protocol::limits::{FANOUT_ON_WRITE_MEMBERS_MAX, MEMBERS_PER_CALL_MAX};
+use crate::protocol::{ConversationId, DeviceName, UserId};
+use crate::runtime::clock;
+
+/// API calls under way during setup.
+const CALLS_AT_ONCE: usize = 32;
+
+/// Tries of one setup call.
+const TRIES: usize = 4;
+
+const PASSWORD: &str = "simulated user";
+
+/// A simulated user.
+#[derive(Debug, Clone)]
+pub(super) struct User {
+    pub(super) name: String,
+    pub(super) id: UserId,
+    pub(super) behavior: Behavior,
+    /// Indexes of the user's devices among the clients.
+    pub(super) clients: Vec<u32>,
+    /// Indexes of the user's conversations, rising.
+    pub(super) conversations: Vec<u32>,
+}
+
+/// A simulated device.
+#[derive(Debug, Clone)]
+pub(super) struct ClientSpec {
+    pub(super) user: u32,
+    pub(super) device: DeviceName,
+    /// What login returned.
+    pub(super) login: Option<LoggedIn>,
+}
+
+/// A conversation.
+#[derive(Debug, Clone)]
+pub(super) struct ConversationSpec {
+    pub(super) id: ConversationId,
+    pub(super) kind: ConversationKind,
+    /// Indexes of the first members, rising. The first user of `members` need not be the owner.
+    pub(super) members: Vec<u32>,
+    pub(super) owner: u32,
+}
+
+impl ConversationSpec {
+    /// True above the size that is fanned out on write.
+    pub(super) fn is_large(&self) -> bool {
+        self.members.len() > FANOUT_ON_WRITE_MEMBERS_MAX
+    }
+}
+
+/// Everybody and everything of a run.
+#[derive(Debug, Default)]
+pub(super) struct World {
+    pub(super) users: Vec<User>,
+    pub(super) clients: Vec<ClientSpec>,
+    pub(super) conversations: Vec<ConversationSpec>,
+    pub(super) friends: Vec<(u32, u32)>,
+    by_conversation: HashMap<ConversationId, u32>,
+    by_user: HashMap<UserId, u32>,
+}
+
+impl World {
+    /// Draws a world from the scenario's seed; nothing has an id yet.
+    pub(super) fn draw(scenario: &Scenario, run: u32) -> Self {
+        let mut rng = StdRng::seed_from_u64(scenario.seed);
+        let population = &scenario.population;
+        let mut world = Self::default();
+        for user in 0..population.users {
+            let devices = draw(&mut rng, population.devices_per_user);
+            let clients = (0..devices).map(|n| world.add_client(user, n)).collect();
+            world.users.push(User {
+                name: format!("u-{run:08x}-{user}"),
+                id: UserId(0),
+                behavior: draw_behavior(&mut rng, scenario),
+                clients,
+                conversations: Vec::new(),
+            });
+        }
+        world.friends = draw_pairs(&mut rng, population.users, population.friends_per_user);
+        for (a, b) in draw_pairs(&mut rng, population.users, population.direct_per_user) {
+            world.add_conversation(ConversationKind::Direct, vec![a, b], a);
+        }
+        for groups in &population.groups {
+            for _ in 0..groups.count {
+                let size = draw(&mut rng, groups.members) as usize;
+                let members = rand::seq::index::sample(&mut rng, population.users as usize, size);
+                let mut members: Vec<u32> = members.into_iter().map(|n| n as u32).collect();
+                let owner = members[0];
+                members.sort_unstable();
+                world.add_conversation(ConversationKind::Group, members, owner);
+            }
+        }
+        world
+    }
+
+    fn add_client(&mut self, user: u32, number: u32) -> u32 {
+        let device = format!("device-{}", number + 1).parse().expect("a valid name");
+        self.clients.push(ClientSpec { user, device, login: None });
+        self.clients.len() as u32 - 1
+    }
+
+    fn add_conversation(&mut self, kind: ConversationKind, members: Vec<u32>, owner: u32) {
+        let index = self.conversations.len() as u32;
+        for member in &members {
+            self.users[*member as usize].conversations.push(index);
+        }
+        self.conversations.push(ConversationSpec { id: ConversationId(0), kind, members, owner });
+    }
+
+    pub(super) fn conversation_index(&self, id: ConversationId) -> Option<u32> {
+        self.by_conversation.get(&id).copied()
+    }
+
+    pub(super) fn user_index(&self, id: UserId) -> Option<u32> {
+        self.by_user.get(&id).copied()
+    }
+
+    /// Whether a user was a member when the run began.
+    pub(super) fn is_original_member(&self, conversation: u32, user: u32) -> bool {
+        self.conversations[conversation as usize].members.binary_search(&user).is_ok()
+    }
+
+    pub(super) fn conversation_name(&self, conversation: u32) -> String {
+        self.conversations[conversation as usize].id.to_string()
+    }
+
+    /// The token of a user's first device.
+    pub(super) fn token_of(&self, user: u32) -> &str {
+        let client = self.users[user as usize].clients[0];
+        self.clients[client as usize].login.as_ref().map_or("", |login| &login.token)
+    }
+
+    /// Makes accounts, friends and conversations through the API.
+    pub(super) async fn create(&mut self, api: &Api, recorder: &Recorder, progress: &Progress) -> Result<(), Error> {
+        progress.begin("accounts", self.users.len());
+        let ids = each(self.users.iter().map(|u| u.name.clone()), progress, |name| async move {
+            retry(|| api.signup(&name, PASSWORD)).await.map(|answer| answer.user)
+        })
+        .await?;
+        for (user, id) in self.users.iter_mut().zip(ids) {
+            user.id = id;
+        }
+        self.by_user = (0..).zip(&self.users).map(|(n, user)| (user.id, n)).collect();
+        progress.begin("logins", self.clients.len());
+        let wanted = self.clients.iter().map(|c| (self.users[c.user as usize].name.clone(), c.device.clone()));
+        let logins = each((0_u32..).zip(wanted), progress, |(client, (name, device))| async move {
+            retry(|| async {
+                let started = clock::now_us();
+                let login = api.login(&name, PASSWORD, &device).await?;
+                recorder.record(client, Path::Login, clock::now_us() - started);
+                Ok(login)
+            })
+            .await
+        })
+        .await?;
+        for (client, login) in self.clients.iter_mut().zip(logins) {
+            client.login = Some(login);
+        }
+        progress.begin("friendships", self.friends.len());
+        let world = &*self;
+        each(world.friends.iter(), progress, |(a, b)| async move {
+            retry(|| api.add_friend(world.token_of(*a), world.users[*b as usize].id)).await
+        })
+        .await?;
+        progress.begin("conversations", self.conversations.len());
+        let world = &*self;
+        let ids = each(world.conversations.iter(), progress, |spec| world.create_conversation(api, spec)).await?;
+        for (spec, id) in self.conversations.iter_mut().zip(ids) {
+            spec.id = id;
+        }
+        self.by_conversation = (0..).zip(&self.conversations).map(|(n, c)| (c.id, n)).collect();
+        Ok(())
+    }
+
+    async fn create_conversation(&self, api: &Api, spec: &ConversationSpec) -> Result<ConversationId, Error> {
+        let token = self.token_of(spec.owner);
+        let others = spec.members.iter().filter(|m| **m != spec.owner);
+        let others: Vec<UserId> = others.map(|m| self.users[*m as usize].id).collect();
+        let mut chunks = others.chunks(MEMBERS_PER_CALL_MAX - 1);
+        let new = NewConversation {
+            kind: spec.kind,
+            members: chunks.next().unwrap_or_default().to_vec(),
+            name: if spec.kind == ConversationKind::Group { "simulated".to_owned() } else { String::new() },
+        };
+        let made = retry(|| api.create(token, &new)).await?;
+        for chunk in chunks {
+            retry(|| api.add_members(token, made.conversation, chunk.to_vec())).await?;
+        }
+        Ok(made.conversation)
+    }
+}
+
+/// Runs a call for each item, several at a time; results come in the items' order.
+async fn each<I, T, R, F>(items: I, progress: &Progress, call: impl Fn(T) -> F) -> Result<Vec<R>, Error>
+where
+    I: Iterator<Item = T>,
+    F: Future<Output = Result<R, Error>>,
+{
+    let calls = items.map(|item| {
+        let call = call(item);
+        async {
+            let result = call.await?;
+            progress.step();
+            Ok(result)
+        }
+    });
+    stream::iter(calls).buffered(CALLS_AT_ONCE).try_collect().await
+}
+
+/// Tries a call again when the server says that it may help, or did not answer.
+async fn retry<T, F: Future<Output = Result<T, Error>>>(call: impl Fn() -> F) -> Result<T, Error> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match call().await {
+            Err(error) if tries < TRIES && error.code().is_none_or(crate::protocol::ErrorCode::is_retryable) => {
+                tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+/// How far the setup is. Written by the setup, read by whoever shows it.
+#[derive(Default)]
+pub(super) struct Progress {
+    what: std::sync::Mutex<&'static str>,
+    done: AtomicUsize,
+    total: AtomicUsize,
+}
+
+impl Progress {
+    pub(super) fn begin(&self, what: &'static str, total: usize) {
+        *self.what.lock().expect("no panic while held") = what;
+        self.done.store(0, Ordering::Relaxed);
+        self.total.store(total, Ordering::Relaxed);
+    }
+
+    pub(super) fn step(&self) {
+        self.done.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The share done, and a text such as `accounts 120/500`.
+    pub(super) fn show(&self) -> (f64, String) {
+        let (done, total) = (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed));
+        let share = if total == 0 { 1.0 } else { done as f64 / total as f64 };
+        (share, format!("{} {done}/{total}", self.what.lock().expect("no panic while held")))
+    }
+}
+
+fn draw(rng: &mut StdRng, range: Range) -> u32 {
+    rng.random_range(range.min..=range.max)
+}
+
+fn draw_behavior(rng: &mut StdRng, scenario: &Scenario) -> Behavior {
+    let total: u32 = scenario.behaviors.values().sum();
+    let mut at = rng.random_range(0..total.max(1));
+    for (behavior, weight) in &scenario.behaviors {
+        if at < *weight {
+            return *behavior;
+        }
+        at -= weight;
+    }
+    Behavior::Lurker
+}
+
+/// Pairs of different users, so that each user is in about `per_user` of them.
+fn draw_pairs(rng: &mut StdRng, users: u32, per_user: u32) -> Vec<(u32, u32)> {
+    let mut pairs = std::collections::BTreeSet::new();
+    let mut order: Vec<u32> = (0..users).collect();
+    for _ in 0..per_user.div_ceil(2) {
+        // A ring over a random order gives every user two partners.
+        order.shuffle(rng);
+        for (n, a) in order.iter().enumerate() {
+            let b = order[(n + 1) % order.len()];
+            if *a != b {
+                pairs.insert((*a.min(&b), *a.max(&b)));
+            }
+        }
+    }
+    pairs.into_iter().collect()
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// Two users, one device each, one conversation.
+    pub(in crate::loadgen) fn tiny_world() -> World {
+        let scenario = Scenario::parse(
+            "{name: t, population: {users: 2, direct_per_user: 1}, behaviors: {one-to-one: 1}, \
+             phases: [{phase: steady, duration: 1s}]}",
+            "t",
+        );
+        let mut world = World::draw(&scenario.expect("valid"), 1);
+        for (n, user) in world.users.iter_mut().enumerate() {
+            user.id = UserId(n as u64 + 1);
+        }
+        world.conversations[0].id = ConversationId(1);
+        world
+    }
+
+    #[test]
+    fn a_seed_draws_the_same_world_twice() {
+        let text = "{name: t, population: {users: 50, direct_per_user: 3, friends_per_user: 4, \
+                    groups: [{count: 3, members: {min: 5, max: 20}}]}, behaviors: {lurker: 1, group-talker: 1}, \
+                    phases: [{phase: steady, duration: 1s}]}";
+        let scenario = Scenario::parse(text, "t").expect("valid");
+        let (a, b) = (World::draw(&scenario, 1), World::draw(&scenario, 1));
+        assert_eq!(format!("{a:?}"), format!("{b:?}"));
+        assert!(a.conversations.iter().filter(|c| c.kind == ConversationKind::Group).count() == 3);
+        let members = a.users.iter().map(|u| u.conversations.len()).sum::<usize>();
+        assert_eq!(members, a.conversations.iter().map(|c| c.members.len()).sum::<usize>());
+    }
+}

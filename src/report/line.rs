@@ -1,0 +1,50 @@
+//! One line per interval, for pipes and logs.
+
+use std::fmt::Write;
+
+use super::human_us;
+use crate::telemetry::LiveSnapshot;
+
+/// A snapshot in one line.
+#[must_use]
+pub fn render(s: &LiveSnapshot) -> String {
+    if s.phase == "setup" || s.phase == "audit" {
+        return format!("{:<9} {:>3.0} %  {}", s.phase, s.progress * 100.0, s.progress_text);
+    }
+    let mut line = format!(
+        "{:<9} {:>4.0}/{:.0} s  conns {}/{}  sent {:.0}/s  acked {:.0}/s  delivered {:.0}/s",
+        s.phase,
+        s.elapsed_s,
+        s.planned_s,
+        s.connections,
+        s.connections_wanted,
+        s.rates.intended,
+        s.rates.acked,
+        s.rates.delivered
+    );
+    if let Some(delivery) = s.interval.get("delivery") {
+        let _ = write!(line, "  delivery p50 {} p99 {}", human_us(delivery.p50_us), human_us(delivery.p99_us));
+    }
+    let lag: u64 = s.servers.values().map(|server| server.lag_records).sum();
+    let _ = write!(line, "  lag {lag} rec  gen late p99 {}", human_us(s.generator_lag_us_p99));
+    for (kind, n) in &s.violations {
+        let _ = write!(line, "  {} {n}", kind.to_uppercase());
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_shows_what_matters_and_shouts_violations() {
+        let mut s =
+            LiveSnapshot { phase: "steady".to_owned(), connections: 5, connections_wanted: 6, ..Default::default() };
+        s.violations.insert("lost".to_owned(), 2);
+        let line = render(&s);
+        assert!(line.contains("conns 5/6") && line.contains("LOST 2"), "{line}");
+        let setup = LiveSnapshot { phase: "setup".to_owned(), progress: 0.5, ..Default::default() };
+        assert!(render(&setup).contains("50 %"));
+    }
+}

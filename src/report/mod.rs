@@ -1,0 +1,96 @@
+//! The outcome of a run as files and text. One file per format, all from [`RunResult`].
+
+pub mod hlog;
+pub mod json;
+pub mod line;
+pub mod summary;
+
+use std::io;
+use std::path::Path;
+
+use crate::loadgen::RunResult;
+
+/// Writes `result.json`, `summary.txt` and one `.hlog` per path into a folder, which is made if need be.
+///
+/// # Errors
+/// Names the file.
+pub fn write_all(folder: &Path, result: &RunResult) -> io::Result<()> {
+    let named = |path: &Path, error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    std::fs::create_dir_all(folder).map_err(|e| named(folder, e))?;
+    let write = |name: &str, content: &[u8]| {
+        let path = folder.join(name);
+        std::fs::write(&path, content).map_err(|e| named(&path, e))
+    };
+    write("result.json", json::render(result).as_bytes())?;
+    write("summary.txt", summary::render(result, summary::Style::Plain).as_bytes())?;
+    for (path, histogram) in &result.histograms {
+        write(&format!("{path}.hlog"), &hlog::render(path, histogram, result)?)?;
+    }
+    Ok(())
+}
+
+/// A duration in µs with a unit that suits it: `850 µs`, `12.3 ms`, `4.56 s`.
+#[must_use]
+pub fn human_us(us: u64) -> String {
+    match us {
+        0..1_000 => format!("{us} µs"),
+        1_000..100_000 => format!("{:.1} ms", us as f64 / 1e3),
+        100_000..1_000_000 => format!("{} ms", us / 1_000),
+        _ => format!("{:.2} s", us as f64 / 1e6),
+    }
+}
+
+/// Bytes with a unit that suits them.
+#[must_use]
+pub fn human_bytes(bytes: u64) -> String {
+    match bytes {
+        0..1_024 => format!("{bytes} B"),
+        1_024..1_048_576 => format!("{:.1} KiB", bytes as f64 / 1_024.0),
+        1_048_576..1_073_741_824 => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
+        _ => format!("{:.2} GiB", bytes as f64 / 1_073_741_824.0),
+    }
+}
+
+/// A count with spaces between the thousands.
+#[must_use]
+pub fn human_count(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            out.push(' ');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_readable() {
+        assert_eq!(
+            [0, 999, 1_500, 250_000, 12_345_678].map(human_us),
+            ["0 µs", "999 µs", "1.5 ms", "250 ms", "12.35 s"]
+        );
+        assert_eq!([5, 2_048, 3 << 20].map(human_bytes), ["5 B", "2.0 KiB", "3.0 MiB"]);
+        assert_eq!([7, 1_000, 1_234_567].map(human_count), ["7", "1 000", "1 234 567"]);
+    }
+
+    #[test]
+    fn all_files_are_written_and_the_json_reads_back() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut result = RunResult { scenario: "tiny".to_owned(), ..RunResult::default() };
+        let mut latency = crate::telemetry::Latency::default();
+        latency.record_us(1_500);
+        result.histograms.insert("ack".to_owned(), latency);
+        write_all(folder.path(), &result).expect("writes");
+        let text = std::fs::read_to_string(folder.path().join("result.json")).expect("is there");
+        let back: RunResult = serde_json::from_str(&text).expect("reads back");
+        assert_eq!(back.scenario, "tiny");
+        let hlog = std::fs::read_to_string(folder.path().join("ack.hlog")).expect("is there");
+        assert!(hlog.contains("Tag=ack") && hlog.contains("HIST"), "{hlog}");
+    }
+}

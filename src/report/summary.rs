@@ -1,0 +1,186 @@
+//! The summary at the end of a run, and `summary.txt`.
+
+use std::fmt::Write;
+
+use super::{human_bytes, human_count, human_us};
+use crate::loadgen::RunResult;
+use crate::loadgen::recorder::Path;
+use crate::loadgen::result::Verdict;
+
+/// How it may look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Style {
+    /// Text only.
+    Plain,
+    /// The verdict in colour.
+    Colour,
+}
+
+/// The summary as text.
+#[must_use]
+pub fn render(result: &RunResult, style: Style) -> String {
+    let mut out = String::new();
+    head(&mut out, result);
+    messages(&mut out, result);
+    latencies(&mut out, result);
+    faults(&mut out, result);
+    generator(&mut out, result);
+    thresholds(&mut out, result);
+    verdict(&mut out, result, style);
+    out
+}
+
+fn head(out: &mut String, r: &RunResult) {
+    let _ = writeln!(out, "scenario   {} (seed {}), {:.1} s against {}", r.scenario, r.seed, r.duration_s, r.target);
+    let _ = writeln!(out, "machine    {}", r.machine);
+}
+
+fn messages(out: &mut String, r: &RunResult) {
+    let c = &r.counts;
+    let n = human_count;
+    let _ = writeln!(
+        out,
+        "devices    {} of {} connected, {} reconnects",
+        n(c.clients - c.never_connected.min(c.clients)),
+        n(c.clients),
+        n(c.reconnects)
+    );
+    let _ = writeln!(
+        out,
+        "messages   {} due, {} sent, {} acknowledged, {} refused, {} unresolved",
+        n(c.intended),
+        n(c.sent),
+        n(c.acked),
+        n(c.refused),
+        n(c.unresolved)
+    );
+    let _ = writeln!(
+        out,
+        "delivered  {} to persons; {} repeats on the wire dropped by clients; {} gaps closed by sync",
+        n(c.delivered),
+        n(c.repeated_on_wire),
+        n(c.gaps_synced)
+    );
+    let _ = writeln!(
+        out,
+        "ledger     lost {}  duplicated {}  out of order {}  id reuse {}  leaked {}  altered {}  presence wrong {}",
+        n(c.lost),
+        n(c.duplicated),
+        n(c.out_of_order),
+        n(c.id_reuse),
+        n(c.leaked),
+        n(c.altered),
+        n(c.presence_wrong)
+    );
+    let _ = writeln!(out, "audit      {} conversations read back in full, {} not", n(c.audited), n(c.unaudited));
+    if !r.errors.is_empty() {
+        let errors: Vec<String> = r.errors.iter().map(|(code, n)| format!("{code} {n}")).collect();
+        let _ = writeln!(out, "errors     {}", errors.join(", "));
+    }
+    for violation in r.violations.iter().take(10) {
+        let _ = writeln!(out, "           {violation}");
+    }
+}
+
+fn latencies(out: &mut String, r: &RunResult) {
+    let _ = writeln!(
+        out,
+        "\n{:<26}{:>10} {:>10} {:>10} {:>10} {:>10} {:>10}",
+        "latency from due time", "samples", "p50", "p90", "p99", "p99.9", "max"
+    );
+    for path in Path::ALL {
+        let Some(s) = r.latency.get(path.name()).filter(|s| s.count > 0) else { continue };
+        let _ = writeln!(
+            out,
+            "{:<26}{:>10} {:>10} {:>10} {:>10} {:>10} {:>10}",
+            path.name(),
+            human_count(s.count),
+            human_us(s.p50_us),
+            human_us(s.p90_us),
+            human_us(s.p99_us),
+            human_us(s.p999_us),
+            human_us(s.max_us)
+        );
+    }
+}
+
+fn faults(out: &mut String, r: &RunResult) {
+    for fault in &r.faults {
+        let recovered = match fault.recovered_99_s {
+            Some(s) => format!("99 % reconnected and caught up after {s:.2} s"),
+            None if fault.disconnected == 0 => "nobody lost a connection".to_owned(),
+            None => "less than 99 % came back".to_owned(),
+        };
+        let _ = writeln!(
+            out,
+            "\nfault      {} at {:.1} s: {} devices lost their connection, {} came back, {recovered}",
+            fault.what, fault.at_s, fault.disconnected, fault.recovered
+        );
+    }
+}
+
+fn generator(out: &mut String, r: &RunResult) {
+    let g = &r.generator;
+    let _ = writeln!(
+        out,
+        "\ngenerator  late p99 {}, max {} ({} samples); {:.2} s of processor time, {:.1} µs per frame; {} resident",
+        human_us(g.lag.p99_us),
+        human_us(g.lag.max_us),
+        human_count(g.lag.count),
+        g.cpu_s,
+        g.cpu_s * 1e6 / r.counts.frames.max(1) as f64,
+        human_bytes(g.resident_bytes)
+    );
+    if g.stack_cpu_s > 0.0 {
+        let _ = writeln!(
+            out,
+            "stack      {:.2} s of processor time, {:.1} s per million deliveries (same process as the generator)",
+            g.stack_cpu_s,
+            g.stack_cpu_s * 1e6 / r.counts.delivered.max(1) as f64
+        );
+    }
+}
+
+fn thresholds(out: &mut String, r: &RunResult) {
+    if r.thresholds.is_empty() {
+        return;
+    }
+    out.push('\n');
+    for outcome in &r.thresholds {
+        let mark = if outcome.passed { "ok  " } else { "FAIL" };
+        let value = outcome.value.map_or("nothing measured".to_owned(), |v| format!("{v:.3}"));
+        let _ = writeln!(out, "{mark}       {:<32} {value}", outcome.threshold);
+    }
+}
+
+fn verdict(out: &mut String, r: &RunResult, style: Style) {
+    let word = r.verdict.word();
+    let shown = match (style, r.verdict) {
+        (Style::Plain, _) => word.to_owned(),
+        (Style::Colour, Verdict::Pass) => format!("\x1b[1;32m{word}\x1b[0m"),
+        (Style::Colour, Verdict::Invalid | Verdict::Interrupted) => format!("\x1b[1;33m{word}\x1b[0m"),
+        (Style::Colour, _) => format!("\x1b[1;31m{word}\x1b[0m"),
+    };
+    let _ = writeln!(out, "\nverdict    {shown}");
+    for reason in &r.reasons {
+        let _ = writeln!(out, "           {reason}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::LatencySummary;
+
+    #[test]
+    fn a_summary_has_every_percentile_with_its_samples_and_the_verdict_last() {
+        let mut r = RunResult { scenario: "tiny".to_owned(), ..RunResult::default() };
+        let ack = LatencySummary { count: 12_345, p50_us: 900, p99_us: 1_500, max_us: 2_000, ..Default::default() };
+        r.latency.insert("ack".to_owned(), ack);
+        r.reasons.push("because".to_owned());
+        let text = render(&r, Style::Plain);
+        assert!(text.contains("12 345") && text.contains("900 µs") && text.contains("1.5 ms"), "{text}");
+        assert!(text.trim_end().ends_with("PASS\n           because"), "{text}");
+        assert!(!text.contains('\x1b'));
+    }
+}

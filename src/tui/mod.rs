@@ -1,0 +1,155 @@
+//! The live screen: state, keys, and one file per panel. Everything shown comes from [`LiveSnapshot`]s.
+
+mod panels;
+mod state;
+
+use std::io;
+use std::time::Duration;
+
+use crossterm::event::{Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use ratatui::DefaultTerminal;
+use tokio::sync::watch;
+
+use self::state::State;
+use crate::telemetry::LiveSnapshot;
+
+/// How often the screen looks for keys and news.
+const FRAME: Duration = Duration::from_millis(100);
+
+/// How the screen ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The run is over.
+    RunOver,
+    /// The user wants to stop it.
+    Quit,
+}
+
+/// Shows snapshots until the run is over or the user quits. Blocks; the terminal is restored in every case.
+///
+/// # Errors
+/// When the terminal can't be used.
+pub fn show(mut live: watch::Receiver<LiveSnapshot>, use_colour: bool) -> io::Result<Ended> {
+    let mut terminal = ratatui::try_init()?;
+    let result = run(&mut terminal, &mut live, use_colour);
+    ratatui::restore();
+    result
+}
+
+fn run(
+    terminal: &mut DefaultTerminal,
+    live: &mut watch::Receiver<LiveSnapshot>,
+    use_colour: bool,
+) -> io::Result<Ended> {
+    let mut state = State::new(use_colour);
+    loop {
+        // An error means that the run is gone; what it said last is still there.
+        let (is_new, is_gone) = live.has_changed().map_or((false, true), |is_new| (is_new, false));
+        if is_new {
+            state.take(live.borrow_and_update().clone());
+        }
+        terminal.draw(|frame| panels::draw(frame, &state))?;
+        if is_gone || state.is_run_over() {
+            return Ok(Ended::RunOver);
+        }
+        if crossterm::event::poll(FRAME)?
+            && let Event::Key(key) = crossterm::event::read()?
+            && key.kind == KeyEventKind::Press
+            && on_key(&mut state, key)
+        {
+            return Ok(Ended::Quit);
+        }
+    }
+}
+
+/// Handles a key; returns true to quit.
+fn on_key(state: &mut State, key: KeyEvent) -> bool {
+    match key.code {
+        KeyCode::Char('q') => return true,
+        KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => return true,
+        KeyCode::Char('?') => state.toggle_help(),
+        KeyCode::Esc => state.close_help(),
+        KeyCode::Char(' ') => state.toggle_freeze(),
+        KeyCode::Tab => state.next_panel(),
+        KeyCode::BackTab => state.previous_panel(),
+        KeyCode::Char(digit @ '1'..='5') => state.go_to(digit as usize - '1' as usize),
+        _ => {}
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+
+    use super::*;
+    use crate::telemetry::LatencySummary;
+    use crate::telemetry::live::ServerSnapshot;
+
+    fn snapshot() -> LiveSnapshot {
+        let mut s = LiveSnapshot {
+            scenario: "quickstart".to_owned(),
+            phase: "steady".to_owned(),
+            elapsed_s: 12.0,
+            planned_s: 30.0,
+            progress: 0.4,
+            connections: 500,
+            connections_wanted: 512,
+            verdict: "running".to_owned(),
+            ..LiveSnapshot::default()
+        };
+        let latency = LatencySummary { count: 10, p50_us: 900, p99_us: 4_200, max_us: 9_000, ..Default::default() };
+        s.interval.insert("delivery".to_owned(), latency);
+        s.overall.insert("delivery".to_owned(), latency);
+        let server = ServerSnapshot { role: "chat".to_owned(), connections: 170, lag_records: 3, ..Default::default() };
+        s.servers.insert("chat-1".to_owned(), server);
+        s.errors.insert("overloaded".to_owned(), 2);
+        s
+    }
+
+    fn screen(state: &State, width: u16, height: u16) -> String {
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).expect("a terminal");
+        terminal.draw(|frame| panels::draw(frame, state)).expect("draws");
+        let buffer = terminal.backend().buffer().clone();
+        let rows = buffer.content().chunks(width.into());
+        rows.map(|row| row.iter().map(ratatui::buffer::Cell::symbol).collect::<String>() + "\n").collect()
+    }
+
+    #[test]
+    fn every_panel_fits_the_smallest_terminal() {
+        let mut state = State::new(false);
+        state.take(snapshot());
+        for (panel, wanted) in ["delivery", "chat-1", "lag", "overloaded", "late"].iter().enumerate() {
+            state.go_to(panel);
+            let text = screen(&state, 80, 24);
+            assert!(text.contains("quickstart") && text.contains("steady"), "{text}");
+            assert!(text.contains(wanted), "panel {} lacks {wanted}:\n{text}", panel + 1);
+        }
+    }
+
+    #[test]
+    fn a_tiny_terminal_does_not_break_it() {
+        let mut state = State::new(false);
+        state.take(snapshot());
+        for (width, height) in [(1, 1), (10, 3), (40, 10), (200, 60)] {
+            screen(&state, width, height);
+        }
+    }
+
+    #[test]
+    fn keys_freeze_help_and_quit() {
+        let mut state = State::new(false);
+        state.take(snapshot());
+        let mut press = |code| on_key(&mut state, KeyEvent::from(code));
+        assert!(!press(KeyCode::Char(' ')));
+        assert!(press(KeyCode::Char('q')));
+        state.take(LiveSnapshot { phase: "cool-down".to_owned(), ..snapshot() });
+        assert!(screen(&state, 80, 24).contains("FROZEN"));
+        assert!(!screen(&state, 80, 24).contains("cool-down"));
+        state.toggle_freeze();
+        assert!(screen(&state, 80, 24).contains("cool-down"));
+        state.toggle_help();
+        assert!(screen(&state, 80, 24).contains("freeze"));
+    }
+}

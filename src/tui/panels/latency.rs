@@ -1,0 +1,71 @@
+//! Delivery latency over time, and percentiles by path.
+
+use ratatui::Frame;
+use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::style::Color;
+use ratatui::symbols::Marker;
+use ratatui::widgets::{Axis, Chart, Dataset, GraphType, Row, Table};
+
+use super::{State, block, coloured, dim, heading, us};
+
+pub(super) fn draw(frame: &mut Frame<'_>, area: Rect, state: &State) {
+    let rows = state.snapshot.overall.len() as u16 + 3;
+    let [chart, table] =
+        Layout::vertical([Constraint::Min(5), Constraint::Length(rows.min(area.height / 2 + 2))]).areas(area);
+    draw_chart(frame, chart, state);
+    draw_table(frame, table, state);
+}
+
+fn draw_chart(frame: &mut Frame<'_>, area: Rect, state: &State) {
+    let p50: Vec<(f64, f64)> = state.points.iter().map(|p| (p.at_s, p.p50_ms)).collect();
+    let p99: Vec<(f64, f64)> = state.points.iter().map(|p| (p.at_s, p.p99_ms)).collect();
+    let top = p99.iter().map(|p| p.1).fold(1.0, f64::max) * 1.1;
+    let from = state.points.front().map_or(0.0, |p| p.at_s);
+    let to = state.points.back().map_or(1.0, |p| p.at_s).max(from + 1.0);
+    let set = |name, data, colour| {
+        let line = Dataset::default().name(name).marker(Marker::Braille).graph_type(GraphType::Line);
+        line.style(coloured(state, colour)).data(data)
+    };
+    let chart = Chart::new(vec![set("p99", &p99, Color::Yellow), set("p50", &p50, Color::Cyan)])
+        .block(block(state, " delivery, ms "))
+        .x_axis(
+            Axis::default().bounds([from, to]).labels([format!("{from:.0} s"), format!("{to:.0} s")]).style(dim(state)),
+        )
+        .y_axis(Axis::default().bounds([0.0, top]).labels(["0".to_owned(), format!("{top:.1}")]).style(dim(state)));
+    frame.render_widget(chart, area);
+}
+
+fn draw_table(frame: &mut Frame<'_>, area: Rect, state: &State) {
+    let row = |(name, s): (&String, &crate::telemetry::LatencySummary)| {
+        Row::new(vec![
+            name.clone(),
+            s.count.to_string(),
+            us(s.p50_us),
+            us(s.p90_us),
+            us(s.p99_us),
+            us(s.p999_us),
+            us(s.max_us),
+        ])
+    };
+    // What is looked at first comes first: on a short screen the end is cut off.
+    let rank = |name: &str| match name {
+        "delivery" => 0,
+        "ack" => 1,
+        _ if name.starts_with("delivery") => 2,
+        _ => 3,
+    };
+    let mut paths: Vec<_> = state.snapshot.overall.iter().collect();
+    paths.sort_by_key(|(name, _)| rank(name));
+    let widths = [
+        Constraint::Length(25),
+        Constraint::Length(9),
+        Constraint::Length(9),
+        Constraint::Length(9),
+        Constraint::Length(9),
+        Constraint::Length(9),
+        Constraint::Length(9),
+    ];
+    let header = Row::new(["path", "samples", "p50", "p90", "p99", "p99.9", "max"]).style(heading());
+    let table = Table::new(paths.into_iter().map(row), widths).header(header);
+    frame.render_widget(table.block(block(state, " since the warm-up, from due time ")), area);
+}
