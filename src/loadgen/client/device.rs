@@ -29,6 +29,9 @@ const GAP_WAIT_US: u64 = 1_000_000;
 /// Time without an answer after which a message is sent again.
 const RETRY_WAIT_US: u64 = 5_000_000;
 
+/// Longest that a person who leaves waits for the answer to a message.
+const LEAVE_WAIT_US: u64 = 2_000_000;
+
 /// Messages in one page.
 const PAGE: usize = 200;
 
@@ -96,6 +99,8 @@ pub(in crate::loadgen) struct Device {
     /// When the connection was lost, and by which fault; until it has caught up.
     lost: Option<(u64, Option<usize>)>,
     finish_by_us: Option<u64>,
+    /// When to go offline at the latest, once what was sent is answered; 0 for not at all.
+    leave_by_us: u64,
 }
 
 impl Device {
@@ -122,6 +127,7 @@ impl Device {
             catching_up: None,
             lost: None,
             finish_by_us: None,
+            leave_by_us: 0,
             shared: Arc::clone(shared),
         }
     }
@@ -150,6 +156,10 @@ impl Device {
                 self.on_command(command).await;
             }
             self.on_time();
+            if self.leave_by_us > 0 && (self.pending.is_empty() || clock::now_us() >= self.leave_by_us) {
+                self.leave_by_us = 0;
+                self.go_offline().await;
+            }
             if let Some(link) = &mut self.link
                 && let Err(error) = link.flush().await
             {
@@ -207,6 +217,9 @@ impl Device {
         const FAR: u64 = 3_600_000_000;
         let now = clock::now_us();
         let mut due = self.finish_by_us.unwrap_or(now + FAR);
+        if self.leave_by_us > 0 {
+            due = due.min(self.leave_by_us);
+        }
         if self.link.is_some() {
             due = due.min(self.beat_due_us);
             due = self.pending.values().map(|p| p.next_try_us).fold(due, u64::min);
@@ -401,10 +414,11 @@ impl Device {
         match command {
             Command::Online(due_us) => {
                 self.is_wanted = true;
+                self.leave_by_us = 0;
                 self.wanted_since_us = due_us;
                 self.connect_at_us = 0;
             }
-            Command::Offline => self.go_offline().await,
+            Command::Offline => self.leave_by_us = clock::now_us() + LEAVE_WAIT_US,
             Command::Send { conversation, intended_us, bytes } => self.on_send_due(conversation, intended_us, bytes),
             Command::Heads(result) => self.on_heads(result),
             Command::Page(page) => self.on_page(page),

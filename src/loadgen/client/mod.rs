@@ -14,7 +14,7 @@ mod link;
 mod presence;
 
 use std::sync::Mutex;
-use std::sync::atomic::AtomicU16;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 use tokio::sync::Notify;
 
@@ -138,12 +138,22 @@ pub(super) struct Page {
 pub(super) struct Mailbox {
     commands: Mutex<Vec<Command>>,
     news: Notify,
+    /// Whether the scenario wants the device online. Written by the pacing.
+    is_planned: AtomicBool,
 }
 
 impl Mailbox {
     pub(super) fn put(&self, command: Command) {
         self.commands.lock().expect("no panic while held").push(command);
         self.news.notify_one();
+    }
+
+    pub(super) fn plan(&self, online: bool) {
+        self.is_planned.store(online, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_online_by_plan(&self) -> bool {
+        self.is_planned.load(Ordering::Relaxed)
     }
 
     fn take(&self) -> Vec<Command> {

@@ -22,12 +22,16 @@ use crate::runtime::{Tasks, clock};
 /// Tries of one membership change.
 const CHANGE_TRIES: usize = 20;
 
+/// Longest that membership changes under way at the end of the load may take.
+const CHANGES_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Runs all phases; returns whether the run was interrupted.
 pub(super) async fn run_phases(shared: &Arc<Shared>, options: &RunOptions, watcher: &Watcher, started_us: u64) -> bool {
     let beside = Tasks::new();
+    let changes = Tasks::new();
     beside.spawn_until_stopped("load.comings", comings_and_goings(Arc::clone(shared), started_us));
     if let Some(churn) = shared.scenario.churn {
-        beside.spawn_until_stopped("load.churn", change_members(Arc::clone(shared), churn));
+        beside.spawn_until_stopped("load.churn", change_members(Arc::clone(shared), churn, changes.clone()));
     }
     if let Some(control) = &options.control {
         beside.spawn_until_stopped("load.faults", do_faults(Arc::clone(shared), Arc::clone(control), started_us));
@@ -61,6 +65,8 @@ pub(super) async fn run_phases(shared: &Arc<Shared>, options: &RunOptions, watch
     }
     beside.stop();
     beside.join(Duration::from_secs(10)).await;
+    // A membership that changes while devices sync for the last time could not be judged.
+    changes.join(CHANGES_TIMEOUT).await;
     was_interrupted
 }
 
@@ -91,9 +97,18 @@ impl Talkers {
         Self { clients }
     }
 
+    /// Somebody who is online by plan: who is away does not write. (Who lost the connection does, and is late for it.)
+    fn choose(&self, shared: &Shared, rng: &mut StdRng) -> Option<&(u32, Vec<u32>)> {
+        const TRIES: usize = 20;
+        (0..TRIES).find_map(|_| {
+            let chosen = self.clients.choose(rng)?;
+            shared.mailboxes[chosen.0 as usize].is_online_by_plan().then_some(chosen)
+        })
+    }
+
     /// Has somebody send a message that is due now.
     fn send(&self, shared: &Shared, rng: &mut StdRng, due_us: u64) {
-        let Some((client, conversations)) = self.clients.choose(rng) else { return };
+        let Some((client, conversations)) = self.choose(shared, rng) else { return };
         let user = shared.world.clients[*client as usize].user;
         let Some(conversation) = conversations.choose(rng).copied() else { return };
         let sizes = shared.scenario.population.message_bytes;
@@ -119,6 +134,7 @@ async fn comings_and_goings(shared: Arc<Shared>, started_us: u64) {
         clock::sleep_until_us(due_us).await;
         shared.recorder.late_by(clock::now_us().saturating_sub(due_us));
         let command = if online { Command::Online(due_us) } else { Command::Offline };
+        shared.mailboxes[client as usize].plan(online);
         shared.mailboxes[client as usize].put(command);
         if online {
             add(&shared.stats.wanted, 1);
@@ -140,7 +156,7 @@ async fn comings_and_goings(shared: Arc<Shared>, started_us: u64) {
 }
 
 /// Removes members of groups and adds them again, one after the other.
-async fn change_members(shared: Arc<Shared>, churn: Churn) {
+async fn change_members(shared: Arc<Shared>, churn: Churn, changes: Tasks) {
     let mut rng = StdRng::seed_from_u64(shared.scenario.seed ^ 0xc4u64);
     let groups: Vec<u32> = (0_u32..)
         .zip(&shared.world.conversations)
@@ -156,8 +172,7 @@ async fn change_members(shared: Arc<Shared>, churn: Churn) {
         let Some(member) = spec.members.choose(&mut rng).copied().filter(|m| *m != spec.owner) else { continue };
         if shared.ledger.is_member(&shared.world, group, member) {
             let shared = Arc::clone(&shared);
-            let tasks = shared.tasks.clone();
-            tasks.spawn("load.change_member", async move { change_member(&shared, group, member, churn).await });
+            changes.spawn("load.change_member", async move { change_member(&shared, group, member, churn).await });
         }
     }
 }
