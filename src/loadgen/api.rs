@@ -34,6 +34,9 @@ pub(super) enum Error {
     /// No answer, or none that can be read.
     #[error("{0}")]
     Transport(String),
+    /// The stack answers, and says that it is not ready.
+    #[error("it is not ready: {0}")]
+    NotReady(String),
     /// The server refused.
     #[error("{status}: {} ({})", error.message, error.code.as_str())]
     Refused {
@@ -47,7 +50,7 @@ pub(super) enum Error {
 impl Error {
     pub(super) const fn code(&self) -> Option<ErrorCode> {
         match self {
-            Self::Transport(_) => None,
+            Self::Transport(_) | Self::NotReady(_) => None,
             Self::Refused { error, .. } => Some(error.code),
         }
     }
@@ -143,7 +146,7 @@ impl Api {
         if status.is_success() {
             return Ok(());
         }
-        Err(Error::Transport(format!("it is not ready: {}", String::from_utf8_lossy(&body))))
+        Err(Error::NotReady(String::from_utf8_lossy(&body).into_owned()))
     }
 
     pub(super) async fn metrics(&self) -> Result<String, Error> {

@@ -45,16 +45,17 @@ fn cpu(clock: rustix::time::ClockId) -> Duration {
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
-/// Processor time of all threads of this process whose name starts with `prefix`, from `/proc`.
+/// Processor time of all threads of this process whose name starts with one of some prefixes, from `/proc`.
 ///
-/// A stack and a generator that share a process are told apart by their thread names.
+/// A stack and a generator that share a process are told apart by their thread names. Threads that ended are not counted.
 #[must_use]
-pub fn threads_cpu(prefix: &str) -> Duration {
+pub fn threads_cpu(prefixes: &[&str]) -> Duration {
     let Ok(tasks) = std::fs::read_dir("/proc/self/task") else { return Duration::ZERO };
     tasks
         .flatten()
         .filter(|task| {
-            std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim_end().starts_with(prefix))
+            std::fs::read_to_string(task.path().join("comm"))
+                .is_ok_and(|name| prefixes.iter().any(|prefix| name.starts_with(prefix)))
         })
         .filter_map(|task| std::fs::read_to_string(task.path().join("schedstat")).ok())
         .filter_map(|text| text.split_whitespace().next()?.parse().ok())

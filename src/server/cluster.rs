@@ -1,6 +1,7 @@
 //! Who else is there: a view of the registry that a server refreshes, and its own entry in it.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -9,9 +10,13 @@ use arc_swap::ArcSwap;
 use super::Deps;
 use crate::backends::registry::{Registry, Role, ServerEntry};
 use crate::protocol::ServerName;
+use crate::runtime::clock;
 
 /// How often the view is read and the own entry announced. Four refreshes fit the life of an entry.
 pub const REFRESH_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Shortest time between two looks for a server that is not in the view.
+const LOOK_UP_EVERY: Duration = Duration::from_millis(50);
 
 /// The live servers, as this server last read them. A registry that does not answer leaves the last view in force.
 pub struct Cluster {
@@ -19,6 +24,8 @@ pub struct Cluster {
     view: ArcSwap<HashMap<Role, Arc<Vec<ServerEntry>>>>,
     /// Users that this server placed since the view was read. Written by placement, cleared by a refresh.
     placed: Mutex<HashMap<ServerName, u64>>,
+    /// When a server was missed last. Written by look-ups.
+    looked_up_us: AtomicU64,
 }
 
 impl Cluster {
@@ -28,6 +35,7 @@ impl Cluster {
             registry: Arc::clone(&deps.backends.registry),
             view: ArcSwap::default(),
             placed: Mutex::default(),
+            looked_up_us: AtomicU64::new(0),
         });
         cluster.refresh().await;
         let task = Arc::clone(&cluster);
@@ -62,6 +70,20 @@ impl Cluster {
     #[must_use]
     pub fn find(&self, role: Role, name: &ServerName) -> Option<ServerEntry> {
         self.servers(role).iter().find(|s| s.name == *name).cloned()
+    }
+
+    /// One live server; when it is not in the view, the registry is asked again, but not more often than every 50 ms.
+    pub async fn look_up(&self, role: Role, name: &ServerName) -> Option<ServerEntry> {
+        if let Some(found) = self.find(role, name) {
+            return Some(found);
+        }
+        let now = clock::now_us();
+        let last = self.looked_up_us.swap(now, Ordering::Relaxed);
+        if now.saturating_sub(last) < LOOK_UP_EVERY.as_micros() as u64 {
+            return None;
+        }
+        self.refresh().await;
+        self.find(role, name)
     }
 
     /// A server's load with what was placed on it since.

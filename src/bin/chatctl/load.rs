@@ -61,8 +61,8 @@ pub(crate) struct Args {
 /// the real cost would take longer than the load.
 const THROWAWAY_PASSWORD_COST: PasswordCost = PasswordCost { memory_kib: 64, passes: 1 };
 
-/// Threads of stack servers carry this prefix.
-const STACK_THREADS: &str = "srv-";
+/// Names of threads that belong to the stack: its servers and the embedded engines.
+const STACK_THREADS: &[&str] = &["srv-", "engine-", "sqlx-", "fjall"];
 
 pub(crate) fn run(args: Args) -> Result<u8, Failure> {
     let mut scenario = Scenario::read(&args.scenario).map_err(Failure::usage)?;

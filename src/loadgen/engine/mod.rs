@@ -34,6 +34,9 @@ use crate::protocol::limits::SYNC_LIMIT_MAX;
 use crate::runtime::{Tasks, clock, machine};
 use crate::telemetry::LiveSnapshot;
 
+/// Longest that a stack which answers may take to become ready.
+const READY_WAIT: Duration = Duration::from_secs(10);
+
 /// Longest that devices may take to get answers for what they sent, once the load is over.
 const SETTLE: Duration = Duration::from_secs(20);
 
@@ -73,7 +76,7 @@ pub struct RunOptions {
     /// Stopped to interrupt the run; its results are made all the same.
     pub interrupt: Tasks,
     /// Names the threads of the stack when they are in this process, to tell its processor time apart.
-    pub stack_threads: Option<&'static str>,
+    pub stack_threads: Option<&'static [&'static str]>,
 }
 
 /// Runs a scenario.
@@ -94,7 +97,7 @@ pub async fn run(scenario: &Scenario, options: RunOptions) -> Result<RunResult, 
             options.target
         ))
     };
-    api.ready().await.map_err(unreachable)?;
+    wait_until_ready(&api).await.map_err(unreachable)?;
     let history = match &options.history {
         Some(path) => {
             let failed = |e| RunError::Environment(format!("can't write the history {}: {e}", path.display()));
@@ -117,6 +120,19 @@ pub async fn run(scenario: &Scenario, options: RunOptions) -> Result<RunResult, 
     }
     result.target = options.target;
     Ok(result)
+}
+
+/// Waits for a stack that answers and is not ready yet; one that does not answer at all is not waited for.
+async fn wait_until_ready(api: &Api) -> Result<(), super::api::Error> {
+    let deadline = clock::instant() + READY_WAIT;
+    loop {
+        match api.ready().await {
+            Err(super::api::Error::NotReady(_)) if clock::instant() < deadline => {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+            result => return result,
+        }
+    }
 }
 
 /// Makes accounts and conversations, with progress.

@@ -32,7 +32,11 @@ struct State {
 }
 
 impl Watcher {
-    pub(super) fn start(shared: Arc<Shared>, live: Sender<LiveSnapshot>, stack_threads: Option<&'static str>) -> Self {
+    pub(super) fn start(
+        shared: Arc<Shared>,
+        live: Sender<LiveSnapshot>,
+        stack_threads: Option<&'static [&'static str]>,
+    ) -> Self {
         let state: Arc<Mutex<State>> = Arc::default();
         let (task_live, task_state) = (live.clone(), Arc::clone(&state));
         let tasks = shared.tasks.clone();
@@ -135,7 +139,7 @@ fn snapshot(
     state: &Mutex<State>,
     servers: BTreeMap<String, ServerSnapshot>,
     before: &mut Before,
-    stack_threads: Option<&'static str>,
+    stack_threads: Option<&'static [&'static str]>,
 ) -> LiveSnapshot {
     let now = clock::now_us();
     let seconds = (now - before.at_us).max(1) as f64 / 1e6;

@@ -453,12 +453,11 @@ fn located(origin: &str, error: &serde_saphyr::Error) -> ScenarioError {
 /// The first line that holds a key.
 fn line_of(text: &str, key: &str) -> Option<usize> {
     let wanted = format!("{key}:");
-    text.lines()
-        .position(|line| {
-            line.trim_start().trim_start_matches("- ").trim_start_matches('{').starts_with(&wanted)
-                || line.contains(&format!(" {wanted}"))
-        })
-        .map(|n| n + 1)
+    let holds = |line: &str| {
+        let before = |at: usize| line[..at].chars().next_back().is_none_or(|c| !c.is_alphanumeric() && c != '_');
+        line.match_indices(&wanted).any(|(at, _)| before(at))
+    };
+    text.lines().position(holds).map(|n| n + 1)
 }
 
 #[cfg(test)]

@@ -342,7 +342,9 @@ impl PeerHandler for ChatServer {
                 Answer::Accepted(self.deliver_to_sessions(conversation, &sessions, &frame).await)
             }
             Call::DropMembers(conversation) => {
-                self.members.drop_entry(conversation);
+                if self.tamper.as_ref().is_none_or(|tamper| !tamper.ignores_removals()) {
+                    self.members.drop_entry(conversation);
+                }
                 self.drop_subscribers(conversation).await;
                 Answer::Done
             }

@@ -224,7 +224,7 @@ impl ChatServer {
     }
 
     async fn push_to_peer(&self, server: &ServerName, call: Call) -> Vec<SessionId> {
-        let Some(address) = self.cluster.find(Role::Chat, server).and_then(|entry| entry.peer) else {
+        let Some(address) = self.cluster.look_up(Role::Chat, server).await.and_then(|entry| entry.peer) else {
             return Vec::new();
         };
         self.deps.metrics.count(Counter::PeerPushes);
@@ -243,7 +243,7 @@ impl ChatServer {
             }
             return;
         }
-        let address = self.cluster.find(Role::Chat, &old.server).and_then(|entry| entry.peer);
+        let address = self.cluster.look_up(Role::Chat, &old.server).await.and_then(|entry| entry.peer);
         if let Some(address) = address {
             let call = Call::Replace { user: old.user, session: old.session };
             // A server that is gone has closed the connection itself.

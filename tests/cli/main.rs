@@ -1,0 +1,154 @@
+//! The command as a person meets it: messages and exit codes.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+const TINY: &str = "
+name: tiny
+population: {users: 6, direct_per_user: 2}
+behaviors: {one-to-one: 1}
+connect_over: 100ms
+phases: [{phase: steady, duration: 1s, rate: 20}]
+generator_lag_max: 10s
+";
+
+fn chatctl(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_chatctl"));
+    command.args(args).stdin(Stdio::null()).env_remove("CHATCTL_TARGET");
+    command.output().expect("runs")
+}
+
+/// Exit code, standard output, standard error.
+fn run(args: &[&str]) -> (Option<i32>, String, String) {
+    let output = chatctl(args);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+fn scenario(folder: &Path, text: &str) -> String {
+    let path = folder.join("scenario.yaml");
+    std::fs::write(&path, text).expect("writes");
+    path.display().to_string()
+}
+
+#[test]
+fn help_names_the_verbs_and_the_exit_codes() {
+    let (code, out, _) = run(&["--help"]);
+    assert_eq!(code, Some(0));
+    for wanted in ["load", "up", "serve", "130", "ledger"] {
+        assert!(out.contains(wanted), "{wanted}: {out}");
+    }
+    assert_eq!(run(&["load", "--help"]).0, Some(0));
+    assert_eq!(run(&["--version"]).0, Some(0));
+}
+
+#[test]
+fn wrong_usage_is_exit_2_with_the_fix() {
+    assert_eq!(run(&[]).0, Some(2));
+    assert_eq!(run(&["lod"]).0, Some(2));
+    let (code, _, err) = run(&["serve", "--role", "chat,chef"]);
+    assert_eq!(code, Some(2));
+    assert!(err.contains("chef") && err.contains("presence"), "{err}");
+    let (code, _, err) = run(&["load", "nowhere.yaml"]);
+    assert_eq!(code, Some(2));
+    assert!(err.contains("nowhere.yaml") && err.contains("scenarios/"), "{err}");
+}
+
+#[test]
+fn a_bad_scenario_is_exit_2_with_file_line_and_valid_values() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (from, to, wanted) in [
+        ("connect_over", "conect_over", ":5:"),
+        ("one-to-one: 1", "gossip: 1", "group-talker"),
+        ("phase: steady", "phase: stormy", "warm-up"),
+        ("rate: 20", "rate: fast", ":6:"),
+        ("users: 6", "users: 1", "valid are 2 to"),
+    ] {
+        let path = scenario(folder.path(), &TINY.replace(from, to));
+        let (code, _, err) = run(&["load", &path]);
+        assert_eq!(code, Some(2), "{to}: {err}");
+        assert!(err.contains("scenario.yaml") && err.contains(wanted), "{to}: {err}");
+    }
+}
+
+#[test]
+fn nobody_at_the_target_is_exit_3_with_the_address() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = scenario(folder.path(), TINY);
+    let (code, _, err) = run(&["load", &path, "--target", "http://127.0.0.1:9"]);
+    assert_eq!(code, Some(3), "{err}");
+    assert!(err.contains("127.0.0.1:9") && err.contains("chatctl up"), "{err}");
+    let (code, _, err) = run(&["load", &path, "--target", "127.0.0.1"]);
+    assert_eq!(code, Some(2), "{err}");
+}
+
+#[test]
+fn a_pass_is_exit_0_with_plain_lines_and_all_files() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = scenario(folder.path(), TINY);
+    let (out_folder, history) = (folder.path().join("out"), folder.path().join("history.jsonl"));
+    let (code, out, err) =
+        run(&["load", &path, "--out", &out_folder.display().to_string(), "--history", &history.display().to_string()]);
+    assert_eq!(code, Some(0), "{out}{err}");
+    assert!(out.contains("verdict    PASS") && !out.contains('\x1b'), "{out}");
+    for file in ["result.json", "summary.txt", "ack.hlog", "delivery.hlog"] {
+        assert!(out_folder.join(file).exists(), "{file}");
+    }
+    let history = std::fs::read_to_string(history).expect("is there");
+    for event in ["meta", "join", "send", "ack", "recv", "sync", "final", "end", "conn", "hb"] {
+        assert!(history.contains(&format!("{{\"e\":\"{event}\"")), "{event}");
+    }
+}
+
+#[test]
+fn a_threshold_too_low_is_exit_1_and_names_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = scenario(folder.path(), &format!("{TINY}\nthresholds: ['ack_ms.p50 < 0.001']\n"));
+    let (code, out, _) = run(&["load", &path, "--ui", "none"]);
+    assert_eq!(code, Some(1), "{out}");
+    assert!(out.contains("FAIL (threshold)") && out.contains("ack_ms.p50 < 0.001"), "{out}");
+}
+
+#[test]
+fn a_generator_that_is_late_is_exit_5() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = scenario(folder.path(), &TINY.replace("generator_lag_max: 10s", "generator_lag_max: 0s"));
+    let (code, out, _) = run(&["load", &path, "--ui", "none"]);
+    assert_eq!(code, Some(5), "{out}");
+    assert!(out.contains("INVALID") && out.contains("the generator was late"), "{out}");
+}
+
+#[test]
+fn an_interrupted_run_is_exit_130_and_its_results_are_written() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = scenario(folder.path(), &TINY.replace("duration: 1s", "duration: 600s"));
+    let out = folder.path().join("out");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_chatctl"))
+        .args(["load", &path, "--ui", "plain", "--out", &out.display().to_string()])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().expect("piped")));
+    assert!(lines.any(|line| line.expect("text").starts_with("steady")), "the load begins");
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("signals");
+    assert_eq!(child.wait().expect("ends").code(), Some(130));
+    assert!(out.join("result.json").exists());
+}
+
+#[test]
+fn a_folder_in_use_is_exit_3_and_names_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().display().to_string();
+    let args = ["up", "--data", &data, "--api-port", "0", "--chat-port", "0"];
+    let mut first =
+        Command::new(env!("CARGO_BIN_EXE_chatctl")).args(args).stdout(Stdio::piped()).spawn().expect("starts");
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(first.stdout.take().expect("piped")));
+    assert!(lines.any(|line| line.expect("text").starts_with("ready")), "the stack is up");
+    let (code, _, err) = run(&args);
+    assert_eq!(code, Some(3), "{err}");
+    assert!(err.contains(&data) && err.contains("--data"), "{err}");
+    let pid = rustix::process::Pid::from_child(&first);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("signals");
+    assert_eq!(first.wait().expect("ends").code(), Some(0), "a clean stop");
+}

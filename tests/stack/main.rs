@@ -1,0 +1,7 @@
+//! A whole stack in this process, on real sockets and port 0, as clients see it.
+
+mod client;
+mod conformance;
+mod faults;
+mod proofs;
+mod talk;

@@ -1,0 +1,92 @@
+//! Holds the rooms to the import table of ARCHITECTURE.md: reads the `use` lines and paths of each file.
+
+use std::path::{Path, PathBuf};
+
+/// Which rooms a room may name.
+const TABLE: [(&str, &[&str]); 9] = [
+    ("protocol", &[]),
+    ("telemetry", &[]),
+    ("runtime", &["telemetry"]),
+    ("backends", &["protocol", "runtime", "telemetry"]),
+    ("server", &["protocol", "telemetry", "runtime", "backends"]),
+    ("stack", &["protocol", "telemetry", "runtime", "backends", "server"]),
+    ("loadgen", &["protocol", "runtime", "telemetry"]),
+    ("report", &["loadgen", "telemetry"]),
+    ("tui", &["telemetry", "runtime"]),
+];
+
+fn files(folder: &Path, out: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).expect("readable") {
+        let path = entry.expect("readable").path();
+        if path.is_dir() {
+            files(&path, out);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            out.push(path);
+        }
+    }
+}
+
+/// Rooms that a text names as `crate::room`.
+fn named_rooms(text: &str) -> Vec<&'static str> {
+    let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+    let names = |room: &&str| {
+        code.contains(&format!("crate::{room}::"))
+            || code.contains(&format!("crate::{room};"))
+            || code
+                .split("use crate::{")
+                .skip(1)
+                .any(|rest| rest.split('}').next().is_some_and(|list| list.contains(room)))
+    };
+    TABLE.iter().map(|(room, _)| *room).filter(names).collect()
+}
+
+fn violations(room: &str, allowed: &[&str], text: &str) -> Vec<&'static str> {
+    named_rooms(text).into_iter().filter(|named| *named != room && !allowed.contains(named)).collect()
+}
+
+#[test]
+fn rooms_import_only_what_the_table_allows() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    for (room, allowed) in TABLE {
+        let mut paths = Vec::new();
+        files(&src.join(room), &mut paths);
+        assert!(!paths.is_empty(), "room {room} has no files");
+        for path in paths {
+            let text = std::fs::read_to_string(&path).expect("readable");
+            found.extend(
+                violations(room, allowed, &text).into_iter().map(|named| format!("{} names {named}", path.display())),
+            );
+        }
+    }
+    assert!(found.is_empty(), "forbidden imports:\n{}", found.join("\n"));
+}
+
+#[test]
+fn every_folder_is_a_room_of_the_table() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    for entry in std::fs::read_dir(src).expect("readable") {
+        let path = entry.expect("readable").path();
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        let is_known = name == "bin" || name == "lib.rs" || TABLE.iter().any(|(room, _)| *room == name);
+        assert!(is_known, "{name} is not in the import table");
+    }
+}
+
+#[test]
+fn the_table_is_the_one_in_the_architecture_document() {
+    let doc = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md")).expect("is there");
+    for (room, allowed) in TABLE {
+        let names = if allowed.is_empty() { "nothing".to_owned() } else { allowed.join(", ") };
+        let row = format!("| `{room}` | {names} |");
+        assert!(doc.contains(&row), "ARCHITECTURE.md lacks the row {row}");
+    }
+}
+
+#[test]
+fn a_forbidden_import_is_seen() {
+    assert_eq!(violations("loadgen", &["protocol"], "use crate::server::auth;"), ["server"]);
+    assert_eq!(violations("protocol", &[], "let x = crate::runtime::clock::now_us();"), ["runtime"]);
+    assert_eq!(violations("tui", &["telemetry"], "use crate::{stack, telemetry};"), ["stack"]);
+    assert!(violations("tui", &["telemetry"], "// crate::stack::Stack is not for us").is_empty());
+}
