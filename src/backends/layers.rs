@@ -32,7 +32,7 @@ pub enum Layer {
     /// Ends calls at the deadline, counts and times them.
     Timed(Arc<Metrics>),
     /// Breaks calls on purpose.
-    Faulty(Faults),
+    Faulty(Box<Faults>),
 }
 
 /// Seeded faults: which calls go wrong, and how.
@@ -254,7 +254,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_faulty_layer_shows_every_outcome_and_tells_the_truth_about_effects() {
-        let layer = Layer::Faulty(Faults::new(7, 1_000));
+        let layer = Layer::Faulty(Box::new(Faults::new(7, 1_000)));
         let applied = AtomicU64::new(0);
         let mut seen = std::collections::BTreeSet::new();
         for _ in 0..200 {

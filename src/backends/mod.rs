@@ -90,7 +90,7 @@ impl Backends {
         let mut port = 0;
         let layered = self.layered(|| {
             port += 1;
-            Layer::Faulty(Faults::new(seed.wrapping_mul(31).wrapping_add(port), per_mille))
+            Layer::Faulty(Box::new(Faults::new(seed.wrapping_mul(31).wrapping_add(port), per_mille)))
         });
         Self { registry: Arc::clone(&self.registry), directory: Arc::clone(&self.directory), ..layered }
     }

@@ -136,9 +136,9 @@ impl<K, V> Inner<K, V> {
             })
             .collect();
         if !changes.is_empty() && self.store.enqueue("flush", changes, Durability::Process).is_ok() {
-            keys.iter().for_each(|key| {
+            for key in &keys {
                 state.dirty.remove(key);
-            });
+            }
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::protocol::api::{
     AddMembers, ApiError, Conversation, InboxSync, LoggedIn, Login, MessagesSync, NewConversation, Placement, Signup,
     UserRef,
 };
-use crate::protocol::{ConversationId, DeviceName, ErrorCode, MessageId, UserId};
+use crate::protocol::{ConversationId, DeviceName, ErrorCode, MessageId, ServerName, UserId};
 
 /// Longest that a request may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -164,8 +164,9 @@ impl Api {
         self.post("/login", None, &body).await
     }
 
-    pub(super) async fn placement(&self, token: &str) -> Result<Placement, Error> {
-        self.get("/placement", token).await
+    pub(super) async fn placement(&self, token: &str, avoid: Option<&ServerName>) -> Result<Placement, Error> {
+        let avoid = avoid.map(|server| format!("?avoid={server}")).unwrap_or_default();
+        self.get(&format!("/placement{avoid}"), token).await
     }
 
     pub(super) async fn add_friend(&self, token: &str, user: UserId) -> Result<UserRef, Error> {

@@ -17,7 +17,7 @@ pub const OFFLINE_AFTER: Duration = Duration::from_secs(30);
 pub const PRESENCE_TTL: Duration = Duration::from_secs(35);
 
 /// How long a uuid is remembered with its sender and conversation. Clients give up before it ends.
-pub const RETRY_WINDOW: Duration = Duration::from_secs(24 * 3600);
+pub const RETRY_WINDOW: Duration = Duration::from_hours(24);
 
 /// Most messages that one `GET /messages/sync` returns.
 pub const SYNC_LIMIT_MAX: usize = 500;

@@ -1,4 +1,4 @@
-//! `.hlog`: one histogram in the HdrHistogram interval log format (V2, deflated), for its tools. Values are µs.
+//! `.hlog`: one histogram in the `HdrHistogram` interval log format (V2, deflated), for its tools. Values are µs.
 
 use std::io;
 use std::time::{Duration, UNIX_EPOCH};

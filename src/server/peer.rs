@@ -336,7 +336,7 @@ mod tests {
         }
     }
 
-    async fn start(tasks: &Tasks) -> SocketAddr {
+    fn start(tasks: &Tasks) -> SocketAddr {
         let listener = net::listen("127.0.0.1:0".parse().expect("valid")).expect("binds");
         let address = listener.local_addr().expect("bound");
         tasks.spawn("test.peer", listen(listener, b"secret".as_slice().into(), Arc::new(Echo), tasks.clone()));
@@ -346,7 +346,7 @@ mod tests {
     #[tokio::test]
     async fn calls_are_answered_each_with_its_own() {
         let tasks = Tasks::new();
-        let address = start(&tasks).await;
+        let address = start(&tasks);
         let peers = peers(b"secret", &tasks);
         let calls = (0..100_u128).map(|n| {
             let session = SessionId(Uuid::from_u128(n));
@@ -361,7 +361,7 @@ mod tests {
     #[tokio::test]
     async fn a_wrong_secret_gets_no_answer() {
         let tasks = Tasks::new();
-        let address = start(&tasks).await;
+        let address = start(&tasks);
         assert!(peers(b"guess", &tasks).call(address, &Call::LogOut(Uuid::nil())).await.is_err());
         tasks.stop();
     }

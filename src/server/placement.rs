@@ -19,12 +19,12 @@ pub enum Placement {
 
 /// Picks a server for a user of an inbox partition. `load` is the server's load as the caller knows it best.
 #[must_use]
-pub fn choose<'a>(
+pub fn choose(
     placement: Placement,
-    servers: &'a [ServerEntry],
+    servers: &[ServerEntry],
     partition: u32,
     load: impl Fn(&ServerEntry) -> u64,
-) -> Option<&'a ServerEntry> {
+) -> Option<&ServerEntry> {
     let open = || servers.iter().filter(|s| !s.draining);
     let least = open().min_by_key(|s| (load(s), &s.name))?;
     if placement == Placement::LeastLoaded {

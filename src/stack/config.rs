@@ -60,7 +60,7 @@ impl Default for Config {
             api_servers: 1,
             push: true,
             partitions: 16,
-            token_lifetime: Duration::from_secs(24 * 3600),
+            token_lifetime: Duration::from_hours(24),
             drain_timeout: Duration::from_secs(10),
             chat: chat::Config::default(),
             presence: presence::Config::default(),

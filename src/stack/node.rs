@@ -50,7 +50,6 @@ impl Node {
         let tasks = deps.tasks.clone();
         let config = config.clone();
         let server = name.clone();
-        #[expect(clippy::disallowed_methods, reason = "the start of a node; its own tasks are tracked by `tasks`")]
         let started = runtime.spawn(async move { start_role(role, deps, config, port, tamper, &server).await });
         let (address, chat) = match started.await {
             Ok(Ok(started)) => started,
@@ -75,7 +74,6 @@ impl Node {
         let Some(runtime) = self.runtime.take() else { return };
         if let Some(chat) = self.chat.take() {
             let tasks = self.tasks.clone();
-            #[expect(clippy::disallowed_methods, reason = "runs on the node's runtime and is awaited here")]
             let drained = runtime.spawn(async move {
                 chat.drain(drain).await;
                 // An entry that stays behind ends by its time to live.

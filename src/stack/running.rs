@@ -228,12 +228,11 @@ impl Stack {
 }
 
 fn data_folder(config: &Config) -> Result<DataFolder, StackError> {
-    let (path, is_temporary) = match &config.data {
-        Some(path) => (path.clone(), false),
-        None => {
-            let name = format!("chatctl-{}-{}", std::process::id(), clock::now_us());
-            (std::env::temp_dir().join(name), true)
-        }
+    let (path, is_temporary) = if let Some(path) = &config.data {
+        (path.clone(), false)
+    } else {
+        let name = format!("chatctl-{}-{}", std::process::id(), clock::now_us());
+        (std::env::temp_dir().join(name), true)
     };
     std::fs::create_dir_all(&path).map_err(|source| StackError::Data { path: path.clone(), source })?;
     Ok(DataFolder { path, is_temporary })

@@ -1,7 +1,7 @@
 //! The proof that a load test can tell a broken server from a sound one: each breakage is switched on, and the verdict
 //! turns, for the right reason.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -124,7 +124,7 @@ impl Messages for Hides {
     ) -> BackendResult<Vec<StoredMessage>> {
         let mut rows = self.inner.read(c, after, upto, limit).await?;
         if limit == DEVICE_PAGE {
-            rows.retain(|row| (row.uuid.as_u128() as u64 ^ c.0) % self.every != 0);
+            rows.retain(|row| !(row.uuid.as_u128() as u64 ^ c.0).is_multiple_of(self.every));
         }
         Ok(rows)
     }
@@ -147,7 +147,7 @@ struct DropsHidden(u64);
 
 impl Tamper for DropsHidden {
     fn outgoing(&self, _: UserId, message: &MessageFrame) -> Vec<MessageFrame> {
-        let is_hidden = (message.uuid.as_u128() as u64 ^ message.conversation.0) % self.0 == 0;
+        let is_hidden = (message.uuid.as_u128() as u64 ^ message.conversation.0).is_multiple_of(self.0);
         if is_hidden { Vec::new() } else { vec![message.clone()] }
     }
 }
@@ -290,7 +290,7 @@ struct StartsAgain {
     inner: EmbeddedSequence,
     naive: EmbeddedSequence,
     reserved: AtomicU64,
-    seeded: Mutex<HashMap<ConversationId, ()>>,
+    seeded: Mutex<HashSet<ConversationId>>,
 }
 
 impl StartsAgain {
@@ -300,7 +300,7 @@ impl StartsAgain {
         if self.reserved.load(Ordering::Relaxed) < Self::FORGETS_AFTER {
             return &self.inner;
         }
-        let is_new = self.seeded.lock().expect("no panic while held").insert(conversation, ()).is_none();
+        let is_new = self.seeded.lock().expect("no panic while held").insert(conversation);
         if is_new {
             let seed = Seed { epoch: 1, settled: MessageId(0), block_end: 10_000, remembered: Vec::new() };
             self.naive.begin_seed(conversation, 1).await.expect("claims");

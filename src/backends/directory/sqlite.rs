@@ -1,4 +1,4 @@
-//! The directory in SQLite, one file in the data folder.
+//! The directory in `SQLite`, one file in the data folder.
 
 use std::path::Path;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::protocol::api::{ConversationKind, Profile, Receipt};
 use crate::protocol::frames::ReceiptStatus;
 use crate::protocol::{ConversationId, MessageId, UserId};
 
-/// Rows in one statement with many values; SQLite allows 32,766 bound values.
+/// Rows in one statement with many values; `SQLite` allows 32,766 bound values.
 const ROWS_PER_STATEMENT: usize = 5_000;
 
 /// Applied in order; `PRAGMA user_version` says how many are. A released one is never changed.
@@ -91,7 +91,7 @@ impl SqliteDirectory {
     }
 }
 
-/// SQLite ids are signed; ours stay far below the sign bit.
+/// `SQLite` ids are signed; ours stay far below the sign bit.
 const fn sql(id: u64) -> i64 {
     id as i64
 }

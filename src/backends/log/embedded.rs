@@ -28,6 +28,9 @@ pub struct EmbeddedLog {
     inner: Arc<Inner>,
 }
 
+/// Where a group reads next, by partition.
+type GroupPositions = Arc<Mutex<Vec<u64>>>;
+
 struct Inner {
     store: EmbeddedStore,
     records: Keyspace,
@@ -35,7 +38,7 @@ struct Inner {
     partitions: u32,
     topics: HashMap<Topic, Vec<Partition>>,
     /// Positions of the consumer groups. Written by group readers.
-    groups: Mutex<HashMap<(Topic, String), Arc<Mutex<Vec<u64>>>>>,
+    groups: Mutex<HashMap<(Topic, String), GroupPositions>>,
     group_news: Notify,
 }
 
@@ -226,19 +229,18 @@ impl KeyedLog for EmbeddedLog {
 
     async fn group(&self, topic: Topic, group: &str) -> BackendResult<Box<dyn GroupReader>> {
         let mut groups = self.inner.groups.lock().expect("no panic while held");
-        let positions = match groups.get(&(topic, group.to_owned())) {
-            Some(positions) => Arc::clone(positions),
-            None => {
-                let mut all = Vec::new();
-                for partition in 0..self.inner.partitions {
-                    let value = self.inner.commits.get(commit_key(topic, group, partition)).map_err(read_failed)?;
-                    let committed = value.and_then(|v| v.as_ref().try_into().ok()).map_or(0, u64::from_be_bytes);
-                    all.push(committed);
-                }
-                let positions = Arc::new(Mutex::new(all));
-                groups.insert((topic, group.to_owned()), Arc::clone(&positions));
-                positions
+        let positions = if let Some(positions) = groups.get(&(topic, group.to_owned())) {
+            Arc::clone(positions)
+        } else {
+            let mut all = Vec::new();
+            for partition in 0..self.inner.partitions {
+                let value = self.inner.commits.get(commit_key(topic, group, partition)).map_err(read_failed)?;
+                let committed = value.and_then(|v| v.as_ref().try_into().ok()).map_or(0, u64::from_be_bytes);
+                all.push(committed);
             }
+            let positions = Arc::new(Mutex::new(all));
+            groups.insert((topic, group.to_owned()), Arc::clone(&positions));
+            positions
         };
         let log = Arc::clone(&self.inner);
         Ok(Box::new(EmbeddedGroup { log, topic, group: group.to_owned(), positions, dealt_with: HashMap::new() }))
@@ -364,8 +366,8 @@ struct EmbeddedGroup {
     log: Arc<Inner>,
     topic: Topic,
     group: String,
-    /// Where the group reads next, by partition. Shared by its members.
-    positions: Arc<Mutex<Vec<u64>>>,
+    /// Shared by the group's members.
+    positions: GroupPositions,
     /// Positions behind what this member was given, not committed yet.
     dealt_with: HashMap<u32, u64>,
 }

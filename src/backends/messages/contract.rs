@@ -35,7 +35,7 @@ pub(crate) mod promises {
         StoredMessage {
             conversation,
             id: MessageId(id),
-            uuid: Uuid::from_u128(u128::from(conversation.0) << 64 | u128::from(id)),
+            uuid: Uuid::from_u64_pair(conversation.0, id),
             sender: UserId(1),
             kind: "text".to_owned(),
             body: format!("message {id} – ünïcode"),

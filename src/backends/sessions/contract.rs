@@ -68,7 +68,7 @@ pub(crate) mod promises {
         port.claim(&old).await.expect("claims");
         port.claim(&new).await.expect("claims");
         assert!(!port.release(&old).await.expect("answers"));
-        assert_eq!(port.lookup(&[old.user]).await.expect("answers"), [new.clone()]);
+        assert_eq!(port.lookup(&[old.user]).await.expect("answers"), std::slice::from_ref(&new));
         assert!(port.release(&new).await.expect("answers"));
         assert!(!port.release(&new).await.expect("answers"));
         assert_eq!(port.lookup(&[old.user]).await.expect("answers"), []);

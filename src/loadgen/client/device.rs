@@ -20,7 +20,7 @@ use crate::loadgen::ledger::ranges::Ranges;
 use crate::loadgen::recorder::{Path, add, sub};
 use crate::protocol::api::{ConversationKind, InboxEntry, MessagesSync, Placement};
 use crate::protocol::frames::{AckFrame, ConversationFrame, ErrorFrame, PresenceFrame, PresenceState, SendFrame};
-use crate::protocol::{ClientFrame, CloseCode, ErrorCode, MessageFrame, MessageId, ServerFrame};
+use crate::protocol::{ClientFrame, CloseCode, ErrorCode, MessageFrame, MessageId, ServerFrame, ServerName};
 use crate::runtime::{Backoff, clock};
 
 /// A gap is closed by a sync after this time. Source: DESIGN section 2, "Sync".
@@ -89,6 +89,8 @@ pub(in crate::loadgen) struct Device {
     wanted_since_us: u64,
     connect_at_us: u64,
     backoff: Backoff,
+    /// The server that could not be reached last.
+    avoid: Option<ServerName>,
     has_used_login: bool,
     ever_connected: bool,
     beat_due_us: u64,
@@ -119,6 +121,7 @@ impl Device {
             wanted_since_us: 0,
             connect_at_us: 0,
             backoff: Backoff::new(reconnect.first, reconnect.max),
+            avoid: None,
             has_used_login: false,
             ever_connected: false,
             beat_due_us: 0,
@@ -153,7 +156,7 @@ impl Device {
                 self.on_frame(frame);
             }
             for command in self.mailbox().take() {
-                self.on_command(command).await;
+                self.on_command(command);
             }
             self.on_time();
             if self.leave_by_us > 0 && (self.pending.is_empty() || clock::now_us() >= self.leave_by_us) {
@@ -193,16 +196,17 @@ impl Device {
         let due = self.next_due_us();
         let shared = Arc::clone(&self.shared);
         let news = shared.mailboxes[self.client as usize].news.notified();
-        let result = match &mut self.link {
-            Some(link) => tokio::select! {
+        let result = if let Some(link) = &mut self.link {
+            tokio::select! {
                 result = link.read(frames) => result,
                 () = news => Ok(()),
                 () = clock::sleep_until_us(due) => Ok(()),
-            },
-            None => tokio::select! {
+            }
+        } else {
+            tokio::select! {
                 () = news => Ok(()),
                 () = clock::sleep_until_us(due) => Ok(()),
-            },
+            }
         };
         if let Err(error) = result {
             // What came before the end counts.
@@ -244,8 +248,9 @@ impl Device {
 
     async fn try_connect(&mut self) -> Result<(), String> {
         let placement = self.placement().await?;
-        let (link, welcome, frames) =
-            Link::open(&placement.url, self.token()).await.map_err(|e: LinkError| e.to_string())?;
+        let opened = Link::open(&placement.url, self.token()).await;
+        self.avoid = opened.is_err().then_some(placement.server);
+        let (link, welcome, frames) = opened.map_err(|e| e.to_string())?;
         let now = clock::now_us();
         let shared = Arc::clone(&self.shared);
         self.link = Some(Box::new(link));
@@ -282,7 +287,7 @@ impl Device {
         {
             return Ok(login.placement.clone());
         }
-        shared.api.placement(self.token()).await.map_err(|e| e.to_string())
+        shared.api.placement(self.token(), self.avoid.as_ref()).await.map_err(|e| e.to_string())
     }
 
     /// Beat, subscribe, send again what is pending, and catch up.
@@ -327,6 +332,8 @@ impl Device {
             LinkError::Refused(_) | LinkError::Broken(_) => "broken".to_owned(),
         };
         self.shared.stats.error(&why);
+        // A server that went away without a word is likely to be gone.
+        self.avoid = matches!(error, LinkError::Lost(_)).then(|| self.shared.server_of(self.client)).flatten();
         self.closed(&why);
         let fault = {
             let mut faults = self.shared.faults.lock().expect("no panic while held");
@@ -410,7 +417,7 @@ impl Device {
         self.beat_due_us = self.beat_due_us.max(now.saturating_sub(interval)) + interval;
     }
 
-    async fn on_command(&mut self, command: Command) {
+    fn on_command(&mut self, command: Command) {
         match command {
             Command::Online(due_us) => {
                 self.is_wanted = true;
@@ -544,14 +551,13 @@ impl Device {
                 && sender == Some(message.sender)
                 && tag.run == self.shared.run
         };
-        match Tag::of(message).filter(fits) {
-            Some(tag) => Some(Seen { id: message.id.0, tag }),
-            None => {
-                self.shared.ledger.on_altered(|| {
-                    format!("{} id {} came to client {} changed", message.conversation, message.id, self.client)
-                });
-                None
-            }
+        if let Some(tag) = Tag::of(message).filter(fits) {
+            Some(Seen { id: message.id.0, tag })
+        } else {
+            self.shared.ledger.on_altered(|| {
+                format!("{} id {} came to client {} changed", message.conversation, message.id, self.client)
+            });
+            None
         }
     }
 

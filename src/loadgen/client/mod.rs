@@ -89,6 +89,12 @@ impl Shared {
         (self.world.users[spec.user as usize].id.to_string(), spec.device.as_str())
     }
 
+    /// The server that a device is connected to.
+    fn server_of(&self, client: u32) -> Option<ServerName> {
+        let index = self.client_servers[client as usize].load(Ordering::Relaxed).checked_sub(1)?;
+        self.servers.lock().expect("no panic while held").get(index as usize).cloned()
+    }
+
     /// Index of a server by name.
     fn server_index(&self, name: &ServerName) -> u16 {
         let mut servers = self.servers.lock().expect("no panic while held");

@@ -221,7 +221,7 @@ async fn load(shared: &Arc<Shared>, options: &RunOptions, watcher: &Watcher) -> 
     let devices = start_devices(shared);
     let was_interrupted = pacing::run_phases(shared, options, watcher, started_us).await;
     let duration = Duration::from_micros(clock::now_us() - started_us);
-    let (cpu, stack) = (machine::process_cpu() - cpu_before, stack_cpu().saturating_sub(stack_before));
+    let (cpu, stack) = (machine::process_cpu().saturating_sub(cpu_before), stack_cpu().saturating_sub(stack_before));
     let resident_bytes = machine::resident_bytes().unwrap_or(0);
     watcher.phase("drain");
     let states = finish_devices(shared, devices, was_interrupted).await;
@@ -322,7 +322,7 @@ async fn audit(shared: &Arc<Shared>, states: &[DeviceState], watcher: &Watcher) 
     while let Some(failed) = results.next().await {
         unread += failed;
         done += 1;
-        watcher.progress(done as f64 / total as f64, format!("conversations {done}/{total}"));
+        watcher.progress(f64::from(done) / total as f64, format!("conversations {done}/{total}"));
     }
     unread
 }

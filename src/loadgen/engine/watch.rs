@@ -154,7 +154,7 @@ fn snapshot(
         reconnects: rate(totals.reconnects, old.reconnects),
     };
     let (cpu, stack_cpu) = (machine::process_cpu(), stack_threads.map_or(Duration::ZERO, machine::threads_cpu));
-    let generator_cpu = (cpu - before.cpu).saturating_sub(stack_cpu.saturating_sub(before.stack_cpu));
+    let generator_cpu = cpu.saturating_sub(before.cpu).saturating_sub(stack_cpu.saturating_sub(before.stack_cpu));
     let (_, lag) = shared.recorder.take_lag();
     before.lag_us_max = before.lag_us_max.max(lag.max_us);
     let state = state.lock().expect("no panic while held");

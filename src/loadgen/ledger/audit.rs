@@ -132,9 +132,9 @@ mod tests {
 
     fn ranges(numbers: &[u64]) -> Ranges {
         let mut out = Ranges::default();
-        numbers.iter().for_each(|n| {
+        for n in numbers {
             out.insert(*n);
-        });
+        }
         out
     }
 
@@ -170,7 +170,7 @@ mod tests {
         let lost_for_one = audit(&[one.clone(), two.clone()], [&[1, 2], &[1]]);
         assert_eq!(kinds(&lost_for_one), [Kind::Lost]);
         assert!(lost_for_one.described()[0].contains("id 2"), "{:?}", lost_for_one.described());
-        assert_eq!(kinds(&audit(&[one.clone()], [&[1], &[1]])), [Kind::Lost]);
+        assert_eq!(kinds(&audit(std::slice::from_ref(&one), [&[1], &[1]])), [Kind::Lost]);
         assert_eq!(kinds(&audit(&[two.clone(), one.clone()], [&[1, 2], &[1, 2]])), [Kind::OutOfOrder]);
         let twice = audit(&[one.clone(), two.clone(), row(3, tag(0, 2))], [&[1, 2, 3], &[1, 2, 3]]);
         assert!(kinds(&twice).contains(&Kind::Duplicated));

@@ -6,7 +6,6 @@ pub(in crate::loadgen) struct Ranges {
     /// The first range, both ends inside; `(1, 0)` stands for none.
     first: Option<(u64, u64)>,
     /// The others, rising, never touching each other or the first.
-    #[expect(clippy::box_collection, reason = "one word instead of three in the usual case of no further range")]
     rest: Option<Box<Vec<(u64, u64)>>>,
 }
 

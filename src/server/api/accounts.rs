@@ -11,7 +11,7 @@ use super::status::Failure;
 use super::{ApiServer, App};
 use crate::backends::registry::Role;
 use crate::protocol::api::{Friends, LoggedIn, Login, Placement, Profile, ProfileChange, Signup, UserRef};
-use crate::protocol::{CHAT_PATH, ErrorCode, UserId};
+use crate::protocol::{CHAT_PATH, ErrorCode, ServerName, UserId};
 use crate::server::peer::Call;
 use crate::server::placement;
 use crate::telemetry::Counter;
@@ -54,7 +54,7 @@ pub(super) async fn login(server: App, Body(body): Body<Login>) -> Answer<Json<L
     let Some(found) = found.filter(|_| fits) else {
         return Err(Failure::new(ErrorCode::Unauthorized, "name or password is wrong"));
     };
-    let placement = place(&server, found.user)?;
+    let placement = place(&server, found.user, None)?;
     let (token, claims) = server.deps.tokens.issue(found.user, &body.device);
     server.deps.metrics.count(Counter::Logins);
     Ok(Json(LoggedIn { user: found.user, device: claims.dev, token, expires_at: claims.exp, placement }))
@@ -65,9 +65,12 @@ fn rate_limited(server: &ApiServer, wait: Duration) -> Failure {
     Failure::retry_later(ErrorCode::RateLimited, "too many logins for this name", wait.as_millis() as u64)
 }
 
-/// Picks a chat server for a user.
-fn place(server: &ApiServer, user: UserId) -> Answer<Placement> {
-    let servers = server.cluster.servers(Role::Chat);
+/// Picks a chat server for a user; another one than `avoid`, if there is one.
+fn place(server: &ApiServer, user: UserId, avoid: Option<&ServerName>) -> Answer<Placement> {
+    let mut servers = server.cluster.servers(Role::Chat).to_vec();
+    if servers.iter().any(|s| Some(&s.name) != avoid && !s.draining) {
+        servers.retain(|s| Some(&s.name) != avoid);
+    }
     let partition = server.deps.backends.log.partition_of(user.0);
     let chosen = placement::choose(server.config.placement, &servers, partition, |s| server.cluster.load(s));
     let Some(chosen) = chosen else {
@@ -78,8 +81,19 @@ fn place(server: &ApiServer, user: UserId) -> Answer<Placement> {
     Ok(Placement { server: chosen.name.clone(), url: format!("ws://{}{CHAT_PATH}", chosen.address) })
 }
 
-pub(super) async fn placement(server: App, Caller(claims): Caller) -> Answer<Json<Placement>> {
-    place(&server, claims.sub).map(Json)
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Avoid {
+    /// A server that the client could not reach: the registry may not know yet that it is gone.
+    avoid: Option<ServerName>,
+}
+
+pub(super) async fn placement(
+    server: App,
+    Caller(claims): Caller,
+    Params(params): Params<Avoid>,
+) -> Answer<Json<Placement>> {
+    place(&server, claims.sub, params.avoid.as_ref()).map(Json)
 }
 
 pub(super) async fn logout(server: App, Caller(claims): Caller) -> Answer<StatusCode> {

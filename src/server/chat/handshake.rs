@@ -12,7 +12,7 @@ use super::connection::{self, Early};
 use super::socket::{ReadEnd, Socket};
 use super::{ChatServer, Identity};
 use crate::protocol::api::ApiError;
-use crate::protocol::frames::ErrorFrame;
+use crate::protocol::frames::{ErrorFrame, FrameError};
 use crate::protocol::websocket::{self, Decoder, Event, Role};
 use crate::protocol::{CHAT_PATH, ClientFrame, CloseCode, ECHO_PATH, ErrorCode, SUBPROTOCOL, ServerFrame};
 use crate::server::auth;
@@ -242,8 +242,8 @@ async fn authenticate(server: &ChatServer, token: &str) -> Result<Identity, Refu
 /// What came before the connection is live.
 #[derive(Default)]
 struct Greeting {
-    /// The first frame, where the token is expected in it. `None` inside: it could not be read.
-    hello: Option<Option<ClientFrame>>,
+    /// The first frame, where the token is expected in it.
+    hello: Option<Result<ClientFrame, FrameError>>,
     /// The frames behind it.
     texts: Vec<String>,
     ended: Option<CloseCode>,
@@ -253,7 +253,7 @@ impl Greeting {
     fn on_event(&mut self, socket: &Socket, needs_hello: bool, event: Event<'_>) {
         match event {
             Event::Text(text) if needs_hello && self.hello.is_none() => {
-                self.hello = Some(ClientFrame::decode(text).ok())
+                self.hello = Some(ClientFrame::decode(text));
             }
             Event::Text(text) if self.texts.len() < EARLY_TEXTS_MAX => self.texts.push(text.to_owned()),
             Event::Text(_) => self.ended = Some(CloseCode::RateLimited),
@@ -296,7 +296,7 @@ async fn hello(
     early.texts = greeting.texts;
     match (identity, greeting.hello) {
         (Some(identity), _) => Ok(identity),
-        (None, Some(Some(ClientFrame::Hello(frame)))) => authenticate(server, &frame.token).await.map_err(|refusal| {
+        (None, Some(Ok(ClientFrame::Hello(frame)))) => authenticate(server, &frame.token).await.map_err(|refusal| {
             if refusal.status.starts_with("503") { CloseCode::Internal } else { CloseCode::Unauthorized }
         }),
         (None, _) => Err(CloseCode::Unauthorized),

@@ -64,15 +64,12 @@ impl Hub {
     pub(super) fn add(&self, connection: Arc<Connection>) -> bool {
         let mut users = self.users.write().expect("no panic while held");
         self.count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        match users.get_mut(&connection.user) {
-            Some(few) => {
-                few.add(connection);
-                false
-            }
-            None => {
-                users.insert(connection.user, Few::One(connection));
-                true
-            }
+        if let Some(few) = users.get_mut(&connection.user) {
+            few.add(connection);
+            false
+        } else {
+            users.insert(connection.user, Few::One(connection));
+            true
         }
     }
 

@@ -217,7 +217,8 @@ impl Socket {
         decoder: &mut Decoder,
         sink: &mut (dyn FnMut(Event<'_>) + Send),
     ) -> Result<(), ReadEnd> {
-        self.stream.readable().await.map_err(|_| ReadEnd::Gone)?;
+        // Not `readable()`: its future carries a place in a list of waiters, and this socket has one reader.
+        std::future::poll_fn(|context| self.stream.poll_read_ready(context)).await.map_err(|_| ReadEnd::Gone)?;
         READ_BUFFER.with_borrow_mut(|buffer| match self.stream.try_read(buffer) {
             Ok(0) => Err(ReadEnd::Gone),
             Ok(read) => decoder

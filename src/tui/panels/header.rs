@@ -22,7 +22,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, area: Rect, state: &State) {
     ]);
     frame.render_widget(Paragraph::new(title), first);
     let connections = format!(
-        " connections {}/{}   sent {:.0}/s   acked {:.0}/s   delivered {:.0}/s   reconnects {:.0}",
+        " connections {}/{}  sent {:.0}/s  acked {:.0}/s  delivered {:.0}/s  reconnects {:.0}",
         s.connections, s.connections_wanted, s.rates.intended, s.rates.acked, s.rates.delivered, s.totals.reconnects
     );
     frame.render_widget(Line::raw(connections), second);

@@ -56,15 +56,7 @@ fn draw_table(frame: &mut Frame<'_>, area: Rect, state: &State) {
     };
     let mut paths: Vec<_> = state.snapshot.overall.iter().collect();
     paths.sort_by_key(|(name, _)| rank(name));
-    let widths = [
-        Constraint::Length(25),
-        Constraint::Length(9),
-        Constraint::Length(9),
-        Constraint::Length(9),
-        Constraint::Length(9),
-        Constraint::Length(9),
-        Constraint::Length(9),
-    ];
+    let widths = [24, 8, 8, 8, 8, 8, 8].map(Constraint::Length);
     let header = Row::new(["path", "samples", "p50", "p90", "p99", "p99.9", "max"]).style(heading());
     let table = Table::new(paths.into_iter().map(row), widths).header(header);
     frame.render_widget(table.block(block(state, " since the warm-up, from due time ")), area);
