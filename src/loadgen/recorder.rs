@@ -1,8 +1,8 @@
 //! Latencies by path, in µs from the intended time, and counters.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
 
 use crate::telemetry::{Latency, LatencySummary};
 
@@ -75,44 +75,74 @@ impl Path {
         }
     }
 
+    /// True for the paths whose sum is [`Path::Delivery`].
+    const fn is_part_of_delivery(self) -> bool {
+        matches!(
+            self,
+            Self::DeliverySameServer | Self::DeliveryOtherServer | Self::DeliveryGroup | Self::DeliveryChannel
+        )
+    }
+
     /// True for what happens once per client and is measured from the first second, warm-up or not.
     const fn is_always_measured(self) -> bool {
         matches!(self, Self::Connect | Self::Login | Self::Recovery | Self::PresenceOnline | Self::PresenceOffline)
     }
 }
 
-#[derive(Default)]
-struct Shard {
-    overall: BTreeMap<Path, Latency>,
-    interval: BTreeMap<Path, Latency>,
-}
+/// Latencies of one interval, by path. Indexed rather than mapped: this is what every received message touches.
+type Interval = [Option<Box<Latency>>; Path::ALL.len()];
 
 const SHARDS: usize = 8;
 
 /// All latencies of a run. Sharded by client, so that threads rarely meet.
+///
+/// A latency is recorded once, in its shard's interval; the interval is folded into the run's totals when somebody looks.
 pub(super) struct Recorder {
-    shards: [Mutex<Shard>; SHARDS],
-    /// False during warm-up. Written by the engine.
-    measuring: AtomicBool,
+    shards: [Mutex<Interval>; SHARDS],
+    folded: Mutex<Folded>,
     /// How late the generator did things. Written by whoever is late.
     lag: Mutex<(Latency, Latency)>,
 }
 
+/// What was folded. Written by `fold`.
+#[derive(Default)]
+struct Folded {
+    /// False during warm-up.
+    is_measuring: bool,
+    overall: BTreeMap<Path, Latency>,
+    /// Since the last [`Recorder::take_interval`].
+    interval: BTreeMap<Path, Latency>,
+}
+
 impl Recorder {
     pub(super) fn new() -> Self {
-        Self { shards: Default::default(), measuring: AtomicBool::new(false), lag: Mutex::default() }
+        Self { shards: Default::default(), folded: Mutex::default(), lag: Mutex::default() }
     }
 
+    /// Begins or ends measuring; what was recorded before counts by the old state.
     pub(super) fn measure(&self, on: bool) {
-        self.measuring.store(on, Ordering::Relaxed);
+        self.fold().is_measuring = on;
     }
 
     pub(super) fn record(&self, client: u32, path: Path, us: u64) {
         let mut shard = self.shards[client as usize % SHARDS].lock().expect("no panic while held");
-        shard.interval.entry(path).or_default().record_us(us);
-        if path.is_always_measured() || self.measuring.load(Ordering::Relaxed) {
-            shard.overall.entry(path).or_default().record_us(us);
+        shard[path as usize].get_or_insert_default().record_us(us);
+    }
+
+    /// Folds the shards into the totals.
+    fn fold(&self) -> MutexGuard<'_, Folded> {
+        let mut folded = self.folded.lock().expect("no panic while held");
+        for shard in &self.shards {
+            let taken = std::mem::take(&mut *shard.lock().expect("no panic while held"));
+            for (path, latency) in Path::ALL.into_iter().zip(taken) {
+                let Some(latency) = latency else { continue };
+                folded.add(path, &latency);
+                if path.is_part_of_delivery() {
+                    folded.add(Path::Delivery, &latency);
+                }
+            }
         }
+        folded
     }
 
     /// Notes that the generator did something `us` after it was due.
@@ -132,26 +162,21 @@ impl Recorder {
 
     /// Everything measured so far.
     pub(super) fn overall(&self) -> BTreeMap<Path, Latency> {
-        let mut all: BTreeMap<Path, Latency> = BTreeMap::new();
-        for shard in &self.shards {
-            let shard = shard.lock().expect("no panic while held");
-            for (path, latency) in &shard.overall {
-                all.entry(*path).or_default().merge(latency);
-            }
-        }
-        all
+        self.fold().overall.clone()
     }
 
     /// What came since the last call.
     pub(super) fn take_interval(&self) -> BTreeMap<Path, Latency> {
-        let mut all: BTreeMap<Path, Latency> = BTreeMap::new();
-        for shard in &self.shards {
-            let interval = std::mem::take(&mut shard.lock().expect("no panic while held").interval);
-            for (path, latency) in interval {
-                all.entry(path).or_default().merge(&latency);
-            }
+        std::mem::take(&mut self.fold().interval)
+    }
+}
+
+impl Folded {
+    fn add(&mut self, path: Path, latency: &Latency) {
+        self.interval.entry(path).or_default().merge(latency);
+        if path.is_always_measured() || self.is_measuring {
+            self.overall.entry(path).or_default().merge(latency);
         }
-        all
     }
 }
 
@@ -201,4 +226,29 @@ pub(super) fn sub(counter: &AtomicU64, n: u64) {
 /// Reads a counter.
 pub(super) fn get(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn count(latencies: &BTreeMap<Path, Latency>, path: Path) -> u64 {
+        latencies.get(&path).map_or(0, Latency::count)
+    }
+
+    #[test]
+    fn a_warm_up_is_shown_and_not_measured() {
+        let recorder = Recorder::new();
+        recorder.record(1, Path::DeliveryGroup, 100);
+        recorder.record(1, Path::Connect, 100);
+        recorder.measure(true);
+        recorder.record(2, Path::DeliveryGroup, 200);
+        recorder.record(3, Path::DeliverySameServer, 300);
+        let overall = recorder.overall();
+        assert_eq!([Path::DeliveryGroup, Path::Delivery, Path::Connect].map(|p| count(&overall, p)), [1, 2, 1]);
+        let interval = recorder.take_interval();
+        assert_eq!([Path::DeliveryGroup, Path::Delivery].map(|p| count(&interval, p)), [2, 3]);
+        assert!(recorder.take_interval().is_empty());
+        assert_eq!(count(&recorder.overall(), Path::Delivery), 2);
+    }
 }

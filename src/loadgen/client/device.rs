@@ -837,5 +837,4 @@ fn time_delivery(shared: &Shared, client: u32, opened_us: u64, tag: &Tag, now: u
         Path::DeliveryOtherServer
     };
     shared.recorder.record(client, path, took);
-    shared.recorder.record(client, Path::Delivery, took);
 }

@@ -96,7 +96,7 @@ pub struct StackSpec {
 
 impl Default for StackSpec {
     fn default() -> Self {
-        Self { chat_servers: 3, presence_servers: 1, api_servers: 1, partitions: 16 }
+        Self { chat_servers: 3, presence_servers: 1, api_servers: 1, partitions: 8 }
     }
 }
 
