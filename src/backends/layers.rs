@@ -1,6 +1,6 @@
 //! Wrappers over any port: a deadline with timing, and seeded faults.
 //!
-//! One macro forwards every call of a port through [`Layer::around`], so a layer is written once and serves all ports.
+//! One macro forwards every call of a port through `Layer::around`, so a layer is written once and serves all ports.
 
 use std::future::Future;
 use std::sync::{Arc, Mutex};

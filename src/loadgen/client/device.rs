@@ -145,11 +145,13 @@ impl Device {
     }
 
     /// Lives until it is told to finish and has.
-    pub(in crate::loadgen) async fn run(mut self) -> DeviceState {
+    ///
+    /// The rare and large parts (connecting, the last sync) are boxed, so that they take no memory while waiting.
+    pub(in crate::loadgen) async fn run(mut self: Box<Self>) -> DeviceState {
         let mut frames = Vec::new();
         while !self.is_finished() {
             if self.is_wanted && self.link.is_none() && clock::now_us() >= self.connect_at_us {
-                self.connect().await;
+                Box::pin(self.connect()).await;
             }
             self.wait(&mut frames).await;
             for frame in frames.drain(..) {
@@ -161,18 +163,18 @@ impl Device {
             self.on_time();
             if self.leave_by_us > 0 && (self.pending.is_empty() || clock::now_us() >= self.leave_by_us) {
                 self.leave_by_us = 0;
-                self.go_offline().await;
+                Box::pin(self.go_offline()).await;
             }
-            if let Some(link) = &mut self.link
-                && let Err(error) = link.flush().await
+            if let Some(link) = self.link.as_mut().filter(|link| link.has_output())
+                && let Err(error) = Box::pin(link.flush()).await
             {
                 self.disconnected(&error);
             }
         }
-        let is_drained = self.final_sync().await;
+        let is_drained = Box::pin(self.final_sync()).await;
         let (user, device) = self.name();
         self.shared.note("end", || json!({"user": user, "dev": device, "drained": is_drained}));
-        self.go_offline().await;
+        Box::pin(self.go_offline()).await;
         DeviceState {
             client: self.client,
             user: self.user,

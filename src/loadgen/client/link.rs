@@ -91,7 +91,8 @@ impl Link {
 
     /// Reads what there is. Dropping the future loses nothing.
     pub(super) async fn read(&mut self, frames: &mut Vec<ServerFrame>) -> Result<(), LinkError> {
-        self.stream.readable().await.map_err(|e| lost(&e))?;
+        // One reader: no place in a list of waiters is needed.
+        std::future::poll_fn(|context| self.stream.poll_read_ready(context)).await.map_err(|e| lost(&e))?;
         let Self { stream, decoder, outgoing } = self;
         READ_BUFFER.with_borrow_mut(|buffer| match stream.try_read(buffer) {
             Ok(0) => Err(LinkError::Lost("the server closed the socket".to_owned())),
@@ -105,6 +106,11 @@ impl Link {
     pub(super) fn push(&mut self, frame: &ClientFrame, rng: &mut impl Rng) {
         let mask = rng.next_u32().to_ne_bytes();
         self.outgoing.extend_from_slice(&websocket::text_frame(&frame.encode(), Some(mask)));
+    }
+
+    /// Whether anything waits to be written.
+    pub(super) const fn has_output(&self) -> bool {
+        !self.outgoing.is_empty()
     }
 
     /// Writes everything that was pushed.

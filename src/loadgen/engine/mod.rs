@@ -257,7 +257,7 @@ async fn load(shared: &Arc<Shared>, options: &RunOptions, watcher: &Watcher) -> 
 
 fn start_devices(shared: &Arc<Shared>) -> Vec<tokio::sync::oneshot::Receiver<DeviceState>> {
     let start = |client| {
-        let device = Device::new(shared, client);
+        let device = Box::new(Device::new(shared, client));
         let (done, state) = tokio::sync::oneshot::channel();
         shared.tasks.spawn("load.device", async move {
             // Nobody waits any more when the run was given up.
