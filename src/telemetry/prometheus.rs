@@ -116,3 +116,29 @@ mod tests {
         assert!((chat.values["chatctl_send_seconds_count"] - 1.0).abs() < f64::EPSILON);
     }
 }
+
+#[cfg(test)]
+mod dashboard_tests {
+    use super::*;
+
+    #[test]
+    fn dashboards_name_only_metrics_that_exist() {
+        let text = include_str!("../../dashboards/stack.json");
+        let dashboard: serde_json::Value = serde_json::from_str(text).expect("JSON");
+        let known: Vec<&str> = Counter::ALL
+            .iter()
+            .map(|c| c.name())
+            .chain(Gauge::ALL.iter().map(|g| g.name()))
+            .chain(Timer::ALL.iter().map(|t| t.name()))
+            .collect();
+        let panels = dashboard["panels"].as_array().expect("panels");
+        assert!(!panels.is_empty());
+        for target in panels.iter().flat_map(|p| p["targets"].as_array().expect("targets")) {
+            let expr = target["expr"].as_str().expect("an expression");
+            let names = expr.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|w| w.starts_with("chatctl_"));
+            for name in names {
+                assert!(known.contains(&name), "{name} in {expr}");
+            }
+        }
+    }
+}
