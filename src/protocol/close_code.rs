@@ -8,8 +8,6 @@
 pub enum CloseCode {
     /// Answer to a close of the client.
     Normal = 1000,
-    /// The server goes away.
-    GoingAway = 1001,
     /// The client broke the WebSocket protocol.
     Protocol = 1002,
     /// The client sent a binary message where only text is spoken.
@@ -36,8 +34,6 @@ pub enum CloseCode {
     IdleTimeout = 4007,
     /// The client keeps sending far above its limits.
     RateLimited = 4008,
-    /// The server holds as many connections as it may.
-    ServerFull = 4009,
 }
 
 /// What a client should do after a close.
@@ -51,9 +47,8 @@ pub enum Reconnect {
 
 impl CloseCode {
     /// Every code, for documents and tests.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 14] = [
         Self::Normal,
-        Self::GoingAway,
         Self::Protocol,
         Self::Unsupported,
         Self::InvalidText,
@@ -67,7 +62,6 @@ impl CloseCode {
         Self::Moved,
         Self::IdleTimeout,
         Self::RateLimited,
-        Self::ServerFull,
     ];
 
     /// The number on the wire.
@@ -86,14 +80,12 @@ impl CloseCode {
     #[must_use]
     pub const fn reconnect(self) -> Reconnect {
         match self {
-            Self::GoingAway
-            | Self::Internal
+            Self::Internal
             | Self::HelloTimeout
             | Self::SlowConsumer
             | Self::Moved
             | Self::IdleTimeout
-            | Self::RateLimited
-            | Self::ServerFull => Reconnect::Yes,
+            | Self::RateLimited => Reconnect::Yes,
             Self::Normal
             | Self::Protocol
             | Self::Unsupported
@@ -110,7 +102,6 @@ impl CloseCode {
     pub const fn reason(self) -> &'static str {
         match self {
             Self::Normal => "bye",
-            Self::GoingAway => "server goes away",
             Self::Protocol => "websocket protocol broken",
             Self::Unsupported => "only text messages are spoken here",
             Self::InvalidText => "text is not UTF-8",
@@ -124,7 +115,6 @@ impl CloseCode {
             Self::Moved => "server drains: connect again",
             Self::IdleTimeout => "nothing heard for too long",
             Self::RateLimited => "too many frames, see welcome.limits",
-            Self::ServerFull => "server full: ask for another placement",
         }
     }
 }

@@ -9,6 +9,7 @@ use std::io;
 use std::path::Path;
 
 use crate::loadgen::RunResult;
+pub use crate::telemetry::latency::human_us;
 
 /// Writes `result.json`, `summary.txt` and one `.hlog` per path into a folder, which is made if need be.
 ///
@@ -27,17 +28,6 @@ pub fn write_all(folder: &Path, result: &RunResult) -> io::Result<()> {
         write(&format!("{path}.hlog"), &hlog::render(path, histogram, result)?)?;
     }
     Ok(())
-}
-
-/// A duration in µs with a unit that suits it: `850 µs`, `12.3 ms`, `4.56 s`.
-#[must_use]
-pub fn human_us(us: u64) -> String {
-    match us {
-        0..1_000 => format!("{us} µs"),
-        1_000..100_000 => format!("{:.1} ms", us as f64 / 1e3),
-        100_000..1_000_000 => format!("{} ms", us / 1_000),
-        _ => format!("{:.2} s", us as f64 / 1e6),
-    }
 }
 
 /// Bytes with a unit that suits them.

@@ -28,20 +28,10 @@ pub fn resident_bytes() -> Option<u64> {
     Some(pages * rustix::param::page_size() as u64)
 }
 
-/// Processor time of the calling thread, for benchmarks.
-#[must_use]
-pub fn thread_cpu() -> Duration {
-    cpu(rustix::time::ClockId::ThreadCPUTime)
-}
-
 /// Processor time of the whole process.
 #[must_use]
 pub fn process_cpu() -> Duration {
-    cpu(rustix::time::ClockId::ProcessCPUTime)
-}
-
-fn cpu(clock: rustix::time::ClockId) -> Duration {
-    let time = rustix::time::clock_gettime(clock);
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 

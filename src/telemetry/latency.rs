@@ -98,6 +98,17 @@ pub struct LatencySummary {
     pub max_us: u64,
 }
 
+/// A duration in µs with a unit that suits it: `850 µs`, `12.3 ms`, `4.56 s`.
+#[must_use]
+pub fn human_us(us: u64) -> String {
+    match us {
+        0..1_000 => format!("{us} µs"),
+        1_000..100_000 => format!("{:.1} ms", us as f64 / 1e3),
+        100_000..1_000_000 => format!("{} ms", us / 1_000),
+        _ => format!("{:.2} s", us as f64 / 1e6),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -101,19 +101,22 @@ async fn dropped_deliveries_are_repaired_by_sync_and_counted() {
     assert!(result.counts.gaps_synced > 0 && result.counts.lost == 0);
 }
 
-/// A message store that hides one message in `every` from devices that sync. The audit reads larger pages and sees it.
-struct Hides {
+/// A message store that lies.
+struct Lies {
     inner: Arc<dyn Messages>,
-    every: u64,
+    /// Says "stored" and stores nothing: an ACK before the store.
+    forgets: Option<OneIn>,
+    /// Hides one message in so many from devices that sync. The audit reads larger pages and sees it.
+    hides_one_in: Option<u64>,
 }
 
 /// Rows that the API asks the store for when a device fetches a page: the page of 200, and one to see whether there is more.
 const DEVICE_PAGE: usize = 201;
 
 #[async_trait]
-impl Messages for Hides {
+impl Messages for Lies {
     async fn append(&self, message: &StoredMessage) -> BackendResult<()> {
-        self.inner.append(message).await
+        if self.forgets.as_ref().is_some_and(OneIn::hits) { Ok(()) } else { self.inner.append(message).await }
     }
     async fn read(
         &self,
@@ -123,8 +126,8 @@ impl Messages for Hides {
         limit: usize,
     ) -> BackendResult<Vec<StoredMessage>> {
         let mut rows = self.inner.read(c, after, upto, limit).await?;
-        if limit == DEVICE_PAGE {
-            rows.retain(|row| !(row.uuid.as_u128() as u64 ^ c.0).is_multiple_of(self.every));
+        if let Some(every) = self.hides_one_in.filter(|_| limit == DEVICE_PAGE) {
+            rows.retain(|row| !is_hidden(row, every));
         }
         Ok(rows)
     }
@@ -142,19 +145,25 @@ impl Messages for Hides {
     }
 }
 
+fn is_hidden(message: &MessageFrame, every: u64) -> bool {
+    (message.uuid.as_u128() as u64 ^ message.conversation.0).is_multiple_of(every)
+}
+
 /// Leaves the same messages out on sockets.
 struct DropsHidden(u64);
 
 impl Tamper for DropsHidden {
     fn outgoing(&self, _: UserId, message: &MessageFrame) -> Vec<MessageFrame> {
-        let is_hidden = (message.uuid.as_u128() as u64 ^ message.conversation.0).is_multiple_of(self.0);
-        if is_hidden { Vec::new() } else { vec![message.clone()] }
+        if is_hidden(message, self.0) { Vec::new() } else { vec![message.clone()] }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_never_reaches_a_device_is_lost() {
-    let hide = |b: Backends| Backends { messages: Arc::new(Hides { inner: Arc::clone(&b.messages), every: 50 }), ..b };
+    let hide = |b: Backends| Backends {
+        messages: Arc::new(Lies { inner: Arc::clone(&b.messages), forgets: None, hides_one_in: Some(50) }),
+        ..b
+    };
     let result = run(SCENARIO, hide, Some(Arc::new(DropsHidden(50)))).await;
     assert_eq!(result.verdict, Verdict::LedgerViolated);
     assert!(result.counts.lost > 0, "{:?}", result.counts);
@@ -165,44 +174,10 @@ async fn a_message_that_never_reaches_a_device_is_lost() {
     );
 }
 
-/// A message store that says "stored" and stores nothing, once in a while: an ACK before the store.
-struct Forgets {
-    inner: Arc<dyn Messages>,
-    one_in: OneIn,
-}
-
-#[async_trait]
-impl Messages for Forgets {
-    async fn append(&self, message: &StoredMessage) -> BackendResult<()> {
-        if self.one_in.hits() { Ok(()) } else { self.inner.append(message).await }
-    }
-    async fn read(
-        &self,
-        c: ConversationId,
-        after: MessageId,
-        upto: MessageId,
-        limit: usize,
-    ) -> BackendResult<Vec<StoredMessage>> {
-        self.inner.read(c, after, upto, limit).await
-    }
-    async fn read_back(&self, c: ConversationId, before: MessageId, limit: usize) -> BackendResult<Vec<StoredMessage>> {
-        self.inner.read_back(c, before, limit).await
-    }
-    async fn void(&self, c: ConversationId, after: MessageId, upto: MessageId) -> BackendResult<()> {
-        self.inner.void(c, after, upto).await
-    }
-    async fn head(&self, c: ConversationId) -> BackendResult<ConversationHead> {
-        self.inner.head(c).await
-    }
-    async fn raise_head(&self, c: ConversationId, from: ConversationHead, to: ConversationHead) -> BackendResult<bool> {
-        self.inner.raise_head(c, from, to).await
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn an_ack_before_the_store_is_lost() {
     let forget = |b: Backends| Backends {
-        messages: Arc::new(Forgets { inner: Arc::clone(&b.messages), one_in: OneIn::new(40) }),
+        messages: Arc::new(Lies { inner: Arc::clone(&b.messages), forgets: Some(OneIn::new(40)), hides_one_in: None }),
         ..b
     };
     let result = run(SCENARIO, forget, None).await;

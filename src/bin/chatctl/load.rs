@@ -110,7 +110,7 @@ fn check_open_files(scenario: &Scenario, is_elsewhere: bool) -> Result<(), Failu
     if needed > limit {
         return Err(Failure::environment(format!(
             "{devices} devices need about {needed} open files, this process may have {limit}: \
-             lower population.users, or raise the limit (ulimit -Hn) "
+             lower population.users, or raise the limit (ulimit -Hn)"
         )));
     }
     Ok(())

@@ -696,7 +696,7 @@ impl Device {
         let (index, after) = (conversation.index, conversation.cursor.upto());
         let (shared, client, token) = (Arc::clone(&self.shared), self.client, self.token().to_owned());
         self.shared.tasks.spawn("load.messages_sync", async move {
-            let page = fetch(&shared, client, &token, index, after).await;
+            let page = fetch(&shared, &token, index, after).await;
             shared.mailboxes[client as usize].put(Command::Page(page));
         });
     }
@@ -791,7 +791,7 @@ impl Device {
                 if entry.head.0 <= conversation.cursor.upto() {
                     break;
                 }
-                let page = fetch(shared, self.client, token, conversation.index, conversation.cursor.upto()).await;
+                let page = fetch(shared, token, conversation.index, conversation.cursor.upto()).await;
                 if page.result.is_err() || self.take_page(at, page) != Some(true) {
                     break;
                 }
@@ -814,7 +814,7 @@ async fn inbox(shared: &Shared, token: &str) -> Result<Vec<InboxEntry>, crate::l
     }
 }
 
-async fn fetch(shared: &Shared, _client: u32, token: &str, conversation: u32, after: u64) -> Page {
+async fn fetch(shared: &Shared, token: &str, conversation: u32, after: u64) -> Page {
     let id = shared.world.conversations[conversation as usize].id;
     let started_us = clock::now_us();
     let result = shared.api.messages_sync(token, id, MessageId(after), PAGE).await;

@@ -359,7 +359,7 @@ async fn read_back(shared: &Shared, index: u32) -> Option<Vec<MessageFrame>> {
 }
 
 fn faults(shared: &Shared) -> Vec<FaultRecord> {
-    let started_us = shared.faults.lock().expect("no panic while held").clone();
+    let tracks = shared.faults.lock().expect("no panic while held").clone();
     let record = |track: super::client::FaultTrack| {
         let mut recovered = track.recovered_us.clone();
         recovered.sort_unstable();
@@ -375,5 +375,5 @@ fn faults(shared: &Shared) -> Vec<FaultRecord> {
             error: track.error,
         }
     };
-    started_us.into_iter().map(record).collect()
+    tracks.into_iter().map(record).collect()
 }

@@ -92,7 +92,7 @@ impl Threshold {
     #[must_use]
     pub fn judge(&self, result: &RunResult) -> Outcome {
         let value = match &self.measure {
-            Measure::Count(name) => Counts::NAMES.contains(name).then(|| result.counts.get(name)).flatten(),
+            Measure::Count(name) => result.counts.get(name),
             Measure::Latency(path, statistic) => {
                 let summary = result.latency.get(path.name()).copied().unwrap_or_default();
                 let us = match statistic {

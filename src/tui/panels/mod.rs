@@ -14,6 +14,7 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Clear, Paragraph};
 
 use super::state::{PANELS, State};
+use crate::telemetry::latency::human_us as us;
 
 /// Draws everything.
 pub(super) fn draw(frame: &mut Frame<'_>, state: &State) {
@@ -96,13 +97,4 @@ fn block<'a>(state: &State, title: &'a str) -> Block<'a> {
 /// A heading of a table.
 fn heading() -> Style {
     Style::new().add_modifier(Modifier::BOLD)
-}
-
-/// A duration in µs, short.
-fn us(us: u64) -> String {
-    match us {
-        0..1_000 => format!("{us} µs"),
-        1_000..1_000_000 => format!("{:.1} ms", us as f64 / 1e3),
-        _ => format!("{:.2} s", us as f64 / 1e6),
-    }
 }
