@@ -1,6 +1,5 @@
 //! Who is simulated: users, devices and conversations, drawn from the seed and made through the API.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -11,7 +10,7 @@ use rand::{RngExt, SeedableRng};
 use super::api::{Api, Error};
 use super::recorder::{Path, Recorder};
 use super::scenario::{Behavior, Range, Scenario};
-use crate::protocol::api::{ConversationKind, LoggedIn, NewConversation};
+use crate::protocol::api::{ConversationKind, NewConversation, Placement};
 use crate::protocol::limits::{FANOUT_ON_WRITE_MEMBERS_MAX, MEMBERS_PER_CALL_MAX};
 use crate::protocol::{ConversationId, DeviceName, UserId};
 use crate::runtime::clock;
@@ -27,22 +26,20 @@ const PASSWORD: &str = "simulated user";
 /// A simulated user.
 #[derive(Debug, Clone)]
 pub(super) struct User {
-    pub(super) name: String,
     pub(super) id: UserId,
     pub(super) behavior: Behavior,
-    /// Indexes of the user's devices among the clients.
-    pub(super) clients: Vec<u32>,
-    /// Indexes of the user's conversations, rising.
-    pub(super) conversations: Vec<u32>,
+    /// Index of the user's first device among the clients; the others follow it.
+    clients_at: u32,
+    /// Where the user's part of [`World::user_conversations`] begins.
+    conversations_at: u32,
 }
 
 /// A simulated device.
 #[derive(Debug, Clone)]
 pub(super) struct ClientSpec {
     pub(super) user: u32,
-    pub(super) device: DeviceName,
-    /// What login returned.
-    pub(super) login: Option<LoggedIn>,
+    /// What login returned; empty before.
+    pub(super) token: Box<str>,
 }
 
 /// A conversation.
@@ -50,27 +47,35 @@ pub(super) struct ClientSpec {
 pub(super) struct ConversationSpec {
     pub(super) id: ConversationId,
     pub(super) kind: ConversationKind,
-    /// Indexes of the first members, rising. The first user of `members` need not be the owner.
-    pub(super) members: Vec<u32>,
     pub(super) owner: u32,
+    /// Where the conversation's part of [`World::members`] begins, and how long it is.
+    members_at: u32,
+    members: u32,
 }
 
 impl ConversationSpec {
     /// True above the size that is fanned out on write.
-    pub(super) fn is_large(&self) -> bool {
-        self.members.len() > FANOUT_ON_WRITE_MEMBERS_MAX
+    pub(super) const fn is_large(&self) -> bool {
+        self.members as usize > FANOUT_ON_WRITE_MEMBERS_MAX
     }
 }
 
-/// Everybody and everything of a run.
+/// Everybody and everything of a run. Lists of lists are kept flat: there may be millions of them.
 #[derive(Debug, Default)]
 pub(super) struct World {
+    run: u32,
     pub(super) users: Vec<User>,
     pub(super) clients: Vec<ClientSpec>,
     pub(super) conversations: Vec<ConversationSpec>,
     pub(super) friends: Vec<(u32, u32)>,
-    by_conversation: HashMap<ConversationId, u32>,
-    by_user: HashMap<UserId, u32>,
+    /// Indexes of users, rising by conversation.
+    members: Vec<u32>,
+    /// Indexes of conversations, rising by user.
+    user_conversations: Vec<u32>,
+    /// Sorted by id.
+    by_conversation: Vec<(ConversationId, u32)>,
+    /// Sorted by id.
+    by_user: Vec<(UserId, u32)>,
 }
 
 impl World {
@@ -78,21 +83,17 @@ impl World {
     pub(super) fn draw(scenario: &Scenario, run: u32) -> Self {
         let mut rng = StdRng::seed_from_u64(scenario.seed);
         let population = &scenario.population;
-        let mut world = Self::default();
+        let mut world = Self { run, ..Self::default() };
         for user in 0..population.users {
+            let clients_at = world.clients.len() as u32;
             let devices = draw(&mut rng, population.devices_per_user);
-            let clients = (0..devices).map(|n| world.add_client(user, n)).collect();
-            world.users.push(User {
-                name: format!("u-{run:08x}-{user}"),
-                id: UserId(0),
-                behavior: draw_behavior(&mut rng, scenario),
-                clients,
-                conversations: Vec::new(),
-            });
+            world.clients.extend((0..devices).map(|_| ClientSpec { user, token: Box::default() }));
+            let behavior = draw_behavior(&mut rng, scenario);
+            world.users.push(User { id: UserId(0), behavior, clients_at, conversations_at: 0 });
         }
         world.friends = draw_pairs(&mut rng, population.users, population.friends_per_user);
         for (a, b) in draw_pairs(&mut rng, population.users, population.direct_per_user) {
-            world.add_conversation(ConversationKind::Direct, vec![a, b], a);
+            world.add_conversation(ConversationKind::Direct, &[a, b], a);
         }
         for groups in &population.groups {
             for _ in 0..groups.count {
@@ -101,37 +102,85 @@ impl World {
                 let mut members: Vec<u32> = members.into_iter().map(|n| n as u32).collect();
                 let owner = members[0];
                 members.sort_unstable();
-                world.add_conversation(ConversationKind::Group, members, owner);
+                world.add_conversation(ConversationKind::Group, &members, owner);
             }
         }
+        world.index_users();
         world
     }
 
-    fn add_client(&mut self, user: u32, number: u32) -> u32 {
-        let device = format!("device-{}", number + 1).parse().expect("a valid name");
-        self.clients.push(ClientSpec { user, device, login: None });
-        self.clients.len() as u32 - 1
+    fn add_conversation(&mut self, kind: ConversationKind, members: &[u32], owner: u32) {
+        let members_at = self.members.len() as u32;
+        self.members.extend_from_slice(members);
+        let members = members.len() as u32;
+        self.conversations.push(ConversationSpec { id: ConversationId(0), kind, owner, members_at, members });
     }
 
-    fn add_conversation(&mut self, kind: ConversationKind, members: Vec<u32>, owner: u32) {
-        let index = self.conversations.len() as u32;
-        for member in &members {
-            self.users[*member as usize].conversations.push(index);
+    /// Lists each user's conversations, from the conversations' members.
+    fn index_users(&mut self) {
+        let mut counts = vec![0_u32; self.users.len()];
+        for member in &self.members {
+            counts[*member as usize] += 1;
         }
-        self.conversations.push(ConversationSpec { id: ConversationId(0), kind, members, owner });
+        let mut at = 0;
+        for (user, count) in self.users.iter_mut().zip(&counts) {
+            user.conversations_at = at;
+            at += count;
+        }
+        let mut next: Vec<u32> = self.users.iter().map(|user| user.conversations_at).collect();
+        self.user_conversations = vec![0; at as usize];
+        for index in 0..self.conversations.len() as u32 {
+            for member in members_of(&self.conversations, &self.members, index) {
+                let place = &mut next[*member as usize];
+                self.user_conversations[*place as usize] = index;
+                *place += 1;
+            }
+        }
+    }
+
+    /// Indexes of a conversation's first members, rising. The first need not be the owner.
+    pub(super) fn members(&self, conversation: u32) -> &[u32] {
+        members_of(&self.conversations, &self.members, conversation)
+    }
+
+    /// Indexes of a user's conversations, rising.
+    pub(super) fn conversations_of(&self, user: u32) -> &[u32] {
+        let from = self.users[user as usize].conversations_at as usize;
+        let next = self.users.get(user as usize + 1);
+        &self.user_conversations[from..next.map_or(self.user_conversations.len(), |u| u.conversations_at as usize)]
+    }
+
+    /// Indexes of a user's devices among the clients.
+    pub(super) fn clients_of(&self, user: u32) -> std::ops::Range<u32> {
+        let next = self.users.get(user as usize + 1);
+        self.users[user as usize].clients_at..next.map_or(self.clients.len() as u32, |u| u.clients_at)
+    }
+
+    /// The name that a user signs up with.
+    fn user_name(&self, user: u32) -> String {
+        format!("u-{:08x}-{user}", self.run)
+    }
+
+    /// What a device is called.
+    pub(super) fn device_name(&self, client: u32) -> DeviceName {
+        let user = self.clients[client as usize].user;
+        let number = client - self.users[user as usize].clients_at + 1;
+        format!("device-{number}").parse().expect("a valid name")
     }
 
     pub(super) fn conversation_index(&self, id: ConversationId) -> Option<u32> {
-        self.by_conversation.get(&id).copied()
+        let at = self.by_conversation.binary_search_by_key(&id, |entry| entry.0).ok()?;
+        Some(self.by_conversation[at].1)
     }
 
     pub(super) fn user_index(&self, id: UserId) -> Option<u32> {
-        self.by_user.get(&id).copied()
+        let at = self.by_user.binary_search_by_key(&id, |entry| entry.0).ok()?;
+        Some(self.by_user[at].1)
     }
 
     /// Whether a user was a member when the run began.
     pub(super) fn is_original_member(&self, conversation: u32, user: u32) -> bool {
-        self.conversations[conversation as usize].members.binary_search(&user).is_ok()
+        self.members(conversation).binary_search(&user).is_ok()
     }
 
     pub(super) fn conversation_name(&self, conversation: u32) -> String {
@@ -140,14 +189,20 @@ impl World {
 
     /// The token of a user's first device.
     pub(super) fn token_of(&self, user: u32) -> &str {
-        let client = self.users[user as usize].clients[0];
-        self.clients[client as usize].login.as_ref().map_or("", |login| &login.token)
+        &self.clients[self.users[user as usize].clients_at as usize].token
     }
 
-    /// Makes accounts, friends and conversations through the API.
-    pub(super) async fn create(&mut self, api: &Api, recorder: &Recorder, progress: &Progress) -> Result<(), Error> {
+    /// Makes accounts, friends and conversations through the API. Returns where login placed each device.
+    pub(super) async fn create(
+        &mut self,
+        api: &Api,
+        recorder: &Recorder,
+        progress: &Progress,
+    ) -> Result<Vec<Placement>, Error> {
         progress.begin("accounts", self.users.len());
-        let ids = each(self.users.iter().map(|u| u.name.clone()), progress, |name| async move {
+        let world = &*self;
+        let ids = each(0..world.users.len() as u32, progress, |user| async move {
+            let name = world.user_name(user);
             retry(|| api.signup(&name, PASSWORD)).await.map(|answer| answer.user)
         })
         .await?;
@@ -155,20 +210,24 @@ impl World {
             user.id = id;
         }
         self.by_user = (0..).zip(&self.users).map(|(n, user)| (user.id, n)).collect();
+        self.by_user.sort_unstable();
         progress.begin("logins", self.clients.len());
-        let wanted = self.clients.iter().map(|c| (self.users[c.user as usize].name.clone(), c.device.clone()));
-        let logins = each((0_u32..).zip(wanted), progress, |(client, (name, device))| async move {
+        let world = &*self;
+        let logins = each(0..world.clients.len() as u32, progress, |client| async move {
+            let (name, device) = (world.user_name(world.clients[client as usize].user), world.device_name(client));
             retry(|| async {
                 let started = clock::now_us();
                 let login = api.login(&name, PASSWORD, &device).await?;
                 recorder.record(client, Path::Login, clock::now_us() - started);
-                Ok(login)
+                Ok((login.token.into_boxed_str(), login.placement))
             })
             .await
         })
         .await?;
-        for (client, login) in self.clients.iter_mut().zip(logins) {
-            client.login = Some(login);
+        let mut placements = Vec::with_capacity(logins.len());
+        for (client, (token, placement)) in self.clients.iter_mut().zip(logins) {
+            client.token = token;
+            placements.push(placement);
         }
         progress.begin("friendships", self.friends.len());
         let world = &*self;
@@ -177,18 +236,20 @@ impl World {
         })
         .await?;
         progress.begin("conversations", self.conversations.len());
-        let world = &*self;
-        let ids = each(world.conversations.iter(), progress, |spec| world.create_conversation(api, spec)).await?;
+        let ids =
+            each(0..world.conversations.len() as u32, progress, |index| world.create_conversation(api, index)).await?;
         for (spec, id) in self.conversations.iter_mut().zip(ids) {
             spec.id = id;
         }
         self.by_conversation = (0..).zip(&self.conversations).map(|(n, c)| (c.id, n)).collect();
-        Ok(())
+        self.by_conversation.sort_unstable();
+        Ok(placements)
     }
 
-    async fn create_conversation(&self, api: &Api, spec: &ConversationSpec) -> Result<ConversationId, Error> {
+    async fn create_conversation(&self, api: &Api, index: u32) -> Result<ConversationId, Error> {
+        let spec = &self.conversations[index as usize];
         let token = self.token_of(spec.owner);
-        let others = spec.members.iter().filter(|m| **m != spec.owner);
+        let others = self.members(index).iter().filter(|m| **m != spec.owner);
         let others: Vec<UserId> = others.map(|m| self.users[*m as usize].id).collect();
         let mut chunks = others.chunks(MEMBERS_PER_CALL_MAX - 1);
         let new = NewConversation {
@@ -202,6 +263,11 @@ impl World {
         }
         Ok(made.conversation)
     }
+}
+
+fn members_of<'a>(conversations: &[ConversationSpec], members: &'a [u32], index: u32) -> &'a [u32] {
+    let spec = &conversations[index as usize];
+    &members[spec.members_at as usize..][..spec.members as usize]
 }
 
 /// Runs a call for each item, several at a time; results come in the items' order.
@@ -323,7 +389,10 @@ pub(super) mod tests {
         let (a, b) = (World::draw(&scenario, 1), World::draw(&scenario, 1));
         assert_eq!(format!("{a:?}"), format!("{b:?}"));
         assert!(a.conversations.iter().filter(|c| c.kind == ConversationKind::Group).count() == 3);
-        let members = a.users.iter().map(|u| u.conversations.len()).sum::<usize>();
-        assert_eq!(members, a.conversations.iter().map(|c| c.members.len()).sum::<usize>());
+        for user in 0..50 {
+            let own: Vec<u32> = (0..a.conversations.len() as u32).filter(|c| a.is_original_member(*c, user)).collect();
+            assert_eq!(a.conversations_of(user), own);
+        }
+        assert_eq!((0..50).map(|user| a.clients_of(user).len()).sum::<usize>(), a.clients.len());
     }
 }

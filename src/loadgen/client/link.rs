@@ -2,9 +2,9 @@
 
 use std::cell::RefCell;
 use std::io::ErrorKind;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use rand::Rng;
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -81,7 +81,7 @@ impl Link {
                     other => Err(LinkError::Broken(format!("{} before welcome", other.encode()))),
                 };
             }
-            self.read(frames).await?;
+            std::future::poll_fn(|context| self.poll_read(context, frames)).await?;
         }
     }
 
@@ -89,23 +89,31 @@ impl Link {
         decode(&mut self.decoder, &mut self.outgoing, &mut bytes, frames)
     }
 
-    /// Reads what there is. Dropping the future loses nothing.
-    pub(super) async fn read(&mut self, frames: &mut Vec<ServerFrame>) -> Result<(), LinkError> {
-        // One reader: no place in a list of waiters is needed.
-        std::future::poll_fn(|context| self.stream.poll_read_ready(context)).await.map_err(|e| lost(&e))?;
+    /// Reads what there is, appending to `frames`. Ready after each read, whether or not it completed a frame.
+    pub(super) fn poll_read(
+        &mut self,
+        context: &mut Context<'_>,
+        frames: &mut Vec<ServerFrame>,
+    ) -> Poll<Result<(), LinkError>> {
         let Self { stream, decoder, outgoing } = self;
-        READ_BUFFER.with_borrow_mut(|buffer| match stream.try_read(buffer) {
-            Ok(0) => Err(LinkError::Lost("the server closed the socket".to_owned())),
-            Ok(read) => decode(decoder, outgoing, &mut buffer[..read], frames),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
-            Err(error) => Err(lost(&error)),
-        })
+        loop {
+            // One reader: no place in a list of waiters is needed.
+            ready!(stream.poll_read_ready(context)).map_err(|e| lost(&e))?;
+            let read = READ_BUFFER.with_borrow_mut(|buffer| match stream.try_read(buffer) {
+                Ok(0) => Some(Err(LinkError::Lost("the server closed the socket".to_owned()))),
+                Ok(read) => Some(decode(decoder, outgoing, &mut buffer[..read], frames)),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => None,
+                Err(error) => Some(Err(lost(&error))),
+            });
+            if let Some(read) = read {
+                return Poll::Ready(read);
+            }
+        }
     }
 
     /// Puts a frame behind what is to be written.
-    pub(super) fn push(&mut self, frame: &ClientFrame, rng: &mut impl Rng) {
-        let mask = rng.next_u32().to_ne_bytes();
-        self.outgoing.extend_from_slice(&websocket::text_frame(&frame.encode(), Some(mask)));
+    pub(super) fn push(&mut self, frame: &ClientFrame) {
+        self.outgoing.extend_from_slice(&websocket::text_frame(&frame.encode(), Some(rand::random())));
     }
 
     /// Whether anything waits to be written.
@@ -115,21 +123,26 @@ impl Link {
 
     /// Writes everything that was pushed.
     pub(super) async fn flush(&mut self) -> Result<(), LinkError> {
-        if self.outgoing.is_empty() {
-            return Ok(());
-        }
         let bytes = std::mem::take(&mut self.outgoing);
-        let write = write_all(&self.stream, &bytes);
-        match tokio::time::timeout(WRITE_TIMEOUT, write).await {
+        match self.stream.try_write(&bytes) {
+            Ok(written) if written == bytes.len() => Ok(()),
+            // Rare and large, so boxed.
+            Ok(written) => Box::pin(self.flush_slowly(&bytes[written..])).await,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Box::pin(self.flush_slowly(&bytes)).await,
+            Err(error) => Err(lost(&error)),
+        }
+    }
+
+    async fn flush_slowly(&self, bytes: &[u8]) -> Result<(), LinkError> {
+        match tokio::time::timeout(WRITE_TIMEOUT, write_all(&self.stream, bytes)).await {
             Ok(result) => result,
             Err(_) => Err(LinkError::Lost("the server does not read".to_owned())),
         }
     }
 
     /// Says goodbye; what the server answers is not waited for.
-    pub(super) async fn close(mut self, rng: &mut impl Rng) {
-        let mask = rng.next_u32().to_ne_bytes();
-        self.outgoing.extend_from_slice(&websocket::close_frame(Some(1000), "", Some(mask)));
+    pub(super) async fn close(mut self) {
+        self.outgoing.extend_from_slice(&websocket::close_frame(Some(1000), "", Some(rand::random())));
         // The connection ends either way.
         let _ = self.flush().await;
     }

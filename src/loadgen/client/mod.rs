@@ -3,32 +3,37 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `cursor` | what it has and may show: no I/O |
+//! | `cursor` | what it may show of a conversation: no I/O |
+//! | `conversation` | what it has of a conversation |
+//! | `device` | its loop: connecting, waiting, leaving |
+//! | `talk` | what it sends, and what it does with each frame |
+//! | `catch_up` | how it fetches what it missed |
 //! | `link` | its WebSocket |
-//! | `device` | its loop |
+//! | `mailbox` | how it is woken |
 //! | `presence` | when users beat and who was told |
 
+mod catch_up;
+mod conversation;
 pub(super) mod cursor;
 mod device;
 mod link;
+mod mailbox;
 mod presence;
+mod talk;
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
-
-use tokio::sync::Notify;
 
 pub(super) use device::{Device, DeviceState};
+pub(super) use mailbox::{Alarms, Command, Mailbox};
 pub(super) use presence::UserPresence;
 
-use super::api::{Api, Error};
+use super::api::Api;
 use super::history::History;
 use super::ledger::Ledger;
 use super::recorder::{Recorder, Stats};
 use super::scenario::Scenario;
 use super::world::World;
-use crate::protocol::ServerName;
-use crate::protocol::api::{InboxEntry, MessagesSync};
+use crate::protocol::{DeviceName, ServerName};
 use crate::runtime::{Tasks, clock};
 
 /// What all devices of a run share.
@@ -43,17 +48,21 @@ pub(super) struct Shared {
     pub(super) history: Option<History>,
     /// One per device.
     pub(super) mailboxes: Vec<Mailbox>,
+    pub(super) alarms: Alarms,
     /// One per user.
     pub(super) presence: Vec<UserPresence>,
     /// Names of the servers that devices were welcomed by.
     pub(super) servers: Mutex<Vec<ServerName>>,
-    /// Index of each device's server plus one; 0 while it is not connected.
-    pub(super) client_servers: Vec<AtomicU16>,
     /// What was done to the stack so far, and who suffered from it.
     pub(super) faults: Mutex<Vec<FaultTrack>>,
     /// Notable events, for people.
     pub(super) events: Mutex<Vec<String>>,
+    /// Background work of the run and of its devices.
     pub(super) tasks: Tasks,
+    /// The devices.
+    pub(super) devices: Tasks,
+    /// What is left of devices that have ended. Written by devices, read by the engine.
+    pub(super) ended: Mutex<Vec<DeviceState>>,
 }
 
 /// A fault and the devices that lost their connection by it.
@@ -84,14 +93,14 @@ impl Shared {
     }
 
     /// A device as histories name it: its user's id, and its own name.
-    fn device_name(&self, client: u32) -> (String, &str) {
-        let spec = &self.world.clients[client as usize];
-        (self.world.users[spec.user as usize].id.to_string(), spec.device.as_str())
+    fn device_name(&self, client: u32) -> (String, DeviceName) {
+        let user = self.world.clients[client as usize].user;
+        (self.world.users[user as usize].id.to_string(), self.world.device_name(client))
     }
 
     /// The server that a device is connected to.
     fn server_of(&self, client: u32) -> Option<ServerName> {
-        let index = self.client_servers[client as usize].load(Ordering::Relaxed).checked_sub(1)?;
+        let index = self.mailboxes[client as usize].server()?;
         self.servers.lock().expect("no panic while held").get(index as usize).cloned()
     }
 
@@ -110,60 +119,6 @@ impl Shared {
         if let Some(history) = &self.history {
             history.write(event, fields());
         }
-    }
-}
-
-/// What a device is told to do, and what its own background calls bring back.
-pub(super) enum Command {
-    /// Be connected; it was due at this time (µs).
-    Online(u64),
-    /// Close the connection and stay away.
-    Offline,
-    /// Send a message of some size that is due at this time (µs).
-    Send { conversation: u32, intended_us: u64, bytes: u32 },
-    /// The inbox was listed.
-    Heads(Result<Vec<InboxEntry>, Error>),
-    /// A page of a conversation came.
-    Page(Page),
-    /// Finish until this time (µs): nothing new is sent, what is pending is answered, everything is synced.
-    Finish(u64),
-}
-
-/// A page of a conversation.
-pub(super) struct Page {
-    conversation: u32,
-    after: u64,
-    started_us: u64,
-    /// Start of the call on the boot clock, for the history.
-    started_s: f64,
-    result: Result<MessagesSync, Error>,
-}
-
-/// Commands for a device. Written by anybody, taken by the device.
-#[derive(Default)]
-pub(super) struct Mailbox {
-    commands: Mutex<Vec<Command>>,
-    news: Notify,
-    /// Whether the scenario wants the device online. Written by the pacing.
-    is_planned: AtomicBool,
-}
-
-impl Mailbox {
-    pub(super) fn put(&self, command: Command) {
-        self.commands.lock().expect("no panic while held").push(command);
-        self.news.notify_one();
-    }
-
-    pub(super) fn plan(&self, online: bool) {
-        self.is_planned.store(online, Ordering::Relaxed);
-    }
-
-    pub(super) fn is_online_by_plan(&self) -> bool {
-        self.is_planned.load(Ordering::Relaxed)
-    }
-
-    fn take(&self) -> Vec<Command> {
-        std::mem::take(&mut *self.commands.lock().expect("no panic while held"))
     }
 }
 

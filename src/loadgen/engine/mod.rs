@@ -12,7 +12,6 @@ mod watch;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU16;
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
@@ -21,7 +20,7 @@ use tokio::sync::watch::Sender;
 
 use self::watch::Watcher;
 use super::api::Api;
-use super::client::{Command, Device, DeviceState, Mailbox, Shared, UserPresence};
+use super::client::{Alarms, Command, Device, DeviceState, Mailbox, Shared, UserPresence};
 use super::control::StackControl;
 use super::history::History;
 use super::ledger::{AuditedDevice, Ledger, audit_conversation};
@@ -30,6 +29,7 @@ use super::result::{FaultRecord, GeneratorHealth, RunResult, SCHEMA_VERSION};
 use super::scenario::Scenario;
 use super::world::{Progress, World};
 use crate::protocol::MessageFrame;
+use crate::protocol::api::Placement;
 use crate::protocol::limits::SYNC_LIMIT_MAX;
 use crate::runtime::{Tasks, clock, machine};
 use crate::telemetry::LiveSnapshot;
@@ -45,6 +45,9 @@ const SETTLE_INTERRUPTED: Duration = Duration::from_secs(3);
 
 /// Time in which nothing is sent, so that live frames arrive before devices sync for the last time.
 const QUIET: Duration = Duration::from_millis(700);
+
+/// Longest that devices may take to end. One that does not counts as not drained.
+const FINISH_MAX: Duration = Duration::from_mins(3);
 
 /// Conversations read back at the same time.
 const AUDITS_AT_ONCE: usize = 16;
@@ -108,11 +111,11 @@ pub async fn run(scenario: &Scenario, options: RunOptions) -> Result<RunResult, 
     let run: u32 = rand::random();
     let mut world = World::draw(scenario, run);
     let recorder = Recorder::new();
-    set_up(scenario, &api, &mut world, &recorder, &options).await?;
+    let placements = set_up(scenario, &api, &mut world, &recorder, &options).await?;
     let shared = Arc::new(share(scenario, run, world, api, recorder, history));
     note_members(&shared);
     let watcher = Watcher::start(Arc::clone(&shared), options.live.clone(), options.stack_threads);
-    let mut result = load(&shared, &options, &watcher).await;
+    let mut result = load(&shared, placements, &options, &watcher).await;
     watcher.finish(result.verdict);
     shared.tasks.stop();
     if let Some(Err(error)) = shared.history.as_ref().map(History::close) {
@@ -142,7 +145,7 @@ async fn set_up(
     world: &mut World,
     recorder: &Recorder,
     options: &RunOptions,
-) -> Result<(), RunError> {
+) -> Result<Vec<Placement>, RunError> {
     let progress = Progress::default();
     let show = async {
         loop {
@@ -163,7 +166,7 @@ async fn set_up(
             made.map_err(|e| RunError::Environment(format!("setting up accounts at {}: {e}", options.target)))
         }
         () = options.interrupt.stopped() => Err(RunError::Environment("interrupted during the setup".to_owned())),
-        () = show => Ok(()),
+        () = show => unreachable!("it never ends"),
     }
 }
 
@@ -183,13 +186,15 @@ fn share(
         ledger: Ledger::new(world.conversations.len()),
         stats: Stats::default(),
         history,
+        alarms: Alarms::default(),
         mailboxes: world.clients.iter().map(|_| Mailbox::default()).collect(),
         presence: world.users.iter().map(|_| UserPresence::default()).collect(),
         servers: std::sync::Mutex::default(),
-        client_servers: world.clients.iter().map(|_| AtomicU16::new(0)).collect(),
         faults: std::sync::Mutex::default(),
         events: std::sync::Mutex::default(),
         tasks: Tasks::new(),
+        devices: Tasks::new(),
+        ended: std::sync::Mutex::default(),
         world,
     }
 }
@@ -200,8 +205,8 @@ fn note_members(shared: &Shared) {
         return;
     }
     let world = &shared.world;
-    for spec in &world.conversations {
-        for member in &spec.members {
+    for (index, spec) in (0..).zip(&world.conversations) {
+        for member in world.members(index) {
             let user = world.users[*member as usize].id;
             shared.note("join", || json!({"conv": spec.id, "user": user}));
         }
@@ -213,18 +218,23 @@ fn note_members(shared: &Shared) {
 }
 
 /// Everything from the first connection to the verdict.
-async fn load(shared: &Arc<Shared>, options: &RunOptions, watcher: &Watcher) -> RunResult {
+async fn load(
+    shared: &Arc<Shared>,
+    placements: Vec<Placement>,
+    options: &RunOptions,
+    watcher: &Watcher,
+) -> RunResult {
     let started_at_ms = clock::unix_ms();
     let started_us = clock::now_us();
     let stack_cpu = || options.stack_threads.map_or(Duration::ZERO, machine::threads_cpu);
     let (cpu_before, stack_before) = (machine::process_cpu(), stack_cpu());
-    let devices = start_devices(shared);
+    start_devices(shared, placements);
     let was_interrupted = pacing::run_phases(shared, options, watcher, started_us).await;
     let duration = Duration::from_micros(clock::now_us() - started_us);
     let (cpu, stack) = (machine::process_cpu().saturating_sub(cpu_before), stack_cpu().saturating_sub(stack_before));
     let resident_bytes = machine::resident_bytes().unwrap_or(0);
     watcher.phase("drain");
-    let states = finish_devices(shared, devices, was_interrupted).await;
+    let states = finish_devices(shared, was_interrupted).await;
     watcher.phase("audit");
     let unaudited = audit(shared, &states, watcher).await;
     let (lag, _) = shared.recorder.take_lag();
@@ -255,23 +265,18 @@ async fn load(shared: &Arc<Shared>, options: &RunOptions, watcher: &Watcher) -> 
     result
 }
 
-fn start_devices(shared: &Arc<Shared>) -> Vec<tokio::sync::oneshot::Receiver<DeviceState>> {
-    let start = |client| {
-        let device = Box::new(Device::new(shared, client));
-        let (done, state) = tokio::sync::oneshot::channel();
-        shared.tasks.spawn("load.device", async move {
-            // Nobody waits any more when the run was given up.
-            let _ = done.send(device.run().await);
-        });
-        state
-    };
-    (0..shared.mailboxes.len() as u32).map(start).collect()
+fn start_devices(shared: &Arc<Shared>, placements: Vec<Placement>) {
+    let ringing = Arc::clone(shared);
+    shared.tasks.spawn_until_stopped("load.alarms", async move { ringing.alarms.run(&ringing.mailboxes).await });
+    for (client, placement) in (0..).zip(placements) {
+        let device = Box::new(Device::new(shared, client, placement));
+        shared.devices.spawn("load.device", device.run());
+    }
 }
 
 /// Brings every device online, lets it get its answers, and has it sync for the last time.
 async fn finish_devices(
     shared: &Arc<Shared>,
-    devices: Vec<tokio::sync::oneshot::Receiver<DeviceState>>,
     was_interrupted: bool,
 ) -> Vec<DeviceState> {
     let now = clock::now_us();
@@ -287,7 +292,8 @@ async fn finish_devices(
     for mailbox in &shared.mailboxes {
         mailbox.put(Command::Finish(now + settle.as_micros() as u64));
     }
-    futures_util::future::join_all(devices).await.into_iter().flatten().collect()
+    shared.devices.join(FINISH_MAX).await;
+    std::mem::take(&mut *shared.ended.lock().expect("no panic while held"))
 }
 
 /// Reads every conversation back and holds it against what was acknowledged and shown. Returns how many could not be read.
@@ -299,6 +305,7 @@ async fn audit(shared: &Arc<Shared>, states: &[DeviceState], watcher: &Watcher) 
                 client: state.client,
                 user: state.user,
                 shown: &conversation.shown,
+                shown_sum: conversation.shown_sum,
                 acked: &conversation.acked,
                 is_drained: state.is_drained,
             });

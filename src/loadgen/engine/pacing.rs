@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
-use rand::seq::IndexedRandom;
+use rand::seq::{IndexedRandom, IteratorRandom};
 use rand::{RngExt, SeedableRng};
 use serde_json::json;
 
@@ -70,53 +70,49 @@ pub(super) async fn run_phases(shared: &Arc<Shared>, options: &RunOptions, watch
     was_interrupted
 }
 
-/// Who may talk, and where.
+/// Who may talk: clients that have a conversation of the kind that their user talks in.
 struct Talkers {
-    /// Client and conversations that it may send to.
-    clients: Vec<(u32, Vec<u32>)>,
+    clients: Vec<u32>,
+}
+
+/// Whether a user talks in a conversation.
+fn talks_in(shared: &Shared, user: u32, conversation: u32) -> bool {
+    let kind = shared.world.conversations[conversation as usize].kind;
+    match shared.world.users[user as usize].behavior {
+        Behavior::OneToOne => kind == ConversationKind::Direct,
+        Behavior::GroupTalker => kind == ConversationKind::Group,
+        other => other.talks(),
+    }
 }
 
 impl Talkers {
     fn of(shared: &Shared) -> Self {
-        let world = &shared.world;
-        let mut clients = Vec::new();
-        for user in world.users.iter().filter(|u| u.behavior.talks()) {
-            let fits = |conversation: &&u32| {
-                let kind = world.conversations[**conversation as usize].kind;
-                match user.behavior {
-                    Behavior::OneToOne => kind == ConversationKind::Direct,
-                    Behavior::GroupTalker => kind == ConversationKind::Group,
-                    _ => true,
-                }
-            };
-            let conversations: Vec<u32> = user.conversations.iter().filter(fits).copied().collect();
-            if !conversations.is_empty() {
-                clients.extend(user.clients.iter().map(|client| (*client, conversations.clone())));
-            }
-        }
-        Self { clients }
+        let talks = |user: &u32| shared.world.conversations_of(*user).iter().any(|c| talks_in(shared, *user, *c));
+        let users = (0..shared.world.users.len() as u32).filter(talks);
+        Self { clients: users.flat_map(|user| shared.world.clients_of(user)).collect() }
     }
 
     /// Somebody who is online by plan: who is away does not write. (Who lost the connection does, and is late for it.)
-    fn choose(&self, shared: &Shared, rng: &mut StdRng) -> Option<&(u32, Vec<u32>)> {
+    fn choose(&self, shared: &Shared, rng: &mut StdRng) -> Option<u32> {
         const TRIES: usize = 20;
         (0..TRIES).find_map(|_| {
             let chosen = self.clients.choose(rng)?;
-            shared.mailboxes[chosen.0 as usize].is_online_by_plan().then_some(chosen)
+            shared.mailboxes[*chosen as usize].is_online_by_plan().then_some(*chosen)
         })
     }
 
     /// Has somebody send a message that is due now.
     fn send(&self, shared: &Shared, rng: &mut StdRng, due_us: u64) {
-        let Some((client, conversations)) = self.choose(shared, rng) else { return };
-        let user = shared.world.clients[*client as usize].user;
+        let Some(client) = self.choose(shared, rng) else { return };
+        let user = shared.world.clients[client as usize].user;
+        let conversations = shared.world.conversations_of(user).iter().filter(|c| talks_in(shared, user, **c));
         let Some(conversation) = conversations.choose(rng).copied() else { return };
         let sizes = shared.scenario.population.message_bytes;
         let bytes = rng.random_range(sizes.min..=sizes.max);
         // Who was removed knows it, and does not write there.
         if shared.ledger.is_member(&shared.world, conversation, user) {
             add(&shared.stats.intended, 1);
-            shared.mailboxes[*client as usize].put(Command::Send { conversation, intended_us: due_us, bytes });
+            shared.mailboxes[client as usize].put(Command::Send { conversation, intended_us: due_us, bytes });
         }
     }
 }
@@ -160,7 +156,7 @@ async fn change_members(shared: Arc<Shared>, churn: Churn, changes: Tasks) {
     let mut rng = StdRng::seed_from_u64(shared.scenario.seed ^ 0xc4u64);
     let groups: Vec<u32> = (0_u32..)
         .zip(&shared.world.conversations)
-        .filter(|(_, c)| c.kind == ConversationKind::Group && c.members.len() > 2)
+        .filter(|(n, c)| c.kind == ConversationKind::Group && shared.world.members(*n).len() > 2)
         .map(|(n, _)| n)
         .collect();
     let mut due_us = clock::now_us();
@@ -169,7 +165,7 @@ async fn change_members(shared: Arc<Shared>, churn: Churn, changes: Tasks) {
         clock::sleep_until_us(due_us).await;
         let Some(group) = groups.choose(&mut rng).copied() else { return };
         let spec = &shared.world.conversations[group as usize];
-        let Some(member) = spec.members.choose(&mut rng).copied().filter(|m| *m != spec.owner) else { continue };
+        let Some(member) = shared.world.members(group).choose(&mut rng).copied().filter(|m| *m != spec.owner) else { continue };
         if shared.ledger.is_member(&shared.world, group, member) {
             let shared = Arc::clone(&shared);
             changes.spawn("load.change_member", async move { change_member(&shared, group, member, churn).await });

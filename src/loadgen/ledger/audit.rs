@@ -13,9 +13,11 @@ pub(in crate::loadgen) struct AuditedDevice<'a> {
     pub(in crate::loadgen) client: u32,
     pub(in crate::loadgen) user: u32,
     /// Ids shown to the person.
-    pub(in crate::loadgen) shown: &'a Ranges,
+    pub(in crate::loadgen) shown: &'a Ranges<u64>,
+    /// Sum of [`Tag::hash_with`] over what was shown.
+    pub(in crate::loadgen) shown_sum: u64,
     /// Counters of its own messages that were acknowledged.
-    pub(in crate::loadgen) acked: &'a Ranges,
+    pub(in crate::loadgen) acked: &'a Ranges<u32>,
     /// True when the device synced to the end.
     pub(in crate::loadgen) is_drained: bool,
 }
@@ -31,14 +33,30 @@ pub(in crate::loadgen) fn audit_conversation(
     let name = world.conversation_name(conversation);
     let tags = check_rows(ledger, &name, conversation, stored);
     check_acked(ledger, &name, conversation, &tags, devices);
-    for device in devices.iter().filter(|d| d.is_drained && ledger.is_member(world, conversation, d.user)) {
+    for device in devices {
         let user = user_name(world, device.user);
-        for (id, tag) in tags.iter().filter(|(id, _)| !device.shown.contains(**id)) {
-            let uuid = tag.uuid();
-            ledger.violation(Kind::Lost, || format!("{name} id {id} ({uuid}) never reached a device of {user}"));
-        }
         for id in device.shown.iter().filter(|id| !tags.contains_key(id)) {
             ledger.violation(Kind::IdReuse, || format!("{name} id {id} was shown to {user} and is not stored"));
+        }
+        let mut stored_sum = 0_u64;
+        let mut missing = Vec::new();
+        for (id, tag) in &tags {
+            if device.shown.contains(*id) {
+                stored_sum = stored_sum.wrapping_add(tag.hash_with(crate::protocol::MessageId(*id)));
+            } else {
+                missing.push((id, tag));
+            }
+        }
+        if stored_sum != device.shown_sum {
+            ledger.violation(Kind::IdReuse, || {
+                format!("{name} showed {user} other messages than are stored under the same ids")
+            });
+        }
+        if device.is_drained && ledger.is_member(world, conversation, device.user) {
+            for (id, tag) in missing {
+                let uuid = tag.uuid();
+                ledger.violation(Kind::Lost, || format!("{name} id {id} ({uuid}) never reached a device of {user}"));
+            }
         }
     }
 }
@@ -79,12 +97,12 @@ fn check_acked(
     tags: &BTreeMap<u64, Tag>,
     devices: &[AuditedDevice<'_>],
 ) {
-    let acked: HashMap<u32, &Ranges> = devices.iter().map(|d| (d.client, d.acked)).collect();
-    let mut stored: HashMap<u32, Ranges> = HashMap::new();
+    let acked: HashMap<u32, &Ranges<u32>> = devices.iter().map(|d| (d.client, d.acked)).collect();
+    let mut stored: HashMap<u32, Ranges<u32>> = HashMap::new();
     let mut sum = 0_u64;
     for (id, tag) in tags {
-        stored.entry(tag.client).or_default().insert(tag.counter.into());
-        if acked.get(&tag.client).is_some_and(|acked| acked.contains(tag.counter.into())) {
+        stored.entry(tag.client).or_default().insert(tag.counter);
+        if acked.get(&tag.client).is_some_and(|acked| acked.contains(tag.counter)) {
             sum = sum.wrapping_add(tag.hash_with(crate::protocol::MessageId(*id)));
         }
     }
@@ -109,6 +127,7 @@ fn check_acked(
 mod tests {
     use super::*;
     use crate::loadgen::client::cursor::Seen;
+    use crate::loadgen::ledger::ranges::Whole;
     use crate::loadgen::world::tests::tiny_world;
     use crate::protocol::MessageId;
 
@@ -130,12 +149,17 @@ mod tests {
         }
     }
 
-    fn ranges(numbers: &[u64]) -> Ranges {
+    fn ranges<N: Whole>(numbers: &[N]) -> Ranges<N> {
         let mut out = Ranges::default();
         for n in numbers {
             out.insert(*n);
         }
         out
+    }
+
+    /// What a device adds up that was shown message n of client 0 under id n.
+    fn sum(shown: &[u64]) -> u64 {
+        shown.iter().fold(0, |sum, n| sum.wrapping_add(tag(0, *n as u32).hash_with(MessageId(*n))))
     }
 
     /// Two messages of client 0, acknowledged under 1 and 2; two devices that were shown `shown`.
@@ -145,11 +169,12 @@ mod tests {
         ledger.on_ack(&tag(0, 1), MessageId(1));
         ledger.on_ack(&tag(0, 2), MessageId(2));
         let (acked, none) = (ranges(&[1, 2]), Ranges::default());
-        let shown = shown.map(ranges);
-        let devices = [
-            AuditedDevice { client: 0, user: 0, shown: &shown[0], acked: &acked, is_drained: true },
-            AuditedDevice { client: 1, user: 1, shown: &shown[1], acked: &none, is_drained: true },
-        ];
+        let (sums, shown) = (shown.map(sum), shown.map(ranges));
+        let device = |n: u32, acked| {
+            let (shown, shown_sum) = (&shown[n as usize], sums[n as usize]);
+            AuditedDevice { client: n, user: n, shown, shown_sum, acked, is_drained: true }
+        };
+        let devices = [device(0, &acked), device(1, &none)];
         audit_conversation(&ledger, &world, 0, stored, &devices);
         ledger
     }
@@ -178,6 +203,27 @@ mod tests {
         assert_eq!(kinds(&swapped), [Kind::IdReuse]);
         let altered = MessageFrame { body: one.body.replace('a', "b"), ..one };
         assert!(kinds(&audit(&[altered, two], [&[1, 2], &[1, 2]])).contains(&Kind::Altered));
+    }
+
+    #[test]
+    fn a_device_that_was_shown_another_message_under_an_id_is_found_long_after() {
+        let world = tiny_world();
+        let ledger = Ledger::new(1);
+        let shown = ranges(&[1]);
+        let device = |user, counter| {
+            let (shown_sum, acked) = (tag(0, counter).hash_with(MessageId(1)), &Ranges::default());
+            audit_conversation(
+                &ledger,
+                &world,
+                0,
+                &[row(1, tag(0, 1))],
+                &[AuditedDevice { client: user, user, shown: &shown, shown_sum, acked, is_drained: false }],
+            );
+        };
+        device(1, 1);
+        assert_eq!(kinds(&ledger), [], "{:?}", ledger.described());
+        device(1, 2);
+        assert_eq!(kinds(&ledger), [Kind::IdReuse]);
     }
 
     #[test]

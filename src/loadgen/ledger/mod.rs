@@ -7,7 +7,7 @@
 mod audit;
 pub(super) mod ranges;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -21,8 +21,9 @@ use crate::protocol::{MessageId, UserId};
 /// Violations that are described in words; all are counted.
 const DESCRIBED_MAX: usize = 50;
 
-/// Messages of a conversation that are remembered to compare what different devices see.
-const WINDOW: usize = 256;
+/// Newest messages of a conversation that are remembered to compare live what different devices see. What a slower device
+/// sees differently is found at the end, by the sums of the audit.
+const WINDOW: usize = 8;
 
 /// A broken guarantee.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,15 +68,36 @@ struct Stay {
     left_us: Option<u64>,
 }
 
+/// What a conversation's ledger holds; small, for there may be millions.
 #[derive(Default)]
 struct ConversationLedger {
     /// Memberships that changed during the run, by user index; everybody else is a member throughout or never.
-    stays: HashMap<u32, Vec<Stay>>,
-    /// The newest messages seen by anybody: id, and the hash of the message.
-    window: VecDeque<(u64, Tag)>,
-    acked: u64,
+    stays: Option<Box<HashMap<u32, Vec<Stay>>>>,
+    /// Made with the first message.
+    window: Option<Box<Window>>,
     /// Sum of [`Tag::hash_with`] over acknowledged messages.
     acked_sum: u64,
+}
+
+impl ConversationLedger {
+    fn stays(&self, user: u32) -> Option<&Vec<Stay>> {
+        self.stays.as_ref()?.get(&user)
+    }
+}
+
+/// The newest messages seen by anybody, oldest overwritten first.
+#[derive(Default)]
+struct Window {
+    entries: [WindowEntry; WINDOW],
+    next: usize,
+}
+
+/// A message under an id; id 0 stands for none.
+#[derive(Default, Clone, Copy)]
+struct WindowEntry {
+    id: u64,
+    client: u32,
+    counter: u32,
 }
 
 /// The ledger of a run. Written by clients and the engine.
@@ -124,7 +146,7 @@ impl Ledger {
     /// A removal was confirmed.
     pub(super) fn left(&self, conversation: u32, user: u32, now_us: u64) {
         let mut ledger = self.conversation(conversation);
-        let stays = ledger.stays.entry(user).or_insert_with(|| vec![Stay { joined_us: 0, left_us: None }]);
+        let stays = ledger.stays.get_or_insert_default().entry(user).or_insert_with(|| vec![Stay { joined_us: 0, left_us: None }]);
         if let Some(stay) = stays.last_mut() {
             stay.left_us = Some(now_us);
         }
@@ -133,13 +155,13 @@ impl Ledger {
     /// An addition begins: from now on the user may see messages.
     pub(super) fn joins(&self, conversation: u32, user: u32, now_us: u64) {
         let mut ledger = self.conversation(conversation);
-        ledger.stays.entry(user).or_default().push(Stay { joined_us: now_us, left_us: None });
+        ledger.stays.get_or_insert_default().entry(user).or_default().push(Stay { joined_us: now_us, left_us: None });
     }
 
     /// Whether a user is a member now, as far as the run knows.
     pub(super) fn is_member(&self, world: &World, conversation: u32, user: u32) -> bool {
         let ledger = self.conversation(conversation);
-        match ledger.stays.get(&user) {
+        match ledger.stays(user) {
             Some(stays) => stays.last().is_some_and(|stay| stay.left_us.is_none()),
             None => world.is_original_member(conversation, user),
         }
@@ -148,7 +170,6 @@ impl Ledger {
     /// The server said that a message is stored under an id.
     pub(super) fn on_ack(&self, tag: &Tag, id: MessageId) {
         let mut ledger = self.conversation(tag.conversation);
-        ledger.acked += 1;
         ledger.acked_sum = ledger.acked_sum.wrapping_add(tag.hash_with(id));
         self.compare(&mut ledger, &Seen { id: id.0, tag: *tag }, "acknowledged");
     }
@@ -164,7 +185,7 @@ impl Ledger {
         }
         let mut ledger = self.conversation(seen.tag.conversation);
         self.compare(&mut ledger, seen, "shown");
-        let was_member = match ledger.stays.get(&user) {
+        let was_member = match ledger.stays(user) {
             // History is for everybody who is a member now: what counts is whether a stay was still on, or not yet
             // confirmed as over, when the message was sent.
             Some(stays) => stays.iter().any(|stay| stay.left_us.is_none_or(|left| seen.tag.sent_us <= left)),
@@ -183,25 +204,27 @@ impl Ledger {
 
     /// Compares a message with what others saw under its id, and its uuid with other ids.
     fn compare(&self, ledger: &mut ConversationLedger, seen: &Seen, how: &str) {
-        for (id, tag) in &ledger.window {
-            if *id == seen.id && *tag != seen.tag {
-                let (first, second) = (tag.uuid(), seen.tag.uuid());
-                self.violation(Kind::IdReuse, || format!("id {id} {how} as {second} was {first} elsewhere"));
+        let window = ledger.window.get_or_insert_default();
+        let Seen { id, tag } = seen;
+        for entry in window.entries.iter().filter(|entry| entry.id > 0) {
+            let is_same_message = (entry.client, entry.counter) == (tag.client, tag.counter);
+            if entry.id == *id && is_same_message {
                 return;
             }
-            if *id != seen.id && (tag.client, tag.counter) == (seen.tag.client, seen.tag.counter) {
-                let uuid = tag.uuid();
-                self.violation(Kind::Duplicated, || format!("{uuid} {how} under id {} was id {id} elsewhere", seen.id));
+            let other = || Tag { client: entry.client, counter: entry.counter, ..*tag }.uuid();
+            if entry.id == *id {
+                self.violation(Kind::IdReuse, || format!("id {id} {how} as {} was {} elsewhere", tag.uuid(), other()));
                 return;
             }
-            if *id == seen.id {
+            if is_same_message {
+                self.violation(Kind::Duplicated, || {
+                    format!("{} {how} under id {id} was id {} elsewhere", tag.uuid(), entry.id)
+                });
                 return;
             }
         }
-        if ledger.window.len() == WINDOW {
-            ledger.window.pop_back();
-        }
-        ledger.window.push_front((seen.id, seen.tag));
+        window.entries[window.next] = WindowEntry { id: *id, client: tag.client, counter: tag.counter };
+        window.next = (window.next + 1) % WINDOW;
     }
 }
 

@@ -1,37 +1,69 @@
 //! Sets of whole numbers as ranges: what a ledger remembers costs memory by hole, not by message.
 
-/// A set of numbers. Empty sets and sets without holes need no allocation.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(in crate::loadgen) struct Ranges {
-    /// The first range, both ends inside; `(1, 0)` stands for none.
-    first: Option<(u64, u64)>,
-    /// The others, rising, never touching each other or the first.
-    rest: Option<Box<Vec<(u64, u64)>>>,
+/// What a set is made of.
+pub(in crate::loadgen) trait Whole: Copy + Ord {
+    /// A range with nothing in it: it ends before it begins.
+    const EMPTY: (Self, Self);
+    /// The next number.
+    fn next(self) -> Self;
 }
 
-impl Ranges {
+impl Whole for u32 {
+    const EMPTY: (Self, Self) = (1, 0);
+    fn next(self) -> Self {
+        self + 1
+    }
+}
+
+impl Whole for u64 {
+    const EMPTY: (Self, Self) = (1, 0);
+    fn next(self) -> Self {
+        self + 1
+    }
+}
+
+/// A set of numbers. Empty sets and sets without holes need no allocation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::loadgen) struct Ranges<N> {
+    /// The first range, both ends inside; [`Whole::EMPTY`] when the set is empty.
+    first: (N, N),
+    /// The others, rising, never touching each other or the first.
+    rest: Option<Box<Vec<(N, N)>>>,
+}
+
+impl<N: Whole> Default for Ranges<N> {
+    fn default() -> Self {
+        Self { first: N::EMPTY, rest: None }
+    }
+}
+
+impl<N: Whole> Ranges<N> {
+    fn is_empty(&self) -> bool {
+        self.first.1 < self.first.0
+    }
+
     /// Adds a number; returns false when it was there already.
-    pub(in crate::loadgen) fn insert(&mut self, n: u64) -> bool {
-        let Some(first) = &mut self.first else {
-            self.first = Some((n, n));
+    pub(in crate::loadgen) fn insert(&mut self, n: N) -> bool {
+        if self.is_empty() {
+            self.first = (n, n);
             return true;
-        };
+        }
         if self.rest.is_none() {
-            if n == first.1 + 1 {
-                first.1 = n;
+            if n == self.first.1.next() {
+                self.first.1 = n;
                 return true;
             }
-            if (first.0..=first.1).contains(&n) {
+            if (self.first.0..=self.first.1).contains(&n) {
                 return false;
             }
         }
-        let mut all = self.to_vec();
+        let mut all: Vec<(N, N)> = self.ranges().collect();
         let at = all.partition_point(|r| r.1 < n);
         if all.get(at).is_some_and(|r| r.0 <= n) {
             return false;
         }
-        let joins_before = at > 0 && all[at - 1].1 + 1 == n;
-        let joins_after = all.get(at).is_some_and(|r| n + 1 == r.0);
+        let joins_before = at > 0 && all[at - 1].1.next() == n;
+        let joins_after = all.get(at).is_some_and(|r| n.next() == r.0);
         match (joins_before, joins_after) {
             (true, true) => {
                 all[at - 1].1 = all[at].1;
@@ -41,16 +73,15 @@ impl Ranges {
             (false, true) => all[at].0 = n,
             (false, false) => all.insert(at, (n, n)),
         }
-        self.first = Some(all.remove(0));
+        self.first = all.remove(0);
         self.rest = (!all.is_empty()).then(|| Box::new(all));
         true
     }
 
     /// Whether a number is in the set.
     #[must_use]
-    pub(in crate::loadgen) fn contains(&self, n: u64) -> bool {
-        let Some(first) = self.first else { return false };
-        if (first.0..=first.1).contains(&n) {
+    pub(in crate::loadgen) fn contains(&self, n: N) -> bool {
+        if (self.first.0..=self.first.1).contains(&n) {
             return true;
         }
         let rest = self.rest.as_ref().map_or(&[][..], |r| r.as_slice());
@@ -58,21 +89,21 @@ impl Ranges {
         rest.get(at).is_some_and(|r| r.0 <= n)
     }
 
-    /// The greatest number, 0 when there is none.
+    /// The greatest number, if there is one.
     #[must_use]
-    pub(in crate::loadgen) fn max(&self) -> u64 {
-        let last = self.rest.as_ref().and_then(|r| r.last().copied()).or(self.first);
-        last.map_or(0, |r| r.1)
+    pub(in crate::loadgen) fn max(&self) -> Option<N> {
+        let last = self.rest.as_ref().and_then(|r| r.last().copied()).unwrap_or(self.first);
+        (!self.is_empty()).then_some(last.1)
     }
 
     /// The numbers, rising.
-    pub(in crate::loadgen) fn iter(&self) -> impl Iterator<Item = u64> {
-        self.to_vec().into_iter().flat_map(|r| r.0..=r.1)
+    pub(in crate::loadgen) fn iter(&self) -> impl Iterator<Item = N> {
+        self.ranges().flat_map(|(from, to)| std::iter::successors(Some(from), move |n| (*n < to).then(|| n.next())))
     }
 
-    fn to_vec(&self) -> Vec<(u64, u64)> {
+    fn ranges(&self) -> impl Iterator<Item = (N, N)> {
         let rest = self.rest.as_ref().map_or(&[][..], |r| r.as_slice());
-        self.first.iter().chain(rest).copied().collect()
+        (!self.is_empty()).then_some(self.first).into_iter().chain(rest.iter().copied())
     }
 }
 
@@ -93,14 +124,14 @@ mod tests {
             }
             prop_assert_eq!(ranges.iter().collect::<Vec<_>>(), set.iter().copied().collect::<Vec<_>>());
             prop_assert!((0..60).all(|n| ranges.contains(n) == set.contains(&n)));
-            prop_assert_eq!(ranges.max(), set.last().copied().unwrap_or(0));
+            prop_assert_eq!(ranges.max(), set.last().copied());
         }
     }
 
     #[test]
     fn a_set_without_holes_takes_no_allocation() {
         let mut ranges = Ranges::default();
-        (1..=100_000).for_each(|n| assert!(ranges.insert(n)));
+        (1_u32..=100_000).for_each(|n| assert!(ranges.insert(n)));
         assert!(ranges.rest.is_none());
         assert_eq!(ranges.iter().count(), 100_000);
     }

@@ -1,0 +1,107 @@
+//! What a device has of one conversation. There are ten or more for each simulated user: every field counts.
+
+use super::cursor::{Cursor, Seen};
+use crate::loadgen::ledger::ranges::Ranges;
+use crate::protocol::MessageId;
+
+/// What a device has of one conversation.
+#[derive(Default)]
+pub(in crate::loadgen) struct DeviceConversation {
+    /// Index of the conversation in the world.
+    pub(in crate::loadgen) index: u32,
+    /// Messages that this device sent here.
+    pub(super) counter: u32,
+    pub(super) cursor: Cursor,
+    /// Ids shown to the person.
+    pub(in crate::loadgen) shown: Ranges<u64>,
+    /// Sum of [`crate::loadgen::body::Tag::hash_with`] over what was shown.
+    pub(in crate::loadgen) shown_sum: u64,
+    /// Counters of own messages that were acknowledged.
+    pub(in crate::loadgen) acked: Ranges<u32>,
+    /// What there is to do; `None` while the conversation is up to date.
+    behind: Option<Box<Behind>>,
+}
+
+/// What a conversation waits for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Behind {
+    /// The newest id heard of in a `head` frame.
+    pub(super) head: u64,
+    /// When to sync, in µs; 0 for never.
+    pub(super) sync_due_us: u64,
+    pub(super) is_syncing: bool,
+    /// True while this sync belongs to the catching up after a connect.
+    pub(super) is_catching_up: bool,
+}
+
+impl DeviceConversation {
+    pub(super) fn new(index: u32) -> Self {
+        Self { index, ..Self::default() }
+    }
+
+    /// What there is to do, to be changed.
+    pub(super) fn behind(&mut self) -> &mut Behind {
+        self.behind.get_or_insert_default()
+    }
+
+    /// Gives the memory back when there is nothing to do any more.
+    pub(super) fn settle(&mut self) {
+        let nothing = self.behind.as_ref().is_some_and(|behind| {
+            let is_idle = behind.sync_due_us == 0 && !behind.is_syncing && !behind.is_catching_up;
+            is_idle && behind.head <= self.cursor.upto()
+        });
+        if nothing {
+            self.behind = None;
+        }
+    }
+
+    pub(super) fn is_syncing(&self) -> bool {
+        self.behind.as_ref().is_some_and(|behind| behind.is_syncing)
+    }
+
+    /// When to sync next, unless a sync is under way.
+    pub(super) fn sync_due_us(&self) -> Option<u64> {
+        let behind = self.behind.as_ref()?;
+        (behind.sync_due_us > 0 && !behind.is_syncing).then_some(behind.sync_due_us)
+    }
+
+    /// True when something is known to exist that is not shown.
+    pub(super) fn is_behind(&self) -> bool {
+        self.cursor.has_gap() || self.behind.as_ref().is_some_and(|behind| behind.head > self.cursor.upto())
+    }
+
+    /// Ends this connection's catching up.
+    pub(super) fn stop_catching_up(&mut self) {
+        if let Some(behind) = &mut self.behind {
+            behind.is_catching_up = false;
+        }
+    }
+
+    /// Notes that a message is shown. Returns the newest id shown before, 0 for none, and whether this one is new.
+    pub(super) fn note_shown(&mut self, seen: &Seen) -> (u64, bool) {
+        let newest = self.shown.max().unwrap_or(0);
+        self.shown_sum = self.shown_sum.wrapping_add(seen.tag.hash_with(MessageId(seen.id)));
+        (newest, self.shown.insert(seen.id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_conversation_that_is_up_to_date_is_small() {
+        let mut conversation = DeviceConversation::new(7);
+        conversation.behind().sync_due_us = 5;
+        conversation.settle();
+        assert_eq!(conversation.sync_due_us(), Some(5));
+        conversation.behind().sync_due_us = 0;
+        conversation.behind().head = 3;
+        conversation.settle();
+        assert!(conversation.is_behind());
+        conversation.behind().head = 0;
+        conversation.settle();
+        assert!(conversation.behind.is_none() && !conversation.is_behind());
+        assert!(size_of::<DeviceConversation>() <= 80, "{}", size_of::<DeviceConversation>());
+    }
+}
