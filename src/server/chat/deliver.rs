@@ -1,6 +1,6 @@
 //! From the log and from peers to the sockets.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::connection::Connection;
 use super::tamper::Tamper;
 use crate::backends::log::{Delivered, Topic};
 use crate::protocol::frames::HeadFrame;
-use crate::protocol::websocket;
+use crate::protocol::websocket::{self, Decoder, Event, Role};
 use crate::protocol::{ConversationId, MessageFrame, MessageId, ServerFrame, SessionId, UserId};
 use crate::runtime::clock;
 use crate::telemetry::{Counter, Timer};
@@ -23,7 +23,8 @@ const HEAD_INTERVAL: Duration = Duration::from_millis(50);
 /// Wait after a failed read of the log.
 const READ_RETRY: Duration = Duration::from_millis(200);
 
-/// First line of an inbox record; the rest is the encoded `message` frame.
+/// First line of an inbox record; the rest is the `message` frame as it goes to the sockets, encoded once by the server
+/// that took the message in.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct InboxHeader {
     /// Where it was said.
@@ -46,15 +47,15 @@ impl InboxHeader {
         let header = Self { conversation: message.conversation, id: message.id, sender: message.sender, except };
         let mut out = serde_json::to_vec(&header).expect("plain data");
         out.push(b'\n');
-        out.extend_from_slice(ServerFrame::Message(message.clone()).encode().as_bytes());
+        out.extend_from_slice(&websocket::text_frame(&ServerFrame::Message(message.clone()).encode(), None));
         out.into()
     }
 
-    /// The header, and the frame's text.
-    pub(crate) fn parse(payload: &[u8]) -> Option<(Self, &str)> {
+    /// The header, and the WebSocket frame, which shares the payload's memory.
+    pub(crate) fn parse(payload: &Bytes) -> Option<(Self, Bytes)> {
         let end = payload.iter().position(|b| *b == b'\n')?;
         let header = serde_json::from_slice(&payload[..end]).ok()?;
-        Some((header, std::str::from_utf8(&payload[end + 1..]).ok()?))
+        Some((header, payload.slice(end + 1..)))
     }
 }
 
@@ -93,60 +94,70 @@ impl ChatServer {
     }
 
     async fn on_inbox_record(self: &Arc<Self>, delivered: &Delivered) {
-        let Some((header, text)) = InboxHeader::parse(&delivered.record.payload) else {
+        let Some((header, frame)) = InboxHeader::parse(&delivered.record.payload) else {
             tracing::error!(offset = delivered.offset, "an inbox record can't be read");
             return;
         };
-        let users = delivered.record.keys.iter().map(|key| UserId(*key)).filter(|user| self.hub.has_user(*user));
-        let users = self.keep_members(header.conversation, users.collect()).await;
-        let frame: Bytes = websocket::text_frame(text, None).into();
-        let mut written = 0;
-        for user in users {
-            self.hub.for_user(user, |connection| {
-                if header.except != Some(connection.session) {
-                    self.deliver(connection, &frame, text);
-                    written += 1;
-                }
-            });
+        let users = delivered.record.keys.iter().map(|key| UserId(*key));
+        let mut connections = self.hub.connections_of(users);
+        connections.retain(|connection| header.except != Some(connection.session));
+        let connections = self.keep_members(header.conversation, connections, |connection| connection.user).await;
+        for connection in &connections {
+            self.deliver(connection, &frame);
         }
-        self.deps.metrics.add(Counter::Deliveries, written);
+        self.deps.metrics.add(Counter::Deliveries, connections.len() as u64);
         let age_ms = clock::unix_ms().saturating_sub(delivered.at_ms);
         self.deps.metrics.time_us(Timer::Fanout, age_ms * 1_000);
     }
 
-    /// Writes a message frame to one connection; the place where tests may tamper.
-    fn deliver(self: &Arc<Self>, connection: &Arc<Connection>, frame: &Bytes, text: &str) {
+    /// Writes an encoded message frame to one connection; the place where tests may tamper.
+    fn deliver(self: &Arc<Self>, connection: &Arc<Connection>, frame: &Bytes) {
         match &self.tamper {
             None => self.push(connection, frame.clone()),
-            Some(tamper) => self.deliver_tampered(&**tamper, connection, text),
+            Some(tamper) => self.deliver_tampered(&**tamper, connection, frame),
         }
     }
 
-    fn deliver_tampered(self: &Arc<Self>, tamper: &dyn Tamper, connection: &Arc<Connection>, text: &str) {
-        match ServerFrame::decode(text) {
-            Ok(ServerFrame::Message(message)) => {
+    fn deliver_tampered(self: &Arc<Self>, tamper: &dyn Tamper, connection: &Arc<Connection>, frame: &Bytes) {
+        let mut message = None;
+        let mut copy = frame.to_vec();
+        let read = Decoder::new(Role::Client, u32::MAX).feed(&mut copy, &mut |event| {
+            if let Event::Text(text) = event
+                && let Ok(ServerFrame::Message(frame)) = ServerFrame::decode(text)
+            {
+                message = Some(frame);
+            }
+        });
+        match (read, message) {
+            (Ok(()), Some(message)) => {
                 for message in tamper.outgoing(connection.user, &message) {
                     self.reply(connection, &ServerFrame::Message(message));
                 }
             }
-            _ => self.push(connection, websocket::text_frame(text, None).into()),
+            _ => self.push(connection, frame.clone()),
         }
     }
 
-    /// Leaves out users who are not members (any more). When the members can't be read nobody is left in: the message is
-    /// stored, and a sync finds it.
-    async fn keep_members(&self, conversation: ConversationId, users: Vec<UserId>) -> Vec<UserId> {
-        if users.is_empty() || self.tamper.as_ref().is_some_and(|t| t.ignores_removals()) {
-            return users;
+    /// Leaves out those whose user is not a member (any more). When the members can't be read nobody is left in: the
+    /// message is stored, and a sync finds it.
+    async fn keep_members<T>(
+        &self,
+        conversation: ConversationId,
+        mut all: Vec<T>,
+        user_of: impl Fn(&T) -> UserId,
+    ) -> Vec<T> {
+        if all.is_empty() || self.tamper.as_ref().is_some_and(|t| t.ignores_removals()) {
+            return all;
         }
         match self.members.get(conversation).await {
-            Ok(Some(members)) => users.into_iter().filter(|user| members.contains(*user)).collect(),
-            Ok(None) => Vec::new(),
+            Ok(Some(members)) => all.retain(|one| members.contains(user_of(one))),
+            Ok(None) => all.clear(),
             Err(error) => {
                 tracing::warn!(%error, %conversation, "members can't be read; recipients will sync");
-                Vec::new()
+                all.clear();
             }
         }
+        all
     }
 
     /// Writes a frame to sessions of this server; returns those that took it.
@@ -159,14 +170,13 @@ impl ChatServer {
         let Some(this) = self.me() else { return Vec::new() };
         let mut sessions = sessions.to_vec();
         if let Some(conversation) = conversation {
-            let users = self.keep_members(conversation, sessions.iter().map(|(user, _)| *user).collect()).await;
-            sessions.retain(|(user, _)| users.contains(user));
+            sessions = self.keep_members(conversation, sessions, |(user, _)| *user).await;
         }
         let frame: Bytes = websocket::text_frame(text, None).into();
         let mut accepted = Vec::new();
         for (user, session) in sessions {
             if let Some(connection) = self.hub.find(user, session) {
-                this.deliver(&connection, &frame, text);
+                this.deliver(&connection, &frame);
                 accepted.push(session);
             }
         }
@@ -205,9 +215,9 @@ impl ChatServer {
     /// Ends subscriptions of users who are not members any more.
     pub(super) async fn drop_subscribers(&self, conversation: ConversationId) {
         let subscribers = self.hub.subscribers(conversation);
-        let users = subscribers.iter().map(|c| c.user).collect();
-        let members = self.keep_members(conversation, users).await;
-        for connection in subscribers.into_iter().filter(|c| !members.contains(&c.user)) {
+        let members = self.keep_members(conversation, subscribers.clone(), |connection| connection.user).await;
+        let stay: HashSet<SessionId> = members.iter().map(|member| member.session).collect();
+        for connection in subscribers.into_iter().filter(|connection| !stay.contains(&connection.session)) {
             connection.subscriptions.lock().expect("no panic while held").retain(|c| *c != conversation);
             self.end_subscription(conversation, connection.session).await;
         }

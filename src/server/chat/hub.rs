@@ -98,6 +98,12 @@ impl Hub {
         }
     }
 
+    /// The connections of some users.
+    pub(super) fn connections_of(&self, users: impl Iterator<Item = UserId>) -> Vec<Arc<Connection>> {
+        let here = self.read();
+        users.filter_map(|user| here.get(&user)).flat_map(Few::as_slice).cloned().collect()
+    }
+
     pub(super) fn find(&self, user: UserId, session: SessionId) -> Option<Arc<Connection>> {
         self.read().get(&user)?.as_slice().iter().find(|c| c.session == session).cloned()
     }

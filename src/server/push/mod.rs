@@ -15,6 +15,9 @@ use crate::telemetry::Counter;
 /// The consumer group's name.
 const GROUP: &str = "push";
 
+/// Records are gathered for this long, so that a busy recipient is looked up once and not for every message.
+const GATHER: Duration = Duration::from_millis(100);
+
 /// Wait after a failure.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -29,6 +32,7 @@ pub async fn start(deps: Deps) -> BackendResult<()> {
 /// Hands over, then commits: a failure repeats a notification rather than losing it.
 async fn run(deps: Deps, mut reader: Box<dyn GroupReader>) {
     loop {
+        tokio::time::sleep(GATHER).await;
         let records = match reader.next().await {
             Ok(records) => records,
             Err(error) => {
