@@ -1,15 +1,20 @@
 //! What the contract suites share: a place that can be opened twice and restarted, and the macro that makes tests.
 
-/// Makes one `#[tokio::test]` per promise.
+/// Makes one `#[tokio::test]` per promise. With `ignore = "needs …"` they run only where the engine is.
 macro_rules! contract_tests {
     ($place:expr; $module:path; $($name:ident),* $(,)?) => {
-        $(
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                use $module as promises;
-                promises::$name($place).await;
-            }
-        )*
+        $($crate::backends::contract::contract_tests!(@one [] $place; $module; $name);)*
+    };
+    ($place:expr, ignore = $needs:literal; $module:path; $($name:ident),* $(,)?) => {
+        $($crate::backends::contract::contract_tests!(@one [#[ignore = $needs]] $place; $module; $name);)*
+    };
+    (@one [$($attribute:tt)*] $place:expr; $module:path; $name:ident) => {
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        $($attribute)*
+        async fn $name() {
+            use $module as promises;
+            promises::$name($place).await;
+        }
     };
 }
 
@@ -25,7 +30,13 @@ pub(crate) trait Place<P: ?Sized + Send + Sync>: Send + Sync {
     async fn restart(&self);
 }
 
+/// The address of a real engine for tests. `scripts/test` sets all of them.
+pub(crate) fn engine_address(variable: &str) -> String {
+    std::env::var(variable).unwrap_or_else(|_| panic!("{variable} is not set: run the tests with scripts/test"))
+}
+
 pub(crate) use embedded::EmbeddedPlace;
+pub(crate) use redis::RedisPlace;
 
 mod embedded {
     use std::sync::{Arc, Mutex};
@@ -63,6 +74,90 @@ mod embedded {
 
         async fn restart(&self) {
             *self.opened.lock().expect("no panic while held") = None;
+        }
+    }
+}
+
+mod redis {
+    use std::net::TcpListener;
+    use std::process::{Child, Command, Stdio};
+    use std::sync::{Arc, Mutex};
+    use std::time::Duration;
+
+    use super::Place;
+    use crate::backends::redis::Redis;
+
+    type Open<P> = Box<dyn Fn(Redis) -> Arc<P> + Send + Sync>;
+
+    /// A Redis server of the test's own, so that it can be killed.
+    pub(crate) struct RedisPlace<P: ?Sized> {
+        folder: tempfile::TempDir,
+        port: u16,
+        server: Mutex<Child>,
+        make: Open<P>,
+    }
+
+    impl<P: ?Sized> RedisPlace<P> {
+        pub(crate) async fn new(make: impl Fn(Redis) -> Arc<P> + Send + Sync + 'static) -> Self {
+            let folder = tempfile::tempdir().expect("a temporary folder");
+            let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
+            let port = free.local_addr().expect("bound").port();
+            drop(free);
+            let server = Mutex::new(start(folder.path(), port));
+            let place = Self { folder, port, server, make: Box::new(make) };
+            place.wait().await;
+            place
+        }
+
+        fn url(&self) -> String {
+            format!("redis://127.0.0.1:{}/", self.port)
+        }
+
+        /// Waits until the server answers.
+        async fn wait(&self) {
+            for _ in 0..200 {
+                if Redis::open(&self.url()).await.is_ok() {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(25)).await;
+            }
+            panic!("redis-server on port {} does not answer", self.port);
+        }
+
+        /// Ends the server at once.
+        fn kill(&self) {
+            let mut server = self.server.lock().expect("no panic while held");
+            server.kill().expect("it is ours");
+            server.wait().expect("it ended");
+        }
+    }
+
+    fn start(folder: &std::path::Path, port: u16) -> Child {
+        // Stock settings, but for the folder and the port.
+        Command::new("redis-server")
+            .args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--dir"])
+            .arg(folder)
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("redis-server is on the PATH: `scripts/engines install redis`")
+    }
+
+    impl<P: ?Sized> Drop for RedisPlace<P> {
+        fn drop(&mut self) {
+            self.kill();
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl<P: ?Sized + Send + Sync> Place<P> for RedisPlace<P> {
+        async fn open(&self) -> Arc<P> {
+            (self.make)(Redis::open(&self.url()).await.expect("opens"))
+        }
+
+        async fn restart(&self) {
+            self.kill();
+            *self.server.lock().expect("no panic while held") = start(self.folder.path(), self.port);
+            self.wait().await;
         }
     }
 }

@@ -11,6 +11,7 @@ pub mod log;
 pub mod messages;
 pub mod presence;
 pub mod push;
+pub mod redis;
 pub mod registry;
 pub mod sequence;
 pub mod sessions;
@@ -72,7 +73,7 @@ async fn open_embedded(data: &Path, partitions: u32) -> BackendResult<Backends> 
         sessions: Arc::new(sessions::EmbeddedSessions::open(&store)?),
         presence: Arc::new(presence::EmbeddedPresence::open(&store)?),
         registry: Arc::new(registry::EmbeddedRegistry::default()),
-        directory: Arc::new(directory::SqliteDirectory::open(&data.join("directory.db")).await?),
+        directory: Arc::new(directory::SqlDirectory::open_file(&data.join("directory.db")).await?),
         notifier: Arc::new(push::Recorder::open(&data.join("notifications.jsonl")).await?),
     })
 }
@@ -106,5 +107,24 @@ impl Backends {
             directory: Arc::new(Layered::new(Arc::clone(&self.directory), layer())),
             notifier: Arc::clone(&self.notifier),
         }
+    }
+}
+
+/// An address for messages: what stands before the host is left out.
+fn without_password(url: &str) -> String {
+    match (url.find("://"), url.rfind('@')) {
+        (Some(scheme), Some(at)) if at > scheme => format!("{}{}", &url[..scheme + 3], &url[at + 1..]),
+        _ => url.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_never_show_a_password() {
+        assert_eq!(without_password("redis://user:se@cret@host:1/0"), "redis://host:1/0");
+        assert_eq!(without_password("redis://host:1/0"), "redis://host:1/0");
     }
 }

@@ -25,7 +25,7 @@ pub enum Path {
     DeliveryGroup,
     /// Large channels: `head`, then fetched through sync.
     DeliveryChannel,
-    /// Devices that were not connected when the message was due, and got it by sync.
+    /// Devices that were not connected, or whose user was no member, when the message was due: they got it by sync.
     DeliveryAfterReconnect,
     /// From a user's first beat to each online friend being told.
     PresenceOnline,

@@ -2,12 +2,13 @@
 
 #[cfg(test)]
 pub(crate) mod contract;
-mod sqlite;
+mod dialect;
+mod sql;
 
 use async_trait::async_trait;
 use uuid::Uuid;
 
-pub use sqlite::SqliteDirectory;
+pub use sql::SqlDirectory;
 
 use super::BackendResult;
 use crate::protocol::api::{ConversationKind, Profile, Receipt};

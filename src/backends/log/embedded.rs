@@ -345,7 +345,7 @@ impl LogReader for EmbeddedReader {
         }
     }
 
-    fn lag(&self) -> Vec<PartitionLag> {
+    async fn lag(&self) -> Vec<PartitionLag> {
         let held = self.held();
         let now = clock::unix_ms();
         held.partitions

@@ -6,6 +6,7 @@
 #[cfg(test)]
 pub(crate) mod contract;
 mod embedded;
+mod kafka;
 
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use embedded::EmbeddedLog;
+pub use kafka::KafkaLog;
 
 use super::BackendResult;
 
@@ -119,7 +121,7 @@ pub trait LogReader: Send + Sync {
     async fn next(&self) -> BackendResult<Vec<Delivered>>;
 
     /// How far behind it is in each partition that it reads.
-    fn lag(&self) -> Vec<PartitionLag>;
+    async fn lag(&self) -> Vec<PartitionLag>;
 }
 
 /// Reads all records of a topic, and remembers how far it came.

@@ -2,8 +2,8 @@
 
 /// One test per promise of [`super::Messages`], for an implementation given as a `Place`.
 macro_rules! messages_contract {
-    ($place:expr) => {
-        $crate::backends::contract::contract_tests! { $place; $crate::backends::messages::contract::promises;
+    ($place:expr $(, ignore = $needs:literal)?) => {
+        $crate::backends::contract::contract_tests! { $place $(, ignore = $needs)?; $crate::backends::messages::contract::promises;
             what_was_appended_is_read_in_id_order,
             a_range_has_its_ends_and_its_limit,
             reading_back_starts_at_the_newest,

@@ -2,8 +2,8 @@
 
 /// One test per promise of [`super::Presence`], for an implementation given as a `Place`.
 macro_rules! presence_contract {
-    ($place:expr) => {
-        $crate::backends::contract::contract_tests! { $place; $crate::backends::presence::contract::promises;
+    ($place:expr $(, ignore = $needs:literal)?) => {
+        $crate::backends::contract::contract_tests! { $place $(, ignore = $needs)?; $crate::backends::presence::contract::promises;
             the_first_beat_brings_online_and_the_next_does_not,
             coming_online_is_told_to_one_of_many,
             an_older_beat_changes_nothing,

@@ -3,10 +3,12 @@
 #[cfg(test)]
 pub(crate) mod contract;
 mod embedded;
+mod redis;
 
 use async_trait::async_trait;
 
-pub use embedded::EmbeddedPresence;
+pub use self::embedded::EmbeddedPresence;
+pub use self::redis::RedisPresence;
 
 use super::BackendResult;
 use crate::protocol::UserId;

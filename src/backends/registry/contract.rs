@@ -2,8 +2,8 @@
 
 /// One test per promise of [`super::Registry`], for an implementation given as a `Place`.
 macro_rules! registry_contract {
-    ($place:expr) => {
-        $crate::backends::contract::contract_tests! { $place; $crate::backends::registry::contract::promises;
+    ($place:expr $(, ignore = $needs:literal)?) => {
+        $crate::backends::contract::contract_tests! { $place $(, ignore = $needs)?; $crate::backends::registry::contract::promises;
             an_announced_server_is_listed_under_its_role,
             a_refresh_brings_new_figures,
             a_withdrawn_server_is_gone_but_its_successor_is_not,

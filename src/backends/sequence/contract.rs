@@ -2,8 +2,8 @@
 
 /// One test per promise of [`super::Sequence`], for an implementation given as a `Place`.
 macro_rules! sequence_contract {
-    ($place:expr) => {
-        $crate::backends::contract::contract_tests! { $place; $crate::backends::sequence::contract::promises;
+    ($place:expr $(, ignore = $needs:literal)?) => {
+        $crate::backends::contract::contract_tests! { $place $(, ignore = $needs)?; $crate::backends::sequence::contract::promises;
             an_unknown_conversation_is_unseeded,
             ids_rise_by_one_from_the_seed,
             many_servers_never_get_the_same_id,

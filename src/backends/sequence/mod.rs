@@ -7,11 +7,13 @@
 #[cfg(test)]
 pub(crate) mod contract;
 mod embedded;
+mod redis;
 
 use async_trait::async_trait;
 use uuid::Uuid;
 
-pub use embedded::EmbeddedSequence;
+pub use self::embedded::EmbeddedSequence;
+pub use self::redis::RedisSequence;
 
 use super::BackendResult;
 use crate::protocol::{ConversationId, MessageId, UserId};

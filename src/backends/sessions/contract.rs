@@ -2,8 +2,8 @@
 
 /// One test per promise of [`super::Sessions`], for an implementation given as a `Place`.
 macro_rules! sessions_contract {
-    ($place:expr) => {
-        $crate::backends::contract::contract_tests! { $place; $crate::backends::sessions::contract::promises;
+    ($place:expr $(, ignore = $needs:literal)?) => {
+        $crate::backends::contract::contract_tests! { $place $(, ignore = $needs)?; $crate::backends::sessions::contract::promises;
             a_claimed_session_is_found_by_another_handle,
             a_device_has_one_session_and_the_old_one_is_told,
             two_devices_are_two_sessions,

@@ -3,13 +3,15 @@
 #[cfg(test)]
 pub(crate) mod contract;
 mod embedded;
+mod redis;
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-pub use embedded::{Clock, EmbeddedSessions};
+pub use self::embedded::{Clock, EmbeddedSessions};
+pub use self::redis::RedisSessions;
 
 use super::BackendResult;
 use crate::protocol::{DeviceName, ServerName, SessionId, UserId};

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use serde_json::json;
 
+use super::Shared;
 use super::cursor::{Arrival, Seen};
 use super::device::{Device, NEVER, Pending};
 use super::presence::OfflineTold;
-use super::Shared;
 use crate::loadgen::body::Tag;
 use crate::loadgen::ledger::Kind;
 use crate::loadgen::recorder::{Path, add, sub};
@@ -204,23 +204,23 @@ impl Device {
         let shared = Arc::clone(&self.shared);
         for seen in messages {
             let (newest, is_first_time) = self.conversations[at].note_shown(seen);
-            shared.ledger.on_shown(&shared.world, self.user, seen, newest, is_first_time);
+            let was_there = shared.ledger.on_shown(&shared.world, self.user, seen, newest, is_first_time);
             shared.note("recv", || {
                 let (user, device) = self.name();
                 let conversation = shared.world.conversations[seen.tag.conversation as usize].id;
                 json!({"user": user, "dev": device, "conv": conversation, "uuid": seen.tag.uuid(), "id": seen.id})
             });
             if seen.tag.client != self.client {
-                self.time_delivery(&shared, &seen.tag);
+                self.time_delivery(&shared, &seen.tag, was_there);
             }
         }
         add(&shared.stats.delivered, messages.len() as u64);
     }
 
-    /// Records how long a message took to this device, on the path that it went.
-    fn time_delivery(&self, shared: &Shared, tag: &Tag) {
+    /// Records how long a message took to this device, on the path that it went. `was_there`: as a member, when it was sent.
+    fn time_delivery(&self, shared: &Shared, tag: &Tag, was_there: bool) {
         let took = self.now_us.saturating_sub(tag.intended_us);
-        if self.opened_us == 0 || self.opened_us > tag.intended_us {
+        if !was_there || self.opened_us == 0 || self.opened_us > tag.intended_us {
             return shared.recorder.record(self.client, Path::DeliveryAfterReconnect, took);
         }
         let spec = &shared.world.conversations[tag.conversation as usize];

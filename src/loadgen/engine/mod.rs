@@ -218,12 +218,7 @@ fn note_members(shared: &Shared) {
 }
 
 /// Everything from the first connection to the verdict.
-async fn load(
-    shared: &Arc<Shared>,
-    placements: Vec<Placement>,
-    options: &RunOptions,
-    watcher: &Watcher,
-) -> RunResult {
+async fn load(shared: &Arc<Shared>, placements: Vec<Placement>, options: &RunOptions, watcher: &Watcher) -> RunResult {
     let started_at_ms = clock::unix_ms();
     let started_us = clock::now_us();
     let stack_cpu = || options.stack_threads.map_or(Duration::ZERO, machine::threads_cpu);
@@ -275,10 +270,7 @@ fn start_devices(shared: &Arc<Shared>, placements: Vec<Placement>) {
 }
 
 /// Brings every device online, lets it get its answers, and has it sync for the last time.
-async fn finish_devices(
-    shared: &Arc<Shared>,
-    was_interrupted: bool,
-) -> Vec<DeviceState> {
+async fn finish_devices(shared: &Arc<Shared>, was_interrupted: bool) -> Vec<DeviceState> {
     let now = clock::now_us();
     let settle = if was_interrupted { SETTLE_INTERRUPTED } else { SETTLE };
     for mailbox in &shared.mailboxes {

@@ -165,7 +165,9 @@ async fn change_members(shared: Arc<Shared>, churn: Churn, changes: Tasks) {
         clock::sleep_until_us(due_us).await;
         let Some(group) = groups.choose(&mut rng).copied() else { return };
         let spec = &shared.world.conversations[group as usize];
-        let Some(member) = shared.world.members(group).choose(&mut rng).copied().filter(|m| *m != spec.owner) else { continue };
+        let Some(member) = shared.world.members(group).choose(&mut rng).copied().filter(|m| *m != spec.owner) else {
+            continue;
+        };
         if shared.ledger.is_member(&shared.world, group, member) {
             let shared = Arc::clone(&shared);
             changes.spawn("load.change_member", async move { change_member(&shared, group, member, churn).await });

@@ -146,7 +146,11 @@ impl Ledger {
     /// A removal was confirmed.
     pub(super) fn left(&self, conversation: u32, user: u32, now_us: u64) {
         let mut ledger = self.conversation(conversation);
-        let stays = ledger.stays.get_or_insert_default().entry(user).or_insert_with(|| vec![Stay { joined_us: 0, left_us: None }]);
+        let stays = ledger
+            .stays
+            .get_or_insert_default()
+            .entry(user)
+            .or_insert_with(|| vec![Stay { joined_us: 0, left_us: None }]);
         if let Some(stay) = stays.last_mut() {
             stay.left_us = Some(now_us);
         }
@@ -175,7 +179,8 @@ impl Ledger {
     }
 
     /// A message is shown to a person. `newest` is the greatest id shown before on this device in this conversation.
-    pub(super) fn on_shown(&self, world: &World, user: u32, seen: &Seen, newest: u64, is_first_time: bool) {
+    /// Returns whether the person was a member when it was sent; history is for those who come later, too.
+    pub(super) fn on_shown(&self, world: &World, user: u32, seen: &Seen, newest: u64, is_first_time: bool) -> bool {
         let place =
             || format!("{} id {} on a device of user {user}", world.conversation_name(seen.tag.conversation), seen.id);
         if !is_first_time {
@@ -185,16 +190,21 @@ impl Ledger {
         }
         let mut ledger = self.conversation(seen.tag.conversation);
         self.compare(&mut ledger, seen, "shown");
-        let was_member = match ledger.stays(user) {
-            // History is for everybody who is a member now: what counts is whether a stay was still on, or not yet
-            // confirmed as over, when the message was sent.
-            Some(stays) => stays.iter().any(|stay| stay.left_us.is_none_or(|left| seen.tag.sent_us <= left)),
-            None => world.is_original_member(seen.tag.conversation, user),
+        let sent_us = seen.tag.sent_us;
+        // History is for everybody who is a member now: what counts is whether a stay was still on, or not yet confirmed
+        // as over, when the message was sent.
+        let (may_see, was_there) = if let Some(stays) = ledger.stays(user) {
+            let lasted = |stay: &Stay| stay.left_us.is_none_or(|left| sent_us <= left);
+            (stays.iter().any(lasted), stays.iter().any(|stay| stay.joined_us <= sent_us && lasted(stay)))
+        } else {
+            let is_member = world.is_original_member(seen.tag.conversation, user);
+            (is_member, is_member)
         };
         drop(ledger);
-        if !was_member {
+        if !may_see {
             self.violation(Kind::Leaked, || format!("{}, who was removed before it was sent", place()));
         }
+        was_there
     }
 
     /// A message came whose body is not the one that was sent.

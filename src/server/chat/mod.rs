@@ -293,7 +293,7 @@ impl ChatServer {
 
     async fn lag_loop(self: Arc<Self>) {
         loop {
-            let lag = self.reader.lag();
+            let lag = self.reader.lag().await;
             let inbox = lag.iter().filter(|l| l.topic == Topic::Inbox).count();
             let metrics = &self.deps.metrics;
             metrics.set(Gauge::LagRecords, lag.iter().map(|l| l.records).sum());

@@ -1,0 +1,188 @@
+//! In what the databases differ: tables, "insert unless it is there", upserts, the id of a new row.
+//!
+//! Statements are written once, with `?` for values and words that every dialect takes.
+
+/// Which database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Dialect {
+    Sqlite,
+    Postgres,
+    /// MySQL and MariaDB.
+    Mysql,
+}
+
+impl Dialect {
+    /// The database that an address names.
+    pub(super) fn of(url: &str) -> Option<Self> {
+        match url.split_once(':')?.0 {
+            "sqlite" => Some(Self::Sqlite),
+            "postgres" | "postgresql" => Some(Self::Postgres),
+            "mysql" | "mariadb" => Some(Self::Mysql),
+            _ => None,
+        }
+    }
+
+    /// A statement with this dialect's placeholders.
+    pub(super) fn statement(self, text: &str) -> String {
+        if self != Self::Postgres {
+            return text.to_owned();
+        }
+        let mut parts = text.split('?');
+        let first = parts.next().unwrap_or_default().to_owned();
+        parts.zip(1..).fold(first, |all, (part, n)| format!("{all}${n}{part}"))
+    }
+
+    /// `INSERT INTO table (columns) VALUES …` for a number of rows, leaving out those that are there.
+    pub(super) fn insert_new(self, table: &str, columns: &[&str], rows: usize) -> String {
+        let row = format!("({})", vec!["?"; columns.len()].join(", "));
+        let values = vec![row.as_str(); rows].join(", ");
+        let columns = columns.join(", ");
+        match self {
+            Self::Mysql => format!("INSERT IGNORE INTO {table} ({columns}) VALUES {values}"),
+            Self::Sqlite | Self::Postgres => {
+                format!("INSERT INTO {table} ({columns}) VALUES {values} ON CONFLICT DO NOTHING")
+            }
+        }
+    }
+
+    /// Inserts a receipt, or raises the one that is there.
+    pub(super) const fn raise_receipt(self) -> &'static str {
+        match self {
+            Self::Sqlite => {
+                "INSERT INTO receipts (conversation_id, user_id, status, upto) VALUES (?, ?, ?, ?)
+                 ON CONFLICT (conversation_id, user_id, status) DO UPDATE SET upto = max(upto, excluded.upto)"
+            }
+            Self::Postgres => {
+                "INSERT INTO receipts (conversation_id, user_id, status, upto) VALUES (?, ?, ?, ?)
+                 ON CONFLICT (conversation_id, user_id, status)
+                 DO UPDATE SET upto = greatest(receipts.upto, excluded.upto)"
+            }
+            Self::Mysql => {
+                "INSERT INTO receipts (conversation_id, user_id, status, upto) VALUES (?, ?, ?, ?)
+                 ON DUPLICATE KEY UPDATE upto = greatest(upto, VALUES(upto))"
+            }
+        }
+    }
+
+    /// Whether an insert can return the new row's id. (MariaDB can, MySQL can't; both tell the last one.)
+    pub(super) const fn returns_ids(self) -> bool {
+        matches!(self, Self::Sqlite | Self::Postgres)
+    }
+
+    /// Begins a transaction that will write.
+    pub(super) const fn begin(self) -> &'static str {
+        match self {
+            // A transaction that only later finds out that it writes can't wait for another one.
+            Self::Sqlite => "BEGIN IMMEDIATE",
+            Self::Postgres | Self::Mysql => "BEGIN",
+        }
+    }
+
+    /// What every connection begins with.
+    pub(super) const fn on_connect(self) -> &'static [&'static str] {
+        match self {
+            Self::Sqlite => &["PRAGMA busy_timeout = 4000", "PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL"],
+            Self::Postgres => &["SET TIME ZONE 'UTC'"],
+            // A replacement character instead of an error would be a message changed.
+            Self::Mysql => &["SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'"],
+        }
+    }
+
+    /// Keeps other processes from migrating at the same time, until [`Dialect::unlock`] on the same connection.
+    pub(super) const fn lock(self) -> Option<&'static str> {
+        match self {
+            // A data folder belongs to one process.
+            Self::Sqlite => None,
+            Self::Postgres => Some("SELECT pg_advisory_lock(6721436212)"),
+            Self::Mysql => Some("SELECT get_lock('chatctl.migrate', 30)"),
+        }
+    }
+
+    pub(super) const fn unlock(self) -> Option<&'static str> {
+        match self {
+            Self::Sqlite => None,
+            Self::Postgres => Some("SELECT pg_advisory_unlock(6721436212)"),
+            Self::Mysql => Some("SELECT release_lock('chatctl.migrate')"),
+        }
+    }
+
+    /// Asks for the version.
+    pub(super) const fn version_query(self) -> &'static str {
+        match self {
+            Self::Sqlite => "SELECT sqlite_version()",
+            Self::Postgres => "SHOW server_version",
+            Self::Mysql => "SELECT version()",
+        }
+    }
+
+    /// What is too old, with the version that is needed. `found` is the answer of [`Dialect::version_query`].
+    pub(super) fn too_old(self, found: &str) -> Option<String> {
+        let (name, needed) = match self {
+            Self::Sqlite => return None,
+            Self::Postgres => ("PostgreSQL", (12, 0)),
+            Self::Mysql if found.contains("MariaDB") => ("MariaDB", (10, 5)),
+            Self::Mysql => ("MySQL", (8, 0)),
+        };
+        let mut numbers = found.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
+        let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+        (version < needed).then(|| format!("{name} {found}: at least {}.{} is needed", needed.0, needed.1))
+    }
+
+    /// Table changes, applied in order; a released one is never changed. Each is a list of statements.
+    pub(super) fn migrations(self) -> Vec<Vec<String>> {
+        let (id, name, long, small) = match self {
+            Self::Sqlite => ("INTEGER PRIMARY KEY AUTOINCREMENT", "TEXT", "TEXT", "INTEGER"),
+            Self::Postgres => ("BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY", "TEXT", "TEXT", "BIGINT"),
+            // Names are compared byte by byte, as the others do. 191 characters of four bytes fit every index.
+            Self::Mysql => (
+                "BIGINT AUTO_INCREMENT PRIMARY KEY",
+                "VARCHAR(191) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin",
+                "VARCHAR(1000) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin",
+                "BIGINT",
+            ),
+        };
+        vec![vec![
+            format!(
+                "CREATE TABLE users (id {id}, name {name} NOT NULL UNIQUE, display_name {long} NOT NULL, \
+                 password_hash {long} NOT NULL)"
+            ),
+            format!(
+                "CREATE TABLE friends (user_id {small} NOT NULL, friend_id {small} NOT NULL, \
+                 PRIMARY KEY (user_id, friend_id))"
+            ),
+            format!(
+                "CREATE TABLE conversations (id {id}, kind {name} NOT NULL, name {long} NOT NULL, \
+                 owner_id {small} NOT NULL, pair {name} UNIQUE)"
+            ),
+            format!(
+                "CREATE TABLE members (conversation_id {small} NOT NULL, user_id {small} NOT NULL, \
+                 PRIMARY KEY (conversation_id, user_id))"
+            ),
+            "CREATE INDEX members_by_user ON members (user_id, conversation_id)".to_owned(),
+            format!(
+                "CREATE TABLE receipts (conversation_id {small} NOT NULL, user_id {small} NOT NULL, status {name} NOT NULL, \
+                 upto {small} NOT NULL, PRIMARY KEY (conversation_id, user_id, status))"
+            ),
+            format!("CREATE TABLE revoked_tokens (token {name} NOT NULL PRIMARY KEY, expires_at {small} NOT NULL)"),
+        ]]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn placeholders_are_numbered_where_the_database_wants_it() {
+        assert_eq!(Dialect::Postgres.statement("a = ? AND b = ?"), "a = $1 AND b = $2");
+        assert_eq!(Dialect::Mysql.statement("a = ?"), "a = ?");
+    }
+
+    #[test]
+    fn old_servers_are_told() {
+        assert_eq!(Dialect::Postgres.too_old("15.18 (Debian 15.18-0+deb12u1)"), None);
+        assert_eq!(Dialect::Mysql.too_old("10.11.14-MariaDB-0+deb12u2"), None);
+        assert!(Dialect::Mysql.too_old("5.7.44-log").is_some_and(|text| text.contains("MySQL 5.7.44-log")));
+        assert!(Dialect::Postgres.too_old("9.6.24").is_some_and(|text| text.contains("12.0")));
+    }
+}

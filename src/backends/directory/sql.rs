@@ -1,0 +1,469 @@
+//! The directory in a relational database: `SQLite` in the data folder, PostgreSQL, MySQL or MariaDB.
+
+use std::path::Path;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::any::{AnyArguments, AnyPoolOptions, AnyRow};
+use sqlx::query::Query;
+use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Connection, Executor, Row};
+use uuid::Uuid;
+
+use super::dialect::Dialect;
+use super::{ConversationRow, Credentials, Directory, NewConversationRow};
+use crate::backends::{BackendError, BackendResult, error::ErrorKind};
+use crate::protocol::api::{ConversationKind, Profile, Receipt};
+use crate::protocol::frames::ReceiptStatus;
+use crate::protocol::{ConversationId, MessageId, UserId};
+
+/// Rows in one statement with many values; `SQLite` allows 32,766 bound values, the others twice that.
+const ROWS_PER_STATEMENT: usize = 5_000;
+
+/// Connections of one process to a database server. `SQLite` has one writer, so it gets fewer.
+const CONNECTIONS_MAX: u32 = 16;
+const SQLITE_CONNECTIONS_MAX: u32 = 4;
+
+/// Longest wait for a connection.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Tries of a transaction that ran into another one.
+const TRIES: usize = 5;
+
+/// A directory. Clones share the connections.
+#[derive(Clone)]
+pub struct SqlDirectory {
+    pool: AnyPool,
+    dialect: Dialect,
+}
+
+impl SqlDirectory {
+    /// Opens a file, or makes it, and brings its tables up to date.
+    ///
+    /// # Errors
+    /// Says what is wrong with the file.
+    pub async fn open_file(file: &Path) -> BackendResult<Self> {
+        Self::open(&format!("sqlite://{}?mode=rwc", file.display())).await
+    }
+
+    /// Opens a database at an address such as `postgres://user:password@host/database`, and brings its tables up to date.
+    ///
+    /// # Errors
+    /// Names the address and the fix.
+    pub async fn open(url: &str) -> BackendResult<Self> {
+        const OPEN: &str = "open directory";
+        let address = crate::backends::without_password(url);
+        let refused = |kind, text: String| BackendError::not_applied(OPEN, kind, format!("{address}: {text}"));
+        let Some(dialect) = Dialect::of(url) else {
+            let valid = "valid are postgres://, mysql:// and mariadb:// addresses";
+            return Err(refused(ErrorKind::Rejected, format!("no database that is known; {valid}")));
+        };
+        sqlx::any::install_default_drivers();
+        let most = if dialect == Dialect::Sqlite { SQLITE_CONNECTIONS_MAX } else { CONNECTIONS_MAX };
+        let pool = AnyPoolOptions::new()
+            .max_connections(most)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .after_connect(move |connection, _| {
+                Box::pin(async move {
+                    for statement in dialect.on_connect() {
+                        connection.execute(*statement).await?;
+                    }
+                    Ok(())
+                })
+            })
+            .connect(url)
+            .await
+            .map_err(|e| {
+                let fix = "check address, name and password, and that the database exists";
+                refused(ErrorKind::Unavailable, format!("{e}; {fix}"))
+            })?;
+        let directory = Self { pool, dialect };
+        let version: String = sqlx::query_scalar(dialect.version_query())
+            .fetch_one(&directory.pool)
+            .await
+            .map_err(|e| refused(ErrorKind::Unavailable, e.to_string()))?;
+        if let Some(text) = dialect.too_old(&version) {
+            return Err(refused(ErrorKind::Rejected, format!("it is {text}; upgrade it")));
+        }
+        directory.migrate().await.map_err(|e| {
+            let fix = "the account must be allowed to create tables";
+            refused(ErrorKind::Unavailable, format!("making the tables: {e}; {fix}"))
+        })?;
+        Ok(directory)
+    }
+
+    async fn migrate(&self) -> sqlx::Result<()> {
+        let mut connection = self.pool.acquire().await?;
+        if let Some(lock) = self.dialect.lock() {
+            sqlx::query(lock).execute(&mut *connection).await?;
+        }
+        let result = migrate(&mut connection, self.dialect).await;
+        if let Some(unlock) = self.dialect.unlock() {
+            sqlx::query(unlock).execute(&mut *connection).await?;
+        }
+        result
+    }
+
+    /// Closes the connections; what was committed stays.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+}
+
+/// Applies the table changes that are missing.
+async fn migrate(connection: &mut AnyConnection, dialect: Dialect) -> sqlx::Result<()> {
+    connection.execute("CREATE TABLE IF NOT EXISTS schema_changes (number BIGINT NOT NULL PRIMARY KEY)").await?;
+    let done: i64 = sqlx::query_scalar("SELECT count(*) FROM schema_changes").fetch_one(&mut *connection).await?;
+    for (number, statements) in dialect.migrations().into_iter().enumerate().skip(done as usize) {
+        // MySQL commits each change of a table by itself; the others take all or nothing.
+        let mut transaction = connection.begin().await?;
+        for statement in statements {
+            transaction.execute(AssertSqlSafe(statement)).await?;
+        }
+        sqlx::query(AssertSqlSafe(dialect.statement("INSERT INTO schema_changes (number) VALUES (?)")))
+            .bind(number as i64)
+            .execute(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+    }
+    Ok(())
+}
+
+/// Database ids are signed; ours stay far below the sign bit.
+const fn sql(id: u64) -> i64 {
+    id as i64
+}
+
+const fn id(value: i64) -> u64 {
+    value as u64
+}
+
+fn failed(operation: &'static str, error: sqlx::Error) -> BackendError {
+    if error.as_database_error().is_some_and(sqlx::error::DatabaseError::is_unique_violation) {
+        return BackendError::not_applied(operation, ErrorKind::Conflict, error);
+    }
+    match &error {
+        sqlx::Error::PoolTimedOut => BackendError::not_applied(operation, ErrorKind::TimedOut, error),
+        sqlx::Error::Database(_) => BackendError::not_applied(operation, ErrorKind::Unavailable, error),
+        _ => BackendError::unknown(operation, ErrorKind::Unavailable, error),
+    }
+}
+
+/// True for errors that say "another transaction was in the way": nothing happened, and a new try helps.
+fn is_collision(error: &sqlx::Error) -> bool {
+    let Some(error) = error.as_database_error() else { return false };
+    // PostgreSQL: serialization failure, deadlock. MySQL: lock wait, deadlock share 40001 and HY000.
+    error.is_unique_violation()
+        || matches!(error.code().as_deref(), Some("40001" | "40P01"))
+        || error.message().contains("Deadlock")
+}
+
+fn kind_text(kind: ConversationKind) -> &'static str {
+    match kind {
+        ConversationKind::Direct => "direct",
+        ConversationKind::Group => "group",
+    }
+}
+
+fn profile(row: &AnyRow) -> Profile {
+    Profile { user: UserId(id(row.get(0))), name: row.get(1), display_name: row.get(2) }
+}
+
+fn conversation_row(row: &AnyRow) -> ConversationRow {
+    ConversationRow {
+        conversation: ConversationId(id(row.get(0))),
+        kind: if row.get::<String, _>(1) == "direct" { ConversationKind::Direct } else { ConversationKind::Group },
+        name: row.get(2),
+        owner: UserId(id(row.get(3))),
+        members: id(row.get(4)),
+    }
+}
+
+fn users(rows: &[AnyRow]) -> Vec<UserId> {
+    rows.iter().map(|row| UserId(id(row.get(0)))).collect()
+}
+
+const CONVERSATION_COLUMNS: &str = "SELECT c.id, c.kind, c.name, c.owner_id, \
+     (SELECT count(*) FROM members m WHERE m.conversation_id = c.id) FROM conversations c";
+
+/// The pair of a direct conversation, the same from both sides.
+fn pair(new: &NewConversationRow) -> Option<String> {
+    let mut users = new.members.clone();
+    users.sort_unstable();
+    (new.kind == ConversationKind::Direct).then(|| users.iter().map(ToString::to_string).collect::<Vec<_>>().join("-"))
+}
+
+impl SqlDirectory {
+    /// A statement with `?` for values.
+    fn query(&self, text: &str) -> Query<'static, Any, AnyArguments> {
+        sqlx::query(AssertSqlSafe(self.dialect.statement(text)))
+    }
+
+    async fn fetch(
+        &self,
+        operation: &'static str,
+        query: Query<'static, Any, AnyArguments>,
+    ) -> BackendResult<Vec<AnyRow>> {
+        query.fetch_all(&self.pool).await.map_err(|e| failed(operation, e))
+    }
+
+    /// Runs a change; returns how many rows it touched.
+    async fn change(&self, operation: &'static str, query: Query<'static, Any, AnyArguments>) -> BackendResult<u64> {
+        query.execute(&self.pool).await.map(|done| done.rows_affected()).map_err(|e| failed(operation, e))
+    }
+
+    /// Inserts a row and returns its id.
+    async fn insert(
+        &self,
+        connection: &mut AnyConnection,
+        text: &str,
+        bind: impl FnOnce(Query<'static, Any, AnyArguments>) -> Query<'static, Any, AnyArguments> + Send,
+    ) -> sqlx::Result<u64> {
+        if self.dialect.returns_ids() {
+            let row = bind(self.query(&format!("{text} RETURNING id"))).fetch_one(connection).await?;
+            return Ok(id(row.get(0)));
+        }
+        let done = bind(self.query(text)).execute(connection).await?;
+        done.last_insert_id().map(id).ok_or(sqlx::Error::RowNotFound)
+    }
+
+    async fn insert_members(
+        &self,
+        connection: &mut AnyConnection,
+        conversation: u64,
+        users: &[UserId],
+    ) -> sqlx::Result<u64> {
+        let mut joined = 0;
+        for chunk in users.chunks(ROWS_PER_STATEMENT) {
+            let text = self.dialect.insert_new("members", &["conversation_id", "user_id"], chunk.len());
+            let bind = |query: Query<'static, Any, AnyArguments>, user: &UserId| {
+                query.bind(sql(conversation)).bind(sql(user.0))
+            };
+            joined += chunk.iter().fold(self.query(&text), bind).execute(&mut *connection).await?.rows_affected();
+        }
+        Ok(joined)
+    }
+
+    async fn insert_conversation(&self, new: &NewConversationRow) -> sqlx::Result<ConversationId> {
+        let pair = pair(new);
+        let mut transaction = self.pool.begin_with(self.dialect.begin()).await?;
+        if let Some(pair) = &pair {
+            let found = self.query("SELECT id FROM conversations WHERE pair = ?").bind(pair.clone());
+            if let Some(found) = found.fetch_optional(&mut *transaction).await? {
+                return Ok(ConversationId(id(found.get(0))));
+            }
+        }
+        let text = "INSERT INTO conversations (kind, name, owner_id, pair) VALUES (?, ?, ?, ?)";
+        let (kind, name, owner) = (kind_text(new.kind), new.name.clone(), sql(new.owner.0));
+        let row_id =
+            self.insert(&mut transaction, text, |query| query.bind(kind).bind(name).bind(owner).bind(pair)).await?;
+        self.insert_members(&mut transaction, row_id, &new.members).await?;
+        transaction.commit().await?;
+        Ok(ConversationId(row_id))
+    }
+}
+
+#[async_trait]
+impl Directory for SqlDirectory {
+    async fn add_user(&self, name: &str, password_hash: &str) -> BackendResult<UserId> {
+        let add = async {
+            let mut connection = self.pool.acquire().await?;
+            let text = "INSERT INTO users (name, display_name, password_hash) VALUES (?, ?, ?)";
+            let (name, hash) = (name.to_owned(), password_hash.to_owned());
+            self.insert(&mut connection, text, |query| query.bind(name.clone()).bind(name).bind(hash)).await
+        };
+        add.await.map(UserId).map_err(|e| failed("directory.add_user", e))
+    }
+
+    async fn credentials(&self, name: &str) -> BackendResult<Option<Credentials>> {
+        let query = self.query("SELECT id, password_hash FROM users WHERE name = ?").bind(name.to_owned());
+        let rows = self.fetch("directory.credentials", query).await?;
+        Ok(rows.first().map(|row| Credentials { user: UserId(id(row.get(0))), password_hash: row.get(1) }))
+    }
+
+    async fn profiles(&self, users: &[UserId]) -> BackendResult<Vec<Profile>> {
+        let mut out = Vec::new();
+        for chunk in users.chunks(ROWS_PER_STATEMENT) {
+            let list = vec!["?"; chunk.len()].join(", ");
+            let text = format!("SELECT id, name, display_name FROM users WHERE id IN ({list}) ORDER BY id");
+            let query = chunk.iter().fold(self.query(&text), |query, user| query.bind(sql(user.0)));
+            out.extend(self.fetch("directory.profiles", query).await?.iter().map(profile));
+        }
+        Ok(out)
+    }
+
+    async fn find_user(&self, name: &str) -> BackendResult<Option<Profile>> {
+        let query = self.query("SELECT id, name, display_name FROM users WHERE name = ?").bind(name.to_owned());
+        Ok(self.fetch("directory.find_user", query).await?.first().map(profile))
+    }
+
+    async fn set_display_name(&self, user: UserId, display_name: &str) -> BackendResult<()> {
+        let query = self.query("UPDATE users SET display_name = ? WHERE id = ?");
+        let query = query.bind(display_name.to_owned()).bind(sql(user.0));
+        self.change("directory.set_display_name", query).await.map(|_| ())
+    }
+
+    async fn set_friends(&self, a: UserId, b: UserId, friends: bool) -> BackendResult<bool> {
+        let text = if friends {
+            self.dialect.insert_new("friends", &["user_id", "friend_id"], 2)
+        } else {
+            "DELETE FROM friends WHERE (user_id = ? AND friend_id = ?) OR (user_id = ? AND friend_id = ?)".to_owned()
+        };
+        // Always in the same order, so that two who befriend each other don't lock each other out.
+        let (a, b) = (sql(a.0.min(b.0)), sql(a.0.max(b.0)));
+        let query = self.query(&text).bind(a).bind(b).bind(b).bind(a);
+        Ok(self.change("directory.set_friends", query).await? > 0)
+    }
+
+    async fn friends(&self, user: UserId) -> BackendResult<Vec<UserId>> {
+        let query = self.query("SELECT friend_id FROM friends WHERE user_id = ? ORDER BY friend_id");
+        Ok(users(&self.fetch("directory.friends", query.bind(sql(user.0))).await?))
+    }
+
+    async fn add_conversation(&self, new: &NewConversationRow) -> BackendResult<ConversationId> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match self.insert_conversation(new).await {
+                // Somebody else made the pair's conversation in the same moment: the next try finds it.
+                Err(error) if tries < TRIES && is_collision(&error) => {}
+                result => return result.map_err(|e| failed("directory.add_conversation", e)),
+            }
+        }
+    }
+
+    async fn conversation(&self, conversation: ConversationId) -> BackendResult<Option<ConversationRow>> {
+        let query = self.query(&format!("{CONVERSATION_COLUMNS} WHERE c.id = ?")).bind(sql(conversation.0));
+        Ok(self.fetch("directory.conversation", query).await?.first().map(conversation_row))
+    }
+
+    async fn conversations_of(
+        &self,
+        user: UserId,
+        after: ConversationId,
+        limit: usize,
+    ) -> BackendResult<Vec<ConversationRow>> {
+        let text = format!(
+            "{CONVERSATION_COLUMNS} JOIN members me ON me.conversation_id = c.id \
+             WHERE me.user_id = ? AND me.conversation_id > ? ORDER BY c.id LIMIT ?"
+        );
+        let query = self.query(&text).bind(sql(user.0)).bind(sql(after.0)).bind(limit as i64);
+        Ok(self.fetch("directory.conversations_of", query).await?.iter().map(conversation_row).collect())
+    }
+
+    async fn members(&self, conversation: ConversationId) -> BackendResult<Vec<UserId>> {
+        let query = self.query("SELECT user_id FROM members WHERE conversation_id = ? ORDER BY user_id");
+        Ok(users(&self.fetch("directory.members", query.bind(sql(conversation.0))).await?))
+    }
+
+    async fn is_member(&self, conversation: ConversationId, user: UserId) -> BackendResult<bool> {
+        let query = self.query("SELECT user_id FROM members WHERE conversation_id = ? AND user_id = ?");
+        let rows = self.fetch("directory.is_member", query.bind(sql(conversation.0)).bind(sql(user.0))).await?;
+        Ok(!rows.is_empty())
+    }
+
+    async fn add_members(&self, conversation: ConversationId, users: &[UserId]) -> BackendResult<u64> {
+        let add = async {
+            let mut transaction = self.pool.begin_with(self.dialect.begin()).await?;
+            let joined = self.insert_members(&mut transaction, conversation.0, users).await?;
+            transaction.commit().await?;
+            Ok(joined)
+        };
+        add.await.map_err(|e| failed("directory.add_members", e))
+    }
+
+    async fn remove_member(&self, conversation: ConversationId, user: UserId) -> BackendResult<bool> {
+        let query = self.query("DELETE FROM members WHERE conversation_id = ? AND user_id = ?");
+        let query = query.bind(sql(conversation.0)).bind(sql(user.0));
+        Ok(self.change("directory.remove_member", query).await? > 0)
+    }
+
+    async fn raise_receipt(&self, conversation: ConversationId, receipt: &Receipt) -> BackendResult<()> {
+        let status = match receipt.status {
+            ReceiptStatus::Delivered => "delivered",
+            ReceiptStatus::Read => "read",
+        };
+        let query = self.query(self.dialect.raise_receipt()).bind(sql(conversation.0));
+        let query = query.bind(sql(receipt.user.0)).bind(status).bind(sql(receipt.upto.0));
+        self.change("directory.raise_receipt", query).await.map(|_| ())
+    }
+
+    async fn receipts(&self, conversation: ConversationId) -> BackendResult<Vec<Receipt>> {
+        let text = "SELECT user_id, status, upto FROM receipts WHERE conversation_id = ? ORDER BY user_id, status";
+        let rows = self.fetch("directory.receipts", self.query(text).bind(sql(conversation.0))).await?;
+        let receipt = |row: &AnyRow| Receipt {
+            user: UserId(id(row.get(0))),
+            status: if row.get::<String, _>(1) == "read" { ReceiptStatus::Read } else { ReceiptStatus::Delivered },
+            upto: MessageId(id(row.get(2))),
+        };
+        Ok(rows.iter().map(receipt).collect())
+    }
+
+    async fn revoke_token(&self, token: Uuid, expires_at: u64) -> BackendResult<()> {
+        let text = self.dialect.insert_new("revoked_tokens", &["token", "expires_at"], 1);
+        let query = self.query(&text).bind(token.to_string()).bind(sql(expires_at));
+        self.change("directory.revoke_token", query).await.map(|_| ())
+    }
+
+    async fn is_revoked(&self, token: Uuid) -> BackendResult<bool> {
+        let query = self.query("SELECT token FROM revoked_tokens WHERE token = ?").bind(token.to_string());
+        Ok(!self.fetch("directory.is_revoked", query).await?.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::backends::contract::{Place, engine_address};
+    use crate::backends::directory::contract::directory_contract;
+
+    /// A database, by its address.
+    struct DatabasePlace {
+        url: String,
+        _folder: Option<tempfile::TempDir>,
+    }
+
+    #[async_trait]
+    impl Place<dyn Directory> for DatabasePlace {
+        async fn open(&self) -> Arc<dyn Directory> {
+            Arc::new(SqlDirectory::open(&self.url).await.expect("opens"))
+        }
+
+        async fn restart(&self) {}
+    }
+
+    fn file() -> DatabasePlace {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let url = format!("sqlite://{}/directory.db?mode=rwc", folder.path().display());
+        DatabasePlace { url, _folder: Some(folder) }
+    }
+
+    fn server(variable: &str) -> DatabasePlace {
+        DatabasePlace { url: engine_address(variable), _folder: None }
+    }
+
+    mod sqlite {
+        use super::*;
+        directory_contract!(file());
+    }
+
+    mod postgres {
+        use super::*;
+        directory_contract!(server("CHATCTL_TEST_POSTGRES"), ignore = "needs CHATCTL_TEST_POSTGRES");
+    }
+
+    mod mysql {
+        use super::*;
+        directory_contract!(server("CHATCTL_TEST_MYSQL"), ignore = "needs CHATCTL_TEST_MYSQL");
+    }
+
+    #[tokio::test]
+    async fn an_address_that_is_no_database_is_refused_with_the_valid_ones() {
+        let error = SqlDirectory::open("oracle://u:secret@host/db").await.err().expect("refused").to_string();
+        assert!(
+            error.contains("postgres://") && error.contains("oracle://host") && !error.contains("secret"),
+            "{error}"
+        );
+    }
+}

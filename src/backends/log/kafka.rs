@@ -1,0 +1,484 @@
+//! The keyed log in Kafka: three topics of P partitions each.
+//!
+//! A record's keys are the Kafka key, eight bytes each; the partition is chosen here, so that every server computes the same.
+//! A reader assigns itself the partitions of the keys that it holds, one after the other, without disturbing the rest, and
+//! drops records for other keys. The push service reads as a consumer group.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::FutureExt;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{CommitMode, Consumer, StreamConsumer};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::{Delivered, GroupReader, KeyedLog, LogReader, PartitionLag, Record, Topic};
+use crate::backends::error::{BackendError, BackendResult, ErrorKind};
+use crate::runtime::clock;
+
+/// Longest that one question to a broker may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Longest that opening may wait for the first broker.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// Longest that new topics may take until every partition has a leader.
+const TOPICS_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Records that one `next` returns at most.
+const READ_RECORDS_MAX: usize = 512;
+
+/// Ends of a partition that are remembered, to tell how old the oldest unread record is.
+const SAMPLES_MAX: usize = 600;
+
+/// A log in a Kafka cluster. Clones share the producer.
+#[derive(Clone)]
+pub struct KafkaLog {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: ClientConfig,
+    /// Before each topic's name.
+    prefix: String,
+    partitions: u32,
+    producer: FutureProducer,
+}
+
+impl KafkaLog {
+    /// Opens the log at an address such as `kafka://host:9092,host:9092/prefix-`, and makes the topics that are missing.
+    ///
+    /// # Errors
+    /// Names the address, the topic or the setting, and the fix.
+    pub async fn open(url: &str, partitions: u32) -> BackendResult<Self> {
+        const OPEN: &str = "open log";
+        let rejected = |text: String| BackendError::not_applied(OPEN, ErrorKind::Rejected, text);
+        let rest = url.strip_prefix("kafka://").unwrap_or(url);
+        let (brokers, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        let is_valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        if brokers.is_empty() || !prefix.chars().all(is_valid) {
+            let valid =
+                "valid is kafka://HOST:PORT[,HOST:PORT…][/PREFIX] with letters, digits, dots, dashes and underscores";
+            return Err(rejected(format!("{url:?}: {valid}")));
+        }
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", brokers).set("client.id", "chatctl").set("socket.nagle.disable", "true");
+        let producer: FutureProducer = config
+            .clone()
+            .set("enable.idempotence", "true")
+            .set("acks", "all")
+            .set("linger.ms", "1")
+            .set("message.timeout.ms", "4000")
+            .set("message.max.bytes", "1000000")
+            .create()
+            .map_err(|e| rejected(e.to_string()))?;
+        let inner = Inner { config, prefix: prefix.to_owned(), partitions, producer };
+        let log = Self { inner: Arc::new(inner) };
+        log.check_topics(OPEN, brokers).await?;
+        Ok(log)
+    }
+
+    /// Makes missing topics and refuses those with another number of partitions.
+    async fn check_topics(&self, operation: &'static str, brokers: &str) -> BackendResult<()> {
+        let deadline = clock::instant() + TOPICS_TIMEOUT;
+        let mut timeout = OPEN_TIMEOUT;
+        loop {
+            let found = self.partition_counts(timeout).await.map_err(|e| {
+                let text = format!("kafka://{brokers}: {e}; is a broker listening there?");
+                BackendError::not_applied(operation, ErrorKind::Unavailable, text)
+            })?;
+            timeout = ANSWER_TIMEOUT;
+            let mut missing = Vec::new();
+            for topic in Topic::ALL {
+                let name = self.inner.topic(topic);
+                match found.get(&name) {
+                    None | Some(0) => missing.push(name),
+                    Some(count) if *count == self.inner.partitions => {}
+                    Some(count) => {
+                        let wanted = self.inner.partitions;
+                        let fix = format!("set partitions to {count}, or use another prefix in the address");
+                        let text =
+                            format!("kafka://{brokers}: topic {name} has {count} partitions, not {wanted}: {fix}");
+                        return Err(BackendError::not_applied(operation, ErrorKind::Rejected, text));
+                    }
+                }
+            }
+            if missing.is_empty() {
+                return Ok(());
+            }
+            if clock::instant() >= deadline {
+                let text = format!("kafka://{brokers}: topics {} did not come up", missing.join(", "));
+                return Err(BackendError::not_applied(operation, ErrorKind::Unavailable, text));
+            }
+            self.create(operation, &missing).await?;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// Partitions with a leader, by topic.
+    async fn partition_counts(&self, timeout: Duration) -> KafkaResult<HashMap<String, u32>> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || {
+            let metadata = inner.producer.client().fetch_metadata(None, timeout)?;
+            let count = |topic: &rdkafka::metadata::MetadataTopic| {
+                let with_leader = topic.partitions().iter().filter(|p| p.leader() >= 0).count() as u32;
+                (topic.name().to_owned(), with_leader)
+            };
+            Ok(metadata.topics().iter().map(count).collect())
+        })
+        .await
+    }
+
+    async fn create(&self, operation: &'static str, names: &[String]) -> BackendResult<()> {
+        let refused = |text: String| BackendError::not_applied(operation, ErrorKind::Rejected, text);
+        let admin: AdminClient<DefaultClientContext> =
+            self.inner.config.create().map_err(|e| refused(e.to_string()))?;
+        let topics: Vec<NewTopic<'_>> = names
+            .iter()
+            // The broker's own default for replicas: a single broker has one, a cluster what its operator wants.
+            .map(|name| NewTopic::new(name, self.inner.partitions as i32, TopicReplication::Fixed(-1)))
+            .collect();
+        let made = admin.create_topics(&topics, &AdminOptions::new().request_timeout(Some(OPEN_TIMEOUT))).await;
+        for result in made.map_err(|e| refused(e.to_string()))? {
+            match result {
+                // Another server made it in the same moment.
+                Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                Err((name, code)) => return Err(refused(format!("topic {name} can't be made: {code}"))),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Inner {
+    fn topic(&self, topic: Topic) -> String {
+        format!("{}{}", self.prefix, topic.name())
+    }
+
+    fn topic_of(&self, name: &str) -> Option<Topic> {
+        let name = name.strip_prefix(self.prefix.as_str())?;
+        Topic::ALL.into_iter().find(|topic| topic.name() == name)
+    }
+
+    fn delivered(&self, message: &BorrowedMessage<'_>) -> Option<Delivered> {
+        let keys = message.key()?.chunks_exact(8).map(|c| u64::from_be_bytes(c.try_into().expect("eight"))).collect();
+        let payload = Bytes::copy_from_slice(message.payload().unwrap_or_default());
+        Some(Delivered {
+            topic: self.topic_of(message.topic())?,
+            partition: u32::try_from(message.partition()).ok()?,
+            offset: u64::try_from(message.offset()).ok()?,
+            at_ms: message.timestamp().to_millis().and_then(|ms| u64::try_from(ms).ok()).unwrap_or(0),
+            record: Arc::new(Record { keys, payload }),
+        })
+    }
+}
+
+/// Runs a call of the client library that waits.
+async fn blocking<T: Send + 'static>(call: impl FnOnce() -> KafkaResult<T> + Send + 'static) -> KafkaResult<T> {
+    // The only failure is that the runtime ends, with everything that waits for this.
+    tokio::task::spawn_blocking(call).await.unwrap_or(Err(KafkaError::Canceled))
+}
+
+fn failed(operation: &'static str, error: KafkaError) -> BackendError {
+    let kind = match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::MessageTimedOut | RDKafkaErrorCode::OperationTimedOut) => ErrorKind::TimedOut,
+        Some(
+            RDKafkaErrorCode::MessageSizeTooLarge
+            | RDKafkaErrorCode::TopicAuthorizationFailed
+            | RDKafkaErrorCode::UnknownTopicOrPartition,
+        ) => ErrorKind::Rejected,
+        _ => ErrorKind::Unavailable,
+    };
+    BackendError::unknown(operation, kind, error)
+}
+
+#[async_trait]
+impl KeyedLog for KafkaLog {
+    fn partitions(&self) -> u32 {
+        self.inner.partitions
+    }
+
+    async fn publish(&self, topic: Topic, partition: u32, record: Record) -> BackendResult<()> {
+        const OPERATION: &str = "log.publish";
+        let name = self.inner.topic(topic);
+        let key: Vec<u8> = record.keys.iter().flat_map(|key| key.to_be_bytes()).collect();
+        let message = FutureRecord::to(&name).partition(partition as i32).key(&key).payload(record.payload.as_ref());
+        let delivery = self.inner.producer.send_result(message).map_err(|(error, _)| {
+            // Not taken into the queue of this process, so it went nowhere.
+            BackendError::not_applied(OPERATION, ErrorKind::Unavailable, error)
+        })?;
+        match delivery.await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err((error, _))) => Err(failed(OPERATION, error)),
+            Err(canceled) => Err(BackendError::unknown(OPERATION, ErrorKind::Unavailable, canceled)),
+        }
+    }
+
+    async fn reader(&self, name: &str) -> BackendResult<Arc<dyn LogReader>> {
+        let consumer: StreamConsumer = self
+            .inner
+            .config
+            .clone()
+            .set("client.id", format!("chatctl-{name}"))
+            // Only manual assignment: the group is a word that the client library asks for.
+            .set("group.id", format!("chatctl-reader-{name}"))
+            .set("enable.auto.commit", "false")
+            .set("auto.offset.reset", "earliest")
+            .set("fetch.wait.max.ms", "50")
+            .create()
+            .map_err(|e| BackendError::not_applied("log.reader", ErrorKind::Rejected, e))?;
+        Ok(Arc::new(KafkaReader {
+            log: Arc::clone(&self.inner),
+            consumer: Arc::new(consumer),
+            held: Mutex::default(),
+            changing: tokio::sync::Mutex::default(),
+        }))
+    }
+
+    async fn group(&self, topic: Topic, group: &str) -> BackendResult<Box<dyn GroupReader>> {
+        let consumer: StreamConsumer = self
+            .inner
+            .config
+            .clone()
+            .set("group.id", format!("{}{group}", self.inner.prefix))
+            .set("enable.auto.commit", "false")
+            .set("auto.offset.reset", "earliest")
+            .set("session.timeout.ms", "10000")
+            .create()
+            .map_err(|e| BackendError::not_applied("log.group", ErrorKind::Rejected, e))?;
+        consumer.subscribe(&[&self.inner.topic(topic)]).map_err(|e| failed("log.group", e))?;
+        Ok(Box::new(KafkaGroup { log: Arc::clone(&self.inner), consumer: Arc::new(consumer) }))
+    }
+}
+
+struct KafkaReader {
+    log: Arc<Inner>,
+    consumer: Arc<StreamConsumer>,
+    held: Mutex<Held>,
+    /// Held while partitions are taken up or let go.
+    changing: tokio::sync::Mutex<()>,
+}
+
+/// What a reader holds. Written by subscribe, unsubscribe and next.
+#[derive(Default)]
+struct Held {
+    keys: HashMap<(Topic, u64), u32>,
+    partitions: HashMap<(Topic, u32), PartitionRead>,
+}
+
+#[derive(Default)]
+struct PartitionRead {
+    /// Distinct keys of this partition that are held.
+    keys: u32,
+    /// Offset of the next record to read.
+    position: u64,
+    /// When (ms) the partition was how long, oldest first: while the position is behind one, that one is unread.
+    ends: VecDeque<(u64, u64)>,
+}
+
+impl KafkaReader {
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().expect("no panic while held")
+    }
+
+    fn list(&self, topic: Topic, partition: u32, offset: Offset) -> KafkaResult<TopicPartitionList> {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(&self.log.topic(topic), partition as i32, offset)?;
+        Ok(list)
+    }
+
+    /// Where the partition ends now.
+    async fn end_of(&self, topic: Topic, partition: u32) -> KafkaResult<u64> {
+        let (consumer, name) = (Arc::clone(&self.consumer), self.log.topic(topic));
+        let (_, end) = blocking(move || consumer.fetch_watermarks(&name, partition as i32, ANSWER_TIMEOUT)).await?;
+        Ok(u64::try_from(end).unwrap_or(0))
+    }
+
+    /// Begins to read a partition at its end.
+    async fn take_up(&self, topic: Topic, partition: u32) -> KafkaResult<()> {
+        let end = self.end_of(topic, partition).await?;
+        self.consumer.incremental_assign(&self.list(topic, partition, Offset::Offset(end as i64))?)?;
+        self.held().partitions.insert((topic, partition), PartitionRead { position: end, ..PartitionRead::default() });
+        Ok(())
+    }
+
+    /// Takes a message; `None` when nobody here holds one of its keys.
+    fn take(&self, message: &BorrowedMessage<'_>) -> Option<Delivered> {
+        let delivered = self.log.delivered(message)?;
+        let mut held = self.held();
+        let read = held.partitions.get_mut(&(delivered.topic, delivered.partition))?;
+        read.position = read.position.max(delivered.offset + 1);
+        let is_held = delivered.record.keys.iter().any(|key| held.keys.contains_key(&(delivered.topic, *key)));
+        is_held.then_some(delivered)
+    }
+}
+
+#[async_trait]
+impl LogReader for KafkaReader {
+    async fn subscribe(&self, topic: Topic, key: u64) -> BackendResult<()> {
+        let _changing = self.changing.lock().await;
+        let partition = super::partition_of(key, self.log.partitions);
+        let is_new_partition = !self.held().partitions.contains_key(&(topic, partition));
+        if is_new_partition {
+            self.take_up(topic, partition)
+                .await
+                .map_err(|e| BackendError::not_applied("log.subscribe", ErrorKind::Unavailable, e))?;
+        }
+        let mut held = self.held();
+        let count = held.keys.entry((topic, key)).or_default();
+        *count += 1;
+        if *count == 1 {
+            held.partitions.entry((topic, partition)).or_default().keys += 1;
+        }
+        Ok(())
+    }
+
+    async fn unsubscribe(&self, topic: Topic, key: u64) -> BackendResult<()> {
+        let _changing = self.changing.lock().await;
+        let partition = super::partition_of(key, self.log.partitions);
+        let is_unused = {
+            let mut held = self.held();
+            let Some(count) = held.keys.get_mut(&(topic, key)) else { return Ok(()) };
+            *count -= 1;
+            if *count > 0 {
+                return Ok(());
+            }
+            held.keys.remove(&(topic, key));
+            let Some(read) = held.partitions.get_mut(&(topic, partition)) else { return Ok(()) };
+            read.keys -= 1;
+            let is_unused = read.keys == 0;
+            if is_unused {
+                held.partitions.remove(&(topic, partition));
+            }
+            is_unused
+        };
+        if is_unused {
+            let list = self.list(topic, partition, Offset::Invalid);
+            list.and_then(|list| self.consumer.incremental_unassign(&list))
+                .map_err(|e| failed("log.unsubscribe", e))?;
+        }
+        Ok(())
+    }
+
+    async fn next(&self) -> BackendResult<Vec<Delivered>> {
+        let mut out = Vec::new();
+        while out.is_empty() {
+            let message = self.consumer.recv().await.map_err(|e| failed("log.next", e))?;
+            out.extend(self.take(&message));
+            // Whatever is here already comes along.
+            while out.len() < READ_RECORDS_MAX {
+                match self.consumer.recv().now_or_never() {
+                    Some(Ok(message)) => out.extend(self.take(&message)),
+                    // An error comes again with the next call.
+                    Some(Err(_)) | None => break,
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    async fn lag(&self) -> Vec<PartitionLag> {
+        let partitions: Vec<(Topic, u32)> = self.held().partitions.keys().copied().collect();
+        let mut out = Vec::new();
+        for (topic, partition) in partitions {
+            let end = self.end_of(topic, partition).await;
+            let now_ms = clock::unix_ms();
+            let mut held = self.held();
+            let Some(read) = held.partitions.get_mut(&(topic, partition)) else { continue };
+            // Without an answer the last known end counts, and its age grows.
+            let end = end.ok().or(read.ends.back().map(|(_, end)| *end)).unwrap_or(read.position);
+            if read.ends.back().is_none_or(|(_, last)| *last < end) {
+                read.ends.push_back((now_ms, end));
+            }
+            if read.ends.len() > SAMPLES_MAX {
+                read.ends.pop_front();
+            }
+            let position = read.position;
+            while read.ends.front().is_some_and(|(_, end)| *end <= position) {
+                read.ends.pop_front();
+            }
+            let age_ms = read.ends.front().map_or(0, |(seen_ms, _)| now_ms.saturating_sub(*seen_ms));
+            out.push(PartitionLag { topic, partition, records: end.saturating_sub(position), age_ms });
+        }
+        out
+    }
+}
+
+struct KafkaGroup {
+    log: Arc<Inner>,
+    consumer: Arc<StreamConsumer>,
+}
+
+#[async_trait]
+impl GroupReader for KafkaGroup {
+    async fn next(&mut self) -> BackendResult<Vec<Delivered>> {
+        let message = self.consumer.recv().await.map_err(|e| failed("log.group.next", e))?;
+        let mut out: Vec<Delivered> = self.log.delivered(&message).into_iter().collect();
+        while out.len() < READ_RECORDS_MAX {
+            match self.consumer.recv().now_or_never() {
+                Some(Ok(message)) => out.extend(self.log.delivered(&message)),
+                Some(Err(_)) | None => break,
+            }
+        }
+        Ok(out)
+    }
+
+    async fn commit(&mut self) -> BackendResult<()> {
+        let consumer = Arc::clone(&self.consumer);
+        let commit = blocking(move || consumer.commit_consumer_state(CommitMode::Sync)).await;
+        match commit {
+            // Nothing was read since the last commit.
+            Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) | Ok(()) => Ok(()),
+            Err(error) => Err(failed("log.group.commit", error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backends::contract::{Place, engine_address};
+    use crate::backends::log::contract::log_contract;
+
+    /// Topics of its own in a running cluster.
+    struct Topics(String);
+
+    #[async_trait]
+    impl Place<dyn KeyedLog> for Topics {
+        async fn open(&self) -> Arc<dyn KeyedLog> {
+            Arc::new(KafkaLog::open(&self.0, 4).await.expect("opens"))
+        }
+
+        /// A broker that is stopped in the middle is a scenario's business; every promise here is about the clients.
+        async fn restart(&self) {}
+    }
+
+    fn url() -> String {
+        format!("kafka://{}/test-{}-", engine_address("CHATCTL_TEST_KAFKA"), uuid::Uuid::new_v4().simple())
+    }
+
+    log_contract!(Topics(url()), ignore = "needs CHATCTL_TEST_KAFKA");
+
+    #[tokio::test]
+    #[ignore = "needs CHATCTL_TEST_KAFKA"]
+    async fn topics_with_another_number_of_partitions_are_refused() {
+        let url = url();
+        KafkaLog::open(&url, 4).await.expect("opens");
+        let error = KafkaLog::open(&url, 5).await.err().expect("refused").to_string();
+        assert!(error.contains("has 4 partitions, not 5") && error.contains("set partitions to 4"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_address_that_makes_no_sense_is_refused_with_the_valid_form() {
+        let error = KafkaLog::open("kafka://host:1/no spaces", 4).await.err().expect("refused").to_string();
+        assert!(error.contains("kafka://HOST:PORT"), "{error}");
+    }
+}

@@ -1,0 +1,158 @@
+//! One Redis, as the ports that live there share it: connecting, checking, and what an error means.
+//!
+//! A connection carries every caller's commands at once. It is made on the first call and again after it broke, and each
+//! time the server says who it is: a `run_id` that is not the one from before means that it may have forgotten anything.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client, RedisError};
+use tokio::sync::Mutex;
+
+use super::error::{BackendError, BackendResult, ErrorKind};
+use super::without_password;
+
+/// Longest that connecting may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Longest that an answer may take. Under the deadline that every call to a port has.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Oldest version with everything that the scripts use (`ZADD` with options, millisecond expiry of every kind).
+const VERSION_MIN: (u32, u32) = (6, 2);
+
+/// A Redis server. Clones share one connection.
+#[derive(Clone)]
+pub struct Redis {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    client: Client,
+    /// Without a password, for messages.
+    address: String,
+    /// Written by whoever finds no connection, or a broken one.
+    connection: Mutex<Option<Connection>>,
+}
+
+/// A connection, and the life of the server that it leads to.
+#[derive(Clone)]
+pub struct Connection {
+    /// Where commands go.
+    pub commands: MultiplexedConnection,
+    /// The server's `run_id`: another one after each start.
+    pub run: Arc<str>,
+}
+
+impl Redis {
+    /// Connects, and checks version and eviction policy.
+    ///
+    /// # Errors
+    /// Names the address, the setting and the fix.
+    pub async fn open(url: &str) -> BackendResult<Self> {
+        const OPERATION: &str = "open redis";
+        let rejected = |text: String| BackendError::not_applied(OPERATION, ErrorKind::Rejected, text);
+        let client = Client::open(url).map_err(|e| rejected(format!("{}: {e}", without_password(url))))?;
+        let address = without_password(url);
+        let redis = Self { inner: Arc::new(Inner { client, address, connection: Mutex::default() }) };
+        let mut connection = redis.connection(OPERATION).await?;
+        let info: String =
+            redis::cmd("INFO").query_async(&mut connection.commands).await.map_err(|e| failed(OPERATION, e))?;
+        let address = &redis.inner.address;
+        check_version(&info).map_err(|found| {
+            rejected(format!(
+                "{address} is Redis {found}: at least {}.{} is needed, upgrade it",
+                VERSION_MIN.0, VERSION_MIN.1
+            ))
+        })?;
+        match field(&info, "maxmemory_policy") {
+            None | Some("noeviction") => Ok(redis),
+            Some(policy) => Err(rejected(format!(
+                "{address} has maxmemory-policy {policy}: it would throw counters away; set it to noeviction"
+            ))),
+        }
+    }
+
+    /// The live connection, or a new one.
+    ///
+    /// # Errors
+    /// `NotApplied`: nothing was sent.
+    pub async fn connection(&self, operation: &'static str) -> BackendResult<Connection> {
+        let mut slot = self.inner.connection.lock().await;
+        if let Some(connection) = &*slot {
+            return Ok(connection.clone());
+        }
+        let unavailable = |e: RedisError| {
+            let text = format!("{}: {e}", self.inner.address);
+            BackendError::not_applied(operation, ErrorKind::Unavailable, text)
+        };
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_response_timeout(Some(RESPONSE_TIMEOUT));
+        let mut commands =
+            self.inner.client.get_multiplexed_async_connection_with_config(&config).await.map_err(unavailable)?;
+        let info: String = redis::cmd("INFO").arg("server").query_async(&mut commands).await.map_err(unavailable)?;
+        let run = field(&info, "run_id").unwrap_or_default();
+        let connection = Connection { commands, run: run.into() };
+        *slot = Some(connection.clone());
+        Ok(connection)
+    }
+
+    /// Turns an error into the port's, and gives the connection up if it is of no use any more.
+    pub async fn failed(&self, operation: &'static str, error: RedisError) -> BackendError {
+        let is_broken = error.is_io_error() || error.is_connection_dropped() || error.is_timeout();
+        // A replica, or a server that is still loading: the next connection may lead to another one.
+        let is_elsewhere = matches!(error.code(), Some("READONLY" | "LOADING" | "MASTERDOWN"));
+        if is_broken || is_elsewhere {
+            *self.inner.connection.lock().await = None;
+        }
+        failed(operation, error)
+    }
+}
+
+/// What an error of a command that was sent means.
+fn failed(operation: &'static str, error: RedisError) -> BackendError {
+    if let Some(code) = error.code() {
+        // The server answered, so it did nothing: scripts here fail before their first write or not at all.
+        let kind = match code {
+            "READONLY" | "LOADING" | "MASTERDOWN" | "BUSY" | "OOM" | "CLUSTERDOWN" | "TRYAGAIN" => {
+                ErrorKind::Unavailable
+            }
+            _ => ErrorKind::Rejected,
+        };
+        return BackendError::not_applied(operation, kind, error);
+    }
+    let kind = if error.is_timeout() { ErrorKind::TimedOut } else { ErrorKind::Unavailable };
+    if error.is_connection_refusal() {
+        return BackendError::not_applied(operation, kind, error);
+    }
+    BackendError::unknown(operation, kind, error)
+}
+
+/// A field of `INFO`.
+fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+}
+
+/// Checks the version of `INFO`; the error is the version found.
+fn check_version(info: &str) -> Result<(), String> {
+    let found = field(info, "redis_version").unwrap_or("of an unknown version");
+    let mut parts = found.split('.').map(|part| part.parse::<u32>().ok());
+    match (parts.next().flatten(), parts.next().flatten()) {
+        (Some(major), Some(minor)) if (major, minor) >= VERSION_MIN => Ok(()),
+        _ => Err(found.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_server_is_told_from_a_new_one() {
+        assert_eq!(check_version("a:b\r\nredis_version:7.0.15\r\n"), Ok(()));
+        assert_eq!(check_version("redis_version:6.0.1\r\n"), Err("6.0.1".to_owned()));
+        assert!(check_version("").is_err());
+    }
+}

@@ -1,0 +1,390 @@
+//! Counters in Redis, one hash for each conversation and life of the server.
+//!
+//! Everything that belongs to a conversation is in one key, so that it is there as a whole or not at all: a flush, an eviction
+//! or an expiry leaves an unseeded conversation, never half of one. The key carries the server's `run_id`, so that what
+//! a restarted, restored or promoted server finds on its disk is not taken for the truth.
+//!
+//! | field | holds |
+//! |---|---|
+//! | `e`, `l`, `b` | epoch, last id given out, end of the block |
+//! | `c` | epoch of the highest claim to seed |
+//! | `p` | ids that are pending or marked, each followed by a comma, rising |
+//! | `f` | where forgetting goes on: every id below is forgotten |
+//! | `i:ID` | `at digest state sender uuid`; state is `p`ending, `v`oiding or `s`tored |
+//! | `u:SENDER:UUID` | the id of a message |
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use redis::{Script, ScriptInvocation, Value};
+use uuid::Uuid;
+
+use super::{PENDING_IDS_MAX, Progress, Request, Reservation, Seed, Sequence, Slot};
+use crate::backends::error::{BackendError, BackendResult, ErrorKind};
+use crate::backends::redis::Redis;
+use crate::protocol::limits::RETRY_WINDOW;
+use crate::protocol::{ConversationId, MessageId, UserId};
+
+/// A counter that nobody used for this long is dropped; the next use seeds it. Longer than uuids are remembered, so that
+/// nothing is forgotten early.
+const IDLE_LIFE: Duration = Duration::from_hours(25);
+
+/// Remembered messages that one call of the seed hands over.
+const SEED_ROWS: usize = 2_000;
+
+/// Takes a record apart, and an id out of the list of pending ones.
+const COMMON: &str = r"
+local key = KEYS[1]
+local function record(id)
+  local text = redis.call('HGET', key, 'i:' .. id)
+  if not text then return nil end
+  local at, digest, state, sender, uuid = string.match(text, '^(%S+) (%S+) (%S+) (%S+) (%S+)$')
+  return {at = at, digest = digest, state = state, sender = sender, uuid = uuid}
+end
+local function write(id, r)
+  redis.call('HSET', key, 'i:' .. id, table.concat({r.at, r.digest, r.state, r.sender, r.uuid}, ' '))
+end
+local function pending() return redis.call('HGET', key, 'p') or '' end
+local function settle(id)
+  local list = ',' .. pending()
+  local from, to = string.find(list, ',' .. id .. ',', 1, true)
+  if from then redis.call('HSET', key, 'p', string.sub(list, 2, from) .. string.sub(list, to + 1)) end
+end
+";
+
+/// KEYS: conversation. ARGV: sender, uuid, digest, at, window, pending at most, life.
+const RESERVE: &str = r"
+local m = redis.call('HMGET', key, 'e', 'l', 'b', 'f')
+if not m[1] then return {'unseeded'} end
+local now, window = tonumber(ARGV[4]), tonumber(ARGV[5])
+local last, floor = tonumber(m[2]), tonumber(m[4])
+local old = floor
+for _ = 1, 16 do
+  if floor > last then break end
+  local id = string.format('%.0f', floor)
+  local r = record(id)
+  if r then
+    if r.state ~= 's' or tonumber(r.at) + window > now then break end
+    redis.call('HDEL', key, 'i:' .. id)
+    if redis.call('HGET', key, 'u:' .. r.sender .. ':' .. r.uuid) == id then
+      redis.call('HDEL', key, 'u:' .. r.sender .. ':' .. r.uuid)
+    end
+  end
+  floor = floor + 1
+end
+if floor > old then redis.call('HSET', key, 'f', string.format('%.0f', floor)) end
+local u = 'u:' .. ARGV[1] .. ':' .. ARGV[2]
+local known = redis.call('HGET', key, u)
+if known then
+  local r = record(known)
+  if r then
+    if r.digest ~= ARGV[3] then return {'conflict'} end
+    if r.state == 'v' then return {'overloaded'} end
+    return {r.state == 'p' and 'pending' or 'stored', known, r.at}
+  end
+end
+local list = pending()
+local _, count = string.gsub(list, ',', '')
+if count >= tonumber(ARGV[6]) then return {'overloaded'} end
+if last >= tonumber(m[3]) then return {'used_up', m[1], m[3]} end
+local id = string.format('%.0f', last + 1)
+write(id, {at = ARGV[4], digest = ARGV[3], state = 'p', sender = ARGV[1], uuid = ARGV[2]})
+redis.call('HSET', key, 'l', id, 'p', list .. id .. ',', u, id)
+redis.call('PEXPIRE', key, ARGV[7])
+return {'fresh', id, ARGV[4]}
+";
+
+/// KEYS: conversation. ARGV: sender, uuid, id.
+const COMMIT: &str = r"
+if redis.call('HGET', key, 'u:' .. ARGV[1] .. ':' .. ARGV[2]) ~= ARGV[3] then return 0 end
+local r = record(ARGV[3])
+if not r or r.state == 'v' then return 0 end
+if r.state == 'p' then
+  r.state = 's'
+  write(ARGV[3], r)
+  settle(ARGV[3])
+end
+return 1
+";
+
+/// KEYS: conversation. Answers last id, then id and time of each pending one.
+const PROGRESS: &str = r"
+local last = redis.call('HGET', key, 'l')
+if not last then return {} end
+local out = {last}
+for id in string.gmatch(pending(), '[^,]+') do
+  local r = record(id)
+  out[#out + 1] = id
+  out[#out + 1] = r and r.at or '0'
+end
+return out
+";
+
+/// KEYS: conversation. ARGV: id.
+const BEGIN_VOID: &str = r"
+local r = record(ARGV[1])
+if not r or r.state == 's' then return 0 end
+r.state = 'v'
+write(ARGV[1], r)
+return 1
+";
+
+/// KEYS: conversation. ARGV: id.
+const END_VOID: &str = r"
+local r = record(ARGV[1])
+if r and r.state == 'v' then
+  redis.call('HDEL', key, 'i:' .. ARGV[1], 'u:' .. r.sender .. ':' .. r.uuid)
+  settle(ARGV[1])
+end
+return 1
+";
+
+/// KEYS: conversation. ARGV: epoch, life.
+const BEGIN_SEED: &str = r"
+local m = redis.call('HMGET', key, 'e', 'c')
+if m[1] or tonumber(m[2] or '0') > tonumber(ARGV[1]) then return 0 end
+if m[2] ~= ARGV[1] then redis.call('DEL', key) end
+redis.call('HSET', key, 'c', ARGV[1])
+redis.call('PEXPIRE', key, ARGV[2])
+return 1
+";
+
+/// KEYS: conversation. ARGV: epoch, then id, at, digest, sender, uuid of each message.
+const REMEMBER: &str = r"
+local m = redis.call('HMGET', key, 'e', 'c')
+if m[1] or m[2] ~= ARGV[1] then return 0 end
+for n = 2, #ARGV, 5 do
+  local id = ARGV[n]
+  write(id, {at = ARGV[n + 1], digest = ARGV[n + 2], state = 's', sender = ARGV[n + 3], uuid = ARGV[n + 4]})
+  redis.call('HSET', key, 'u:' .. ARGV[n + 3] .. ':' .. ARGV[n + 4], id)
+end
+return 1
+";
+
+/// KEYS: conversation. ARGV: epoch, settled, end of the block, first id that is remembered.
+const SEED: &str = r"
+local m = redis.call('HMGET', key, 'e', 'c')
+if m[1] or m[2] ~= ARGV[1] then return 0 end
+redis.call('HSET', key, 'e', ARGV[1], 'l', ARGV[2], 'b', ARGV[3], 'f', ARGV[4], 'p', '')
+return 1
+";
+
+/// KEYS: conversation. ARGV: epoch, end of the block.
+const EXTEND: &str = r"
+local m = redis.call('HMGET', key, 'e', 'b')
+if m[1] == ARGV[1] and tonumber(m[2]) < tonumber(ARGV[2]) then redis.call('HSET', key, 'b', ARGV[2]) end
+return 1
+";
+
+/// KEYS: conversation. ARGV: epoch, life.
+const FORGET: &str = r"
+local m = redis.call('HMGET', key, 'e', 'c')
+if m[1] and tonumber(m[1]) <= tonumber(ARGV[1]) then
+  redis.call('DEL', key)
+  redis.call('HSET', key, 'c', m[2] or m[1])
+  redis.call('PEXPIRE', key, ARGV[2])
+end
+return 1
+";
+
+struct Scripts {
+    reserve: Script,
+    commit: Script,
+    progress: Script,
+    begin_void: Script,
+    end_void: Script,
+    begin_seed: Script,
+    remember: Script,
+    seed: Script,
+    extend: Script,
+    forget: Script,
+}
+
+static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| {
+    let script = |body: &str| Script::new(&format!("{COMMON}{body}"));
+    Scripts {
+        reserve: script(RESERVE),
+        commit: script(COMMIT),
+        progress: script(PROGRESS),
+        begin_void: script(BEGIN_VOID),
+        end_void: script(END_VOID),
+        begin_seed: script(BEGIN_SEED),
+        remember: script(REMEMBER),
+        seed: script(SEED),
+        extend: script(EXTEND),
+        forget: script(FORGET),
+    }
+});
+
+/// Counters in a Redis.
+#[derive(Clone)]
+pub struct RedisSequence {
+    redis: Redis,
+}
+
+impl RedisSequence {
+    /// Over a server that was opened.
+    #[must_use]
+    pub const fn new(redis: Redis) -> Self {
+        Self { redis }
+    }
+
+    /// Runs a script on a conversation: one round trip, and one more after the server forgot the script.
+    async fn run<T: redis::FromRedisValue>(
+        &self,
+        operation: &'static str,
+        script: &Script,
+        conversation: ConversationId,
+        arguments: impl FnOnce(&mut ScriptInvocation<'_>),
+    ) -> BackendResult<T> {
+        let mut connection = self.redis.connection(operation).await?;
+        let mut call = script.key(format!("chatctl:seq:{conversation}:{}", connection.run));
+        arguments(&mut call);
+        match call.invoke_async(&mut connection.commands).await {
+            Ok(answer) => Ok(answer),
+            Err(error) => Err(self.redis.failed(operation, error).await),
+        }
+    }
+}
+
+fn corrupt(operation: &'static str, answer: &[String]) -> BackendError {
+    BackendError::not_applied(operation, ErrorKind::Corrupt, format!("unexpected answer {answer:?}"))
+}
+
+fn number(text: &str) -> Option<u64> {
+    text.parse().ok()
+}
+
+fn slot(id: &str, at_ms: &str) -> Option<Slot> {
+    Some(Slot { id: MessageId(number(id)?), at_ms: number(at_ms)? })
+}
+
+fn life_ms() -> u64 {
+    IDLE_LIFE.as_millis() as u64
+}
+
+#[async_trait]
+impl Sequence for RedisSequence {
+    async fn reserve(&self, request: &Request) -> BackendResult<Reservation> {
+        const OPERATION: &str = "sequence.reserve";
+        let Request { conversation, sender, uuid, digest, at_ms } = *request;
+        let answer: Vec<String> = self
+            .run(OPERATION, &SCRIPTS.reserve, conversation, |call| {
+                call.arg(sender.0).arg(uuid.simple().to_string()).arg(digest).arg(at_ms);
+                call.arg(RETRY_WINDOW.as_millis() as u64).arg(PENDING_IDS_MAX).arg(life_ms());
+            })
+            .await?;
+        let words: Vec<&str> = answer.iter().map(String::as_str).collect();
+        let reservation = match words[..] {
+            ["unseeded"] => Some(Reservation::Unseeded),
+            ["conflict"] => Some(Reservation::Conflict),
+            ["overloaded"] => Some(Reservation::Overloaded),
+            ["fresh", id, at] => slot(id, at).map(Reservation::Fresh),
+            ["pending", id, at] => slot(id, at).map(Reservation::Pending),
+            ["stored", id, at] => slot(id, at).map(Reservation::Stored),
+            ["used_up", epoch, end] => {
+                number(epoch).zip(number(end)).map(|(epoch, block_end)| Reservation::BlockUsedUp { epoch, block_end })
+            }
+            _ => None,
+        };
+        reservation.ok_or_else(|| corrupt(OPERATION, &answer))
+    }
+
+    async fn commit(
+        &self,
+        conversation: ConversationId,
+        sender: UserId,
+        uuid: Uuid,
+        id: MessageId,
+    ) -> BackendResult<bool> {
+        self.run("sequence.commit", &SCRIPTS.commit, conversation, |call| {
+            call.arg(sender.0).arg(uuid.simple().to_string()).arg(id.0);
+        })
+        .await
+    }
+
+    async fn progress(&self, conversation: ConversationId) -> BackendResult<Option<Progress>> {
+        const OPERATION: &str = "sequence.progress";
+        let answer: Vec<String> = self.run(OPERATION, &SCRIPTS.progress, conversation, |_| {}).await?;
+        let Some((last, rest)) = answer.split_first() else { return Ok(None) };
+        let pending: Option<Vec<Slot>> = rest.chunks(2).map(|pair| slot(&pair[0], pair.get(1)?)).collect();
+        let (head, pending) = number(last).zip(pending).ok_or_else(|| corrupt(OPERATION, &answer))?;
+        let stable = pending.first().map_or(head, |slot| slot.id.0 - 1);
+        Ok(Some(Progress { stable: MessageId(stable), head: MessageId(head), pending }))
+    }
+
+    async fn begin_void(&self, conversation: ConversationId, id: MessageId) -> BackendResult<bool> {
+        let id_argument = |call: &mut ScriptInvocation<'_>| _ = call.arg(id.0);
+        self.run("sequence.begin_void", &SCRIPTS.begin_void, conversation, id_argument).await
+    }
+
+    async fn end_void(&self, conversation: ConversationId, id: MessageId) -> BackendResult<()> {
+        let id_argument = |call: &mut ScriptInvocation<'_>| _ = call.arg(id.0);
+        let _: Value = self.run("sequence.end_void", &SCRIPTS.end_void, conversation, id_argument).await?;
+        Ok(())
+    }
+
+    async fn begin_seed(&self, conversation: ConversationId, epoch: u64) -> BackendResult<bool> {
+        self.run("sequence.begin_seed", &SCRIPTS.begin_seed, conversation, |call| {
+            call.arg(epoch).arg(life_ms());
+        })
+        .await
+    }
+
+    async fn seed(&self, conversation: ConversationId, seed: &Seed) -> BackendResult<bool> {
+        const OPERATION: &str = "sequence.seed";
+        for rows in seed.remembered.chunks(SEED_ROWS) {
+            let stands: bool = self
+                .run(OPERATION, &SCRIPTS.remember, conversation, |call| {
+                    call.arg(seed.epoch);
+                    for row in rows {
+                        call.arg(row.slot.id.0).arg(row.slot.at_ms).arg(row.digest);
+                        call.arg(row.sender.0).arg(row.uuid.simple().to_string());
+                    }
+                })
+                .await?;
+            if !stands {
+                return Ok(false);
+            }
+        }
+        let oldest = seed.remembered.iter().map(|row| row.slot.id.0).min().unwrap_or(seed.settled.0 + 1);
+        self.run(OPERATION, &SCRIPTS.seed, conversation, |call| {
+            call.arg(seed.epoch).arg(seed.settled.0).arg(seed.block_end).arg(oldest);
+        })
+        .await
+    }
+
+    async fn extend(&self, conversation: ConversationId, epoch: u64, block_end: u64) -> BackendResult<()> {
+        let _: Value = self
+            .run("sequence.extend", &SCRIPTS.extend, conversation, |call| {
+                call.arg(epoch).arg(block_end);
+            })
+            .await?;
+        Ok(())
+    }
+
+    async fn forget(&self, conversation: ConversationId, epoch: u64) -> BackendResult<()> {
+        let _: Value = self
+            .run("sequence.forget", &SCRIPTS.forget, conversation, |call| {
+                call.arg(epoch).arg(life_ms());
+            })
+            .await?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::backends::contract::RedisPlace;
+    use crate::backends::sequence::contract::sequence_contract;
+
+    async fn place() -> RedisPlace<dyn Sequence> {
+        RedisPlace::<dyn Sequence>::new(|redis| Arc::new(RedisSequence::new(redis))).await
+    }
+
+    sequence_contract!(place().await, ignore = "needs redis-server");
+}
