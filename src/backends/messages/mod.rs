@@ -1,11 +1,13 @@
 //! Stored conversations: rows by (conversation, id), and the head of each conversation, which fences id blocks.
 
+mod cassandra;
 #[cfg(test)]
 pub(crate) mod contract;
 mod embedded;
 
 use async_trait::async_trait;
 
+pub use cassandra::CassandraMessages;
 pub use embedded::EmbeddedMessages;
 
 use super::BackendResult;

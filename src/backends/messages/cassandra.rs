@@ -1,0 +1,466 @@
+//! The message store in Cassandra (or ScyllaDB, which speaks the same protocol).
+//!
+//! A conversation's messages are cut into partitions of [`BUCKET_IDS`] ids, newest first within each; a small table says which
+//! buckets there are, so that readers skip the ids that no counter ever gave out. Writes and reads are by quorum. A void id
+//! is a tombstone with a time in the future, which a row that lands late can't outrun. Heads change by lightweight
+//! transactions only.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use scylla::client::session::Session;
+use scylla::client::session_builder::SessionBuilder;
+use scylla::deserialize::row::DeserializeRow;
+use scylla::errors::{DbError, ExecutionError, RequestAttemptError};
+use scylla::frame::types::{Consistency, SerialConsistency};
+use scylla::response::query_result::QueryResult;
+use scylla::serialize::row::SerializeRow;
+use scylla::statement::prepared::PreparedStatement;
+use uuid::Uuid;
+
+use super::{ConversationHead, Messages, StoredMessage};
+use crate::backends::error::{BackendError, BackendResult, ErrorKind};
+use crate::backends::without_password;
+use crate::protocol::{ConversationId, MessageId, UserId};
+use crate::runtime::clock;
+
+/// Ids in one partition. At 1 KiB a message this is 5 MiB, far below what Cassandra bears.
+const BUCKET_IDS: u64 = 5_000;
+
+/// How far in the future a void is written: further than clocks of servers differ and writes are late.
+const VOID_AHEAD: Duration = Duration::from_hours(24);
+
+/// Longest that one statement may take. Under the deadline that every call to a port has.
+const STATEMENT_TIMEOUT: Duration = Duration::from_millis(2_200);
+
+/// Longest that opening may take.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// Partitions that one call writes to at the same time.
+const AT_ONCE: usize = 8;
+
+/// Buckets that are remembered as known; a full memory starts anew.
+const KNOWN_BUCKETS_MAX: usize = 100_000;
+
+/// The status that a stored message has. (Deletion and editing come with their own.)
+const STATUS_SENT: i8 = 1;
+
+/// Messages in a keyspace. Clones share the connections.
+#[derive(Clone)]
+pub struct CassandraMessages {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    session: Session,
+    insert: PreparedStatement,
+    insert_bucket: PreparedStatement,
+    read: PreparedStatement,
+    read_back: PreparedStatement,
+    buckets: PreparedStatement,
+    buckets_back: PreparedStatement,
+    void: PreparedStatement,
+    head: PreparedStatement,
+    first_head: PreparedStatement,
+    raise_head: PreparedStatement,
+    /// Buckets that are listed already. Written by `append`.
+    known_buckets: Mutex<HashSet<(u64, u64)>>,
+}
+
+/// An address such as `cassandra://user:password@host:9042,host:9042/keyspace?replicas=3`.
+#[derive(Debug, PartialEq, Eq)]
+struct Address {
+    user: Option<(String, String)>,
+    hosts: Vec<String>,
+    keyspace: String,
+    replicas: u8,
+}
+
+impl Address {
+    fn parse(url: &str) -> Option<Self> {
+        let rest = url.strip_prefix("cassandra://")?;
+        let (rest, replicas) = match rest.split_once("?replicas=") {
+            Some((rest, replicas)) => (rest, replicas.parse().ok().filter(|n| (1..=7).contains(n))?),
+            None => (rest, 1),
+        };
+        let (rest, keyspace) = rest.split_once('/').unwrap_or((rest, "chatctl"));
+        let (user, hosts) = match rest.rsplit_once('@') {
+            Some((account, hosts)) => {
+                let (user, password) = account.split_once(':')?;
+                (Some((user.to_owned(), password.to_owned())), hosts)
+            }
+            None => (None, rest),
+        };
+        let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let hosts: Vec<String> = hosts.split(',').map(str::to_owned).collect();
+        let valid = !keyspace.is_empty() && keyspace.chars().all(is_name) && hosts.iter().all(|host| !host.is_empty());
+        valid.then(|| Self { user, hosts, keyspace: keyspace.to_owned(), replicas })
+    }
+}
+
+fn tables(keyspace: &str, replicas: u8) -> [String; 4] {
+    [
+        format!(
+            "CREATE KEYSPACE IF NOT EXISTS {keyspace} WITH replication = \
+             {{'class': 'SimpleStrategy', 'replication_factor': {replicas}}}"
+        ),
+        format!(
+            "CREATE TABLE IF NOT EXISTS {keyspace}.messages (\
+             conversation_id bigint, bucket bigint, message_id bigint, sender_id bigint, uuid uuid, content_type text, \
+             content text, reply_to bigint, timestamp bigint, status tinyint, \
+             PRIMARY KEY ((conversation_id, bucket), message_id)) WITH CLUSTERING ORDER BY (message_id DESC)"
+        ),
+        format!(
+            "CREATE TABLE IF NOT EXISTS {keyspace}.message_buckets (\
+             conversation_id bigint, bucket bigint, PRIMARY KEY (conversation_id, bucket)) \
+             WITH CLUSTERING ORDER BY (bucket DESC)"
+        ),
+        format!(
+            "CREATE TABLE IF NOT EXISTS {keyspace}.conversation_heads (\
+             conversation_id bigint PRIMARY KEY, epoch bigint, block_end bigint)"
+        ),
+    ]
+}
+
+impl CassandraMessages {
+    /// Opens the store, and makes keyspace and tables that are missing.
+    ///
+    /// # Errors
+    /// Names the address and the fix.
+    pub async fn open(url: &str) -> BackendResult<Self> {
+        let shown = without_password(url);
+        let refused = |kind, text: String| BackendError::not_applied("open messages", kind, format!("{shown}: {text}"));
+        let Some(address) = Address::parse(url) else {
+            let valid = "valid is cassandra://[USER:PASSWORD@]HOST:PORT[,HOST:PORT…][/KEYSPACE][?replicas=1…7]";
+            return Err(refused(ErrorKind::Rejected, valid.to_owned()));
+        };
+        let mut builder = SessionBuilder::new().known_nodes(&address.hosts).connection_timeout(OPEN_TIMEOUT);
+        if let Some((user, password)) = &address.user {
+            builder = builder.user(user, password);
+        }
+        let unavailable = |e: &dyn std::fmt::Display| {
+            refused(ErrorKind::Unavailable, format!("{e}; check address, name and password, and that a node is up"))
+        };
+        let session = tokio::time::timeout(OPEN_TIMEOUT, builder.build())
+            .await
+            .map_err(|_| unavailable(&"no node answers"))?
+            .map_err(|e| unavailable(&e))?;
+        for statement in tables(&address.keyspace, address.replicas) {
+            session
+                .query_unpaged(statement, ())
+                .await
+                .map_err(|e| refused(ErrorKind::Rejected, format!("making the tables: {e}")))?;
+        }
+        let inner = Inner::prepare(session, &address.keyspace).await;
+        Ok(Self { inner: Arc::new(inner.map_err(|e| refused(ErrorKind::Rejected, e.to_string()))?) })
+    }
+}
+
+impl Inner {
+    async fn prepare(session: Session, keyspace: &str) -> Result<Self, scylla::errors::PrepareError> {
+        const ROW: &str = "message_id, sender_id, uuid, content_type, content, reply_to, timestamp";
+        let prepare = async |text: String| {
+            let mut statement = session.prepare(text).await?;
+            statement.set_consistency(Consistency::Quorum);
+            statement.set_serial_consistency(Some(SerialConsistency::Serial));
+            statement.set_request_timeout(Some(STATEMENT_TIMEOUT));
+            Ok::<_, scylla::errors::PrepareError>(statement)
+        };
+        let mut head =
+            prepare(format!("SELECT epoch, block_end FROM {keyspace}.conversation_heads WHERE conversation_id = ?"))
+                .await?;
+        // Sees, and completes, a transaction that is under way.
+        head.set_consistency(Consistency::Serial);
+        let in_bucket = format!("{keyspace}.messages WHERE conversation_id = ? AND bucket = ?");
+        Ok(Self {
+            insert: prepare(format!(
+                "INSERT INTO {keyspace}.messages (conversation_id, bucket, {ROW}, status) \
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            ))
+            .await?,
+            insert_bucket: prepare(format!(
+                "INSERT INTO {keyspace}.message_buckets (conversation_id, bucket) VALUES (?, ?)"
+            ))
+            .await?,
+            read: prepare(format!(
+                "SELECT {ROW} FROM {in_bucket} AND message_id > ? AND message_id <= ? ORDER BY message_id ASC LIMIT ?"
+            ))
+            .await?,
+            read_back: prepare(format!("SELECT {ROW} FROM {in_bucket} AND message_id < ? LIMIT ?")).await?,
+            buckets: prepare(format!(
+                "SELECT bucket FROM {keyspace}.message_buckets WHERE conversation_id = ? \
+                 AND bucket >= ? AND bucket <= ? ORDER BY bucket ASC"
+            ))
+            .await?,
+            buckets_back: prepare(format!(
+                "SELECT bucket FROM {keyspace}.message_buckets WHERE conversation_id = ? AND bucket <= ?"
+            ))
+            .await?,
+            void: prepare(format!(
+                "DELETE FROM {keyspace}.messages USING TIMESTAMP ? WHERE conversation_id = ? AND bucket = ? \
+                 AND message_id > ? AND message_id <= ?"
+            ))
+            .await?,
+            head,
+            first_head: prepare(format!(
+                "INSERT INTO {keyspace}.conversation_heads (conversation_id, epoch, block_end) VALUES (?, ?, ?) \
+                 IF NOT EXISTS"
+            ))
+            .await?,
+            raise_head: prepare(format!(
+                "UPDATE {keyspace}.conversation_heads SET epoch = ?, block_end = ? WHERE conversation_id = ? \
+                 IF epoch = ? AND block_end = ?"
+            ))
+            .await?,
+            known_buckets: Mutex::default(),
+            session,
+        })
+    }
+
+    async fn run(
+        &self,
+        operation: &'static str,
+        statement: &PreparedStatement,
+        values: impl SerializeRow,
+    ) -> BackendResult<QueryResult> {
+        self.session.execute_unpaged(statement, values).await.map_err(|e| failed(operation, e))
+    }
+
+    async fn rows<R>(
+        &self,
+        operation: &'static str,
+        statement: &PreparedStatement,
+        values: impl SerializeRow,
+    ) -> BackendResult<Vec<R>>
+    where
+        R: for<'f, 'm> DeserializeRow<'f, 'm>,
+    {
+        let corrupt =
+            |e: &dyn std::fmt::Display| BackendError::not_applied(operation, ErrorKind::Corrupt, e.to_string());
+        let rows = self.run(operation, statement, values).await?.into_rows_result().map_err(|e| corrupt(&e))?;
+        let rows = rows.rows::<R>().map_err(|e| corrupt(&e))?;
+        rows.collect::<Result<_, _>>().map_err(|e| corrupt(&e))
+    }
+
+    /// Lists a bucket before the first message goes there.
+    async fn list_bucket(&self, conversation: u64, bucket: u64) -> BackendResult<()> {
+        let is_known = self.known_buckets.lock().expect("no panic while held").contains(&(conversation, bucket));
+        if is_known {
+            return Ok(());
+        }
+        self.run("messages.append", &self.insert_bucket, (sql(conversation), sql(bucket))).await?;
+        let mut known = self.known_buckets.lock().expect("no panic while held");
+        if known.len() >= KNOWN_BUCKETS_MAX {
+            known.clear();
+        }
+        known.insert((conversation, bucket));
+        Ok(())
+    }
+}
+
+/// The database's integers are signed; ids stay far below the sign bit, and "everything" becomes the largest.
+fn sql(id: u64) -> i64 {
+    i64::try_from(id).unwrap_or(i64::MAX)
+}
+
+const fn bucket_of(id: u64) -> u64 {
+    id / BUCKET_IDS
+}
+
+/// What an error means, for reads and writes alike: only what surely was not applied says so.
+fn failed(operation: &'static str, error: ExecutionError) -> BackendError {
+    use ErrorKind::{Rejected, TimedOut, Unavailable};
+    match &error {
+        ExecutionError::BadQuery(_) | ExecutionError::PrepareError(_) => {
+            BackendError::not_applied(operation, Rejected, error)
+        }
+        ExecutionError::EmptyPlan | ExecutionError::ConnectionPoolError(_) => {
+            BackendError::not_applied(operation, Unavailable, error)
+        }
+        ExecutionError::RequestTimeout(_) => BackendError::unknown(operation, TimedOut, error),
+        ExecutionError::LastAttemptError(RequestAttemptError::DbError(db, _)) => match db {
+            DbError::Unavailable { .. } | DbError::Overloaded | DbError::IsBootstrapping => {
+                BackendError::not_applied(operation, Unavailable, error)
+            }
+            DbError::WriteTimeout { .. } | DbError::ReadTimeout { .. } => {
+                BackendError::unknown(operation, TimedOut, error)
+            }
+            DbError::SyntaxError | DbError::Invalid | DbError::Unauthorized => {
+                BackendError::not_applied(operation, Rejected, error)
+            }
+            _ => BackendError::unknown(operation, Unavailable, error),
+        },
+        _ => BackendError::unknown(operation, Unavailable, error),
+    }
+}
+
+/// message_id, sender_id, uuid, content_type, content, reply_to, timestamp.
+type Row = (i64, i64, Uuid, String, String, Option<i64>, i64);
+
+fn message(conversation: ConversationId, row: Row) -> StoredMessage {
+    let (id, sender, uuid, kind, body, reply_to, at) = row;
+    StoredMessage {
+        conversation,
+        id: MessageId(id as u64),
+        uuid,
+        sender: UserId(sender as u64),
+        kind,
+        body,
+        reply_to: reply_to.map(|id| MessageId(id as u64)),
+        at: at as u64,
+    }
+}
+
+#[async_trait]
+impl Messages for CassandraMessages {
+    async fn append(&self, message: &StoredMessage) -> BackendResult<()> {
+        let StoredMessage { conversation, id, uuid, sender, kind, body, reply_to, at } = message;
+        let bucket = bucket_of(id.0);
+        self.inner.list_bucket(conversation.0, bucket).await?;
+        let (conversation, bucket, id, sender) = (sql(conversation.0), sql(bucket), sql(id.0), sql(sender.0));
+        let (reply_to, at) = (reply_to.map(|id| sql(id.0)), sql(*at));
+        let values = (conversation, bucket, id, sender, uuid, kind, body, reply_to, at, STATUS_SENT);
+        self.inner.run("messages.append", &self.inner.insert, values).await.map(|_| ())
+    }
+
+    async fn read(
+        &self,
+        conversation: ConversationId,
+        after: MessageId,
+        upto: MessageId,
+        limit: usize,
+    ) -> BackendResult<Vec<StoredMessage>> {
+        const OPERATION: &str = "messages.read";
+        if upto <= after {
+            return Ok(Vec::new());
+        }
+        let (first, last) = (bucket_of(after.0 + 1), bucket_of(upto.0));
+        let buckets = if first == last {
+            vec![(sql(first),)]
+        } else {
+            let values = (sql(conversation.0), sql(first), sql(last));
+            self.inner.rows::<(i64,)>(OPERATION, &self.inner.buckets, values).await?
+        };
+        let mut out = Vec::new();
+        for (bucket,) in buckets {
+            let wanted = i32::try_from(limit - out.len()).unwrap_or(i32::MAX);
+            if wanted == 0 {
+                break;
+            }
+            let values = (sql(conversation.0), bucket, sql(after.0), sql(upto.0), wanted);
+            let rows = self.inner.rows::<Row>(OPERATION, &self.inner.read, values).await?;
+            out.extend(rows.into_iter().map(|row| message(conversation, row)));
+        }
+        Ok(out)
+    }
+
+    async fn read_back(
+        &self,
+        conversation: ConversationId,
+        before: MessageId,
+        limit: usize,
+    ) -> BackendResult<Vec<StoredMessage>> {
+        const OPERATION: &str = "messages.read_back";
+        let values = (sql(conversation.0), sql(bucket_of(before.0)));
+        let buckets = self.inner.rows::<(i64,)>(OPERATION, &self.inner.buckets_back, values).await?;
+        let mut out = Vec::new();
+        for (bucket,) in buckets {
+            let wanted = i32::try_from(limit - out.len()).unwrap_or(i32::MAX);
+            if wanted == 0 {
+                break;
+            }
+            let values = (sql(conversation.0), bucket, sql(before.0), wanted);
+            let rows = self.inner.rows::<Row>(OPERATION, &self.inner.read_back, values).await?;
+            out.extend(rows.into_iter().map(|row| message(conversation, row)));
+        }
+        Ok(out)
+    }
+
+    async fn void(&self, conversation: ConversationId, after: MessageId, upto: MessageId) -> BackendResult<()> {
+        if upto <= after {
+            return Ok(());
+        }
+        // In microseconds since 1970, as Cassandra times its writes.
+        let at_us = sql((clock::unix_ms() + VOID_AHEAD.as_millis() as u64) * 1_000);
+        let buckets = bucket_of(after.0 + 1)..=bucket_of(upto.0);
+        stream::iter(buckets)
+            .map(|bucket| {
+                let values = (at_us, sql(conversation.0), sql(bucket), sql(after.0), sql(upto.0));
+                self.inner.run("messages.void", &self.inner.void, values)
+            })
+            .buffer_unordered(AT_ONCE)
+            .try_for_each(|_| async { Ok(()) })
+            .await
+    }
+
+    async fn head(&self, conversation: ConversationId) -> BackendResult<ConversationHead> {
+        let values = (sql(conversation.0),);
+        let rows = self.inner.rows::<(i64, i64)>("messages.head", &self.inner.head, values).await?;
+        let head =
+            |(epoch, block_end): &(i64, i64)| ConversationHead { epoch: *epoch as u64, block_end: *block_end as u64 };
+        Ok(rows.first().map(head).unwrap_or_default())
+    }
+
+    async fn raise_head(
+        &self,
+        conversation: ConversationId,
+        from: ConversationHead,
+        to: ConversationHead,
+    ) -> BackendResult<bool> {
+        const OPERATION: &str = "messages.raise_head";
+        let (epoch, block_end) = (sql(to.epoch), sql(to.block_end));
+        let result = if from == ConversationHead::default() {
+            self.inner.run(OPERATION, &self.inner.first_head, (sql(conversation.0), epoch, block_end)).await?
+        } else {
+            let values = (epoch, block_end, sql(conversation.0), sql(from.epoch), sql(from.block_end));
+            self.inner.run(OPERATION, &self.inner.raise_head, values).await?
+        };
+        let corrupt = |text: String| BackendError::not_applied(OPERATION, ErrorKind::Corrupt, text);
+        let rows = result.into_rows_result().map_err(|e| corrupt(e.to_string()))?;
+        // The first column says whether it was applied; what follows when it was not is the row as it is.
+        let row = rows.first_row::<scylla::value::Row>().map_err(|e| corrupt(e.to_string()))?;
+        let applied = row.columns.first().and_then(|column| column.as_ref()?.as_boolean());
+        applied.ok_or_else(|| corrupt("a transaction's answer has a wrong shape".to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backends::contract::{Place, engine_address};
+    use crate::backends::messages::contract::messages_contract;
+
+    /// A keyspace of a running cluster.
+    struct Keyspace(String);
+
+    #[async_trait]
+    impl Place<dyn Messages> for Keyspace {
+        async fn open(&self) -> Arc<dyn Messages> {
+            Arc::new(CassandraMessages::open(&self.0).await.expect("opens"))
+        }
+
+        /// A node that is stopped in the middle is a scenario's business; a new session is what a restart means here.
+        async fn restart(&self) {}
+    }
+
+    fn keyspace() -> Keyspace {
+        Keyspace(format!("cassandra://{}/chatctl_test", engine_address("CHATCTL_TEST_CASSANDRA")))
+    }
+
+    messages_contract!(keyspace(), ignore = "needs CHATCTL_TEST_CASSANDRA");
+
+    #[test]
+    fn an_address_is_taken_apart() {
+        let address = Address::parse("cassandra://u:p@a:1,b:2/ks?replicas=3").expect("valid");
+        let user = Some(("u".to_owned(), "p".to_owned()));
+        let hosts = vec!["a:1".to_owned(), "b:2".to_owned()];
+        assert_eq!(address, Address { user, hosts, keyspace: "ks".to_owned(), replicas: 3 });
+        assert_eq!(Address::parse("cassandra://a:1").expect("valid").keyspace, "chatctl");
+        for bad in ["cassandra://", "cassandra://a/b-c", "cassandra://a/b?replicas=9", "redis://a"] {
+            assert_eq!(Address::parse(bad), None, "{bad}");
+        }
+    }
+}
