@@ -91,7 +91,11 @@ fn storing(c: &mut Criterion) {
         });
     });
     let folder = tempfile::tempdir().expect("a folder");
-    let config = chatctl::backends::Config { data: folder.path().to_owned(), partitions: 4 };
+    let config = chatctl::backends::Config {
+        data: folder.path().to_owned(),
+        partitions: 4,
+        engines: chatctl::backends::Engines::default(),
+    };
     let backends = runtime.block_on(chatctl::backends::open(&config)).expect("opens");
     let ordering = Ordering::new(&backends, &Arc::new(Metrics::new("bench", "bench")));
     group.sample_size(30);

@@ -5,6 +5,7 @@
 #[cfg(test)]
 pub(crate) mod contract;
 pub mod directory;
+mod engines;
 pub mod error;
 pub mod layers;
 pub mod log;
@@ -18,9 +19,11 @@ pub mod sessions;
 pub mod soft;
 pub mod store;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
+pub use engines::{Engine, Engines};
 pub use error::{BackendError, BackendResult};
 
 use self::layers::{Faults, Layer, Layered};
@@ -52,30 +55,114 @@ pub struct Backends {
 pub struct Config {
     /// Data folder of the embedded engines.
     pub data: PathBuf,
-    /// Partitions of the log. Fixed once the data folder exists.
+    /// Partitions of the log. Fixed once the data folder, or the topics, exist.
     pub partitions: u32,
+    /// One for each port.
+    pub engines: Engines,
 }
 
 /// Opens the engines.
 ///
 /// # Errors
-/// Names the engine and what to do.
+/// Names the setting, the engine and what to do.
 pub async fn open(config: &Config) -> BackendResult<Backends> {
-    open_embedded(&config.data, config.partitions).await
-}
-
-async fn open_embedded(data: &Path, partitions: u32) -> BackendResult<Backends> {
-    let store = store::EmbeddedStore::open(data)?;
+    let Config { data, partitions, engines } = config;
+    let rejected = |text: String| BackendError::not_applied("open engines", error::ErrorKind::Rejected, text);
+    engines.check().map_err(rejected)?;
+    let opening =
+        Opening { data, partitions: *partitions, store: tokio::sync::OnceCell::new(), redis: Mutex::default() };
     Ok(Backends {
-        log: Arc::new(log::EmbeddedLog::open(&store, partitions)?),
-        messages: Arc::new(messages::EmbeddedMessages::open(&store)?),
-        sequence: Arc::new(sequence::EmbeddedSequence::default()),
-        sessions: Arc::new(sessions::EmbeddedSessions::open(&store)?),
-        presence: Arc::new(presence::EmbeddedPresence::open(&store)?),
-        registry: Arc::new(registry::EmbeddedRegistry::default()),
-        directory: Arc::new(directory::SqlDirectory::open_file(&data.join("directory.db")).await?),
+        log: opening.log(&engines.log).await.map_err(|e| at("log", e))?,
+        messages: opening.messages(&engines.messages).await.map_err(|e| at("messages", e))?,
+        sequence: opening.sequence(&engines.sequence).await.map_err(|e| at("sequence", e))?,
+        sessions: opening.sessions(&engines.sessions).await.map_err(|e| at("sessions", e))?,
+        presence: opening.presence(&engines.presence).await.map_err(|e| at("presence", e))?,
+        registry: opening.registry(&engines.registry).await.map_err(|e| at("registry", e))?,
+        directory: opening.directory(&engines.directory).await.map_err(|e| at("directory", e))?,
         notifier: Arc::new(push::Recorder::open(&data.join("notifications.jsonl")).await?),
     })
+}
+
+/// An error with the setting that it belongs to.
+fn at(port: &str, error: BackendError) -> BackendError {
+    let text = match &error.source {
+        Some(source) => format!("engines.{port}: {source}"),
+        None => format!("engines.{port}"),
+    };
+    BackendError { source: Some(text.into()), ..error }
+}
+
+/// What the ports share while they are opened: one embedded store, one connection to each Redis.
+struct Opening<'a> {
+    data: &'a Path,
+    partitions: u32,
+    store: tokio::sync::OnceCell<store::EmbeddedStore>,
+    redis: Mutex<HashMap<String, redis::Redis>>,
+}
+
+impl Opening<'_> {
+    async fn store(&self) -> BackendResult<&store::EmbeddedStore> {
+        self.store.get_or_try_init(|| async { store::EmbeddedStore::open(self.data) }).await
+    }
+
+    async fn redis(&self, address: &str) -> BackendResult<redis::Redis> {
+        if let Some(open) = self.redis.lock().expect("no panic while held").get(address) {
+            return Ok(open.clone());
+        }
+        let redis = redis::Redis::open(address).await?;
+        self.redis.lock().expect("no panic while held").insert(address.to_owned(), redis.clone());
+        Ok(redis)
+    }
+
+    async fn log(&self, engine: &Engine) -> BackendResult<Arc<dyn log::KeyedLog>> {
+        Ok(match engine.address() {
+            None => Arc::new(log::EmbeddedLog::open(self.store().await?, self.partitions)?),
+            Some(address) => Arc::new(log::KafkaLog::open(address, self.partitions).await?),
+        })
+    }
+
+    async fn messages(&self, engine: &Engine) -> BackendResult<Arc<dyn messages::Messages>> {
+        Ok(match engine.address() {
+            None => Arc::new(messages::EmbeddedMessages::open(self.store().await?)?),
+            Some(address) => Arc::new(messages::CassandraMessages::open(address).await?),
+        })
+    }
+
+    async fn sequence(&self, engine: &Engine) -> BackendResult<Arc<dyn sequence::Sequence>> {
+        Ok(match engine.address() {
+            None => Arc::new(sequence::EmbeddedSequence::default()),
+            Some(address) => Arc::new(sequence::RedisSequence::new(self.redis(address).await?)),
+        })
+    }
+
+    async fn sessions(&self, engine: &Engine) -> BackendResult<Arc<dyn sessions::Sessions>> {
+        Ok(match engine.address() {
+            None => Arc::new(sessions::EmbeddedSessions::open(self.store().await?)?),
+            Some(address) => Arc::new(sessions::RedisSessions::new(self.redis(address).await?)),
+        })
+    }
+
+    async fn presence(&self, engine: &Engine) -> BackendResult<Arc<dyn presence::Presence>> {
+        Ok(match engine.address() {
+            None => Arc::new(presence::EmbeddedPresence::open(self.store().await?)?),
+            Some(address) => Arc::new(presence::RedisPresence::new(self.redis(address).await?)),
+        })
+    }
+
+    async fn registry(&self, engine: &Engine) -> BackendResult<Arc<dyn registry::Registry>> {
+        Ok(match engine.address() {
+            None => Arc::new(registry::EmbeddedRegistry::default()),
+            Some(address) if address.starts_with("etcd:") => Arc::new(registry::EtcdRegistry::open(address).await?),
+            Some(address) => Arc::new(registry::ZooKeeperRegistry::open(address).await?),
+        })
+    }
+
+    async fn directory(&self, engine: &Engine) -> BackendResult<Arc<dyn directory::Directory>> {
+        Ok(match engine.address() {
+            None => Arc::new(directory::SqlDirectory::open_file(&self.data.join("directory.db")).await?),
+            Some(address) => Arc::new(directory::SqlDirectory::open(address).await?),
+        })
+    }
 }
 
 impl Backends {

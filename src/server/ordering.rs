@@ -318,7 +318,11 @@ mod tests {
     impl Bench {
         async fn new() -> Self {
             let folder = tempfile::tempdir().expect("a folder");
-            let config = crate::backends::Config { data: folder.path().to_owned(), partitions: 4 };
+            let config = crate::backends::Config {
+                data: folder.path().to_owned(),
+                partitions: 4,
+                engines: crate::backends::Engines::default(),
+            };
             let backends = crate::backends::open(&config).await.expect("opens");
             Self { _folder: folder, backends, metrics: Arc::new(Metrics::new("test", "t")) }
         }

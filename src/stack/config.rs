@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::backends::Engines;
 use crate::backends::registry::Role;
 use crate::server::{api, chat, presence};
 
@@ -34,6 +35,8 @@ pub struct Config {
     pub push: bool,
     /// Partitions of the log; fixed once the data folder exists.
     pub partitions: u32,
+    /// Which engine is behind each port; all of them are embedded by default.
+    pub engines: Engines,
     /// Life of a token.
     #[serde(with = "humantime_serde")]
     pub token_lifetime: Duration,
@@ -60,6 +63,7 @@ impl Default for Config {
             api_servers: 1,
             push: true,
             partitions: 16,
+            engines: Engines::default(),
             token_lifetime: Duration::from_hours(24),
             drain_timeout: Duration::from_secs(10),
             chat: chat::Config::default(),
@@ -85,6 +89,7 @@ impl Config {
                 return Err(format!("{name} is {count}: at most {SERVERS_MAX} servers of a role run in one process"));
             }
         }
+        self.engines.check()?;
         if !(1..=1024).contains(&self.partitions) {
             return Err(format!("partitions is {}: valid are 1 to 1024", self.partitions));
         }

@@ -127,7 +127,8 @@ impl Stack {
     ) -> Result<Self, StackError> {
         config.check().map_err(StackError::Config)?;
         let data = data_folder(&config)?;
-        let engines = backends::Config { data: data.path.clone(), partitions: config.partitions };
+        let engines = config.engines.clone();
+        let engines = backends::Config { data: data.path.clone(), partitions: config.partitions, engines };
         let backends = change(backends::open(&engines).await?);
         let secret = secret(&data.path)?;
         let tokens = Arc::new(auth::Tokens::new(&secret, config.token_lifetime.as_secs()));

@@ -1,4 +1,4 @@
-//! The message store in Cassandra (or ScyllaDB, which speaks the same protocol).
+//! The message store in Cassandra (or `ScyllaDB`, which speaks the same protocol).
 //!
 //! A conversation's messages are cut into partitions of [`BUCKET_IDS`] ids, newest first within each; a small table says which
 //! buckets there are, so that readers skip the ids that no counter ever gave out. Writes and reads are by quorum. A void id
@@ -297,7 +297,7 @@ fn failed(operation: &'static str, error: ExecutionError) -> BackendError {
     }
 }
 
-/// message_id, sender_id, uuid, content_type, content, reply_to, timestamp.
+/// The columns of a message, in the order in which they are read.
 type Row = (i64, i64, Uuid, String, String, Option<i64>, i64);
 
 fn message(conversation: ConversationId, row: Row) -> StoredMessage {

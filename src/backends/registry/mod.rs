@@ -3,6 +3,8 @@
 #[cfg(test)]
 pub(crate) mod contract;
 mod embedded;
+mod etcd;
+mod zookeeper;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,6 +13,8 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 pub use embedded::EmbeddedRegistry;
+pub use etcd::EtcdRegistry;
+pub use zookeeper::ZooKeeperRegistry;
 
 use super::BackendResult;
 use crate::protocol::ServerName;

@@ -1,0 +1,239 @@
+//! The registry in etcd: one key for each server, bound to a lease that its announcements keep alive.
+//!
+//! Spoken to through etcd's own JSON gateway (`/v3/…`), which every server has: the gRPC client would need a protobuf compiler
+//! wherever chatctl is built (docs/adr/0007).
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{Method, Request, Uri};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use serde_json::{Value, json};
+
+use super::{ENTRY_TTL, Registry, Role, ServerEntry};
+use crate::backends::error::{BackendError, BackendResult, ErrorKind};
+use crate::protocol::ServerName;
+
+/// Longest that one request may take.
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Largest answer: some thousand entries.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
+
+/// Tries of a change that another server got in the way of.
+const TRIES: usize = 5;
+
+/// A registry in an etcd cluster. Clones share connections and leases.
+#[derive(Clone)]
+pub struct EtcdRegistry {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    client: Client<HttpConnector, Full<Bytes>>,
+    base: String,
+    /// Before each key.
+    prefix: String,
+    /// The lease of each server that this process announces.
+    leases: Mutex<HashMap<ServerName, i64>>,
+}
+
+/// A stored entry and the revision of its last change.
+struct Stored {
+    entry: ServerEntry,
+    revision: String,
+}
+
+impl EtcdRegistry {
+    /// Opens the registry at an address such as `etcd://host:2379/prefix`.
+    ///
+    /// # Errors
+    /// Names the address and the fix.
+    pub async fn open(url: &str) -> BackendResult<Self> {
+        const OPEN: &str = "open registry";
+        let rest = url.strip_prefix("etcd://").unwrap_or(url);
+        let (host, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        let base = format!("http://{host}");
+        if base.parse::<Uri>().is_err() || host.is_empty() {
+            let text = format!("{url:?}: valid is etcd://HOST:PORT[/PREFIX]");
+            return Err(BackendError::not_applied(OPEN, ErrorKind::Rejected, text));
+        }
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(TIMEOUT));
+        let client = Client::builder(TokioExecutor::new()).build(connector);
+        let prefix = if prefix.is_empty() { "chatctl".to_owned() } else { prefix.to_owned() };
+        let inner = Inner { client, base, prefix, leases: Mutex::default() };
+        inner.call("maintenance/status", &json!({})).await.map_err(|e| {
+            let text = format!("{url}: {e}; is etcd 3.4 or newer listening there?");
+            BackendError::not_applied(OPEN, ErrorKind::Unavailable, text)
+        })?;
+        Ok(Self { inner: Arc::new(inner) })
+    }
+}
+
+/// The gateway writes 64-bit integers as text.
+fn integer(value: &Value) -> Option<i64> {
+    value.as_i64().or_else(|| value.as_str()?.parse().ok())
+}
+
+impl Inner {
+    /// One request to the gateway. The error says what happened; whether the request had its effect, the caller knows best.
+    async fn call(&self, path: &str, body: &Value) -> Result<Value, String> {
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(format!("{}/v3/{path}", self.base))
+            .body(Full::new(Bytes::from(body.to_string())))
+            .map_err(|e| e.to_string())?;
+        let exchange = async {
+            let answer = self.client.request(request).await.map_err(|e| chain(&e))?;
+            let status = answer.status();
+            let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
+            let body = body.map_err(|e| e.to_string())?.to_bytes();
+            if !status.is_success() {
+                return Err(format!("{status}: {}", String::from_utf8_lossy(&body)));
+            }
+            serde_json::from_slice(&body).map_err(|e| format!("no JSON in the answer: {e}"))
+        };
+        tokio::time::timeout(TIMEOUT, exchange).await.unwrap_or_else(|_| Err("no answer in time".to_owned()))
+    }
+
+    fn key(&self, role: Role, name: &str) -> String {
+        BASE64.encode(format!("/{}/servers/{role}/{name}", self.prefix))
+    }
+
+    /// A lease for a server's entry: the old one with new life, or a new one.
+    async fn lease(&self, name: &ServerName) -> Result<i64, String> {
+        let old = self.leases.lock().expect("no panic while held").get(name).copied();
+        if let Some(id) = old {
+            let answer = self.call("lease/keepalive", &json!({"ID": id})).await?;
+            // A lease that has ended has no time to live any more.
+            if integer(&answer["result"]["TTL"]).is_some_and(|ttl| ttl > 0) {
+                return Ok(id);
+            }
+        }
+        let answer = self.call("lease/grant", &json!({"TTL": ENTRY_TTL.as_secs()})).await?;
+        let id = integer(&answer["ID"]).ok_or_else(|| format!("a lease without an id: {answer}"))?;
+        self.leases.lock().expect("no panic while held").insert(name.clone(), id);
+        Ok(id)
+    }
+
+    async fn range(&self, body: &Value) -> Result<Vec<Stored>, String> {
+        let answer = self.call("kv/range", body).await?;
+        let stored = |kv: &Value| {
+            let bytes = BASE64.decode(kv["value"].as_str()?).ok()?;
+            let entry = serde_json::from_slice(&bytes).ok()?;
+            Some(Stored { entry, revision: kv["mod_revision"].as_str()?.to_owned() })
+        };
+        let kvs = answer["kvs"].as_array().map_or(&[][..], Vec::as_slice);
+        kvs.iter().map(|kv| stored(kv).ok_or_else(|| format!("an entry that can't be read: {kv}"))).collect()
+    }
+
+    async fn find(&self, role: Role, name: &ServerName) -> Result<Option<Stored>, String> {
+        Ok(self.range(&json!({"key": self.key(role, name.as_str())})).await?.pop())
+    }
+
+    /// Does something to a key that has not changed since it was looked at; returns whether it had not.
+    async fn change(&self, key: &str, seen: Option<&Stored>, operation: Value) -> Result<bool, String> {
+        let revision = seen.map_or("0", |stored| &stored.revision);
+        let compare = json!({"key": key, "target": "MOD", "result": "EQUAL", "mod_revision": revision});
+        let answer = self.call("kv/txn", &json!({"compare": [compare], "success": [operation]})).await?;
+        Ok(answer["succeeded"] == json!(true))
+    }
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
+}
+
+fn failed(operation: &'static str) -> impl Fn(String) -> BackendError {
+    move |text| BackendError::unknown(operation, ErrorKind::Unavailable, text)
+}
+
+fn overtaken(operation: &'static str) -> BackendError {
+    BackendError::not_applied(operation, ErrorKind::Unavailable, "the entry keeps changing")
+}
+
+#[async_trait]
+impl Registry for EtcdRegistry {
+    async fn announce(&self, entry: &ServerEntry) -> BackendResult<()> {
+        const OPERATION: &str = "registry.announce";
+        let (inner, key) = (&self.inner, self.inner.key(entry.role, entry.name.as_str()));
+        let lease = inner.lease(&entry.name).await.map_err(failed(OPERATION))?;
+        let value = BASE64.encode(serde_json::to_vec(entry).expect("plain data"));
+        for _ in 0..TRIES {
+            let stored = inner.find(entry.role, &entry.name).await.map_err(failed(OPERATION))?;
+            if stored.as_ref().is_some_and(|stored| stored.entry.epoch > entry.epoch) {
+                return Ok(());
+            }
+            let put = json!({"request_put": {"key": key, "value": value, "lease": lease}});
+            if inner.change(&key, stored.as_ref(), put).await.map_err(failed(OPERATION))? {
+                return Ok(());
+            }
+        }
+        Err(overtaken(OPERATION))
+    }
+
+    async fn withdraw(&self, name: &ServerName, epoch: u64) -> BackendResult<()> {
+        const OPERATION: &str = "registry.withdraw";
+        for role in Role::ALL {
+            let key = self.inner.key(role, name.as_str());
+            for _ in 0..TRIES {
+                let stored = self.inner.find(role, name).await.map_err(failed(OPERATION))?;
+                let Some(stored) = stored.filter(|stored| stored.entry.epoch == epoch) else { break };
+                let delete = json!({"request_delete_range": {"key": key}});
+                if self.inner.change(&key, Some(&stored), delete).await.map_err(failed(OPERATION))? {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn list(&self, role: Role) -> BackendResult<Vec<ServerEntry>> {
+        // Every key that begins with the role's folder: up to the character behind the slash.
+        let end = BASE64.encode(format!("/{}/servers/{role}0", self.inner.prefix));
+        let body = json!({"key": self.inner.key(role, ""), "range_end": end});
+        let stored = self.inner.range(&body).await.map_err(failed("registry.list"))?;
+        Ok(stored.into_iter().map(|stored| stored.entry).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backends::contract::{Place, engine_address};
+    use crate::backends::registry::contract::registry_contract;
+
+    struct Cluster(String);
+
+    #[async_trait]
+    impl Place<dyn Registry> for Cluster {
+        async fn open(&self) -> Arc<dyn Registry> {
+            Arc::new(EtcdRegistry::open(&self.0).await.expect("opens"))
+        }
+
+        async fn restart(&self) {}
+    }
+
+    fn cluster() -> Cluster {
+        Cluster(format!("etcd://{}/test-{}", engine_address("CHATCTL_TEST_ETCD"), uuid::Uuid::new_v4()))
+    }
+
+    registry_contract!(cluster(), ignore = "needs CHATCTL_TEST_ETCD");
+}

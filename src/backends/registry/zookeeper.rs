@@ -1,0 +1,277 @@
+//! The registry in ZooKeeper: one ephemeral node for each server, under a folder for each role.
+//!
+//! A node ends with the session of the process that made it. A process that lives but does not announce any more is noticed
+//! too: an entry that has not changed for the life of an entry is left out.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use zookeeper_client::{Acls, Client, CreateMode, Error, Stat};
+
+use super::{ENTRY_TTL, Registry, Role, ServerEntry};
+use crate::backends::error::{BackendError, BackendResult, ErrorKind};
+use crate::protocol::ServerName;
+use crate::runtime::clock;
+
+/// Longest that connecting may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Longest that one call may take.
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Tries of a change that another server got in the way of.
+const TRIES: usize = 5;
+
+/// A registry in a ZooKeeper ensemble. Clones share the session.
+#[derive(Clone)]
+pub struct ZooKeeperRegistry {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    /// `host:port,host:port`.
+    ensemble: String,
+    /// Folder of all roles.
+    root: String,
+    /// The live session. Written by whoever finds none, or one that has ended.
+    client: tokio::sync::Mutex<Option<Client>>,
+    /// The last change of each entry (its transaction id) and when it was first seen, on [`clock::now_us`].
+    changes: Mutex<HashMap<ServerName, (i64, u64)>>,
+}
+
+impl ZooKeeperRegistry {
+    /// Opens the registry at an address such as `zookeeper://host:2181,host:2181/prefix`.
+    ///
+    /// # Errors
+    /// Names the address and the fix.
+    pub async fn open(url: &str) -> BackendResult<Self> {
+        const OPEN: &str = "open registry";
+        let rest = url.strip_prefix("zookeeper://").unwrap_or(url);
+        let (ensemble, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        if ensemble.is_empty() || !prefix.chars().all(is_name) {
+            let text = format!("{url:?}: valid is zookeeper://HOST:PORT[,HOST:PORT…][/PREFIX]");
+            return Err(BackendError::not_applied(OPEN, ErrorKind::Rejected, text));
+        }
+        let prefix = if prefix.is_empty() { "chatctl" } else { prefix };
+        let inner = Inner {
+            ensemble: ensemble.to_owned(),
+            root: format!("/{prefix}/servers"),
+            client: tokio::sync::Mutex::default(),
+            changes: Mutex::default(),
+        };
+        let unavailable = |e: Error| {
+            let text = format!("{url}: {e}; is ZooKeeper listening there?");
+            BackendError::not_applied(OPEN, ErrorKind::Unavailable, text)
+        };
+        let client = inner.client().await.map_err(unavailable)?;
+        let folders = CreateMode::Persistent.with_acls(Acls::anyone_all());
+        for role in Role::ALL {
+            let made = within(client.mkdir(&inner.folder(role), &folders)).await;
+            made.map_err(unavailable)?;
+        }
+        Ok(Self { inner: Arc::new(inner) })
+    }
+}
+
+/// A call with a deadline.
+async fn within<T>(call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::time::timeout(TIMEOUT, call).await.unwrap_or(Err(Error::Timeout))
+}
+
+fn failed(operation: &'static str, error: Error) -> BackendError {
+    match error {
+        Error::NoAuth | Error::AuthFailed | Error::InvalidAcl => {
+            BackendError::not_applied(operation, ErrorKind::Rejected, error)
+        }
+        Error::NoHosts => BackendError::not_applied(operation, ErrorKind::Unavailable, error),
+        _ => BackendError::unknown(operation, ErrorKind::Unavailable, error),
+    }
+}
+
+impl Inner {
+    fn folder(&self, role: Role) -> String {
+        format!("{}/{role}", self.root)
+    }
+
+    fn path(&self, role: Role, name: &ServerName) -> String {
+        format!("{}/{role}/{name}", self.root)
+    }
+
+    /// The live session, or a new one: after an expiry the old one never comes back.
+    async fn client(&self) -> Result<Client, Error> {
+        let mut slot = self.client.lock().await;
+        if let Some(client) = slot.as_ref().filter(|client| !client.state().is_terminated()) {
+            return Ok(client.clone());
+        }
+        let connect = async {
+            let connector =
+                Client::connector().with_session_timeout(ENTRY_TTL).with_connection_timeout(CONNECT_TIMEOUT);
+            connector.connect(&self.ensemble).await
+        };
+        let client = tokio::time::timeout(CONNECT_TIMEOUT, connect).await.unwrap_or(Err(Error::Timeout))?;
+        *slot = Some(client.clone());
+        Ok(client)
+    }
+
+    async fn find(&self, client: &Client, path: &str) -> Result<Option<(ServerEntry, Stat)>, Error> {
+        match within(client.get_data(path)).await {
+            Ok((data, stat)) => Ok(serde_json::from_slice(&data).ok().map(|entry| (entry, stat))),
+            Err(Error::NoNode) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Notes an entry's last change; returns whether it is young enough to count.
+    fn is_fresh(&self, name: &ServerName, change: i64) -> bool {
+        let now = clock::now_us();
+        let mut changes = self.changes.lock().expect("no panic while held");
+        let seen = changes.entry(name.clone()).or_insert((change, now));
+        if seen.0 != change {
+            *seen = (change, now);
+        }
+        now - seen.1 < ENTRY_TTL.as_micros() as u64
+    }
+
+    /// One try to write an entry; returns whether nobody got in the way.
+    async fn try_announce(&self, client: &Client, path: &str, entry: &ServerEntry) -> Result<bool, Error> {
+        let data = serde_json::to_vec(entry).expect("plain data");
+        let Some((stored, stat)) = self.find(client, path).await? else {
+            let ephemeral = CreateMode::Ephemeral.with_acls(Acls::anyone_all());
+            return match within(client.create(path, &data, &ephemeral)).await {
+                Ok((stat, _)) => {
+                    self.is_fresh(&entry.name, stat.mzxid);
+                    Ok(true)
+                }
+                Err(Error::NodeExists) => Ok(false),
+                Err(error) => Err(error),
+            };
+        };
+        if stored.epoch > entry.epoch {
+            return Ok(true);
+        }
+        if stat.ephemeral_owner != client.session_id().0 {
+            // Of a session before this one: it would end with that one.
+            return match within(client.delete(path, Some(stat.version))).await {
+                Ok(()) | Err(Error::NoNode | Error::BadVersion) => Ok(false),
+                Err(error) => Err(error),
+            };
+        }
+        match within(client.set_data(path, &data, Some(stat.version))).await {
+            Ok(stat) => {
+                self.is_fresh(&entry.name, stat.mzxid);
+                Ok(true)
+            }
+            Err(Error::NoNode | Error::BadVersion) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[async_trait]
+impl Registry for ZooKeeperRegistry {
+    async fn announce(&self, entry: &ServerEntry) -> BackendResult<()> {
+        const OPERATION: &str = "registry.announce";
+        let announce = async {
+            let client = self.inner.client().await?;
+            let path = self.inner.path(entry.role, &entry.name);
+            for _ in 0..TRIES {
+                if self.inner.try_announce(&client, &path, entry).await? {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        };
+        match announce.await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(BackendError::not_applied(OPERATION, ErrorKind::Unavailable, "the entry keeps changing")),
+            Err(error) => Err(failed(OPERATION, error)),
+        }
+    }
+
+    async fn withdraw(&self, name: &ServerName, epoch: u64) -> BackendResult<()> {
+        let withdraw = async {
+            let client = self.inner.client().await?;
+            for role in Role::ALL {
+                let path = self.inner.path(role, name);
+                let Some((stored, stat)) = self.inner.find(&client, &path).await? else { continue };
+                if stored.epoch != epoch {
+                    continue;
+                }
+                match within(client.delete(&path, Some(stat.version))).await {
+                    // Changed meanwhile: by its successor.
+                    Ok(()) | Err(Error::NoNode | Error::BadVersion) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(())
+        };
+        withdraw.await.map_err(|e| failed("registry.withdraw", e))
+    }
+
+    async fn list(&self, role: Role) -> BackendResult<Vec<ServerEntry>> {
+        let list = async {
+            let client = self.inner.client().await?;
+            let mut names = within(client.list_children(&self.inner.folder(role))).await?;
+            names.sort();
+            let paths: Vec<String> = names.iter().map(|name| format!("{}/{name}", self.inner.folder(role))).collect();
+            let found = paths.iter().map(|path| self.inner.find(&client, path));
+            let found = futures_util::future::try_join_all(found).await?;
+            let fresh = found.into_iter().flatten().filter(|(e, stat)| self.inner.is_fresh(&e.name, stat.mzxid));
+            Ok(fresh.map(|(entry, _)| entry).collect())
+        };
+        list.await.map_err(|e| failed("registry.list", e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backends::contract::{Place, engine_address};
+    use crate::backends::registry::contract::registry_contract;
+
+    /// A folder of a running ensemble, and the process that opens it.
+    struct Ensemble {
+        url: String,
+        opened: tokio::sync::OnceCell<Arc<dyn Registry>>,
+    }
+
+    #[async_trait]
+    impl Place<dyn Registry> for Ensemble {
+        /// Handles of one process share its session.
+        async fn open(&self) -> Arc<dyn Registry> {
+            let open =
+                || async { Arc::new(ZooKeeperRegistry::open(&self.url).await.expect("opens")) as Arc<dyn Registry> };
+            Arc::clone(self.opened.get_or_init(open).await)
+        }
+
+        async fn restart(&self) {}
+    }
+
+    fn ensemble() -> Ensemble {
+        let url = format!("zookeeper://{}/test-{}", engine_address("CHATCTL_TEST_ZOOKEEPER"), uuid::Uuid::new_v4());
+        Ensemble { url, opened: tokio::sync::OnceCell::new() }
+    }
+
+    registry_contract!(ensemble(), ignore = "needs CHATCTL_TEST_ZOOKEEPER");
+
+    #[tokio::test]
+    #[ignore = "needs CHATCTL_TEST_ZOOKEEPER"]
+    async fn an_entry_ends_with_the_session_of_its_process() {
+        let (Ensemble { url, .. }, entry) = (ensemble(), crate::backends::registry::contract::promises::entry(1, 0));
+        let gone = ZooKeeperRegistry::open(&url).await.expect("opens");
+        let here = ZooKeeperRegistry::open(&url).await.expect("opens");
+        gone.announce(&entry).await.expect("announces");
+        assert_eq!(here.list(entry.role).await.expect("lists"), std::slice::from_ref(&entry));
+        drop(gone);
+        for _ in 0..100 {
+            if here.list(entry.role).await.expect("lists").is_empty() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("the entry outlived its process");
+    }
+}
