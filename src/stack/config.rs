@@ -31,6 +31,8 @@ pub struct Config {
     pub presence_servers: usize,
     /// API servers.
     pub api_servers: usize,
+    /// Number of the first server of each role: `chat-4` when it is 4. For stacks that are spread over processes.
+    pub first_number: usize,
     /// Whether the push service runs.
     pub push: bool,
     /// Partitions of the log; fixed once the data folder exists.
@@ -61,6 +63,7 @@ impl Default for Config {
             chat_servers: 1,
             presence_servers: 1,
             api_servers: 1,
+            first_number: 1,
             push: true,
             partitions: 16,
             engines: Engines::default(),
@@ -105,5 +108,17 @@ impl Config {
         self.api_servers = count(Role::Api, self.api_servers);
         self.push = roles.contains(&Role::Push);
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documented_stack_on_real_engines_is_valid() {
+        let config: Config = serde_saphyr::from_str(include_str!("../../docs/engines.yaml")).expect("parses");
+        assert_eq!(config.check(), Ok(()));
+        assert!(config.engines.are_shared());
     }
 }

@@ -157,7 +157,7 @@ impl Stack {
         let mut plan = Vec::new();
         let mut add = |role: Role, count: usize, port: u16| {
             for n in 0..count {
-                let name = format!("{role}-{}", n + 1).parse().expect("a valid name");
+                let name = format!("{role}-{}", c.first_number + n).parse().expect("a valid name");
                 plan.push((role, name, if port == 0 { 0 } else { port.saturating_add(n as u16) }));
             }
         };

@@ -54,6 +54,9 @@ pub(crate) struct ServeArgs {
     /// Roles to run: chat, presence, api, push
     #[arg(long, value_delimiter = ',', required = true)]
     role: Vec<Role>,
+    /// Number of the server, or of the first of each role: 4 makes chat-4
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    number: usize,
 }
 
 /// Ports of `up`, so that a developer finds the stack where it was yesterday.
@@ -91,7 +94,7 @@ pub(crate) fn run_up(args: UpArgs) -> Result<u8, Failure> {
 
 pub(crate) fn run_serve(args: ServeArgs) -> Result<u8, Failure> {
     let config = args.common.config()?.with_roles(&args.role);
-    run(config)
+    run(Config { first_number: args.number, ..config })
 }
 
 fn run(config: Config) -> Result<u8, Failure> {
