@@ -236,6 +236,10 @@ impl KeyedLog for Layered<dyn KeyedLog> {
         self.layer.around("log.publish", self.inner.publish(topic, partition, record)).await
     }
 
+    async fn probe(&self) -> BackendResult<()> {
+        self.layer.around("log.probe", self.inner.probe()).await
+    }
+
     async fn reader(&self, name: &str) -> BackendResult<Arc<dyn LogReader>> {
         self.inner.reader(name).await
     }

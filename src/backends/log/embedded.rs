@@ -219,6 +219,10 @@ impl KeyedLog for EmbeddedLog {
         pending.wait().await
     }
 
+    async fn probe(&self) -> BackendResult<()> {
+        Ok(())
+    }
+
     async fn reader(&self, _name: &str) -> BackendResult<Arc<dyn LogReader>> {
         Ok(Arc::new(EmbeddedReader {
             log: Arc::clone(&self.inner),

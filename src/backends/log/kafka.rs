@@ -71,6 +71,8 @@ impl KafkaLog {
         }
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", brokers).set("client.id", "chatctl").set("socket.nagle.disable", "true");
+        // A broker that comes back is found within a second, not within the library's ten.
+        config.set("reconnect.backoff.ms", "50").set("reconnect.backoff.max.ms", "1000");
         let producer: FutureProducer = config
             .clone()
             .set("enable.idempotence", "true")
@@ -220,6 +222,24 @@ impl KeyedLog for KafkaLog {
             Ok(Err((error, _))) => Err(failed(OPERATION, error)),
             Err(canceled) => Err(BackendError::unknown(OPERATION, ErrorKind::Unavailable, canceled)),
         }
+    }
+
+    async fn probe(&self) -> BackendResult<()> {
+        let name = self.inner.topic(Topic::Inbox);
+        let inner = Arc::clone(&self.inner);
+        let metadata = blocking(move || inner.producer.client().fetch_metadata(Some(&name), ANSWER_TIMEOUT)).await;
+        let metadata = metadata.map_err(|e| failed("log.probe", e))?;
+        let leaders = metadata
+            .topics()
+            .iter()
+            .flat_map(rdkafka::metadata::MetadataTopic::partitions)
+            .filter(|p| p.leader() >= 0)
+            .count();
+        if leaders == self.inner.partitions as usize {
+            return Ok(());
+        }
+        let text = format!("{leaders} of {} inbox partitions have a leader", self.inner.partitions);
+        Err(BackendError::not_applied("log.probe", ErrorKind::Unavailable, text))
     }
 
     async fn reader(&self, name: &str) -> BackendResult<Arc<dyn LogReader>> {

@@ -99,6 +99,9 @@ pub trait KeyedLog: Send + Sync {
     /// `NotApplied`: nobody gets it. `Unknown`: some may; publishing again may repeat it.
     async fn publish(&self, topic: Topic, partition: u32, record: Record) -> BackendResult<()>;
 
+    /// Asks whether the log can be written to.
+    async fn probe(&self) -> BackendResult<()>;
+
     /// Opens a reader that holds no keys yet.
     async fn reader(&self, name: &str) -> BackendResult<Arc<dyn LogReader>>;
 

@@ -9,6 +9,7 @@ macro_rules! sessions_contract {
             two_devices_are_two_sessions,
             an_old_servers_release_does_not_end_the_new_session,
             a_refresh_of_a_replaced_session_changes_nothing,
+            a_refresh_brings_back_what_the_store_forgot,
             of_many_claims_one_is_left,
         }
     };
@@ -82,6 +83,13 @@ pub(crate) mod promises {
         port.claim(&new).await.expect("claims");
         port.refresh(std::slice::from_ref(&old)).await.expect("answers");
         assert_eq!(port.lookup(&[old.user]).await.expect("answers"), [new]);
+    }
+
+    pub(crate) async fn a_refresh_brings_back_what_the_store_forgot(place: impl Place<Port>) {
+        let port = place.open().await;
+        let s = session(fresh(), "phone", "chat-1");
+        port.refresh(std::slice::from_ref(&s)).await.expect("answers");
+        assert_eq!(port.lookup(&[s.user]).await.expect("answers"), [s]);
     }
 
     pub(crate) async fn of_many_claims_one_is_left(place: impl Place<Port>) {

@@ -69,13 +69,20 @@ impl Sessions for EmbeddedSessions {
     }
 
     async fn refresh(&self, sessions: &[Session]) -> BackendResult<()> {
-        let expires_ms = self.expiry();
+        let (now, expires_ms) = ((self.now_ms)(), self.expiry());
         let mut state = self.users.lock();
         for wanted in sessions {
-            let entries = state.map.get_mut(&wanted.user);
-            if let Some(entry) = entries.and_then(|e| e.iter_mut().find(|e| e.session == wanted.session)) {
-                entry.expires_ms = expires_ms;
-                state.mark(wanted.user);
+            let entries = state.touch(wanted.user);
+            entries.retain(|e| e.expires_ms > now);
+            match entries.iter_mut().find(|e| e.device == wanted.device) {
+                Some(entry) if entry.session == wanted.session => entry.expires_ms = expires_ms,
+                Some(_) => {}
+                None => entries.push(Entry {
+                    device: wanted.device.clone(),
+                    session: wanted.session,
+                    server: wanted.server.clone(),
+                    expires_ms,
+                }),
             }
         }
         Ok(())

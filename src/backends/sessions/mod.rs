@@ -38,7 +38,8 @@ pub trait Sessions: Send + Sync {
     /// Makes this the device's session; returns the one that it replaces.
     async fn claim(&self, session: &Session) -> BackendResult<Option<Session>>;
 
-    /// Gives sessions another [`SESSION_TTL`]. A session that was replaced, or is gone, is left as it is.
+    /// Gives live sessions another [`SESSION_TTL`]. Where the device has another session that one stays; where it has none the
+    /// session is entered again, for a store that forgot.
     async fn refresh(&self, sessions: &[Session]) -> BackendResult<()>;
 
     /// Removes a session, if it is still the device's; returns whether it was.

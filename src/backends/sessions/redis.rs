@@ -37,10 +37,10 @@ if old then return {old.session, old.server} end
 return {}
 ";
 
-/// KEYS: user. ARGV: device, session, life.
+/// KEYS: user. ARGV: device, session, server, life.
 const REFRESH: &str = r"
 local old = read(ARGV[1])
-if old and old.session == ARGV[2] then write(ARGV[1], ARGV[2], old.server, tonumber(ARGV[3])) end
+if not old or old.session == ARGV[2] then write(ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])) end
 return 1
 ";
 
@@ -158,7 +158,8 @@ impl Sessions for RedisSessions {
     async fn refresh(&self, sessions: &[Session]) -> BackendResult<()> {
         let calls = sessions.iter().map(|session| {
             let mut call = SCRIPTS.refresh.key(key(session.user));
-            call.arg(session.device.as_str()).arg(session.session.to_string()).arg(life_ms());
+            call.arg(session.device.as_str()).arg(session.session.to_string());
+            call.arg(session.server.as_str()).arg(life_ms());
             call
         });
         let _: Vec<u64> = self.run_all("sessions.refresh", &SCRIPTS.refresh, calls).await?;

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::{ApiServer, App};
 use crate::backends::BackendResult;
 use crate::backends::registry::Role;
-use crate::protocol::ConversationId;
+use crate::protocol::{ConversationId, UserId};
 use crate::runtime::clock;
 use crate::telemetry::prometheus;
 
@@ -54,16 +54,18 @@ async fn engines(server: &ApiServer) -> BTreeMap<&'static str, String> {
         return engines;
     }
     let b = &server.deps.backends;
-    let nowhere = ConversationId(0);
-    let (directory, messages, sequence, sessions, presence, registry) = tokio::join!(
+    let (nowhere, nobody) = (ConversationId(0), [UserId(0)]);
+    let (log, directory, messages, sequence, sessions, presence, registry) = tokio::join!(
+        probe(b.log.probe()),
         probe(b.directory.is_revoked(Uuid::nil())),
         probe(b.messages.head(nowhere)),
         probe(b.sequence.progress(nowhere)),
-        probe(b.sessions.lookup(&[])),
-        probe(b.presence.get(&[])),
+        probe(b.sessions.lookup(&nobody)),
+        probe(b.presence.get(&nobody)),
         probe(b.registry.list(Role::Chat)),
     );
     let engines = BTreeMap::from([
+        ("log", log),
         ("directory", directory),
         ("messages", messages),
         ("sequence", sequence),

@@ -257,6 +257,10 @@ impl ChatServer {
             for chunk in sessions.chunks(1_000) {
                 // What fails now is tried again in a third of its life; the port's layer counts it.
                 let _ = self.deps.backends.sessions.refresh(chunk).await;
+                // Who left in the same moment must not come back by it.
+                for gone in chunk.iter().filter(|s| self.hub.find(s.user, s.session).is_none()) {
+                    let _ = self.deps.backends.sessions.release(gone).await;
+                }
             }
         }
     }
