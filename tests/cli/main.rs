@@ -83,6 +83,33 @@ fn nobody_at_the_target_is_exit_3_with_the_address() {
 }
 
 #[test]
+fn an_engine_that_is_wrong_is_named_with_its_setting() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let up = |engines: &str| {
+        let path = folder.path().join("stack.yaml");
+        std::fs::write(&path, format!("engines: {{{engines}}}\n")).expect("writes");
+        run(&["up", "--config", &path.display().to_string(), "--api-port", "0", "--chat-port", "0"])
+    };
+    for (engines, wanted_code, wanted) in [
+        ("sequence: 'redis://127.0.0.1:9/'", 3, ["engines.sequence", "redis://127.0.0.1:9/"]),
+        ("registry: 'zookeeper://127.0.0.1:9'", 3, ["engines.registry", "is ZooKeeper listening"]),
+        ("registry: 'etcd://127.0.0.1:9'", 3, ["engines.registry", "is etcd 3.4"]),
+        (
+            "directory: 'postgres://u:secret@127.0.0.1:9/d'",
+            3,
+            ["engines.directory", "check address, name and password"],
+        ),
+        ("log: 'redis://127.0.0.1:9/'", 2, ["engines.log", "kafka://"]),
+        ("messages: cassandra", 2, ["stack.yaml", "embedded"]),
+        ("message: embedded", 2, ["stack.yaml", "messages"]),
+    ] {
+        let (code, _, err) = up(engines);
+        assert_eq!(code, Some(wanted_code), "{engines}: {err}");
+        assert!(wanted.iter().all(|text| err.contains(text)) && !err.contains("secret"), "{engines}: {err}");
+    }
+}
+
+#[test]
 fn a_pass_is_exit_0_with_plain_lines_and_all_files() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = scenario(folder.path(), TINY);

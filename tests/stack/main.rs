@@ -2,6 +2,7 @@
 
 mod client;
 mod conformance;
+mod engines;
 mod faults;
 mod proofs;
 mod talk;

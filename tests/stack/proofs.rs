@@ -14,7 +14,7 @@ use chatctl::loadgen::{RunOptions, RunResult, Scenario};
 use chatctl::protocol::{ConversationId, MessageFrame, MessageId, UserId};
 use chatctl::runtime::Tasks;
 use chatctl::server::chat::tamper::Tamper;
-use chatctl::stack::Stack;
+use chatctl::stack::{Config, Stack};
 use chatctl::telemetry::LiveSnapshot;
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -40,8 +40,16 @@ pub(crate) async fn run(
     change: impl FnOnce(Backends) -> Backends,
     tamper: Option<Arc<dyn Tamper>>,
 ) -> RunResult {
+    load(Stack::start_changed(config(), change, tamper).await.expect("starts"), scenario).await
+}
+
+/// Runs a scenario against a stack of some configuration.
+pub(crate) async fn run_on(config: Config, scenario: &str) -> RunResult {
+    load(Stack::start(config).await.expect("starts"), scenario).await
+}
+
+async fn load(stack: Stack, scenario: &str) -> RunResult {
     let scenario = Scenario::parse(scenario, "proof").expect("valid");
-    let stack = Stack::start_changed(config(), change, tamper).await.expect("starts");
     let (live, _shown) = watch::channel(LiveSnapshot::default());
     let options = RunOptions {
         target: stack.api_url().expect("there is an API"),
