@@ -11,4 +11,4 @@ mod node;
 mod running;
 
 pub use config::Config;
-pub use running::{NodeInfo, Stack, StackError};
+pub use running::{NodeInfo, Stack, StackError, migrate};

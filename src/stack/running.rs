@@ -110,6 +110,21 @@ impl Drop for DataFolder {
     }
 }
 
+/// Opens every engine of a configuration once, which makes the tables, topics and keyspaces that are missing.
+///
+/// # Errors
+/// Names the setting, the engine and what to do.
+pub async fn migrate(config: &Config) -> Result<(), StackError> {
+    config.check().map_err(StackError::Config)?;
+    let data = data_folder(config)?;
+    backends::open(&engines(config, &data.path)).await?;
+    Ok(())
+}
+
+fn engines(config: &Config, data: &Path) -> backends::Config {
+    backends::Config { data: data.to_owned(), partitions: config.partitions, engines: config.engines.clone() }
+}
+
 impl Stack {
     /// Starts every server; they are reachable when this returns.
     ///
@@ -127,9 +142,7 @@ impl Stack {
     ) -> Result<Self, StackError> {
         config.check().map_err(StackError::Config)?;
         let data = data_folder(&config)?;
-        let engines = config.engines.clone();
-        let engines = backends::Config { data: data.path.clone(), partitions: config.partitions, engines };
-        let backends = change(backends::open(&engines).await?);
+        let backends = change(backends::open(&engines(&config, &data.path)).await?);
         let secret = secret(&data.path)?;
         let tokens = Arc::new(auth::Tokens::new(&secret, config.token_lifetime.as_secs()));
         let metrics = Registry::default();

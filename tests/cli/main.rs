@@ -110,6 +110,22 @@ fn an_engine_that_is_wrong_is_named_with_its_setting() {
 }
 
 #[test]
+fn migrate_makes_what_is_missing_and_says_where() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (path, data) = (folder.path().join("stack.yaml"), folder.path().join("data"));
+    std::fs::write(&path, "partitions: 4\n").expect("writes");
+    let (path, data) = (path.display().to_string(), data.display().to_string());
+    let (code, _, err) = run(&["migrate", "--config", &path]);
+    assert_eq!(code, Some(2), "{err}");
+    assert!(err.contains("--data"), "{err}");
+    for _ in 0..2 {
+        let (code, out, err) = run(&["migrate", "--config", &path, "--data", &data]);
+        assert_eq!(code, Some(0), "{err}");
+        assert!(out.contains("directory    ready at embedded"), "{out}");
+    }
+}
+
+#[test]
 fn a_pass_is_exit_0_with_plain_lines_and_all_files() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = scenario(folder.path(), TINY);

@@ -2,6 +2,7 @@
 
 mod exit;
 mod load;
+mod migrate;
 mod up;
 
 use clap::{Parser, Subcommand};
@@ -25,6 +26,8 @@ enum Verb {
     Up(up::UpArgs),
     /// Run some roles of a stack in this process until ctrl-c.
     Serve(up::ServeArgs),
+    /// Make the tables, topics and keyspaces that a stack on real engines needs.
+    Migrate(migrate::Args),
 }
 
 fn main() -> std::process::ExitCode {
@@ -40,6 +43,7 @@ fn main() -> std::process::ExitCode {
         Verb::Load(args) => load::run(args),
         Verb::Up(args) => up::run_up(args),
         Verb::Serve(args) => up::run_serve(args),
+        Verb::Migrate(args) => migrate::run(args),
     };
     match result {
         Ok(code) => code.into(),

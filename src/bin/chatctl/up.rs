@@ -78,7 +78,7 @@ impl Common {
     }
 }
 
-fn read_config(path: &std::path::Path) -> Result<Config, Failure> {
+pub(crate) fn read_config(path: &std::path::Path) -> Result<Config, Failure> {
     let text = std::fs::read_to_string(path)
         .map_err(|e| Failure::usage(format!("{}: {e}; give an existing file with --config", path.display())))?;
     serde_saphyr::from_str(&text).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))

@@ -1,6 +1,7 @@
 //! Catching up: messages of one conversation, and which conversations have news.
 
 use axum::Json;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Deserialize;
 
 use super::App;
@@ -13,6 +14,9 @@ use crate::protocol::{ConversationId, ErrorCode, MessageId};
 
 /// Conversations in one answer of the inbox, when the client does not say.
 const INBOX_LIMIT_DEFAULT: usize = 100;
+
+/// Conversations whose newest message one request reads at the same time.
+const READS_AT_ONCE: usize = 16;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -65,12 +69,17 @@ pub(super) async fn inbox(
     loop {
         let rows = backends.directory.conversations_of(claims.sub, after, limit + 1).await?;
         let is_last = rows.len() <= limit;
-        for row in rows {
+        let conversations: Vec<ConversationId> = rows.iter().map(|row| row.conversation).collect();
+        let newest: Vec<_> = stream::iter(conversations)
+            .map(|conversation| backends.messages.read_back(conversation, MessageId(u64::MAX), 1))
+            .buffered(READS_AT_ONCE)
+            .try_collect()
+            .await?;
+        for (row, newest) in rows.into_iter().zip(newest) {
             if out.len() == limit {
                 return Ok(Json(InboxSync { conversations: out, has_more: true }));
             }
             after = row.conversation;
-            let newest = backends.messages.read_back(row.conversation, MessageId(u64::MAX), 1).await?;
             if let Some(message) = newest.first().filter(|m| m.at > query.since) {
                 out.push(InboxEntry { conversation: row.conversation, head: message.id, at: message.at });
             }
