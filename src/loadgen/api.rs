@@ -18,6 +18,7 @@ use crate::protocol::api::{
     UserRef,
 };
 use crate::protocol::{ConversationId, DeviceName, ErrorCode, MessageId, ServerName, UserId};
+use crate::runtime::error_chain;
 
 /// Longest that a request may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -86,7 +87,7 @@ impl Api {
         token: Option<&str>,
         body: Bytes,
     ) -> Result<(StatusCode, Bytes), Error> {
-        let transport = |e: &dyn std::error::Error| Error::Transport(chain(e));
+        let transport = |e: &dyn std::error::Error| Error::Transport(error_chain(e));
         let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
         if let Some(token) = token {
             request = request.header("authorization", format!("Bearer {token}"));
@@ -216,15 +217,4 @@ impl Api {
         let after = after.map(|c| format!("&after_conversation_id={c}")).unwrap_or_default();
         self.get(&format!("/inbox/sync?limit={limit}{after}"), token).await
     }
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
 }

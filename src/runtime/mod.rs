@@ -4,10 +4,12 @@
 
 pub mod backoff;
 pub mod clock;
+mod error_chain;
 pub mod machine;
 pub mod net;
 pub mod queue;
 pub mod tasks;
 
 pub use backoff::Backoff;
+pub use error_chain::error_chain;
 pub use tasks::Tasks;

@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use super::{ENTRY_TTL, Registry, Role, ServerEntry};
 use crate::backends::error::{BackendError, BackendResult, ErrorKind};
 use crate::protocol::ServerName;
+use crate::runtime::error_chain;
 
 /// Longest that one request may take.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -94,7 +95,7 @@ impl Inner {
             .body(Full::new(Bytes::from(body.to_string())))
             .map_err(|e| e.to_string())?;
         let exchange = async {
-            let answer = self.client.request(request).await.map_err(|e| chain(&e))?;
+            let answer = self.client.request(request).await.map_err(|e| error_chain(&e))?;
             let status = answer.status();
             let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
             let body = body.map_err(|e| e.to_string())?.to_bytes();
@@ -148,17 +149,6 @@ impl Inner {
         let answer = self.call("kv/txn", &json!({"compare": [compare], "success": [operation]})).await?;
         Ok(answer["succeeded"] == json!(true))
     }
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
 }
 
 fn failed(operation: &'static str) -> impl Fn(String) -> BackendError {
