@@ -106,6 +106,7 @@ fn an_engine_that_is_wrong_is_named_with_its_setting() {
         let (code, _, err) = up(engines);
         assert_eq!(code, Some(wanted_code), "{engines}: {err}");
         assert!(wanted.iter().all(|text| err.contains(text)) && !err.contains("secret"), "{engines}: {err}");
+        assert!(!err.contains('\x1b'), "colour where there is no terminal: {err}");
     }
 }
 

@@ -1,5 +1,6 @@
 //! `chatctl up` and `chatctl serve`: a stack in this process until ctrl-c.
 
+use std::io::IsTerminal;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -149,9 +150,12 @@ fn print_addresses(stack: &Stack) {
     println!("ready; ctrl-c stops");
 }
 
-/// Logs to standard error; `CHATCTL_LOG` sets the filter (default: warnings).
+/// Logs to standard error; `CHATCTL_LOG` sets the filter. Without it: warnings, but not those of Kafka's client library, which
+/// repeats for each broker what the error of the call says once. In colour on a terminal only, and not with `NO_COLOR`.
 pub(crate) fn init_logging() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("CHATCTL_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,librdkafka=off,rdkafka=off"));
+    let in_colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let _ =
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(in_colour).with_writer(std::io::stderr).try_init();
 }
