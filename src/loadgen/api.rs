@@ -150,9 +150,15 @@ impl Api {
         Err(Error::NotReady(String::from_utf8_lossy(&body).into_owned()))
     }
 
+    /// The figures of every server; of one process, where the stack is of an older version.
     pub(super) async fn metrics(&self) -> Result<String, Error> {
-        let (_, body) = self.send(Method::GET, "/metrics", None, Bytes::new()).await?;
-        Ok(String::from_utf8_lossy(&body).into_owned())
+        for path in ["/metrics/cluster", "/metrics"] {
+            let (status, body) = self.send(Method::GET, path, None, Bytes::new()).await?;
+            if status.is_success() {
+                return Ok(String::from_utf8_lossy(&body).into_owned());
+            }
+        }
+        Ok(String::new())
     }
 
     pub(super) async fn signup(&self, name: &str, password: &str) -> Result<UserRef, Error> {

@@ -77,13 +77,24 @@ impl Cluster {
         if let Some(found) = self.find(role, name) {
             return Some(found);
         }
+        self.refresh_for_look_up().await;
+        self.find(role, name)
+    }
+
+    /// The live servers of a role; when the view has none, the registry is asked again, but not more often than every 50 ms.
+    pub async fn look_for(&self, role: Role) -> Arc<Vec<ServerEntry>> {
+        if self.servers(role).is_empty() {
+            self.refresh_for_look_up().await;
+        }
+        self.servers(role)
+    }
+
+    async fn refresh_for_look_up(&self) {
         let now = clock::now_us();
         let last = self.looked_up_us.swap(now, Ordering::Relaxed);
-        if now.saturating_sub(last) < LOOK_UP_EVERY.as_micros() as u64 {
-            return None;
+        if now.saturating_sub(last) >= LOOK_UP_EVERY.as_micros() as u64 {
+            self.refresh().await;
         }
-        self.refresh().await;
-        self.find(role, name)
     }
 
     /// A server's load with what was placed on it since.

@@ -7,6 +7,7 @@ pub mod api;
 pub mod auth;
 pub mod chat;
 pub mod cluster;
+pub mod gateway;
 pub mod members;
 pub mod ordering;
 pub mod peer;
@@ -17,10 +18,20 @@ pub mod rate;
 
 use std::sync::Arc;
 
+use tokio::net::TcpListener;
+
 use crate::backends::Backends;
 use crate::protocol::ServerName;
 use crate::runtime::Tasks;
 use crate::telemetry::{self, Metrics};
+
+/// What a server listens on; bound by the caller.
+pub struct Listeners {
+    /// For clients.
+    pub clients: TcpListener,
+    /// For other servers.
+    pub peers: TcpListener,
+}
 
 /// What every role gets from the stack.
 #[derive(Clone)]

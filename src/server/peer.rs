@@ -23,6 +23,7 @@ use uuid::Uuid;
 use super::Deps;
 use crate::protocol::{ConversationId, ServerName, SessionId, UserId};
 use crate::runtime::{Tasks, net, queue};
+use crate::telemetry::{Metrics, prometheus};
 
 /// Longest that a call may take.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -60,6 +61,8 @@ pub enum Call {
         /// The old session.
         session: SessionId,
     },
+    /// What are your figures? Every role answers it.
+    Metrics,
     /// A token was logged out: close its connections.
     LogOut(Uuid),
     /// Two users became friends, or ended it.
@@ -81,6 +84,8 @@ pub enum Answer {
     Done,
     /// The sessions that took the frame.
     Accepted(Vec<SessionId>),
+    /// The server's figures in the Prometheus text format.
+    Metrics(String),
     /// This server does not do that.
     WrongRole,
 }
@@ -98,8 +103,18 @@ pub struct PeerError {
 /// What a role does with calls.
 #[async_trait]
 pub trait PeerHandler: Send + Sync + 'static {
-    /// Handles one call.
+    /// Handles one call of those that a role answers in its own way.
     async fn handle(&self, call: Call) -> Answer;
+}
+
+/// A role that answers only what every role answers.
+pub struct NothingOfItsOwn;
+
+#[async_trait]
+impl PeerHandler for NothingOfItsOwn {
+    async fn handle(&self, _: Call) -> Answer {
+        Answer::WrongRole
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -132,8 +147,30 @@ fn encode<T: Serialize>(value: &T) -> Bytes {
     serde_json::to_vec(value).expect("plain data").into()
 }
 
+/// Takes calls of other servers in the tasks of `deps`, until these stop.
+pub fn serve(listener: TcpListener, deps: &Deps, handler: Arc<dyn PeerHandler>) {
+    let handler = Arc::new(EveryRole { metrics: Arc::clone(&deps.metrics), own: handler });
+    deps.tasks.spawn("peer.listen", listen(listener, Arc::clone(&deps.peer_secret), handler, deps.tasks.clone()));
+}
+
+/// Answers what every role answers, and passes the rest on.
+struct EveryRole {
+    metrics: Arc<Metrics>,
+    own: Arc<dyn PeerHandler>,
+}
+
+#[async_trait]
+impl PeerHandler for EveryRole {
+    async fn handle(&self, call: Call) -> Answer {
+        match call {
+            Call::Metrics => Answer::Metrics(prometheus::render(&[Arc::clone(&self.metrics)])),
+            call => self.own.handle(call).await,
+        }
+    }
+}
+
 /// Accepts links until the tasks stop.
-pub async fn listen(listener: TcpListener, secret: Arc<[u8]>, handler: Arc<dyn PeerHandler>, tasks: Tasks) {
+async fn listen(listener: TcpListener, secret: Arc<[u8]>, handler: Arc<dyn PeerHandler>, tasks: Tasks) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -149,7 +186,7 @@ pub async fn listen(listener: TcpListener, secret: Arc<[u8]>, handler: Arc<dyn P
             let mut wire = framed(stream);
             let admitted = tokio::time::timeout(CALL_TIMEOUT, admit(&mut wire, &secret)).await;
             if admitted == Ok(true) {
-                serve(wire, handler).await;
+                answer_calls(wire, handler).await;
             }
         });
     }
@@ -167,7 +204,7 @@ async fn admit(wire: &mut Wire, secret: &[u8]) -> bool {
 }
 
 /// Answers calls, several at a time, until the caller closes. Answers may overtake each other.
-async fn serve(wire: Wire, handler: Arc<dyn PeerHandler>) {
+async fn answer_calls(wire: Wire, handler: Arc<dyn PeerHandler>) {
     let (mut sink, stream) = wire.split();
     let mut answers = stream
         .filter_map(|frame| async { serde_json::from_slice::<Numbered<Call>>(&frame.ok()?).ok() })
@@ -339,7 +376,7 @@ mod tests {
     fn start(tasks: &Tasks) -> SocketAddr {
         let listener = net::listen("127.0.0.1:0".parse().expect("valid")).expect("binds");
         let address = listener.local_addr().expect("bound");
-        tasks.spawn("test.peer", listen(listener, b"secret".as_slice().into(), Arc::new(Echo), tasks.clone()));
+        tasks.spawn("test.peer", super::listen(listener, b"secret".as_slice().into(), Arc::new(Echo), tasks.clone()));
         address
     }
 
@@ -375,7 +412,7 @@ mod tests {
         drop(free);
         assert!(peers.call(address, &Call::LogOut(Uuid::nil())).await.is_err());
         let listener = net::listen(address).expect("binds");
-        tasks.spawn("test.peer", listen(listener, b"secret".as_slice().into(), Arc::new(Echo), tasks.clone()));
+        tasks.spawn("test.peer", super::listen(listener, b"secret".as_slice().into(), Arc::new(Echo), tasks.clone()));
         assert_eq!(peers.call(address, &Call::LogOut(Uuid::nil())).await.expect("answers"), Answer::Done);
         tasks.stop();
     }

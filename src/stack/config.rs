@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::backends::Engines;
 use crate::backends::registry::Role;
-use crate::server::{api, chat, presence};
+use crate::protocol::ServerName;
+use crate::server::{api, chat, gateway, presence};
 
 /// Most servers of one role in one process.
 pub const SERVERS_MAX: usize = 64;
@@ -25,12 +26,18 @@ pub struct Config {
     pub api_port: u16,
     /// Port of the first chat server, 0 for any; further ones take the next ports.
     pub chat_port: u16,
+    /// Port of the first gateway for HTTP, 0 for any; further ones take the next ports.
+    pub gateway_port: u16,
+    /// Port of the first gateway for WebSockets, 0 for any; further ones take the next ports.
+    pub gateway_chat_port: u16,
     /// Chat servers.
     pub chat_servers: usize,
     /// Presence servers.
     pub presence_servers: usize,
     /// API servers.
     pub api_servers: usize,
+    /// Gateways. Without one, clients are sent straight to the chat servers.
+    pub gateways: usize,
     /// Number of the first server of each role: `chat-4` when it is 4. For stacks that are spread over processes.
     pub first_number: usize,
     /// Whether the push service runs.
@@ -51,6 +58,8 @@ pub struct Config {
     pub presence: presence::Config,
     /// Settings of each API server.
     pub api: api::Config,
+    /// Settings of each gateway.
+    pub gateway: gateway::Config,
 }
 
 impl Default for Config {
@@ -60,9 +69,12 @@ impl Default for Config {
             host: IpAddr::from([127, 0, 0, 1]),
             api_port: 0,
             chat_port: 0,
+            gateway_port: 0,
+            gateway_chat_port: 0,
             chat_servers: 1,
             presence_servers: 1,
             api_servers: 1,
+            gateways: 0,
             first_number: 1,
             push: true,
             partitions: 16,
@@ -72,6 +84,7 @@ impl Default for Config {
             chat: chat::Config::default(),
             presence: presence::Config::default(),
             api: api::Config::default(),
+            gateway: gateway::Config::default(),
         }
     }
 }
@@ -86,6 +99,7 @@ impl Config {
             ("chat_servers", self.chat_servers),
             ("presence_servers", self.presence_servers),
             ("api_servers", self.api_servers),
+            ("gateways", self.gateways),
         ];
         for (name, count) in counts {
             if count > SERVERS_MAX {
@@ -106,8 +120,55 @@ impl Config {
         self.chat_servers = count(Role::Chat, self.chat_servers);
         self.presence_servers = count(Role::Presence, self.presence_servers);
         self.api_servers = count(Role::Api, self.api_servers);
+        self.gateways = count(Role::Gateway, self.gateways);
         self.push = roles.contains(&Role::Push);
         self
+    }
+}
+
+/// One server of a stack.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// What it does.
+    pub role: Role,
+    /// Its name.
+    pub name: ServerName,
+    /// Port for clients, 0 for any; not used by roles without clients.
+    pub port: u16,
+    /// Port of a gateway for WebSockets, 0 for any.
+    pub websocket_port: u16,
+}
+
+impl Config {
+    /// Every server, in the order in which they start: those that others look for come first.
+    #[must_use]
+    pub fn places(&self) -> Vec<Place> {
+        let counts = [
+            (Role::Presence, self.presence_servers),
+            (Role::Chat, self.chat_servers),
+            (Role::Push, usize::from(self.push)),
+            (Role::Gateway, self.gateways),
+            (Role::Api, self.api_servers),
+        ];
+        counts
+            .into_iter()
+            .flat_map(|(role, count)| (0..count).map(move |n| self.place(role, self.first_number + n)))
+            .collect()
+    }
+
+    /// The server of a role and a number; the ports are those of the first one and up.
+    #[must_use]
+    pub fn place(&self, role: Role, number: usize) -> Place {
+        let name = format!("{role}-{number}").parse().expect("a role and a number make a valid name");
+        let after = (number - self.first_number.min(number)) as u16;
+        let port = |first: u16| if first == 0 { 0 } else { first.saturating_add(after) };
+        let (port, websocket_port) = match role {
+            Role::Presence | Role::Push => (0, 0),
+            Role::Chat => (port(self.chat_port), 0),
+            Role::Api => (port(self.api_port), 0),
+            Role::Gateway => (port(self.gateway_port), port(self.gateway_chat_port)),
+        };
+        Place { role, name, port, websocket_port }
     }
 }
 

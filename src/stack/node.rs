@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use tokio::runtime::Runtime;
 
-use super::config::Config;
-use super::running::StackError;
+use super::config::{Config, Place};
+use super::running::{NodeInfo, StackError};
 use crate::backends::registry::Role;
 use crate::protocol::ServerName;
 use crate::runtime::{Tasks, net};
 use crate::server::chat::tamper::Tamper;
-use crate::server::chat::{self, ChatServer, Listeners};
-use crate::server::{Deps, api, presence, push};
+use crate::server::chat::{self, ChatServer};
+use crate::server::{Deps, Listeners, api, gateway, presence, push};
 
 /// How long tasks may take to end once they are told to.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -25,6 +25,8 @@ pub(super) struct Node {
     pub(super) role: Role,
     /// Where it is reached: clients of chat and API servers, peers of presence servers. `None` for push.
     pub(super) address: Option<SocketAddr>,
+    /// Where a gateway takes WebSockets.
+    websocket_address: Option<SocketAddr>,
     tasks: Tasks,
     chat: Option<Arc<ChatServer>>,
     /// `None` once the node is stopped or killed.
@@ -34,13 +36,12 @@ pub(super) struct Node {
 impl Node {
     /// Starts a server and returns when it is announced.
     pub(super) async fn start(
-        role: Role,
+        place: Place,
         deps: Deps,
         config: &Config,
-        port: u16,
         tamper: Option<Arc<dyn Tamper>>,
     ) -> Result<Self, StackError> {
-        let name = deps.name.clone();
+        let (name, role) = (place.name.clone(), place.role);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name(format!("srv-{name}"))
@@ -49,9 +50,8 @@ impl Node {
             .map_err(|source| StackError::Runtime { server: name.clone(), source })?;
         let tasks = deps.tasks.clone();
         let config = config.clone();
-        let server = name.clone();
-        let started = runtime.spawn(async move { start_role(role, deps, config, port, tamper, &server).await });
-        let (address, chat) = match started.await {
+        let started = runtime.spawn(async move { start_role(&place, deps, config, tamper).await });
+        let Started { address, websocket_address, chat } = match started.await {
             Ok(Ok(started)) => started,
             Ok(Err(error)) => {
                 runtime.shutdown_background();
@@ -62,7 +62,17 @@ impl Node {
                 return Err(StackError::Runtime { server: name, source: std::io::Error::other(error) });
             }
         };
-        Ok(Self { name, role, address, tasks, chat, runtime: Some(runtime) })
+        Ok(Self { name, role, address, websocket_address, tasks, chat, runtime: Some(runtime) })
+    }
+
+    pub(super) fn info(&self) -> NodeInfo {
+        NodeInfo {
+            name: self.name.clone(),
+            role: self.role,
+            address: self.address,
+            websocket_address: self.websocket_address,
+            is_running: self.is_running(),
+        }
     }
 
     pub(super) fn is_running(&self) -> bool {
@@ -102,38 +112,47 @@ impl Drop for Node {
     }
 }
 
-type Started = (Option<SocketAddr>, Option<Arc<ChatServer>>);
+/// What a start gives.
+struct Started {
+    address: Option<SocketAddr>,
+    websocket_address: Option<SocketAddr>,
+    chat: Option<Arc<ChatServer>>,
+}
+
+impl Started {
+    const fn at(address: SocketAddr) -> Self {
+        Self { address: Some(address), websocket_address: None, chat: None }
+    }
+}
 
 async fn start_role(
-    role: Role,
+    place: &Place,
     deps: Deps,
     config: Config,
-    port: u16,
     tamper: Option<Arc<dyn Tamper>>,
-    name: &ServerName,
 ) -> Result<Started, StackError> {
-    let failed = |source| StackError::Start { server: name.clone(), source };
-    match role {
+    let failed = |source| StackError::Start { server: place.name.clone(), source };
+    let bind = |port| bind(&place.name, config.host, port);
+    let listeners = || Ok::<_, StackError>(Listeners { clients: bind(place.port)?, peers: bind(0)? });
+    Ok(match place.role {
         Role::Chat => {
-            let listeners = Listeners { clients: bind(name, config.host, port)?, peers: bind(name, config.host, 0)? };
-            let server = chat::start(listeners, deps, config.chat, tamper).await.map_err(failed)?;
-            Ok((Some(server.address()), Some(server)))
+            let server = chat::start(listeners()?, deps, config.chat, tamper).await.map_err(failed)?;
+            Started { chat: Some(Arc::clone(&server)), ..Started::at(server.address()) }
         }
-        Role::Presence => {
-            let listener = bind(name, config.host, port)?;
-            let address = presence::start(listener, deps, config.presence).await.map_err(failed)?;
-            Ok((Some(address), None))
-        }
-        Role::Api => {
-            let listener = bind(name, config.host, port)?;
-            let address = api::start(listener, deps, config.api).await.map_err(failed)?;
-            Ok((Some(address), None))
-        }
+        Role::Presence => Started::at(presence::start(bind(0)?, deps, config.presence).await.map_err(failed)?),
+        Role::Api => Started::at(api::start(listeners()?, deps, config.api).await.map_err(failed)?),
         Role::Push => {
-            push::start(deps).await.map_err(|e| failed(e.into()))?;
-            Ok((None, None))
+            push::start(bind(0)?, deps).await.map_err(failed)?;
+            Started { address: None, websocket_address: None, chat: None }
         }
-    }
+        Role::Gateway => {
+            let http = bind(place.port)?;
+            let address = http.local_addr().map_err(|e| failed(e.into()))?;
+            let listeners = Listeners { clients: bind(place.websocket_port)?, peers: bind(0)? };
+            let websockets = gateway::start(listeners, http, deps, config.gateway).await.map_err(failed)?;
+            Started { websocket_address: Some(websockets), ..Started::at(address) }
+        }
+    })
 }
 
 fn bind(server: &ServerName, host: IpAddr, port: u16) -> Result<tokio::net::TcpListener, StackError> {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::future::join_all;
+use serde::{Deserialize, Serialize};
 
 use super::config::Config;
 use super::node::Node;
@@ -74,7 +75,7 @@ pub enum StackError {
 }
 
 /// A server of the stack.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeInfo {
     /// Its name.
     pub name: ServerName,
@@ -82,6 +83,8 @@ pub struct NodeInfo {
     pub role: Role,
     /// Where it is reached.
     pub address: Option<SocketAddr>,
+    /// Where a gateway takes WebSockets.
+    pub websocket_address: Option<SocketAddr>,
     /// False once it was stopped or killed.
     pub is_running: bool,
 }
@@ -147,10 +150,10 @@ impl Stack {
         let tokens = Arc::new(auth::Tokens::new(&secret, config.token_lifetime.as_secs()));
         let metrics = Registry::default();
         let mut stack = Self { nodes: Vec::new(), config, metrics, backends, data };
-        for (role, name, port) in stack.plan() {
-            let server_metrics = stack.metrics.register(role.name(), name.as_str());
+        for place in stack.config.places() {
+            let server_metrics = stack.metrics.register(place.role.name(), place.name.as_str());
             let deps = Deps {
-                name,
+                name: place.name.clone(),
                 backends: stack.backends.timed(&server_metrics),
                 metrics: server_metrics,
                 registry: stack.metrics.clone(),
@@ -158,41 +161,24 @@ impl Stack {
                 peer_secret: Arc::clone(&secret),
                 tasks: Tasks::new(),
             };
-            let node = Node::start(role, deps, &stack.config, port, tamper.clone()).await?;
+            let node = Node::start(place, deps, &stack.config, tamper.clone()).await?;
             stack.nodes.push(node);
         }
         Ok(stack)
     }
 
-    /// Every server with its name and port, in the order in which they start: those that others look for come first.
-    fn plan(&self) -> Vec<(Role, ServerName, u16)> {
-        let c = &self.config;
-        let mut plan = Vec::new();
-        let mut add = |role: Role, count: usize, port: u16| {
-            for n in 0..count {
-                let name = format!("{role}-{}", c.first_number + n).parse().expect("a valid name");
-                plan.push((role, name, if port == 0 { 0 } else { port.saturating_add(n as u16) }));
-            }
-        };
-        add(Role::Presence, c.presence_servers, 0);
-        add(Role::Chat, c.chat_servers, c.chat_port);
-        add(Role::Push, usize::from(c.push), 0);
-        add(Role::Api, c.api_servers, c.api_port);
-        plan
-    }
-
     /// The servers, in the order in which they started.
     #[must_use]
     pub fn nodes(&self) -> Vec<NodeInfo> {
-        let info =
-            |n: &Node| NodeInfo { name: n.name.clone(), role: n.role, address: n.address, is_running: n.is_running() };
-        self.nodes.iter().map(info).collect()
+        self.nodes.iter().map(Node::info).collect()
     }
 
-    /// Address of the first API server, as `http://host:port`.
+    /// Address for HTTP, as `http://host:port`: of the first gateway, or of the first API server.
     #[must_use]
     pub fn api_url(&self) -> Option<String> {
-        let node = self.nodes.iter().find(|n| n.role == Role::Api)?;
+        let nodes = self.nodes();
+        let of_role = |role| nodes.iter().find(|n| n.role == role);
+        let node = of_role(Role::Gateway).or_else(|| of_role(Role::Api))?;
         Some(format!("http://{}", node.address?))
     }
 

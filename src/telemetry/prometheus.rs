@@ -1,35 +1,35 @@
 //! Prometheus text exposition format 0.0.4: writing it, and reading back what a stack wrote.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
+use std::sync::Arc;
 
-use super::metrics::{Counter, Gauge, Registry, Timer};
+use super::metrics::{Counter, Gauge, Metrics, Timer};
 
 /// Value of the `Content-Type` header.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 const QUANTILES: [f64; 3] = [0.5, 0.99, 0.999];
 
-/// Writes every metric of every server in this process.
+/// Writes every metric of some servers.
 #[must_use]
-pub fn render(registry: &Registry) -> String {
-    let servers = registry.all();
+pub fn render(servers: &[Arc<Metrics>]) -> String {
     let mut out = String::new();
     for &counter in Counter::ALL {
         heading(&mut out, counter.name(), "counter");
-        for m in &servers {
+        for m in servers {
             sample(&mut out, counter.name(), m.role(), m.server(), m.counted(counter));
         }
     }
     for &gauge in Gauge::ALL {
         heading(&mut out, gauge.name(), "gauge");
-        for m in &servers {
+        for m in servers {
             sample(&mut out, gauge.name(), m.role(), m.server(), m.gauge(gauge));
         }
     }
     for &timer in Timer::ALL {
         heading(&mut out, timer.name(), "summary");
-        for m in &servers {
+        for m in servers {
             let latency = m.timer(timer);
             let labels = format!("role=\"{}\",server=\"{}\"", m.role(), m.server());
             for q in QUANTILES {
@@ -48,6 +48,30 @@ fn heading(out: &mut String, name: &str, kind: &str) {
 
 fn sample(out: &mut String, name: &str, role: &str, server: &str, value: u64) {
     let _ = writeln!(out, "{name}{{role=\"{role}\",server=\"{server}\"}} {value}");
+}
+
+/// Puts texts of several servers together. All samples of a metric stand behind its heading, as the format wants it.
+#[must_use]
+pub fn merge(texts: &[String]) -> String {
+    let mut metrics: Vec<(&str, Vec<&str>)> = Vec::new();
+    let mut places: HashMap<&str, usize> = HashMap::new();
+    for text in texts {
+        let mut place = None;
+        for line in text.lines() {
+            if line.starts_with('#') {
+                let next = metrics.len();
+                let known = *places.entry(line).or_insert(next);
+                if known == next {
+                    metrics.push((line, Vec::new()));
+                }
+                place = Some(known);
+            } else if let Some(place) = place {
+                metrics[place].1.push(line);
+            }
+        }
+    }
+    let lines = metrics.into_iter().flat_map(|(heading, samples)| std::iter::once(heading).chain(samples));
+    lines.fold(String::new(), |text, line| text + line + "\n")
 }
 
 /// One server's figures as a scraper sees them.
@@ -100,6 +124,15 @@ fn label<'a>(labels: &'a str, name: &str) -> Option<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::Registry;
+
+    #[test]
+    fn merged_texts_have_each_heading_once_and_every_server() {
+        let one = |server| render(&[Arc::new(Metrics::new("chat", server))]);
+        let merged = merge(&[one("chat-1"), one("chat-2")]);
+        assert_eq!(parse(&merged).len(), 2);
+        assert_eq!(merged.matches("# TYPE chatctl_connections gauge").count(), 1);
+    }
 
     #[test]
     fn a_scrape_reads_back_what_was_rendered() {
@@ -108,7 +141,7 @@ mod tests {
         metrics.add(Counter::Deliveries, 7);
         metrics.set(Gauge::Connections, 3);
         metrics.time_us(Timer::Send, 1500);
-        let scraped = parse(&render(&registry));
+        let scraped = parse(&render(&registry.all()));
         let chat = &scraped["chat-1"];
         assert_eq!(chat.role, "chat");
         assert!((chat.counter(Counter::Deliveries) - 7.0).abs() < f64::EPSILON);

@@ -33,6 +33,18 @@ pub(crate) async fn start() -> Stack {
 
 /// One request on a connection of its own; status and body.
 pub(crate) async fn http(stack: &Stack, method: &str, path: &str, token: &str, body: &Value) -> (u16, Value) {
+    let (status, body) = exchange(stack, method, path, token, body).await;
+    (status, serde_json::from_str(&body).unwrap_or(Value::Null))
+}
+
+/// The body of a page that is no JSON.
+pub(crate) async fn http_text(stack: &Stack, path: &str) -> String {
+    let (status, body) = exchange(stack, "GET", path, "", &Value::Null).await;
+    assert_eq!(status, 200, "{body}");
+    body
+}
+
+async fn exchange(stack: &Stack, method: &str, path: &str, token: &str, body: &Value) -> (u16, String) {
     let url = stack.api_url().expect("there is an API");
     let address = url.strip_prefix("http://").expect("plain HTTP");
     let mut stream = TcpStream::connect(address).await.expect("connects");
@@ -47,7 +59,19 @@ pub(crate) async fn http(stack: &Stack, method: &str, path: &str, token: &str, b
     tokio::time::timeout(LIMIT, stream.read_to_string(&mut answer)).await.expect("in time").expect("reads");
     let (head, body) = answer.split_once("\r\n\r\n").expect("a whole answer");
     let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).expect("a status");
-    (status, serde_json::from_str(body).unwrap_or(Value::Null))
+    let is_chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
+    (status, if is_chunked { unchunked(body) } else { body.to_owned() })
+}
+
+/// The text in chunks of HTTP/1.1.
+fn unchunked(mut body: &str) -> String {
+    let mut text = String::new();
+    while let Some((size, rest)) = body.split_once("\r\n") {
+        let size = usize::from_str_radix(size, 16).expect("a size");
+        text.push_str(&rest[..size]);
+        body = rest[size..].trim_start_matches("\r\n");
+    }
+    text
 }
 
 /// A user with a token.
@@ -88,6 +112,8 @@ pub(crate) async fn sync(stack: &Stack, person: &Person, conversation: &str, aft
 }
 
 pub(crate) struct Socket {
+    /// The chat server at the other end, by its `welcome`.
+    pub(crate) server: String,
     inner: WebSocketStream<MaybeTlsStream<TcpStream>>,
 }
 
@@ -99,15 +125,17 @@ impl Socket {
         request.headers_mut().insert("authorization", bearer);
         request.headers_mut().insert("sec-websocket-protocol", "chatctl.v1".parse().expect("valid"));
         let (inner, _) = connect_async(request).await.expect("upgrades");
-        let mut socket = Self { inner };
-        assert_eq!(socket.next().await["type"], "welcome");
+        let mut socket = Self { inner, server: String::new() };
+        let welcome = socket.next().await;
+        assert_eq!(welcome["type"], "welcome");
+        welcome["server"].as_str().expect("a name").clone_into(&mut socket.server);
         socket
     }
 
     /// Connects without a token; nothing is waited for.
     pub(crate) async fn open_bare(url: &str) -> Self {
         let (inner, _) = connect_async(url).await.expect("upgrades");
-        Self { inner }
+        Self { inner, server: String::new() }
     }
 
     pub(crate) async fn say(&mut self, frame: Value) {

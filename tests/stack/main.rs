@@ -4,5 +4,6 @@ mod client;
 mod conformance;
 mod engines;
 mod faults;
+mod gateway;
 mod proofs;
 mod talk;

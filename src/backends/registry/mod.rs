@@ -34,11 +34,13 @@ pub enum Role {
     Api,
     /// Hands notifications over.
     Push,
+    /// Passes connections and requests on to chat and API servers.
+    Gateway,
 }
 
 impl Role {
     /// All roles.
-    pub const ALL: [Self; 4] = [Self::Chat, Self::Presence, Self::Api, Self::Push];
+    pub const ALL: [Self; 5] = [Self::Chat, Self::Presence, Self::Api, Self::Push, Self::Gateway];
 
     /// The role's name, as in `--role` and in metrics.
     #[must_use]
@@ -48,6 +50,7 @@ impl Role {
             Self::Presence => "presence",
             Self::Api => "api",
             Self::Push => "push",
+            Self::Gateway => "gateway",
         }
     }
 }
@@ -78,7 +81,7 @@ pub struct ServerEntry {
     pub role: Role,
     /// Where clients reach it.
     pub address: SocketAddr,
-    /// Where other servers reach it; `None` where nobody needs to.
+    /// Where other servers reach it, by peer links.
     pub peer: Option<SocketAddr>,
     /// Open connections.
     pub load: u64,

@@ -46,13 +46,16 @@ pub(crate) struct UpArgs {
     /// Number of API servers
     #[arg(long, value_name = "N", env = "CHATCTL_API_SERVERS")]
     api_servers: Option<usize>,
+    /// Number of gateways
+    #[arg(long, value_name = "N", env = "CHATCTL_GATEWAYS")]
+    gateways: Option<usize>,
 }
 
 #[derive(clap::Args)]
 pub(crate) struct ServeArgs {
     #[command(flatten)]
     common: Common,
-    /// Roles to run: chat, presence, api, push
+    /// Roles to run: chat, presence, api, push, gateway
     #[arg(long, value_delimiter = ',', required = true)]
     role: Vec<Role>,
     /// Number of the server, or of the first of each role: 4 makes chat-4
@@ -90,6 +93,7 @@ pub(crate) fn run_up(args: UpArgs) -> Result<u8, Failure> {
     config.chat_servers = args.chat_servers.unwrap_or(config.chat_servers);
     config.presence_servers = args.presence_servers.unwrap_or(config.presence_servers);
     config.api_servers = args.api_servers.unwrap_or(config.api_servers);
+    config.gateways = args.gateways.unwrap_or(config.gateways);
     run(config)
 }
 
@@ -140,6 +144,10 @@ fn print_addresses(stack: &Stack) {
     for node in stack.nodes() {
         let address = match (node.role, node.address) {
             (Role::Api, Some(address)) => format!("http://{address}"),
+            (Role::Gateway, Some(address)) => {
+                let websockets = node.websocket_address.map(|a| format!(", ws://{a}{}", chatctl::protocol::CHAT_PATH));
+                format!("http://{address}{}", websockets.unwrap_or_default())
+            }
             (Role::Chat, Some(address)) => format!("ws://{address}{}", chatctl::protocol::CHAT_PATH),
             (_, Some(address)) => format!("peers on {address}"),
             (_, None) => "-".to_owned(),

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::extract::{Body, Caller, InPath, Params};
 use super::status::Failure;
 use super::{ApiServer, App};
-use crate::backends::registry::Role;
+use crate::backends::registry::{Role, ServerEntry};
 use crate::protocol::api::{Friends, LoggedIn, Login, Placement, Profile, ProfileChange, Signup, UserRef};
 use crate::protocol::{CHAT_PATH, ErrorCode, ServerName, UserId};
 use crate::server::peer::Call;
@@ -78,7 +78,23 @@ fn place(server: &ApiServer, user: UserId, avoid: Option<&ServerName>) -> Answer
         return Err(Failure::retry_later(ErrorCode::Unavailable, message, 1_000));
     };
     server.cluster.note_placed(&chosen.name);
-    Ok(Placement { server: chosen.name.clone(), url: format!("ws://{}{CHAT_PATH}", chosen.address) })
+    Ok(Placement { server: chosen.name.clone(), url: chat_url(server, chosen) })
+}
+
+/// Where a client connects to be on a chat server: through the balancer of the configuration, through the gateway with the
+/// fewest connections, or straight.
+fn chat_url(server: &ApiServer, chosen: &ServerEntry) -> String {
+    if let Some(balancer) = &server.config.public_chat_url {
+        return format!("{}/{}", balancer.trim_end_matches('/'), chosen.name);
+    }
+    let gateways = server.cluster.servers(Role::Gateway);
+    match gateways.iter().min_by_key(|gateway| server.cluster.load(gateway)) {
+        Some(gateway) => {
+            server.cluster.note_placed(&gateway.name);
+            format!("ws://{}{CHAT_PATH}/{}", gateway.address, chosen.name)
+        }
+        None => format!("ws://{}{CHAT_PATH}", chosen.address),
+    }
 }
 
 #[derive(Deserialize)]

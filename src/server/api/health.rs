@@ -17,6 +17,7 @@ use crate::backends::BackendResult;
 use crate::backends::registry::Role;
 use crate::protocol::{ConversationId, UserId};
 use crate::runtime::clock;
+use crate::server::peer::{Answer, Call};
 use crate::telemetry::prometheus;
 
 /// How long an answer stands: probes of many balancers cost one look.
@@ -86,5 +87,25 @@ async fn probe<T>(call: impl Future<Output = BackendResult<T>>) -> String {
 }
 
 pub(super) async fn metrics(server: App) -> Response {
-    ([(header::CONTENT_TYPE, prometheus::CONTENT_TYPE)], prometheus::render(&server.deps.registry)).into_response()
+    ([(header::CONTENT_TYPE, prometheus::CONTENT_TYPE)], prometheus::render(&server.deps.registry.all()))
+        .into_response()
+}
+
+/// The figures of every live server, asked over peer links. A server that does not answer is left out.
+pub(super) async fn cluster_metrics(server: App) -> Response {
+    let here = server.deps.registry.all();
+    let mut texts = vec![prometheus::render(&here)];
+    let elsewhere: Vec<_> = Role::ALL
+        .into_iter()
+        .flat_map(|role| server.cluster.servers(role).to_vec())
+        .filter(|entry| here.iter().all(|m| m.server() != entry.name.as_str()))
+        .filter_map(|entry| entry.peer)
+        .collect();
+    let asked = elsewhere.into_iter().map(|peer| server.peers.call(peer, &Call::Metrics));
+    for answer in futures_util::future::join_all(asked).await {
+        if let Ok(Answer::Metrics(text)) = answer {
+            texts.push(text);
+        }
+    }
+    ([(header::CONTENT_TYPE, prometheus::CONTENT_TYPE)], prometheus::merge(&texts)).into_response()
 }

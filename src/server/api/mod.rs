@@ -4,7 +4,7 @@ mod accounts;
 mod conversations;
 mod extract;
 mod health;
-mod status;
+pub(super) mod status;
 mod sync;
 
 use std::net::SocketAddr;
@@ -23,14 +23,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use self::status::Failure;
-use super::Deps;
 use super::auth::{PasswordCost, Passwords};
 use super::chat::ChatError;
 use super::cluster::{self, Cluster};
 use super::ordering::Ordering;
-use super::peer::{Call, Peers};
+use super::peer::{self, Call, NothingOfItsOwn, Peers};
 use super::placement::Placement;
 use super::rate::Buckets;
+use super::{Deps, Listeners};
 use crate::backends::registry::{Role, ServerEntry};
 use crate::protocol::ErrorCode;
 use crate::runtime::{clock, net};
@@ -63,6 +63,9 @@ pub struct Config {
     pub logins_per_second: u32,
     /// Connections that the server holds at most.
     pub connections_max: usize,
+    /// WebSocket address of a balancer in front of the chat servers, such as `ws://chat.example.com:443/ws`, which clients
+    /// are sent to instead; the name of their server is put behind it as a path. A gateway of the stack needs no setting.
+    pub public_chat_url: Option<String>,
 }
 
 impl Default for Config {
@@ -72,6 +75,7 @@ impl Default for Config {
             password_cost: PasswordCost::default(),
             logins_per_second: 1,
             connections_max: 10_000,
+            public_chat_url: None,
         }
     }
 }
@@ -94,8 +98,8 @@ type App = State<Arc<ApiServer>>;
 ///
 /// # Errors
 /// When the registry does not answer, the listener is of no use, or the password cost is not valid.
-pub async fn start(listener: TcpListener, deps: Deps, config: Config) -> Result<SocketAddr, ChatError> {
-    let address = listener.local_addr()?;
+pub async fn start(listeners: Listeners, deps: Deps, config: Config) -> Result<SocketAddr, ChatError> {
+    let (address, peer) = (listeners.clients.local_addr()?, listeners.peers.local_addr()?);
     let passwords = Passwords::new(config.password_cost).map_err(std::io::Error::other)?;
     let server = Arc::new(ApiServer {
         cluster: Cluster::start(&deps).await,
@@ -108,14 +112,15 @@ pub async fn start(listener: TcpListener, deps: Deps, config: Config) -> Result<
         deps: deps.clone(),
     });
     let connections = Arc::new(Semaphore::new(server.config.connections_max));
-    deps.tasks.spawn("api.accept", accept_loop(listener, router(&server), deps.clone(), connections));
+    peer::serve(listeners.peers, &deps, Arc::new(NothingOfItsOwn));
+    deps.tasks.spawn("api.accept", accept_loop(listeners.clients, router(&server), deps.clone(), connections));
     let epoch = clock::unix_ms();
     let name = deps.name.clone();
     cluster::announce(&deps, move || ServerEntry {
         name: name.clone(),
         role: Role::Api,
         address,
-        peer: None,
+        peer: Some(peer),
         load: 0,
         draining: false,
         epoch,
@@ -149,6 +154,7 @@ fn router(server: &Arc<ApiServer>) -> Router {
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))
         .route("/metrics", get(health::metrics))
+        .route("/metrics/cluster", get(health::cluster_metrics))
         .fallback(|| async { Failure::new(ErrorCode::NotFound, "there is nothing at this path, see docs/protocol.md") })
         .method_not_allowed_fallback(|| async { status::method_not_allowed() })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))

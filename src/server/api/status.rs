@@ -10,14 +10,14 @@ use crate::protocol::api::ApiError;
 
 /// A request that failed.
 #[derive(Debug)]
-pub(super) struct Failure(ApiError);
+pub(in crate::server) struct Failure(ApiError);
 
 impl Failure {
-    pub(super) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+    pub(in crate::server) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self(ApiError { code, message: message.into(), retry_after_ms: None })
     }
 
-    pub(super) fn retry_later(code: ErrorCode, message: impl Into<String>, retry_after_ms: u64) -> Self {
+    pub(in crate::server) fn retry_later(code: ErrorCode, message: impl Into<String>, retry_after_ms: u64) -> Self {
         Self(ApiError { code, message: message.into(), retry_after_ms: Some(retry_after_ms) })
     }
 }

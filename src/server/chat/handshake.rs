@@ -14,7 +14,7 @@ use super::{ChatServer, Identity};
 use crate::protocol::api::ApiError;
 use crate::protocol::frames::{ErrorFrame, FrameError};
 use crate::protocol::websocket::{self, Decoder, Event, Role};
-use crate::protocol::{CHAT_PATH, ClientFrame, CloseCode, ECHO_PATH, ErrorCode, SUBPROTOCOL, ServerFrame};
+use crate::protocol::{CHAT_PATH, ClientFrame, CloseCode, ECHO_PATH, ErrorCode, SUBPROTOCOL, ServerFrame, ServerName};
 use crate::server::auth;
 use crate::telemetry::{Counter, prometheus};
 
@@ -178,7 +178,7 @@ fn check(server: &ChatServer, request: &httparse::Request<'_, '_>, rest: Vec<u8>
     }
     let path = request.path.unwrap_or_default().split('?').next().unwrap_or_default();
     let is_echo = path == ECHO_PATH && server.config.echo;
-    if path != CHAT_PATH && !is_echo {
+    if !is_chat(path) && !is_echo {
         return Err(plain_http(server, path));
     }
     if !has_token("connection", "upgrade") || !has_token("upgrade", "websocket") {
@@ -210,6 +210,12 @@ fn check(server: &ChatServer, request: &httparse::Request<'_, '_>, rest: Vec<u8>
     })
 }
 
+/// Whether a path is the chat's: `/ws`, or `/ws/NAME` as a balancer gets it to find this server.
+fn is_chat(path: &str) -> bool {
+    let name = path.strip_prefix(CHAT_PATH).map(|rest| rest.strip_prefix('/').unwrap_or(rest));
+    name.is_some_and(|name| path == CHAT_PATH || name.parse::<ServerName>().is_ok())
+}
+
 /// The few paths that are answered without an upgrade.
 fn plain_http(server: &ChatServer, path: &str) -> Refusal {
     let ok = |content_type, body| Refusal { status: "200 OK", content_type, body };
@@ -219,7 +225,7 @@ fn plain_http(server: &ChatServer, path: &str) -> Refusal {
             ok("application/json", r#"{"status":"ready"}"#.to_owned())
         }
         "/health/ready" => Refusal::error("503 Service Unavailable", ErrorCode::Unavailable, "this server drains"),
-        "/metrics" => ok(prometheus::CONTENT_TYPE, prometheus::render(&server.deps.registry)),
+        "/metrics" => ok(prometheus::CONTENT_TYPE, prometheus::render(&server.deps.registry.all())),
         _ => Refusal::error("404 Not Found", ErrorCode::NotFound, "the chat is at /ws"),
     }
 }

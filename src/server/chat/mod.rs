@@ -39,7 +39,7 @@ use super::cluster::{self, Cluster};
 use super::members::Members;
 use super::ordering::Ordering;
 use super::peer::{self, Answer, Call, PeerHandler, Peers};
-use super::{Deps, auth};
+use super::{Deps, Listeners, auth};
 use crate::backends::log::{LogReader, Topic};
 use crate::backends::registry::{Role, ServerEntry};
 use crate::backends::sessions::{SESSION_TTL, Session};
@@ -94,14 +94,6 @@ impl Default for Config {
             echo_message_bytes_max: 16 << 20,
         }
     }
-}
-
-/// What a chat server listens on; bound by the caller.
-pub struct Listeners {
-    /// For clients.
-    pub clients: TcpListener,
-    /// For other servers.
-    pub peers: TcpListener,
 }
 
 /// A running chat server.
@@ -173,9 +165,8 @@ pub async fn start(
         deps,
     });
     let tasks = &server.deps.tasks;
-    let secret = Arc::clone(&server.deps.peer_secret);
     let handler: Arc<dyn PeerHandler> = Arc::clone(&server) as Arc<dyn PeerHandler>;
-    tasks.spawn("chat.peers", peer::listen(listeners.peers, secret, handler, tasks.clone()));
+    peer::serve(listeners.peers, &server.deps, handler);
     tasks.spawn("chat.accept", Arc::clone(&server).accept_loop(listeners.clients));
     tasks.spawn_until_stopped("chat.inbox_loop", Arc::clone(&server).inbox_loop());
     tasks.spawn_until_stopped("chat.head_loop", Arc::clone(&server).head_loop());
@@ -369,7 +360,7 @@ impl PeerHandler for ChatServer {
                 self.friends_changed(a, b, friends).await;
                 Answer::Done
             }
-            Call::Beats(_) => Answer::WrongRole,
+            Call::Beats(_) | Call::Metrics => Answer::WrongRole,
         }
     }
 }

@@ -70,8 +70,7 @@ pub async fn start(listener: TcpListener, deps: Deps, config: Config) -> Result<
     let cluster = Cluster::start(&deps).await;
     let server = Arc::new(PresenceServer { deps: deps.clone(), config, cluster, started_us: clock::now_us() });
     let handler: Arc<dyn PeerHandler> = Arc::clone(&server) as Arc<dyn PeerHandler>;
-    let secret = Arc::clone(&deps.peer_secret);
-    deps.tasks.spawn("presence.peers", peer::listen(listener, secret, handler, deps.tasks.clone()));
+    peer::serve(listener, &deps, handler);
     deps.tasks.spawn_until_stopped("presence.sweep_loop", server.sweep_loop());
     let epoch = clock::unix_ms();
     let name = deps.name.clone();

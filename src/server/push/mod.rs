@@ -1,13 +1,18 @@
 //! The push service: reads every inbox record and notifies recipients that have no live session.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::Deps;
-use super::chat::InboxHeader;
+use tokio::net::TcpListener;
+
+use super::chat::{ChatError, InboxHeader};
+use super::peer::{self, NothingOfItsOwn};
+use super::{Deps, cluster};
 use crate::backends::BackendResult;
 use crate::backends::log::{Delivered, GroupReader, Topic};
 use crate::backends::push::Notification;
+use crate::backends::registry::{Role, ServerEntry};
 use crate::protocol::UserId;
 use crate::runtime::clock;
 use crate::telemetry::Counter;
@@ -21,11 +26,25 @@ const GATHER: Duration = Duration::from_millis(100);
 /// Wait after a failure.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Starts the push service in the tasks of `deps`.
-pub async fn start(deps: Deps) -> BackendResult<()> {
+/// Starts the push service in the tasks of `deps`; `listener` is for other servers. It is announced when this returns.
+pub async fn start(listener: TcpListener, deps: Deps) -> Result<(), ChatError> {
+    let address = listener.local_addr()?;
     let reader = deps.backends.log.group(Topic::Inbox, GROUP).await?;
     let tasks = deps.tasks.clone();
-    tasks.spawn_until_stopped("push.loop", run(deps, reader));
+    peer::serve(listener, &deps, Arc::new(NothingOfItsOwn));
+    tasks.spawn_until_stopped("push.loop", run(deps.clone(), reader));
+    let epoch = clock::unix_ms();
+    let name = deps.name.clone();
+    cluster::announce(&deps, move || ServerEntry {
+        name: name.clone(),
+        role: Role::Push,
+        address,
+        peer: Some(address),
+        load: 0,
+        draining: false,
+        epoch,
+    })
+    .await?;
     Ok(())
 }
 

@@ -1,0 +1,181 @@
+//! The gateway: one address for clients. Passes WebSockets on as bytes (L4) and HTTP as requests (L7).
+//!
+//! | file | what |
+//! |---|---|
+//! | `tunnel` | the L4 side: from the first line of a connection to a chat server, then bytes both ways |
+//! | `proxy` | the L7 side: requests to the API server with the fewest under way |
+//!
+//! It keeps nothing: any gateway serves any client, and one that dies costs its clients a new connection.
+
+mod proxy;
+mod tunnel;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use self::proxy::Proxy;
+use super::chat::ChatError;
+use super::cluster::{self, Cluster};
+use super::peer::{self, NothingOfItsOwn};
+use super::{Deps, Listeners};
+use crate::backends::registry::{Role, ServerEntry};
+use crate::runtime::{clock, net};
+use crate::telemetry::{Counter, Gauge};
+
+/// How often the gauge of open connections is written.
+const GAUGE_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Settings of a gateway.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// WebSockets that the gateway passes on at most; each takes two descriptors.
+    pub tunnels_max: usize,
+    /// HTTP connections that the gateway holds at most.
+    pub http_connections_max: usize,
+    /// Time that a client has for the first line of a WebSocket upgrade.
+    #[serde(with = "humantime_serde")]
+    pub first_line_timeout: Duration,
+    /// Largest request body.
+    pub body_bytes_max: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            tunnels_max: 100_000,
+            http_connections_max: 10_000,
+            first_line_timeout: Duration::from_secs(10),
+            body_bytes_max: 64 << 20,
+        }
+    }
+}
+
+/// A running gateway.
+struct Gateway {
+    deps: Deps,
+    config: Config,
+    cluster: Arc<Cluster>,
+    proxy: Proxy,
+    /// WebSockets passed on now. Written by the tunnels, read by the registry's entry.
+    tunnels: AtomicU64,
+}
+
+/// Starts a gateway; it is announced when this returns. `listeners.clients` takes WebSockets, `http` takes requests.
+///
+/// # Errors
+/// When the registry does not answer, or a listener is of no use.
+pub async fn start(
+    listeners: Listeners,
+    http: TcpListener,
+    deps: Deps,
+    config: Config,
+) -> Result<SocketAddr, ChatError> {
+    let (address, peer) = (listeners.clients.local_addr()?, listeners.peers.local_addr()?);
+    let gateway = Arc::new(Gateway {
+        cluster: Cluster::start(&deps).await,
+        proxy: Proxy::default(),
+        tunnels: AtomicU64::new(0),
+        config,
+        deps: deps.clone(),
+    });
+    peer::serve(listeners.peers, &deps, Arc::new(NothingOfItsOwn));
+    deps.tasks.spawn("gateway.tunnels", Arc::clone(&gateway).accept_tunnels(listeners.clients));
+    deps.tasks.spawn("gateway.http", Arc::clone(&gateway).accept_requests(http));
+    deps.tasks.spawn_until_stopped("gateway.gauges", Arc::clone(&gateway).write_gauges());
+    let epoch = clock::unix_ms();
+    let name = deps.name.clone();
+    cluster::announce(&deps, move || ServerEntry {
+        name: name.clone(),
+        role: Role::Gateway,
+        address,
+        peer: Some(peer),
+        load: gateway.tunnels.load(Ordering::Relaxed),
+        draining: false,
+        epoch,
+    })
+    .await?;
+    Ok(address)
+}
+
+impl Gateway {
+    /// Accepts WebSockets until the server stops. Inputs: the listener, the word to stop.
+    async fn accept_tunnels(self: Arc<Self>, listener: TcpListener) {
+        let room = Arc::new(Semaphore::new(self.config.tunnels_max));
+        while let Some((stream, permit)) = self.accept(&listener, &room).await {
+            let gateway = Arc::clone(&self);
+            self.deps.tasks.spawn_until_stopped("gateway.tunnel", async move {
+                gateway.tunnels.fetch_add(1, Ordering::Relaxed);
+                gateway.deps.metrics.count(Counter::ConnectionsOpened);
+                let _leaving = Leaving(Arc::clone(&gateway));
+                tunnel::run(&gateway, stream).await;
+                drop(permit);
+            });
+        }
+    }
+
+    /// Accepts HTTP connections until the server stops. Inputs: the listener, the word to stop.
+    async fn accept_requests(self: Arc<Self>, listener: TcpListener) {
+        let room = Arc::new(Semaphore::new(self.config.http_connections_max));
+        while let Some((stream, permit)) = self.accept(&listener, &room).await {
+            let gateway = Arc::clone(&self);
+            self.deps.tasks.spawn("gateway.connection", async move {
+                proxy::serve(gateway, stream).await;
+                drop(permit);
+            });
+        }
+    }
+
+    /// The next connection, once there is room for it; `None` when the server stops.
+    async fn accept(
+        &self,
+        listener: &TcpListener,
+        room: &Arc<Semaphore>,
+    ) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+        loop {
+            let permit = tokio::select! {
+                permit = Arc::clone(room).acquire_owned() => permit.ok()?,
+                () = self.deps.tasks.stopped() => return None,
+            };
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = self.deps.tasks.stopped() => return None,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    net::set_options(&stream);
+                    return Some((stream, permit));
+                }
+                Err(error) => {
+                    if !net::is_transient_accept_error(&error) {
+                        tracing::error!(%error, server = %self.deps.name, "accept failed");
+                    }
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
+        }
+    }
+
+    async fn write_gauges(self: Arc<Self>) {
+        loop {
+            self.deps.metrics.set(Gauge::Connections, self.tunnels.load(Ordering::Relaxed));
+            tokio::time::sleep(GAUGE_INTERVAL).await;
+        }
+    }
+}
+
+/// Counts a tunnel out, also when its task is dropped.
+struct Leaving(Arc<Gateway>);
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.0.tunnels.fetch_sub(1, Ordering::Relaxed);
+        self.0.deps.metrics.count(Counter::ConnectionsClosed);
+    }
+}

@@ -1,0 +1,238 @@
+//! HTTP on its way through: each request goes to the API server with the fewest under way. A server that can't be
+//! reached, or breaks off a request that only reads, is passed over for the next one.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, header, request};
+use axum::response::{IntoResponse, Response};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+
+use super::Gateway;
+use crate::backends::registry::{Role, ServerEntry};
+use crate::protocol::{ErrorCode, ServerName};
+use crate::runtime::{clock, error_chain};
+use crate::server::api::status::Failure;
+use crate::telemetry::{Counter, Timer};
+
+/// Time for a request's head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time for an answer's head; past it the answer is `unavailable`. Source: invariant I9, 5 s.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(4_900);
+
+/// Time to connect to an API server.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Connections kept open to each API server.
+const IDLE_CONNECTIONS: usize = 64;
+
+/// Headers of one connection, not of the request. Source: RFC 9110, 7.6.1.
+const HOP_BY_HOP: [&str; 7] =
+    ["connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"];
+
+/// Connections to API servers, and what is under way on them.
+pub(super) struct Proxy {
+    client: Client<HttpConnector, Body>,
+    /// Requests under way. Written by each request at its begin and end.
+    under_way: Mutex<HashMap<ServerName, u64>>,
+}
+
+impl Default for Proxy {
+    fn default() -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        let client = Client::builder(TokioExecutor::new())
+            .pool_max_idle_per_host(IDLE_CONNECTIONS)
+            .pool_timer(TokioTimer::new())
+            .build(connector);
+        Self { client, under_way: Mutex::default() }
+    }
+}
+
+/// Serves one connection of a client until it ends, or until the gateway stops and the request under way is answered.
+pub(super) async fn serve(gateway: Arc<Gateway>, stream: TcpStream) {
+    let Ok(from) = stream.peer_addr() else { return };
+    let tasks = gateway.deps.tasks.clone();
+    let service = hyper::service::service_fn(move |request| {
+        let gateway = Arc::clone(&gateway);
+        async move { Ok::<_, Infallible>(answer(&gateway, from, request).await) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_headers(64)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        // A client that breaks HTTP or goes away ends only its own connection.
+        _ = connection.as_mut() => return,
+        () = tasks.stopped() => connection.as_mut().graceful_shutdown(),
+    }
+    let _ = connection.await;
+}
+
+async fn answer(gateway: &Gateway, from: SocketAddr, request: Request<Incoming>) -> Response {
+    let started = clock::now_us();
+    let answer = tokio::time::timeout(ANSWER_TIMEOUT, pass_on(gateway, from, request)).await;
+    let response = answer.unwrap_or_else(|_| unavailable("no API server answered in time"));
+    let metrics = &gateway.deps.metrics;
+    metrics.count(Counter::HttpRequests);
+    metrics.time_us(Timer::Http, clock::now_us() - started);
+    if response.status().is_server_error() {
+        metrics.count(Counter::HttpServerErrors);
+    }
+    response
+}
+
+fn unavailable(message: &str) -> Response {
+    Failure::retry_later(ErrorCode::Unavailable, message, 1_000).into_response()
+}
+
+async fn pass_on(gateway: &Gateway, from: SocketAddr, request: Request<Incoming>) -> Response {
+    let (mut head, body) = request.into_parts();
+    strip_hop_by_hop(&mut head.headers);
+    note_client(&mut head.headers, from);
+    // Read in full before a server is bothered, and so that it can be sent again.
+    let body = match Limited::new(body, gateway.config.body_bytes_max).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(error) if error.is::<LengthLimitError>() => {
+            let message = format!("a body has at most {} bytes", gateway.config.body_bytes_max);
+            return Failure::new(ErrorCode::TooLarge, message).into_response();
+        }
+        Err(_) => return Failure::new(ErrorCode::BadRequest, "the body broke off").into_response(),
+    };
+    let mut tried = Vec::new();
+    while let Some(server) = gateway.choose(&tried).await {
+        let _under_way = UnderWay::begin(&gateway.proxy, &server.name);
+        match send(gateway, &server, &head, &body).await {
+            Ok(response) => return response,
+            Err(failed) => {
+                gateway.deps.metrics.count(Counter::PeerFailures);
+                tracing::warn!(server = %server.name, error = failed.error, "an API server did not answer");
+                if failed.may_be_done && !matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS) {
+                    return unavailable("an API server broke off; the request may have been done");
+                }
+                tried.push(server.name);
+            }
+        }
+    }
+    unavailable("no API server is reachable")
+}
+
+struct Failed {
+    may_be_done: bool,
+    error: String,
+}
+
+/// Sends a request to one server; its answer's body is passed on as it comes.
+async fn send(
+    gateway: &Gateway,
+    server: &ServerEntry,
+    head: &request::Parts,
+    body: &Bytes,
+) -> Result<Response, Failed> {
+    let not_sent = |error: String| Failed { may_be_done: false, error };
+    let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
+    let uri: Uri = format!("http://{}{path}", server.address).parse().map_err(|e| not_sent(format!("{e}")))?;
+    let mut request = Request::builder().method(head.method.clone()).uri(uri);
+    if let Some(headers) = request.headers_mut() {
+        headers.clone_from(&head.headers);
+    }
+    let request = request.body(Body::from(body.clone())).map_err(|e| not_sent(e.to_string()))?;
+    let answer = gateway.proxy.client.request(request).await;
+    let answer = answer.map_err(|e| Failed { may_be_done: !e.is_connect(), error: error_chain(&e) })?;
+    let mut response = answer.map(Body::new);
+    strip_hop_by_hop(response.headers_mut());
+    Ok(response)
+}
+
+impl Gateway {
+    /// The API server with the fewest requests under way, of those not tried yet.
+    async fn choose(&self, tried: &[ServerName]) -> Option<ServerEntry> {
+        let servers = self.cluster.look_for(Role::Api).await;
+        let under_way = self.proxy.under_way.lock().expect("no panic while held");
+        let load = |server: &&ServerEntry| under_way.get(&server.name).copied().unwrap_or(0);
+        servers.iter().filter(|s| !tried.contains(&s.name)).min_by_key(load).cloned()
+    }
+}
+
+/// Counts a request, also when its task is dropped.
+struct UnderWay<'a> {
+    proxy: &'a Proxy,
+    server: ServerName,
+}
+
+impl<'a> UnderWay<'a> {
+    fn begin(proxy: &'a Proxy, server: &ServerName) -> Self {
+        *proxy.under_way.lock().expect("no panic while held").entry(server.clone()).or_default() += 1;
+        Self { proxy, server: server.clone() }
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        let mut under_way = self.proxy.under_way.lock().expect("no panic while held");
+        if let Some(count) = under_way.get_mut(&self.server) {
+            *count -= 1;
+            if *count == 0 {
+                under_way.remove(&self.server);
+            }
+        }
+    }
+}
+
+fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in named {
+        headers.remove(name);
+    }
+    for name in HOP_BY_HOP {
+        headers.remove(name);
+    }
+}
+
+/// Adds the client's address behind those of proxies in front of us.
+fn note_client(headers: &mut HeaderMap, from: SocketAddr) {
+    const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+    let before = headers.get(&FORWARDED_FOR).and_then(|value| value.to_str().ok());
+    let all = before.map_or_else(|| from.ip().to_string(), |before| format!("{before}, {}", from.ip()));
+    if let Ok(value) = HeaderValue::from_str(&all) {
+        headers.insert(FORWARDED_FOR, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_of_the_connection_stay_behind() {
+        let mut headers = HeaderMap::new();
+        headers.insert("connection", HeaderValue::from_static("close, X-Secret"));
+        headers.insert("x-secret", HeaderValue::from_static("1"));
+        headers.insert("transfer-encoding", HeaderValue::from_static("chunked"));
+        headers.insert("authorization", HeaderValue::from_static("Bearer t"));
+        strip_hop_by_hop(&mut headers);
+        assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["authorization"]);
+        note_client(&mut headers, "127.0.0.9:1".parse().expect("valid"));
+        note_client(&mut headers, "127.0.0.8:1".parse().expect("valid"));
+        assert_eq!(headers["x-forwarded-for"], "127.0.0.9, 127.0.0.8");
+    }
+}

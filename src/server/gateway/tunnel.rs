@@ -1,0 +1,216 @@
+//! A WebSocket on its way through: reads the first line, picks a chat server, then moves bytes and looks at nothing.
+//!
+//! The path `/ws/NAME`, which the API gives out at login, asks for one server, so that placement holds through the
+//! gateway. Any other path, and a server that is gone or drains, goes to the server with the fewest connections.
+//! An idle tunnel holds no buffer: bytes pass through one of the thread, and what a slow reader does not take waits in one
+//! of its own while the other side is not read.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io::{self, ErrorKind};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::Gateway;
+use crate::backends::registry::{Role, ServerEntry};
+use crate::protocol::api::ApiError;
+use crate::protocol::{CHAT_PATH, ErrorCode, ServerName};
+use crate::runtime::net;
+use crate::telemetry::Counter;
+
+/// Longest first line of a request.
+const FIRST_LINE_BYTES_MAX: usize = 2 * 1024;
+
+/// Longest that connecting to a chat server may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Chat servers tried for one connection.
+const TRIES_MAX: usize = 3;
+
+const READ_BYTES: usize = 64 * 1024;
+
+thread_local! {
+    static READ_BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into_boxed_slice());
+}
+
+/// Takes a client to a chat server and serves it until either side ends.
+pub(super) async fn run(gateway: &Gateway, mut client: TcpStream) {
+    let first = tokio::time::timeout(gateway.config.first_line_timeout, first_line(&mut client)).await;
+    let Ok(Ok(first)) = first else {
+        gateway.deps.metrics.count(Counter::HandshakesFailed);
+        return;
+    };
+    let Some(server) = connect(gateway, wanted(&first), &first).await else {
+        gateway.deps.metrics.count(Counter::HandshakesFailed);
+        return refuse(client).await;
+    };
+    // An end that failed takes the other one with it: both sockets close here.
+    let _ = copy_both(&client, &server).await;
+}
+
+/// Reads up to the end of the first line, and whatever came with it.
+async fn first_line(client: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(512);
+    loop {
+        if client.read_buf(&mut bytes).await? == 0 {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+        if bytes.contains(&b'\n') {
+            return Ok(bytes);
+        }
+        if bytes.len() > FIRST_LINE_BYTES_MAX {
+            return Err(ErrorKind::InvalidData.into());
+        }
+    }
+}
+
+/// The server that a request line asks for by its path.
+fn wanted(first: &[u8]) -> Option<ServerName> {
+    let line = std::str::from_utf8(first.split(|b| *b == b'\n').next()?).ok()?;
+    let path = line.split(' ').nth(1)?;
+    let name = path.split('?').next()?.strip_prefix(CHAT_PATH)?.strip_prefix('/')?;
+    name.parse().ok()
+}
+
+/// Connects to the wanted server, or else to the ones with the fewest connections, and hands over what was read.
+async fn connect(gateway: &Gateway, wanted: Option<ServerName>, first: &[u8]) -> Option<TcpStream> {
+    let servers = gateway.cluster.look_for(Role::Chat).await;
+    let mut order: Vec<&ServerEntry> = servers.iter().collect();
+    order.sort_by_key(|s| (Some(&s.name) != wanted.as_ref() || s.draining, s.draining, gateway.cluster.load(s)));
+    for server in order.into_iter().take(TRIES_MAX) {
+        let Ok(Ok(mut stream)) = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(server.address)).await else {
+            gateway.deps.metrics.count(Counter::PeerFailures);
+            continue;
+        };
+        net::set_options(&stream);
+        gateway.cluster.note_placed(&server.name);
+        if stream.write_all(first).await.is_ok() {
+            return Some(stream);
+        }
+    }
+    None
+}
+
+async fn refuse(mut client: TcpStream) {
+    let message = "no chat server takes connections now".to_owned();
+    let body = ApiError { code: ErrorCode::Unavailable, message, retry_after_ms: Some(1_000) };
+    let body = serde_json::to_string(&body).expect("plain data");
+    let answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    // Whether the client still listens does not matter.
+    let _ = tokio::time::timeout(CONNECT_TIMEOUT, client.write_all(answer.as_bytes())).await;
+}
+
+/// One direction of a tunnel.
+#[derive(Default)]
+struct Flow {
+    /// Read and not written yet; nothing more is read while there is any.
+    waiting: Vec<u8>,
+    has_ended: bool,
+}
+
+/// Moves bytes both ways until both directions have ended, or one has failed.
+async fn copy_both(client: &TcpStream, server: &TcpStream) -> io::Result<()> {
+    let (mut up, mut down) = (Flow::default(), Flow::default());
+    poll_fn(|context| {
+        let up = up.poll(context, client, server)?;
+        let down = down.poll(context, server, client)?;
+        if up.is_ready() && down.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
+    })
+    .await
+}
+
+impl Flow {
+    /// Moves what there is; ready once the source has ended and everything is written. One task polls each direction, so
+    /// that the one place for a waker that a socket has per direction is enough.
+    fn poll(&mut self, context: &mut Context<'_>, from: &TcpStream, to: &TcpStream) -> Poll<io::Result<()>> {
+        loop {
+            if !self.waiting.is_empty() {
+                ready!(to.poll_write_ready(context))?;
+                let written = write(to, &self.waiting)?;
+                self.waiting.drain(..written);
+                if self.waiting.is_empty() {
+                    self.waiting = Vec::new();
+                }
+                continue;
+            }
+            if self.has_ended {
+                return Poll::Ready(Ok(()));
+            }
+            ready!(from.poll_read_ready(context))?;
+            READ_BUFFER.with_borrow_mut(|buffer| match from.try_read(buffer) {
+                Ok(0) => {
+                    self.has_ended = true;
+                    net::finish_writing(to);
+                    Ok(())
+                }
+                Ok(read) => {
+                    let written = write(to, &buffer[..read])?;
+                    self.waiting.extend_from_slice(&buffer[written..read]);
+                    Ok(())
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
+                Err(error) => Err(error),
+            })?;
+        }
+    }
+}
+
+/// Writes what fits now.
+fn write(to: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    match to.try_write(bytes) {
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
+        result => result,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_path_names_the_server() {
+        let name = |line: &str| wanted(line.as_bytes()).map(|name| name.to_string());
+        assert_eq!(name("GET /ws/chat-2 HTTP/1.1\r\nHost: x\r\n").as_deref(), Some("chat-2"));
+        assert_eq!(name("GET /ws/chat-2?x=1 HTTP/1.1\r\n").as_deref(), Some("chat-2"));
+        for other in ["GET /ws HTTP/1.1\r\n", "GET /ws/ HTTP/1.1\r\n", "GET /x/chat-2 HTTP/1.1\r\n", "\n", "GET\n"] {
+            assert_eq!(name(other), None, "{other:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_takes_its_time_gets_every_byte() {
+        let pair = || async {
+            let listener = net::listen("127.0.0.1:0".parse().expect("valid")).expect("binds");
+            let address = listener.local_addr().expect("bound");
+            let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
+            (near.expect("connects"), far.expect("accepted").0)
+        };
+        let (mut client, inner) = pair().await;
+        let (outer, mut server) = pair().await;
+        let sent: Vec<u8> = (0..8_u32 << 20).map(|n| (n % 251) as u8).collect();
+        let got = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let mut got = Vec::new();
+            server.read_to_end(&mut got).await.expect("reads");
+            server.write_all(b"thanks").await.expect("writes");
+            drop(server);
+            got
+        };
+        let talk = async {
+            client.write_all(&sent).await.expect("writes");
+            client.shutdown().await.expect("ends");
+            let mut answer = Vec::new();
+            client.read_to_end(&mut answer).await.expect("reads");
+            answer
+        };
+        let (got, answer, copied) = tokio::join!(got, talk, copy_both(&inner, &outer));
+        copied.expect("both ended");
+        assert!(got == sent && answer == b"thanks");
+    }
+}
