@@ -28,6 +28,48 @@ impl Engine {
     }
 }
 
+impl Engine {
+    /// `redis`, `kafka`, `postgres`, …: what the server at the address is called here, whatever alias its scheme has.
+    #[must_use]
+    pub fn kind(&self) -> Option<&str> {
+        let (scheme, _) = self.address()?.split_once("://")?;
+        Some(match scheme {
+            "postgresql" => "postgres",
+            "mysql" => "mariadb",
+            scheme => scheme,
+        })
+    }
+
+    /// Where an address says `host:port,host:port`: from the scheme or the account up to the path.
+    fn hosts_range(&self) -> Option<std::ops::Range<usize>> {
+        let address = self.address()?;
+        let begin = address.find("://")? + 3;
+        let end = address[begin..].find('/').map_or(address.len(), |at| begin + at);
+        let begin = address[begin..end].rfind('@').map_or(begin, |at| begin + at + 1);
+        Some(begin..end)
+    }
+
+    /// The `host:port` of each server of the address.
+    #[must_use]
+    pub fn hosts(&self) -> Vec<String> {
+        let range = self.hosts_range().unwrap_or_default();
+        self.address().unwrap_or_default()[range].split(',').map(str::to_owned).collect()
+    }
+
+    /// The same engine at another `host:port`.
+    #[must_use]
+    pub fn with_host(&self, host: &str) -> Self {
+        match (self.address(), self.hosts_range()) {
+            (Some(address), Some(range)) => {
+                let mut address = address.to_owned();
+                address.replace_range(range, host);
+                Self::At(address)
+            }
+            _ => self.clone(),
+        }
+    }
+}
+
 /// Never shows a password.
 impl fmt::Display for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -106,6 +148,19 @@ impl Engines {
         ]
     }
 
+    /// Every port's engine, to be changed.
+    pub fn all_mut(&mut self) -> [&mut Engine; 7] {
+        [
+            &mut self.log,
+            &mut self.messages,
+            &mut self.sequence,
+            &mut self.sessions,
+            &mut self.presence,
+            &mut self.registry,
+            &mut self.directory,
+        ]
+    }
+
     /// Checks that each address has a scheme of its port.
     ///
     /// # Errors
@@ -131,6 +186,18 @@ impl Engines {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hosts_are_found_and_replaced_and_nothing_else() {
+        let engine = |text: &str| text.parse::<Engine>().expect("an address");
+        let sql = engine("postgres://user:p@ss@db:5432/chat");
+        assert_eq!(sql.hosts(), ["db:5432"]);
+        assert_eq!(sql.with_host("h:1").address(), Some("postgres://user:p@ss@h:1/chat"));
+        let kafka = engine("kafka://a:1,b:2");
+        assert_eq!((kafka.hosts(), kafka.kind()), (vec!["a:1".to_owned(), "b:2".to_owned()], Some("kafka")));
+        assert_eq!(kafka.with_host("h:1").address(), Some("kafka://h:1"));
+        assert_eq!(Engine::Embedded.with_host("h:1"), Engine::Embedded);
+    }
 
     #[test]
     fn a_scheme_of_another_port_is_refused_with_the_valid_ones() {

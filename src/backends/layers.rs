@@ -13,11 +13,12 @@ use uuid::Uuid;
 
 use super::directory::{ConversationRow, Credentials, Directory, NewConversationRow};
 use super::error::{BackendError, BackendResult, ErrorKind};
+use super::limiter::Limiter;
 use super::log::{GroupReader, KeyedLog, LogReader, Record, Topic};
 use super::messages::{ConversationHead, Messages, StoredMessage};
 use super::presence::{Beat, Presence, PresenceRecord};
 use super::registry::{Registry, Role, ServerEntry};
-use super::sequence::{Progress, Request, Reservation, Seed, Sequence};
+use super::sequence::{Progress, Request, Reservation, Seed, Sequence, Slot};
 use super::sessions::{Session, Sessions};
 use crate::protocol::api::{Profile, Receipt};
 use crate::protocol::{ConversationId, MessageId, ServerName, UserId};
@@ -29,8 +30,8 @@ pub const DEADLINE: Duration = Duration::from_millis(2_500);
 
 /// What is done around each call.
 pub enum Layer {
-    /// Ends calls at the deadline, counts and times them.
-    Timed(Arc<Metrics>),
+    /// Ends calls at the deadline, counts and times them, and has no more under way than the engine answers in time.
+    Timed(Arc<Metrics>, Box<Limiter>),
     /// Breaks calls on purpose.
     Faulty(Box<Faults>),
 }
@@ -87,7 +88,7 @@ impl Layer {
         call: impl Future<Output = BackendResult<T>>,
     ) -> BackendResult<T> {
         match self {
-            Self::Timed(metrics) => timed(metrics, operation, call).await,
+            Self::Timed(metrics, limiter) => timed(metrics, limiter, operation, call).await,
             Self::Faulty(faults) => faulty(faults.draw(), operation, call).await,
         }
     }
@@ -95,14 +96,17 @@ impl Layer {
 
 async fn timed<T>(
     metrics: &Metrics,
+    limiter: &Limiter,
     operation: &'static str,
     call: impl Future<Output = BackendResult<T>>,
 ) -> BackendResult<T> {
+    let turn = limiter.turn(operation).await.inspect_err(|_| metrics.count(Counter::BackendErrors))?;
     let start = clock::now_us();
     let result = match tokio::time::timeout(DEADLINE, call).await {
         Ok(result) => result,
         Err(_) => Err(BackendError::timed_out(operation)),
     };
+    turn.end(&result);
     metrics.time_us(Timer::Backend, clock::now_us() - start);
     if let Err(error) = &result
         && error.kind != ErrorKind::Conflict
@@ -152,9 +156,10 @@ impl<P: ?Sized> Layered<P> {
 }
 
 macro_rules! forward {
-    ($port:ident, $room:literal { $( $(#[$plain:ident])? fn $name:ident($($arg:ident: $ty:ty),*) -> $out:ty; )* }) => {
+    ($port:ident, $room:literal { $( $(#[$plain:ident])? fn $name:ident($($arg:ident: $ty:ty),*) -> $out:ty; )* } $($also:item)*) => {
         #[async_trait]
         impl $port for Layered<dyn $port> {
+            $($also)*
             $(
                 async fn $name(&self, $($arg: $ty),*) -> BackendResult<$out> {
                     self.layer.around(concat!($room, ".", stringify!($name)), self.inner.$name($($arg),*)).await
@@ -170,6 +175,7 @@ forward!(Messages, "messages" {
     fn read_back(conversation: ConversationId, before: MessageId, limit: usize) -> Vec<StoredMessage>;
     fn void(conversation: ConversationId, after: MessageId, upto: MessageId) -> ();
     fn head(conversation: ConversationId) -> ConversationHead;
+    fn newest(conversations: &[ConversationId]) -> Vec<Option<StoredMessage>>;
     fn raise_head(conversation: ConversationId, from: ConversationHead, to: ConversationHead) -> bool;
 });
 
@@ -177,12 +183,18 @@ forward!(Sequence, "sequence" {
     fn reserve(request: &Request) -> Reservation;
     fn commit(conversation: ConversationId, sender: UserId, uuid: Uuid, id: MessageId) -> bool;
     fn progress(conversation: ConversationId) -> Option<Progress>;
+    fn newest(conversations: &[ConversationId]) -> Vec<Option<Slot>>;
     fn begin_void(conversation: ConversationId, id: MessageId) -> bool;
     fn end_void(conversation: ConversationId, id: MessageId) -> ();
+    fn take_turn(conversation: ConversationId, owner: u64, life: Duration) -> bool;
+    fn end_turn(conversation: ConversationId, owner: u64) -> ();
     fn begin_seed(conversation: ConversationId, epoch: u64) -> bool;
     fn seed(conversation: ConversationId, seed: &Seed) -> bool;
-    fn extend(conversation: ConversationId, epoch: u64, block_end: u64) -> ();
+    fn extend(conversation: ConversationId, epoch: u64, to: ConversationHead) -> ();
     fn forget(conversation: ConversationId, epoch: u64) -> ();
+}
+fn can_split(&self) -> bool {
+    self.inner.can_split()
 });
 
 forward!(Sessions, "sessions" {
@@ -280,7 +292,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_timed_layer_ends_a_call_that_hangs() {
         let metrics = Arc::new(Metrics::new("test", "t"));
-        let layer = Layer::Timed(Arc::clone(&metrics));
+        let layer = Layer::Timed(Arc::clone(&metrics), Box::default());
         let result: BackendResult<()> = layer.around("test", std::future::pending()).await;
         let error = result.expect_err("timed out");
         assert_eq!((error.kind, error.effect), (ErrorKind::TimedOut, Effect::Unknown));

@@ -8,6 +8,7 @@ pub mod directory;
 mod engines;
 pub mod error;
 pub mod layers;
+mod limiter;
 pub mod log;
 pub mod messages;
 pub mod presence;
@@ -19,14 +20,19 @@ pub mod sessions;
 pub mod soft;
 pub mod store;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 pub use engines::{Engine, Engines};
 pub use error::{BackendError, BackendResult};
 
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
 use self::layers::{Faults, Layer, Layered};
+use crate::protocol::{ConversationId, UserId};
 use crate::telemetry::Metrics;
 
 /// One handle per port. Clones share the engines.
@@ -48,6 +54,21 @@ pub struct Backends {
     pub directory: Arc<dyn directory::Directory>,
     /// Notifications.
     pub notifier: Arc<dyn push::Notifier>,
+    /// What the ports are on, as of the opening.
+    pub opened: Arc<Vec<OpenedEngine>>,
+}
+
+/// An engine that was opened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenedEngine {
+    /// `redis`, `kafka`, …, or `embedded`.
+    pub kind: String,
+    /// Where, without a password; empty when it is embedded.
+    pub address: String,
+    /// Product and version.
+    pub version: String,
+    /// The ports that are on it.
+    pub ports: Vec<String>,
 }
 
 /// Which engines.
@@ -69,9 +90,15 @@ pub async fn open(config: &Config) -> BackendResult<Backends> {
     let Config { data, partitions, engines } = config;
     let rejected = |text: String| BackendError::not_applied("open engines", error::ErrorKind::Rejected, text);
     engines.check().map_err(rejected)?;
-    let opening =
-        Opening { data, partitions: *partitions, store: tokio::sync::OnceCell::new(), redis: Mutex::default() };
-    Ok(Backends {
+    let opening = Opening {
+        data,
+        partitions: *partitions,
+        store: tokio::sync::OnceCell::new(),
+        redis: Mutex::default(),
+        opened: Mutex::default(),
+    };
+    let backends = Backends {
+        opened: Arc::default(),
         log: opening.log(&engines.log).await.map_err(|e| at("log", e))?,
         messages: opening.messages(&engines.messages).await.map_err(|e| at("messages", e))?,
         sequence: opening.sequence(&engines.sequence).await.map_err(|e| at("sequence", e))?,
@@ -80,7 +107,8 @@ pub async fn open(config: &Config) -> BackendResult<Backends> {
         registry: opening.registry(&engines.registry).await.map_err(|e| at("registry", e))?,
         directory: opening.directory(&engines.directory).await.map_err(|e| at("directory", e))?,
         notifier: Arc::new(push::Recorder::open(&data.join("notifications.jsonl")).await?),
-    })
+    };
+    Ok(Backends { opened: Arc::new(opening.opened.into_inner().expect("no panic while held")), ..backends })
 }
 
 /// An error with the setting that it belongs to.
@@ -98,78 +126,156 @@ struct Opening<'a> {
     partitions: u32,
     store: tokio::sync::OnceCell<store::EmbeddedStore>,
     redis: Mutex<HashMap<String, redis::Redis>>,
+    opened: Mutex<Vec<OpenedEngine>>,
 }
 
 impl Opening<'_> {
+    /// Notes what a port is on.
+    fn note(&self, port: &str, engine: &Engine, version: String) {
+        let (kind, address) = (engine.kind().unwrap_or("embedded").to_owned(), engine.to_string());
+        let mut opened = self.opened.lock().expect("no panic while held");
+        if let Some(known) = opened.iter_mut().find(|known| known.kind == kind && known.address == address) {
+            known.ports.push(port.to_owned());
+            return;
+        }
+        opened.push(OpenedEngine { kind, address, version, ports: vec![port.to_owned()] });
+    }
+
+    fn note_embedded(&self, port: &str) {
+        self.note(port, &Engine::Embedded, format!("chatctl {}", env!("CARGO_PKG_VERSION")));
+    }
+
     async fn store(&self) -> BackendResult<&store::EmbeddedStore> {
         self.store.get_or_try_init(|| async { store::EmbeddedStore::open(self.data) }).await
     }
 
-    async fn redis(&self, address: &str) -> BackendResult<redis::Redis> {
-        if let Some(open) = self.redis.lock().expect("no panic while held").get(address) {
-            return Ok(open.clone());
-        }
-        let redis = redis::Redis::open(address).await?;
+    async fn redis(&self, port: &str, engine: &Engine, address: &str) -> BackendResult<redis::Redis> {
+        let known = self.redis.lock().expect("no panic while held").get(address).cloned();
+        let redis = match known {
+            Some(redis) => redis,
+            None => redis::Redis::open(address).await?,
+        };
         self.redis.lock().expect("no panic while held").insert(address.to_owned(), redis.clone());
+        self.note(port, engine, redis.version());
         Ok(redis)
     }
 
     async fn log(&self, engine: &Engine) -> BackendResult<Arc<dyn log::KeyedLog>> {
         Ok(match engine.address() {
-            None => Arc::new(log::EmbeddedLog::open(self.store().await?, self.partitions)?),
-            Some(address) => Arc::new(log::KafkaLog::open(address, self.partitions).await?),
+            None => {
+                self.note_embedded("log");
+                Arc::new(log::EmbeddedLog::open(self.store().await?, self.partitions)?)
+            }
+            Some(address) => {
+                let log = log::KafkaLog::open(address, self.partitions).await?;
+                self.note("log", engine, log.version().await);
+                Arc::new(log)
+            }
         })
     }
 
     async fn messages(&self, engine: &Engine) -> BackendResult<Arc<dyn messages::Messages>> {
         Ok(match engine.address() {
-            None => Arc::new(messages::EmbeddedMessages::open(self.store().await?)?),
-            Some(address) => Arc::new(messages::CassandraMessages::open(address).await?),
+            None => {
+                self.note_embedded("messages");
+                Arc::new(messages::EmbeddedMessages::open(self.store().await?)?)
+            }
+            Some(address) => {
+                let messages = messages::CassandraMessages::open(address).await?;
+                self.note("messages", engine, messages.version().await);
+                Arc::new(messages)
+            }
         })
     }
 
     async fn sequence(&self, engine: &Engine) -> BackendResult<Arc<dyn sequence::Sequence>> {
         Ok(match engine.address() {
-            None => Arc::new(sequence::EmbeddedSequence::default()),
-            Some(address) => Arc::new(sequence::RedisSequence::new(self.redis(address).await?)),
+            None => {
+                self.note_embedded("sequence");
+                Arc::new(sequence::EmbeddedSequence::default())
+            }
+            Some(address) => Arc::new(sequence::RedisSequence::new(self.redis("sequence", engine, address).await?)),
         })
     }
 
     async fn sessions(&self, engine: &Engine) -> BackendResult<Arc<dyn sessions::Sessions>> {
         Ok(match engine.address() {
-            None => Arc::new(sessions::EmbeddedSessions::open(self.store().await?)?),
-            Some(address) => Arc::new(sessions::RedisSessions::new(self.redis(address).await?)),
+            None => {
+                self.note_embedded("sessions");
+                Arc::new(sessions::EmbeddedSessions::open(self.store().await?)?)
+            }
+            Some(address) => Arc::new(sessions::RedisSessions::new(self.redis("sessions", engine, address).await?)),
         })
     }
 
     async fn presence(&self, engine: &Engine) -> BackendResult<Arc<dyn presence::Presence>> {
         Ok(match engine.address() {
-            None => Arc::new(presence::EmbeddedPresence::open(self.store().await?)?),
-            Some(address) => Arc::new(presence::RedisPresence::new(self.redis(address).await?)),
+            None => {
+                self.note_embedded("presence");
+                Arc::new(presence::EmbeddedPresence::open(self.store().await?)?)
+            }
+            Some(address) => Arc::new(presence::RedisPresence::new(self.redis("presence", engine, address).await?)),
         })
     }
 
     async fn registry(&self, engine: &Engine) -> BackendResult<Arc<dyn registry::Registry>> {
         Ok(match engine.address() {
-            None => Arc::new(registry::EmbeddedRegistry::default()),
-            Some(address) if address.starts_with("etcd:") => Arc::new(registry::EtcdRegistry::open(address).await?),
-            Some(address) => Arc::new(registry::ZooKeeperRegistry::open(address).await?),
+            None => {
+                self.note_embedded("registry");
+                Arc::new(registry::EmbeddedRegistry::default())
+            }
+            Some(address) if address.starts_with("etcd:") => {
+                let registry = registry::EtcdRegistry::open(address).await?;
+                self.note("registry", engine, registry.version().await);
+                Arc::new(registry)
+            }
+            Some(address) => {
+                let registry = registry::ZooKeeperRegistry::open(address).await?;
+                self.note("registry", engine, registry.version().await);
+                Arc::new(registry)
+            }
         })
     }
 
     async fn directory(&self, engine: &Engine) -> BackendResult<Arc<dyn directory::Directory>> {
-        Ok(match engine.address() {
-            None => Arc::new(directory::SqlDirectory::open_file(&self.data.join("directory.db")).await?),
-            Some(address) => Arc::new(directory::SqlDirectory::open(address).await?),
-        })
+        let directory = match engine.address() {
+            None => directory::SqlDirectory::open_file(&self.data.join("directory.db")).await?,
+            Some(address) => directory::SqlDirectory::open(address).await?,
+        };
+        self.note("directory", engine, directory.version().to_owned());
+        Ok(Arc::new(directory))
     }
 }
 
 impl Backends {
-    /// The same engines, each call with a deadline, counted for one server.
+    /// The same engines for one server: each call with a deadline and counted, no more of them at once than a port answers
+    /// in time.
     #[must_use]
     pub fn timed(&self, metrics: &Arc<Metrics>) -> Self {
-        self.layered(|| Layer::Timed(Arc::clone(metrics)))
+        self.layered(|| Layer::Timed(Arc::clone(metrics), Box::default()))
+    }
+
+    /// Asks every port something small: `ok`, or what is wrong, by port.
+    pub async fn probe(&self, limit: Duration) -> BTreeMap<&'static str, String> {
+        let (nowhere, nobody) = (ConversationId(0), [UserId(0)]);
+        let (log, directory, messages, sequence, sessions, presence, registry) = tokio::join!(
+            answers(limit, self.log.probe()),
+            answers(limit, self.directory.is_revoked(Uuid::nil())),
+            answers(limit, self.messages.head(nowhere)),
+            answers(limit, self.sequence.progress(nowhere)),
+            answers(limit, self.sessions.lookup(&nobody)),
+            answers(limit, self.presence.get(&nobody)),
+            answers(limit, self.registry.list(registry::Role::Chat)),
+        );
+        BTreeMap::from([
+            ("log", log),
+            ("directory", directory),
+            ("messages", messages),
+            ("sequence", sequence),
+            ("sessions", sessions),
+            ("presence", presence),
+            ("registry", registry),
+        ])
     }
 
     /// The same engines with seeded faults in the message path: log, messages, sequence, sessions and presence.
@@ -193,7 +299,16 @@ impl Backends {
             registry: Arc::new(Layered::new(Arc::clone(&self.registry), layer())),
             directory: Arc::new(Layered::new(Arc::clone(&self.directory), layer())),
             notifier: Arc::clone(&self.notifier),
+            opened: Arc::clone(&self.opened),
         }
+    }
+}
+
+async fn answers<T>(limit: Duration, call: impl Future<Output = BackendResult<T>>) -> String {
+    match tokio::time::timeout(limit, call).await {
+        Ok(Ok(_)) => "ok".to_owned(),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "no answer in time".to_owned(),
     }
 }
 

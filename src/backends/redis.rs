@@ -32,6 +32,8 @@ struct Inner {
     client: Client,
     /// Without a password, for messages.
     address: String,
+    /// The server's version when it was opened.
+    version: std::sync::OnceLock<String>,
     /// Written by whoever finds no connection, or a broken one.
     connection: Mutex<Option<Connection>>,
 }
@@ -55,7 +57,14 @@ impl Redis {
         let rejected = |text: String| BackendError::not_applied(OPERATION, ErrorKind::Rejected, text);
         let client = Client::open(url).map_err(|e| rejected(format!("{}: {e}", without_password(url))))?;
         let address = without_password(url);
-        let redis = Self { inner: Arc::new(Inner { client, address, connection: Mutex::default() }) };
+        let redis = Self {
+            inner: Arc::new(Inner {
+                client,
+                address,
+                version: std::sync::OnceLock::new(),
+                connection: Mutex::default(),
+            }),
+        };
         let mut connection = redis.connection(OPERATION).await?;
         let info: String =
             redis::cmd("INFO").query_async(&mut connection.commands).await.map_err(|e| failed(OPERATION, e))?;
@@ -66,12 +75,20 @@ impl Redis {
                 VERSION_MIN.0, VERSION_MIN.1
             ))
         })?;
+        let version = field(&info, "redis_version").unwrap_or_default();
+        redis.inner.version.get_or_init(|| format!("Redis {version}"));
         match field(&info, "maxmemory_policy") {
             None | Some("noeviction") => Ok(redis),
             Some(policy) => Err(rejected(format!(
                 "{address} has maxmemory-policy {policy}: it would throw counters away; set it to noeviction"
             ))),
         }
+    }
+
+    /// Product and version, as of the opening.
+    #[must_use]
+    pub fn version(&self) -> String {
+        self.inner.version.get().cloned().unwrap_or_default()
     }
 
     /// The live connection, or a new one.

@@ -57,6 +57,15 @@ impl Error {
     }
 }
 
+/// Where messages are to come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    /// Wherever the server has them.
+    Any,
+    /// The store, so that what it lost is not covered by what a server remembers.
+    Store,
+}
+
 /// One API, through pooled connections. Clones share them.
 #[derive(Clone)]
 pub(super) struct Api {
@@ -209,8 +218,12 @@ impl Api {
         conversation: ConversationId,
         after: MessageId,
         limit: usize,
+        source: Source,
     ) -> Result<MessagesSync, Error> {
-        let path = format!("/messages/sync?conversation_id={conversation}&after_message_id={after}&limit={limit}");
+        let mut path = format!("/messages/sync?conversation_id={conversation}&after_message_id={after}&limit={limit}");
+        if source == Source::Store {
+            path.push_str("&cached=false");
+        }
         self.get(&path, token).await
     }
 

@@ -109,6 +109,8 @@ counts!(
     unaudited,
     /// Connections made after the first.
     reconnects,
+    /// Longest time from the end of a fault until its last consequence, in ms.
+    recovery_ms_max,
 );
 
 impl Counts {
@@ -142,6 +144,21 @@ pub struct GeneratorHealth {
     pub resident_bytes: u64,
 }
 
+/// What one process of the stack, or one engine, took during the load.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct ProcessUsage {
+    /// `chat-1`, `kafka`, …
+    pub name: String,
+    /// `chat`, `api`, …, or `engine`.
+    pub role: String,
+    /// Process, to tell one that was started again.
+    pub pid: u32,
+    /// Processor time in seconds.
+    pub cpu_s: f64,
+    /// Resident memory at the end, in bytes.
+    pub resident_bytes: u64,
+}
+
 /// One thing done to the stack.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct FaultRecord {
@@ -149,12 +166,20 @@ pub struct FaultRecord {
     pub what: String,
     /// When, in seconds from the start of the load.
     pub at_s: f64,
+    /// How long it lasted, in seconds.
+    pub lasted_s: f64,
     /// Devices that lost their connection by it.
     pub disconnected: u64,
     /// Of those, how many were connected and caught up again.
     pub recovered: u64,
     /// Time from the fault until 99 % of them were, in seconds; `None` while they are not.
     pub recovered_99_s: Option<f64>,
+    /// Errors that clients got between it and the next fault: refused sends, failed connects.
+    pub errors: u64,
+    /// Messages of that time whose ACK came over a second after they were due.
+    pub late_acks: u64,
+    /// Time from the end of the fault until the last of these, in seconds; `None` when there was none after it.
+    pub calm_after_s: Option<f64>,
     /// What went wrong with the fault itself.
     pub error: Option<String>,
 }
@@ -197,6 +222,8 @@ pub struct RunResult {
     pub faults: Vec<FaultRecord>,
     /// How the generator did.
     pub generator: GeneratorHealth,
+    /// What each process of the stack took, when whoever runs the load runs the stack.
+    pub processes: Vec<ProcessUsage>,
     /// The histograms themselves, by path; not in the JSON.
     #[serde(skip)]
     pub histograms: BTreeMap<String, Latency>,

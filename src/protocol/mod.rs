@@ -1,11 +1,12 @@
 //! What client and server say to each other: ids, frames, close codes, limits, and the WebSocket framing.
 //!
-//! Nothing here does I/O or reads a clock. Both ends of the wire (the chat servers and the simulated clients) use
+//! What tools say to a supervisor about faults ([`fault`]) is here as well. Nothing does I/O or reads a clock. Both ends of the wire (the chat servers and the simulated clients) use
 //! these types, and `docs/protocol.md` describes the same thing for other people's clients.
 
 pub mod api;
 pub mod close_code;
 pub mod error_code;
+pub mod fault;
 pub mod frames;
 pub mod ids;
 pub mod limits;
@@ -13,6 +14,7 @@ pub mod websocket;
 
 pub use close_code::CloseCode;
 pub use error_code::ErrorCode;
+pub use fault::Fault;
 pub use frames::{ClientFrame, MessageFrame, ServerFrame};
 pub use ids::{ConversationId, DeviceName, MessageId, ServerName, SessionId, UserId};
 pub use limits::Limits;

@@ -25,6 +25,7 @@ pub fn render(result: &RunResult, style: Style) -> String {
     latencies(&mut out, result);
     faults(&mut out, result);
     generator(&mut out, result);
+    processes(&mut out, result);
     thresholds(&mut out, result);
     verdict(&mut out, result, style);
     out
@@ -106,15 +107,28 @@ fn latencies(out: &mut String, r: &RunResult) {
 
 fn faults(out: &mut String, r: &RunResult) {
     for fault in &r.faults {
-        let recovered = match fault.recovered_99_s {
-            Some(s) => format!("99 % reconnected and caught up after {s:.2} s"),
-            None if fault.disconnected == 0 => "nobody lost a connection".to_owned(),
-            None => "less than 99 % came back".to_owned(),
+        let lost = match fault.recovered_99_s {
+            _ if fault.disconnected == 0 => "nobody lost a connection".to_owned(),
+            Some(s) => format!(
+                "{} devices lost their connection, {} came back, 99 % reconnected and caught up after {s:.2} s",
+                fault.disconnected, fault.recovered
+            ),
+            None => format!(
+                "{} devices lost their connection, {} came back, less than 99 %",
+                fault.disconnected, fault.recovered
+            ),
         };
+        let end = match fault.calm_after_s {
+            Some(s) => format!("the last {s:.2} s after its end"),
+            None if fault.errors + fault.late_acks > 0 => "none after its end".to_owned(),
+            None => "nothing to recover from".to_owned(),
+        };
+        let _ = writeln!(out, "\nfault      {} at {:.1} s: {lost}", fault.what, fault.at_s);
         let _ = writeln!(
             out,
-            "\nfault      {} at {:.1} s: {} devices lost their connection, {} came back, {recovered}",
-            fault.what, fault.at_s, fault.disconnected, fault.recovered
+            "           {} errors and {} ACKs over a second late; {end}",
+            human_count(fault.errors),
+            human_count(fault.late_acks)
         );
     }
 }
@@ -139,6 +153,21 @@ fn generator(out: &mut String, r: &RunResult) {
             g.stack_cpu_s * 1e6 / r.counts.delivered.max(1) as f64
         );
     }
+}
+
+fn processes(out: &mut String, r: &RunResult) {
+    if r.processes.is_empty() {
+        return;
+    }
+    let millions = r.counts.delivered.max(1) as f64 / 1e6;
+    let _ = writeln!(out, "\n{:<26}{:>10} {:>22} {:>10}", "process", "CPU", "per million deliveries", "memory");
+    let mut total = 0.0;
+    for p in &r.processes {
+        total += p.cpu_s;
+        let (per_million, memory) = (p.cpu_s / millions, human_bytes(p.resident_bytes));
+        let _ = writeln!(out, "{:<26}{:>8.2} s {per_million:>20.1} s {memory:>10}", p.name, p.cpu_s);
+    }
+    let _ = writeln!(out, "{:<26}{total:>8.2} s {:>20.1} s", "all", total / millions);
 }
 
 fn thresholds(out: &mut String, r: &RunResult) {

@@ -7,6 +7,7 @@ pub mod clock;
 mod error_chain;
 pub mod machine;
 pub mod net;
+pub mod process;
 pub mod queue;
 pub mod tasks;
 

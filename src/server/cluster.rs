@@ -15,6 +15,9 @@ use crate::runtime::clock;
 /// How often the view is read and the own entry announced. Four refreshes fit the life of an entry.
 pub const REFRESH_INTERVAL: Duration = Duration::from_millis(500);
 
+/// Longest that a stopping server may take to leave the registry.
+const WITHDRAW_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Shortest time between two looks for a server that is not in the view.
 const LOOK_UP_EVERY: Duration = Duration::from_millis(50);
 
@@ -110,7 +113,8 @@ impl Cluster {
     }
 }
 
-/// Enters a server in the registry and keeps its entry fresh; `current` is asked for the figures each time.
+/// Enters a server in the registry and keeps its entry fresh; `current` is asked for the figures each time. The entry goes
+/// when the server's tasks are told to stop.
 ///
 /// # Errors
 /// When the first announcement fails: a server that nobody can find is of no use.
@@ -120,11 +124,22 @@ pub async fn announce(
 ) -> crate::backends::BackendResult<()> {
     deps.backends.registry.announce(&current()).await?;
     let registry = Arc::clone(&deps.backends.registry);
-    deps.tasks.spawn_until_stopped("cluster.announce", async move {
-        loop {
-            tokio::time::sleep(REFRESH_INTERVAL).await;
-            // A registry outage never ends a server: its entry comes back with the registry.
-            let _ = registry.announce(&current()).await;
+    let tasks = deps.tasks.clone();
+    deps.tasks.spawn("cluster.announce", async move {
+        let announce = async {
+            loop {
+                tokio::time::sleep(REFRESH_INTERVAL).await;
+                // A registry outage never ends a server: its entry comes back with the registry.
+                let _ = registry.announce(&current()).await;
+            }
+        };
+        tokio::select! {
+            () = announce => {}
+            () = tasks.stopped() => {
+                // An entry that stays behind ends by its time to live.
+                let entry = current();
+                let _ = tokio::time::timeout(WITHDRAW_TIMEOUT, registry.withdraw(&entry.name, entry.epoch)).await;
+            }
         }
     });
     Ok(())

@@ -1,6 +1,6 @@
-//! Who is a member of a conversation, cached in each chat server.
+//! Who is a member of a conversation, cached in each chat and API server.
 //!
-//! A removal bites at once: the API changes the directory, then has every chat server drop its entry, and answers only
+//! A removal bites at once: the API changes the directory, then has every chat and API server drop its entry, and answers only
 //! when they did. A read that began before the drop is not cached (the generation tells).
 
 use std::collections::HashMap;

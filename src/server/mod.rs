@@ -7,6 +7,7 @@ pub mod api;
 pub mod auth;
 pub mod chat;
 pub mod cluster;
+mod fence;
 pub mod gateway;
 pub mod members;
 pub mod ordering;
@@ -15,6 +16,8 @@ pub mod placement;
 pub mod presence;
 pub mod push;
 pub mod rate;
+mod recent;
+mod revocations;
 
 use std::sync::Arc;
 

@@ -11,6 +11,8 @@ use std::time::Duration;
 use rand::RngExt;
 use sha2::{Digest, Sha256};
 
+use super::fence::{self, Fence};
+use super::recent::Recent;
 use crate::backends::error::BackendError;
 use crate::backends::messages::{ConversationHead, Messages, StoredMessage};
 use crate::backends::sequence::{Progress, Remembered, Request, Reservation, Seed, Sequence, Slot};
@@ -32,6 +34,9 @@ const SEED_PAGE: usize = 1_000;
 
 /// Tries of one store or progress call: each seed, raised block or lost race takes one.
 const TRIES_MAX: usize = 12;
+
+/// Longest that the turn to seed is kept: the wait for looks to end, and the reading of a day's messages.
+const TURN_LIFE: Duration = Duration::from_secs(5);
 
 /// Conversations that one server watches for overdue ids.
 const WATCHED_MAX: usize = 100_000;
@@ -55,6 +60,9 @@ pub struct Ordering {
     sequence: Arc<dyn Sequence>,
     messages: Arc<dyn Messages>,
     metrics: Arc<Metrics>,
+    fence: Fence,
+    /// Filled and used by `read_recent`.
+    recent: Recent,
     /// Conversations in which this server reserved lately. Written by `store`, taken by the sweep.
     watched: Mutex<HashSet<ConversationId>>,
 }
@@ -67,6 +75,8 @@ impl Ordering {
             sequence: Arc::clone(&backends.sequence),
             messages: Arc::clone(&backends.messages),
             metrics: Arc::clone(metrics),
+            fence: Fence::default(),
+            recent: Recent::default(),
             watched: Mutex::default(),
         }
     }
@@ -86,9 +96,12 @@ impl Ordering {
         for _ in 0..TRIES_MAX {
             match self.sequence.reserve(&request).await? {
                 Reservation::Stored(slot) => return Ok(message(sender, frame, slot)),
-                Reservation::Fresh(slot) | Reservation::Pending(slot) => {
+                Reservation::Fresh(slot, epoch) | Reservation::Pending(slot, epoch) => {
                     let message = message(sender, frame, slot);
                     self.messages.append(&message).await?;
+                    if !self.may_acknowledge(frame.conversation, epoch).await? {
+                        continue;
+                    }
                     if self.commit(&message).await? {
                         return Ok(message);
                     }
@@ -103,6 +116,18 @@ impl Ordering {
             }
         }
         Err(OrderingError::Overloaded)
+    }
+
+    /// Whether a counter of this epoch still speaks for the conversation; if not, it is left alone for a while, and then
+    /// taken over.
+    async fn may_acknowledge(&self, conversation: ConversationId, epoch: u64) -> BackendResult<bool> {
+        if !self.sequence.can_split() || self.fence.holds(&*self.messages, conversation, epoch).await? {
+            return Ok(true);
+        }
+        self.metrics.count(Counter::SendsFenced);
+        self.fence.overtaken(conversation, epoch)?;
+        self.sequence.forget(conversation, epoch).await?;
+        Ok(false)
     }
 
     /// Commits, and once more after an unclear answer: a commit can be repeated.
@@ -143,12 +168,43 @@ impl Ordering {
     ) -> BackendResult<(Vec<StoredMessage>, bool, Progress)> {
         // The progress first: what it calls settled is in the store by then.
         let progress = self.progress(conversation).await?;
-        let mut rows = self.messages.read(conversation, after, progress.head, limit + 1).await?;
-        let has_more = rows.len() > limit;
-        rows.truncate(limit);
-        // A row whose id is pending may still become void, and its message come again under another id.
-        rows.retain(|row| progress.pending.binary_search_by_key(&row.id, |slot| slot.id).is_err());
+        let rows = self.messages.read(conversation, after, progress.head, limit + 1).await?;
+        let (rows, has_more) = cut(rows, limit, &progress);
         Ok((rows, has_more, progress))
+    }
+
+    /// The same as [`Ordering::read`]; what was read and settled before comes from this server's memory.
+    pub async fn read_recent(
+        &self,
+        conversation: ConversationId,
+        after: MessageId,
+        limit: usize,
+    ) -> BackendResult<(Vec<StoredMessage>, bool, Progress)> {
+        let progress = self.progress(conversation).await?;
+        let (mut rows, known) = self.recent.get(conversation, after, limit + 1).unwrap_or((Vec::new(), after));
+        if rows.len() <= limit && known < progress.head {
+            let news = self.messages.read(conversation, known, progress.head, limit + 1).await?;
+            let seen = if news.len() <= limit { progress.head } else { news.last().map_or(known, |row| row.id) };
+            self.recent.put(conversation, known, seen.min(progress.stable), news.iter().cloned());
+            rows.extend(news);
+        }
+        let (rows, has_more) = cut(rows, limit, &progress);
+        Ok((rows, has_more, progress))
+    }
+
+    /// The newest committed message of each conversation: its id and time, `None` where there is none.
+    pub async fn newest(&self, conversations: &[ConversationId]) -> BackendResult<Vec<Option<Slot>>> {
+        let counted = self.sequence.newest(conversations).await?;
+        // No counter, or one that has given out nothing since it was seeded.
+        let unknown: Vec<ConversationId> =
+            conversations.iter().zip(&counted).filter(|(_, slot)| slot.is_none()).map(|(c, _)| *c).collect();
+        if unknown.is_empty() {
+            return Ok(counted);
+        }
+        let mut stored = self.messages.newest(&unknown).await?.into_iter();
+        let stored_slot = |row: StoredMessage| Slot { id: row.id, at_ms: row.at };
+        let known = |slot: Option<Slot>| slot.or_else(|| stored.next().flatten().map(stored_slot));
+        Ok(counted.into_iter().map(known).collect())
     }
 
     /// Voids what is overdue in the conversations that this server wrote to lately.
@@ -198,15 +254,18 @@ impl Ordering {
     async fn raise_block(&self, conversation: ConversationId, epoch: u64, block_end: u64) -> BackendResult<()> {
         let head = self.messages.head(conversation).await?;
         if head.epoch != epoch {
+            if self.sequence.can_split() {
+                self.fence.overtaken(conversation, epoch)?;
+            }
             return self.sequence.forget(conversation, epoch).await;
         }
         if head.block_end > block_end {
             // Somebody raised it and could not tell the counter.
-            return self.sequence.extend(conversation, epoch, head.block_end).await;
+            return self.sequence.extend(conversation, epoch, head).await;
         }
         let raised = ConversationHead { epoch, block_end: head.block_end + BLOCK_IDS };
         if self.messages.raise_head(conversation, head, raised).await? {
-            self.sequence.extend(conversation, epoch, raised.block_end).await?;
+            self.sequence.extend(conversation, epoch, raised).await?;
         }
         Ok(())
     }
@@ -216,20 +275,49 @@ impl Ordering {
     /// Order matters: (a) raise epoch and block in the store, (b) claim the seed, after which no lower epoch can give out
     /// ids, (c) read the tail, (d) void everything that the old epochs left open, (e) write the counter.
     async fn seed(&self, conversation: ConversationId) -> BackendResult<()> {
+        let owner = rand::random();
+        if !self.sequence.take_turn(conversation, owner, TURN_LIFE).await? {
+            return self.wait_for_other_seeds().await;
+        }
+        let seeded = self.seed_in_turn(conversation).await;
+        // What can't be given back ends by itself.
+        let _ = self.sequence.end_turn(conversation, owner).await;
+        seeded
+    }
+
+    async fn seed_in_turn(&self, conversation: ConversationId) -> BackendResult<()> {
         let old = self.messages.head(conversation).await?;
         let new = ConversationHead { epoch: old.epoch + 1, block_end: old.block_end + BLOCK_IDS };
-        let won = self.messages.raise_head(conversation, old, new).await?
-            && self.sequence.begin_seed(conversation, new.epoch).await?;
-        if !won {
-            return lost_race().await;
+        if !self.messages.raise_head(conversation, old, new).await? {
+            return self.wait_for_other_seeds().await;
         }
-        let remembered = self.read_tail(conversation, old.block_end).await?;
+        if !self.sequence.begin_seed(conversation, new.epoch).await? {
+            // Somebody was faster. If the counter is of the epoch from which the head was raised, the new one is its own:
+            // nobody else has used it.
+            self.sequence.extend(conversation, old.epoch, new).await?;
+            return self.wait_for_other_seeds().await;
+        }
+        if self.sequence.can_split() && old.epoch > 0 && fence::was_in_use(&*self.messages, conversation).await? {
+            tokio::time::sleep(fence::TAIL_WAIT).await;
+        }
+        // Where no counter ever was, nothing can be stored.
+        let is_first = old == ConversationHead::default();
+        let remembered = if is_first { Vec::new() } else { self.read_tail(conversation, old.block_end).await? };
         let settled = MessageId(old.block_end);
         let seed = Seed { epoch: new.epoch, settled, block_end: new.block_end, remembered };
         if !self.sequence.seed(conversation, &seed).await? {
-            return lost_race().await;
+            return self.wait_for_other_seeds().await;
         }
         self.metrics.count(Counter::SequenceSeeds);
+        Ok(())
+    }
+
+    /// Another server is seeding: gives it a moment, of random length so that two do not outbid each other for ever. Where
+    /// a seed has to wait for looks to end, so do those who wait for it.
+    async fn wait_for_other_seeds(&self) -> BackendResult<()> {
+        let longest_ms = if self.sequence.can_split() { 300 } else { 60 };
+        let wait = rand::rng().random_range(5..longest_ms);
+        tokio::time::sleep(Duration::from_millis(wait)).await;
         Ok(())
     }
 
@@ -260,11 +348,13 @@ impl Ordering {
     }
 }
 
-/// Another server is seeding: give it a moment, of random length so that two do not outbid each other for ever.
-async fn lost_race() -> BackendResult<()> {
-    let wait = rand::rng().random_range(5..60);
-    tokio::time::sleep(Duration::from_millis(wait)).await;
-    Ok(())
+/// Cuts what was read to a page; returns whether there is more.
+fn cut(mut rows: Vec<StoredMessage>, limit: usize, progress: &Progress) -> (Vec<StoredMessage>, bool) {
+    let has_more = rows.len() > limit;
+    rows.truncate(limit);
+    // A row whose id is pending may still become void, and its message come again under another id.
+    rows.retain(|row| progress.pending.binary_search_by_key(&row.id, |slot| slot.id).is_err());
+    (rows, has_more)
 }
 
 fn message(sender: UserId, frame: &SendFrame, slot: Slot) -> StoredMessage {
@@ -398,7 +488,7 @@ mod tests {
             digest: digest(&slow.kind, &slow.body, None),
             at_ms: clock::unix_ms(),
         };
-        let Reservation::Fresh(slot) = bench.backends.sequence.reserve(&request).await.expect("reserves") else {
+        let Reservation::Fresh(slot, _) = bench.backends.sequence.reserve(&request).await.expect("reserves") else {
             panic!("not fresh")
         };
         bench.backends.messages.append(&message(ALICE, &slow, slot)).await.expect("appends");
@@ -409,6 +499,53 @@ mod tests {
         let retried = ordering.store(ALICE, &slow).await.expect("completes");
         assert_eq!((retried.id, retried.at), (slot.id, slot.at_ms));
         assert_eq!(ordering.progress(TALK).await.expect("reads").stable, three.id);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn of_two_counters_that_are_alive_only_one_acknowledges_and_nothing_is_lost() {
+        let bench = Bench::new().await;
+        let side = || {
+            let sequence = Arc::new(EmbeddedSequence::split());
+            Ordering::new(&Backends { sequence, ..bench.backends.clone() }, &bench.metrics)
+        };
+        let (old, young) = (side(), side());
+        let mut acked = vec![old.store(ALICE, &frame("before")).await.expect("stores")];
+        // The look of the old side holds while the young one seeds and waits; what it stores by then is found.
+        let first_young = frame("young");
+        let seeding = young.store(ALICE, &first_young);
+        let meanwhile = async {
+            let mut acked = Vec::new();
+            for n in 0..40 {
+                acked.extend(old.store(ALICE, &frame(&format!("meanwhile {n}"))).await.ok());
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            acked
+        };
+        let (seeded, meanwhile) = tokio::join!(seeding, meanwhile);
+        assert!(!meanwhile.is_empty() && meanwhile.len() < 40, "{} were acknowledged", meanwhile.len());
+        acked.extend(meanwhile);
+        acked.push(seeded.expect("stores"));
+        assert!(old.store(ALICE, &frame("fenced")).await.is_err());
+        acked.push(young.store(ALICE, &frame("after")).await.expect("stores"));
+        let stored = bench.backends.messages.read(TALK, MessageId(0), MessageId(u64::MAX), 100).await.expect("reads");
+        for message in &acked {
+            assert!(stored.contains(message), "{message:?} was acknowledged and is not stored");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_remembered_is_what_the_store_has() {
+        let bench = Bench::new().await;
+        let ordering = bench.ordering();
+        for n in 0..30 {
+            ordering.store(ALICE, &frame(&n.to_string())).await.expect("stores");
+            for (after, limit) in [(0, 100), (n / 2, 3), (n, 10), (n + 5, 10)] {
+                let recent = ordering.read_recent(TALK, MessageId(after), limit).await.expect("reads");
+                assert_eq!(recent, ordering.read(TALK, MessageId(after), limit).await.expect("reads"));
+            }
+        }
+        let newest = ordering.newest(&[TALK, ConversationId(2)]).await.expect("reads");
+        assert_eq!(newest.iter().map(|slot| slot.map(|s| s.id.0)).collect::<Vec<_>>(), [Some(30), None]);
     }
 
     #[tokio::test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::processes;
 use crate::backends::Engines;
 use crate::backends::registry::Role;
 use crate::protocol::ServerName;
@@ -52,6 +53,8 @@ pub struct Config {
     /// How long a stopping stack waits for its clients to leave.
     #[serde(with = "humantime_serde")]
     pub drain_timeout: Duration,
+    /// Whether, and how, each server is a process of its own.
+    pub processes: processes::Config,
     /// Settings of each chat server.
     pub chat: chat::Config,
     /// Settings of each presence server.
@@ -81,6 +84,7 @@ impl Default for Config {
             engines: Engines::default(),
             token_lifetime: Duration::from_hours(24),
             drain_timeout: Duration::from_secs(10),
+            processes: processes::Config::default(),
             chat: chat::Config::default(),
             presence: presence::Config::default(),
             api: api::Config::default(),
@@ -131,6 +135,8 @@ impl Config {
 pub struct Place {
     /// What it does.
     pub role: Role,
+    /// Its number among those of its role.
+    pub number: usize,
     /// Its name.
     pub name: ServerName,
     /// Port for clients, 0 for any; not used by roles without clients.
@@ -168,7 +174,7 @@ impl Config {
             Role::Api => (port(self.api_port), 0),
             Role::Gateway => (port(self.gateway_port), port(self.gateway_chat_port)),
         };
-        Place { role, name, port, websocket_port }
+        Place { role, number, name, port, websocket_port }
     }
 }
 

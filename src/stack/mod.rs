@@ -5,10 +5,17 @@
 //! | `config` | what a stack is made of |
 //! | `node` | one server: its own runtime, its listeners, its role |
 //! | `running` | a whole stack in this process: start, stop, kill, drain |
+//! | `processes` | a stack whose servers are processes of their own |
+//! | `haproxy` | another balancer in the gateway's place |
+//! | `profile` | stacks with a name |
 
 pub mod config;
+pub mod haproxy;
 mod node;
+pub mod processes;
+pub mod profile;
 mod running;
 
 pub use config::Config;
+pub use processes::Supervisor;
 pub use running::{NodeInfo, Stack, StackError, migrate};

@@ -30,7 +30,26 @@ pub(super) struct Node {
     tasks: Tasks,
     chat: Option<Arc<ChatServer>>,
     /// `None` once the node is stopped or killed.
-    runtime: Option<Runtime>,
+    runtime: Option<NodeRuntime>,
+}
+
+/// A runtime that ends in the background wherever it is dropped: waiting for it would block, which async code may not.
+struct NodeRuntime(Option<Runtime>);
+
+impl Drop for NodeRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl std::ops::Deref for NodeRuntime {
+    type Target = Runtime;
+
+    fn deref(&self) -> &Runtime {
+        self.0.as_ref().expect("taken only by drop")
+    }
 }
 
 impl Node {
@@ -48,19 +67,14 @@ impl Node {
             .enable_all()
             .build()
             .map_err(|source| StackError::Runtime { server: name.clone(), source })?;
+        let runtime = NodeRuntime(Some(runtime));
         let tasks = deps.tasks.clone();
         let config = config.clone();
         let started = runtime.spawn(async move { start_role(&place, deps, config, tamper).await });
         let Started { address, websocket_address, chat } = match started.await {
             Ok(Ok(started)) => started,
-            Ok(Err(error)) => {
-                runtime.shutdown_background();
-                return Err(error);
-            }
-            Err(error) => {
-                runtime.shutdown_background();
-                return Err(StackError::Runtime { server: name, source: std::io::Error::other(error) });
-            }
+            Ok(Err(error)) => return Err(error),
+            Err(error) => return Err(StackError::Runtime { server: name, source: std::io::Error::other(error) }),
         };
         Ok(Self { name, role, address, websocket_address, tasks, chat, runtime: Some(runtime) })
     }
@@ -86,23 +100,19 @@ impl Node {
             let tasks = self.tasks.clone();
             let drained = runtime.spawn(async move {
                 chat.drain(drain).await;
-                // An entry that stays behind ends by its time to live.
-                let _ = chat.withdraw().await;
                 tasks.stop();
             });
             let _ = drained.await;
         }
         self.tasks.stop();
         self.tasks.join(STOP_TIMEOUT).await;
-        runtime.shutdown_background();
+        drop(runtime);
     }
 
     /// Ends the server at once.
     pub(super) fn kill(&mut self) {
         self.chat = None;
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
+        self.runtime = None;
     }
 }
 

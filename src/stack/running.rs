@@ -64,6 +64,26 @@ pub enum StackError {
         /// Why.
         source: std::io::Error,
     },
+    /// A server's process did not come up.
+    #[error("{server} did not start: {how}; the end of its log ({log}):\n  {tail}")]
+    Process {
+        /// Which server.
+        server: ServerName,
+        /// How it ended.
+        how: String,
+        /// Where its log is.
+        log: String,
+        /// The last lines of it.
+        tail: String,
+    },
+    /// No relay to an engine could be had.
+    #[error("relays of {server}: {source}")]
+    Relay {
+        /// Which server.
+        server: ServerName,
+        /// Why.
+        source: std::io::Error,
+    },
     /// No server of that name runs.
     #[error("there is no server {name}: running are {running}")]
     NoSuchServer {
@@ -124,7 +144,7 @@ pub async fn migrate(config: &Config) -> Result<(), StackError> {
     Ok(())
 }
 
-fn engines(config: &Config, data: &Path) -> backends::Config {
+pub(super) fn engines(config: &Config, data: &Path) -> backends::Config {
     backends::Config { data: data.to_owned(), partitions: config.partitions, engines: config.engines.clone() }
 }
 
@@ -239,7 +259,7 @@ fn data_folder(config: &Config) -> Result<DataFolder, StackError> {
 }
 
 /// The deployment's secret: made once, readable by its owner only.
-fn secret(data: &Path) -> Result<Arc<[u8]>, StackError> {
+pub(super) fn secret(data: &Path) -> Result<Arc<[u8]>, StackError> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
     let path = data.join("secret");

@@ -57,6 +57,8 @@ names!(
         HeadsCoalesced = "chatctl_heads_coalesced_total",
         /// Ids declared void.
         IdsVoided = "chatctl_ids_voided_total",
+        /// Messages that were stored and not acknowledged, since their counter was overtaken.
+        SendsFenced = "chatctl_sends_fenced_total",
         /// Conversations whose counter was rebuilt from the store.
         SequenceSeeds = "chatctl_sequence_seeds_total",
         /// Heartbeats taken.
@@ -112,6 +114,26 @@ names!(
     }
 );
 
+/// How far a server is behind in one partition of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PartitionFigures {
+    /// `inbox`, `presence-updates` or `channel`.
+    pub topic: &'static str,
+    /// Which partition.
+    pub partition: u32,
+    /// Records not read yet.
+    pub records: u64,
+    /// Age of the oldest of them, in ms; 0 if none.
+    pub age_ms: u64,
+}
+
+/// Records of a partition that a server has not read yet. Servers that do not read the partition have no sample: counting
+/// samples by partition tells how many read it.
+pub const PARTITION_LAG_RECORDS: &str = "chatctl_log_partition_lag_records";
+
+/// Age of the oldest record of a partition that a server has not read yet, in ms; 0 if none.
+pub const PARTITION_LAG_MS: &str = "chatctl_log_partition_lag_milliseconds";
+
 /// The figures of one server. Written by its tasks, read by `/metrics`.
 #[derive(Debug)]
 pub struct Metrics {
@@ -120,6 +142,7 @@ pub struct Metrics {
     counters: Vec<AtomicU64>,
     gauges: Vec<AtomicU64>,
     timers: Vec<Mutex<Latency>>,
+    partitions: Mutex<Vec<PartitionFigures>>,
 }
 
 impl Metrics {
@@ -132,6 +155,7 @@ impl Metrics {
             counters: Counter::ALL.iter().map(|_| AtomicU64::new(0)).collect(),
             gauges: Gauge::ALL.iter().map(|_| AtomicU64::new(0)).collect(),
             timers: Timer::ALL.iter().map(|_| Mutex::default()).collect(),
+            partitions: Mutex::default(),
         }
     }
 
@@ -172,6 +196,17 @@ impl Metrics {
     #[must_use]
     pub fn gauge(&self, gauge: Gauge) -> u64 {
         self.gauges[gauge as usize].load(Ordering::Relaxed)
+    }
+
+    /// Sets the partitions that the server reads.
+    pub fn set_partitions(&self, partitions: Vec<PartitionFigures>) {
+        *self.partitions.lock().expect("no panic while held") = partitions;
+    }
+
+    /// The partitions that the server reads.
+    #[must_use]
+    pub fn partitions(&self) -> Vec<PartitionFigures> {
+        self.partitions.lock().expect("no panic while held").clone()
     }
 
     /// Adds a duration, in µs.

@@ -9,4 +9,4 @@ pub mod prometheus;
 
 pub use latency::{Latency, LatencySummary};
 pub use live::LiveSnapshot;
-pub use metrics::{Counter, Gauge, Metrics, Registry, Timer};
+pub use metrics::{Counter, Gauge, Metrics, PartitionFigures, Registry, Timer};

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 use std::sync::Arc;
 
-use super::metrics::{Counter, Gauge, Metrics, Timer};
+use super::metrics::{Counter, Gauge, Metrics, PARTITION_LAG_MS, PARTITION_LAG_RECORDS, PartitionFigures, Timer};
 
 /// Value of the `Content-Type` header.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -27,6 +27,7 @@ pub fn render(servers: &[Arc<Metrics>]) -> String {
             sample(&mut out, gauge.name(), m.role(), m.server(), m.gauge(gauge));
         }
     }
+    partitions(&mut out, servers);
     for &timer in Timer::ALL {
         heading(&mut out, timer.name(), "summary");
         for m in servers {
@@ -40,6 +41,27 @@ pub fn render(servers: &[Arc<Metrics>]) -> String {
         }
     }
     out
+}
+
+fn partitions(out: &mut String, servers: &[Arc<Metrics>]) {
+    type Figure = fn(&PartitionFigures) -> u64;
+    let figures: [(&str, Figure); 2] =
+        [(PARTITION_LAG_RECORDS, |lag| lag.records), (PARTITION_LAG_MS, |lag| lag.age_ms)];
+    for (name, figure) in figures {
+        heading(out, name, "gauge");
+        for m in servers {
+            for lag in m.partitions() {
+                let (role, server) = (m.role(), m.server());
+                let _ = writeln!(
+                    out,
+                    "{name}{{role=\"{role}\",server=\"{server}\",topic=\"{}\",partition=\"{}\"}} {}",
+                    lag.topic,
+                    lag.partition,
+                    figure(&lag)
+                );
+            }
+        }
+    }
 }
 
 fn heading(out: &mut String, name: &str, kind: &str) {
@@ -105,7 +127,7 @@ pub fn parse(text: &str) -> BTreeMap<String, Scraped> {
         let Some((name, rest)) = line.split_once('{') else { continue };
         let Some((labels, value)) = rest.split_once("} ") else { continue };
         let (Some(server), Some(role)) = (label(labels, "server"), label(labels, "role")) else { continue };
-        if labels.contains("quantile=") {
+        if labels.contains("quantile=") || labels.contains("partition=") {
             continue;
         }
         if let Ok(value) = value.trim().parse() {
@@ -141,6 +163,10 @@ mod tests {
         metrics.add(Counter::Deliveries, 7);
         metrics.set(Gauge::Connections, 3);
         metrics.time_us(Timer::Send, 1500);
+        metrics.set_partitions(vec![PartitionFigures { topic: "inbox", partition: 3, records: 5, age_ms: 9 }]);
+        let wanted =
+            "chatctl_log_partition_lag_records{role=\"chat\",server=\"chat-1\",topic=\"inbox\",partition=\"3\"} 5";
+        assert!(render(&registry.all()).lines().any(|line| line == wanted));
         let scraped = parse(&render(&registry.all()));
         let chat = &scraped["chat-1"];
         assert_eq!(chat.role, "chat");
@@ -163,6 +189,7 @@ mod dashboard_tests {
             .map(|c| c.name())
             .chain(Gauge::ALL.iter().map(|g| g.name()))
             .chain(Timer::ALL.iter().map(|t| t.name()))
+            .chain([PARTITION_LAG_RECORDS, PARTITION_LAG_MS])
             .collect();
         let panels = dashboard["panels"].as_array().expect("panels");
         assert!(!panels.is_empty());

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use chatctl::backends::messages::{ConversationHead, Messages, StoredMessage};
-use chatctl::backends::sequence::{EmbeddedSequence, Progress, Request, Reservation, Seed, Sequence};
+use chatctl::backends::sequence::{EmbeddedSequence, Progress, Request, Reservation, Seed, Sequence, Slot};
 use chatctl::backends::{BackendResult, Backends};
 use chatctl::loadgen::result::Verdict;
 use chatctl::loadgen::{RunOptions, RunResult, Scenario};
@@ -147,6 +147,9 @@ impl Messages for Lies {
     }
     async fn head(&self, c: ConversationId) -> BackendResult<ConversationHead> {
         self.inner.head(c).await
+    }
+    async fn newest(&self, c: &[ConversationId]) -> BackendResult<Vec<Option<StoredMessage>>> {
+        self.inner.newest(c).await
     }
     async fn raise_head(&self, c: ConversationId, from: ConversationHead, to: ConversationHead) -> BackendResult<bool> {
         self.inner.raise_head(c, from, to).await
@@ -305,6 +308,9 @@ impl Sequence for StartsAgain {
     async fn progress(&self, c: ConversationId) -> BackendResult<Option<Progress>> {
         self.now(c).await.progress(c).await
     }
+    async fn newest(&self, c: &[ConversationId]) -> BackendResult<Vec<Option<Slot>>> {
+        self.inner.newest(c).await
+    }
     async fn begin_void(&self, c: ConversationId, id: MessageId) -> BackendResult<bool> {
         self.now(c).await.begin_void(c, id).await
     }
@@ -317,8 +323,8 @@ impl Sequence for StartsAgain {
     async fn seed(&self, c: ConversationId, seed: &Seed) -> BackendResult<bool> {
         self.now(c).await.seed(c, seed).await
     }
-    async fn extend(&self, c: ConversationId, epoch: u64, block_end: u64) -> BackendResult<()> {
-        self.now(c).await.extend(c, epoch, block_end).await
+    async fn extend(&self, c: ConversationId, epoch: u64, to: ConversationHead) -> BackendResult<()> {
+        self.now(c).await.extend(c, epoch, to).await
     }
     async fn forget(&self, c: ConversationId, epoch: u64) -> BackendResult<()> {
         self.now(c).await.forget(c, epoch).await

@@ -115,6 +115,18 @@ impl Dialect {
         }
     }
 
+    /// Product and version for people. `found` is the answer of [`Dialect::version_query`].
+    pub(super) fn product(self, found: &str) -> String {
+        let version = found.split(|c: char| c == '-' || c.is_whitespace()).next().unwrap_or(found);
+        let product = match self {
+            Self::Sqlite => "SQLite",
+            Self::Postgres => "PostgreSQL",
+            Self::Mysql if found.contains("MariaDB") => "MariaDB",
+            Self::Mysql => "MySQL",
+        };
+        format!("{product} {version}")
+    }
+
     /// What is too old, with the version that is needed. `found` is the answer of [`Dialect::version_query`].
     pub(super) fn too_old(self, found: &str) -> Option<String> {
         let (name, needed) = match self {

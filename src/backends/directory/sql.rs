@@ -34,6 +34,8 @@ const TRIES: usize = 5;
 pub struct SqlDirectory {
     pool: AnyPool,
     dialect: Dialect,
+    /// Product and version, as of the opening.
+    version: String,
 }
 
 impl SqlDirectory {
@@ -76,7 +78,7 @@ impl SqlDirectory {
                 let fix = "check address, name and password, and that the database exists";
                 refused(ErrorKind::Unavailable, format!("{e}; {fix}"))
             })?;
-        let directory = Self { pool, dialect };
+        let mut directory = Self { pool, dialect, version: String::new() };
         let version: String = sqlx::query_scalar(dialect.version_query())
             .fetch_one(&directory.pool)
             .await
@@ -84,6 +86,7 @@ impl SqlDirectory {
         if let Some(text) = dialect.too_old(&version) {
             return Err(refused(ErrorKind::Rejected, format!("it is {text}; upgrade it")));
         }
+        directory.version = dialect.product(&version);
         directory.migrate().await.map_err(|e| {
             let fix = "the account must be allowed to create tables";
             refused(ErrorKind::Unavailable, format!("making the tables: {e}; {fix}"))
@@ -101,6 +104,12 @@ impl SqlDirectory {
             sqlx::query(unlock).execute(&mut *connection).await?;
         }
         result
+    }
+
+    /// Product and version, as of the opening.
+    #[must_use]
+    pub fn version(&self) -> &str {
+        &self.version
     }
 
     /// Closes the connections; what was committed stays.

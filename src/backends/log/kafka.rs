@@ -77,7 +77,7 @@ impl KafkaLog {
             .clone()
             .set("enable.idempotence", "true")
             .set("acks", "all")
-            .set("linger.ms", "1")
+            .set("linger.ms", "3")
             .set("message.timeout.ms", "4000")
             .set("message.max.bytes", "1000000")
             .create()
@@ -86,6 +86,11 @@ impl KafkaLog {
         let log = Self { inner: Arc::new(inner) };
         log.check_topics(OPEN, brokers).await?;
         Ok(log)
+    }
+
+    /// Product and version, as far as a broker tells.
+    pub async fn version(&self) -> String {
+        super::kafka_version::ask(self.inner.config.get("bootstrap.servers").unwrap_or_default()).await
     }
 
     /// Makes missing topics and refuses those with another number of partitions.

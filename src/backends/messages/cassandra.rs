@@ -39,6 +39,9 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_millis(2_200);
 /// Longest that opening may take.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(8);
 
+/// Conversations in one question for their newest bucket.
+const NEWEST_AT_ONCE: usize = 100;
+
 /// Partitions that one call writes to at the same time.
 const AT_ONCE: usize = 8;
 
@@ -64,6 +67,7 @@ struct Inner {
     buckets_back: PreparedStatement,
     void: PreparedStatement,
     head: PreparedStatement,
+    newest_buckets: PreparedStatement,
     first_head: PreparedStatement,
     raise_head: PreparedStatement,
     /// Buckets that are listed already. Written by `append`.
@@ -155,7 +159,32 @@ impl CassandraMessages {
                 .map_err(|e| refused(ErrorKind::Rejected, format!("making the tables: {e}")))?;
         }
         let inner = Inner::prepare(session, &address.keyspace).await;
-        Ok(Self { inner: Arc::new(inner.map_err(|e| refused(ErrorKind::Rejected, e.to_string()))?) })
+        let store = Self { inner: Arc::new(inner.map_err(|e| refused(ErrorKind::Rejected, e.to_string()))?) };
+        store.warn_of_late_writes(&shown, address.replicas).await;
+        Ok(store)
+    }
+
+    /// Warns of a cluster of one replica that acknowledges writes before they are on disk: a node that is killed loses
+    /// messages that were acknowledged, and epochs.
+    async fn warn_of_late_writes(&self, address: &str, replicas: u8) {
+        const QUERY: &str = "SELECT value FROM system_views.settings WHERE name = 'commitlog_sync'";
+        // Versions before 4.0 do not tell.
+        let Ok(answer) = self.inner.session.query_unpaged(QUERY, ()).await else { return };
+        let setting = answer.into_rows_result().ok().and_then(|rows| rows.single_row::<(String,)>().ok());
+        if replicas == 1 && setting.is_some_and(|(value,)| value == "periodic") {
+            tracing::warn!(
+                "{address} has commitlog_sync periodic and the keyspace one replica: a node that is killed loses messages \
+                 that were acknowledged; set commitlog_sync to batch or group, or replicas=3 in the address"
+            );
+        }
+    }
+
+    /// Product and version of a node; without a version where none tells it.
+    pub async fn version(&self) -> String {
+        let answer = self.inner.session.query_unpaged("SELECT release_version FROM system.local", ()).await;
+        let rows = answer.ok().and_then(|answer| answer.into_rows_result().ok());
+        let version = rows.and_then(|rows| rows.single_row::<(String,)>().ok());
+        version.map_or_else(|| "Cassandra".to_owned(), |(version,)| format!("Cassandra {version}"))
     }
 }
 
@@ -169,11 +198,6 @@ impl Inner {
             statement.set_request_timeout(Some(STATEMENT_TIMEOUT));
             Ok::<_, scylla::errors::PrepareError>(statement)
         };
-        let mut head =
-            prepare(format!("SELECT epoch, block_end FROM {keyspace}.conversation_heads WHERE conversation_id = ?"))
-                .await?;
-        // Sees, and completes, a transaction that is under way.
-        head.set_consistency(Consistency::Serial);
         let in_bucket = format!("{keyspace}.messages WHERE conversation_id = ? AND bucket = ?");
         Ok(Self {
             insert: prepare(format!(
@@ -204,7 +228,16 @@ impl Inner {
                  AND message_id > ? AND message_id <= ?"
             ))
             .await?,
-            head,
+            // A quorum has seen every transaction that was answered.
+            head: prepare(format!(
+                "SELECT epoch, block_end FROM {keyspace}.conversation_heads WHERE conversation_id = ?"
+            ))
+            .await?,
+            newest_buckets: prepare(format!(
+                "SELECT conversation_id, bucket FROM {keyspace}.message_buckets WHERE conversation_id IN ? \
+                 PER PARTITION LIMIT 1"
+            ))
+            .await?,
             first_head: prepare(format!(
                 "INSERT INTO {keyspace}.conversation_heads (conversation_id, epoch, block_end) VALUES (?, ?, ?) \
                  IF NOT EXISTS"
@@ -377,6 +410,30 @@ impl Messages for CassandraMessages {
             out.extend(rows.into_iter().map(|row| message(conversation, row)));
         }
         Ok(out)
+    }
+
+    /// One question for the newest bucket of many, then one for each that has any.
+    async fn newest(&self, conversations: &[ConversationId]) -> BackendResult<Vec<Option<StoredMessage>>> {
+        const OPERATION: &str = "messages.newest";
+        let mut used = HashSet::new();
+        for chunk in conversations.chunks(NEWEST_AT_ONCE) {
+            let ids: Vec<i64> = chunk.iter().map(|conversation| sql(conversation.0)).collect();
+            let rows = self.inner.rows::<(i64, i64)>(OPERATION, &self.inner.newest_buckets, (ids,)).await?;
+            used.extend(rows.into_iter().map(|(conversation, _)| conversation));
+        }
+        stream::iter(conversations.iter().copied())
+            .map(|conversation| {
+                let is_used = used.contains(&sql(conversation.0));
+                async move {
+                    if !is_used {
+                        return Ok(None);
+                    }
+                    Ok(self.read_back(conversation, MessageId(u64::MAX), 1).await?.pop())
+                }
+            })
+            .buffered(AT_ONCE)
+            .try_collect()
+            .await
     }
 
     async fn void(&self, conversation: ConversationId, after: MessageId, upto: MessageId) -> BackendResult<()> {

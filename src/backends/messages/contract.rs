@@ -8,6 +8,7 @@ macro_rules! messages_contract {
             a_range_has_its_ends_and_its_limit,
             reading_back_starts_at_the_newest,
             conversations_do_not_mix,
+            the_newest_of_many_conversations_is_told,
             appending_the_same_again_changes_nothing,
             a_void_row_is_gone_and_a_late_one_is_shadowed,
             a_void_survives_a_restart,
@@ -86,6 +87,19 @@ pub(crate) mod promises {
         assert_eq!(rows.iter().map(|m| m.id.0).collect::<Vec<_>>(), [4, 3, 2]);
         let newest = port.read_back(c, EVERYTHING, 1).await.expect("reads");
         assert_eq!(newest, [message(c, 5)]);
+    }
+
+    pub(crate) async fn the_newest_of_many_conversations_is_told(place: impl Place<Port>) {
+        let port = place.open().await;
+        let (used, unused, jumped) = (fresh(), fresh(), fresh());
+        for (c, id) in [(used, 1), (used, 2), (jumped, 3), (jumped, 30_001)] {
+            port.append(&message(c, id)).await.expect("appends");
+        }
+        let newest = port.newest(&[jumped, unused, used]).await.expect("reads");
+        assert_eq!(newest, [Some(message(jumped, 30_001)), None, Some(message(used, 2))]);
+        assert_eq!(port.newest(&[]).await.expect("reads"), []);
+        port.void(jumped, MessageId(10_000), MessageId(40_000)).await.expect("voids");
+        assert_eq!(port.newest(&[jumped]).await.expect("reads"), [Some(message(jumped, 3))]);
     }
 
     pub(crate) async fn conversations_do_not_mix(place: impl Place<Port>) {

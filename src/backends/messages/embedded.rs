@@ -155,6 +155,14 @@ impl Messages for EmbeddedMessages {
         values.iter().map(|value| parse_row(value)).collect()
     }
 
+    async fn newest(&self, conversations: &[ConversationId]) -> BackendResult<Vec<Option<StoredMessage>>> {
+        let mut newest = Vec::with_capacity(conversations.len());
+        for conversation in conversations {
+            newest.push(self.read_back(*conversation, MessageId(u64::MAX), 1).await?.pop());
+        }
+        Ok(newest)
+    }
+
     async fn void(&self, conversation: ConversationId, after: MessageId, upto: MessageId) -> BackendResult<()> {
         const VOID: &str = "messages.void";
         if upto <= after {

@@ -52,11 +52,15 @@ pub trait Messages: Send + Sync {
         limit: usize,
     ) -> BackendResult<Vec<StoredMessage>>;
 
+    /// The newest message of each conversation.
+    async fn newest(&self, conversations: &[ConversationId]) -> BackendResult<Vec<Option<StoredMessage>>>;
+
     /// Declares every id with `after < id <= upto` void, stored or not: such a row is gone, and one that lands later is
     /// shadowed. Repeating it changes nothing.
     async fn void(&self, conversation: ConversationId, after: MessageId, upto: MessageId) -> BackendResult<()>;
 
-    /// The head as it is now.
+    /// The head, as of the last raise that had returned when this was called; one that is under way may be missed. Whoever
+    /// raises it finds out.
     async fn head(&self, conversation: ConversationId) -> BackendResult<ConversationHead>;
 
     /// Sets the head to `to` if it is `from` now; returns whether it did. Durable on `Ok(true)`.

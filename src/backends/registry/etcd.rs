@@ -79,6 +79,13 @@ impl EtcdRegistry {
         })?;
         Ok(Self { inner: Arc::new(inner) })
     }
+
+    /// Product and version of the member that answers; without a version where none does.
+    pub async fn version(&self) -> String {
+        let status = self.inner.call("maintenance/status", &json!({})).await;
+        let version = status.ok().and_then(|status| status["version"].as_str().map(str::to_owned));
+        version.map_or_else(|| "etcd".to_owned(), |version| format!("etcd {version}"))
+    }
 }
 
 /// The gateway writes 64-bit integers as text.

@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use zookeeper_client::{Acls, Client, CreateMode, Error, Stat};
 
 use super::{ENTRY_TTL, Registry, Role, ServerEntry};
@@ -20,6 +22,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Longest that one call may take.
 const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Most that is read of an answer to `srvr`.
+const ANSWER_BYTES_MAX: u64 = 4 * 1024;
 
 /// Tries of a change that another server got in the way of.
 const TRIES: usize = 5;
@@ -74,6 +79,26 @@ impl ZooKeeperRegistry {
         }
         Ok(Self { inner: Arc::new(inner) })
     }
+
+    /// Product and version of the first server that tells it, asked by the `srvr` command; without a version where none does.
+    pub async fn version(&self) -> String {
+        for server in self.inner.ensemble.split(',') {
+            if let Ok(Some(version)) = tokio::time::timeout(TIMEOUT, ask_version(server)).await {
+                return format!("ZooKeeper {version}");
+            }
+        }
+        "ZooKeeper".to_owned()
+    }
+}
+
+/// Source: ZooKeeper administrator's guide, "the four letter words"; `srvr` is the one that is always allowed.
+async fn ask_version(server: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(server).await.ok()?;
+    stream.write_all(b"srvr").await.ok()?;
+    let mut answer = String::new();
+    stream.take(ANSWER_BYTES_MAX).read_to_string(&mut answer).await.ok()?;
+    let version = answer.lines().next()?.strip_prefix("Zookeeper version: ")?;
+    Some(version.split(['-', ',', ' ']).next()?.to_owned())
 }
 
 /// A call with a deadline.

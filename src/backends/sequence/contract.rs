@@ -12,9 +12,11 @@ macro_rules! sequence_contract {
             stable_stops_below_the_lowest_pending_id,
             a_voided_id_is_never_committed_and_its_uuid_gets_a_fresh_one,
             a_commit_can_be_repeated,
+            the_newest_is_the_greatest_committed_id,
             too_many_pending_ids_are_refused,
             a_used_up_block_is_told_and_can_be_raised,
             only_the_highest_claim_can_seed,
+            only_its_owner_ends_a_turn,
             a_seed_remembers_uuids_as_stored,
             a_restart_never_gives_an_id_out_again,
         }
@@ -29,6 +31,7 @@ pub(crate) mod promises {
     use uuid::Uuid;
 
     use crate::backends::contract::Place;
+    use crate::backends::messages::ConversationHead;
     use crate::backends::sequence::{PENDING_IDS_MAX, Remembered, Request, Reservation, Seed, Sequence, Slot};
     use crate::protocol::{ConversationId, MessageId, UserId};
 
@@ -53,7 +56,7 @@ pub(crate) mod promises {
 
     async fn reserve(port: &Port, request: &Request) -> u64 {
         match port.reserve(request).await.expect("answers") {
-            Reservation::Fresh(slot) => slot.id.0,
+            Reservation::Fresh(slot, _) => slot.id.0,
             other => panic!("expected a fresh id, got {other:?}"),
         }
     }
@@ -93,7 +96,7 @@ pub(crate) mod promises {
         let id = reserve(&*port, &r).await;
         let later = Request { at_ms: NOW_MS + 5_000, ..r };
         let slot = Slot { id: MessageId(id), at_ms: NOW_MS };
-        assert_eq!(port.reserve(&later).await.expect("answers"), Reservation::Pending(slot));
+        assert_eq!(port.reserve(&later).await.expect("answers"), Reservation::Pending(slot, 1));
         assert!(commit(&*port, &r, id).await);
         assert_eq!(port.reserve(&later).await.expect("answers"), Reservation::Stored(slot));
         let other = Request { digest: 10, ..r };
@@ -145,6 +148,20 @@ pub(crate) mod promises {
         assert!(!commit(&*port, &r, id + 1).await);
     }
 
+    pub(crate) async fn the_newest_is_the_greatest_committed_id(place: impl Place<Port>) {
+        let port = place.open().await;
+        let (used, unused, unseeded) = (seeded(&*port, 7, 100).await, seeded(&*port, 7, 100).await, fresh());
+        let (a, b) = (request(used), request(used));
+        assert_eq!((reserve(&*port, &a).await, reserve(&*port, &b).await), (8, 9));
+        assert_eq!(port.newest(&[used]).await.expect("answers"), [None], "both are pending");
+        assert!(commit(&*port, &a, 8).await);
+        let eight = Some(Slot { id: MessageId(8), at_ms: NOW_MS });
+        assert_eq!(port.newest(&[unused, used, unseeded]).await.expect("answers"), [None, eight, None]);
+        assert!(commit(&*port, &b, 9).await);
+        assert_eq!(port.newest(&[used]).await.expect("answers")[0].map(|slot| slot.id.0), Some(9));
+        assert_eq!(port.newest(&[]).await.expect("answers"), []);
+    }
+
     pub(crate) async fn too_many_pending_ids_are_refused(place: impl Place<Port>) {
         let port = place.open().await;
         let c = seeded(&*port, 0, 10_000).await;
@@ -166,10 +183,14 @@ pub(crate) mod promises {
         }
         let used_up = Reservation::BlockUsedUp { epoch: 1, block_end: 2 };
         assert_eq!(port.reserve(&request(c)).await.expect("answers"), used_up);
-        port.extend(c, 7, 50).await.expect("ignores another epoch");
+        let head = |epoch, block_end| ConversationHead { epoch, block_end };
+        port.extend(c, 7, head(7, 50)).await.expect("ignores another epoch");
         assert_eq!(port.reserve(&request(c)).await.expect("answers"), used_up);
-        port.extend(c, 1, 4).await.expect("raises");
+        port.extend(c, 1, head(1, 4)).await.expect("raises");
         assert_eq!(reserve(&*port, &request(c)).await, 3);
+        port.extend(c, 1, head(2, 6)).await.expect("raises");
+        let fresh = port.reserve(&request(c)).await.expect("answers");
+        assert!(matches!(fresh, Reservation::Fresh(slot, 2) if slot.id.0 == 4), "{fresh:?}");
     }
 
     pub(crate) async fn only_the_highest_claim_can_seed(place: impl Place<Port>) {
@@ -187,6 +208,21 @@ pub(crate) mod promises {
         assert!(port.progress(c).await.expect("answers").is_some());
         port.forget(c, 2).await.expect("forgets");
         assert_eq!(port.progress(c).await.expect("answers"), None);
+    }
+
+    pub(crate) async fn only_its_owner_ends_a_turn(place: impl Place<Port>) {
+        const LIFE: std::time::Duration = std::time::Duration::from_secs(30);
+        let port = place.open().await;
+        let c = fresh();
+        assert!(port.take_turn(c, 1, LIFE).await.expect("answers"));
+        if !port.can_split() {
+            return;
+        }
+        assert!(!port.take_turn(c, 2, LIFE).await.expect("answers"));
+        port.end_turn(c, 2).await.expect("changes nothing");
+        assert!(!port.take_turn(c, 2, LIFE).await.expect("answers"));
+        port.end_turn(c, 1).await.expect("ends it");
+        assert!(port.take_turn(c, 2, LIFE).await.expect("answers"));
     }
 
     pub(crate) async fn a_seed_remembers_uuids_as_stored(place: impl Place<Port>) {
@@ -212,7 +248,7 @@ pub(crate) mod promises {
         place.restart().await;
         match place.open().await.reserve(&request(c)).await.expect("answers") {
             Reservation::Unseeded => {}
-            Reservation::Fresh(slot) => assert!(slot.id.0 > 1),
+            Reservation::Fresh(slot, _) => assert!(slot.id.0 > 1),
             other => panic!("unexpected {other:?}"),
         }
     }

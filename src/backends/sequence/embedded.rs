@@ -11,15 +11,20 @@ use uuid::Uuid;
 
 use super::{PENDING_IDS_MAX, Progress, Request, Reservation, Seed, Sequence, Slot};
 use crate::backends::BackendResult;
+use crate::backends::messages::ConversationHead;
 use crate::protocol::limits::RETRY_WINDOW;
 use crate::protocol::{ConversationId, MessageId, UserId};
 
 const SHARDS: usize = 64;
 
+/// Messages that are looked through for the newest committed one.
+const NEWEST_LOOKS: usize = 16;
+
 /// Counters of one process. Clones are the same counters.
 #[derive(Clone)]
 pub struct EmbeddedSequence {
     shards: Arc<[Mutex<HashMap<ConversationId, Entry>>]>,
+    can_split: bool,
 }
 
 #[derive(Default)]
@@ -54,7 +59,15 @@ struct Known {
 
 impl Default for EmbeddedSequence {
     fn default() -> Self {
-        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
+        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), can_split: false }
+    }
+}
+
+#[cfg(test)]
+impl EmbeddedSequence {
+    /// One of two that are alive at the same time, as Redis masters after a failover.
+    pub(crate) fn split() -> Self {
+        Self { can_split: true, ..Self::default() }
     }
 }
 
@@ -76,7 +89,7 @@ impl Counter {
             return match self.pending.get(&known.slot.id.0) {
                 _ if known.digest != request.digest => Reservation::Conflict,
                 Some(pending) if pending.voiding => Reservation::Overloaded,
-                Some(_) => Reservation::Pending(known.slot),
+                Some(_) => Reservation::Pending(known.slot, self.epoch),
                 None => Reservation::Stored(known.slot),
             };
         }
@@ -91,7 +104,7 @@ impl Counter {
         let pending = Pending { at_ms: request.at_ms, sender: request.sender, uuid: request.uuid, voiding: false };
         self.pending.insert(self.last, pending);
         self.remember(key, Known { slot, digest: request.digest });
-        Reservation::Fresh(slot)
+        Reservation::Fresh(slot, self.epoch)
     }
 
     fn remember(&mut self, key: (UserId, Uuid), known: Known) {
@@ -113,6 +126,13 @@ impl Counter {
         }
     }
 
+    /// The newest of the youngest few that is committed. One that is pending for long hides it from nobody but the inbox.
+    fn newest(&self) -> Option<Slot> {
+        let youngest = self.ages.iter().rev().take(NEWEST_LOOKS);
+        let slots = youngest.filter_map(|(_, sender, uuid)| Some(self.known.get(&(*sender, *uuid))?.slot));
+        slots.filter(|slot| !self.pending.contains_key(&slot.id.0)).max_by_key(|slot| slot.id)
+    }
+
     fn progress(&self) -> Progress {
         let pending: Vec<Slot> =
             self.pending.iter().map(|(id, p)| Slot { id: MessageId(*id), at_ms: p.at_ms }).collect();
@@ -123,6 +143,10 @@ impl Counter {
 
 #[async_trait]
 impl Sequence for EmbeddedSequence {
+    fn can_split(&self) -> bool {
+        self.can_split
+    }
+
     async fn reserve(&self, request: &Request) -> BackendResult<Reservation> {
         Ok(self.with_counter(request.conversation, |c| c.reserve(request)).unwrap_or(Reservation::Unseeded))
     }
@@ -152,6 +176,10 @@ impl Sequence for EmbeddedSequence {
 
     async fn progress(&self, conversation: ConversationId) -> BackendResult<Option<Progress>> {
         Ok(self.with_counter(conversation, |c| c.progress()))
+    }
+
+    async fn newest(&self, conversations: &[ConversationId]) -> BackendResult<Vec<Option<Slot>>> {
+        Ok(conversations.iter().map(|c| self.with_counter(*c, |counter| counter.newest()).flatten()).collect())
     }
 
     async fn begin_void(&self, conversation: ConversationId, id: MessageId) -> BackendResult<bool> {
@@ -201,10 +229,11 @@ impl Sequence for EmbeddedSequence {
         Ok(true)
     }
 
-    async fn extend(&self, conversation: ConversationId, epoch: u64, block_end: u64) -> BackendResult<()> {
+    async fn extend(&self, conversation: ConversationId, epoch: u64, to: ConversationHead) -> BackendResult<()> {
         self.with_counter(conversation, |c| {
             if c.epoch == epoch {
-                c.block_end = c.block_end.max(block_end);
+                c.epoch = to.epoch;
+                c.block_end = c.block_end.max(to.block_end);
             }
         });
         Ok(())

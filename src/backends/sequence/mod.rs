@@ -9,6 +9,8 @@ pub(crate) mod contract;
 mod embedded;
 mod redis;
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use uuid::Uuid;
 
@@ -16,6 +18,7 @@ pub use self::embedded::EmbeddedSequence;
 pub use self::redis::RedisSequence;
 
 use super::BackendResult;
+use super::messages::ConversationHead;
 use crate::protocol::{ConversationId, MessageId, UserId};
 
 /// Ids of one conversation that may be pending; then reservations are refused. Source: DESIGN section 3.
@@ -48,10 +51,10 @@ pub struct Slot {
 /// Answer of [`Sequence::reserve`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reservation {
-    /// A new id, pending from now on.
-    Fresh(Slot),
-    /// The uuid has an id that was never committed: store the same message under it and commit.
-    Pending(Slot),
+    /// A new id, pending from now on, and the epoch of the counter that gave it out.
+    Fresh(Slot, u64),
+    /// The uuid has an id that was never committed: store the same message under it and commit. With the counter's epoch.
+    Pending(Slot, u64),
     /// The uuid has an id and is stored.
     Stored(Slot),
     /// The uuid came with another digest before.
@@ -128,11 +131,32 @@ pub trait Sequence: Send + Sync {
     /// How far the conversation is settled; `None` when the counter is not there.
     async fn progress(&self, conversation: ConversationId) -> BackendResult<Option<Progress>>;
 
+    /// The greatest committed id of each conversation, with its time; `None` where the counter does not know one: it is not
+    /// there, or was not used since it was seeded.
+    async fn newest(&self, conversations: &[ConversationId]) -> BackendResult<Vec<Option<Slot>>>;
+
     /// Marks a pending id: from here a commit of it fails. Returns false when it is not pending (any more).
     async fn begin_void(&self, conversation: ConversationId, id: MessageId) -> BackendResult<bool>;
 
     /// Settles an id that was marked; its uuid is forgotten, so that a retry gets a fresh id.
     async fn end_void(&self, conversation: ConversationId, id: MessageId) -> BackendResult<()>;
+
+    /// Whether two servers may see different counters at the same time, each of them alive: two Redis masters after a
+    /// failover. Then whoever uses a counter holds its epoch against the store's.
+    fn can_split(&self) -> bool {
+        false
+    }
+
+    /// Takes the turn to seed, for `life`, so that others wait rather than outbid. Returns false when somebody else has
+    /// it. It only saves work: who seeds without a turn does no harm.
+    async fn take_turn(&self, _conversation: ConversationId, _owner: u64, _life: Duration) -> BackendResult<bool> {
+        Ok(true)
+    }
+
+    /// Gives the turn back, if it is still this owner's.
+    async fn end_turn(&self, _conversation: ConversationId, _owner: u64) -> BackendResult<()> {
+        Ok(())
+    }
 
     /// Claims the right to seed for an epoch. Returns false when the counter is there, or a higher epoch has the claim.
     async fn begin_seed(&self, conversation: ConversationId, epoch: u64) -> BackendResult<bool>;
@@ -140,8 +164,9 @@ pub trait Sequence: Send + Sync {
     /// Writes the counter, if the claim for this epoch still stands. Returns whether it did.
     async fn seed(&self, conversation: ConversationId, seed: &Seed) -> BackendResult<bool>;
 
-    /// Raises the end of the block, if the counter is of this epoch.
-    async fn extend(&self, conversation: ConversationId, epoch: u64, block_end: u64) -> BackendResult<()>;
+    /// Gives a counter of this epoch a head that was raised for it: another end of its block, and perhaps another epoch. A
+    /// counter of another epoch stays as it is.
+    async fn extend(&self, conversation: ConversationId, epoch: u64, to: ConversationHead) -> BackendResult<()>;
 
     /// Drops a counter of this epoch or an older one: it was overtaken.
     async fn forget(&self, conversation: ConversationId, epoch: u64) -> BackendResult<()>;

@@ -22,6 +22,7 @@ use uuid::Uuid;
 
 use super::{PENDING_IDS_MAX, Progress, Request, Reservation, Seed, Sequence, Slot};
 use crate::backends::error::{BackendError, BackendResult, ErrorKind};
+use crate::backends::messages::ConversationHead;
 use crate::backends::redis::Redis;
 use crate::protocol::limits::RETRY_WINDOW;
 use crate::protocol::{ConversationId, MessageId, UserId};
@@ -29,6 +30,9 @@ use crate::protocol::{ConversationId, MessageId, UserId};
 /// A counter that nobody used for this long is dropped; the next use seeds it. Longer than uuids are remembered, so that
 /// nothing is forgotten early.
 const IDLE_LIFE: Duration = Duration::from_hours(25);
+
+/// Conversations that one call asks for their newest message.
+const NEWEST_KEYS: usize = 200;
 
 /// Remembered messages that one call of the seed hands over.
 const SEED_ROWS: usize = 2_000;
@@ -81,7 +85,7 @@ if known then
   if r then
     if r.digest ~= ARGV[3] then return {'conflict'} end
     if r.state == 'v' then return {'overloaded'} end
-    return {r.state == 'p' and 'pending' or 'stored', known, r.at}
+    return {r.state == 'p' and 'pending' or 'stored', known, r.at, m[1]}
   end
 end
 local list = pending()
@@ -92,7 +96,7 @@ local id = string.format('%.0f', last + 1)
 write(id, {at = ARGV[4], digest = ARGV[3], state = 'p', sender = ARGV[1], uuid = ARGV[2]})
 redis.call('HSET', key, 'l', id, 'p', list .. id .. ',', u, id)
 redis.call('PEXPIRE', key, ARGV[7])
-return {'fresh', id, ARGV[4]}
+return {'fresh', id, ARGV[4], m[1]}
 ";
 
 /// KEYS: conversation. ARGV: sender, uuid, id.
@@ -117,6 +121,27 @@ for id in string.gmatch(pending(), '[^,]+') do
   local r = record(id)
   out[#out + 1] = id
   out[#out + 1] = r and r.at or '0'
+end
+return out
+";
+
+/// KEYS: conversations. Answers id and time of the newest committed one among the last 16 of each, or nothing.
+const NEWEST: &str = r"
+local out = {}
+for n, key in ipairs(KEYS) do
+  out[n] = ''
+  local id = tonumber(redis.call('HGET', key, 'l') or '0')
+  for _ = 1, 16 do
+    if id < 1 then break end
+    local name = string.format('%.0f', id)
+    local text = redis.call('HGET', key, 'i:' .. name)
+    local at, state = string.match(text or '', '^(%S+) %S+ (%S+)')
+    if state == 's' then
+      out[n] = name .. ' ' .. at
+      break
+    end
+    id = id - 1
+  end
 end
 return out
 ";
@@ -170,10 +195,12 @@ redis.call('HSET', key, 'e', ARGV[1], 'l', ARGV[2], 'b', ARGV[3], 'f', ARGV[4], 
 return 1
 ";
 
-/// KEYS: conversation. ARGV: epoch, end of the block.
+/// KEYS: conversation. ARGV: epoch, end of the block, epoch from now on.
 const EXTEND: &str = r"
 local m = redis.call('HMGET', key, 'e', 'b')
-if m[1] == ARGV[1] and tonumber(m[2]) < tonumber(ARGV[2]) then redis.call('HSET', key, 'b', ARGV[2]) end
+if m[1] ~= ARGV[1] then return 1 end
+redis.call('HSET', key, 'e', ARGV[3])
+if tonumber(m[2]) < tonumber(ARGV[2]) then redis.call('HSET', key, 'b', ARGV[2]) end
 return 1
 ";
 
@@ -188,10 +215,17 @@ end
 return 1
 ";
 
+/// KEYS: turn. ARGV: owner.
+const END_TURN: &str = r"
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+return 1
+";
+
 struct Scripts {
     reserve: Script,
     commit: Script,
     progress: Script,
+    newest: Script,
     begin_void: Script,
     end_void: Script,
     begin_seed: Script,
@@ -199,6 +233,7 @@ struct Scripts {
     seed: Script,
     extend: Script,
     forget: Script,
+    end_turn: Script,
 }
 
 static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| {
@@ -207,6 +242,7 @@ static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| {
         reserve: script(RESERVE),
         commit: script(COMMIT),
         progress: script(PROGRESS),
+        newest: Script::new(NEWEST),
         begin_void: script(BEGIN_VOID),
         end_void: script(END_VOID),
         begin_seed: script(BEGIN_SEED),
@@ -214,6 +250,7 @@ static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| {
         seed: script(SEED),
         extend: script(EXTEND),
         forget: script(FORGET),
+        end_turn: Script::new(END_TURN),
     }
 });
 
@@ -239,13 +276,23 @@ impl RedisSequence {
         arguments: impl FnOnce(&mut ScriptInvocation<'_>),
     ) -> BackendResult<T> {
         let mut connection = self.redis.connection(operation).await?;
-        let mut call = script.key(format!("chatctl:seq:{conversation}:{}", connection.run));
+        let mut call = script.key(key(conversation, &connection.run));
         arguments(&mut call);
         match call.invoke_async(&mut connection.commands).await {
             Ok(answer) => Ok(answer),
             Err(error) => Err(self.redis.failed(operation, error).await),
         }
     }
+}
+
+/// Key of a conversation's counter.
+fn key(conversation: ConversationId, run: &str) -> String {
+    format!("chatctl:seq:{conversation}:{run}")
+}
+
+/// Key of the turn to seed.
+fn turn(conversation: ConversationId, run: &str) -> String {
+    format!("chatctl:seq:{conversation}:{run}:turn")
 }
 
 fn corrupt(operation: &'static str, answer: &[String]) -> BackendError {
@@ -266,6 +313,32 @@ fn life_ms() -> u64 {
 
 #[async_trait]
 impl Sequence for RedisSequence {
+    fn can_split(&self) -> bool {
+        true
+    }
+
+    async fn take_turn(&self, conversation: ConversationId, owner: u64, life: Duration) -> BackendResult<bool> {
+        const OPERATION: &str = "sequence.take_turn";
+        let mut connection = self.redis.connection(OPERATION).await?;
+        let mut set = redis::cmd("SET");
+        set.arg(turn(conversation, &connection.run)).arg(owner).arg("NX").arg("PX").arg(life.as_millis() as u64);
+        match set.query_async::<Option<String>>(&mut connection.commands).await {
+            Ok(answer) => Ok(answer.is_some()),
+            Err(error) => Err(self.redis.failed(OPERATION, error).await),
+        }
+    }
+
+    async fn end_turn(&self, conversation: ConversationId, owner: u64) -> BackendResult<()> {
+        const OPERATION: &str = "sequence.end_turn";
+        let mut connection = self.redis.connection(OPERATION).await?;
+        let mut call = SCRIPTS.end_turn.key(turn(conversation, &connection.run));
+        call.arg(owner);
+        match call.invoke_async::<Value>(&mut connection.commands).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.redis.failed(OPERATION, error).await),
+        }
+    }
+
     async fn reserve(&self, request: &Request) -> BackendResult<Reservation> {
         const OPERATION: &str = "sequence.reserve";
         let Request { conversation, sender, uuid, digest, at_ms } = *request;
@@ -280,9 +353,9 @@ impl Sequence for RedisSequence {
             ["unseeded"] => Some(Reservation::Unseeded),
             ["conflict"] => Some(Reservation::Conflict),
             ["overloaded"] => Some(Reservation::Overloaded),
-            ["fresh", id, at] => slot(id, at).map(Reservation::Fresh),
-            ["pending", id, at] => slot(id, at).map(Reservation::Pending),
-            ["stored", id, at] => slot(id, at).map(Reservation::Stored),
+            ["fresh", id, at, epoch] => slot(id, at).zip(number(epoch)).map(|(s, e)| Reservation::Fresh(s, e)),
+            ["pending", id, at, epoch] => slot(id, at).zip(number(epoch)).map(|(s, e)| Reservation::Pending(s, e)),
+            ["stored", id, at, _] => slot(id, at).map(Reservation::Stored),
             ["used_up", epoch, end] => {
                 number(epoch).zip(number(end)).map(|(epoch, block_end)| Reservation::BlockUsedUp { epoch, block_end })
             }
@@ -312,6 +385,24 @@ impl Sequence for RedisSequence {
         let (head, pending) = number(last).zip(pending).ok_or_else(|| corrupt(OPERATION, &answer))?;
         let stable = pending.first().map_or(head, |slot| slot.id.0 - 1);
         Ok(Some(Progress { stable: MessageId(stable), head: MessageId(head), pending }))
+    }
+
+    async fn newest(&self, conversations: &[ConversationId]) -> BackendResult<Vec<Option<Slot>>> {
+        const OPERATION: &str = "sequence.newest";
+        let mut slots = Vec::with_capacity(conversations.len());
+        for chunk in conversations.chunks(NEWEST_KEYS) {
+            let mut connection = self.redis.connection(OPERATION).await?;
+            let mut call = SCRIPTS.newest.prepare_invoke();
+            for conversation in chunk {
+                call.key(key(*conversation, &connection.run));
+            }
+            let answer: Vec<String> = match call.invoke_async(&mut connection.commands).await {
+                Ok(answer) => answer,
+                Err(error) => return Err(self.redis.failed(OPERATION, error).await),
+            };
+            slots.extend(answer.iter().map(|text| text.split_once(' ').and_then(|(id, at)| slot(id, at))));
+        }
+        Ok(slots)
     }
 
     async fn begin_void(&self, conversation: ConversationId, id: MessageId) -> BackendResult<bool> {
@@ -355,10 +446,10 @@ impl Sequence for RedisSequence {
         .await
     }
 
-    async fn extend(&self, conversation: ConversationId, epoch: u64, block_end: u64) -> BackendResult<()> {
+    async fn extend(&self, conversation: ConversationId, epoch: u64, to: ConversationHead) -> BackendResult<()> {
         let _: Value = self
             .run("sequence.extend", &SCRIPTS.extend, conversation, |call| {
-                call.arg(epoch).arg(block_end);
+                call.arg(epoch).arg(to.block_end).arg(to.epoch);
             })
             .await?;
         Ok(())

@@ -1,23 +1,23 @@
 //! `chatctl load`: runs a scenario, shows it, ends with a verdict.
 
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use chatctl::loadgen::control::StackControl;
 use chatctl::loadgen::result::{RunResult, Verdict};
 use chatctl::loadgen::{RunError, RunOptions, Scenario};
 use chatctl::report::{self, summary};
 use chatctl::runtime::{Tasks, machine};
-use chatctl::server::auth::PasswordCost;
-use chatctl::stack::{Config, Stack};
 use chatctl::telemetry::LiveSnapshot;
 use chatctl::tui;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::watch;
 
+use crate::control::At;
 use crate::exit::{self, Failure};
+use crate::own_stack::OwnStack;
+use crate::table::Table;
 use crate::up::init_logging;
 
 /// How the run is shown.
@@ -35,12 +35,15 @@ enum Ui {
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Scenario file, such as scenarios/quickstart.yaml
-    scenario: PathBuf,
+    /// Scenario files, such as scenarios/quickstart.yaml; several run one after the other
+    #[arg(required = true, value_name = "SCENARIO")]
+    scenarios: Vec<PathBuf>,
     /// API address of a running stack; without it a stack is started for the run
     #[arg(long, value_name = "URL", env = "CHATCTL_TARGET")]
     target: Option<String>,
-    /// Folder for result.json, summary.txt and .hlog files
+    #[command(flatten)]
+    at: At,
+    /// Folder for result.json, summary.txt and .hlog files; with several scenarios, a folder in it for each
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// File for every event as lines of JSON
@@ -57,25 +60,24 @@ pub(crate) struct Args {
     check: bool,
 }
 
-/// Cost of password hashes in a stack that lives for one run: its accounts are worth nothing, and a thousand logins at
-/// the real cost would take longer than the load.
-const THROWAWAY_PASSWORD_COST: PasswordCost = PasswordCost { memory_kib: 64, passes: 1 };
-
 /// Names of threads that belong to the stack: its servers and the embedded engines.
 const STACK_THREADS: &[&str] = &["srv-", "engine-", "sqlx-", "fjall"];
 
 pub(crate) fn run(args: Args) -> Result<u8, Failure> {
-    let mut scenario = Scenario::read(&args.scenario).map_err(Failure::usage)?;
-    scenario.seed = args.seed.unwrap_or(scenario.seed);
+    let scenarios = args.scenarios.iter().map(|path| read(path, &args)).collect::<Result<Vec<_>, _>>()?;
     if args.check {
-        println!("{}: valid, {:.0} s", args.scenario.display(), scenario.duration().as_secs_f64());
+        for (path, scenario) in args.scenarios.iter().zip(&scenarios) {
+            println!("{}: valid, {:.0} s", path.display(), scenario.duration().as_secs_f64());
+        }
         return Ok(exit::PASS);
+    }
+    if scenarios.len() > 1 && args.history.is_some() {
+        return Err(Failure::usage("--history FILE goes with one scenario: several would write over each other"));
     }
     let ui = choose_ui(args.ui);
     if ui != Ui::Tui {
         init_logging();
     }
-    check_open_files(&scenario, args.target.is_some())?;
     if let Some(folder) = &args.out {
         // Found out before the load rather than after it.
         std::fs::create_dir_all(folder).map_err(|e| Failure::usage(format!("--out {}: {e}", folder.display())))?;
@@ -86,8 +88,112 @@ pub(crate) fn run(args: Args) -> Result<u8, Failure> {
         .enable_all()
         .build()
         .map_err(Failure::environment)?;
-    let result = runtime.block_on(run_shown(&scenario, &args, ui))?;
-    finish(&args, &result)
+    let interrupt = Tasks::new();
+    runtime.block_on(async { watch_signals(&interrupt) })?;
+    if let [scenario] = &scenarios[..] {
+        let out = args.out.clone();
+        return runtime.block_on(run_one(scenario, &args, ui, out.as_deref(), &interrupt)).map(|result| code(&result));
+    }
+    let mut outcomes = Vec::new();
+    for scenario in &scenarios {
+        let out = args.out.as_ref().map(|folder| folder.join(&scenario.name));
+        let outcome = runtime.block_on(run_one(scenario, &args, ui, out.as_deref(), &interrupt));
+        if let Err(failure) = &outcome {
+            eprintln!("chatctl: {}: {}", scenario.name, failure.message);
+        }
+        outcomes.push((scenario.name.clone(), outcome));
+        if interrupt.is_stopped() {
+            break;
+        }
+    }
+    println!("\n{}", overview(&outcomes));
+    Ok(gravest(outcomes.iter().map(|(_, outcome)| outcome.as_ref().map_or_else(|f| f.code, code))))
+}
+
+fn read(path: &Path, args: &Args) -> Result<Scenario, Failure> {
+    let mut scenario = Scenario::read(path).map_err(Failure::usage)?;
+    scenario.seed = args.seed.unwrap_or(scenario.seed);
+    Ok(scenario)
+}
+
+/// Runs a scenario and prints what came of it.
+async fn run_one(
+    scenario: &Scenario,
+    args: &Args,
+    ui: Ui,
+    out: Option<&Path>,
+    interrupt: &Tasks,
+) -> Result<RunResult, Failure> {
+    check_open_files(scenario, args.target.is_some())?;
+    // The logs of processes stay where the run's files go, or as long as somebody may want to read them.
+    let temporary = std::env::temp_dir().join(format!("chatctl-{}-{}", std::process::id(), scenario.name));
+    let folder = out.map_or(temporary.clone(), |out| out.join("stack"));
+    let result = run_shown(scenario, args, ui, &folder, interrupt).await;
+    let is_pass = matches!(&result, Ok(result) if result.verdict == Verdict::Pass);
+    if out.is_none() && is_pass {
+        // Not there, when the stack was in this process.
+        let _ = std::fs::remove_dir_all(&temporary);
+    }
+    let result = result?;
+    finish(out, &result)?;
+    if !is_pass && folder.join("logs").exists() {
+        println!("logs of the servers in {}", folder.join("logs").display());
+    }
+    Ok(result)
+}
+
+/// One line for each of several scenarios.
+fn overview(outcomes: &[(String, Result<RunResult, Failure>)]) -> Table<9> {
+    let mut table = Table::new([
+        "SCENARIO",
+        "VERDICT",
+        "ACKED",
+        "LOST",
+        "DUPLICATED",
+        "OUT OF ORDER",
+        "ID REUSE",
+        "OTHER",
+        "RECOVERED AFTER",
+    ]);
+    for (name, outcome) in outcomes {
+        let Ok(result) = outcome else {
+            let dash = || "-".to_owned();
+            table.row([name.clone(), "ERROR".to_owned(), dash(), dash(), dash(), dash(), dash(), dash(), dash()]);
+            continue;
+        };
+        let c = &result.counts;
+        let seconds = || format!("{:.2} s", c.recovery_ms_max as f64 / 1e3);
+        let recovered = if result.faults.is_empty() { "-".to_owned() } else { seconds() };
+        table.row([
+            name.clone(),
+            result.verdict.word().to_owned(),
+            report::human_count(c.acked),
+            c.lost.to_string(),
+            c.duplicated.to_string(),
+            c.out_of_order.to_string(),
+            c.id_reuse.to_string(),
+            (c.leaked + c.altered + c.presence_wrong).to_string(),
+            recovered,
+        ]);
+    }
+    table
+}
+
+fn code(result: &RunResult) -> u8 {
+    match result.verdict {
+        Verdict::Pass => exit::PASS,
+        Verdict::ThresholdFailed => exit::THRESHOLD,
+        Verdict::LedgerViolated => exit::LEDGER,
+        Verdict::Invalid => exit::INVALID,
+        Verdict::Interrupted => exit::INTERRUPTED,
+    }
+}
+
+/// The exit code of several runs.
+fn gravest(codes: impl Iterator<Item = u8>) -> u8 {
+    const ORDER: [u8; 7] =
+        [exit::LEDGER, exit::INTERRUPTED, exit::USAGE, exit::ENVIRONMENT, exit::INVALID, exit::THRESHOLD, exit::PASS];
+    codes.min_by_key(|code| ORDER.iter().position(|c| c == code)).unwrap_or(exit::PASS)
 }
 
 /// The screen only where somebody can see it.
@@ -117,33 +223,36 @@ fn check_open_files(scenario: &Scenario, is_elsewhere: bool) -> Result<(), Failu
 }
 
 /// Starts what is needed, runs the load beside its display, stops what was started.
-async fn run_shown(scenario: &Scenario, args: &Args, ui: Ui) -> Result<RunResult, Failure> {
-    let interrupt = Tasks::new();
-    watch_signals(&interrupt)?;
-    let stack = match &args.target {
-        Some(_) => None,
-        None => Some(Arc::new(Mutex::new(Some(start_stack(scenario).await?)))),
+async fn run_shown(
+    scenario: &Scenario,
+    args: &Args,
+    ui: Ui,
+    folder: &Path,
+    interrupt: &Tasks,
+) -> Result<RunResult, Failure> {
+    let stack = if let Some(target) = &args.target {
+        OwnStack::find(target, &args.at.stack).await
+    } else {
+        Some(start_stack(scenario, ui, folder, interrupt).await?)
     };
     let target = match (&args.target, &stack) {
-        (Some(target), _) => target.clone(),
-        (None, Some(stack)) => {
-            let url = stack.lock().await.as_ref().and_then(Stack::api_url);
-            url.ok_or_else(|| Failure::usage("stack.api_servers is 0: a load needs an API server"))?
-        }
-        (None, None) => unreachable!("a stack is started when there is no target"),
+        (Some(target), _) => Some(target.clone()),
+        (None, Some(stack)) => stack.api_url().await,
+        (None, None) => None,
     };
+    let target = target.ok_or_else(|| Failure::usage("stack.api_servers is 0: a load needs an API server"))?;
     let (live, shown) = watch::channel(LiveSnapshot::default());
     let options = RunOptions {
         target,
-        control: stack.clone().map(|stack| Arc::new(Hands(stack)) as Arc<dyn StackControl>),
+        control: stack.clone().map(|stack| Arc::new(stack) as Arc<dyn StackControl>),
         history: args.history.clone(),
         live,
         interrupt: interrupt.clone(),
-        stack_threads: stack.is_some().then_some(STACK_THREADS),
+        stack_threads: matches!(stack, Some(OwnStack::InProcess(_))).then_some(STACK_THREADS),
     };
     // The display ends with the run, which drops the sender of snapshots.
-    let (result, ()) = tokio::join!(chatctl::loadgen::run(scenario, options), show(ui, shown, interrupt));
-    if let Some(stack) = stack.and_then(|stack| stack.try_lock().ok().and_then(|mut s| s.take())) {
+    let (result, ()) = tokio::join!(chatctl::loadgen::run(scenario, options), show(ui, shown, interrupt.clone()));
+    if let Some(stack) = stack {
         stack.stop().await;
     }
     result.map_err(|error| match error {
@@ -152,36 +261,17 @@ async fn run_shown(scenario: &Scenario, args: &Args, ui: Ui) -> Result<RunResult
     })
 }
 
-async fn start_stack(scenario: &Scenario) -> Result<Stack, Failure> {
-    let spec = &scenario.stack;
-    let mut config = Config {
-        chat_servers: spec.chat_servers,
-        presence_servers: spec.presence_servers,
-        api_servers: spec.api_servers,
-        partitions: spec.partitions,
-        drain_timeout: Duration::from_secs(2),
-        ..Config::default()
-    };
-    config.api.password_cost = THROWAWAY_PASSWORD_COST;
-    Ok(Stack::start(config).await?)
-}
-
-/// Hands on the stack of this run.
-struct Hands(Arc<Mutex<Option<Stack>>>);
-
-#[async_trait]
-impl StackControl for Hands {
-    async fn kill(&self, server: &str) -> Result<(), String> {
-        match self.0.lock().await.as_mut() {
-            Some(stack) => stack.kill(server).map_err(|e| e.to_string()),
-            None => Err("the stack is gone".to_owned()),
+/// Starts the stack that a scenario asks for, unless it is interrupted.
+async fn start_stack(scenario: &Scenario, ui: Ui, folder: &Path, interrupt: &Tasks) -> Result<OwnStack, Failure> {
+    let note = move |note| {
+        if ui == Ui::Plain {
+            println!("{note}");
         }
-    }
-
-    async fn drain(&self, server: &str) -> Result<(), String> {
-        match self.0.lock().await.as_mut() {
-            Some(stack) => stack.drain(server).await.map_err(|e| e.to_string()),
-            None => Err("the stack is gone".to_owned()),
+    };
+    tokio::select! {
+        stack = OwnStack::start(scenario, folder, note) => stack,
+        () = interrupt.stopped() => {
+            Err(Failure { code: exit::INTERRUPTED, message: "interrupted while the stack started".to_owned() })
         }
     }
 }
@@ -243,19 +333,26 @@ async fn print_lines(mut shown: watch::Receiver<LiveSnapshot>) {
     }
 }
 
-fn finish(args: &Args, result: &RunResult) -> Result<u8, Failure> {
+fn finish(out: Option<&Path>, result: &RunResult) -> Result<(), Failure> {
     let use_colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let style = if use_colour { summary::Style::Colour } else { summary::Style::Plain };
     println!("\n{}", summary::render(result, style).trim_end());
-    if let Some(folder) = &args.out {
+    if let Some(folder) = out {
         report::write_all(folder, result).map_err(Failure::environment)?;
         println!("\nwritten to {}", folder.display());
     }
-    Ok(match result.verdict {
-        Verdict::Pass => exit::PASS,
-        Verdict::ThresholdFailed => exit::THRESHOLD,
-        Verdict::LedgerViolated => exit::LEDGER,
-        Verdict::Invalid => exit::INVALID,
-        Verdict::Interrupted => exit::INTERRUPTED,
-    })
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_gravest_code_of_several_runs_is_the_one_that_counts() {
+        let of = |codes: &[u8]| gravest(codes.iter().copied());
+        assert_eq!(of(&[0, 1, 5]), exit::INVALID);
+        assert_eq!(of(&[1, 4, 3]), exit::LEDGER);
+        assert_eq!(of(&[0, 0]), exit::PASS);
+    }
 }

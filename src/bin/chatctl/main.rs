@@ -1,9 +1,14 @@
 //! The `chatctl` command: flags, printing, exit codes. One file per verb; no logic of its own.
 
+mod config;
+mod control;
 mod exit;
 mod load;
 mod migrate;
+mod own_stack;
+mod table;
 mod up;
+mod up_processes;
 
 use clap::{Parser, Subcommand};
 
@@ -26,6 +31,22 @@ enum Verb {
     Up(up::UpArgs),
     /// Run some roles of a stack in this process until ctrl-c.
     Serve(up::ServeArgs),
+    /// Show the servers and engines of a running stack of processes.
+    Status(control::StatusArgs),
+    /// Show the logs of a stack of processes.
+    Logs(control::LogsArgs),
+    /// Change how many servers of a role there are.
+    Scale(control::ScaleArgs),
+    /// Have the clients of a server leave, then end it.
+    Drain(control::DrainArgs),
+    /// Restart servers, one after the other.
+    Restart(control::RestartArgs),
+    /// Do something to a server or an engine on purpose.
+    Fault(control::FaultArgs),
+    /// End a running stack of processes.
+    Down(control::DownArgs),
+    /// Print a configuration for another program.
+    Config(config::Args),
     /// Make the tables, topics and keyspaces that a stack on real engines needs.
     Migrate(migrate::Args),
 }
@@ -43,6 +64,14 @@ fn main() -> std::process::ExitCode {
         Verb::Load(args) => load::run(args),
         Verb::Up(args) => up::run_up(args),
         Verb::Serve(args) => up::run_serve(args),
+        Verb::Status(args) => control::run_status(args),
+        Verb::Logs(args) => control::run_logs(args),
+        Verb::Scale(args) => control::run_scale(args),
+        Verb::Drain(args) => control::run_drain(args),
+        Verb::Restart(args) => control::run_restart(args),
+        Verb::Fault(args) => control::run_fault(args),
+        Verb::Down(args) => control::run_down(args),
+        Verb::Config(args) => config::run(args),
         Verb::Migrate(args) => migrate::run(args),
     };
     match result {

@@ -6,9 +6,12 @@ use std::path::PathBuf;
 
 use chatctl::backends::registry::Role;
 use chatctl::runtime::machine;
+use chatctl::stack::profile::Profile;
 use chatctl::stack::{Config, Stack};
 
+use crate::control::At;
 use crate::exit::{self, Failure};
+use crate::up_processes;
 
 /// Settings of `up` and `serve` alike; flags override the file.
 #[derive(clap::Args)]
@@ -37,6 +40,17 @@ pub(crate) struct Common {
 pub(crate) struct UpArgs {
     #[command(flatten)]
     common: Common,
+    /// Which stack, where no --config says it
+    #[arg(long, value_enum, env = "CHATCTL_PROFILE", conflicts_with = "config")]
+    profile: Option<ProfileName>,
+    /// Each server a process of its own, kept alive; needs real engines for every port
+    #[arg(long)]
+    processes: bool,
+    /// Starts in the background and returns when the stack serves (with --processes or --profile engines)
+    #[arg(long, short)]
+    detach: bool,
+    #[command(flatten)]
+    at: At,
     /// Number of chat servers
     #[arg(long, value_name = "N", env = "CHATCTL_CHAT_SERVERS")]
     chat_servers: Option<usize>,
@@ -59,8 +73,11 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_delimiter = ',', required = true)]
     role: Vec<Role>,
     /// Number of the server, or of the first of each role: 4 makes chat-4
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    number: usize,
+    #[arg(long, value_name = "N")]
+    number: Option<usize>,
+    /// Tells where it serves as a line of JSON, and stops when standard input ends: for a supervisor
+    #[arg(long, hide = true)]
+    supervised: bool,
 }
 
 /// Ports of `up`, so that a developer finds the stack where it was yesterday.
@@ -68,9 +85,10 @@ const API_PORT: u16 = 7100;
 const CHAT_PORT: u16 = 7201;
 
 impl Common {
-    fn config(&self) -> Result<Config, Failure> {
+    /// The settings of the file, or `otherwise`, with what the flags say.
+    fn config(&self, otherwise: Config) -> Result<Config, Failure> {
         let mut config = match &self.config {
-            None => Config { api_port: API_PORT, chat_port: CHAT_PORT, ..Config::default() },
+            None => otherwise,
             Some(path) => read_config(path)?,
         };
         config.data = self.data.clone().or(config.data);
@@ -82,6 +100,23 @@ impl Common {
     }
 }
 
+/// A stack with a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum ProfileName {
+    /// Every server in this process, on embedded engines
+    Embedded,
+    /// Every server a process, on the engines of `scripts/engines start`
+    Engines,
+}
+
+/// The settings of a profile, with ports where a developer finds the stack again.
+fn profile_config(name: ProfileName) -> Config {
+    match name {
+        ProfileName::Embedded => Config { api_port: API_PORT, chat_port: CHAT_PORT, ..Profile::Embedded.config() },
+        ProfileName::Engines => Profile::Engines.config(),
+    }
+}
+
 pub(crate) fn read_config(path: &std::path::Path) -> Result<Config, Failure> {
     let text = std::fs::read_to_string(path)
         .map_err(|e| Failure::usage(format!("{}: {e}; give an existing file with --config", path.display())))?;
@@ -89,29 +124,46 @@ pub(crate) fn read_config(path: &std::path::Path) -> Result<Config, Failure> {
 }
 
 pub(crate) fn run_up(args: UpArgs) -> Result<u8, Failure> {
-    let mut config = args.common.config()?;
+    let mut config = args.common.config(profile_config(args.profile.unwrap_or(ProfileName::Embedded)))?;
     config.chat_servers = args.chat_servers.unwrap_or(config.chat_servers);
     config.presence_servers = args.presence_servers.unwrap_or(config.presence_servers);
     config.api_servers = args.api_servers.unwrap_or(config.api_servers);
     config.gateways = args.gateways.unwrap_or(config.gateways);
-    run(config)
+    config.processes.enabled |= args.processes;
+    if config.processes.enabled {
+        return up_processes::run(config, &args.at.stack, args.detach);
+    }
+    if args.detach {
+        return Err(Failure::usage("--detach goes with --processes or --profile engines"));
+    }
+    run(config, false)
 }
 
 pub(crate) fn run_serve(args: ServeArgs) -> Result<u8, Failure> {
-    let config = args.common.config()?.with_roles(&args.role);
-    run(Config { first_number: args.number, ..config })
+    let config = args.common.config(profile_config(ProfileName::Embedded))?.with_roles(&args.role);
+    let first_number = args.number.unwrap_or(config.first_number);
+    run(Config { first_number, ..config }, args.supervised)
 }
 
-fn run(config: Config) -> Result<u8, Failure> {
+fn run(config: Config, is_supervised: bool) -> Result<u8, Failure> {
     init_logging();
     let _ = machine::raise_open_files();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::environment)?;
     runtime.block_on(async {
         let mut stops = Stops::new()?;
         let stack = Stack::start(config).await?;
-        print_addresses(&stack);
+        if is_supervised {
+            println!("{}", serde_json::to_string(&stack.nodes()).map_err(Failure::environment)?);
+            stops.end_with_standard_input();
+        } else {
+            print_addresses(&stack);
+        }
         stops.next().await;
-        eprintln!("stopping: clients are told to move; once more to stop at once");
+        // A supervisor that goes away now changes nothing.
+        stops.orphaned = None;
+        if !is_supervised {
+            eprintln!("stopping: clients are told to move; once more to stop at once");
+        }
         tokio::select! {
             () = stack.stop() => Ok(exit::PASS),
             () = stops.next() => Ok(exit::INTERRUPTED),
@@ -119,23 +171,46 @@ fn run(config: Config) -> Result<u8, Failure> {
     })
 }
 
-/// SIGINT and SIGTERM.
-struct Stops {
+/// SIGINT, SIGTERM, and the end of whoever supervises.
+pub(crate) struct Stops {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
+    orphaned: Option<tokio::sync::oneshot::Receiver<()>>,
 }
 
 impl Stops {
-    fn new() -> Result<Self, Failure> {
+    pub(crate) fn new() -> Result<Self, Failure> {
         use tokio::signal::unix::{SignalKind, signal};
         let open = |kind| signal(kind).map_err(Failure::environment);
-        Ok(Self { interrupt: open(SignalKind::interrupt())?, terminate: open(SignalKind::terminate())? })
+        let (interrupt, terminate) = (open(SignalKind::interrupt())?, open(SignalKind::terminate())?);
+        Ok(Self { interrupt, terminate, orphaned: None })
     }
 
-    async fn next(&mut self) {
+    /// Counts the end of standard input as a stop. A thread of its own reads, since such a read can't be given up.
+    fn end_with_standard_input(&mut self) {
+        let (orphaned, when_orphaned) = tokio::sync::oneshot::channel();
+        std::thread::spawn(move || {
+            // An error is an end as well.
+            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+            // Nobody waits when the process is stopping already.
+            let _ = orphaned.send(());
+        });
+        self.orphaned = Some(when_orphaned);
+    }
+
+    pub(crate) async fn next(&mut self) {
+        let orphaned = async {
+            match &mut self.orphaned {
+                Some(orphaned) => {
+                    let _ = orphaned.await;
+                }
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
+            () = orphaned => self.orphaned = None,
         }
     }
 }

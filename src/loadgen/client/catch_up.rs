@@ -9,7 +9,7 @@ use super::cursor::Seen;
 use super::device::{Device, NEVER};
 use super::mailbox::Page;
 use super::{Command, Shared, history_seconds};
-use crate::loadgen::api::Error;
+use crate::loadgen::api::{Error, Source};
 use crate::loadgen::recorder::{Path, add, sub};
 use crate::protocol::api::{InboxEntry, MessagesSync};
 use crate::protocol::{ErrorCode, MessageId};
@@ -234,6 +234,6 @@ async fn fetch(shared: &Shared, client: u32, conversation: u32, after: u64) -> P
     let token = &shared.world.clients[client as usize].token;
     let id = shared.world.conversations[conversation as usize].id;
     let started_us = clock::now_us();
-    let result = shared.api.messages_sync(token, id, MessageId(after), PAGE).await;
+    let result = shared.api.messages_sync(token, id, MessageId(after), PAGE, Source::Any).await;
     Page { conversation, after, started_us, started_s: history_seconds(started_us), result }
 }

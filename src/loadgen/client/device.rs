@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::conversation::DeviceConversation;
 use super::link::{Link, LinkError};
-use super::{Command, Shared};
+use super::{Command, Shared, Trouble};
 use crate::loadgen::body::Tag;
 use crate::loadgen::recorder::{Path, add, sub};
 use crate::protocol::api::Placement;
@@ -230,6 +230,7 @@ impl Device {
         self.now_us = clock::now_us();
         if let Err(error) = result {
             self.shared.stats.error("connect");
+            self.shared.trouble(Trouble::Error, self.now_us);
             tracing::debug!(client = self.client, error, "connect failed");
             self.back_off();
         }

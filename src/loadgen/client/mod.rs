@@ -76,7 +76,23 @@ pub(super) struct FaultTrack {
     pub(super) disconnected: u64,
     /// Times from the fault until a device was connected and caught up, in µs.
     pub(super) recovered_us: Vec<u64>,
+    /// On the run's clock; 0 while it lasts.
+    pub(super) ended_us: u64,
+    pub(super) errors: u64,
+    pub(super) late_acks: u64,
+    /// When the last of these was, on the run's clock.
+    pub(super) trouble_us: u64,
     pub(super) error: Option<String>,
+}
+
+/// An ACK is late past this, where consequences of a fault are counted.
+pub(super) const LATE_ACK_US: u64 = 1_000_000;
+
+/// A consequence of a fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trouble {
+    Error,
+    LateAck,
 }
 
 /// Events kept for people.
@@ -90,6 +106,18 @@ impl Shared {
             events.remove(0);
         }
         events.push(text);
+    }
+
+    /// Notes a consequence of the last fault, if there was one.
+    fn trouble(&self, trouble: Trouble, now_us: u64) {
+        let mut faults = self.faults.lock().expect("no panic while held");
+        if let Some(track) = faults.last_mut() {
+            match trouble {
+                Trouble::Error => track.errors += 1,
+                Trouble::LateAck => track.late_acks += 1,
+            }
+            track.trouble_us = now_us;
+        }
     }
 
     /// A device as histories name it: its user's id, and its own name.

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::Shared;
 use super::cursor::{Arrival, Seen};
 use super::device::{Device, NEVER, Pending};
 use super::presence::OfflineTold;
+use super::{LATE_ACK_US, Shared, Trouble};
 use crate::loadgen::body::Tag;
 use crate::loadgen::ledger::Kind;
 use crate::loadgen::recorder::{Path, add, sub};
@@ -85,7 +85,11 @@ impl Device {
         let shared = Arc::clone(&self.shared);
         sub(&shared.stats.pending, 1);
         add(&shared.stats.acked, 1);
-        shared.recorder.record(self.client, Path::Ack, self.now_us.saturating_sub(tag.intended_us));
+        let took_us = self.now_us.saturating_sub(tag.intended_us);
+        shared.recorder.record(self.client, Path::Ack, took_us);
+        if took_us > LATE_ACK_US {
+            shared.trouble(Trouble::LateAck, self.now_us);
+        }
         shared.note("ack", || {
             let (user, device) = self.name();
             json!({"conv": ack.conversation, "user": user, "uuid": ack.uuid, "id": ack.id, "dev": device})
@@ -100,6 +104,7 @@ impl Device {
         self.shared.stats.error(error.code.as_str());
         let Some((uuid, at)) = error.uuid.and_then(|uuid| Some((uuid, self.find_pending(uuid)?))) else { return };
         if error.code.is_retryable() {
+            self.shared.trouble(Trouble::Error, self.now_us);
             let wait_us = error.retry_after_ms.unwrap_or(1_000) * 1_000;
             self.pending[at].next_try_us = self.now_us + wait_us;
             self.sends_due_us = self.sends_due_us.min(self.now_us + wait_us);

@@ -19,13 +19,13 @@ use serde_json::json;
 use tokio::sync::watch::Sender;
 
 use self::watch::Watcher;
-use super::api::Api;
+use super::api::{Api, Source};
 use super::client::{Alarms, Command, Device, DeviceState, Mailbox, Shared, UserPresence};
 use super::control::StackControl;
 use super::history::History;
 use super::ledger::{AuditedDevice, Ledger, audit_conversation};
 use super::recorder::{Recorder, Stats};
-use super::result::{FaultRecord, GeneratorHealth, RunResult, SCHEMA_VERSION};
+use super::result::{FaultRecord, GeneratorHealth, ProcessUsage, RunResult, SCHEMA_VERSION};
 use super::scenario::Scenario;
 use super::world::{Progress, World};
 use crate::protocol::MessageFrame;
@@ -88,12 +88,7 @@ pub struct RunOptions {
 /// Only where there is nothing to report: the target does not answer, the setup fails, a file can't be made.
 pub async fn run(scenario: &Scenario, options: RunOptions) -> Result<RunResult, RunError> {
     let api = Api::new(&options.target).map_err(RunError::Usage)?;
-    if options.control.is_none() && !scenario.faults.is_empty() {
-        let fix = "run it without --target, or remove the faults";
-        return Err(RunError::Usage(format!(
-            "the scenario has faults, and this stack was not started by chatctl: {fix}"
-        )));
-    }
+    check_faults(scenario, options.control.as_deref()).await?;
     let unreachable = |e| {
         RunError::Environment(format!(
             "no stack answers at {}: {e}; start one with `chatctl up`, or leave --target out",
@@ -123,6 +118,20 @@ pub async fn run(scenario: &Scenario, options: RunOptions) -> Result<RunResult, 
     }
     result.target = options.target;
     Ok(result)
+}
+
+/// Finds out before the load whether every fault can be done.
+async fn check_faults(scenario: &Scenario, control: Option<&dyn StackControl>) -> Result<(), RunError> {
+    for fault in &scenario.faults {
+        let checked = match control {
+            Some(control) => control.check(&fault.action).await,
+            None => {
+                Err("this stack was not started by chatctl: run it without --target, or remove the faults".to_owned())
+            }
+        };
+        checked.map_err(|problem| RunError::Usage(format!("fault {:?}: {problem}", fault.action.to_string())))?;
+    }
+    Ok(())
 }
 
 /// Waits for a stack that answers and is not ready yet; one that does not answer at all is not waited for.
@@ -223,11 +232,13 @@ async fn load(shared: &Arc<Shared>, placements: Vec<Placement>, options: &RunOpt
     let started_us = clock::now_us();
     let stack_cpu = || options.stack_threads.map_or(Duration::ZERO, machine::threads_cpu);
     let (cpu_before, stack_before) = (machine::process_cpu(), stack_cpu());
+    let processes_before = usage(options).await;
     start_devices(shared, placements);
     let was_interrupted = pacing::run_phases(shared, options, watcher, started_us).await;
     let duration = Duration::from_micros(clock::now_us() - started_us);
     let (cpu, stack) = (machine::process_cpu().saturating_sub(cpu_before), stack_cpu().saturating_sub(stack_before));
     let resident_bytes = machine::resident_bytes().unwrap_or(0);
+    let processes = used_since(&processes_before, usage(options).await);
     watcher.phase("drain");
     let states = finish_devices(shared, was_interrupted).await;
     watcher.phase("audit");
@@ -248,6 +259,7 @@ async fn load(shared: &Arc<Shared>, placements: Vec<Placement>, options: &RunOpt
         violations: shared.ledger.described(),
         errors: shared.stats.errors.lock().expect("no panic while held").clone(),
         faults: faults(shared),
+        processes,
         generator: GeneratorHealth {
             lag,
             cpu_s: cpu.saturating_sub(stack).as_secs_f64(),
@@ -256,8 +268,25 @@ async fn load(shared: &Arc<Shared>, placements: Vec<Placement>, options: &RunOpt
         },
         ..RunResult::default()
     };
+    result.counts.recovery_ms_max = verdict::recovery_ms_max(&result.faults);
     verdict::decide(&shared.scenario, &mut result, was_interrupted);
     result
+}
+
+async fn usage(options: &RunOptions) -> Vec<ProcessUsage> {
+    match &options.control {
+        Some(control) => control.usage().await,
+        None => Vec::new(),
+    }
+}
+
+/// What was taken between two looks. A process that was started in between counts from its start.
+fn used_since(before: &[ProcessUsage], now: Vec<ProcessUsage>) -> Vec<ProcessUsage> {
+    let since = |now: ProcessUsage| {
+        let before = before.iter().find(|b| b.name == now.name && b.pid == now.pid);
+        ProcessUsage { cpu_s: now.cpu_s - before.map_or(0.0, |b| b.cpu_s), ..now }
+    };
+    now.into_iter().map(since).collect()
 }
 
 fn start_devices(shared: &Arc<Shared>, placements: Vec<Placement>) {
@@ -334,7 +363,7 @@ async fn read_back(shared: &Shared, index: u32) -> Option<Vec<MessageFrame>> {
     let mut tries = 0;
     loop {
         let after = all.last().map(|m| m.id).unwrap_or_default();
-        match shared.api.messages_sync(token, spec.id, after, SYNC_LIMIT_MAX).await {
+        match shared.api.messages_sync(token, spec.id, after, SYNC_LIMIT_MAX, Source::Store).await {
             Ok(page) => {
                 let is_stuck = page.messages.is_empty();
                 all.extend(page.messages);
@@ -371,6 +400,10 @@ fn faults(shared: &Shared) -> Vec<FaultRecord> {
             disconnected: track.disconnected,
             recovered: recovered.len() as u64,
             recovered_99_s: recovered_99_us.map(|us| *us as f64 / 1e6),
+            lasted_s: track.ended_us.saturating_sub(track.at_us) as f64 / 1e6,
+            errors: track.errors,
+            late_acks: track.late_acks,
+            calm_after_s: (track.trouble_us > track.ended_us).then(|| (track.trouble_us - track.ended_us) as f64 / 1e6),
             error: track.error,
         }
     };

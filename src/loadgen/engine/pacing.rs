@@ -15,7 +15,7 @@ use crate::loadgen::client::{Command, FaultTrack, Shared, history_seconds};
 use crate::loadgen::control::StackControl;
 use crate::loadgen::recorder::add;
 use crate::loadgen::scenario::schedule::Schedule;
-use crate::loadgen::scenario::{Behavior, Churn, FaultAction, PhaseKind};
+use crate::loadgen::scenario::{Behavior, Churn, PhaseKind};
 use crate::protocol::api::ConversationKind;
 use crate::runtime::{Tasks, clock};
 
@@ -25,16 +25,21 @@ const CHANGE_TRIES: usize = 20;
 /// Longest that membership changes under way at the end of the load may take.
 const CHANGES_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Longest that faults under way at the end of the load may take.
+const FAULTS_TIMEOUT: Duration = Duration::from_mins(2);
+
 /// Runs all phases; returns whether the run was interrupted.
 pub(super) async fn run_phases(shared: &Arc<Shared>, options: &RunOptions, watcher: &Watcher, started_us: u64) -> bool {
     let beside = Tasks::new();
     let changes = Tasks::new();
+    let faults = Tasks::new();
     beside.spawn_until_stopped("load.comings", comings_and_goings(Arc::clone(shared), started_us));
     if let Some(churn) = shared.scenario.churn {
         beside.spawn_until_stopped("load.churn", change_members(Arc::clone(shared), churn, changes.clone()));
     }
     if let Some(control) = &options.control {
-        beside.spawn_until_stopped("load.faults", do_faults(Arc::clone(shared), Arc::clone(control), started_us));
+        let faults = do_faults(Arc::clone(shared), Arc::clone(control), started_us, faults.clone());
+        beside.spawn_until_stopped("load.faults", faults);
     }
     watcher.begin(started_us);
     let talkers = Talkers::of(shared);
@@ -67,6 +72,8 @@ pub(super) async fn run_phases(shared: &Arc<Shared>, options: &RunOptions, watch
     beside.join(Duration::from_secs(10)).await;
     // A membership that changes while devices sync for the last time could not be judged.
     changes.join(CHANGES_TIMEOUT).await;
+    // Nor could what a fault that goes on takes away.
+    faults.join(FAULTS_TIMEOUT).await;
     was_interrupted
 }
 
@@ -216,8 +223,8 @@ fn note_change(shared: &Shared, event: &'static str, group: u32, member: u32, be
     }
 }
 
-/// Does the scenario's faults at their times.
-async fn do_faults(shared: Arc<Shared>, control: Arc<dyn StackControl>, started_us: u64) {
+/// Does the scenario's faults at their times; one that lasts holds up none behind it.
+async fn do_faults(shared: Arc<Shared>, control: Arc<dyn StackControl>, started_us: u64, under_way: Tasks) {
     let mut faults = shared.scenario.faults.clone();
     faults.sort_by_key(|fault| fault.at);
     for fault in faults {
@@ -231,19 +238,30 @@ async fn do_faults(shared: Arc<Shared>, control: Arc<dyn StackControl>, started_
                 at_s: (at_us - started_us) as f64 / 1e6,
                 disconnected: 0,
                 recovered_us: Vec::new(),
+                ended_us: 0,
+                errors: 0,
+                late_acks: 0,
+                trouble_us: 0,
                 error: None,
             });
             tracks.len() - 1
         };
-        shared.event(format!("fault: {}", fault.action));
-        let done = match &fault.action {
-            FaultAction::Kill(server) => control.kill(server).await,
-            FaultAction::Drain(server) => control.drain(server).await,
-        };
-        shared.note("fault", || json!({"what": fault.action.to_string(), "te": clock::boot_seconds()}));
-        if let Err(error) = done {
-            shared.event(format!("fault failed: {error}"));
-            shared.faults.lock().expect("no panic while held")[index].error = Some(error);
-        }
+        let (shared, control) = (Arc::clone(&shared), Arc::clone(&control));
+        under_way.spawn("load.fault", async move {
+            shared.event(format!("fault: {}", fault.action));
+            let done = control.do_fault(&fault.action).await;
+            let what = fault.action.to_string();
+            shared.note("fault", || json!({"what": what, "te": clock::boot_seconds()}));
+            if !fault.action.lasts().is_zero() {
+                shared.event(format!("over: {what}"));
+            }
+            let mut tracks = shared.faults.lock().expect("no panic while held");
+            tracks[index].ended_us = clock::now_us();
+            tracks[index].error = done.err();
+            if let Some(error) = tracks[index].error.clone() {
+                drop(tracks);
+                shared.event(format!("fault failed: {error}"));
+            }
+        });
     }
 }

@@ -3,7 +3,7 @@
 use crate::loadgen::client::{DeviceState, Shared};
 use crate::loadgen::ledger::Kind;
 use crate::loadgen::recorder::get;
-use crate::loadgen::result::{Counts, RunResult, Verdict};
+use crate::loadgen::result::{Counts, FaultRecord, RunResult, Verdict};
 use crate::loadgen::scenario::Scenario;
 
 /// Everything that was counted.
@@ -34,7 +34,17 @@ pub(super) fn counts(shared: &Shared, states: &[DeviceState], unaudited: u64) ->
         audited: shared.world.conversations.len() as u64 - unaudited,
         unaudited,
         reconnects: get(&stats.reconnects),
+        recovery_ms_max: 0,
     }
+}
+
+/// Longest time from the end of a fault until its last consequence: an error, a late ACK, a device that was not back yet.
+pub(super) fn recovery_ms_max(faults: &[FaultRecord]) -> u64 {
+    let after = |fault: &FaultRecord| {
+        let back_s = fault.recovered_99_s.map_or(0.0, |s| s - fault.lasted_s);
+        fault.calm_after_s.unwrap_or(0.0).max(back_s)
+    };
+    (faults.iter().map(after).fold(0.0, f64::max) * 1e3).round() as u64
 }
 
 /// Decides: a broken guarantee outweighs an invalid run, which outweighs a threshold.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use self::threshold::Threshold;
+use crate::protocol::fault;
 
 /// A scenario that can't be run, with the place and the fix.
 #[derive(Debug, thiserror::Error)]
@@ -90,13 +91,35 @@ pub struct StackSpec {
     pub presence_servers: usize,
     /// API servers.
     pub api_servers: usize,
+    /// Gateways; without one, clients go straight to the servers.
+    pub gateways: usize,
     /// Partitions of the log.
     pub partitions: u32,
+    /// What is behind the servers.
+    pub engines: EngineChoice,
+}
+
+/// What is behind the servers of a stack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EngineChoice {
+    /// Embedded engines, and every server in this process.
+    #[default]
+    Embedded,
+    /// The real engines of this machine, and each server a process of its own.
+    Real,
 }
 
 impl Default for StackSpec {
     fn default() -> Self {
-        Self { chat_servers: 3, presence_servers: 1, api_servers: 1, partitions: 8 }
+        Self {
+            chat_servers: 3,
+            presence_servers: 1,
+            api_servers: 1,
+            gateways: 0,
+            partitions: 8,
+            engines: EngineChoice::Embedded,
+        }
     }
 }
 
@@ -306,41 +329,9 @@ pub struct Fault {
     /// When, from the start of the load.
     #[serde(with = "humantime_serde")]
     pub at: Duration,
-    /// What: `kill chat-2` or `drain chat-2`.
+    /// What, such as `kill chat-2` or `pause redis 10s`.
     #[serde(rename = "do")]
-    pub action: FaultAction,
-}
-
-/// What is done to the stack.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum FaultAction {
-    /// A server ends at once.
-    Kill(String),
-    /// A server's clients leave, then it stops.
-    Drain(String),
-}
-
-impl std::fmt::Display for FaultAction {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Kill(server) => write!(f, "kill {server}"),
-            Self::Drain(server) => write!(f, "drain {server}"),
-        }
-    }
-}
-
-impl std::str::FromStr for FaultAction {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_whitespace().collect::<Vec<_>>()[..] {
-            ["kill", server] => Ok(Self::Kill(server.to_owned())),
-            ["drain", server] => Ok(Self::Drain(server.to_owned())),
-            _ => Err(format!(
-                "unknown fault {text:?}: valid are \"kill SERVER\" and \"drain SERVER\", such as \"kill chat-2\""
-            )),
-        }
-    }
+    pub action: fault::Fault,
 }
 
 macro_rules! as_text {
@@ -359,8 +350,6 @@ macro_rules! as_text {
     };
 }
 pub(crate) use as_text;
-
-as_text!(FaultAction);
 
 /// Most users of one run.
 const USERS_MAX: u32 = 1 << 24;
@@ -436,8 +425,8 @@ impl Scenario {
             return Err(("heartbeat", "at least 100ms".to_owned()));
         }
         let duration = self.duration();
-        if let Some(late) = self.faults.iter().find(|f| f.at > duration) {
-            let problem = format!("{} at {:?} is after the end of the load at {duration:?}", late.action, late.at);
+        if let Some(late) = self.faults.iter().find(|f| f.at + f.action.lasts() > duration) {
+            let problem = format!("{} at {:?} ends after the load, which lasts {duration:?}", late.action, late.at);
             return Err(("faults", problem));
         }
         Ok(())
@@ -516,15 +505,17 @@ thresholds: ['ack_ms.p99 < 50', 'lost == 0']
 
     #[test]
     fn every_scenario_of_the_folder_is_valid() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
-        let mut count = 0;
-        for entry in std::fs::read_dir(folder).expect("there is a folder") {
-            let path = entry.expect("readable").path();
-            if path.extension().is_some_and(|e| e == "yaml") {
-                Scenario::read(&path).unwrap_or_else(|e| panic!("{e}"));
-                count += 1;
+        for (folder, least) in [("scenarios", 6), ("scenarios/faults", 10)] {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+            let mut count = 0;
+            for entry in std::fs::read_dir(folder).expect("there is a folder") {
+                let path = entry.expect("readable").path();
+                if path.extension().is_some_and(|e| e == "yaml") {
+                    Scenario::read(&path).unwrap_or_else(|e| panic!("{e}"));
+                    count += 1;
+                }
             }
+            assert!(count >= least, "{count} scenarios");
         }
-        assert!(count >= 6, "{count} scenarios");
     }
 }

@@ -114,7 +114,7 @@ pub(super) async fn placement(
 
 pub(super) async fn logout(server: App, Caller(claims): Caller) -> Answer<StatusCode> {
     server.deps.backends.directory.revoke_token(claims.jti, claims.exp).await?;
-    server.tell_chat_servers(&Call::LogOut(claims.jti)).await?;
+    server.tell(&[Role::Chat, Role::Api], &Call::LogOut(claims.jti)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -181,5 +181,5 @@ pub(super) async fn remove_friend(
 
 async fn set_friends(server: &ApiServer, a: UserId, b: UserId, friends: bool) -> Answer<()> {
     server.deps.backends.directory.set_friends(a, b, friends).await?;
-    server.tell_chat_servers(&Call::Friends { a, b, friends }).await
+    server.tell(&[Role::Chat], &Call::Friends { a, b, friends }).await
 }

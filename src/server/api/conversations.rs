@@ -8,6 +8,7 @@ use super::extract::{Body, Caller, InPath, Params};
 use super::status::Failure;
 use super::{ApiServer, App};
 use crate::backends::directory::{ConversationRow, NewConversationRow};
+use crate::backends::registry::Role;
 use crate::protocol::api::{
     AddMembers, Conversation, ConversationKind, Conversations, Members, NewConversation, Receipts,
 };
@@ -35,7 +36,7 @@ fn shown(row: ConversationRow) -> Conversation {
 
 /// Fails unless the user is a member. A conversation that does not exist is not told apart.
 pub(super) async fn require_member(server: &ApiServer, conversation: ConversationId, user: UserId) -> Answer<()> {
-    if server.deps.backends.directory.is_member(conversation, user).await? {
+    if server.members.get(conversation).await?.is_some_and(|members| members.contains(user)) {
         return Ok(());
     }
     Err(Failure::new(ErrorCode::NotAMember, format!("you are not a member of {conversation}")))
@@ -139,7 +140,7 @@ pub(super) async fn add_members(
     owned_group(&server, conversation, claims.sub).await?;
     let members = existing(&server, body.members).await?;
     server.deps.backends.directory.add_members(conversation, &members).await?;
-    server.tell_chat_servers(&Call::DropMembers(conversation)).await?;
+    server.tell(&[Role::Chat, Role::Api], &Call::DropMembers(conversation)).await?;
     row(&server, conversation, claims.sub).await.map(|row| Json(shown(row)))
 }
 
@@ -157,7 +158,7 @@ pub(super) async fn remove_member(
         owned_group(&server, conversation, claims.sub).await?;
     }
     server.deps.backends.directory.remove_member(conversation, user).await?;
-    server.tell_chat_servers(&Call::DropMembers(conversation)).await?;
+    server.tell(&[Role::Chat, Role::Api], &Call::DropMembers(conversation)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

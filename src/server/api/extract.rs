@@ -26,7 +26,7 @@ impl FromRequestParts<Arc<ApiServer>> for Caller {
         let header = parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
         let token = header.and_then(auth::bearer).ok_or_else(unauthorized)?;
         let claims = server.deps.tokens.verify(token).map_err(|_| unauthorized())?;
-        if server.deps.backends.directory.is_revoked(claims.jti).await? {
+        if server.revocations.is_revoked(claims.jti).await? {
             return Err(unauthorized());
         }
         Ok(Self(claims))

@@ -2,7 +2,6 @@
 //! nobody, so that an engine's outage never restarts servers.
 
 use std::collections::BTreeMap;
-use std::future::Future;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -10,12 +9,9 @@ use axum::Json;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use uuid::Uuid;
 
 use super::{ApiServer, App};
-use crate::backends::BackendResult;
 use crate::backends::registry::Role;
-use crate::protocol::{ConversationId, UserId};
 use crate::runtime::clock;
 use crate::server::peer::{Answer, Call};
 use crate::telemetry::prometheus;
@@ -54,36 +50,9 @@ async fn engines(server: &ApiServer) -> BTreeMap<&'static str, String> {
     {
         return engines;
     }
-    let b = &server.deps.backends;
-    let (nowhere, nobody) = (ConversationId(0), [UserId(0)]);
-    let (log, directory, messages, sequence, sessions, presence, registry) = tokio::join!(
-        probe(b.log.probe()),
-        probe(b.directory.is_revoked(Uuid::nil())),
-        probe(b.messages.head(nowhere)),
-        probe(b.sequence.progress(nowhere)),
-        probe(b.sessions.lookup(&nobody)),
-        probe(b.presence.get(&nobody)),
-        probe(b.registry.list(Role::Chat)),
-    );
-    let engines = BTreeMap::from([
-        ("log", log),
-        ("directory", directory),
-        ("messages", messages),
-        ("sequence", sequence),
-        ("sessions", sessions),
-        ("presence", presence),
-        ("registry", registry),
-    ]);
+    let engines = server.deps.backends.probe(PROBE_TIMEOUT).await;
     *server.readiness.lock().expect("no panic while held") = Some((now, engines.clone()));
     engines
-}
-
-async fn probe<T>(call: impl Future<Output = BackendResult<T>>) -> String {
-    match tokio::time::timeout(PROBE_TIMEOUT, call).await {
-        Ok(Ok(_)) => "ok".to_owned(),
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => "no answer in time".to_owned(),
-    }
 }
 
 pub(super) async fn metrics(server: App) -> Response {

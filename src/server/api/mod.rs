@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::middleware::{self, Next};
@@ -26,10 +27,12 @@ use self::status::Failure;
 use super::auth::{PasswordCost, Passwords};
 use super::chat::ChatError;
 use super::cluster::{self, Cluster};
+use super::members::Members;
 use super::ordering::Ordering;
-use super::peer::{self, Call, NothingOfItsOwn, Peers};
+use super::peer::{self, Answer, Call, PeerHandler, Peers};
 use super::placement::Placement;
 use super::rate::Buckets;
+use super::revocations::Revocations;
 use super::{Deps, Listeners};
 use crate::backends::registry::{Role, ServerEntry};
 use crate::protocol::ErrorCode;
@@ -45,7 +48,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for a request; past it the answer is `unavailable`. Source: invariant I9, 5 s.
 const REQUEST_TIMEOUT: Duration = Duration::from_millis(4_800);
 
-/// How long a change of members may wait for chat servers that do not answer.
+/// How long a change of members may wait for servers that do not answer.
 const BROADCAST_TIMEOUT: Duration = Duration::from_millis(4_300);
 
 /// Names whose logins are counted.
@@ -86,6 +89,8 @@ pub(crate) struct ApiServer {
     config: Config,
     cluster: Arc<Cluster>,
     peers: Peers,
+    members: Members,
+    revocations: Revocations,
     ordering: Ordering,
     passwords: Passwords,
     logins: Buckets<String>,
@@ -104,6 +109,8 @@ pub async fn start(listeners: Listeners, deps: Deps, config: Config) -> Result<S
     let server = Arc::new(ApiServer {
         cluster: Cluster::start(&deps).await,
         peers: Peers::new(&deps),
+        members: Members::new(Arc::clone(&deps.backends.directory)),
+        revocations: Revocations::new(Arc::clone(&deps.backends.directory)),
         ordering: Ordering::new(&deps.backends, &deps.metrics),
         passwords,
         logins: Buckets::new(config.logins_per_second, LOGIN_NAMES_MAX),
@@ -112,7 +119,7 @@ pub async fn start(listeners: Listeners, deps: Deps, config: Config) -> Result<S
         deps: deps.clone(),
     });
     let connections = Arc::new(Semaphore::new(server.config.connections_max));
-    peer::serve(listeners.peers, &deps, Arc::new(NothingOfItsOwn));
+    peer::serve(listeners.peers, &deps, Arc::clone(&server) as Arc<dyn PeerHandler>);
     deps.tasks.spawn("api.accept", accept_loop(listeners.clients, router(&server), deps.clone(), connections));
     let epoch = clock::unix_ms();
     let name = deps.name.clone();
@@ -216,16 +223,28 @@ async fn serve(stream: TcpStream, router: Router, deps: Deps, _permit: OwnedSema
     let _ = connection.await;
 }
 
+#[async_trait]
+impl PeerHandler for ApiServer {
+    async fn handle(&self, call: Call) -> Answer {
+        match call {
+            Call::DropMembers(conversation) => self.members.drop_entry(conversation),
+            Call::LogOut(token) => self.revocations.forget(token),
+            _ => return Answer::WrongRole,
+        }
+        Answer::Done
+    }
+}
+
 impl ApiServer {
-    /// Has every live chat server do something, and returns when each of them did.
+    /// Has every live server of some roles do something, and returns when each of them did.
     ///
     /// A server that does not answer is asked again until it does, or until it is gone from the registry.
-    async fn tell_chat_servers(&self, call: &Call) -> Result<(), Failure> {
+    async fn tell(&self, roles: &[Role], call: &Call) -> Result<(), Failure> {
         let deadline = clock::instant() + BROADCAST_TIMEOUT;
         let mut told = std::collections::HashSet::new();
         loop {
             self.cluster.refresh().await;
-            let servers = self.cluster.servers(Role::Chat);
+            let servers: Vec<_> = roles.iter().flat_map(|role| self.cluster.servers(*role).to_vec()).collect();
             let waiting: Vec<_> = servers.iter().filter(|s| !told.contains(&(s.name.clone(), s.epoch))).collect();
             if waiting.is_empty() {
                 return Ok(());
@@ -236,7 +255,7 @@ impl ApiServer {
             });
             told.extend(futures_util::future::join_all(calls).await.into_iter().flatten());
             if clock::instant() >= deadline {
-                let message = "the change is stored, but not every chat server has confirmed it: repeat the request";
+                let message = "the change is stored, but not every server has confirmed it: repeat the request";
                 return Err(Failure::retry_later(ErrorCode::Unavailable, message, 1_000));
             }
         }

@@ -1,7 +1,6 @@
 //! Catching up: messages of one conversation, and which conversations have news.
 
 use axum::Json;
-use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Deserialize;
 
 use super::App;
@@ -15,9 +14,6 @@ use crate::protocol::{ConversationId, ErrorCode, MessageId};
 /// Conversations in one answer of the inbox, when the client does not say.
 const INBOX_LIMIT_DEFAULT: usize = 100;
 
-/// Conversations whose newest message one request reads at the same time.
-const READS_AT_ONCE: usize = 16;
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct MessagesQuery {
@@ -25,6 +21,13 @@ pub(super) struct MessagesQuery {
     #[serde(default)]
     after_message_id: MessageId,
     limit: Option<usize>,
+    /// False to have everything read from the store, whatever this server remembers.
+    #[serde(default = "yes")]
+    cached: bool,
+}
+
+const fn yes() -> bool {
+    true
 }
 
 fn check_limit(limit: Option<usize>, default: usize) -> Result<usize, Failure> {
@@ -42,8 +45,12 @@ pub(super) async fn messages(
 ) -> Result<Json<MessagesSync>, Failure> {
     let limit = check_limit(query.limit, SYNC_LIMIT_DEFAULT)?;
     require_member(&server, query.conversation_id, claims.sub).await?;
-    let (messages, has_more, progress) =
-        server.ordering.read(query.conversation_id, query.after_message_id, limit).await?;
+    let (conversation, after) = (query.conversation_id, query.after_message_id);
+    let (messages, has_more, progress) = if query.cached {
+        server.ordering.read_recent(conversation, after, limit).await?
+    } else {
+        server.ordering.read(conversation, after, limit).await?
+    };
     Ok(Json(MessagesSync { messages, has_more, stable: progress.stable }))
 }
 
@@ -70,18 +77,14 @@ pub(super) async fn inbox(
         let rows = backends.directory.conversations_of(claims.sub, after, limit + 1).await?;
         let is_last = rows.len() <= limit;
         let conversations: Vec<ConversationId> = rows.iter().map(|row| row.conversation).collect();
-        let newest: Vec<_> = stream::iter(conversations)
-            .map(|conversation| backends.messages.read_back(conversation, MessageId(u64::MAX), 1))
-            .buffered(READS_AT_ONCE)
-            .try_collect()
-            .await?;
+        let newest = server.ordering.newest(&conversations).await?;
         for (row, newest) in rows.into_iter().zip(newest) {
             if out.len() == limit {
                 return Ok(Json(InboxSync { conversations: out, has_more: true }));
             }
             after = row.conversation;
-            if let Some(message) = newest.first().filter(|m| m.at > query.since) {
-                out.push(InboxEntry { conversation: row.conversation, head: message.id, at: message.at });
+            if let Some(newest) = newest.filter(|newest| newest.at_ms > query.since) {
+                out.push(InboxEntry { conversation: row.conversation, head: newest.id, at: newest.at_ms });
             }
         }
         if is_last {

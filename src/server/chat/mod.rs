@@ -40,13 +40,13 @@ use super::members::Members;
 use super::ordering::Ordering;
 use super::peer::{self, Answer, Call, PeerHandler, Peers};
 use super::{Deps, Listeners, auth};
-use crate::backends::log::{LogReader, Topic};
+use crate::backends::BackendError;
+use crate::backends::log::{LogReader, PartitionLag, Topic};
 use crate::backends::registry::{Role, ServerEntry};
 use crate::backends::sessions::{SESSION_TTL, Session};
-use crate::backends::{BackendError, BackendResult};
 use crate::protocol::{CloseCode, Limits, ServerFrame, frames::MovedFrame};
 use crate::runtime::{clock, net};
-use crate::telemetry::{Counter, Gauge};
+use crate::telemetry::{Counter, Gauge, PartitionFigures};
 
 /// How often overdue ids are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
@@ -295,6 +295,11 @@ impl ChatServer {
             metrics.set(Gauge::LagMs, lag.iter().map(|l| l.age_ms).max().unwrap_or(0));
             metrics.set(Gauge::LogPartitions, inbox as u64);
             metrics.set(Gauge::Connections, self.hub.len() as u64);
+            let figures = |l: &PartitionLag| {
+                let PartitionLag { topic, partition, records, age_ms } = *l;
+                PartitionFigures { topic: topic.name(), partition, records, age_ms }
+            };
+            metrics.set_partitions(lag.iter().map(figures).collect());
             tokio::time::sleep(LAG_INTERVAL).await;
         }
     }
@@ -321,11 +326,6 @@ impl ChatServer {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-    }
-
-    /// Takes the server out of the registry, so that it does not linger there for the life of an entry.
-    pub async fn withdraw(&self) -> BackendResult<()> {
-        self.deps.backends.registry.withdraw(&self.deps.name, self.epoch).await
     }
 }
 

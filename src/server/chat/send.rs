@@ -30,8 +30,11 @@ use crate::telemetry::{Counter, Timer};
 /// A send that is not answered by then is answered with an error; it may be stored. Source: invariant I9, 5 s.
 const SEND_TIMEOUT: Duration = Duration::from_millis(4_500);
 
-/// When a client should retry after an engine failed.
-const RETRY_AFTER_MS: u64 = 1_000;
+/// When a client should retry after an engine failed, in ms; drawn at random, so that those who failed together do not come
+/// back together.
+fn retry_after_ms() -> u64 {
+    rand::random_range(800..2_500)
+}
 
 /// Why a request was refused.
 struct Refused {
@@ -57,7 +60,7 @@ impl From<BackendError> for Refused {
         Self {
             code: ErrorCode::Unavailable,
             message: message.to_owned(),
-            retry_after_ms: Some(error.retry_after.map_or(RETRY_AFTER_MS, |d| d.as_millis() as u64)),
+            retry_after_ms: Some(error.retry_after.map_or_else(retry_after_ms, |d| d.as_millis() as u64)),
         }
     }
 }
@@ -70,7 +73,7 @@ impl From<OrderingError> for Refused {
                 Self { code: ErrorCode::Conflict, message: error.to_string(), retry_after_ms: None }
             }
             OrderingError::Overloaded => {
-                Self { code: ErrorCode::Overloaded, message: error.to_string(), retry_after_ms: Some(RETRY_AFTER_MS) }
+                Self { code: ErrorCode::Overloaded, message: error.to_string(), retry_after_ms: Some(retry_after_ms()) }
             }
         }
     }

@@ -1,0 +1,166 @@
+//! The stack that a load runs against, when chatctl has hands on it: in this process, as processes of its own, or one that
+//! `chatctl up` started.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chatctl::loadgen::Scenario;
+use chatctl::loadgen::control::StackControl;
+use chatctl::loadgen::result::ProcessUsage;
+use chatctl::loadgen::scenario::EngineChoice;
+use chatctl::protocol::Fault;
+use chatctl::server::auth::PasswordCost;
+use chatctl::stack::processes::control::{Client, Request};
+use chatctl::stack::processes::{Options, Status};
+use chatctl::stack::profile::Profile;
+use chatctl::stack::{Config, Stack, Supervisor};
+use tokio::sync::Mutex;
+
+use crate::exit::Failure;
+
+/// Cost of password hashes in a stack that lives for one run: its accounts are worth nothing, and a thousand logins at
+/// the real cost would take longer than the load.
+const THROWAWAY_PASSWORD_COST: PasswordCost = PasswordCost { memory_kib: 64, passes: 1 };
+
+/// A stack and what may be done to it.
+#[derive(Clone)]
+pub(crate) enum OwnStack {
+    InProcess(Arc<Mutex<Option<Stack>>>),
+    Processes(Arc<Supervisor>),
+    /// Started by `chatctl up`, in this folder.
+    Up(PathBuf),
+}
+
+impl OwnStack {
+    /// Starts what a scenario asks for. `folder` is for the logs of processes.
+    pub(crate) async fn start(
+        scenario: &Scenario,
+        folder: &Path,
+        note: impl Fn(String) + Send + Sync + 'static,
+    ) -> Result<Self, Failure> {
+        let spec = &scenario.stack;
+        let profile = match spec.engines {
+            EngineChoice::Embedded => Profile::Embedded,
+            EngineChoice::Real => Profile::Engines,
+        };
+        let mut config = Config {
+            chat_servers: spec.chat_servers,
+            presence_servers: spec.presence_servers,
+            api_servers: spec.api_servers,
+            gateways: spec.gateways,
+            partitions: spec.partitions,
+            drain_timeout: Duration::from_secs(2),
+            // Any ports: this stack is nobody's but the run's.
+            api_port: 0,
+            chat_port: 0,
+            gateway_port: 0,
+            gateway_chat_port: 0,
+            ..profile.config()
+        };
+        config.api.password_cost = THROWAWAY_PASSWORD_COST;
+        if !config.processes.enabled {
+            return Ok(Self::InProcess(Arc::new(Mutex::new(Some(Stack::start(config).await?)))));
+        }
+        config.processes.relays = scenario.faults.iter().any(|fault| matches!(fault.action, Fault::Cut { .. }));
+        let program = std::env::current_exe().map_err(Failure::environment)?;
+        let options = Options { folder: folder.to_owned(), program, note: Box::new(note) };
+        Ok(Self::Processes(Supervisor::start(config, options).await?))
+    }
+
+    /// The stack that `chatctl up` runs in a folder, if the target is its.
+    pub(crate) async fn find(target: &str, folder: &Path) -> Option<Self> {
+        let mut client = Client::connect(folder).await.ok()?;
+        let status: Status = client.ask(&Request::Status, |_| ()).await.ok()?;
+        (status.api_url.as_deref() == Some(target.trim_end_matches('/'))).then(|| Self::Up(folder.to_owned()))
+    }
+
+    /// Address for HTTP.
+    pub(crate) async fn api_url(&self) -> Option<String> {
+        match self {
+            Self::InProcess(stack) => stack.lock().await.as_ref().and_then(Stack::api_url),
+            Self::Processes(supervisor) => supervisor.api_url(),
+            Self::Up(_) => None,
+        }
+    }
+
+    /// Ends what was started for the run.
+    pub(crate) async fn stop(self) {
+        match self {
+            Self::InProcess(stack) => {
+                let stack = stack.lock().await.take();
+                if let Some(stack) = stack {
+                    stack.stop().await;
+                }
+            }
+            Self::Processes(supervisor) => supervisor.stop().await,
+            Self::Up(_) => {}
+        }
+    }
+
+    async fn status(&self) -> Option<Status> {
+        match self {
+            Self::InProcess(_) => None,
+            Self::Processes(supervisor) => Some(supervisor.status().await),
+            Self::Up(folder) => Client::connect(folder).await.ok()?.ask(&Request::Status, |_| ()).await.ok(),
+        }
+    }
+}
+
+async fn ask(folder: &Path, request: &Request) -> Result<(), String> {
+    let mut client = Client::connect(folder).await.map_err(|e| e.to_string())?;
+    client.ask(request, |_| ()).await.map_err(|e| e.to_string())
+}
+
+#[async_trait]
+impl StackControl for OwnStack {
+    async fn check(&self, fault: &Fault) -> Result<(), String> {
+        match self {
+            Self::InProcess(stack) => match fault {
+                Fault::Kill(name) | Fault::Drain(name) => {
+                    let nodes = stack.lock().await.as_ref().map(Stack::nodes).unwrap_or_default();
+                    if nodes.iter().any(|node| node.name.as_str() == name) {
+                        return Ok(());
+                    }
+                    let there = nodes.iter().map(|node| node.name.to_string()).collect::<Vec<_>>().join(", ");
+                    Err(format!("there is no server {name}: there are {there}"))
+                }
+                _ => Err("a stack in one process knows only kill and drain: set stack.engines to real".to_owned()),
+            },
+            Self::Processes(supervisor) => supervisor.check_fault(fault).await,
+            Self::Up(folder) => ask(folder, &Request::CheckFault(fault.clone())).await,
+        }
+    }
+
+    async fn do_fault(&self, fault: &Fault) -> Result<(), String> {
+        match self {
+            Self::InProcess(stack) => {
+                let mut stack = stack.lock().await;
+                let stack = stack.as_mut().ok_or("the stack is gone")?;
+                match fault {
+                    Fault::Kill(name) => stack.kill(name).map_err(|e| e.to_string()),
+                    Fault::Drain(name) => stack.drain(name).await.map_err(|e| e.to_string()),
+                    other => Err(format!("{other}: not in one process")),
+                }
+            }
+            Self::Processes(supervisor) => supervisor.do_fault(fault.clone()).await,
+            Self::Up(folder) => ask(folder, &Request::DoFault(fault.clone())).await,
+        }
+    }
+
+    async fn usage(&self) -> Vec<ProcessUsage> {
+        let Some(status) = self.status().await else { return Vec::new() };
+        let servers = status.servers.into_iter().filter_map(|s| {
+            let role = s.role.name().to_owned();
+            let (name, cpu_s, resident_bytes) = (s.name.to_string(), s.cpu_s, s.resident_bytes);
+            Some(ProcessUsage { name, role, pid: s.pid?, cpu_s, resident_bytes })
+        });
+        let engines = status.engines.into_iter().filter_map(|e| {
+            let role = "engine".to_owned();
+            let (name, cpu_s, resident_bytes) = (e.kind, e.cpu_s, e.resident_bytes);
+            Some(ProcessUsage { name, role, pid: e.pid?, cpu_s, resident_bytes })
+        });
+        servers.chain(engines).collect()
+    }
+}

@@ -1,0 +1,141 @@
+//! What is done to a stack on purpose, in the words of scenarios and of a supervisor's control socket: `kill chat-2`,
+//! `pause redis 10s`.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Longest that a fault may last.
+const LASTS_MAX: Duration = Duration::from_hours(1);
+
+/// Something done to a server or an engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// A server ends at once, as by `kill -9`. A supervised one is started again.
+    Kill(String),
+    /// A server's clients leave, then it stops for good.
+    Drain(String),
+    /// A server's clients leave and it starts again; or an engine stops in good order and starts again.
+    Restart(String),
+    /// A server or an engine stands still, with its sockets open, and goes on.
+    Pause(String, Duration),
+    /// A server or an engine ends at once, and starts again after a while.
+    Stop(String, Duration),
+    /// No byte passes between a server and an engine for a while; their connections stay open.
+    Cut {
+        /// Who can't reach the engine.
+        server: String,
+        /// Which engine.
+        engine: String,
+        /// For how long.
+        lasts: Duration,
+    },
+    /// An engine forgets everything (Redis).
+    Flush(String),
+}
+
+impl Fault {
+    /// Time between its begin and its end; zero for those that are done in a moment.
+    #[must_use]
+    pub const fn lasts(&self) -> Duration {
+        match self {
+            Self::Kill(_) | Self::Drain(_) | Self::Restart(_) | Self::Flush(_) => Duration::ZERO,
+            Self::Pause(_, lasts) | Self::Stop(_, lasts) | Self::Cut { lasts, .. } => *lasts,
+        }
+    }
+
+    /// The server or engine that it is done to.
+    #[must_use]
+    pub fn target(&self) -> &str {
+        match self {
+            Self::Kill(what)
+            | Self::Drain(what)
+            | Self::Restart(what)
+            | Self::Pause(what, _)
+            | Self::Stop(what, _)
+            | Self::Flush(what)
+            | Self::Cut { server: what, .. } => what,
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let time = |lasts: &Duration| humantime::format_duration(*lasts);
+        match self {
+            Self::Kill(what) => write!(f, "kill {what}"),
+            Self::Drain(what) => write!(f, "drain {what}"),
+            Self::Restart(what) => write!(f, "restart {what}"),
+            Self::Flush(what) => write!(f, "flush {what}"),
+            Self::Pause(what, lasts) => write!(f, "pause {what} {}", time(lasts)),
+            Self::Stop(what, lasts) => write!(f, "stop {what} {}", time(lasts)),
+            Self::Cut { server, engine, lasts } => write!(f, "cut {server} from {engine} {}", time(lasts)),
+        }
+    }
+}
+
+impl FromStr for Fault {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let lasts = |word: &str| {
+            let lasts = humantime::parse_duration(word).map_err(|e| format!("fault {text:?}: {word:?}: {e}"))?;
+            if lasts.is_zero() || lasts > LASTS_MAX {
+                return Err(format!("fault {text:?}: {word:?} is no time between 1ms and 1h"));
+            }
+            Ok(lasts)
+        };
+        Ok(match words[..] {
+            ["kill", what] => Self::Kill(what.to_owned()),
+            ["drain", what] => Self::Drain(what.to_owned()),
+            ["restart", what] => Self::Restart(what.to_owned()),
+            ["flush", what] => Self::Flush(what.to_owned()),
+            ["pause", what, time] => Self::Pause(what.to_owned(), lasts(time)?),
+            ["stop", what, time] => Self::Stop(what.to_owned(), lasts(time)?),
+            ["cut", server, "from", engine, time] => {
+                Self::Cut { server: server.to_owned(), engine: engine.to_owned(), lasts: lasts(time)? }
+            }
+            _ => {
+                return Err(format!(
+                    "unknown fault {text:?}: valid are \"kill chat-2\", \"drain chat-2\", \"restart redis\", \
+                     \"pause redis 10s\", \"stop kafka 20s\", \"cut chat-1 from redis 15s\", \"flush redis\""
+                ));
+            }
+        })
+    }
+}
+
+impl Serialize for Fault {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Fault {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_are_read_as_they_are_written_and_others_are_refused_with_the_valid_ones() {
+        for text in ["kill chat-2", "restart cassandra", "pause redis 10s", "stop kafka 20s", "flush redis"] {
+            assert_eq!(text.parse::<Fault>().expect(text).to_string(), text);
+        }
+        let cut: Fault = "cut chat-1 from redis 15s".parse().expect("valid");
+        assert_eq!((cut.lasts(), cut.target()), (Duration::from_secs(15), "chat-1"));
+        for text in
+            ["kill", "explode chat-1", "pause redis", "pause redis soon", "stop kafka 0s", "cut chat-1 redis 1s"]
+        {
+            assert!(text.parse::<Fault>().is_err(), "{text}");
+        }
+        assert!("explode chat-1".parse::<Fault>().expect_err("unknown").contains("kill chat-2"));
+    }
+}

@@ -1,0 +1,93 @@
+//! Other processes of this machine: what they take, who they started, and signals. Reads `/proc`, so Linux only.
+
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// What a process has taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Processor time of all its threads, in steps of the kernel's clock tick (10 ms).
+    pub cpu: Duration,
+    /// Resident memory in bytes.
+    pub resident_bytes: u64,
+}
+
+/// What a process has taken so far; `None` when there is no such process.
+#[must_use]
+pub fn usage(pid: u32) -> Option<Usage> {
+    let fields = stat(pid)?;
+    let ticks = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
+    let pages: u64 = fields.get(21)?.parse().ok()?;
+    let cpu = Duration::from_millis(ticks * 1_000 / rustix::param::clock_ticks_per_second());
+    Some(Usage { cpu, resident_bytes: pages * rustix::param::page_size() as u64 })
+}
+
+/// The fields of `/proc/PID/stat` behind the name, which may hold anything: the state is the first. Source: `proc_pid_stat(5)`.
+fn stat(pid: u32) -> Option<Vec<String>> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = text.rsplit_once(") ")?;
+    Some(rest.split_whitespace().map(str::to_owned).collect())
+}
+
+/// A process and everything that it started, the parents first.
+#[must_use]
+pub fn family(pid: u32) -> Vec<u32> {
+    let mut family = vec![pid];
+    let mut at = 0;
+    while let Some(pid) = family.get(at).copied() {
+        at += 1;
+        let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { continue };
+        for thread in threads.flatten() {
+            let children = std::fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+            family.extend(children.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
+        }
+    }
+    family
+}
+
+/// What is done to a process from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tell {
+    /// End in good order: SIGTERM.
+    End,
+    /// End now: SIGKILL.
+    Die,
+    /// Stand still: SIGSTOP.
+    Freeze,
+    /// Go on: SIGCONT.
+    GoOn,
+}
+
+/// Sends a signal.
+///
+/// # Errors
+/// When there is no such process, or it belongs to somebody else.
+pub fn tell(pid: u32, what: Tell) -> std::io::Result<()> {
+    let signal = match what {
+        Tell::End => Signal::TERM,
+        Tell::Die => Signal::KILL,
+        Tell::Freeze => Signal::STOP,
+        Tell::GoOn => Signal::CONT,
+    };
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(std::io::ErrorKind::InvalidInput)?;
+    Ok(kill_process(pid, signal)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_seen_with_its_children_and_ends_when_told() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("sleep is there");
+        assert!(family(std::process::id()).contains(&child.id()));
+        // Until it has replaced its parent's image it holds no memory.
+        while usage(child.id()).is_some_and(|usage| usage.resident_bytes == 0) {
+            std::thread::yield_now();
+        }
+        tell(child.id(), Tell::Die).expect("it is ours");
+        assert!(!child.wait().expect("ends").success());
+        assert_eq!(usage(u32::MAX), None);
+    }
+}

@@ -1,0 +1,100 @@
+//! Keeps a counter that was overtaken from acknowledging anything.
+//!
+//! After a failover two Redis masters may be alive, and servers on either side see a counter of the same conversation. A
+//! seed on one side raises the epoch in the message store and declares void whatever it does not find there; a message that
+//! a server on the other side stores after that look would be acknowledged and lost. So, between storing a message and
+//! acknowledging it, a server looks whether the epoch of its counter is still the store's. A look holds for a second, and a
+//! seed of a conversation that was in use waits longer than that between raising the epoch and reading: whatever was stored
+//! before a look that still holds is found. See `docs/adr/0010-fencing.md`.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use crate::backends::BackendResult;
+use crate::backends::error::{BackendError, Effect, ErrorKind};
+use crate::backends::messages::{Messages, StoredMessage};
+use crate::protocol::{ConversationId, MessageId};
+use crate::runtime::clock;
+
+/// How long a look at the store's epoch holds.
+const LOOK_HOLDS: Duration = Duration::from_secs(1);
+
+/// Time between raising an epoch and reading what is stored: a look that began before it does not hold any more.
+pub(super) const TAIL_WAIT: Duration = Duration::from_millis(1_500);
+
+/// Nobody holds a look at a conversation whose newest message is older: a look comes with a message. Clocks may differ by
+/// the greater part of it.
+const QUIET_AFTER: Duration = Duration::from_secs(30);
+
+/// How long a server that was overtaken leaves a conversation to the other side.
+const STAY_AWAY: Duration = Duration::from_secs(5);
+
+/// Looks that are kept before old ones are thrown away.
+const LOOKS_MAX: usize = 10_000;
+
+/// What a server knows of the epochs of conversations that it writes to.
+#[derive(Default)]
+pub(super) struct Fence {
+    /// Epoch, and when the look began, on [`clock::now_us`].
+    looks: Mutex<HashMap<ConversationId, (u64, u64)>>,
+    /// Epoch that was overtaken, and until when the conversation is left alone.
+    overtaken: Mutex<HashMap<ConversationId, (u64, u64)>>,
+}
+
+impl Fence {
+    /// Whether a counter of this epoch may acknowledge what it has stored by now.
+    pub(super) async fn holds(
+        &self,
+        messages: &dyn Messages,
+        conversation: ConversationId,
+        epoch: u64,
+    ) -> BackendResult<bool> {
+        let now = clock::now_us();
+        let holds_us = LOOK_HOLDS.as_micros() as u64;
+        let look = self.looks.lock().expect("no panic while held").get(&conversation).copied();
+        if look.is_some_and(|(known, began)| known == epoch && now - began < holds_us) {
+            return Ok(true);
+        }
+        let found = messages.head(conversation).await?.epoch;
+        let mut looks = self.looks.lock().expect("no panic while held");
+        if looks.len() >= LOOKS_MAX {
+            looks.retain(|_, (_, began)| now.saturating_sub(*began) < holds_us);
+        }
+        looks.insert(conversation, (found, now));
+        Ok(found == epoch)
+    }
+
+    /// Notes that a counter was overtaken. An error while the conversation is left to the other side; after that the
+    /// caller takes it over.
+    pub(super) fn overtaken(&self, conversation: ConversationId, epoch: u64) -> BackendResult<()> {
+        let now = clock::now_us();
+        let mut overtaken = self.overtaken.lock().expect("no panic while held");
+        let (known, until) = *overtaken
+            .entry(conversation)
+            .and_modify(|entry| {
+                if entry.0 != epoch {
+                    *entry = (epoch, now + STAY_AWAY.as_micros() as u64);
+                }
+            })
+            .or_insert((epoch, now + STAY_AWAY.as_micros() as u64));
+        if known == epoch && now >= until {
+            overtaken.remove(&conversation);
+            return Ok(());
+        }
+        Err(BackendError {
+            operation: "sequence.reserve",
+            kind: ErrorKind::Unavailable,
+            effect: Effect::Unknown,
+            retry_after: Some(Duration::from_secs(1)),
+            source: Some("another server has taken this conversation over, on another counter".into()),
+        })
+    }
+}
+
+/// Whether somebody may hold a look at a conversation now.
+pub(super) async fn was_in_use(messages: &dyn Messages, conversation: ConversationId) -> BackendResult<bool> {
+    let newest: Vec<StoredMessage> = messages.read_back(conversation, MessageId(u64::MAX), 1).await?;
+    let quiet_before_ms = clock::unix_ms().saturating_sub(QUIET_AFTER.as_millis() as u64);
+    Ok(newest.first().is_some_and(|message| message.at > quiet_before_ms))
+}

@@ -1,0 +1,88 @@
+//! The engines of this machine: their processes, found, ended and started by the command of the configuration, so that
+//! nothing is done to a process that was not started by it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::process::Command;
+
+use crate::runtime::process::{self, Tell, Usage};
+
+/// Longest that the command may take.
+const COMMAND_TIMEOUT: Duration = Duration::from_mins(3);
+
+/// Longest that a killed engine may take to be gone.
+const GONE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The command that knows the engines.
+#[derive(Clone)]
+pub(super) struct LocalEngines(PathBuf);
+
+impl LocalEngines {
+    pub(super) const fn new(command: PathBuf) -> Self {
+        Self(command)
+    }
+
+    async fn run(&self, verb: &str, engine: &str) -> Result<String, String> {
+        let shown = format!("{} {verb} {engine}", self.0.display());
+        let run = Command::new(&self.0).args([verb, engine]).stdin(std::process::Stdio::null()).output();
+        let output = match tokio::time::timeout(COMMAND_TIMEOUT, run).await {
+            Ok(Ok(output)) => output,
+            Ok(Err(error)) => return Err(format!("{shown}: {error}; set processes.engines_command")),
+            Err(_) => return Err(format!("{shown}: no end within {} s", COMMAND_TIMEOUT.as_secs())),
+        };
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+        let text = String::from_utf8_lossy(&output.stderr);
+        Err(format!("{shown}: {}", text.trim().lines().last().unwrap_or("failed without a word")))
+    }
+
+    /// The process of an engine; an error when the command did not start it, or it does not run.
+    pub(super) async fn pid(&self, engine: &str) -> Result<u32, String> {
+        let text = self.run("pid", engine).await?;
+        text.trim().parse().map_err(|_| format!("{} pid {engine}: {text:?} is no process", self.0.display()))
+    }
+
+    pub(super) async fn start(&self, engine: &str) -> Result<(), String> {
+        self.run("start", engine).await.map(|_| ())
+    }
+
+    pub(super) async fn stop(&self, engine: &str) -> Result<(), String> {
+        self.run("stop", engine).await.map(|_| ())
+    }
+
+    /// Sends a signal to every process of an engine.
+    pub(super) async fn tell(&self, engine: &str, what: Tell) -> Result<(), String> {
+        for pid in process::family(self.pid(engine).await?) {
+            // A child may end in this moment.
+            let _ = process::tell(pid, what);
+        }
+        Ok(())
+    }
+
+    /// Ends every process of an engine at once and waits until they are gone.
+    pub(super) async fn kill(&self, engine: &str) -> Result<(), String> {
+        let family = process::family(self.pid(engine).await?);
+        for pid in &family {
+            let _ = process::tell(*pid, Tell::Die);
+        }
+        let gone = async {
+            while family.iter().any(|pid| process::usage(*pid).is_some_and(|usage| usage.resident_bytes > 0)) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(GONE_TIMEOUT, gone).await.map_err(|_| format!("{engine} was killed and is not gone"))
+    }
+
+    /// What the processes of an engine have taken.
+    pub(super) async fn usage(&self, engine: &str) -> Option<(u32, Usage)> {
+        let pid = self.pid(engine).await.ok()?;
+        let mut total = Usage::default();
+        for usage in process::family(pid).into_iter().filter_map(process::usage) {
+            total.cpu += usage.cpu;
+            total.resident_bytes += usage.resident_bytes;
+        }
+        Some((pid, total))
+    }
+}

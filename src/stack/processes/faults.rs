@@ -1,0 +1,155 @@
+//! What is done to servers and engines on purpose. A fault runs in a task of the supervisor: it comes to its end whether or
+//! not somebody still waits for it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::engines::LocalEngines;
+use super::server::Server;
+use super::supervisor::Supervisor;
+use crate::backends::redis::Redis;
+use crate::protocol::Fault;
+use crate::runtime::process::Tell;
+
+/// Tries to start an engine: its port may be held for a moment by a connection of a client.
+const START_TRIES: usize = 3;
+
+/// What a fault is done to.
+enum Target {
+    Server(Arc<Server>),
+    Engine(String, LocalEngines),
+}
+
+impl Supervisor {
+    /// Whether a fault can be done.
+    ///
+    /// # Errors
+    /// Says what is in the way, and the fix.
+    pub async fn check_fault(&self, fault: &Fault) -> Result<(), String> {
+        match (self.target(fault.target()).await?, fault) {
+            (Target::Engine(engine, _), Fault::Drain(_)) => Err(format!("{engine} is an engine: restart or stop it")),
+            (Target::Server(server), Fault::Flush(_)) => Err(format!("{} keeps nothing: stop it", server.name)),
+            (Target::Engine(engine, _), Fault::Flush(_)) if engine != "redis" => {
+                Err(format!("{engine} can't be flushed, only redis can"))
+            }
+            (Target::Engine(engine, _), Fault::Cut { .. }) => {
+                Err(format!("{engine} is no server: cut a server from it"))
+            }
+            (Target::Server(_), Fault::Cut { server, engine, .. }) => self.relay(server, engine).map(|_| ()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Does a fault and returns when it is over. Dropping the future does not end the fault early.
+    ///
+    /// # Errors
+    /// Says what went wrong; the fault may have been done in part.
+    pub async fn do_fault(self: &Arc<Self>, fault: Fault) -> Result<(), String> {
+        self.check_fault(&fault).await?;
+        let (done, when_done) = oneshot::channel();
+        let supervisor = Arc::clone(self);
+        self.tasks.spawn("supervisor.fault", async move {
+            // Whoever asked may be gone.
+            let _ = done.send(supervisor.carry_out(fault).await);
+        });
+        when_done.await.unwrap_or_else(|_| Err("the supervisor is stopping".to_owned()))
+    }
+
+    async fn carry_out(&self, fault: Fault) -> Result<(), String> {
+        match (self.target(fault.target()).await?, fault) {
+            (Target::Server(server), Fault::Kill(_)) => server.tell(Tell::Die),
+            (Target::Server(server), Fault::Drain(_)) => self.drain(server.name.as_str()).await,
+            (Target::Server(server), Fault::Restart(_)) => {
+                server.restart().await;
+                Ok(())
+            }
+            (Target::Server(server), Fault::Pause(_, lasts)) => {
+                server.tell(Tell::Freeze)?;
+                tokio::time::sleep(lasts).await;
+                server.tell(Tell::GoOn)
+            }
+            (Target::Server(server), Fault::Stop(_, lasts)) => {
+                server.hold();
+                tokio::time::sleep(lasts).await;
+                server.release();
+                Ok(())
+            }
+            (Target::Server(_), Fault::Cut { server, engine, lasts }) => {
+                let relay = self.relay(&server, &engine)?;
+                relay.set_cut(true);
+                tokio::time::sleep(lasts).await;
+                relay.set_cut(false);
+                Ok(())
+            }
+            (Target::Engine(engine, local), Fault::Kill(_)) => kill_for(&engine, &local, Duration::ZERO).await,
+            (Target::Engine(engine, local), Fault::Stop(_, lasts)) => kill_for(&engine, &local, lasts).await,
+            (Target::Engine(engine, local), Fault::Restart(_)) => {
+                local.stop(&engine).await?;
+                start(&engine, &local).await
+            }
+            (Target::Engine(engine, local), Fault::Pause(_, lasts)) => {
+                local.tell(&engine, Tell::Freeze).await?;
+                tokio::time::sleep(lasts).await;
+                local.tell(&engine, Tell::GoOn).await
+            }
+            (Target::Engine(..), Fault::Flush(_)) => self.flush_redis().await,
+            (Target::Server(_), Fault::Flush(_)) | (Target::Engine(..), Fault::Drain(_) | Fault::Cut { .. }) => {
+                Err("this can't be done".to_owned())
+            }
+        }
+    }
+
+    async fn target(&self, name: &str) -> Result<Target, String> {
+        if let Some(server) = self.find(name) {
+            return Ok(Target::Server(server));
+        }
+        let name = if name == "mysql" { "mariadb" } else { name };
+        let engines = self.engine_kinds();
+        if !engines.iter().any(|engine| engine == name) {
+            let valid = self.servers().iter().map(|s| s.name.to_string()).chain(engines).collect::<Vec<_>>().join(", ");
+            return Err(format!("there is no server or engine {name:?}: valid are {valid}"));
+        }
+        let Some(local) = self.local_engines() else {
+            return Err(format!(
+                "{name} can't be reached by faults: set processes.engines_command to the command that starts it"
+            ));
+        };
+        local.pid(name).await?;
+        Ok(Target::Engine(name.to_owned(), local))
+    }
+
+    async fn flush_redis(&self) -> Result<(), String> {
+        let mut flushed: Vec<&str> = Vec::new();
+        for (_, engine, _) in self.config().engines.all() {
+            let Some(address) = engine.address().filter(|_| engine.kind() == Some("redis")) else { continue };
+            if flushed.contains(&address) {
+                continue;
+            }
+            flushed.push(address);
+            let redis = Redis::open(address).await.map_err(|e| e.to_string())?;
+            let mut connection = redis.connection("flush redis").await.map_err(|e| e.to_string())?;
+            let flush = redis::cmd("FLUSHALL").query_async::<()>(&mut connection.commands).await;
+            flush.map_err(|e| format!("flush redis: {e}"))?;
+        }
+        Ok(())
+    }
+}
+
+async fn kill_for(engine: &str, local: &LocalEngines, lasts: Duration) -> Result<(), String> {
+    local.kill(engine).await?;
+    tokio::time::sleep(lasts).await;
+    start(engine, local).await
+}
+
+async fn start(engine: &str, local: &LocalEngines) -> Result<(), String> {
+    let mut result = local.start(engine).await;
+    for _ in 1..START_TRIES {
+        if result.is_ok() {
+            break;
+        }
+        result = local.start(engine).await;
+    }
+    result
+}
