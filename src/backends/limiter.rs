@@ -41,7 +41,7 @@ struct State {
     owed: usize,
     /// Answers in time since the limit was raised.
     answers: usize,
-    halved_us: u64,
+    halved_us: Option<u64>,
 }
 
 /// Leave to make a call. Dropping it without an outcome, as a cancelled caller does, counts as nothing.
@@ -52,7 +52,7 @@ pub(super) struct Turn<'a> {
 
 impl Default for Limiter {
     fn default() -> Self {
-        let state = State { limit: FIRST, owed: 0, answers: 0, halved_us: 0 };
+        let state = State { limit: FIRST, owed: 0, answers: 0, halved_us: None };
         Self { room: Semaphore::new(FIRST), state: Mutex::new(state) }
     }
 }
@@ -93,10 +93,10 @@ impl Limiter {
         let now = clock::now_us();
         let mut state = self.state.lock().expect("no panic while held");
         state.answers = 0;
-        if now.saturating_sub(state.halved_us) < HALVE_EVERY.as_micros() as u64 {
+        if state.halved_us.is_some_and(|at| now.saturating_sub(at) < HALVE_EVERY.as_micros() as u64) {
             return;
         }
-        state.halved_us = now;
+        state.halved_us = Some(now);
         let lower = (state.limit / 2).max(*RANGE.start());
         let surplus = state.limit - lower;
         state.limit = lower;
@@ -162,7 +162,7 @@ mod tests {
     async fn the_limit_never_falls_below_two() {
         let limiter = Limiter::default();
         for _ in 0..20 {
-            limiter.state.lock().expect("no panic").halved_us = 0;
+            limiter.state.lock().expect("no panic").halved_us = None;
             limiter.timed_out();
         }
         assert_eq!((limiter.room.available_permits(), limiter.state.lock().expect("no panic").owed), (2, 0));

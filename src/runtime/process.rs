@@ -23,6 +23,12 @@ pub fn usage(pid: u32) -> Option<Usage> {
     Some(Usage { cpu, resident_bytes: pages * rustix::param::page_size() as u64 })
 }
 
+/// Whether a process is there and has not ended; one that only waits for its parent to look has.
+#[must_use]
+pub fn is_running(pid: u32) -> bool {
+    stat(pid).is_some_and(|fields| fields.first().is_some_and(|state| state != "Z"))
+}
+
 /// The fields of `/proc/PID/stat` behind the name, which may hold anything: the state is the first. Source: `proc_pid_stat(5)`.
 fn stat(pid: u32) -> Option<Vec<String>> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -88,6 +94,7 @@ mod tests {
         }
         tell(child.id(), Tell::Die).expect("it is ours");
         assert!(!child.wait().expect("ends").success());
+        assert!(is_running(std::process::id()) && !is_running(child.id()));
         assert_eq!(usage(u32::MAX), None);
     }
 }

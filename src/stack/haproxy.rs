@@ -25,9 +25,6 @@ pub fn render(http: SocketAddr, chat: SocketAddr, backends: &[Backend]) -> Strin
     let of_role = |role| backends.iter().filter(move |backend| backend.role == role);
     let mut out = format!(
         "# HTTP at {http}, WebSockets at {chat}. For servers that are added or leave, make it again and reload.
-global
-    maxconn 100000
-
 defaults
     timeout connect 1s
     # Longer than a chat server waits for a silent client (chat.idle_timeout, 75 s).
@@ -74,7 +71,7 @@ backend chat
     );
     for server in of_role(Role::Chat) {
         let name = &server.name;
-        let _ = writeln!(out, "    use-server {name} if {{ req.payload(0,256) -m beg \"GET {CHAT_PATH}/{name} \" }}");
+        let _ = writeln!(out, "    use-server {name} if {{ req.payload(0,0) -m beg \"GET {CHAT_PATH}/{name} \" }}");
     }
     for server in of_role(Role::Chat) {
         let _ = writeln!(out, "    server {} {}", server.name, server.address);
@@ -104,7 +101,7 @@ mod tests {
         for line in ["server chat-1 127.0.0.1:1", "server chat-12 127.0.0.1:2", "server api-1 127.0.0.1:3"] {
             assert_eq!(text.matches(&format!("    {line}\n")).count(), 1, "{line}: {text}");
         }
-        assert!(text.contains("use-server chat-1 if { req.payload(0,256) -m beg \"GET /ws/chat-1 \" }"), "{text}");
+        assert!(text.contains("use-server chat-1 if { req.payload(0,0) -m beg \"GET /ws/chat-1 \" }"), "{text}");
         assert!(!text.contains("push-1"));
     }
 }

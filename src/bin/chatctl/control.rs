@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use chatctl::backends::registry::Role;
 use chatctl::protocol::Fault;
+use chatctl::runtime::process;
 use chatctl::stack::processes::control::{Client, ControlError, Request};
 use chatctl::stack::processes::{Phase, Status};
 
@@ -234,8 +235,10 @@ pub(crate) fn run_fault(args: FaultArgs) -> Result<u8, Failure> {
 pub(crate) fn run_down(args: DownArgs) -> Result<u8, Failure> {
     block_on(async {
         let mut client = Client::connect(&args.at.stack).await?;
-        client.ask::<()>(&Request::Down, say).await?;
-        client.until_gone().await;
+        let supervisor: u32 = client.ask(&Request::Down, say).await?;
+        while process::is_running(supervisor) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         say("down".to_owned());
         Ok(exit::PASS)
     })

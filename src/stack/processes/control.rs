@@ -40,7 +40,7 @@ pub enum Request {
     DoFault(Fault),
     /// Restart these servers one after the other; all when there are none.
     Restart(Vec<String>),
-    /// End the stack.
+    /// End the stack. Answer: the supervisor's process, which ends after it.
     Down,
 }
 
@@ -171,7 +171,7 @@ async fn answer(supervisor: &Arc<Supervisor>, request: Request, note: impl Fn(St
         Request::Down => {
             note("clients are told to move".to_owned());
             supervisor.stop().await;
-            Ok(Value::Null)
+            Ok(std::process::id().into())
         }
     }
 }
@@ -216,10 +216,5 @@ impl Client {
                 Reply::Failed(text) => return Err(ControlError::Refused(text)),
             }
         }
-    }
-
-    /// Waits until the supervisor's process has ended.
-    pub async fn until_gone(mut self) {
-        while let Ok(Some(_)) = self.lines.next_line().await {}
     }
 }
