@@ -17,8 +17,10 @@ const OFFLINE_EARLIEST_US: u64 = OFFLINE_AFTER.as_micros() as u64 - SLACK_US;
 #[derive(Default)]
 pub(in crate::loadgen) struct UserPresence {
     last_beat_us: AtomicU64,
-    /// The beat before the last, should the last have crossed an "offline" on its way.
-    beat_before_us: AtomicU64,
+    /// The last beat before the latest silence that was long enough for an "offline", and the first one after it, should
+    /// that have crossed the "offline" on its way.
+    silent_since_us: AtomicU64,
+    resumed_us: AtomicU64,
     /// The beat that surely brought the user online; 0 when that is not sure.
     came_online_us: AtomicU64,
 }
@@ -35,8 +37,11 @@ pub(super) enum OfflineTold {
 impl UserPresence {
     pub(super) fn on_beat(&self, now_us: u64) {
         let last = self.last_beat_us.swap(now_us, Ordering::Relaxed);
-        self.beat_before_us.store(last, Ordering::Relaxed);
         let silence = now_us.saturating_sub(last);
+        if last > 0 && silence > OFFLINE_EARLIEST_US {
+            self.silent_since_us.store(last, Ordering::Relaxed);
+            self.resumed_us.store(now_us, Ordering::Relaxed);
+        }
         if last == 0 || silence > OFFLINE_LATEST_US {
             self.came_online_us.store(now_us, Ordering::Relaxed);
         } else if silence > OFFLINE_EARLIEST_US {
@@ -54,13 +59,14 @@ impl UserPresence {
     /// A friend was told "offline".
     pub(super) fn offline_told(&self, now_us: u64) -> OfflineTold {
         let since = |beat: &AtomicU64| now_us.saturating_sub(beat.load(Ordering::Relaxed));
-        let (last, before) = (since(&self.last_beat_us), since(&self.beat_before_us));
+        let (last, silent) = (since(&self.last_beat_us), since(&self.silent_since_us));
         let fits = |silence| (OFFLINE_EARLIEST_US..=OFFLINE_LATEST_US).contains(&silence);
         if fits(last) {
             return OfflineTold::InTime(last);
         }
-        // The last beat came when the decision was made already.
-        if last < 2 * SLACK_US && fits(before) { OfflineTold::InTime(before) } else { OfflineTold::Wrong(last) }
+        // The user came back, on however many devices, when the decision was made already.
+        let has_just_resumed = since(&self.resumed_us) < 2 * SLACK_US;
+        if has_just_resumed && fits(silent) { OfflineTold::InTime(silent) } else { OfflineTold::Wrong(last) }
     }
 }
 
@@ -79,6 +85,9 @@ mod tests {
         assert_eq!(user.offline_told(50 * S), OfflineTold::Wrong(40 * S));
         user.on_beat(40 * S + S / 2);
         assert_eq!(user.offline_told(41 * S), OfflineTold::InTime(31 * S), "the beat crossed the decision");
+        user.on_beat(40 * S + S / 2 + 1);
+        assert_eq!(user.offline_told(41 * S), OfflineTold::InTime(31 * S), "so did that of another device");
+        assert_eq!(user.offline_told(43 * S), OfflineTold::Wrong(2 * S + S / 2 - 1), "not for long");
     }
 
     #[test]
