@@ -64,6 +64,9 @@ pub enum StackError {
         /// Why.
         source: std::io::Error,
     },
+    /// Another stack is where this one wants to be.
+    #[error("{0}")]
+    Occupied(String),
     /// A server's process did not come up.
     #[error("{server} did not start: {how}; the end of its log ({log}):\n  {tail}")]
     Process {

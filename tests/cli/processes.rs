@@ -270,7 +270,8 @@ fn a_real_haproxy_takes_the_gateways_place() {
     let account = format!(r#"{{"name":"{name}","password":"password"}}"#);
     assert!(http(&api, "POST", "/signup", &account).contains("201"));
     let login = http(&api, "POST", "/login", &format!(r#"{{"name":"{name}","password":"password","device":"phone"}}"#));
-    let token = login.split_once("\"token\":\"").and_then(|(_, rest)| rest.split_once('"')).expect("a token").0;
+    let token = login.split_once("\"token\":\"").and_then(|(_, rest)| rest.split_once('"'));
+    let token = token.unwrap_or_else(|| panic!("no token: {login}")).0;
     wait_until("HAProxy finds chat-2", || welcomed_by(&chat, "/ws/chat-2", token) == "chat-2");
     assert_eq!(welcomed_by(&chat, "/ws/chat-1", token), "chat-1");
     assert!(welcomed_by(&chat, "/ws/chat-9", token).starts_with("chat-"), "who is not there is stood in for");

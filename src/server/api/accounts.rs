@@ -54,7 +54,7 @@ pub(super) async fn login(server: App, Body(body): Body<Login>) -> Answer<Json<L
     let Some(found) = found.filter(|_| fits) else {
         return Err(Failure::new(ErrorCode::Unauthorized, "name or password is wrong"));
     };
-    let placement = place(&server, found.user, None)?;
+    let placement = place(&server, found.user, None).await?;
     let (token, claims) = server.deps.tokens.issue(found.user, &body.device);
     server.deps.metrics.count(Counter::Logins);
     Ok(Json(LoggedIn { user: found.user, device: claims.dev, token, expires_at: claims.exp, placement }))
@@ -66,8 +66,8 @@ fn rate_limited(server: &ApiServer, wait: Duration) -> Failure {
 }
 
 /// Picks a chat server for a user; another one than `avoid`, if there is one.
-fn place(server: &ApiServer, user: UserId, avoid: Option<&ServerName>) -> Answer<Placement> {
-    let mut servers = server.cluster.servers(Role::Chat).to_vec();
+async fn place(server: &ApiServer, user: UserId, avoid: Option<&ServerName>) -> Answer<Placement> {
+    let mut servers = server.cluster.look_for(Role::Chat).await.to_vec();
     if servers.iter().any(|s| Some(&s.name) != avoid && !s.draining) {
         servers.retain(|s| Some(&s.name) != avoid);
     }
@@ -109,7 +109,7 @@ pub(super) async fn placement(
     Caller(claims): Caller,
     Params(params): Params<Avoid>,
 ) -> Answer<Json<Placement>> {
-    place(&server, claims.sub, params.avoid.as_ref()).map(Json)
+    place(&server, claims.sub, params.avoid.as_ref()).await.map(Json)
 }
 
 pub(super) async fn logout(server: App, Caller(claims): Caller) -> Answer<StatusCode> {

@@ -50,7 +50,7 @@ impl Supervisor {
         self.check_fault(&fault).await?;
         let (done, when_done) = oneshot::channel();
         let supervisor = Arc::clone(self);
-        self.tasks.spawn("supervisor.fault", async move {
+        self.faults.spawn("supervisor.fault", async move {
             // Whoever asked may be gone.
             let _ = done.send(supervisor.carry_out(fault).await);
         });
@@ -67,37 +67,51 @@ impl Supervisor {
             }
             (Target::Server(server), Fault::Pause(_, lasts)) => {
                 server.tell(Tell::Freeze)?;
-                tokio::time::sleep(lasts).await;
+                self.last(lasts).await;
                 server.tell(Tell::GoOn)
             }
             (Target::Server(server), Fault::Stop(_, lasts)) => {
                 server.hold();
-                tokio::time::sleep(lasts).await;
+                self.last(lasts).await;
                 server.release();
                 Ok(())
             }
             (Target::Server(_), Fault::Cut { server, engine, lasts }) => {
                 let relay = self.relay(&server, &engine)?;
                 relay.set_cut(true);
-                tokio::time::sleep(lasts).await;
+                self.last(lasts).await;
                 relay.set_cut(false);
                 Ok(())
             }
-            (Target::Engine(engine, local), Fault::Kill(_)) => kill_for(&engine, &local, Duration::ZERO).await,
-            (Target::Engine(engine, local), Fault::Stop(_, lasts)) => kill_for(&engine, &local, lasts).await,
+            (Target::Engine(engine, local), Fault::Kill(_)) => self.kill_for(&engine, &local, Duration::ZERO).await,
+            (Target::Engine(engine, local), Fault::Stop(_, lasts)) => self.kill_for(&engine, &local, lasts).await,
             (Target::Engine(engine, local), Fault::Restart(_)) => {
                 local.stop(&engine).await?;
                 start(&engine, &local).await
             }
             (Target::Engine(engine, local), Fault::Pause(_, lasts)) => {
                 local.tell(&engine, Tell::Freeze).await?;
-                tokio::time::sleep(lasts).await;
+                self.last(lasts).await;
                 local.tell(&engine, Tell::GoOn).await
             }
             (Target::Engine(..), Fault::Flush(_)) => self.flush_redis().await,
             (Target::Server(_), Fault::Flush(_)) | (Target::Engine(..), Fault::Drain(_) | Fault::Cut { .. }) => {
                 Err("this can't be done".to_owned())
             }
+        }
+    }
+
+    async fn kill_for(&self, engine: &str, local: &LocalEngines, lasts: Duration) -> Result<(), String> {
+        local.kill(engine).await?;
+        self.last(lasts).await;
+        start(engine, local).await
+    }
+
+    /// Has a fault last, or come to its end at once when the stack ends: what it froze or took down must not stay so.
+    async fn last(&self, lasts: Duration) {
+        tokio::select! {
+            () = tokio::time::sleep(lasts) => {}
+            () = self.faults.stopped() => {}
         }
     }
 
@@ -135,12 +149,6 @@ impl Supervisor {
         }
         Ok(())
     }
-}
-
-async fn kill_for(engine: &str, local: &LocalEngines, lasts: Duration) -> Result<(), String> {
-    local.kill(engine).await?;
-    tokio::time::sleep(lasts).await;
-    start(engine, local).await
 }
 
 async fn start(engine: &str, local: &LocalEngines) -> Result<(), String> {

@@ -16,10 +16,13 @@ use super::status::{EngineStatus, Phase, ServerStatus, Status};
 use crate::backends::registry::{ENTRY_TTL, Role};
 use crate::backends::{self, Backends, Engine, OpenedEngine};
 use crate::protocol::ServerName;
-use crate::runtime::process::{self, Tell, Usage};
+use crate::runtime::process::{self, Usage};
 use crate::runtime::{Tasks, clock};
 use crate::stack::config::{Config, Place, SERVERS_MAX};
 use crate::stack::running::{self, StackError};
+
+/// Longest that faults may take to come to their end when the stack ends: an engine is started again.
+const FAULTS_END_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Longest that an engine may take to say how it is.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -46,7 +49,9 @@ pub struct Supervisor {
     local_engines: Option<LocalEngines>,
     /// Held while the set of servers changes, so that two changes do not mix.
     changing: AsyncMutex<()>,
-    pub(super) tasks: Tasks,
+    tasks: Tasks,
+    /// Faults under way; told to come to their end when the stack ends.
+    pub(super) faults: Tasks,
 }
 
 impl Supervisor {
@@ -83,6 +88,7 @@ impl Supervisor {
             local_engines,
             changing: AsyncMutex::default(),
             tasks: Tasks::new(),
+            faults: Tasks::new(),
         });
         supervisor.wait_for_an_empty_registry().await?;
         let places = supervisor.config.places();
@@ -109,7 +115,7 @@ impl Supervisor {
             }
             if clock::instant() >= deadline {
                 let (registry, there) = (&self.config.engines.registry, there.join(", "));
-                return Err(StackError::Config(format!(
+                return Err(StackError::Occupied(format!(
                     "another stack runs at {registry}: {there}; stop it, or give each stack an address with another prefix"
                 )));
             }
@@ -342,14 +348,10 @@ impl Supervisor {
 
     /// Ends every server: chat servers first, so that their clients are told; then those that they need.
     pub async fn stop(&self) {
-        // A cut or frozen one could not end in good order.
-        for relay in self.relays.lock().expect("no panic while held").values() {
-            relay.set_cut(false);
-        }
+        // A cut or frozen server could not end in good order, and an engine must not stay frozen.
+        self.faults.stop();
+        self.faults.join(FAULTS_END_TIMEOUT).await;
         let servers = self.servers();
-        for server in &servers {
-            let _ = server.tell(Tell::GoOn);
-        }
         let (chat, others): (Vec<_>, Vec<_>) = servers.iter().partition(|s| s.place().role == Role::Chat);
         join_all(chat.into_iter().map(|server| server.finish())).await;
         join_all(others.into_iter().map(|server| server.finish())).await;
