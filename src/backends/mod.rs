@@ -63,7 +63,7 @@ pub struct Backends {
 pub struct OpenedEngine {
     /// `redis`, `kafka`, …, or `embedded`.
     pub kind: String,
-    /// Where, without a password; empty when it is embedded.
+    /// Where, without a password; `embedded` when it is.
     pub address: String,
     /// Product and version.
     pub version: String,
@@ -108,6 +108,9 @@ pub async fn open(config: &Config) -> BackendResult<Backends> {
         directory: opening.directory(&engines.directory).await.map_err(|e| at("directory", e))?,
         notifier: Arc::new(push::Recorder::open(&data.join("notifications.jsonl")).await?),
     };
+    for (port, engine, _) in engines.all().into_iter().filter(|(_, engine, _)| **engine == Engine::Embedded) {
+        opening.note(port, engine, format!("chatctl {}", env!("CARGO_PKG_VERSION")));
+    }
     Ok(Backends { opened: Arc::new(opening.opened.into_inner().expect("no panic while held")), ..backends })
 }
 
@@ -141,10 +144,6 @@ impl Opening<'_> {
         opened.push(OpenedEngine { kind, address, version, ports: vec![port.to_owned()] });
     }
 
-    fn note_embedded(&self, port: &str) {
-        self.note(port, &Engine::Embedded, format!("chatctl {}", env!("CARGO_PKG_VERSION")));
-    }
-
     async fn store(&self) -> BackendResult<&store::EmbeddedStore> {
         self.store.get_or_try_init(|| async { store::EmbeddedStore::open(self.data) }).await
     }
@@ -162,10 +161,7 @@ impl Opening<'_> {
 
     async fn log(&self, engine: &Engine) -> BackendResult<Arc<dyn log::KeyedLog>> {
         Ok(match engine.address() {
-            None => {
-                self.note_embedded("log");
-                Arc::new(log::EmbeddedLog::open(self.store().await?, self.partitions)?)
-            }
+            None => Arc::new(log::EmbeddedLog::open(self.store().await?, self.partitions)?),
             Some(address) => {
                 let log = log::KafkaLog::open(address, self.partitions).await?;
                 self.note("log", engine, log.version().await);
@@ -176,10 +172,7 @@ impl Opening<'_> {
 
     async fn messages(&self, engine: &Engine) -> BackendResult<Arc<dyn messages::Messages>> {
         Ok(match engine.address() {
-            None => {
-                self.note_embedded("messages");
-                Arc::new(messages::EmbeddedMessages::open(self.store().await?)?)
-            }
+            None => Arc::new(messages::EmbeddedMessages::open(self.store().await?)?),
             Some(address) => {
                 let messages = messages::CassandraMessages::open(address).await?;
                 self.note("messages", engine, messages.version().await);
@@ -190,40 +183,28 @@ impl Opening<'_> {
 
     async fn sequence(&self, engine: &Engine) -> BackendResult<Arc<dyn sequence::Sequence>> {
         Ok(match engine.address() {
-            None => {
-                self.note_embedded("sequence");
-                Arc::new(sequence::EmbeddedSequence::default())
-            }
+            None => Arc::new(sequence::EmbeddedSequence::default()),
             Some(address) => Arc::new(sequence::RedisSequence::new(self.redis("sequence", engine, address).await?)),
         })
     }
 
     async fn sessions(&self, engine: &Engine) -> BackendResult<Arc<dyn sessions::Sessions>> {
         Ok(match engine.address() {
-            None => {
-                self.note_embedded("sessions");
-                Arc::new(sessions::EmbeddedSessions::open(self.store().await?)?)
-            }
+            None => Arc::new(sessions::EmbeddedSessions::open(self.store().await?)?),
             Some(address) => Arc::new(sessions::RedisSessions::new(self.redis("sessions", engine, address).await?)),
         })
     }
 
     async fn presence(&self, engine: &Engine) -> BackendResult<Arc<dyn presence::Presence>> {
         Ok(match engine.address() {
-            None => {
-                self.note_embedded("presence");
-                Arc::new(presence::EmbeddedPresence::open(self.store().await?)?)
-            }
+            None => Arc::new(presence::EmbeddedPresence::open(self.store().await?)?),
             Some(address) => Arc::new(presence::RedisPresence::new(self.redis("presence", engine, address).await?)),
         })
     }
 
     async fn registry(&self, engine: &Engine) -> BackendResult<Arc<dyn registry::Registry>> {
         Ok(match engine.address() {
-            None => {
-                self.note_embedded("registry");
-                Arc::new(registry::EmbeddedRegistry::default())
-            }
+            None => Arc::new(registry::EmbeddedRegistry::default()),
             Some(address) if address.starts_with("etcd:") => {
                 let registry = registry::EtcdRegistry::open(address).await?;
                 self.note("registry", engine, registry.version().await);
@@ -238,12 +219,14 @@ impl Opening<'_> {
     }
 
     async fn directory(&self, engine: &Engine) -> BackendResult<Arc<dyn directory::Directory>> {
-        let directory = match engine.address() {
-            None => directory::SqlDirectory::open_file(&self.data.join("directory.db")).await?,
-            Some(address) => directory::SqlDirectory::open(address).await?,
-        };
-        self.note("directory", engine, directory.version().to_owned());
-        Ok(Arc::new(directory))
+        Ok(match engine.address() {
+            None => Arc::new(directory::SqlDirectory::open_file(&self.data.join("directory.db")).await?),
+            Some(address) => {
+                let directory = directory::SqlDirectory::open(address).await?;
+                self.note("directory", engine, directory.version().to_owned());
+                Arc::new(directory)
+            }
+        })
     }
 }
 

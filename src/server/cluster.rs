@@ -1,6 +1,7 @@
 //! Who else is there: a view of the registry that a server refreshes, and its own entry in it.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -111,6 +112,30 @@ impl Cluster {
     pub fn note_placed(&self, server: &ServerName) {
         *self.placed.lock().expect("no panic while held").entry(server.clone()).or_default() += 1;
     }
+}
+
+/// [`announce`] for a server that never drains; `load` is asked for its connections each time.
+///
+/// # Errors
+/// When the first announcement fails.
+pub async fn announce_as(
+    role: Role,
+    deps: &Deps,
+    address: SocketAddr,
+    peer: SocketAddr,
+    load: impl Fn() -> u64 + Send + Sync + 'static,
+) -> crate::backends::BackendResult<()> {
+    let (name, epoch) = (deps.name.clone(), clock::unix_ms());
+    let current = move || ServerEntry {
+        name: name.clone(),
+        role,
+        address,
+        peer: Some(peer),
+        load: load(),
+        draining: false,
+        epoch,
+    };
+    announce(deps, current).await
 }
 
 /// Enters a server in the registry and keeps its entry fresh; `current` is asked for the figures each time. The entry goes

@@ -17,6 +17,7 @@ pub mod presence;
 pub mod push;
 pub mod rate;
 mod recent;
+mod remembered;
 mod revocations;
 
 use std::sync::Arc;

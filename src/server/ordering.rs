@@ -55,13 +55,22 @@ pub enum OrderingError {
     Backend(#[from] BackendError),
 }
 
+/// Where messages are read from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// What this server remembers of settled messages, and the store for the rest.
+    Memory,
+    /// The store alone.
+    Store,
+}
+
 /// Stores messages under ids.
 pub struct Ordering {
     sequence: Arc<dyn Sequence>,
     messages: Arc<dyn Messages>,
     metrics: Arc<Metrics>,
     fence: Fence,
-    /// Filled and used by `read_recent`.
+    /// Filled and used by `read`.
     recent: Recent,
     /// Conversations in which this server reserved lately. Written by `store`, taken by the sweep.
     watched: Mutex<HashSet<ConversationId>>,
@@ -165,30 +174,27 @@ impl Ordering {
         conversation: ConversationId,
         after: MessageId,
         limit: usize,
+        source: Source,
     ) -> BackendResult<(Vec<StoredMessage>, bool, Progress)> {
         // The progress first: what it calls settled is in the store by then.
         let progress = self.progress(conversation).await?;
-        let rows = self.messages.read(conversation, after, progress.head, limit + 1).await?;
-        let (rows, has_more) = cut(rows, limit, &progress);
-        Ok((rows, has_more, progress))
-    }
-
-    /// The same as [`Ordering::read`]; what was read and settled before comes from this server's memory.
-    pub async fn read_recent(
-        &self,
-        conversation: ConversationId,
-        after: MessageId,
-        limit: usize,
-    ) -> BackendResult<(Vec<StoredMessage>, bool, Progress)> {
-        let progress = self.progress(conversation).await?;
-        let (mut rows, known) = self.recent.get(conversation, after, limit + 1).unwrap_or((Vec::new(), after));
+        let remembered = match source {
+            Source::Memory => self.recent.get(conversation, after, limit + 1),
+            Source::Store => None,
+        };
+        let (mut rows, known) = remembered.unwrap_or((Vec::new(), after));
         if rows.len() <= limit && known < progress.head {
             let news = self.messages.read(conversation, known, progress.head, limit + 1).await?;
             let seen = if news.len() <= limit { progress.head } else { news.last().map_or(known, |row| row.id) };
-            self.recent.put(conversation, known, seen.min(progress.stable), news.iter().cloned());
+            if source == Source::Memory {
+                self.recent.put(conversation, known, seen.min(progress.stable), news.iter().cloned());
+            }
             rows.extend(news);
         }
-        let (rows, has_more) = cut(rows, limit, &progress);
+        let has_more = rows.len() > limit;
+        rows.truncate(limit);
+        // A row whose id is pending may still become void, and its message come again under another id.
+        rows.retain(|row| progress.pending.binary_search_by_key(&row.id, |slot| slot.id).is_err());
         Ok((rows, has_more, progress))
     }
 
@@ -348,15 +354,6 @@ impl Ordering {
     }
 }
 
-/// Cuts what was read to a page; returns whether there is more.
-fn cut(mut rows: Vec<StoredMessage>, limit: usize, progress: &Progress) -> (Vec<StoredMessage>, bool) {
-    let has_more = rows.len() > limit;
-    rows.truncate(limit);
-    // A row whose id is pending may still become void, and its message come again under another id.
-    rows.retain(|row| progress.pending.binary_search_by_key(&row.id, |slot| slot.id).is_err());
-    (rows, has_more)
-}
-
 fn message(sender: UserId, frame: &SendFrame, slot: Slot) -> StoredMessage {
     StoredMessage {
         conversation: frame.conversation,
@@ -458,7 +455,7 @@ mod tests {
         assert_eq!(ordering.store(ALICE, &hello).await.expect("finds").id, first.id);
         let next = ordering.store(ALICE, &frame("next")).await.expect("stores");
         assert!(next.id.0 > BLOCK_IDS, "the rest of the old block is void");
-        let (rows, _, progress) = ordering.read(TALK, MessageId(0), 10).await.expect("reads");
+        let (rows, _, progress) = ordering.read(TALK, MessageId(0), 10, Source::Store).await.expect("reads");
         assert_eq!(rows.iter().map(|r| r.id).collect::<Vec<_>>(), [first.id, next.id]);
         assert_eq!(progress.stable, next.id);
     }
@@ -471,7 +468,7 @@ mod tests {
         bench.ordering().progress(TALK).await.expect("seeds");
         let late = StoredMessage { id: first.id.next(), uuid: Uuid::new_v4(), ..first.clone() };
         bench.backends.messages.append(&late).await.expect("says ok");
-        let (rows, ..) = bench.ordering().read(TALK, MessageId(0), 10).await.expect("reads");
+        let (rows, ..) = bench.ordering().read(TALK, MessageId(0), 10, Source::Store).await.expect("reads");
         assert_eq!(rows, [first]);
     }
 
@@ -493,7 +490,7 @@ mod tests {
         };
         bench.backends.messages.append(&message(ALICE, &slow, slot)).await.expect("appends");
         let three = ordering.store(ALICE, &frame("three")).await.expect("stores");
-        let (rows, _, progress) = ordering.read(TALK, MessageId(0), 10).await.expect("reads");
+        let (rows, _, progress) = ordering.read(TALK, MessageId(0), 10, Source::Store).await.expect("reads");
         assert_eq!((progress.stable.0, rows.len()), (1, 2), "the pending row is not shown");
         assert_eq!(rows[1], three);
         let retried = ordering.store(ALICE, &slow).await.expect("completes");
@@ -540,8 +537,8 @@ mod tests {
         for n in 0..30 {
             ordering.store(ALICE, &frame(&n.to_string())).await.expect("stores");
             for (after, limit) in [(0, 100), (n / 2, 3), (n, 10), (n + 5, 10)] {
-                let recent = ordering.read_recent(TALK, MessageId(after), limit).await.expect("reads");
-                assert_eq!(recent, ordering.read(TALK, MessageId(after), limit).await.expect("reads"));
+                let recent = ordering.read(TALK, MessageId(after), limit, Source::Memory).await.expect("reads");
+                assert_eq!(recent, ordering.read(TALK, MessageId(after), limit, Source::Store).await.expect("reads"));
             }
         }
         let newest = ordering.newest(&[TALK, ConversationId(2)]).await.expect("reads");
@@ -594,7 +591,7 @@ mod tests {
         });
         let ids: HashSet<MessageId> = futures_util::future::join_all(stores).await.into_iter().collect();
         assert_eq!(ids.len(), 40);
-        let (rows, _, progress) = bench.ordering().read(TALK, MessageId(0), 100).await.expect("reads");
+        let (rows, _, progress) = bench.ordering().read(TALK, MessageId(0), 100, Source::Store).await.expect("reads");
         assert_eq!((rows.len(), progress.pending.len()), (40, 0));
     }
 
@@ -618,7 +615,8 @@ mod tests {
                 acked.push(stored.unwrap_or_else(|e| panic!("seed {seed}: never stored: {e}")));
             }
             bench.backends = sound;
-            let (rows, _, progress) = bench.ordering().read(TALK, MessageId(0), 1_000).await.expect("reads");
+            let (rows, _, progress) =
+                bench.ordering().read(TALK, MessageId(0), 1_000, Source::Store).await.expect("reads");
             assert_eq!(rows, acked, "seed {seed}");
             assert!(progress.pending.is_empty(), "seed {seed}");
         }

@@ -1,72 +1,40 @@
-//! Which tokens were not logged out, as an API server looked lately.
-//!
-//! A logout bites at once: the API writes it down, then has every API server forget what it knew of the token, and answers
-//! only when they did. A look that began before that is not kept (the generation tells).
+//! Which tokens were not logged out, remembered in each API server. A logout has every API server forget the token.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::remembered::Remembered;
 use crate::backends::BackendResult;
 use crate::backends::directory::Directory;
-use crate::runtime::clock;
 
-/// Age at which a token is looked up again, should a word have been lost with its server.
-const LOOK_AGE_MAX: Duration = Duration::from_secs(5);
-
-/// Tokens that are remembered; a full memory starts anew.
+/// Tokens that are remembered.
 const TOKENS_MAX: usize = 100_000;
 
-/// The memory of one server.
+/// The memory of one server: tokens that were seen to be good.
 pub(super) struct Revocations {
     directory: Arc<dyn Directory>,
-    state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    /// Rises with every logout.
-    generation: u64,
-    /// When a token was seen to be good.
-    good: HashMap<Uuid, u64>,
+    good: Remembered<Uuid, ()>,
 }
 
 impl Revocations {
     /// An empty memory over a directory.
     pub(super) fn new(directory: Arc<dyn Directory>) -> Self {
-        Self { directory, state: Mutex::default() }
+        Self { directory, good: Remembered::new(TOKENS_MAX) }
     }
 
     /// Whether a token was logged out.
     pub(super) async fn is_revoked(&self, token: Uuid) -> BackendResult<bool> {
-        let generation = {
-            let state = self.state.lock().expect("no panic while held");
-            let is_fresh = |at: &u64| clock::now_us() - at < LOOK_AGE_MAX.as_micros() as u64;
-            if state.good.get(&token).is_some_and(is_fresh) {
-                return Ok(false);
-            }
-            state.generation
-        };
-        let looked_at = clock::now_us();
-        if self.directory.is_revoked(token).await? {
-            return Ok(true);
+        let Err(look) = self.good.get(&token) else { return Ok(false) };
+        let is_revoked = self.directory.is_revoked(token).await?;
+        if !is_revoked {
+            self.good.put(look, token, ());
         }
-        let mut state = self.state.lock().expect("no panic while held");
-        if state.generation == generation {
-            if state.good.len() >= TOKENS_MAX {
-                state.good.clear();
-            }
-            state.good.insert(token, looked_at);
-        }
-        Ok(false)
+        Ok(is_revoked)
     }
 
     /// Forgets a token that was logged out.
     pub(super) fn forget(&self, token: Uuid) {
-        let mut state = self.state.lock().expect("no panic while held");
-        state.generation += 1;
-        state.good.remove(&token);
+        self.good.forget(&token);
     }
 }

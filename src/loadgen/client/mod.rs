@@ -66,7 +66,7 @@ pub(super) struct Shared {
 }
 
 /// A fault and the devices that lost their connection by it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct FaultTrack {
     pub(super) what: String,
     /// On the run's clock.

@@ -236,13 +236,7 @@ async fn do_faults(shared: Arc<Shared>, control: Arc<dyn StackControl>, started_
                 what: fault.action.to_string(),
                 at_us,
                 at_s: (at_us - started_us) as f64 / 1e6,
-                disconnected: 0,
-                recovered_us: Vec::new(),
-                ended_us: 0,
-                errors: 0,
-                late_acks: 0,
-                trouble_us: 0,
-                error: None,
+                ..FaultTrack::default()
             });
             tracks.len() - 1
         };

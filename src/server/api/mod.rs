@@ -34,7 +34,7 @@ use super::placement::Placement;
 use super::rate::Buckets;
 use super::revocations::Revocations;
 use super::{Deps, Listeners};
-use crate::backends::registry::{Role, ServerEntry};
+use crate::backends::registry::Role;
 use crate::protocol::ErrorCode;
 use crate::runtime::{clock, net};
 use crate::telemetry::{Counter, Timer};
@@ -121,18 +121,7 @@ pub async fn start(listeners: Listeners, deps: Deps, config: Config) -> Result<S
     let connections = Arc::new(Semaphore::new(server.config.connections_max));
     peer::serve(listeners.peers, &deps, Arc::clone(&server) as Arc<dyn PeerHandler>);
     deps.tasks.spawn("api.accept", accept_loop(listeners.clients, router(&server), deps.clone(), connections));
-    let epoch = clock::unix_ms();
-    let name = deps.name.clone();
-    cluster::announce(&deps, move || ServerEntry {
-        name: name.clone(),
-        role: Role::Api,
-        address,
-        peer: Some(peer),
-        load: 0,
-        draining: false,
-        epoch,
-    })
-    .await?;
+    cluster::announce_as(Role::Api, &deps, address, peer, || 0).await?;
     Ok(address)
 }
 

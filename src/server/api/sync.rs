@@ -10,6 +10,7 @@ use super::status::Failure;
 use crate::protocol::api::{InboxEntry, InboxSync, MessagesSync};
 use crate::protocol::limits::{SYNC_LIMIT_DEFAULT, SYNC_LIMIT_MAX};
 use crate::protocol::{ConversationId, ErrorCode, MessageId};
+use crate::server::ordering::Source;
 
 /// Conversations in one answer of the inbox, when the client does not say.
 const INBOX_LIMIT_DEFAULT: usize = 100;
@@ -46,11 +47,8 @@ pub(super) async fn messages(
     let limit = check_limit(query.limit, SYNC_LIMIT_DEFAULT)?;
     require_member(&server, query.conversation_id, claims.sub).await?;
     let (conversation, after) = (query.conversation_id, query.after_message_id);
-    let (messages, has_more, progress) = if query.cached {
-        server.ordering.read_recent(conversation, after, limit).await?
-    } else {
-        server.ordering.read(conversation, after, limit).await?
-    };
+    let source = if query.cached { Source::Memory } else { Source::Store };
+    let (messages, has_more, progress) = server.ordering.read(conversation, after, limit, source).await?;
     Ok(Json(MessagesSync { messages, has_more, stable: progress.stable }))
 }
 

@@ -24,8 +24,8 @@ use super::chat::ChatError;
 use super::cluster::{self, Cluster};
 use super::peer::{self, NothingOfItsOwn};
 use super::{Deps, Listeners};
-use crate::backends::registry::{Role, ServerEntry};
-use crate::runtime::{clock, net};
+use crate::backends::registry::Role;
+use crate::runtime::net;
 use crate::telemetry::{Counter, Gauge};
 
 /// How often the gauge of open connections is written.
@@ -89,18 +89,7 @@ pub async fn start(
     deps.tasks.spawn("gateway.tunnels", Arc::clone(&gateway).accept_tunnels(listeners.clients));
     deps.tasks.spawn("gateway.http", Arc::clone(&gateway).accept_requests(http));
     deps.tasks.spawn_until_stopped("gateway.gauges", Arc::clone(&gateway).write_gauges());
-    let epoch = clock::unix_ms();
-    let name = deps.name.clone();
-    cluster::announce(&deps, move || ServerEntry {
-        name: name.clone(),
-        role: Role::Gateway,
-        address,
-        peer: Some(peer),
-        load: gateway.tunnels.load(Ordering::Relaxed),
-        draining: false,
-        epoch,
-    })
-    .await?;
+    cluster::announce_as(Role::Gateway, &deps, address, peer, move || gateway.tunnels.load(Ordering::Relaxed)).await?;
     Ok(address)
 }
 

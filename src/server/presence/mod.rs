@@ -19,7 +19,7 @@ use super::placement::rendezvous;
 use crate::backends::BackendResult;
 use crate::backends::log::{Record, Topic};
 use crate::backends::presence::Beat;
-use crate::backends::registry::{Role, ServerEntry};
+use crate::backends::registry::Role;
 use crate::protocol::frames::{PresenceFrame, PresenceState};
 use crate::protocol::limits::{OFFLINE_AFTER, PRESENCE_TTL};
 use crate::protocol::{ServerFrame, UserId};
@@ -72,18 +72,7 @@ pub async fn start(listener: TcpListener, deps: Deps, config: Config) -> Result<
     let handler: Arc<dyn PeerHandler> = Arc::clone(&server) as Arc<dyn PeerHandler>;
     peer::serve(listener, &deps, handler);
     deps.tasks.spawn_until_stopped("presence.sweep_loop", server.sweep_loop());
-    let epoch = clock::unix_ms();
-    let name = deps.name.clone();
-    cluster::announce(&deps, move || ServerEntry {
-        name: name.clone(),
-        role: Role::Presence,
-        address,
-        peer: Some(address),
-        load: 0,
-        draining: false,
-        epoch,
-    })
-    .await?;
+    cluster::announce_as(Role::Presence, &deps, address, address, || 0).await?;
     Ok(address)
 }
 

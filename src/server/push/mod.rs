@@ -12,7 +12,7 @@ use super::{Deps, cluster};
 use crate::backends::BackendResult;
 use crate::backends::log::{Delivered, GroupReader, Topic};
 use crate::backends::push::Notification;
-use crate::backends::registry::{Role, ServerEntry};
+use crate::backends::registry::Role;
 use crate::protocol::UserId;
 use crate::runtime::clock;
 use crate::telemetry::Counter;
@@ -33,18 +33,7 @@ pub async fn start(listener: TcpListener, deps: Deps) -> Result<(), ChatError> {
     let tasks = deps.tasks.clone();
     peer::serve(listener, &deps, Arc::new(NothingOfItsOwn));
     tasks.spawn_until_stopped("push.loop", run(deps.clone(), reader));
-    let epoch = clock::unix_ms();
-    let name = deps.name.clone();
-    cluster::announce(&deps, move || ServerEntry {
-        name: name.clone(),
-        role: Role::Push,
-        address,
-        peer: Some(address),
-        load: 0,
-        draining: false,
-        epoch,
-    })
-    .await?;
+    cluster::announce_as(Role::Push, &deps, address, address, || 0).await?;
     Ok(())
 }
 
