@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 pub struct Usage {
     /// Processor time of all its threads, in steps of the kernel's clock tick (10 ms).
     pub cpu: Duration,
-    /// Resident memory in bytes.
+    /// Resident memory in bytes; of pages shared with others its part, where the kernel tells.
     pub resident_bytes: u64,
 }
 
@@ -20,7 +20,15 @@ pub fn usage(pid: u32) -> Option<Usage> {
     let ticks = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
     let pages: u64 = fields.get(21)?.parse().ok()?;
     let cpu = Duration::from_millis(ticks * 1_000 / rustix::param::clock_ticks_per_second());
-    Some(Usage { cpu, resident_bytes: pages * rustix::param::page_size() as u64 })
+    let resident_bytes = proportional_bytes(pid).unwrap_or(pages * rustix::param::page_size() as u64);
+    Some(Usage { cpu, resident_bytes })
+}
+
+/// Memory in which a page shared by n processes counts as an n-th; `None` where the process is somebody else's.
+fn proportional_bytes(pid: u32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let kib = text.lines().find_map(|line| line.strip_prefix("Pss:"))?.trim().strip_suffix(" kB")?;
+    Some(kib.trim().parse::<u64>().ok()? * 1_024)
 }
 
 /// Whether a process is there and has not ended; one that only waits for its parent to look has.

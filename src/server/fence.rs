@@ -30,7 +30,7 @@ const QUIET_AFTER: Duration = Duration::from_secs(30);
 /// How long a server that was overtaken leaves a conversation to the other side.
 const STAY_AWAY: Duration = Duration::from_secs(5);
 
-/// Looks that are kept before old ones are thrown away.
+/// Conversations that are kept of each kind before old ones are thrown away.
 const LOOKS_MAX: usize = 10_000;
 
 /// What a server knows of the epochs of conversations that it writes to.
@@ -70,17 +70,18 @@ impl Fence {
     pub(super) fn overtaken(&self, conversation: ConversationId, epoch: u64) -> BackendResult<()> {
         let now = clock::now_us();
         let mut overtaken = self.overtaken.lock().expect("no panic while held");
-        let (known, until) = *overtaken
-            .entry(conversation)
-            .and_modify(|entry| {
-                if entry.0 != epoch {
-                    *entry = (epoch, now + STAY_AWAY.as_micros() as u64);
+        match overtaken.get(&conversation) {
+            Some((known, until)) if *known == epoch && now >= *until => {
+                overtaken.remove(&conversation);
+                return Ok(());
+            }
+            Some((known, _)) if *known == epoch => {}
+            _ => {
+                if overtaken.len() >= LOOKS_MAX {
+                    overtaken.retain(|_, (_, until)| now < *until);
                 }
-            })
-            .or_insert((epoch, now + STAY_AWAY.as_micros() as u64));
-        if known == epoch && now >= until {
-            overtaken.remove(&conversation);
-            return Ok(());
+                overtaken.insert(conversation, (epoch, now + STAY_AWAY.as_micros() as u64));
+            }
         }
         Err(BackendError {
             operation: "sequence.reserve",

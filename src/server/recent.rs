@@ -13,8 +13,11 @@ use crate::protocol::{ConversationId, MessageId};
 /// Messages kept of one conversation.
 const ROWS_MAX: usize = 256;
 
-/// Bytes of bodies and headers kept in all; a full cache starts anew.
+/// Bytes kept in all; a full cache starts anew.
 const BYTES_MAX: usize = 64 << 20;
+
+/// What a conversation takes beside its messages, about.
+const STRETCH_BYTES: usize = 128;
 
 /// What a message takes beside its body, about.
 const ROW_BYTES: usize = 160;
@@ -28,6 +31,7 @@ pub(super) struct Recent {
 #[derive(Default)]
 struct State {
     stretches: HashMap<ConversationId, Stretch>,
+    /// Of the messages.
     bytes: usize,
 }
 
@@ -71,7 +75,7 @@ impl Recent {
             return;
         }
         let mut guard = self.state.lock().expect("no panic while held");
-        if guard.bytes > BYTES_MAX {
+        if guard.bytes + guard.stretches.len() * STRETCH_BYTES > BYTES_MAX {
             *guard = State::default();
         }
         let State { stretches, bytes: total } = &mut *guard;

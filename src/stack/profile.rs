@@ -1,8 +1,7 @@
 //! Stacks with a name, for `chatctl up --profile NAME` and for scenarios.
 
 use std::path::Path;
-
-use serde::{Deserialize, Serialize};
+use std::str::FromStr;
 
 use super::config::Config;
 
@@ -10,14 +9,25 @@ use super::config::Config;
 const ENGINES_COMMAND: &str = "scripts/engines";
 
 /// A stack with a name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Profile {
     /// Every server in one process, on embedded engines.
     #[default]
     Embedded,
     /// Every server a process, on the real engines that `scripts/engines start` brings up.
     Engines,
+}
+
+impl FromStr for Profile {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "embedded" => Ok(Self::Embedded),
+            "engines" => Ok(Self::Engines),
+            _ => Err(format!("unknown profile {text:?}: valid are embedded and engines")),
+        }
+    }
 }
 
 impl Profile {

@@ -1,8 +1,10 @@
 //! A stack of processes on real engines, steered from outside as an operator does.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
+use chatctl::runtime::process::is_running;
 use serde_json::Value;
 
 use crate::run;
@@ -118,9 +120,10 @@ impl Up {
         servers.iter().map(|s| (text(s, "name"), text(s, "phase"), s["restarts"].as_u64().expect("a count"))).collect()
     }
 
-    fn pids(&self) -> Vec<u64> {
+    fn pids(&self) -> Vec<u32> {
         let status = self.status();
-        status["servers"].as_array().expect("servers").iter().filter_map(|s| s["pid"].as_u64()).collect()
+        let servers = status["servers"].as_array().expect("servers");
+        servers.iter().filter_map(|s| s["pid"].as_u64()).map(|pid| pid.try_into().expect("a process")).collect()
     }
 }
 
@@ -130,18 +133,14 @@ impl Drop for Up {
     }
 }
 
-/// Whether a process is there and not only waits for its parent to look.
-fn is_alive(pid: u64) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
-}
-
 #[test]
 #[ignore = "needs CHATCTL_TEST_KAFKA, _CASSANDRA, _ETCD, _POSTGRES and redis-server"]
 fn a_stack_of_processes_is_started_changed_and_ended_without_a_trace() {
     let up = Up::start();
     let names: Vec<String> = up.servers().into_iter().map(|(name, ..)| name).collect();
     assert_eq!(names, ["api-1", "chat-1", "chat-2", "gateway-1", "presence-1", "push-1"]);
+    let mode = std::fs::metadata(up.stack()).expect("a folder").permissions().mode();
+    assert_eq!(mode & 0o777, 0o700, "only its owner may enter");
     let table = up.does(&["status"]);
     for wanted in ["Cassandra 5", "Redis 7", "etcd 3", "Kafka 4", "PostgreSQL 1"] {
         assert!(table.contains(wanted), "{wanted}: {table}");
@@ -172,7 +171,7 @@ fn a_stack_of_processes_is_started_changed_and_ended_without_a_trace() {
 
     let pids = up.pids();
     up.does(&["down"]);
-    assert!(pids.iter().all(|pid| !is_alive(*pid)));
+    assert!(pids.iter().all(|pid| !is_running(*pid)));
     let address = target.trim_start_matches("http://");
     assert!(std::net::TcpStream::connect(address).is_err());
     let (code, _, err) = up.run(&["status"]);
@@ -187,7 +186,7 @@ fn servers_end_by_themselves_when_their_supervisor_is_killed() {
     let supervisor = up.status()["supervisor_pid"].as_u64().expect("a process");
     let killed = std::process::Command::new("kill").args(["-9", &supervisor.to_string()]).status();
     assert!(killed.expect("kill is there").success());
-    wait_until("the servers have ended", || pids.iter().all(|pid| !is_alive(*pid)));
+    wait_until("the servers have ended", || pids.iter().all(|pid| !is_running(*pid)));
 }
 
 /// A program that is ended with the test.

@@ -27,10 +27,10 @@ struct HaproxyArgs {
     #[command(flatten)]
     at: At,
     /// Where it listens for HTTP
-    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7180")]
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7190")]
     http: SocketAddr,
     /// Where it listens for WebSockets
-    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7181")]
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7191")]
     chat: SocketAddr,
 }
 

@@ -41,6 +41,16 @@ impl Failure {
     pub(crate) fn environment(message: impl ToString) -> Self {
         Self { code: ENVIRONMENT, message: message.to_string() }
     }
+
+    /// Says how the engines of this machine are brought up, where something outside is missing.
+    pub(crate) fn with_engines_hint(mut self) -> Self {
+        if self.code == ENVIRONMENT {
+            self.message.push_str(
+                "\n(`scripts/engines install` and `scripts/engines start` bring up the engines of this machine)",
+            );
+        }
+        self
+    }
 }
 
 impl From<chatctl::stack::StackError> for Failure {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use chatctl::loadgen::control::StackControl;
 use chatctl::loadgen::result::{RunResult, Verdict};
+use chatctl::loadgen::scenario::EngineChoice;
 use chatctl::loadgen::{RunError, RunOptions, Scenario};
 use chatctl::report::{self, summary};
 use chatctl::runtime::{Tasks, machine};
@@ -124,7 +125,7 @@ async fn run_one(
     out: Option<&Path>,
     interrupt: &Tasks,
 ) -> Result<RunResult, Failure> {
-    check_open_files(scenario, args.target.is_some())?;
+    check_open_files(scenario, args.target.is_some() || scenario.stack.engines == EngineChoice::Real)?;
     // The logs of processes stay where the run's files go, or as long as somebody may want to read them.
     let temporary = std::env::temp_dir().join(format!("chatctl-{}-{}", std::process::id(), scenario.name));
     let folder = out.map_or(temporary.clone(), |out| out.join("stack"));

@@ -27,7 +27,7 @@ struct Args {
 enum Verb {
     /// Run a load scenario and end with a verdict.
     Load(load::Args),
-    /// Run a whole stack in this process until ctrl-c.
+    /// Run a whole stack until ctrl-c: in this process, or each server a process of its own.
     Up(up::UpArgs),
     /// Run some roles of a stack in this process until ctrl-c.
     Serve(up::ServeArgs),

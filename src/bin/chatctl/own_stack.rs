@@ -66,7 +66,8 @@ impl OwnStack {
         config.processes.relays = scenario.faults.iter().any(|fault| matches!(fault.action, Fault::Cut { .. }));
         let program = std::env::current_exe().map_err(Failure::environment)?;
         let options = Options { folder: folder.to_owned(), program, note: Box::new(note) };
-        Ok(Self::Processes(Supervisor::start(config, options).await?))
+        let supervisor = Supervisor::start(config, options).await;
+        Ok(Self::Processes(supervisor.map_err(|error| Failure::from(error).with_engines_hint())?))
     }
 
     /// The stack that `chatctl up` runs in a folder, if the target is its.

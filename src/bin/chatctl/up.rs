@@ -40,9 +40,10 @@ pub(crate) struct Common {
 pub(crate) struct UpArgs {
     #[command(flatten)]
     common: Common,
-    /// Which stack, where no --config says it
-    #[arg(long, value_enum, env = "CHATCTL_PROFILE", conflicts_with = "config")]
-    profile: Option<ProfileName>,
+    /// Which stack, where no --config says it: embedded (every server in this process, on embedded engines), or engines (every
+    /// server a process, on the engines of `scripts/engines start`)
+    #[arg(long, value_name = "NAME", env = "CHATCTL_PROFILE", conflicts_with = "config")]
+    profile: Option<Profile>,
     /// Each server a process of its own, kept alive; needs real engines for every port
     #[arg(long)]
     processes: bool,
@@ -100,20 +101,11 @@ impl Common {
     }
 }
 
-/// A stack with a name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum ProfileName {
-    /// Every server in this process, on embedded engines
-    Embedded,
-    /// Every server a process, on the engines of `scripts/engines start`
-    Engines,
-}
-
 /// The settings of a profile, with ports where a developer finds the stack again.
-fn profile_config(name: ProfileName) -> Config {
-    match name {
-        ProfileName::Embedded => Config { api_port: API_PORT, chat_port: CHAT_PORT, ..Profile::Embedded.config() },
-        ProfileName::Engines => Profile::Engines.config(),
+fn profile_config(profile: Profile) -> Config {
+    match profile {
+        Profile::Embedded => Config { api_port: API_PORT, chat_port: CHAT_PORT, ..profile.config() },
+        Profile::Engines => profile.config(),
     }
 }
 
@@ -124,14 +116,16 @@ pub(crate) fn read_config(path: &std::path::Path) -> Result<Config, Failure> {
 }
 
 pub(crate) fn run_up(args: UpArgs) -> Result<u8, Failure> {
-    let mut config = args.common.config(profile_config(args.profile.unwrap_or(ProfileName::Embedded)))?;
+    let mut config = args.common.config(profile_config(args.profile.unwrap_or_default()))?;
     config.chat_servers = args.chat_servers.unwrap_or(config.chat_servers);
     config.presence_servers = args.presence_servers.unwrap_or(config.presence_servers);
     config.api_servers = args.api_servers.unwrap_or(config.api_servers);
     config.gateways = args.gateways.unwrap_or(config.gateways);
     config.processes.enabled |= args.processes;
     if config.processes.enabled {
-        return up_processes::run(config, &args.at.stack, args.detach);
+        let result = up_processes::run(config, &args.at.stack, args.detach);
+        let is_profile = args.profile == Some(Profile::Engines);
+        return result.map_err(|failure| if is_profile { failure.with_engines_hint() } else { failure });
     }
     if args.detach {
         return Err(Failure::usage("--detach goes with --processes or --profile engines"));
@@ -140,7 +134,7 @@ pub(crate) fn run_up(args: UpArgs) -> Result<u8, Failure> {
 }
 
 pub(crate) fn run_serve(args: ServeArgs) -> Result<u8, Failure> {
-    let config = args.common.config(profile_config(ProfileName::Embedded))?.with_roles(&args.role);
+    let config = args.common.config(profile_config(Profile::Embedded))?.with_roles(&args.role);
     let first_number = args.number.unwrap_or(config.first_number);
     run(Config { first_number, ..config }, args.supervised)
 }

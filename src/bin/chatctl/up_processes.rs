@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chatctl::runtime::machine;
-use chatctl::stack::processes::Options;
 use chatctl::stack::processes::control::{self, Client, ControlError};
+use chatctl::stack::processes::{Options, make_folder};
 use chatctl::stack::{Config, Supervisor};
 
 use crate::exit::{self, Failure};
@@ -75,7 +75,8 @@ async fn start_detached(folder: &Path) -> Result<u8, Failure> {
     }
     let path = folder.join("logs").join("supervisor.log");
     let log = || {
-        std::fs::create_dir_all(folder.join("logs"))?;
+        make_folder(folder)?;
+        make_folder(&folder.join("logs"))?;
         std::fs::File::create(&path)
     };
     let log = log().map_err(|e| Failure::environment(format!("{}: {e}", path.display())))?;

@@ -15,8 +15,8 @@ use crate::backends::registry::Role;
 use crate::protocol::Fault;
 use crate::runtime::{Tasks, queue};
 
-/// Longest line.
-const LINE_BYTES_MAX: u64 = 1 << 20;
+/// Most that one connection may ask.
+const ASKED_BYTES_MAX: u64 = 1 << 20;
 
 /// Notes that may wait for a slow reader.
 const NOTES_WAITING_MAX: usize = 256;
@@ -91,7 +91,7 @@ pub fn bind(folder: &Path) -> Result<UnixListener, ControlError> {
     if std::os::unix::net::UnixStream::connect(&path).is_ok() {
         return Err(ControlError::Occupied(folder.to_owned()));
     }
-    std::fs::DirBuilder::new().recursive(true).create(folder)?;
+    super::make_folder(folder)?;
     if path.exists() {
         std::fs::remove_file(&path)?;
     }
@@ -121,7 +121,7 @@ pub async fn serve(listener: UnixListener, supervisor: Arc<Supervisor>) {
 
 async fn converse(stream: UnixStream, supervisor: &Arc<Supervisor>, ended: &Tasks) -> std::io::Result<()> {
     let (read, mut write) = stream.into_split();
-    let mut lines = BufReader::new(tokio::io::AsyncReadExt::take(read, LINE_BYTES_MAX)).lines();
+    let mut lines = BufReader::new(tokio::io::AsyncReadExt::take(read, ASKED_BYTES_MAX)).lines();
     while let Some(line) = lines.next_line().await? {
         let request = match serde_json::from_str::<Request>(&line) {
             Ok(request) => request,

@@ -68,7 +68,7 @@ impl LocalEngines {
             let _ = process::tell(*pid, Tell::Die);
         }
         let gone = async {
-            while family.iter().any(|pid| process::usage(*pid).is_some_and(|usage| usage.resident_bytes > 0)) {
+            while family.iter().any(|pid| process::is_running(*pid)) {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };

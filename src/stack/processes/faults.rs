@@ -61,10 +61,7 @@ impl Supervisor {
         match (self.target(fault.target()).await?, fault) {
             (Target::Server(server), Fault::Kill(_)) => server.tell(Tell::Die),
             (Target::Server(server), Fault::Drain(_)) => self.drain(server.name.as_str()).await,
-            (Target::Server(server), Fault::Restart(_)) => {
-                server.restart().await;
-                Ok(())
-            }
+            (Target::Server(server), Fault::Restart(_)) => server.restart().await,
             (Target::Server(server), Fault::Pause(_, lasts)) => {
                 server.tell(Tell::Freeze)?;
                 self.last(lasts).await;

@@ -18,7 +18,8 @@ mod server;
 mod status;
 mod supervisor;
 
-use std::path::PathBuf;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -36,4 +37,12 @@ pub struct Config {
     pub engines_command: Option<PathBuf>,
     /// Whether a TCP relay stands between each server and each engine. The fault `cut` needs it.
     pub relays: bool,
+}
+
+/// Makes a folder of a stack, with those above it, if it is not there; only its owner may enter.
+///
+/// # Errors
+/// The operating system's.
+pub fn make_folder(path: &Path) -> std::io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }

@@ -302,7 +302,10 @@ impl Server {
     }
 
     /// Has it end in good order and start again, and waits until it serves.
-    pub(super) async fn restart(&self) {
+    ///
+    /// # Errors
+    /// When it does not serve in time; it goes on being started.
+    pub(super) async fn restart(&self) -> Result<(), String> {
         let before = self.state().pid;
         self.wish.send_modify(|wish| {
             *wish = match *wish {
@@ -310,7 +313,13 @@ impl Server {
                 Wish::Hold | Wish::End => Wish::Run(0),
             };
         });
-        self.until(|state| state.phase == Phase::Running && state.pid != before).await;
+        let serves = self.until(|state| state.phase == Phase::Running && state.pid != before);
+        let limit = self.config.drain_timeout + END_TIMEOUT + READY_TIMEOUT;
+        if tokio::time::timeout(limit, serves).await.is_ok() {
+            return Ok(());
+        }
+        let how = self.state().last_exit.unwrap_or_else(|| "no word from it".to_owned());
+        Err(format!("{} does not serve after {} s: {how}; see {}", self.name, limit.as_secs(), self.log().display()))
     }
 
     /// Ends it at once; it stays down until [`Server::release`].

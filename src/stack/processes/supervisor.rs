@@ -1,7 +1,6 @@
 //! The whole stack of processes: started, told about, changed, stopped.
 
 use std::collections::{BTreeMap, HashMap};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -10,6 +9,7 @@ use futures_util::future::{join_all, select_all};
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::engines::LocalEngines;
+use super::make_folder;
 use super::relay::Relay;
 use super::server::{Files, Server};
 use super::status::{EngineStatus, Phase, ServerStatus, Status};
@@ -68,8 +68,7 @@ impl Supervisor {
         }
         let folder = &options.folder;
         for path in [folder.clone(), folder.join("logs"), folder.join("servers"), folder.join("data")] {
-            let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
-            made.map_err(|source| StackError::Data { path, source })?;
+            make_folder(&path).map_err(|source| StackError::Data { path, source })?;
         }
         let data = folder.join("data");
         running::secret(&data)?;
@@ -325,7 +324,7 @@ impl Supervisor {
     /// Ends servers in good order and starts them again, one after the other; all of them when none is named.
     ///
     /// # Errors
-    /// Names the servers that there are.
+    /// Names the servers that there are, or the one that does not serve again.
     pub async fn restart(&self, names: &[String], note: impl Fn(String)) -> Result<(), String> {
         let _alone = self.changing.lock().await;
         let servers: Vec<Arc<Server>> = if names.is_empty() {
@@ -335,7 +334,7 @@ impl Supervisor {
             names.iter().map(find).collect::<Result<_, _>>()?
         };
         for server in servers {
-            server.restart().await;
+            server.restart().await?;
             note(format!("{} serves again", server.name));
         }
         Ok(())
