@@ -65,7 +65,11 @@ impl Redis {
                 connection: Mutex::default(),
             }),
         };
-        let mut connection = redis.connection(OPERATION).await?;
+        let mut connection = redis.connection(OPERATION).await.map_err(|error| {
+            let text = error.source.as_ref().map(ToString::to_string).unwrap_or_default();
+            let fix = "is Redis listening there, and are name and password right?";
+            BackendError { source: Some(format!("{text}; {fix}").into()), ..error }
+        })?;
         let info: String =
             redis::cmd("INFO").query_async(&mut connection.commands).await.map_err(|e| failed(OPERATION, e))?;
         let address = &redis.inner.address;

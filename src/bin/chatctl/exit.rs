@@ -42,14 +42,16 @@ impl Failure {
         Self { code: ENVIRONMENT, message: message.to_string() }
     }
 
-    /// Says how the engines of this machine are brought up, where something outside is missing.
-    pub(crate) fn with_engines_hint(mut self) -> Self {
-        if self.code == ENVIRONMENT {
-            self.message.push_str(
+    /// The same for a stack on the engines of this machine: says how they are brought up.
+    pub(crate) fn of_local_engines(error: chatctl::stack::StackError) -> Self {
+        let is_about_engines = matches!(error, chatctl::stack::StackError::Backend(_));
+        let mut failure = Self::from(error);
+        if is_about_engines {
+            failure.message.push_str(
                 "\n(`scripts/engines install` and `scripts/engines start` bring up the engines of this machine)",
             );
         }
-        self
+        failure
     }
 }
 

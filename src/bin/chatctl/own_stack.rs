@@ -67,7 +67,7 @@ impl OwnStack {
         let program = std::env::current_exe().map_err(Failure::environment)?;
         let options = Options { folder: folder.to_owned(), program, note: Box::new(note) };
         let supervisor = Supervisor::start(config, options).await;
-        Ok(Self::Processes(supervisor.map_err(|error| Failure::from(error).with_engines_hint())?))
+        Ok(Self::Processes(supervisor.map_err(Failure::of_local_engines)?))
     }
 
     /// The stack that `chatctl up` runs in a folder, if the target is its.

@@ -123,9 +123,8 @@ pub(crate) fn run_up(args: UpArgs) -> Result<u8, Failure> {
     config.gateways = args.gateways.unwrap_or(config.gateways);
     config.processes.enabled |= args.processes;
     if config.processes.enabled {
-        let result = up_processes::run(config, &args.at.stack, args.detach);
-        let is_profile = args.profile == Some(Profile::Engines);
-        return result.map_err(|failure| if is_profile { failure.with_engines_hint() } else { failure });
+        let why = if args.profile == Some(Profile::Engines) { Failure::of_local_engines } else { Failure::from };
+        return up_processes::run(config, &args.at.stack, args.detach, why);
     }
     if args.detach {
         return Err(Failure::usage("--detach goes with --processes or --profile engines"));
@@ -227,11 +226,11 @@ fn print_addresses(stack: &Stack) {
     println!("ready; ctrl-c stops");
 }
 
-/// Logs to standard error; `CHATCTL_LOG` sets the filter. Without it: warnings, but not those of Kafka's client library, which
-/// repeats for each broker what the error of the call says once. In colour on a terminal only, and not with `NO_COLOR`.
+/// Logs to standard error; `CHATCTL_LOG` sets the filter. Without it: warnings, but not those of Kafka's and Cassandra's client
+/// libraries, which repeat for each try what the error of the call says once. In colour on a terminal only, and not with `NO_COLOR`.
 pub(crate) fn init_logging() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("CHATCTL_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,librdkafka=off,rdkafka=off"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,librdkafka=off,rdkafka=off,scylla=off"));
     let in_colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let _ =
         tracing_subscriber::fmt().with_env_filter(filter).with_ansi(in_colour).with_writer(std::io::stderr).try_init();

@@ -10,7 +10,7 @@ use std::time::Duration;
 use chatctl::runtime::machine;
 use chatctl::stack::processes::control::{self, Client, ControlError};
 use chatctl::stack::processes::{Options, make_folder};
-use chatctl::stack::{Config, Supervisor};
+use chatctl::stack::{Config, StackError, Supervisor};
 
 use crate::exit::{self, Failure};
 use crate::up::{Stops, init_logging};
@@ -18,7 +18,8 @@ use crate::up::{Stops, init_logging};
 /// Longest that a stack in the background may take to serve.
 const DETACHED_START: Duration = Duration::from_mins(3);
 
-pub(crate) fn run(config: Config, folder: &Path, detach: bool) -> Result<u8, Failure> {
+/// `why` makes a failure of a stack that did not start.
+pub(crate) fn run(config: Config, folder: &Path, detach: bool, why: fn(StackError) -> Failure) -> Result<u8, Failure> {
     init_logging();
     let _ = machine::raise_open_files();
     // The supervisor watches; two threads are enough whatever it watches over.
@@ -27,10 +28,10 @@ pub(crate) fn run(config: Config, folder: &Path, detach: bool) -> Result<u8, Fai
         .enable_all()
         .build()
         .map_err(Failure::environment)?;
-    if detach { runtime.block_on(start_detached(folder)) } else { runtime.block_on(supervise(config, folder)) }
+    if detach { runtime.block_on(start_detached(folder)) } else { runtime.block_on(supervise(config, folder, why)) }
 }
 
-async fn supervise(config: Config, folder: &Path) -> Result<u8, Failure> {
+async fn supervise(config: Config, folder: &Path, why: fn(StackError) -> Failure) -> Result<u8, Failure> {
     let folder = std::path::absolute(folder).map_err(Failure::environment)?;
     let mut stops = Stops::new()?;
     let listener = control::bind(&folder)?;
@@ -50,7 +51,7 @@ async fn supervise(config: Config, folder: &Path) -> Result<u8, Failure> {
         Ok(supervisor) => supervisor,
         Err(error) => {
             let _ = std::fs::remove_file(&socket);
-            return Err(error.into());
+            return Err(why(error));
         }
     };
     note(format!("ready at {}; ctrl-c or `chatctl down` stops", supervisor.api_url().unwrap_or_default()));
