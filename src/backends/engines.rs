@@ -36,6 +36,7 @@ impl Engine {
         Some(match scheme {
             "postgresql" => "postgres",
             "mysql" => "mariadb",
+            "s3+http" => "s3",
             scheme => scheme,
         })
     }
@@ -119,7 +120,7 @@ impl<'de> Deserialize<'de> for Engine {
 pub struct Engines {
     /// Inboxes, presence updates, channels: `kafka://`.
     pub log: Engine,
-    /// Stored conversations: `cassandra://`.
+    /// Stored conversations: `cassandra://` or `hbase://`.
     pub messages: Engine,
     /// Ids and repeats: `redis://`.
     pub sequence: Engine,
@@ -131,25 +132,28 @@ pub struct Engines {
     pub registry: Engine,
     /// Users and groups: `postgres://` or `mysql://`.
     pub directory: Engine,
+    /// Pictures, films, documents: `s3://`, or `s3+http://` without TLS.
+    pub media: Engine,
 }
 
 impl Engines {
     /// Every port with its engine and the schemes that it takes.
     #[must_use]
-    pub const fn all(&self) -> [(&'static str, &Engine, &'static [&'static str]); 7] {
+    pub const fn all(&self) -> [(&'static str, &Engine, &'static [&'static str]); 8] {
         [
             ("log", &self.log, &["kafka"]),
-            ("messages", &self.messages, &["cassandra"]),
+            ("messages", &self.messages, &["cassandra", "hbase"]),
             ("sequence", &self.sequence, &["redis"]),
             ("sessions", &self.sessions, &["redis"]),
             ("presence", &self.presence, &["redis"]),
             ("registry", &self.registry, &["zookeeper", "etcd"]),
             ("directory", &self.directory, &["postgres", "postgresql", "mysql", "mariadb"]),
+            ("media", &self.media, &["s3", "s3+http"]),
         ]
     }
 
     /// Every port's engine, to be changed.
-    pub fn all_mut(&mut self) -> [&mut Engine; 7] {
+    pub fn all_mut(&mut self) -> [&mut Engine; 8] {
         [
             &mut self.log,
             &mut self.messages,
@@ -158,6 +162,7 @@ impl Engines {
             &mut self.presence,
             &mut self.registry,
             &mut self.directory,
+            &mut self.media,
         ]
     }
 
@@ -176,10 +181,12 @@ impl Engines {
         Ok(())
     }
 
-    /// True when every port has an engine outside of this process: then servers in other processes can share them.
+    /// A port whose engine servers in other processes can't share, if there is one: an embedded one, but for media, whose folder
+    /// any process of this machine may use.
     #[must_use]
-    pub fn are_shared(&self) -> bool {
-        self.all().iter().all(|(_, engine, _)| engine.address().is_some())
+    pub fn not_shared(&self) -> Option<&'static str> {
+        let is_alone = |port: &str, engine: &Engine| engine.address().is_none() && port != "media";
+        self.all().into_iter().find(|(port, engine, _)| is_alone(port, engine)).map(|(port, ..)| port)
     }
 }
 

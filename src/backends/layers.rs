@@ -3,6 +3,7 @@
 //! One macro forwards every call of a port through `Layer::around`, so a layer is written once and serves all ports.
 
 use std::future::Future;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use super::directory::{ConversationRow, Credentials, Directory, NewConversationR
 use super::error::{BackendError, BackendResult, ErrorKind};
 use super::limiter::Limiter;
 use super::log::{GroupReader, KeyedLog, LogReader, Record, Topic};
+use super::media::{Media, MediaBody, MediaInfo, MediaKey, MediaUpload};
 use super::messages::{ConversationHead, Messages, StoredMessage};
 use super::presence::{Beat, Presence, PresenceRecord};
 use super::registry::{Registry, Role, ServerEntry};
@@ -236,6 +238,14 @@ forward!(Directory, "directory" {
     fn receipts(conversation: ConversationId) -> Vec<Receipt>;
     fn revoke_token(token: Uuid, expires_at: u64) -> ();
     fn is_revoked(token: Uuid) -> bool;
+});
+
+// Of an upload and of a body only the beginning is seen here: they take as long as their client does.
+forward!(Media, "media" {
+    fn begin(key: &MediaKey) -> Box<dyn MediaUpload>;
+    fn info(key: &MediaKey) -> Option<MediaInfo>;
+    fn read(key: &MediaKey, range: Option<Range<u64>>) -> Option<(MediaInfo, MediaBody)>;
+    fn remove(key: &MediaKey) -> ();
 });
 
 #[async_trait]

@@ -7,9 +7,11 @@ pub(crate) mod contract;
 pub mod directory;
 mod engines;
 pub mod error;
+mod json_http;
 pub mod layers;
 mod limiter;
 pub mod log;
+pub mod media;
 pub mod messages;
 pub mod presence;
 pub mod push;
@@ -19,6 +21,7 @@ pub mod sequence;
 pub mod sessions;
 pub mod soft;
 pub mod store;
+mod version;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -52,6 +55,8 @@ pub struct Backends {
     pub registry: Arc<dyn registry::Registry>,
     /// Users and groups.
     pub directory: Arc<dyn directory::Directory>,
+    /// Pictures, films, documents.
+    pub media: Arc<dyn media::Media>,
     /// Notifications.
     pub notifier: Arc<dyn push::Notifier>,
     /// What the ports are on, as of the opening.
@@ -106,10 +111,11 @@ pub async fn open(config: &Config) -> BackendResult<Backends> {
         presence: opening.presence(&engines.presence).await.map_err(|e| at("presence", e))?,
         registry: opening.registry(&engines.registry).await.map_err(|e| at("registry", e))?,
         directory: opening.directory(&engines.directory).await.map_err(|e| at("directory", e))?,
+        media: opening.media(&engines.media).await.map_err(|e| at("media", e))?,
         notifier: Arc::new(push::Recorder::open(&data.join("notifications.jsonl")).await?),
     };
     for (port, engine, _) in engines.all().into_iter().filter(|(_, engine, _)| **engine == Engine::Embedded) {
-        opening.note(port, engine, format!("chatctl {}", env!("CARGO_PKG_VERSION")));
+        opening.note(port, engine, concat!("chatctl ", env!("CARGO_PKG_VERSION")));
     }
     Ok(Backends { opened: Arc::new(opening.opened.into_inner().expect("no panic while held")), ..backends })
 }
@@ -134,14 +140,14 @@ struct Opening<'a> {
 
 impl Opening<'_> {
     /// Notes what a port is on.
-    fn note(&self, port: &str, engine: &Engine, version: String) {
+    fn note(&self, port: &str, engine: &Engine, version: &str) {
         let (kind, address) = (engine.kind().unwrap_or("embedded").to_owned(), engine.to_string());
         let mut opened = self.opened.lock().expect("no panic while held");
         if let Some(known) = opened.iter_mut().find(|known| known.kind == kind && known.address == address) {
             known.ports.push(port.to_owned());
             return;
         }
-        opened.push(OpenedEngine { kind, address, version, ports: vec![port.to_owned()] });
+        opened.push(OpenedEngine { kind, address, version: version.to_owned(), ports: vec![port.to_owned()] });
     }
 
     async fn store(&self) -> BackendResult<&store::EmbeddedStore> {
@@ -164,7 +170,7 @@ impl Opening<'_> {
             None => Arc::new(log::EmbeddedLog::open(self.store().await?, self.partitions)?),
             Some(address) => {
                 let log = log::KafkaLog::open(address, self.partitions).await?;
-                self.note("log", engine, log.version().await);
+                self.note("log", engine, log.version());
                 Arc::new(log)
             }
         })
@@ -173,9 +179,14 @@ impl Opening<'_> {
     async fn messages(&self, engine: &Engine) -> BackendResult<Arc<dyn messages::Messages>> {
         Ok(match engine.address() {
             None => Arc::new(messages::EmbeddedMessages::open(self.store().await?)?),
+            Some(address) if address.starts_with("hbase:") => {
+                let messages = messages::HBaseMessages::open(address).await?;
+                self.note("messages", engine, messages.version());
+                Arc::new(messages)
+            }
             Some(address) => {
                 let messages = messages::CassandraMessages::open(address).await?;
-                self.note("messages", engine, messages.version().await);
+                self.note("messages", engine, messages.version());
                 Arc::new(messages)
             }
         })
@@ -207,12 +218,12 @@ impl Opening<'_> {
             None => Arc::new(registry::EmbeddedRegistry::default()),
             Some(address) if address.starts_with("etcd:") => {
                 let registry = registry::EtcdRegistry::open(address).await?;
-                self.note("registry", engine, registry.version().await);
+                self.note("registry", engine, registry.version());
                 Arc::new(registry)
             }
             Some(address) => {
                 let registry = registry::ZooKeeperRegistry::open(address).await?;
-                self.note("registry", engine, registry.version().await);
+                self.note("registry", engine, registry.version());
                 Arc::new(registry)
             }
         })
@@ -223,8 +234,19 @@ impl Opening<'_> {
             None => Arc::new(directory::SqlDirectory::open_file(&self.data.join("directory.db")).await?),
             Some(address) => {
                 let directory = directory::SqlDirectory::open(address).await?;
-                self.note("directory", engine, directory.version().to_owned());
+                self.note("directory", engine, directory.version());
                 Arc::new(directory)
+            }
+        })
+    }
+
+    async fn media(&self, engine: &Engine) -> BackendResult<Arc<dyn media::Media>> {
+        Ok(match engine.address() {
+            None => Arc::new(media::ObjectMedia::open_folder(&self.data.join("media"))?),
+            Some(address) => {
+                let media = media::ObjectMedia::open_bucket(address).await?;
+                self.note("media", engine, media.server());
+                Arc::new(media)
             }
         })
     }
@@ -240,8 +262,8 @@ impl Backends {
 
     /// Asks every port something small: `ok`, or what is wrong, by port.
     pub async fn probe(&self, limit: Duration) -> BTreeMap<&'static str, String> {
-        let (nowhere, nobody) = (ConversationId(0), [UserId(0)]);
-        let (log, directory, messages, sequence, sessions, presence, registry) = tokio::join!(
+        let (nowhere, nobody, nothing) = (ConversationId(0), [UserId(0)], media::MediaKey::nowhere());
+        let (log, directory, messages, sequence, sessions, presence, registry, media) = tokio::join!(
             answers(limit, self.log.probe()),
             answers(limit, self.directory.is_revoked(Uuid::nil())),
             answers(limit, self.messages.head(nowhere)),
@@ -249,6 +271,7 @@ impl Backends {
             answers(limit, self.sessions.lookup(&nobody)),
             answers(limit, self.presence.get(&nobody)),
             answers(limit, self.registry.list(registry::Role::Chat)),
+            answers(limit, self.media.info(&nothing)),
         );
         BTreeMap::from([
             ("log", log),
@@ -258,6 +281,7 @@ impl Backends {
             ("sessions", sessions),
             ("presence", presence),
             ("registry", registry),
+            ("media", media),
         ])
     }
 
@@ -281,6 +305,7 @@ impl Backends {
             presence: Arc::new(Layered::new(Arc::clone(&self.presence), layer())),
             registry: Arc::new(Layered::new(Arc::clone(&self.registry), layer())),
             directory: Arc::new(Layered::new(Arc::clone(&self.directory), layer())),
+            media: Arc::new(Layered::new(Arc::clone(&self.media), layer())),
             notifier: Arc::clone(&self.notifier),
             opened: Arc::clone(&self.opened),
         }

@@ -11,7 +11,7 @@ use redis::{AsyncConnectionConfig, Client, RedisError};
 use tokio::sync::Mutex;
 
 use super::error::{BackendError, BackendResult, ErrorKind};
-use super::without_password;
+use super::{version, without_password};
 
 /// Longest that connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -20,7 +20,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Oldest version with everything that the scripts use (`ZADD` with options, millisecond expiry of every kind).
-const VERSION_MIN: (u32, u32) = (6, 2);
+const VERSION_MIN: version::Version = (6, 2);
 
 /// A Redis server. Clones share one connection.
 #[derive(Clone)]
@@ -73,13 +73,8 @@ impl Redis {
         let info: String =
             redis::cmd("INFO").query_async(&mut connection.commands).await.map_err(|e| failed(OPERATION, e))?;
         let address = &redis.inner.address;
-        check_version(&info).map_err(|found| {
-            rejected(format!(
-                "{address} is Redis {found}: at least {}.{} is needed, upgrade it",
-                VERSION_MIN.0, VERSION_MIN.1
-            ))
-        })?;
         let version = field(&info, "redis_version").unwrap_or_default();
+        version::at_least("Redis", version, VERSION_MIN).map_err(|text| rejected(format!("{address}: {text}")))?;
         redis.inner.version.get_or_init(|| format!("Redis {version}"));
         match field(&info, "maxmemory_policy") {
             None | Some("noeviction") => Ok(redis),
@@ -91,8 +86,8 @@ impl Redis {
 
     /// Product and version, as of the opening.
     #[must_use]
-    pub fn version(&self) -> String {
-        self.inner.version.get().cloned().unwrap_or_default()
+    pub fn version(&self) -> &str {
+        self.inner.version.get().map_or("Redis", String::as_str)
     }
 
     /// The live connection, or a new one.
@@ -154,26 +149,4 @@ fn failed(operation: &'static str, error: RedisError) -> BackendError {
 /// A field of `INFO`.
 fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
-}
-
-/// Checks the version of `INFO`; the error is the version found.
-fn check_version(info: &str) -> Result<(), String> {
-    let found = field(info, "redis_version").unwrap_or("of an unknown version");
-    let mut parts = found.split('.').map(|part| part.parse::<u32>().ok());
-    match (parts.next().flatten(), parts.next().flatten()) {
-        (Some(major), Some(minor)) if (major, minor) >= VERSION_MIN => Ok(()),
-        _ => Err(found.to_owned()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_old_server_is_told_from_a_new_one() {
-        assert_eq!(check_version("a:b\r\nredis_version:7.0.15\r\n"), Ok(()));
-        assert_eq!(check_version("redis_version:6.0.1\r\n"), Err("6.0.1".to_owned()));
-        assert!(check_version("").is_err());
-    }
 }

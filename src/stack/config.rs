@@ -186,6 +186,6 @@ mod tests {
     fn the_documented_stack_on_real_engines_is_valid() {
         let config: Config = serde_saphyr::from_str(include_str!("../../docs/engines.yaml")).expect("parses");
         assert_eq!(config.check(), Ok(()));
-        assert!(config.engines.are_shared());
+        assert_eq!(config.engines.not_shared(), None);
     }
 }

@@ -14,7 +14,8 @@ use crate::protocol::ServerName;
 use crate::runtime::{Tasks, net};
 use crate::server::chat::tamper::Tamper;
 use crate::server::chat::{self, ChatServer};
-use crate::server::{Deps, Listeners, api, gateway, presence, push};
+use crate::server::gateway::{self, Gateway};
+use crate::server::{Deps, Listeners, api, presence, push};
 
 /// How long tasks may take to end once they are told to.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -28,9 +29,24 @@ pub(super) struct Node {
     /// Where a gateway takes WebSockets.
     websocket_address: Option<SocketAddr>,
     tasks: Tasks,
-    chat: Option<Arc<ChatServer>>,
+    clients_of: Option<ClientsOf>,
     /// `None` once the node is stopped or killed.
     runtime: Option<NodeRuntime>,
+}
+
+/// A server that holds connections of clients, who are let go before it stops.
+enum ClientsOf {
+    Chat(Arc<ChatServer>),
+    Gateway(Arc<Gateway>),
+}
+
+impl ClientsOf {
+    async fn drain(&self, limit: Duration) {
+        match self {
+            Self::Chat(server) => server.drain(limit).await,
+            Self::Gateway(gateway) => gateway.drain(limit).await,
+        }
+    }
 }
 
 /// A runtime that ends in the background wherever it is dropped: waiting for it would block, which async code may not.
@@ -71,12 +87,12 @@ impl Node {
         let tasks = deps.tasks.clone();
         let config = config.clone();
         let started = runtime.spawn(async move { start_role(&place, deps, config, tamper).await });
-        let Started { address, websocket_address, chat } = match started.await {
+        let Started { address, websocket_address, clients_of } = match started.await {
             Ok(Ok(started)) => started,
             Ok(Err(error)) => return Err(error),
             Err(error) => return Err(StackError::Runtime { server: name, source: std::io::Error::other(error) }),
         };
-        Ok(Self { name, role, address, websocket_address, tasks, chat, runtime: Some(runtime) })
+        Ok(Self { name, role, address, websocket_address, tasks, clients_of, runtime: Some(runtime) })
     }
 
     pub(super) fn info(&self) -> NodeInfo {
@@ -96,10 +112,10 @@ impl Node {
     /// Lets clients leave, then stops.
     pub(super) async fn stop(&mut self, drain: Duration) {
         let Some(runtime) = self.runtime.take() else { return };
-        if let Some(chat) = self.chat.take() {
+        if let Some(clients_of) = self.clients_of.take() {
             let tasks = self.tasks.clone();
             let drained = runtime.spawn(async move {
-                chat.drain(drain).await;
+                clients_of.drain(drain).await;
                 tasks.stop();
             });
             let _ = drained.await;
@@ -111,7 +127,7 @@ impl Node {
 
     /// Ends the server at once.
     pub(super) fn kill(&mut self) {
-        self.chat = None;
+        self.clients_of = None;
         self.runtime = None;
     }
 }
@@ -126,12 +142,12 @@ impl Drop for Node {
 struct Started {
     address: Option<SocketAddr>,
     websocket_address: Option<SocketAddr>,
-    chat: Option<Arc<ChatServer>>,
+    clients_of: Option<ClientsOf>,
 }
 
 impl Started {
     const fn at(address: SocketAddr) -> Self {
-        Self { address: Some(address), websocket_address: None, chat: None }
+        Self { address: Some(address), websocket_address: None, clients_of: None }
     }
 }
 
@@ -147,20 +163,24 @@ async fn start_role(
     Ok(match place.role {
         Role::Chat => {
             let server = chat::start(listeners()?, deps, config.chat, tamper).await.map_err(failed)?;
-            Started { chat: Some(Arc::clone(&server)), ..Started::at(server.address()) }
+            Started { clients_of: Some(ClientsOf::Chat(Arc::clone(&server))), ..Started::at(server.address()) }
         }
         Role::Presence => Started::at(presence::start(bind(0)?, deps, config.presence).await.map_err(failed)?),
         Role::Api => Started::at(api::start(listeners()?, deps, config.api).await.map_err(failed)?),
         Role::Push => {
             push::start(bind(0)?, deps).await.map_err(failed)?;
-            Started { address: None, websocket_address: None, chat: None }
+            Started { address: None, websocket_address: None, clients_of: None }
         }
         Role::Gateway => {
             let http = bind(place.port)?;
             let address = http.local_addr().map_err(|e| failed(e.into()))?;
             let listeners = Listeners { clients: bind(place.websocket_port)?, peers: bind(0)? };
-            let websockets = gateway::start(listeners, http, deps, config.gateway).await.map_err(failed)?;
-            Started { websocket_address: Some(websockets), ..Started::at(address) }
+            let gateway = gateway::start(listeners, http, deps, config.gateway).await.map_err(failed)?;
+            Started {
+                websocket_address: Some(gateway.address()),
+                clients_of: Some(ClientsOf::Gateway(gateway)),
+                ..Started::at(address)
+            }
         }
     })
 }

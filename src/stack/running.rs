@@ -196,12 +196,13 @@ impl Stack {
         self.nodes.iter().map(Node::info).collect()
     }
 
-    /// Address for HTTP, as `http://host:port`: of the first gateway, or of the first API server.
+    /// Address for HTTP, as `http://host:port`: of the first gateway that runs, or of the first API server.
     #[must_use]
     pub fn api_url(&self) -> Option<String> {
         let nodes = self.nodes();
-        let of_role = |role| nodes.iter().find(|n| n.role == role);
-        let node = of_role(Role::Gateway).or_else(|| of_role(Role::Api))?;
+        let running = |role| nodes.iter().find(|n| n.role == role && n.is_running);
+        let api = || nodes.iter().find(|n| n.role == Role::Api);
+        let node = running(Role::Gateway).or_else(|| running(Role::Api)).or_else(api)?;
         Some(format!("http://{}", node.address?))
     }
 

@@ -1,5 +1,6 @@
 //! The whole stack on real engines: the same ledger, and a Redis that forgets everything in the middle.
 
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -20,18 +21,43 @@ fn at(address: String) -> Engine {
     address.parse().expect("an address")
 }
 
+/// Where messages are.
+#[derive(Debug, Clone, Copy)]
+enum Store {
+    Cassandra,
+    HBase,
+}
+
 /// Real engines for each port, with names of this test's own where an engine keeps data between tests.
-fn engines(directory: String, registry: String, redis: &str) -> Engines {
+fn engines(store: Store, directory: String, registry: String, redis: &str) -> Engines {
     let own = uuid::Uuid::new_v4().simple().to_string();
+    let messages = match store {
+        Store::Cassandra => format!("cassandra://{}/stack_{own}", address("CHATCTL_TEST_CASSANDRA")),
+        Store::HBase => format!("hbase://{}/stack_{own}", address("CHATCTL_TEST_HBASE")),
+    };
     Engines {
         log: at(format!("kafka://{}/stack-{own}-", address("CHATCTL_TEST_KAFKA"))),
-        messages: at(format!("cassandra://{}/stack_{own}", address("CHATCTL_TEST_CASSANDRA"))),
+        messages: at(messages),
         sequence: at(redis.to_owned()),
         sessions: at(redis.to_owned()),
         presence: at(redis.to_owned()),
         registry: at(format!("{registry}/stack-{own}")),
         directory: at(directory),
+        media: at(format!("{}/stack-{own}", address("CHATCTL_TEST_S3"))),
     }
+}
+
+/// What Redis forgets, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Loss {
+    /// Killed with stock settings: comes back with nothing.
+    Everything,
+    /// Killed: comes back with what it knew some time ago.
+    OldSnapshot,
+    /// `FLUSHALL`: the same server, without any key.
+    Flushed,
+    /// The same server, without its counters.
+    Evicted,
 }
 
 /// A Redis of the test's own with stock settings, so that it can be killed.
@@ -68,10 +94,32 @@ impl Redis {
         format!("redis://127.0.0.1:{}/", self.port)
     }
 
-    /// Ends the server as a crash would, and starts it again. What was not on its disk is forgotten: everything.
-    fn crash(&mut self) {
-        self.end();
-        self.server = Self::launch(self.folder.path(), self.port);
+    /// Gives a command, in the form for people; the first line of the answer.
+    fn say(&self, command: &str) -> String {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", self.port)).expect("it listens");
+        stream.write_all(format!("{command}\r\n").as_bytes()).expect("sent");
+        let mut answer = String::new();
+        BufReader::new(stream).read_line(&mut answer).expect("an answer");
+        answer
+    }
+
+    /// The first half of a loss: what has to happen some time before it.
+    fn prepare(&self, loss: Loss) {
+        if loss == Loss::OldSnapshot {
+            assert_eq!(self.say("SAVE"), "+OK\r\n");
+        }
+    }
+
+    fn lose(&mut self, loss: Loss) {
+        const EVICT: &str = r#"EVAL "for _, key in ipairs(redis.call('KEYS', 'chatctl:seq:*')) do redis.call('DEL', key) end return 0" 0"#;
+        match loss {
+            Loss::Everything | Loss::OldSnapshot => {
+                self.end();
+                self.server = Self::launch(self.folder.path(), self.port);
+            }
+            Loss::Flushed => assert_eq!(self.say("FLUSHALL"), "+OK\r\n"),
+            Loss::Evicted => assert_eq!(self.say(EVICT), ":0\r\n"),
+        }
     }
 
     fn end(&mut self) {
@@ -111,34 +159,48 @@ fn assert_clean(result: &RunResult) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs CHATCTL_TEST_KAFKA, _CASSANDRA, _ZOOKEEPER, _POSTGRES and redis-server"]
+#[ignore = "needs CHATCTL_TEST_KAFKA, _CASSANDRA, _ZOOKEEPER, _POSTGRES, _S3 and redis-server"]
 async fn the_ledger_is_clean_on_kafka_cassandra_redis_zookeeper_and_postgres() {
     let redis = Redis::start();
     let registry = format!("zookeeper://{}", address("CHATCTL_TEST_ZOOKEEPER"));
-    let engines = engines(address("CHATCTL_TEST_POSTGRES"), registry, &redis.url());
+    let engines = engines(Store::Cassandra, address("CHATCTL_TEST_POSTGRES"), registry, &redis.url());
     let config = Config { chat_servers: 2, partitions: 4, engines, ..config() };
     assert_clean(&run_on(config, &scenario(1)).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs CHATCTL_TEST_KAFKA, _CASSANDRA, _ETCD, _MYSQL and redis-server"]
-async fn the_ledger_is_clean_when_redis_forgets_everything_seeds_1_to_3() {
-    for seed in 1..=3 {
-        let mut redis = Redis::start();
-        let registry = format!("etcd://{}", address("CHATCTL_TEST_ETCD"));
-        let engines = engines(address("CHATCTL_TEST_MYSQL"), registry, &redis.url());
-        let config = Config { chat_servers: 2, partitions: 4, engines, ..config() };
-        let scenario = scenario(seed);
-        let crashes = async {
-            for _ in 0..2 {
-                tokio::time::sleep(Duration::from_secs(4)).await;
-                tokio::task::block_in_place(|| redis.crash());
-            }
-            std::future::pending::<()>().await;
-        };
-        tokio::select! {
-            result = run_on(config, &scenario) => assert_clean(&result),
-            () = crashes => unreachable!("it never ends"),
+#[ignore = "needs CHATCTL_TEST_KAFKA, _CASSANDRA, _ETCD, _MYSQL, _S3 and redis-server"]
+async fn the_ledger_is_clean_on_cassandra_whatever_redis_forgets() {
+    for (seed, loss) in [(1, Loss::Everything), (2, Loss::OldSnapshot), (3, Loss::Flushed), (4, Loss::Evicted)] {
+        clean_in_spite_of(loss, Store::Cassandra, seed).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs CHATCTL_TEST_KAFKA, _HBASE, _ETCD, _MYSQL, _S3 and redis-server"]
+async fn the_ledger_is_clean_on_hbase_whatever_redis_forgets() {
+    for (seed, loss) in [(5, Loss::Everything), (6, Loss::Flushed)] {
+        clean_in_spite_of(loss, Store::HBase, seed).await;
+    }
+}
+
+async fn clean_in_spite_of(loss: Loss, store: Store, seed: u64) {
+    let mut redis = Redis::start();
+    let registry = format!("etcd://{}", address("CHATCTL_TEST_ETCD"));
+    let engines = engines(store, address("CHATCTL_TEST_MYSQL"), registry, &redis.url());
+    let config = Config { chat_servers: 2, partitions: 4, engines, ..config() };
+    let scenario = scenario(seed);
+    let losses = async {
+        for _ in 0..2 {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            redis.prepare(loss);
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            tokio::task::block_in_place(|| redis.lose(loss));
         }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        result = run_on(config, &scenario) => assert_clean(&result),
+        () = losses => unreachable!("it never ends"),
     }
 }

@@ -1,5 +1,8 @@
 //! Everything through the gateway: requests, WebSockets, and servers behind it that die.
 
+use std::time::Duration;
+
+use chatctl::runtime::clock;
 use chatctl::stack::{Config, Stack};
 use serde_json::Value;
 use uuid::Uuid;
@@ -67,5 +70,46 @@ async fn the_figures_of_every_server_can_be_had_at_one_address() {
     let servers = chatctl::telemetry::prometheus::parse(&text);
     let names: Vec<_> = servers.keys().map(String::as_str).collect();
     assert_eq!(names, ["api-1", "api-2", "chat-1", "chat-2", "gateway-1", "presence-1", "push-1"]);
+    stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_drains_ends_its_tunnels_one_by_one_and_the_other_one_takes_over() {
+    let gateway = chatctl::server::gateway::Config { drain_per_second: 20, ..Default::default() };
+    let config = Config { gateways: 2, gateway, ..config() };
+    let mut stack = Stack::start(config).await.expect("the stack starts");
+    let gateways: Vec<String> =
+        stack.nodes().into_iter().filter_map(|n| n.websocket_address).map(|address| address.to_string()).collect();
+    let [going, staying] = &gateways[..] else { panic!("two gateways, not {gateways:?}") };
+    let (mut there, mut elsewhere) = (Vec::new(), Vec::new());
+    for n in 0..10 {
+        let mut person = signup(&stack, &format!("user-{n}")).await;
+        let (gateway, list) = if n % 2 == 0 { (going, &mut there) } else { (staying, &mut elsewhere) };
+        person.url = format!("ws://{gateway}/ws");
+        list.push(Socket::open(&person).await);
+    }
+    let begin = clock::instant();
+    stack.drain("gateway-1").await.expect("it runs");
+    // One tunnel every 50 ms: it can't have been quicker.
+    assert!(begin.elapsed().as_millis() as usize >= 50 * (there.len() - 1), "{:?}", begin.elapsed());
+    for socket in &mut there {
+        assert_eq!(socket.close_code().await, None);
+    }
+    // Whoever asks before the API's next look at the registry is sent there once more.
+    let mut late = signup(&stack, "late").await;
+    for _ in 0..9 {
+        if !late.url.contains(going) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        late = login(&stack, "late", "phone").await;
+    }
+    assert!(!late.url.contains(going), "{}", late.url);
+    let bob = signup(&stack, "bob").await;
+    let talk = conversation(&stack, &late, "direct", &[&bob]).await;
+    Socket::open(&late).await.send(&talk, Uuid::new_v4(), "goes on").await;
+    for socket in &mut elsewhere {
+        socket.hears_no_message().await;
+    }
     stack.stop().await;
 }

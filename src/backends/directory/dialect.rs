@@ -2,6 +2,8 @@
 //!
 //! Statements are written once, with `?` for values and words that every dialect takes.
 
+use crate::backends::version;
+
 /// Which database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Dialect {
@@ -127,17 +129,15 @@ impl Dialect {
         format!("{product} {version}")
     }
 
-    /// What is too old, with the version that is needed. `found` is the answer of [`Dialect::version_query`].
-    pub(super) fn too_old(self, found: &str) -> Option<String> {
+    /// Refuses what is too old. `found` is the answer of [`Dialect::version_query`].
+    pub(super) fn check_version(self, found: &str) -> Result<(), String> {
         let (name, needed) = match self {
-            Self::Sqlite => return None,
+            Self::Sqlite => return Ok(()),
             Self::Postgres => ("PostgreSQL", (12, 0)),
             Self::Mysql if found.contains("MariaDB") => ("MariaDB", (10, 5)),
             Self::Mysql => ("MySQL", (8, 0)),
         };
-        let mut numbers = found.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
-        let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-        (version < needed).then(|| format!("{name} {found}: at least {}.{} is needed", needed.0, needed.1))
+        version::at_least(name, found, needed)
     }
 
     /// Table changes, applied in order; a released one is never changed. Each is a list of statements.
@@ -192,9 +192,9 @@ mod tests {
 
     #[test]
     fn old_servers_are_told() {
-        assert_eq!(Dialect::Postgres.too_old("15.18 (Debian 15.18-0+deb12u1)"), None);
-        assert_eq!(Dialect::Mysql.too_old("10.11.14-MariaDB-0+deb12u2"), None);
-        assert!(Dialect::Mysql.too_old("5.7.44-log").is_some_and(|text| text.contains("MySQL 5.7.44-log")));
-        assert!(Dialect::Postgres.too_old("9.6.24").is_some_and(|text| text.contains("12.0")));
+        assert_eq!(Dialect::Postgres.check_version("15.18 (Debian 15.18-0+deb12u1)"), Ok(()));
+        assert_eq!(Dialect::Mysql.check_version("10.11.14-MariaDB-0+deb12u2"), Ok(()));
+        assert!(Dialect::Mysql.check_version("5.7.44-log").is_err_and(|text| text.contains("MySQL 5.7.44-log")));
+        assert!(Dialect::Postgres.check_version("9.6.24").is_err_and(|text| text.contains("12.0")));
     }
 }

@@ -83,9 +83,7 @@ impl SqlDirectory {
             .fetch_one(&directory.pool)
             .await
             .map_err(|e| refused(ErrorKind::Unavailable, e.to_string()))?;
-        if let Some(text) = dialect.too_old(&version) {
-            return Err(refused(ErrorKind::Rejected, format!("it is {text}; upgrade it")));
-        }
+        dialect.check_version(&version).map_err(|text| refused(ErrorKind::Rejected, text))?;
         directory.version = dialect.product(&version);
         directory.migrate().await.map_err(|e| {
             let fix = "the account must be allowed to create tables";

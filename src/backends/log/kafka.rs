@@ -51,6 +51,8 @@ struct Inner {
     prefix: String,
     partitions: u32,
     producer: FutureProducer,
+    /// Product and version, as far as a broker tells.
+    version: String,
 }
 
 impl KafkaLog {
@@ -82,15 +84,17 @@ impl KafkaLog {
             .set("message.max.bytes", "1000000")
             .create()
             .map_err(|e| rejected(e.to_string()))?;
-        let inner = Inner { config, prefix: prefix.to_owned(), partitions, producer };
+        let version = super::kafka_version::ask(brokers).await.map_err(rejected)?;
+        let inner = Inner { config, prefix: prefix.to_owned(), partitions, producer, version };
         let log = Self { inner: Arc::new(inner) };
         log.check_topics(OPEN, brokers).await?;
         Ok(log)
     }
 
-    /// Product and version, as far as a broker tells.
-    pub async fn version(&self) -> String {
-        super::kafka_version::ask(self.inner.config.get("bootstrap.servers").unwrap_or_default()).await
+    /// Product and version, as far as a broker told when this was opened.
+    #[must_use]
+    pub fn version(&self) -> &str {
+        &self.inner.version
     }
 
     /// Makes missing topics and refuses those with another number of partitions.

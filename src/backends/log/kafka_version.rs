@@ -26,14 +26,36 @@ const RELEASES: [(i16, &str); 10] = [
     (26, "4.1"),
 ];
 
+/// The error of a broker that does not know this version of the question: one older than 2.4. Source: Kafka protocol guide.
+const UNSUPPORTED_VERSION: i16 = 35;
+
+/// What a broker tells of itself.
+#[derive(Debug, PartialEq, Eq)]
+enum Told {
+    /// The highest `metadata.version` that it supports.
+    Level(i16),
+    /// No `metadata.version`: 2.4 or newer, older than 3.0.
+    NoLevel,
+    /// Older than 2.4.
+    TooOld,
+}
+
 /// Product and version of the first broker that answers; without a version where none tells it.
-pub(super) async fn ask(brokers: &str) -> String {
+///
+/// # Errors
+/// Names a broker that is too old, and the fix.
+pub(super) async fn ask(brokers: &str) -> Result<String, String> {
     for broker in brokers.split(',') {
-        if let Ok(Some(level)) = tokio::time::timeout(TIMEOUT, level(broker)).await {
-            return describe(level);
+        match tokio::time::timeout(TIMEOUT, tell(broker)).await {
+            Ok(Some(Told::Level(level))) => return Ok(describe(level)),
+            Ok(Some(Told::NoLevel)) => return Ok("Kafka older than 3.0".to_owned()),
+            Ok(Some(Told::TooOld)) => {
+                return Err(format!("{broker} is Kafka older than 2.4: at least 2.4 is needed, upgrade it"));
+            }
+            Ok(None) | Err(_) => {}
         }
     }
-    "Kafka".to_owned()
+    Ok("Kafka".to_owned())
 }
 
 fn describe(level: i16) -> String {
@@ -45,7 +67,7 @@ fn describe(level: i16) -> String {
     }
 }
 
-async fn level(broker: &str) -> Option<i16> {
+async fn tell(broker: &str) -> Option<Told> {
     let mut stream = TcpStream::connect(broker).await.ok()?;
     stream.write_all(&request()).await.ok()?;
     let length = stream.read_u32().await.ok()? as usize;
@@ -75,12 +97,14 @@ fn request() -> Vec<u8> {
     [&(body.len() as u32).to_be_bytes()[..], &body].concat()
 }
 
-/// The highest `metadata.version` that an answer names as supported.
-fn parse(answer: &[u8]) -> Option<i16> {
+/// What an answer says; `None` for what is no answer.
+fn parse(answer: &[u8]) -> Option<Told> {
     let mut rest = Reader(answer);
     let (_correlation, error) = (rest.take(4)?, rest.int16()?);
-    if error != 0 {
-        return None;
+    match error {
+        0 => {}
+        UNSUPPORTED_VERSION => return Some(Told::TooOld),
+        _ => return None,
     }
     for _ in 1..rest.varint()? {
         rest.take(6)?;
@@ -98,12 +122,12 @@ fn parse(answer: &[u8]) -> Option<i16> {
                 let (_lowest, highest) = (field.int16()?, field.int16()?);
                 field.skip_tags()?;
                 if name == b"metadata.version" {
-                    return Some(highest);
+                    return Some(Told::Level(highest));
                 }
             }
         }
     }
-    None
+    Some(Told::NoLevel)
 }
 
 struct Reader<'a>(&'a [u8]);
@@ -156,18 +180,38 @@ mod tests {
             &features,
         ]
         .concat();
-        assert_eq!(parse(&answer), Some(24));
+        assert_eq!(parse(&answer), Some(Told::Level(24)));
         assert_eq!(describe(24), "Kafka 4.0");
         for length in 0..answer.len() {
             assert_eq!(parse(&answer[..length]), None);
         }
+        let without_features = [&answer[..18], &[0]].concat();
+        assert_eq!(parse(&without_features), Some(Told::NoLevel));
+    }
+
+    #[tokio::test]
+    async fn a_broker_that_does_not_know_the_question_is_refused_by_name() {
+        let broker = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = broker.local_addr().expect("bound").to_string();
+        let serving = async {
+            let (mut stream, _) = broker.accept().await.expect("a question");
+            // Version 0 of an answer: correlation id, the error, no versions.
+            let answer = [&[0, 0, 0, 1][..], &UNSUPPORTED_VERSION.to_be_bytes(), &[0, 0, 0, 0]].concat();
+            stream.write_all(&(answer.len() as u32).to_be_bytes()).await.expect("sent");
+            stream.write_all(&answer).await.expect("sent");
+            let mut rest = Vec::new();
+            let _ = stream.read_to_end(&mut rest).await;
+        };
+        let ((), answer) = tokio::join!(serving, ask(&address));
+        let error = answer.expect_err("too old");
+        assert!(error.contains(&address) && error.contains("2.4"), "{error}");
     }
 
     #[tokio::test]
     #[ignore = "needs CHATCTL_TEST_KAFKA"]
     async fn a_real_broker_tells_its_release() {
         let brokers = std::env::var("CHATCTL_TEST_KAFKA").expect("CHATCTL_TEST_KAFKA is set");
-        let version = ask(&brokers).await;
+        let version = ask(&brokers).await.expect("new enough");
         assert!(version.starts_with("Kafka 4"), "{version}");
     }
 }

@@ -23,12 +23,16 @@ use uuid::Uuid;
 
 use super::{ConversationHead, Messages, StoredMessage};
 use crate::backends::error::{BackendError, BackendResult, ErrorKind};
-use crate::backends::without_password;
+use crate::backends::{version, without_password};
 use crate::protocol::{ConversationId, MessageId, UserId};
 use crate::runtime::clock;
 
 /// Ids in one partition. At 1 KiB a message this is 5 MiB, far below what Cassandra bears.
 const BUCKET_IDS: u64 = 5_000;
+
+/// The first versions that give out rows by `PER PARTITION LIMIT` and are still kept up.
+const CASSANDRA_MIN: version::Version = (3, 11);
+const SCYLLA_MIN: version::Version = (4, 0);
 
 /// How far in the future a void is written: further than clocks of servers differ and writes are late.
 const VOID_AHEAD: Duration = Duration::from_hours(24);
@@ -72,6 +76,8 @@ struct Inner {
     raise_head: PreparedStatement,
     /// Buckets that are listed already. Written by `append`.
     known_buckets: Mutex<HashSet<(u64, u64)>>,
+    /// Product and version of a node, as of the opening.
+    version: String,
 }
 
 /// An address such as `cassandra://user:password@host:9042,host:9042/keyspace?replicas=3`.
@@ -152,13 +158,14 @@ impl CassandraMessages {
             .await
             .map_err(|_| unavailable(&"no node answers"))?
             .map_err(|e| unavailable(&e))?;
+        let version = checked_version(&session).await.map_err(|text| refused(ErrorKind::Rejected, text))?;
         for statement in tables(&address.keyspace, address.replicas) {
             session
                 .query_unpaged(statement, ())
                 .await
                 .map_err(|e| refused(ErrorKind::Rejected, format!("making the tables: {e}")))?;
         }
-        let inner = Inner::prepare(session, &address.keyspace).await;
+        let inner = Inner::prepare(session, &address.keyspace, version).await;
         let store = Self { inner: Arc::new(inner.map_err(|e| refused(ErrorKind::Rejected, e.to_string()))?) };
         store.warn_of_late_writes(&shown, address.replicas).await;
         Ok(store)
@@ -179,17 +186,32 @@ impl CassandraMessages {
         }
     }
 
-    /// Product and version of a node; without a version where none tells it.
-    pub async fn version(&self) -> String {
-        let answer = self.inner.session.query_unpaged("SELECT release_version FROM system.local", ()).await;
-        let rows = answer.ok().and_then(|answer| answer.into_rows_result().ok());
-        let version = rows.and_then(|rows| rows.single_row::<(String,)>().ok());
-        version.map_or_else(|| "Cassandra".to_owned(), |(version,)| format!("Cassandra {version}"))
+    /// Product and version of a node, as of the opening.
+    #[must_use]
+    pub fn version(&self) -> &str {
+        &self.inner.version
     }
 }
 
+/// Product and version of a node that is new enough. `ScyllaDB` calls itself an old Cassandra in the table that both have,
+/// and tells its own version in one that only it has.
+async fn checked_version(session: &Session) -> Result<String, String> {
+    const SCYLLA: &str = "SELECT version FROM system.versions WHERE key = 'local'";
+    const CASSANDRA: &str = "SELECT release_version FROM system.local";
+    let ask = async |query: &str| {
+        let rows = session.query_unpaged(query, ()).await.ok()?.into_rows_result().ok()?;
+        rows.single_row::<(String,)>().ok().map(|(version,)| version)
+    };
+    let (product, found, needed) = match ask(SCYLLA).await {
+        Some(found) => ("ScyllaDB", found, SCYLLA_MIN),
+        None => ("Cassandra", ask(CASSANDRA).await.unwrap_or_default(), CASSANDRA_MIN),
+    };
+    version::at_least(product, &found, needed)?;
+    Ok(format!("{product} {found}"))
+}
+
 impl Inner {
-    async fn prepare(session: Session, keyspace: &str) -> Result<Self, scylla::errors::PrepareError> {
+    async fn prepare(session: Session, keyspace: &str, version: String) -> Result<Self, scylla::errors::PrepareError> {
         const ROW: &str = "message_id, sender_id, uuid, content_type, content, reply_to, timestamp";
         let prepare = async |text: String| {
             let mut statement = session.prepare(text).await?;
@@ -249,6 +271,7 @@ impl Inner {
             ))
             .await?,
             known_buckets: Mutex::default(),
+            version,
             session,
         })
     }

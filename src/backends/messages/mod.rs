@@ -4,11 +4,13 @@ mod cassandra;
 #[cfg(test)]
 pub(crate) mod contract;
 mod embedded;
+mod hbase;
 
 use async_trait::async_trait;
 
 pub use cassandra::CassandraMessages;
 pub use embedded::EmbeddedMessages;
+pub use hbase::HBaseMessages;
 
 use super::BackendResult;
 use crate::protocol::{ConversationId, MessageFrame, MessageId};

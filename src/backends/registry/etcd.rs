@@ -5,29 +5,21 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::{Method, Request, Uri};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use hyper::Method;
 use serde_json::{Value, json};
 
 use super::{ENTRY_TTL, Registry, Role, ServerEntry};
 use crate::backends::error::{BackendError, BackendResult, ErrorKind};
+use crate::backends::json_http::JsonHttp;
+use crate::backends::version;
 use crate::protocol::ServerName;
-use crate::runtime::error_chain;
 
-/// Longest that one request may take.
-const TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Largest answer: some thousand entries.
-const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// The first version whose gateway is at `/v3/`.
+const VERSION_MIN: version::Version = (3, 4);
 
 /// Tries of a change that another server got in the way of.
 const TRIES: usize = 5;
@@ -39,12 +31,13 @@ pub struct EtcdRegistry {
 }
 
 struct Inner {
-    client: Client<HttpConnector, Full<Bytes>>,
-    base: String,
+    http: JsonHttp,
     /// Before each key.
     prefix: String,
     /// The lease of each server that this process announces.
     leases: Mutex<HashMap<ServerName, i64>>,
+    /// Product and version, as of the opening.
+    version: String,
 }
 
 /// A stored entry and the revision of its last change.
@@ -54,37 +47,37 @@ struct Stored {
 }
 
 impl EtcdRegistry {
-    /// Opens the registry at an address such as `etcd://host:2379/prefix`.
+    /// Opens the registry at an address such as `etcd://host:2379,host:2379/prefix`.
     ///
     /// # Errors
     /// Names the address and the fix.
     pub async fn open(url: &str) -> BackendResult<Self> {
         const OPEN: &str = "open registry";
         let rest = url.strip_prefix("etcd://").unwrap_or(url);
-        let (host, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-        let base = format!("http://{host}");
-        if base.parse::<Uri>().is_err() || host.is_empty() {
-            let text = format!("{url:?}: valid is etcd://HOST:PORT[/PREFIX]");
-            return Err(BackendError::not_applied(OPEN, ErrorKind::Rejected, text));
-        }
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(TIMEOUT));
-        let client = Client::builder(TokioExecutor::new()).build(connector);
+        let refused = |kind, text: String| BackendError::not_applied(OPEN, kind, format!("{url}: {text}"));
+        let (hosts, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        let Some(http) = JsonHttp::new(hosts) else {
+            return Err(refused(ErrorKind::Rejected, "valid is etcd://HOST:PORT[,HOST:PORT…][/PREFIX]".to_owned()));
+        };
         let prefix = if prefix.is_empty() { "chatctl".to_owned() } else { prefix.to_owned() };
-        let inner = Inner { client, base, prefix, leases: Mutex::default() };
-        inner.call("maintenance/status", &json!({})).await.map_err(|e| {
-            let text = format!("{url}: {e}; is etcd 3.4 or newer listening there?");
-            BackendError::not_applied(OPEN, ErrorKind::Unavailable, text)
+        let mut inner = Inner { http, prefix, leases: Mutex::default(), version: String::new() };
+        let status = inner.call("maintenance/status", &json!({})).await;
+        let status = status.map_err(|e| {
+            refused(
+                ErrorKind::Unavailable,
+                format!("{e}; is etcd {} or newer listening there?", version::text(VERSION_MIN)),
+            )
         })?;
+        let found = status["version"].as_str().unwrap_or_default();
+        version::at_least("etcd", found, VERSION_MIN).map_err(|text| refused(ErrorKind::Rejected, text))?;
+        inner.version = format!("etcd {found}");
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// Product and version of the member that answers; without a version where none does.
-    pub async fn version(&self) -> String {
-        let status = self.inner.call("maintenance/status", &json!({})).await;
-        let version = status.ok().and_then(|status| status["version"].as_str().map(str::to_owned));
-        version.map_or_else(|| "etcd".to_owned(), |version| format!("etcd {version}"))
+    /// Product and version, as of the opening.
+    #[must_use]
+    pub fn version(&self) -> &str {
+        &self.inner.version
     }
 }
 
@@ -96,22 +89,12 @@ fn integer(value: &Value) -> Option<i64> {
 impl Inner {
     /// One request to the gateway. The error says what happened; whether the request had its effect, the caller knows best.
     async fn call(&self, path: &str, body: &Value) -> Result<Value, String> {
-        let request = Request::builder()
-            .method(Method::POST)
-            .uri(format!("{}/v3/{path}", self.base))
-            .body(Full::new(Bytes::from(body.to_string())))
-            .map_err(|e| e.to_string())?;
-        let exchange = async {
-            let answer = self.client.request(request).await.map_err(|e| error_chain(&e))?;
-            let status = answer.status();
-            let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
-            let body = body.map_err(|e| e.to_string())?.to_bytes();
-            if !status.is_success() {
-                return Err(format!("{status}: {}", String::from_utf8_lossy(&body)));
-            }
-            serde_json::from_slice(&body).map_err(|e| format!("no JSON in the answer: {e}"))
-        };
-        tokio::time::timeout(TIMEOUT, exchange).await.unwrap_or_else(|_| Err("no answer in time".to_owned()))
+        let (status, answer) =
+            self.http.request(Method::POST, &format!("/v3/{path}"), Some(body)).await.map_err(|e| e.text)?;
+        if !status.is_success() {
+            return Err(format!("{status}: {}", String::from_utf8_lossy(&answer)));
+        }
+        serde_json::from_slice(&answer).map_err(|e| format!("no JSON in the answer: {e}"))
     }
 
     fn key(&self, role: Role, name: &str) -> String {

@@ -14,6 +14,7 @@ use zookeeper_client::{Acls, Client, CreateMode, Error, Stat};
 
 use super::{ENTRY_TTL, Registry, Role, ServerEntry};
 use crate::backends::error::{BackendError, BackendResult, ErrorKind};
+use crate::backends::version;
 use crate::protocol::ServerName;
 use crate::runtime::clock;
 
@@ -22,6 +23,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Longest that one call may take.
 const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Oldest version: the ones before reached their end of life in 2020.
+const VERSION_MIN: version::Version = (3, 5);
 
 /// Most that is read of an answer to `srvr`.
 const ANSWER_BYTES_MAX: u64 = 4 * 1024;
@@ -44,6 +48,8 @@ struct Inner {
     client: tokio::sync::Mutex<Option<Client>>,
     /// The last change of each entry (its transaction id) and when it was first seen, on [`clock::now_us`].
     changes: Mutex<HashMap<ServerName, (i64, u64)>>,
+    /// Product and version, as of the opening.
+    version: String,
 }
 
 impl ZooKeeperRegistry {
@@ -61,17 +67,24 @@ impl ZooKeeperRegistry {
             return Err(BackendError::not_applied(OPEN, ErrorKind::Rejected, text));
         }
         let prefix = if prefix.is_empty() { "chatctl" } else { prefix };
-        let inner = Inner {
+        let mut inner = Inner {
             ensemble: ensemble.to_owned(),
             root: format!("/{prefix}/servers"),
             client: tokio::sync::Mutex::default(),
             changes: Mutex::default(),
+            version: "ZooKeeper".to_owned(),
         };
         let unavailable = |e: Error| {
             let text = format!("{url}: {e}; is ZooKeeper listening there?");
             BackendError::not_applied(OPEN, ErrorKind::Unavailable, text)
         };
         let client = inner.client().await.map_err(unavailable)?;
+        // A server that keeps its version to itself is taken as it is.
+        if let Some(found) = ask_ensemble(ensemble).await {
+            version::at_least("ZooKeeper", &found, VERSION_MIN)
+                .map_err(|text| BackendError::not_applied(OPEN, ErrorKind::Rejected, format!("{url}: {text}")))?;
+            inner.version = format!("ZooKeeper {found}");
+        }
         let folders = CreateMode::Persistent.with_acls(Acls::anyone_all());
         for role in Role::ALL {
             let made = within(client.mkdir(&inner.folder(role), &folders)).await;
@@ -80,15 +93,21 @@ impl ZooKeeperRegistry {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// Product and version of the first server that tells it, asked by the `srvr` command; without a version where none does.
-    pub async fn version(&self) -> String {
-        for server in self.inner.ensemble.split(',') {
-            if let Ok(Some(version)) = tokio::time::timeout(TIMEOUT, ask_version(server)).await {
-                return format!("ZooKeeper {version}");
-            }
-        }
-        "ZooKeeper".to_owned()
+    /// Product and version, as of the opening; without a version where no server told it.
+    #[must_use]
+    pub fn version(&self) -> &str {
+        &self.inner.version
     }
+}
+
+/// The version of the first server that tells it.
+async fn ask_ensemble(ensemble: &str) -> Option<String> {
+    for server in ensemble.split(',') {
+        if let Ok(Some(version)) = tokio::time::timeout(TIMEOUT, ask_version(server)).await {
+            return Some(version);
+        }
+    }
+    None
 }
 
 /// Source: ZooKeeper administrator's guide, "the four letter words"; `srvr` is the one that is always allowed.

@@ -47,8 +47,8 @@ pub(crate) struct Args {
     /// Folder for result.json, summary.txt and .hlog files; with several scenarios, a folder in it for each
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// File for every event as lines of JSON
-    #[arg(long, value_name = "FILE")]
+    /// File for every event as lines of JSON; with several scenarios, a folder with a file for each
+    #[arg(long, value_name = "PATH")]
     history: Option<PathBuf>,
     /// Overrides the scenario's seed
     #[arg(long, value_name = "N")]
@@ -72,16 +72,15 @@ pub(crate) fn run(args: Args) -> Result<u8, Failure> {
         }
         return Ok(exit::PASS);
     }
-    if scenarios.len() > 1 && args.history.is_some() {
-        return Err(Failure::usage("--history FILE goes with one scenario: several would write over each other"));
-    }
     let ui = choose_ui(args.ui);
     if ui != Ui::Tui {
         init_logging();
     }
-    if let Some(folder) = &args.out {
+    let histories = args.history.as_ref().filter(|_| scenarios.len() > 1);
+    for (flag, folder) in [("--out", args.out.as_ref()), ("--history", histories)] {
+        let Some(folder) = folder else { continue };
         // Found out before the load rather than after it.
-        std::fs::create_dir_all(folder).map_err(|e| Failure::usage(format!("--out {}: {e}", folder.display())))?;
+        std::fs::create_dir_all(folder).map_err(|e| Failure::usage(format!("{flag} {}: {e}", folder.display())))?;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(machine::cores().min(4))
@@ -115,6 +114,12 @@ fn read(path: &Path, args: &Args) -> Result<Scenario, Failure> {
     let mut scenario = Scenario::read(path).map_err(Failure::usage)?;
     scenario.seed = args.seed.unwrap_or(scenario.seed);
     Ok(scenario)
+}
+
+/// Where a scenario's events go.
+fn history(scenario: &Scenario, args: &Args) -> Option<PathBuf> {
+    let path = args.history.as_ref()?;
+    Some(if args.scenarios.len() > 1 { path.join(format!("{}.jsonl", scenario.name)) } else { path.clone() })
 }
 
 /// Runs a scenario and prints what came of it.
@@ -246,7 +251,7 @@ async fn run_shown(
     let options = RunOptions {
         target,
         control: stack.clone().map(|stack| Arc::new(stack) as Arc<dyn StackControl>),
-        history: args.history.clone(),
+        history: history(scenario, args),
         live,
         interrupt: interrupt.clone(),
         stack_threads: matches!(stack, Some(OwnStack::InProcess(_))).then_some(STACK_THREADS),

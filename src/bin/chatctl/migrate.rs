@@ -19,7 +19,7 @@ pub(crate) fn run(args: Args) -> Result<u8, Failure> {
     init_logging();
     let config = read_config(&args.config)?;
     let config = Config { data: args.data.or(config.data), ..config };
-    if config.data.is_none() && !config.engines.are_shared() {
+    if config.data.is_none() && config.engines.not_shared().is_some() {
         return Err(Failure::usage("some ports have embedded engines: give their folder with --data"));
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::environment)?;

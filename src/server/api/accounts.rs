@@ -82,13 +82,13 @@ async fn place(server: &ApiServer, user: UserId, avoid: Option<&ServerName>) -> 
 }
 
 /// Where a client connects to be on a chat server: through the balancer of the configuration, through the gateway with the
-/// fewest connections, or straight.
+/// fewest connections (one that drains only where there is no other), or straight.
 fn chat_url(server: &ApiServer, chosen: &ServerEntry) -> String {
     if let Some(balancer) = &server.config.public_chat_url {
         return format!("{}/{}", balancer.trim_end_matches('/'), chosen.name);
     }
     let gateways = server.cluster.servers(Role::Gateway);
-    match gateways.iter().min_by_key(|gateway| server.cluster.load(gateway)) {
+    match gateways.iter().min_by_key(|gateway| (gateway.draining, server.cluster.load(gateway))) {
         Some(gateway) => {
             server.cluster.note_placed(&gateway.name);
             format!("ws://{}{CHAT_PATH}/{}", gateway.address, chosen.name)

@@ -12,7 +12,7 @@ mod tunnel;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -24,8 +24,9 @@ use super::chat::ChatError;
 use super::cluster::{self, Cluster};
 use super::peer::{self, NothingOfItsOwn};
 use super::{Deps, Listeners};
-use crate::backends::registry::Role;
-use crate::runtime::net;
+use crate::backends::registry::{Role, ServerEntry};
+use crate::protocol::ServerName;
+use crate::runtime::{clock, net};
 use crate::telemetry::{Counter, Gauge};
 
 /// How often the gauge of open connections is written.
@@ -44,6 +45,8 @@ pub struct Config {
     pub first_line_timeout: Duration,
     /// Largest request body.
     pub body_bytes_max: usize,
+    /// Tunnels ended per second while draining.
+    pub drain_per_second: u32,
 }
 
 impl Default for Config {
@@ -53,12 +56,21 @@ impl Default for Config {
             http_connections_max: 10_000,
             first_line_timeout: Duration::from_secs(10),
             body_bytes_max: 64 << 20,
+            drain_per_second: 2_000,
         }
     }
 }
 
 /// A running gateway.
-struct Gateway {
+pub struct Gateway {
+    /// What the registry is told.
+    name: ServerName,
+    address: SocketAddr,
+    peer: SocketAddr,
+    epoch: u64,
+    draining: AtomicBool,
+    /// Leave for tunnels to end: nothing until the gateway drains.
+    leave: Semaphore,
     deps: Deps,
     config: Config,
     cluster: Arc<Cluster>,
@@ -76,9 +88,15 @@ pub async fn start(
     http: TcpListener,
     deps: Deps,
     config: Config,
-) -> Result<SocketAddr, ChatError> {
+) -> Result<Arc<Gateway>, ChatError> {
     let (address, peer) = (listeners.clients.local_addr()?, listeners.peers.local_addr()?);
     let gateway = Arc::new(Gateway {
+        name: deps.name.clone(),
+        address,
+        peer,
+        epoch: clock::unix_ms(),
+        draining: AtomicBool::new(false),
+        leave: Semaphore::new(0),
         cluster: Cluster::start(&deps).await,
         proxy: Proxy::default(),
         tunnels: AtomicU64::new(0),
@@ -89,11 +107,51 @@ pub async fn start(
     deps.tasks.spawn("gateway.tunnels", Arc::clone(&gateway).accept_tunnels(listeners.clients));
     deps.tasks.spawn("gateway.http", Arc::clone(&gateway).accept_requests(http));
     deps.tasks.spawn_until_stopped("gateway.gauges", Arc::clone(&gateway).write_gauges());
-    cluster::announce_as(Role::Gateway, &deps, address, peer, move || gateway.tunnels.load(Ordering::Relaxed)).await?;
-    Ok(address)
+    let announced = Arc::clone(&gateway);
+    cluster::announce(&deps, move || announced.entry()).await?;
+    Ok(gateway)
 }
 
 impl Gateway {
+    /// Where it takes WebSockets.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Returns when a tunnel is to end.
+    async fn leave(&self) {
+        self.leave.acquire().await.expect("it is never closed").forget();
+    }
+
+    fn entry(&self) -> ServerEntry {
+        ServerEntry {
+            name: self.name.clone(),
+            role: Role::Gateway,
+            address: self.address,
+            peer: Some(self.peer),
+            load: self.tunnels.load(Ordering::Relaxed),
+            draining: self.draining.load(Ordering::Relaxed),
+            epoch: self.epoch,
+        }
+    }
+
+    /// Ends the tunnels at a limited rate, so that their clients come back elsewhere and not all at once; returns when all
+    /// are gone or `limit` has passed. Clients see their connection end: a gateway looks into no frame, and writes none.
+    pub async fn drain(&self, limit: Duration) {
+        self.draining.store(true, Ordering::Relaxed);
+        self.deps.metrics.set(Gauge::Draining, 1);
+        // Told at once, so that nobody is sent here any more; the announce loop repeats it.
+        let _ = self.deps.backends.registry.announce(&self.entry()).await;
+        let deadline = clock::instant() + limit;
+        let batch = (self.config.drain_per_second / 20).max(1) as usize;
+        while self.tunnels.load(Ordering::Relaxed) > 0 && clock::instant() < deadline {
+            // What the last batch left over is nobody's any more.
+            self.leave.add_permits(batch.saturating_sub(self.leave.available_permits()));
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// Accepts WebSockets until the server stops. Inputs: the listener, the word to stop.
     async fn accept_tunnels(self: Arc<Self>, listener: TcpListener) {
         let room = Arc::new(Semaphore::new(self.config.tunnels_max));
@@ -103,7 +161,10 @@ impl Gateway {
                 gateway.tunnels.fetch_add(1, Ordering::Relaxed);
                 gateway.deps.metrics.count(Counter::ConnectionsOpened);
                 let _leaving = Leaving(Arc::clone(&gateway));
-                tunnel::run(&gateway, stream).await;
+                tokio::select! {
+                    () = tunnel::run(&gateway, stream) => {}
+                    () = gateway.leave() => {}
+                }
                 drop(permit);
             });
         }

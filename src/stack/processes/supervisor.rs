@@ -61,7 +61,7 @@ impl Supervisor {
     /// Names the setting, the engine or the server, and what to do. What had started is ended.
     pub async fn start(config: Config, options: Options) -> Result<Arc<Self>, StackError> {
         config.check().map_err(StackError::Config)?;
-        if let Some((port, ..)) = config.engines.all().into_iter().find(|(_, engine, _)| engine.address().is_none()) {
+        if let Some(port) = config.engines.not_shared() {
             return Err(StackError::Config(format!(
                 "engines.{port} is embedded: servers in processes of their own share nothing with it; give an address"
             )));

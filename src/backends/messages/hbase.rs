@@ -1,0 +1,579 @@
+//! The message store in `HBase`, through its REST gateway.
+//!
+//! One row for each message, newest first within a conversation; one row for each conversation, with its head and its void
+//! ranges. `HBase` forgets its own delete markers when it compacts, so that a row that lands late would come up again: voids
+//! are therefore data, and readers leave out what lies in them (docs/adr/0014).
+
+use std::collections::HashMap;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use hyper::{Method, StatusCode};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::{ConversationHead, Messages, StoredMessage};
+use crate::backends::error::{BackendError, BackendResult, ErrorKind};
+use crate::backends::json_http::{JsonHttp, NoAnswer};
+use crate::backends::version;
+use crate::protocol::{ConversationId, MessageId, UserId};
+use crate::runtime::clock;
+
+/// The first version with `checkAndPut` of what is not there through its gateway.
+const VERSION_MIN: version::Version = (2, 0);
+
+/// Longest that a new table may take.
+const TABLES_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Conversations are spread over this many key ranges, so that new ones, whose ids are neighbours, do not all go to one
+/// region.
+const SALTS: u64 = 16;
+
+/// Rows that one scan asks for at most.
+const SCAN_ROWS_MAX: usize = 1_000;
+
+/// Conversations whose voids are asked for in one request: a row takes 25 bytes of its address.
+const VOIDS_AT_ONCE: usize = 100;
+
+/// Scans of one call that are under way at once.
+const AT_ONCE: usize = 8;
+
+/// The status that a stored message has. (Deletion and editing come with their own.)
+const STATUS_SENT: u8 = 1;
+
+/// Family of a message's columns.
+const MESSAGE: &str = "m";
+/// Family and column of a conversation's head: its epoch and the end of its block, in one cell, which is compared and set.
+const HEAD: &str = "h:head";
+/// Family of a conversation's voids: one column for each range.
+const VOID: &str = "v";
+
+/// Messages in two tables. Clones share the connections.
+#[derive(Clone)]
+pub struct HBaseMessages {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    http: JsonHttp,
+    messages: String,
+    conversations: String,
+    /// Product and version, as of the opening.
+    version: String,
+}
+
+/// A row as the gateway gives it: everything is Base64.
+#[derive(Deserialize)]
+struct Row {
+    key: String,
+    #[serde(rename = "Cell")]
+    cells: Vec<Cell>,
+}
+
+#[derive(Deserialize)]
+struct Cell {
+    column: String,
+    #[serde(rename = "$", default)]
+    value: String,
+}
+
+#[derive(Deserialize, Default)]
+struct Rows {
+    #[serde(rename = "Row", default)]
+    rows: Vec<Row>,
+}
+
+/// A row's cells by column.
+type Cells = HashMap<String, Vec<u8>>;
+
+/// The void ranges of each conversation that has any.
+type Voids = HashMap<ConversationId, Vec<RangeInclusive<u64>>>;
+
+/// `hbase://host:8080,host:8080/PREFIX`, taken apart.
+fn parse(url: &str) -> Option<(JsonHttp, String)> {
+    let rest = url.strip_prefix("hbase://")?;
+    let (hosts, prefix) = rest.split_once('/').unwrap_or((rest, "chatctl"));
+    let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+    let (namespace, name) = prefix.split_once(':').unwrap_or(("default", prefix));
+    let is_valid = [namespace, name].iter().all(|part| !part.is_empty() && part.chars().all(is_name));
+    let http = JsonHttp::new(hosts)?;
+    is_valid.then(|| (http, prefix.to_owned()))
+}
+
+impl HBaseMessages {
+    /// Opens the store, and makes tables that are missing.
+    ///
+    /// # Errors
+    /// Names the address and the fix.
+    pub async fn open(url: &str) -> BackendResult<Self> {
+        let refused = |kind, text: String| BackendError::not_applied("open messages", kind, format!("{url}: {text}"));
+        let Some((http, prefix)) = parse(url) else {
+            let valid =
+                "valid is hbase://HOST:PORT[,HOST:PORT…][/[NAMESPACE:]PREFIX], where HOST:PORT is a REST gateway";
+            return Err(refused(ErrorKind::Rejected, valid.to_owned()));
+        };
+        let unavailable = |text: String| {
+            refused(
+                ErrorKind::Unavailable,
+                format!("{text}; is the REST gateway of HBase listening there, and HBase up?"),
+            )
+        };
+        let (status, body) =
+            http.request(Method::GET, "/version/cluster", None).await.map_err(|e| unavailable(e.text))?;
+        if status != StatusCode::OK {
+            return Err(unavailable(format!("{status} for /version/cluster")));
+        }
+        let found = cluster_version(&body);
+        version::at_least("HBase", &found, VERSION_MIN).map_err(|text| refused(ErrorKind::Rejected, text))?;
+        let inner = Inner {
+            http,
+            messages: format!("{prefix}_messages"),
+            conversations: format!("{prefix}_conversations"),
+            version: format!("HBase {found}"),
+        };
+        for (table, families) in [(&inner.messages, &[MESSAGE][..]), (&inner.conversations, &["h", VOID])] {
+            inner.make_table(table, families).await.map_err(|text| {
+                refused(
+                    ErrorKind::Unavailable,
+                    format!("making table {table}: {text}; make it by hand (docs/engines.md)"),
+                )
+            })?;
+        }
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Product and version, as of the opening.
+    #[must_use]
+    pub fn version(&self) -> &str {
+        &self.inner.version
+    }
+}
+
+/// The gateway tells the version as an object, and as a bare string before 2.0.
+fn cluster_version(body: &[u8]) -> String {
+    let told: Value = serde_json::from_slice(body).unwrap_or_default();
+    told["Version"].as_str().or(told.as_str()).unwrap_or_default().to_owned()
+}
+
+/// `{salt}_{conversation}`, in hexadecimal digits.
+fn conversation_row(conversation: u64) -> String {
+    // Multiplicative hashing: the high bits depend on all of the id's.
+    let salt = conversation.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 60;
+    format!("{:x}_{conversation:016x}", salt % SALTS)
+}
+
+/// `{salt}_{conversation}_{reversed id}`: a larger id comes first.
+fn message_row(conversation: u64, id: u64) -> String {
+    format!("{}_{:016x}", conversation_row(conversation), !id)
+}
+
+fn id_of(row: &str) -> Option<u64> {
+    let (_, reversed) = row.rsplit_once('_')?;
+    u64::from_str_radix(reversed, 16).ok().map(|reversed| !reversed)
+}
+
+/// The column of a void range; `first` and `last` are void themselves.
+fn void_column(first: u64, last: u64) -> String {
+    format!("{VOID}:{last:016x}-{first:016x}")
+}
+
+fn void_range(column: &str) -> Option<RangeInclusive<u64>> {
+    let (last, first) = column.strip_prefix("v:")?.split_once('-')?;
+    Some(u64::from_str_radix(first, 16).ok()?..=u64::from_str_radix(last, 16).ok()?)
+}
+
+fn head_text(head: ConversationHead) -> String {
+    format!("{:016x}-{:016x}", head.epoch, head.block_end)
+}
+
+fn parse_head(text: &[u8]) -> Option<ConversationHead> {
+    let (epoch, block_end) = std::str::from_utf8(text).ok()?.split_once('-')?;
+    Some(ConversationHead {
+        epoch: u64::from_str_radix(epoch, 16).ok()?,
+        block_end: u64::from_str_radix(block_end, 16).ok()?,
+    })
+}
+
+/// A body that writes cells to a row, in their order.
+fn row_body(row: &str, cells: &[(&str, &[u8])]) -> Value {
+    let cell = |(column, value): &(&str, &[u8])| json!({"column": BASE64.encode(column), "$": BASE64.encode(value)});
+    json!({"Row": [{"key": BASE64.encode(row), "Cell": cells.iter().map(cell).collect::<Vec<_>>()}]})
+}
+
+fn decode(text: &str) -> Option<Vec<u8>> {
+    BASE64.decode(text).ok()
+}
+
+/// A row's key and cells.
+fn decode_row(row: &Row) -> Option<(String, Cells)> {
+    let key = String::from_utf8(decode(&row.key)?).ok()?;
+    let cell = |cell: &Cell| Some((String::from_utf8(decode(&cell.column)?).ok()?, decode(&cell.value)?));
+    Some((key, row.cells.iter().map(cell).collect::<Option<_>>()?))
+}
+
+fn message_of(conversation: ConversationId, row: &str, mut cells: Cells) -> Option<StoredMessage> {
+    let mut text = |column: &str| String::from_utf8(cells.remove(&format!("{MESSAGE}:{column}"))?).ok();
+    Some(StoredMessage {
+        conversation,
+        id: MessageId(id_of(row)?),
+        uuid: text("uuid")?.parse::<Uuid>().ok()?,
+        sender: UserId(text("sender_id")?.parse().ok()?),
+        kind: text("content_type")?,
+        body: text("content")?,
+        reply_to: match text("reply_to") {
+            Some(id) => Some(MessageId(id.parse().ok()?)),
+            None => None,
+        },
+        at: text("timestamp")?.parse().ok()?,
+    })
+}
+
+fn no_answer(operation: &'static str) -> impl Fn(NoAnswer) -> BackendError {
+    move |e| {
+        let kind = if e.timed_out { ErrorKind::TimedOut } else { ErrorKind::Unavailable };
+        if e.may_have_arrived {
+            BackendError::unknown(operation, kind, e.text)
+        } else {
+            BackendError::not_applied(operation, kind, e.text)
+        }
+    }
+}
+
+/// What a status other than success means. The gateway tells of trouble behind it with 503 and 500, whatever came of the
+/// call.
+fn refused(operation: &'static str, status: StatusCode, body: &[u8]) -> BackendError {
+    let text = format!("{status}: {}", String::from_utf8_lossy(body).trim());
+    if status.is_client_error() {
+        BackendError::not_applied(operation, ErrorKind::Rejected, text)
+    } else {
+        BackendError::unknown(operation, ErrorKind::Unavailable, text)
+    }
+}
+
+fn corrupt(operation: &'static str, what: &str) -> BackendError {
+    BackendError::not_applied(operation, ErrorKind::Corrupt, format!("{what} can't be read"))
+}
+
+/// Which way a scan goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    NewestFirst,
+    OldestFirst,
+}
+
+impl Inner {
+    async fn has_table(&self, table: &str) -> Result<bool, String> {
+        let (status, body) =
+            self.http.request(Method::GET, &format!("/{table}/schema"), None).await.map_err(|e| e.text)?;
+        match status {
+            StatusCode::OK => Ok(true),
+            StatusCode::NOT_FOUND => Ok(false),
+            _ => Err(format!("{status}: {}", String::from_utf8_lossy(&body).trim())),
+        }
+    }
+
+    /// Makes a table that is missing. An existing one is left alone: the gateway would take it out of service to change it.
+    async fn make_table(&self, table: &str, families: &[&str]) -> Result<(), String> {
+        if self.has_table(table).await? {
+            return Ok(());
+        }
+        let families: Vec<Value> = families.iter().map(|name| json!({"name": name, "VERSIONS": "1"})).collect();
+        let schema = json!({"name": table, "ColumnSchema": families});
+        let failure = match self.http.request(Method::PUT, &format!("/{table}/schema"), Some(&schema)).await {
+            // 304: another server that starts at the same time was first.
+            Ok((status, _)) if status.is_success() || status == StatusCode::NOT_MODIFIED => return Ok(()),
+            Ok((status, body)) => format!("{status}: {}", String::from_utf8_lossy(&body).trim()),
+            Err(e) => e.text,
+        };
+        // The gateway may be at it for longer than a request may take.
+        let deadline = clock::instant() + TABLES_TIMEOUT;
+        while clock::instant() < deadline {
+            tokio::time::sleep(TABLES_TIMEOUT / 60).await;
+            if self.has_table(table).await == Ok(true) {
+                return Ok(());
+            }
+        }
+        Err(failure)
+    }
+
+    async fn put(&self, operation: &'static str, table: &str, row: &str, cells: &[(&str, &[u8])]) -> BackendResult<()> {
+        let body = row_body(row, cells);
+        let (status, answer) = self
+            .http
+            .request(Method::PUT, &format!("/{table}/{row}"), Some(&body))
+            .await
+            .map_err(no_answer(operation))?;
+        if status.is_success() { Ok(()) } else { Err(refused(operation, status, &answer)) }
+    }
+
+    /// Rows of an address; none where the gateway finds none.
+    async fn get(&self, operation: &'static str, path: &str) -> BackendResult<Vec<(String, Cells)>> {
+        let (status, body) = self.http.request(Method::GET, path, None).await.map_err(no_answer(operation))?;
+        let rows = match status {
+            StatusCode::OK => rows_of(&body).ok_or_else(|| corrupt(operation, "an answer"))?,
+            // No such row; a missing table says so in its text.
+            StatusCode::NOT_FOUND if !String::from_utf8_lossy(&body).contains("TableNotFound") => Vec::new(),
+            _ => return Err(refused(operation, status, &body)),
+        };
+        rows.iter().map(|row| decode_row(row).ok_or_else(|| corrupt(operation, "a row"))).collect()
+    }
+
+    /// The void ranges of each conversation that has any.
+    async fn voids(&self, operation: &'static str, conversations: &[ConversationId]) -> BackendResult<Voids> {
+        let mut voids = HashMap::new();
+        for chunk in conversations.chunks(VOIDS_AT_ONCE) {
+            let by_row: HashMap<String, ConversationId> = chunk.iter().map(|c| (conversation_row(c.0), *c)).collect();
+            let rows = by_row.keys().map(|row| format!("row={row}")).collect::<Vec<_>>().join("&");
+            let found = self.get(operation, &format!("/{}/multiget?{rows}", self.conversations)).await?;
+            for (row, cells) in found {
+                let ranges = cells.keys().filter_map(|column| void_range(column)).collect();
+                by_row.get(&row).map(|conversation| voids.insert(*conversation, ranges));
+            }
+        }
+        Ok(voids)
+    }
+
+    /// Rows with `first <= id <= last`, void or not.
+    async fn scan(
+        &self,
+        operation: &'static str,
+        conversation: ConversationId,
+        ids: RangeInclusive<u64>,
+        order: Order,
+        limit: usize,
+    ) -> BackendResult<Vec<StoredMessage>> {
+        let row = |id: u64| message_row(conversation.0, id);
+        let (first, last) = (*ids.start(), *ids.end());
+        // A scan includes the row where it starts and excludes the one where it stops. Behind the last row of a conversation
+        // comes none whose digits are larger than a tilde, before the first one none at all.
+        let (start, stop) = match order {
+            Order::NewestFirst => (row(last), first.checked_sub(1).map_or_else(|| row(0) + "~", row)),
+            Order::OldestFirst => {
+                (row(first), last.checked_add(1).map_or_else(|| conversation_row(conversation.0) + "_", row))
+            }
+        };
+        let reversed = if order == Order::OldestFirst { "&reversed=true" } else { "" };
+        let path = format!("/{}/*?startrow={start}&endrow={stop}&limit={limit}{reversed}", self.messages);
+        let rows = self.get(operation, &path).await?;
+        let message = |(row, cells): (String, Cells)| {
+            message_of(conversation, &row, cells).ok_or_else(|| corrupt(operation, &format!("message {row}")))
+        };
+        rows.into_iter().map(message).collect()
+    }
+
+    /// Messages with `first <= id <= last` that are not void, at most `limit`.
+    ///
+    /// The voids are asked for after the rows: a row that landed behind its void must not be seen, and this way its void is.
+    async fn read(
+        &self,
+        operation: &'static str,
+        conversation: ConversationId,
+        ids: RangeInclusive<u64>,
+        order: Order,
+        limit: usize,
+    ) -> BackendResult<Vec<StoredMessage>> {
+        let mut out = Vec::new();
+        let mut left = Some(ids);
+        while let Some(ids) = left.take().filter(|ids| !ids.is_empty() && out.len() < limit) {
+            let wanted = (limit - out.len()).min(SCAN_ROWS_MAX);
+            let rows = self.scan(operation, conversation, ids.clone(), order, wanted).await?;
+            let Some(end) = rows.last() else { break };
+            if rows.len() == wanted {
+                left = match order {
+                    Order::NewestFirst => end.id.0.checked_sub(1).map(|last| *ids.start()..=last),
+                    Order::OldestFirst => end.id.0.checked_add(1).map(|first| first..=*ids.end()),
+                };
+            }
+            let voids = self.voids(operation, &[conversation]).await?;
+            out.extend(rows.into_iter().filter(|message| !is_void(&voids, message)));
+        }
+        Ok(out)
+    }
+}
+
+fn is_void(voids: &Voids, message: &StoredMessage) -> bool {
+    let ranges = voids.get(&message.conversation);
+    ranges.is_some_and(|ranges| ranges.iter().any(|range| range.contains(&message.id.0)))
+}
+
+/// `None` for what is no answer. An empty one has no body.
+fn rows_of(body: &Bytes) -> Option<Vec<Row>> {
+    if body.is_empty() {
+        return Some(Vec::new());
+    }
+    serde_json::from_slice::<Rows>(body).ok().map(|rows| rows.rows)
+}
+
+#[async_trait]
+impl Messages for HBaseMessages {
+    async fn append(&self, message: &StoredMessage) -> BackendResult<()> {
+        let StoredMessage { conversation, id, uuid, sender, kind, body, reply_to, at } = message;
+        let (sender, uuid, at) = (sender.0.to_string(), uuid.to_string(), at.to_string());
+        let (status, reply_to) = (STATUS_SENT.to_string(), reply_to.map(|id| id.0.to_string()));
+        let mut cells = vec![
+            ("m:sender_id", sender.as_bytes()),
+            ("m:uuid", uuid.as_bytes()),
+            ("m:content_type", kind.as_bytes()),
+            ("m:content", body.as_bytes()),
+            ("m:timestamp", at.as_bytes()),
+            ("m:status", status.as_bytes()),
+        ];
+        cells.extend(reply_to.as_ref().map(|id| ("m:reply_to", id.as_bytes())));
+        let row = message_row(conversation.0, id.0);
+        self.inner.put("messages.append", &self.inner.messages, &row, &cells).await
+    }
+
+    async fn read(
+        &self,
+        conversation: ConversationId,
+        after: MessageId,
+        upto: MessageId,
+        limit: usize,
+    ) -> BackendResult<Vec<StoredMessage>> {
+        let Some(first) = after.0.checked_add(1) else { return Ok(Vec::new()) };
+        self.inner.read("messages.read", conversation, first..=upto.0, Order::OldestFirst, limit).await
+    }
+
+    async fn read_back(
+        &self,
+        conversation: ConversationId,
+        before: MessageId,
+        limit: usize,
+    ) -> BackendResult<Vec<StoredMessage>> {
+        let Some(last) = before.0.checked_sub(1) else { return Ok(Vec::new()) };
+        self.inner.read("messages.read_back", conversation, 0..=last, Order::NewestFirst, limit).await
+    }
+
+    /// One scan for each, then one question for the voids of many; once more where the newest is void.
+    async fn newest(&self, conversations: &[ConversationId]) -> BackendResult<Vec<Option<StoredMessage>>> {
+        const OPERATION: &str = "messages.newest";
+        const EVERYTHING: RangeInclusive<u64> = 0..=u64::MAX - 1;
+        let mut newest: Vec<Option<StoredMessage>> = stream::iter(conversations.iter().copied())
+            .map(async |conversation| {
+                let rows = self.inner.scan(OPERATION, conversation, EVERYTHING, Order::NewestFirst, 1).await?;
+                Ok::<_, BackendError>(rows.into_iter().next())
+            })
+            .buffered(AT_ONCE)
+            .try_collect()
+            .await?;
+        let used: Vec<ConversationId> = newest.iter().flatten().map(|message| message.conversation).collect();
+        let voids = self.inner.voids(OPERATION, &used).await?;
+        for found in &mut newest {
+            if let Some(message) = found.take_if(|message| is_void(&voids, message)) {
+                let (conversation, order) = (message.conversation, Order::NewestFirst);
+                *found = self.inner.read(OPERATION, conversation, EVERYTHING, order, 1).await?.pop();
+            }
+        }
+        Ok(newest)
+    }
+
+    async fn void(&self, conversation: ConversationId, after: MessageId, upto: MessageId) -> BackendResult<()> {
+        if upto <= after {
+            return Ok(());
+        }
+        let (row, column) = (conversation_row(conversation.0), void_column(after.0 + 1, upto.0));
+        self.inner.put("messages.void", &self.inner.conversations, &row, &[(&column, b"")]).await
+    }
+
+    async fn head(&self, conversation: ConversationId) -> BackendResult<ConversationHead> {
+        const OPERATION: &str = "messages.head";
+        let path = format!("/{}/{}/{HEAD}", self.inner.conversations, conversation_row(conversation.0));
+        let rows = self.inner.get(OPERATION, &path).await?;
+        let Some(text) = rows.first().and_then(|(_, cells)| cells.get(HEAD)) else {
+            return Ok(ConversationHead::default());
+        };
+        parse_head(text).ok_or_else(|| corrupt(OPERATION, "a head"))
+    }
+
+    async fn raise_head(
+        &self,
+        conversation: ConversationId,
+        from: ConversationHead,
+        to: ConversationHead,
+    ) -> BackendResult<bool> {
+        const OPERATION: &str = "messages.raise_head";
+        let row = conversation_row(conversation.0);
+        // No value means: no such cell.
+        let from = if from == ConversationHead::default() { String::new() } else { head_text(from) };
+        // The last cell is what is compared, the one before what is set.
+        let body = row_body(&row, &[(HEAD, head_text(to).as_bytes()), (HEAD, from.as_bytes())]);
+        let path = format!("/{}/{row}/?check=put", self.inner.conversations);
+        let (status, answer) =
+            self.inner.http.request(Method::PUT, &path, Some(&body)).await.map_err(no_answer(OPERATION))?;
+        match status {
+            StatusCode::NOT_MODIFIED => Ok(false),
+            status if status.is_success() => Ok(true),
+            status => Err(refused(OPERATION, status, &answer)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backends::contract::{Place, engine_address};
+    use crate::backends::messages::contract::messages_contract;
+
+    /// Tables of a running cluster.
+    struct Tables(String);
+
+    #[async_trait]
+    impl Place<dyn Messages> for Tables {
+        async fn open(&self) -> Arc<dyn Messages> {
+            Arc::new(HBaseMessages::open(&self.0).await.expect("opens"))
+        }
+
+        /// A new connection is what a restart means here.
+        async fn restart(&self) {}
+    }
+
+    fn tables() -> Tables {
+        Tables(format!("hbase://{}/chatctl_test", engine_address("CHATCTL_TEST_HBASE")))
+    }
+
+    messages_contract!(tables(), ignore = "needs CHATCTL_TEST_HBASE");
+
+    #[test]
+    fn rows_come_newest_first_and_tell_their_id() {
+        let rows: Vec<String> = [u64::MAX, 30_000, 2, 1, 0].map(|id| message_row(7, id)).to_vec();
+        assert!(rows.is_sorted(), "{rows:?}");
+        assert!(rows.iter().all(|row| row.starts_with(&conversation_row(7))));
+        assert_eq!(id_of(&rows[1]), Some(30_000));
+    }
+
+    #[test]
+    fn neighbours_go_to_many_key_ranges() {
+        let salts: std::collections::HashSet<u8> = (1..=64).map(|c| conversation_row(c).as_bytes()[0]).collect();
+        assert!(salts.len() >= 12, "{salts:?}");
+    }
+
+    #[test]
+    fn voids_and_heads_are_read_back_as_they_were_written() {
+        assert_eq!(void_range(&void_column(5, 10_000)), Some(5..=10_000));
+        assert_eq!(void_range("h:head"), None);
+        let head = ConversationHead { epoch: 3, block_end: u64::MAX };
+        assert_eq!(parse_head(head_text(head).as_bytes()), Some(head));
+    }
+
+    #[test]
+    fn a_version_is_read_in_both_shapes() {
+        assert_eq!(cluster_version(br#"{"Version":"2.6.1"}"#), "2.6.1");
+        assert_eq!(cluster_version(br#""1.4.0""#), "1.4.0");
+        assert_eq!(cluster_version(b"<html>"), "");
+    }
+
+    #[test]
+    fn only_addresses_of_gateways_are_taken() {
+        assert!(parse("hbase://a:1,b:2/chat:main").is_some_and(|(_, prefix)| prefix == "chat:main"));
+        for bad in ["hbase://", "hbase://a:1/b/c", "hbase://a:1/", "hbase://a:1/x:", "cassandra://a:1"] {
+            assert!(parse(bad).is_none(), "{bad}");
+        }
+    }
+}
