@@ -17,9 +17,10 @@ use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{CommitMode, Consumer, StreamConsumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
-use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
+use rdkafka::producer::{FutureRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 
+use super::kafka_producer::Producing;
 use super::{Delivered, GroupReader, KeyedLog, LogReader, PartitionLag, Record, Topic};
 use crate::backends::error::{BackendError, BackendResult, ErrorKind};
 use crate::runtime::clock;
@@ -50,7 +51,7 @@ struct Inner {
     /// Before each topic's name.
     prefix: String,
     partitions: u32,
-    producer: FutureProducer,
+    producing: Producing,
     /// Product and version, as far as a broker tells.
     version: String,
 }
@@ -75,17 +76,16 @@ impl KafkaLog {
         config.set("bootstrap.servers", brokers).set("client.id", "chatctl").set("socket.nagle.disable", "true");
         // A broker that comes back is found within a second, not within the library's ten.
         config.set("reconnect.backoff.ms", "50").set("reconnect.backoff.max.ms", "1000");
-        let producer: FutureProducer = config
-            .clone()
+        let mut producer = config.clone();
+        producer
             .set("enable.idempotence", "true")
             .set("acks", "all")
             .set("linger.ms", "3")
             .set("message.timeout.ms", "4000")
-            .set("message.max.bytes", "1000000")
-            .create()
-            .map_err(|e| rejected(e.to_string()))?;
+            .set("message.max.bytes", "1000000");
+        let producing = Producing::new(producer).map_err(|e| rejected(e.to_string()))?;
         let version = super::kafka_version::ask(brokers).await.map_err(rejected)?;
-        let inner = Inner { config, prefix: prefix.to_owned(), partitions, producer, version };
+        let inner = Inner { config, prefix: prefix.to_owned(), partitions, producing, version };
         let log = Self { inner: Arc::new(inner) };
         log.check_topics(OPEN, brokers).await?;
         Ok(log)
@@ -138,7 +138,7 @@ impl KafkaLog {
     async fn partition_counts(&self, timeout: Duration) -> KafkaResult<HashMap<String, u32>> {
         let inner = Arc::clone(&self.inner);
         blocking(move || {
-            let metadata = inner.producer.client().fetch_metadata(None, timeout)?;
+            let metadata = inner.producing.client().client().fetch_metadata(None, timeout)?;
             let count = |topic: &rdkafka::metadata::MetadataTopic| {
                 let with_leader = topic.partitions().iter().filter(|p| p.leader() >= 0).count() as u32;
                 (topic.name().to_owned(), with_leader)
@@ -222,21 +222,18 @@ impl KeyedLog for KafkaLog {
         let name = self.inner.topic(topic);
         let key: Vec<u8> = record.keys.iter().flat_map(|key| key.to_be_bytes()).collect();
         let message = FutureRecord::to(&name).partition(partition as i32).key(&key).payload(record.payload.as_ref());
-        let delivery = self.inner.producer.send_result(message).map_err(|(error, _)| {
+        match self.inner.producing.publish(message).await {
+            Ok(outcome) => outcome.map_err(|error| failed(OPERATION, error)),
             // Not taken into the queue of this process, so it went nowhere.
-            BackendError::not_applied(OPERATION, ErrorKind::Unavailable, error)
-        })?;
-        match delivery.await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err((error, _))) => Err(failed(OPERATION, error)),
-            Err(canceled) => Err(BackendError::unknown(OPERATION, ErrorKind::Unavailable, canceled)),
+            Err(error) => Err(BackendError::not_applied(OPERATION, ErrorKind::Unavailable, error)),
         }
     }
 
     async fn probe(&self) -> BackendResult<()> {
         let name = self.inner.topic(Topic::Inbox);
         let inner = Arc::clone(&self.inner);
-        let metadata = blocking(move || inner.producer.client().fetch_metadata(Some(&name), ANSWER_TIMEOUT)).await;
+        let metadata =
+            blocking(move || inner.producing.client().client().fetch_metadata(Some(&name), ANSWER_TIMEOUT)).await;
         let metadata = metadata.map_err(|e| failed("log.probe", e))?;
         let leaders = metadata
             .topics()
