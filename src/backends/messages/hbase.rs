@@ -249,12 +249,19 @@ fn no_answer(operation: &'static str) -> impl Fn(NoAnswer) -> BackendError {
 /// What a status other than success means. The gateway tells of trouble behind it with 503 and 500, whatever came of the
 /// call.
 fn refused(operation: &'static str, status: StatusCode, body: &[u8]) -> BackendError {
-    let text = format!("{status}: {}", String::from_utf8_lossy(body).trim());
+    let text = answer_text(status, body);
     if status.is_client_error() {
         BackendError::not_applied(operation, ErrorKind::Rejected, text)
     } else {
         BackendError::unknown(operation, ErrorKind::Unavailable, text)
     }
+}
+
+/// An answer in one line: the gateway sends the stack traces of its exceptions.
+fn answer_text(status: StatusCode, body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(body);
+    let told = text.split("\n\tat ").next().unwrap_or_default();
+    format!("{status}: {}", told.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 fn corrupt(operation: &'static str, what: &str) -> BackendError {
@@ -275,12 +282,16 @@ impl Inner {
         match status {
             StatusCode::OK => Ok(true),
             StatusCode::NOT_FOUND => Ok(false),
-            _ => Err(format!("{status}: {}", String::from_utf8_lossy(&body).trim())),
+            _ => Err(answer_text(status, &body)),
         }
     }
 
     /// Makes a table that is missing. An existing one is left alone: the gateway would take it out of service to change it.
     async fn make_table(&self, table: &str, families: &[&str]) -> Result<(), String> {
+        // Two that both find it missing would get in each other's way for the same reason. (Servers in several processes find
+        // the tables that their supervisor or `migrate` made.)
+        static MAKING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+        let _turn = MAKING.lock().await;
         if self.has_table(table).await? {
             return Ok(());
         }
@@ -289,7 +300,7 @@ impl Inner {
         let failure = match self.http.request(Method::PUT, &format!("/{table}/schema"), Some(&schema)).await {
             // 304: another server that starts at the same time was first.
             Ok((status, _)) if status.is_success() || status == StatusCode::NOT_MODIFIED => return Ok(()),
-            Ok((status, body)) => format!("{status}: {}", String::from_utf8_lossy(&body).trim()),
+            Ok((status, body)) => answer_text(status, &body),
             Err(e) => e.text,
         };
         // The gateway may be at it for longer than a request may take.
