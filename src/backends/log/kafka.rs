@@ -192,6 +192,23 @@ impl Inner {
     }
 }
 
+/// Where a partition ends now. A broker that has only just come to lead it, as of a new topic, says for a moment that it
+/// does not.
+fn end_of(consumer: &StreamConsumer, topic: &str, partition: i32) -> KafkaResult<i64> {
+    let deadline = clock::instant() + ANSWER_TIMEOUT;
+    loop {
+        match consumer.fetch_watermarks(topic, partition, ANSWER_TIMEOUT) {
+            Err(error)
+                if error.rdkafka_error_code() == Some(RDKafkaErrorCode::NotLeaderForPartition)
+                    && clock::instant() < deadline =>
+            {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            answer => return answer.map(|(_, end)| end),
+        }
+    }
+}
+
 /// Runs a call of the client library that waits.
 async fn blocking<T: Send + 'static>(call: impl FnOnce() -> KafkaResult<T> + Send + 'static) -> KafkaResult<T> {
     // The only failure is that the runtime ends, with everything that waits for this.
@@ -324,7 +341,7 @@ impl KafkaReader {
     /// Where the partition ends now.
     async fn end_of(&self, topic: Topic, partition: u32) -> KafkaResult<u64> {
         let (consumer, name) = (Arc::clone(&self.consumer), self.log.topic(topic));
-        let (_, end) = blocking(move || consumer.fetch_watermarks(&name, partition as i32, ANSWER_TIMEOUT)).await?;
+        let end = blocking(move || end_of(&consumer, &name, partition as i32)).await?;
         Ok(u64::try_from(end).unwrap_or(0))
     }
 
