@@ -35,6 +35,24 @@ pub(crate) fn engine_address(variable: &str) -> String {
     std::env::var(variable).unwrap_or_else(|_| panic!("{variable} is not set: run the tests with scripts/test"))
 }
 
+/// A deployment that tests connect to and never end: a restart means a new client. (Engines that stop in the middle are the
+/// business of scenarios.) Holds what makes a client.
+pub(crate) struct Deployment<F>(pub(crate) F);
+
+#[async_trait::async_trait]
+impl<P, F, C> Place<P> for Deployment<F>
+where
+    P: ?Sized + Send + Sync + 'static,
+    F: Fn() -> C + Send + Sync,
+    C: Future<Output = std::sync::Arc<P>> + Send,
+{
+    async fn open(&self) -> std::sync::Arc<P> {
+        (self.0)().await
+    }
+
+    async fn restart(&self) {}
+}
+
 pub(crate) use embedded::EmbeddedPlace;
 pub(crate) use redis::RedisPlace;
 

@@ -45,8 +45,9 @@ impl Engine {
     fn hosts_range(&self) -> Option<std::ops::Range<usize>> {
         let address = self.address()?;
         let begin = address.find("://")? + 3;
-        let end = address[begin..].find('/').map_or(address.len(), |at| begin + at);
-        let begin = address[begin..end].rfind('@').map_or(begin, |at| begin + at + 1);
+        // A secret may hold anything, slashes too.
+        let begin = address[begin..].rfind('@').map_or(begin, |at| begin + at + 1);
+        let end = address[begin..].find(['/', '?']).map_or(address.len(), |at| begin + at);
         Some(begin..end)
     }
 
@@ -200,6 +201,8 @@ mod tests {
         let sql = engine("postgres://user:p@ss@db:5432/chat");
         assert_eq!(sql.hosts(), ["db:5432"]);
         assert_eq!(sql.with_host("h:1").address(), Some("postgres://user:p@ss@h:1/chat"));
+        let s3 = engine("s3+http://key:se/cr@t@s:9000/bucket");
+        assert_eq!((s3.hosts(), s3.kind()), (vec!["s:9000".to_owned()], Some("s3")));
         let kafka = engine("kafka://a:1,b:2");
         assert_eq!((kafka.hosts(), kafka.kind()), (vec!["a:1".to_owned(), "b:2".to_owned()], Some("kafka")));
         assert_eq!(kafka.with_host("h:1").address(), Some("kafka://h:1"));

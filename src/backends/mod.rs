@@ -293,7 +293,8 @@ impl Backends {
             port += 1;
             Layer::Faulty(Box::new(Faults::new(seed.wrapping_mul(31).wrapping_add(port), per_mille)))
         });
-        Self { registry: Arc::clone(&self.registry), directory: Arc::clone(&self.directory), ..layered }
+        let (registry, directory, media) = (&self.registry, &self.directory, &self.media);
+        Self { registry: Arc::clone(registry), directory: Arc::clone(directory), media: Arc::clone(media), ..layered }
     }
 
     fn layered(&self, mut layer: impl FnMut() -> Layer) -> Self {

@@ -198,3 +198,25 @@ fn a_folder_in_use_is_exit_3_and_names_it() {
     rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("signals");
     assert_eq!(first.wait().expect("ends").code(), Some(0), "a clean stop");
 }
+
+#[test]
+fn several_scenarios_write_files_of_their_own_unless_they_have_one_name() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = |name: &str| {
+        let path = folder.path().join(format!("{name}.yaml"));
+        std::fs::write(&path, TINY.replace("name: tiny", &format!("name: {name}"))).expect("writes");
+        path.display().to_string()
+    };
+    let (one, two) = (file("one"), file("two"));
+    let history = folder.path().join("histories");
+    let told = history.display().to_string();
+    let (code, out, err) = run(&["load", &one, &two, "--ui", "none", "--history", &told]);
+    assert_eq!(code, Some(0), "{out}\n{err}");
+    for name in ["one", "two"] {
+        let events = std::fs::read_to_string(history.join(format!("{name}.jsonl"))).expect("written");
+        assert!(events.lines().count() > 20, "{name}: {events}");
+    }
+    let (code, _, err) = run(&["load", &one, &one, "--ui", "none", "--history", &told]);
+    assert_eq!(code, Some(2), "{err}");
+    assert!(err.contains("\"one\"") && err.contains("over each other"), "{err}");
+}

@@ -422,36 +422,28 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::backends::contract::{Place, engine_address};
+    use crate::backends::contract::{Deployment, Place, engine_address};
     use crate::backends::directory::contract::directory_contract;
 
-    /// A database, by its address.
-    struct DatabasePlace {
-        url: String,
-        _folder: Option<tempfile::TempDir>,
-    }
-
-    #[async_trait]
-    impl Place<dyn Directory> for DatabasePlace {
-        async fn open(&self) -> Arc<dyn Directory> {
-            Arc::new(SqlDirectory::open(&self.url).await.expect("opens"))
-        }
-
-        async fn restart(&self) {}
-    }
-
-    fn file() -> DatabasePlace {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let url = format!("sqlite://{}/directory.db?mode=rwc", folder.path().display());
-        DatabasePlace { url, _folder: Some(folder) }
-    }
-
-    fn server(variable: &str) -> DatabasePlace {
-        DatabasePlace { url: engine_address(variable), _folder: None }
+    fn server(variable: &str) -> impl Place<dyn Directory> + use<> {
+        let url = engine_address(variable);
+        Deployment(move || {
+            let url = url.clone();
+            async move { Arc::new(SqlDirectory::open(&url).await.expect("opens")) as Arc<dyn Directory> }
+        })
     }
 
     mod sqlite {
         use super::*;
+
+        fn file() -> impl Place<dyn Directory> {
+            let folder = tempfile::tempdir().expect("a temporary folder");
+            Deployment(move || {
+                let url = format!("sqlite://{}/directory.db?mode=rwc", folder.path().display());
+                async move { Arc::new(SqlDirectory::open(&url).await.expect("opens")) as Arc<dyn Directory> }
+            })
+        }
+
         directory_contract!(file());
     }
 

@@ -194,7 +194,7 @@ impl Inner {
 
 /// Where a partition ends now. A broker that has only just come to lead it, as of a new topic, says for a moment that it
 /// does not.
-fn end_of(consumer: &StreamConsumer, topic: &str, partition: i32) -> KafkaResult<i64> {
+fn fetch_end(consumer: &StreamConsumer, topic: &str, partition: i32) -> KafkaResult<i64> {
     let deadline = clock::instant() + ANSWER_TIMEOUT;
     loop {
         match consumer.fetch_watermarks(topic, partition, ANSWER_TIMEOUT) {
@@ -341,7 +341,7 @@ impl KafkaReader {
     /// Where the partition ends now.
     async fn end_of(&self, topic: Topic, partition: u32) -> KafkaResult<u64> {
         let (consumer, name) = (Arc::clone(&self.consumer), self.log.topic(topic));
-        let end = blocking(move || end_of(&consumer, &name, partition as i32)).await?;
+        let end = blocking(move || fetch_end(&consumer, &name, partition as i32)).await?;
         Ok(u64::try_from(end).unwrap_or(0))
     }
 
@@ -488,27 +488,23 @@ impl GroupReader for KafkaGroup {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backends::contract::{Place, engine_address};
+    use crate::backends::contract::{Deployment, Place, engine_address};
     use crate::backends::log::contract::log_contract;
-
-    /// Topics of its own in a running cluster.
-    struct Topics(String);
-
-    #[async_trait]
-    impl Place<dyn KeyedLog> for Topics {
-        async fn open(&self) -> Arc<dyn KeyedLog> {
-            Arc::new(KafkaLog::open(&self.0, 4).await.expect("opens"))
-        }
-
-        /// A broker that is stopped in the middle is a scenario's business; every promise here is about the clients.
-        async fn restart(&self) {}
-    }
 
     fn url() -> String {
         format!("kafka://{}/test-{}-", engine_address("CHATCTL_TEST_KAFKA"), uuid::Uuid::new_v4().simple())
     }
 
-    log_contract!(Topics(url()), ignore = "needs CHATCTL_TEST_KAFKA");
+    /// Topics of its own in a running cluster.
+    fn topics() -> impl Place<dyn KeyedLog> {
+        let url = url();
+        Deployment(move || {
+            let url = url.clone();
+            async move { Arc::new(KafkaLog::open(&url, 4).await.expect("opens")) as Arc<dyn KeyedLog> }
+        })
+    }
+
+    log_contract!(topics(), ignore = "needs CHATCTL_TEST_KAFKA");
 
     #[tokio::test]
     #[ignore = "needs CHATCTL_TEST_KAFKA"]

@@ -6,8 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use object_store::aws::{AmazonS3Builder, AwsAuthorizer};
@@ -242,7 +240,7 @@ fn path(key: &MediaKey) -> object_store::path::Path {
 
 fn info(meta: &ObjectMeta) -> MediaInfo {
     let stored_at = u64::try_from(meta.last_modified.timestamp_millis()).unwrap_or_default();
-    let etag = meta.e_tag.clone().unwrap_or_else(|| BASE64.encode(format!("{}-{stored_at}", meta.size)));
+    let etag = meta.e_tag.clone().unwrap_or_else(|| format!("{}-{stored_at}", meta.size));
     let etag = if etag.starts_with('"') { etag } else { format!("\"{etag}\"") };
     MediaInfo { size: meta.size, etag, stored_at }
 }
@@ -325,26 +323,18 @@ impl MediaUpload for Upload {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backends::contract::{Place, engine_address};
+    use crate::backends::contract::{Deployment, Place, engine_address};
     use crate::backends::media::contract::media_contract;
 
     mod folder {
         use super::*;
 
-        struct Folder(tempfile::TempDir);
-
-        #[async_trait]
-        impl Place<dyn Media> for Folder {
-            async fn open(&self) -> Arc<dyn Media> {
-                Arc::new(ObjectMedia::open_folder(&self.0.path().join("media")).expect("opens"))
-            }
-
-            /// Nothing is kept in memory: whoever opens it again finds what is on the disk.
-            async fn restart(&self) {}
-        }
-
-        fn place() -> Folder {
-            Folder(tempfile::tempdir().expect("a temporary folder"))
+        fn place() -> impl Place<dyn Media> {
+            let folder = tempfile::tempdir().expect("a temporary folder");
+            Deployment(move || {
+                let media = ObjectMedia::open_folder(&folder.path().join("media")).expect("opens");
+                std::future::ready(Arc::new(media) as Arc<dyn Media>)
+            })
         }
 
         media_contract!(place());
@@ -353,21 +343,17 @@ mod tests {
     mod s3 {
         use super::*;
 
-        /// A bucket of a running server.
-        pub(super) struct Bucket(pub(super) String);
-
-        #[async_trait]
-        impl Place<dyn Media> for Bucket {
-            async fn open(&self) -> Arc<dyn Media> {
-                Arc::new(ObjectMedia::open_bucket(&self.0).await.expect("opens"))
-            }
-
-            /// A new connection is what a restart means here.
-            async fn restart(&self) {}
+        fn place() -> impl Place<dyn Media> {
+            bucket("chatctl-test")
         }
 
-        fn place() -> Bucket {
-            Bucket(format!("{}/chatctl-test", engine_address("CHATCTL_TEST_S3")))
+        /// A bucket of a running server.
+        fn bucket(name: &str) -> impl Place<dyn Media> + use<> {
+            let url = format!("{}/{name}", engine_address("CHATCTL_TEST_S3"));
+            Deployment(move || {
+                let url = url.clone();
+                async move { Arc::new(ObjectMedia::open_bucket(&url).await.expect("opens")) as Arc<dyn Media> }
+            })
         }
 
         media_contract!(place(), ignore = "needs CHATCTL_TEST_S3");
@@ -376,11 +362,11 @@ mod tests {
         #[ignore = "needs CHATCTL_TEST_S3"]
         async fn a_missing_bucket_is_made_and_a_wrong_secret_is_named_without_showing_it() {
             let address = engine_address("CHATCTL_TEST_S3");
-            let bucket = format!("chatctl-{}", uuid::Uuid::new_v4().simple());
-            Bucket(format!("{address}/{bucket}")).open().await;
-            Bucket(format!("{address}/{bucket}")).open().await;
+            let name = format!("chatctl-{}", uuid::Uuid::new_v4().simple());
+            bucket(&name).open().await;
+            bucket(&name).open().await;
             let (_, host) = address.rsplit_once('@').expect("an account");
-            let wrong = format!("s3+http://chatctl:not-the-secret@{host}/{bucket}");
+            let wrong = format!("s3+http://chatctl:not-the-secret@{host}/{name}");
             let error = ObjectMedia::open_bucket(&wrong).await.map(|_| ()).expect_err("refused").to_string();
             assert!(error.contains(host) && error.contains("SignatureDoesNotMatch"), "{error}");
             assert!(error.contains("check key, secret") && !error.contains("not-the-secret"), "{error}");

@@ -21,7 +21,7 @@ use scylla::serialize::row::SerializeRow;
 use scylla::statement::prepared::PreparedStatement;
 use uuid::Uuid;
 
-use super::{ConversationHead, Messages, StoredMessage};
+use super::{ConversationHead, Messages, STATUS_SENT, StoredMessage};
 use crate::backends::error::{BackendError, BackendResult, ErrorKind};
 use crate::backends::{version, without_password};
 use crate::protocol::{ConversationId, MessageId, UserId};
@@ -51,9 +51,6 @@ const AT_ONCE: usize = 8;
 
 /// Buckets that are remembered as known; a full memory starts anew.
 const KNOWN_BUCKETS_MAX: usize = 100_000;
-
-/// The status that a stored message has. (Deletion and editing come with their own.)
-const STATUS_SENT: i8 = 1;
 
 /// Messages in a keyspace. Clones share the connections.
 #[derive(Clone)]
@@ -510,24 +507,15 @@ impl Messages for CassandraMessages {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backends::contract::{Place, engine_address};
+    use crate::backends::contract::{Deployment, Place, engine_address};
     use crate::backends::messages::contract::messages_contract;
 
-    /// A keyspace of a running cluster.
-    struct Keyspace(String);
-
-    #[async_trait]
-    impl Place<dyn Messages> for Keyspace {
-        async fn open(&self) -> Arc<dyn Messages> {
-            Arc::new(CassandraMessages::open(&self.0).await.expect("opens"))
-        }
-
-        /// A node that is stopped in the middle is a scenario's business; a new session is what a restart means here.
-        async fn restart(&self) {}
-    }
-
-    fn keyspace() -> Keyspace {
-        Keyspace(format!("cassandra://{}/chatctl_test", engine_address("CHATCTL_TEST_CASSANDRA")))
+    fn keyspace() -> impl Place<dyn Messages> {
+        let url = format!("cassandra://{}/chatctl_test", engine_address("CHATCTL_TEST_CASSANDRA"));
+        Deployment(move || {
+            let url = url.clone();
+            async move { Arc::new(CassandraMessages::open(&url).await.expect("opens")) as Arc<dyn Messages> }
+        })
     }
 
     messages_contract!(keyspace(), ignore = "needs CHATCTL_TEST_CASSANDRA");

@@ -12,14 +12,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use hyper::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{ConversationHead, Messages, StoredMessage};
+use super::{ConversationHead, Messages, STATUS_SENT, StoredMessage};
 use crate::backends::error::{BackendError, BackendResult, ErrorKind};
 use crate::backends::json_http::{JsonHttp, NoAnswer};
 use crate::backends::version;
@@ -44,9 +43,6 @@ const VOIDS_AT_ONCE: usize = 100;
 
 /// Scans of one call that are under way at once.
 const AT_ONCE: usize = 8;
-
-/// The status that a stored message has. (Deletion and editing come with their own.)
-const STATUS_SENT: u8 = 1;
 
 /// Family of a message's columns.
 const MESSAGE: &str = "m";
@@ -84,7 +80,7 @@ struct Cell {
     value: String,
 }
 
-#[derive(Deserialize, Default)]
+#[derive(Deserialize)]
 struct Rows {
     #[serde(rename = "Row", default)]
     rows: Vec<Row>,
@@ -275,6 +271,45 @@ enum Order {
     OldestFirst,
 }
 
+/// A conversation's ids from the first to the last, in an order.
+struct Span {
+    conversation: ConversationId,
+    ids: RangeInclusive<u64>,
+    order: Order,
+}
+
+impl Span {
+    fn newest_first(conversation: ConversationId, ids: RangeInclusive<u64>) -> Self {
+        Self { conversation, ids, order: Order::NewestFirst }
+    }
+
+    fn oldest_first(conversation: ConversationId, ids: RangeInclusive<u64>) -> Self {
+        Self { conversation, ids, order: Order::OldestFirst }
+    }
+
+    /// The row where a scan starts, which it includes, and the one where it stops, which it does not. Behind the last row of a
+    /// conversation comes none that a tilde does not follow, before the first one none at all.
+    fn rows(&self) -> (String, String) {
+        let row = |id: u64| message_row(self.conversation.0, id);
+        let (first, last) = (*self.ids.start(), *self.ids.end());
+        match self.order {
+            Order::NewestFirst => (row(last), first.checked_sub(1).map_or_else(|| row(0) + "~", row)),
+            Order::OldestFirst => {
+                (row(first), last.checked_add(1).map_or_else(|| conversation_row(self.conversation.0) + "_", row))
+            }
+        }
+    }
+
+    /// What comes behind an id of it, if there is anything.
+    fn behind(self, id: MessageId) -> Option<Self> {
+        let ids = match self.order {
+            Order::NewestFirst => *self.ids.start()..=id.0.checked_sub(1)?,
+            Order::OldestFirst => id.0.checked_add(1)?..=*self.ids.end(),
+        };
+        Some(Self { ids, ..self })
+    }
+}
+
 impl Inner {
     async fn has_table(&self, table: &str) -> Result<bool, String> {
         let (status, body) =
@@ -328,9 +363,9 @@ impl Inner {
     async fn get(&self, operation: &'static str, path: &str) -> BackendResult<Vec<(String, Cells)>> {
         let (status, body) = self.http.request(Method::GET, path, None).await.map_err(no_answer(operation))?;
         let rows = match status {
-            StatusCode::OK => rows_of(&body).ok_or_else(|| corrupt(operation, "an answer"))?,
-            // No such row; a missing table says so in its text.
-            StatusCode::NOT_FOUND if !String::from_utf8_lossy(&body).contains("TableNotFound") => Vec::new(),
+            StatusCode::OK => serde_json::from_slice::<Rows>(&body).map_err(|_| corrupt(operation, "an answer"))?.rows,
+            // No such row.
+            StatusCode::NOT_FOUND => Vec::new(),
             _ => return Err(refused(operation, status, &body)),
         };
         rows.iter().map(|row| decode_row(row).ok_or_else(|| corrupt(operation, "a row"))).collect()
@@ -351,58 +386,30 @@ impl Inner {
         Ok(voids)
     }
 
-    /// Rows with `first <= id <= last`, void or not.
-    async fn scan(
-        &self,
-        operation: &'static str,
-        conversation: ConversationId,
-        ids: RangeInclusive<u64>,
-        order: Order,
-        limit: usize,
-    ) -> BackendResult<Vec<StoredMessage>> {
-        let row = |id: u64| message_row(conversation.0, id);
-        let (first, last) = (*ids.start(), *ids.end());
-        // A scan includes the row where it starts and excludes the one where it stops. Behind the last row of a conversation
-        // comes none whose digits are larger than a tilde, before the first one none at all.
-        let (start, stop) = match order {
-            Order::NewestFirst => (row(last), first.checked_sub(1).map_or_else(|| row(0) + "~", row)),
-            Order::OldestFirst => {
-                (row(first), last.checked_add(1).map_or_else(|| conversation_row(conversation.0) + "_", row))
-            }
-        };
-        let reversed = if order == Order::OldestFirst { "&reversed=true" } else { "" };
+    /// Messages of a span, void or not, at most `limit`.
+    async fn scan(&self, operation: &'static str, span: &Span, limit: usize) -> BackendResult<Vec<StoredMessage>> {
+        let (start, stop) = span.rows();
+        let reversed = if span.order == Order::OldestFirst { "&reversed=true" } else { "" };
         let path = format!("/{}/*?startrow={start}&endrow={stop}&limit={limit}{reversed}", self.messages);
         let rows = self.get(operation, &path).await?;
         let message = |(row, cells): (String, Cells)| {
-            message_of(conversation, &row, cells).ok_or_else(|| corrupt(operation, &format!("message {row}")))
+            message_of(span.conversation, &row, cells).ok_or_else(|| corrupt(operation, &format!("message {row}")))
         };
         rows.into_iter().map(message).collect()
     }
 
-    /// Messages with `first <= id <= last` that are not void, at most `limit`.
+    /// Messages of a span that are not void, at most `limit`.
     ///
     /// The voids are asked for after the rows: a row that landed behind its void must not be seen, and this way its void is.
-    async fn read(
-        &self,
-        operation: &'static str,
-        conversation: ConversationId,
-        ids: RangeInclusive<u64>,
-        order: Order,
-        limit: usize,
-    ) -> BackendResult<Vec<StoredMessage>> {
+    async fn read(&self, operation: &'static str, span: Span, limit: usize) -> BackendResult<Vec<StoredMessage>> {
         let mut out = Vec::new();
-        let mut left = Some(ids);
-        while let Some(ids) = left.take().filter(|ids| !ids.is_empty() && out.len() < limit) {
+        let mut left = Some(span);
+        while let Some(span) = left.take().filter(|span| !span.ids.is_empty() && out.len() < limit) {
             let wanted = (limit - out.len()).min(SCAN_ROWS_MAX);
-            let rows = self.scan(operation, conversation, ids.clone(), order, wanted).await?;
+            let rows = self.scan(operation, &span, wanted).await?;
             let Some(end) = rows.last() else { break };
-            if rows.len() == wanted {
-                left = match order {
-                    Order::NewestFirst => end.id.0.checked_sub(1).map(|last| *ids.start()..=last),
-                    Order::OldestFirst => end.id.0.checked_add(1).map(|first| first..=*ids.end()),
-                };
-            }
-            let voids = self.voids(operation, &[conversation]).await?;
+            let voids = self.voids(operation, &[span.conversation]).await?;
+            left = if rows.len() == wanted { span.behind(end.id) } else { None };
             out.extend(rows.into_iter().filter(|message| !is_void(&voids, message)));
         }
         Ok(out)
@@ -412,14 +419,6 @@ impl Inner {
 fn is_void(voids: &Voids, message: &StoredMessage) -> bool {
     let ranges = voids.get(&message.conversation);
     ranges.is_some_and(|ranges| ranges.iter().any(|range| range.contains(&message.id.0)))
-}
-
-/// `None` for what is no answer. An empty one has no body.
-fn rows_of(body: &Bytes) -> Option<Vec<Row>> {
-    if body.is_empty() {
-        return Some(Vec::new());
-    }
-    serde_json::from_slice::<Rows>(body).ok().map(|rows| rows.rows)
 }
 
 #[async_trait]
@@ -449,7 +448,7 @@ impl Messages for HBaseMessages {
         limit: usize,
     ) -> BackendResult<Vec<StoredMessage>> {
         let Some(first) = after.0.checked_add(1) else { return Ok(Vec::new()) };
-        self.inner.read("messages.read", conversation, first..=upto.0, Order::OldestFirst, limit).await
+        self.inner.read("messages.read", Span::oldest_first(conversation, first..=upto.0), limit).await
     }
 
     async fn read_back(
@@ -459,16 +458,16 @@ impl Messages for HBaseMessages {
         limit: usize,
     ) -> BackendResult<Vec<StoredMessage>> {
         let Some(last) = before.0.checked_sub(1) else { return Ok(Vec::new()) };
-        self.inner.read("messages.read_back", conversation, 0..=last, Order::NewestFirst, limit).await
+        self.inner.read("messages.read_back", Span::newest_first(conversation, 0..=last), limit).await
     }
 
     /// One scan for each, then one question for the voids of many; once more where the newest is void.
     async fn newest(&self, conversations: &[ConversationId]) -> BackendResult<Vec<Option<StoredMessage>>> {
         const OPERATION: &str = "messages.newest";
-        const EVERYTHING: RangeInclusive<u64> = 0..=u64::MAX - 1;
+        let everything = |conversation| Span::newest_first(conversation, 0..=u64::MAX - 1);
         let mut newest: Vec<Option<StoredMessage>> = stream::iter(conversations.iter().copied())
             .map(async |conversation| {
-                let rows = self.inner.scan(OPERATION, conversation, EVERYTHING, Order::NewestFirst, 1).await?;
+                let rows = self.inner.scan(OPERATION, &everything(conversation), 1).await?;
                 Ok::<_, BackendError>(rows.into_iter().next())
             })
             .buffered(AT_ONCE)
@@ -478,8 +477,7 @@ impl Messages for HBaseMessages {
         let voids = self.inner.voids(OPERATION, &used).await?;
         for found in &mut newest {
             if let Some(message) = found.take_if(|message| is_void(&voids, message)) {
-                let (conversation, order) = (message.conversation, Order::NewestFirst);
-                *found = self.inner.read(OPERATION, conversation, EVERYTHING, order, 1).await?.pop();
+                *found = self.inner.read(OPERATION, everything(message.conversation), 1).await?.pop();
             }
         }
         Ok(newest)
@@ -529,24 +527,15 @@ impl Messages for HBaseMessages {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backends::contract::{Place, engine_address};
+    use crate::backends::contract::{Deployment, Place, engine_address};
     use crate::backends::messages::contract::messages_contract;
 
-    /// Tables of a running cluster.
-    struct Tables(String);
-
-    #[async_trait]
-    impl Place<dyn Messages> for Tables {
-        async fn open(&self) -> Arc<dyn Messages> {
-            Arc::new(HBaseMessages::open(&self.0).await.expect("opens"))
-        }
-
-        /// A new connection is what a restart means here.
-        async fn restart(&self) {}
-    }
-
-    fn tables() -> Tables {
-        Tables(format!("hbase://{}/chatctl_test", engine_address("CHATCTL_TEST_HBASE")))
+    fn tables() -> impl Place<dyn Messages> {
+        let url = format!("hbase://{}/chatctl_test", engine_address("CHATCTL_TEST_HBASE"));
+        Deployment(move || {
+            let url = url.clone();
+            async move { Arc::new(HBaseMessages::open(&url).await.expect("opens")) as Arc<dyn Messages> }
+        })
     }
 
     messages_contract!(tables(), ignore = "needs CHATCTL_TEST_HBASE");

@@ -27,6 +27,9 @@ pub struct ConversationHead {
     pub block_end: u64,
 }
 
+/// The column `status` of a stored message, where an engine has columns. (Deletion and editing come with their own.)
+const STATUS_SENT: i8 = 1;
+
 /// The message store.
 #[async_trait]
 pub trait Messages: Send + Sync {

@@ -197,22 +197,15 @@ impl Registry for EtcdRegistry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backends::contract::{Place, engine_address};
+    use crate::backends::contract::{Deployment, Place, engine_address};
     use crate::backends::registry::contract::registry_contract;
 
-    struct Cluster(String);
-
-    #[async_trait]
-    impl Place<dyn Registry> for Cluster {
-        async fn open(&self) -> Arc<dyn Registry> {
-            Arc::new(EtcdRegistry::open(&self.0).await.expect("opens"))
-        }
-
-        async fn restart(&self) {}
-    }
-
-    fn cluster() -> Cluster {
-        Cluster(format!("etcd://{}/test-{}", engine_address("CHATCTL_TEST_ETCD"), uuid::Uuid::new_v4()))
+    fn cluster() -> impl Place<dyn Registry> {
+        let url = format!("etcd://{}/test-{}", engine_address("CHATCTL_TEST_ETCD"), uuid::Uuid::new_v4());
+        Deployment(move || {
+            let url = url.clone();
+            async move { Arc::new(EtcdRegistry::open(&url).await.expect("opens")) as Arc<dyn Registry> }
+        })
     }
 
     registry_contract!(cluster(), ignore = "needs CHATCTL_TEST_ETCD");

@@ -1,5 +1,6 @@
 //! `chatctl load`: runs a scenario, shows it, ends with a verdict.
 
+use std::collections::HashSet;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -71,6 +72,13 @@ pub(crate) fn run(args: Args) -> Result<u8, Failure> {
             println!("{}: valid, {:.0} s", path.display(), scenario.duration().as_secs_f64());
         }
         return Ok(exit::PASS);
+    }
+    let mut names = HashSet::new();
+    if let Some(twice) = scenarios.iter().find(|scenario| !names.insert(&scenario.name))
+        && (args.out.is_some() || args.history.is_some())
+    {
+        let text = format!("two scenarios are named {:?}: their files would write over each other", twice.name);
+        return Err(Failure::usage(text));
     }
     let ui = choose_ui(args.ui);
     if ui != Ui::Tui {
