@@ -86,6 +86,8 @@ async fn load(users: &str, url: &str) {
         live: tokio::sync::watch::Sender::new(LiveSnapshot::default()),
         interrupt: Tasks::new(),
         stack_threads: None,
+        sources: Vec::new(),
+        part: None,
     };
     let result = loadgen::run(&scenario, options).await.expect("runs");
     assert_eq!(result.counts.never_connected, 0, "{:?}", result.reasons);

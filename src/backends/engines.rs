@@ -138,6 +138,17 @@ pub struct Engines {
 }
 
 impl Engines {
+    /// TCP ports of the engines that are not embedded.
+    #[must_use]
+    pub fn tcp_ports(&self) -> Vec<u16> {
+        let hosts =
+            self.all().into_iter().filter(|(_, engine, _)| engine.address().is_some()).flat_map(|e| e.1.hosts());
+        let mut ports: Vec<u16> = hosts.filter_map(|host| host.rsplit_once(':')?.1.parse().ok()).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        ports
+    }
+
     /// Every port with its engine and the schemes that it takes.
     #[must_use]
     pub const fn all(&self) -> [(&'static str, &Engine, &'static [&'static str]); 8] {

@@ -220,6 +220,7 @@ forward!(Registry, "registry" {
 });
 
 forward!(Directory, "directory" {
+    fn add_users(users: &[(String, String)]) -> Vec<UserId>;
     fn add_user(name: &str, password_hash: &str) -> UserId;
     fn credentials(name: &str) -> Option<Credentials>;
     fn profiles(users: &[UserId]) -> Vec<Profile>;

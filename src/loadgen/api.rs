@@ -14,8 +14,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 
 use crate::protocol::api::{
-    AddMembers, ApiError, Conversation, InboxSync, LoggedIn, Login, MessagesSync, NewConversation, Placement, Signup,
-    UserRef,
+    AddMembers, ApiError, Conversation, InboxSync, LoggedIn, Login, MadeAccounts, MessagesSync, NewAccount,
+    NewAccounts, NewConversation, Placement, Signup, UserRef,
 };
 use crate::protocol::{ConversationId, DeviceName, ErrorCode, MessageId, ServerName, UserId};
 use crate::runtime::error_chain;
@@ -173,6 +173,15 @@ impl Api {
     pub(super) async fn signup(&self, name: &str, password: &str) -> Result<UserRef, Error> {
         let body = Signup { name: name.to_owned(), password: password.to_owned() };
         self.post("/signup", None, &body).await
+    }
+
+    /// Makes many accounts with their logins; `None` where the deployment does not do that.
+    pub(super) async fn accounts(&self, accounts: Vec<NewAccount>) -> Result<Option<MadeAccounts>, Error> {
+        match self.post("/accounts", None, &NewAccounts { accounts }).await {
+            Ok(made) => Ok(Some(made)),
+            Err(Error::Refused { status, .. }) if status == StatusCode::NOT_FOUND => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     pub(super) async fn login(&self, name: &str, password: &str, device: &DeviceName) -> Result<LoggedIn, Error> {

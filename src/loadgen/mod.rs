@@ -6,16 +6,20 @@
 //! | `world` | users, devices, conversations, made through the API |
 //! | `client/` | one device: a cursor without I/O, a WebSocket, a loop |
 //! | `engine` | the run: phases, arrivals, faults, draining, audit |
+//! | `fleet/` | a run spread over several processes or machines |
 //! | `ledger/` | what was expected against what came |
 //! | `recorder` | latencies by path, counters |
 //! | `history` | every event as a line of JSON |
 //! | `result` | the outcome, versioned |
+//! | `capacity` | the search for the highest load that holds: no I/O |
 
 mod api;
 mod body;
+pub mod capacity;
 mod client;
 pub mod control;
 mod engine;
+pub mod fleet;
 mod history;
 mod ledger;
 pub mod recorder;

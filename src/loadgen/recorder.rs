@@ -75,6 +75,12 @@ impl Path {
         }
     }
 
+    /// True for what is measured over the whole run, warm-up or not: see [`Path::is_always_measured`].
+    #[must_use]
+    pub fn is_measured_in_warm_up(name: &str) -> bool {
+        Self::ALL.into_iter().any(|path| path.is_always_measured() && path.name() == name)
+    }
+
     /// True for the paths whose sum is [`Path::Delivery`].
     const fn is_part_of_delivery(self) -> bool {
         matches!(
@@ -152,6 +158,11 @@ impl Recorder {
         lag.1.record_us(us);
     }
 
+    /// The lag of the whole run so far.
+    pub(super) fn lag(&self) -> Latency {
+        self.lag.lock().expect("no panic while held").0.clone()
+    }
+
     /// The lag of the whole run, and of the interval, which begins anew.
     pub(super) fn take_lag(&self) -> (LatencySummary, LatencySummary) {
         let mut lag = self.lag.lock().expect("no panic while held");
@@ -165,9 +176,10 @@ impl Recorder {
         self.fold().overall.clone()
     }
 
-    /// What came since the last call.
-    pub(super) fn take_interval(&self) -> BTreeMap<Path, Latency> {
-        std::mem::take(&mut self.fold().interval)
+    /// What came since the last call, and whether it counts.
+    pub(super) fn take_interval(&self) -> (BTreeMap<Path, Latency>, bool) {
+        let mut folded = self.fold();
+        (std::mem::take(&mut folded.interval), folded.is_measuring)
     }
 }
 
@@ -178,6 +190,11 @@ impl Folded {
             self.overall.entry(path).or_default().merge(latency);
         }
     }
+}
+
+/// The same by name.
+pub(super) fn named(latencies: BTreeMap<Path, Latency>) -> BTreeMap<String, Latency> {
+    latencies.into_iter().map(|(path, latency)| (path.name().to_owned(), latency)).collect()
 }
 
 /// Summaries by name.
@@ -246,9 +263,10 @@ mod tests {
         recorder.record(3, Path::DeliverySameServer, 300);
         let overall = recorder.overall();
         assert_eq!([Path::DeliveryGroup, Path::Delivery, Path::Connect].map(|p| count(&overall, p)), [1, 2, 1]);
-        let interval = recorder.take_interval();
+        let (interval, is_measured) = recorder.take_interval();
+        assert!(is_measured);
         assert_eq!([Path::DeliveryGroup, Path::Delivery].map(|p| count(&interval, p)), [2, 3]);
-        assert!(recorder.take_interval().is_empty());
+        assert!(recorder.take_interval().0.is_empty());
         assert_eq!(count(&recorder.overall(), Path::Delivery), 2);
     }
 }

@@ -52,6 +52,12 @@ macro_rules! counts {
             /// Names of all counts, for thresholds.
             pub const NAMES: &'static [&'static str] = &[$(stringify!($name)),*];
 
+            /// Both, put together one by one.
+            #[must_use]
+            pub fn zip(&self, other: &Self, with: impl Fn(u64, u64) -> u64) -> Self {
+                Self { $( $name: with(self.$name, other.$name) ),* }
+            }
+
             /// The count of a name.
             #[must_use]
             pub fn get(&self, name: &str) -> Option<f64> {
@@ -168,6 +174,9 @@ pub struct FaultRecord {
     pub at_s: f64,
     /// How long it lasted, in seconds.
     pub lasted_s: f64,
+    /// Times from the fault until a device was connected and caught up.
+    #[serde(default)]
+    pub recovery: Latency,
     /// Devices that lost their connection by it.
     pub disconnected: u64,
     /// Of those, how many were connected and caught up again.
@@ -224,7 +233,48 @@ pub struct RunResult {
     pub generator: GeneratorHealth,
     /// What each process of the stack took, when whoever runs the load runs the stack.
     pub processes: Vec<ProcessUsage>,
-    /// The histograms themselves, by path; not in the JSON.
-    #[serde(skip)]
+    /// The histograms themselves, by path, and [`LAG`].
     pub histograms: BTreeMap<String, Latency>,
+    /// What connections took in memory, where server, client and kernel can be told apart.
+    pub memory: Option<ConnectionMemory>,
+    /// The generators that took part, when there were several.
+    pub workers: Vec<WorkerRecord>,
+}
+
+/// Name of the histogram of [`GeneratorHealth::lag`] among [`RunResult::histograms`].
+pub const LAG: &str = "generator_lag";
+
+/// Growth of memory from before the first connection to the end of the load, in bytes over all connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ConnectionMemory {
+    /// Connections at the end of the load.
+    pub connections: u64,
+    /// Resident memory of the chat servers.
+    pub server_bytes: u64,
+    /// Resident memory of the generators.
+    pub client_bytes: u64,
+    /// Memory of the kernel: both ends, where the servers are on this machine.
+    pub kernel_bytes: u64,
+}
+
+/// One of several generators of a run.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WorkerRecord {
+    /// Where it ran: `pid 123` of this machine, or its address.
+    pub name: String,
+    /// Its devices.
+    pub clients: u64,
+    /// How late it did what was due, 99th percentile in µs.
+    pub lag_us_p99: u64,
+    /// Processor time in seconds.
+    pub cpu_s: f64,
+    /// Resident memory at the end of the load, in bytes.
+    pub resident_bytes: u64,
+    /// Its clock minus the coordinator's, in µs, where they differ.
+    pub clock_offset_us: i64,
+    /// That is right to within this, in µs. No latency contains it: both ends of each are on one worker.
+    pub clock_error_us: u64,
+    /// Why it has no part in the figures.
+    pub lost: Option<String>,
 }

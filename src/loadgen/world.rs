@@ -10,7 +10,7 @@ use rand::{RngExt, SeedableRng};
 use super::api::{Api, Error};
 use super::recorder::{Path, Recorder};
 use super::scenario::{Behavior, Range, Scenario};
-use crate::protocol::api::{ConversationKind, NewConversation, Placement};
+use crate::protocol::api::{ACCOUNTS_PER_CALL_MAX, ConversationKind, NewAccount, NewConversation, Placement};
 use crate::protocol::limits::{FANOUT_ON_WRITE_MEMBERS_MAX, MEMBERS_PER_CALL_MAX};
 use crate::protocol::{ConversationId, DeviceName, UserId};
 use crate::runtime::clock;
@@ -18,8 +18,15 @@ use crate::runtime::clock;
 /// API calls under way during setup.
 const CALLS_AT_ONCE: usize = 32;
 
+/// Calls for many accounts under way during setup. There may be fifty generators.
+const LARGE_CALLS_AT_ONCE: usize = 2;
+
 /// Tries of one setup call.
 const TRIES: usize = 4;
+
+/// Users from which on accounts are made many at a time, where the deployment does that. Below, every account signs up and logs
+/// in as a person would, and `login` is measured.
+const MANY_USERS: usize = 3_000;
 
 const PASSWORD: &str = "simulated user";
 
@@ -199,6 +206,81 @@ impl World {
         recorder: &Recorder,
         progress: &Progress,
     ) -> Result<Vec<Placement>, Error> {
+        let placements = match self.create_many(api, progress).await? {
+            Some(placements) => placements,
+            None => self.create_one_by_one(api, recorder, progress).await?,
+        };
+        self.by_user = (0..).zip(&self.users).map(|(n, user)| (user.id, n)).collect();
+        self.by_user.sort_unstable();
+        progress.begin("friendships", self.friends.len());
+        let world = &*self;
+        each(world.friends.iter(), progress, |(a, b)| async move {
+            retry(|| api.add_friend(world.token_of(*a), world.users[*b as usize].id)).await
+        })
+        .await?;
+        progress.begin("conversations", self.conversations.len());
+        let ids =
+            each(0..world.conversations.len() as u32, progress, |index| world.create_conversation(api, index)).await?;
+        for (spec, id) in self.conversations.iter_mut().zip(ids) {
+            spec.id = id;
+        }
+        self.by_conversation = (0..).zip(&self.conversations).map(|(n, c)| (c.id, n)).collect();
+        self.by_conversation.sort_unstable();
+        Ok(placements)
+    }
+
+    /// Makes all accounts and logs all devices in, many per call; `None` where that is not to be had, or not worth it.
+    async fn create_many(&mut self, api: &Api, progress: &Progress) -> Result<Option<Vec<Placement>>, Error> {
+        if self.users.len() < MANY_USERS {
+            return Ok(None);
+        }
+        progress.begin("accounts", self.users.len());
+        let world = &*self;
+        let starts = (0..world.users.len() as u32).step_by(ACCOUNTS_PER_CALL_MAX);
+        let calls = starts.map(|start| async move {
+            let end = (start + ACCOUNTS_PER_CALL_MAX as u32).min(world.users.len() as u32);
+            let tries = AtomicUsize::new(0);
+            let made = retry(|| {
+                // A try without an answer may have taken the names.
+                let number = tries.fetch_add(1, Ordering::Relaxed);
+                let account = |user| NewAccount {
+                    name: format!("{}-{number}", world.user_name(user)),
+                    password: PASSWORD.to_owned(),
+                    devices: world.clients_of(user).map(|client| world.device_name(client)).collect(),
+                };
+                api.accounts((start..end).map(account).collect())
+            })
+            .await?;
+            progress.steps((end - start) as usize);
+            Ok::<_, Error>(made)
+        });
+        let calls: Vec<_> = stream::iter(calls).buffered(LARGE_CALLS_AT_ONCE).try_collect().await?;
+        let Some(made) = calls.into_iter().collect::<Option<Vec<_>>>() else { return Ok(None) };
+        let mut placements = Vec::with_capacity(self.clients.len());
+        for (user, logins) in made.into_iter().flat_map(|made| made.accounts).enumerate() {
+            for (client, login) in self.clients_of(user as u32).zip(logins) {
+                self.users[user].id = login.user;
+                self.clients[client as usize].token = login.token.into_boxed_str();
+                placements.push(login.placement);
+            }
+        }
+        if placements.len() != self.clients.len() {
+            return Err(Error::Transport(format!(
+                "{} of {} devices were logged in",
+                placements.len(),
+                self.clients.len()
+            )));
+        }
+        Ok(Some(placements))
+    }
+
+    /// The same with a call for each account and each login, as people would.
+    async fn create_one_by_one(
+        &mut self,
+        api: &Api,
+        recorder: &Recorder,
+        progress: &Progress,
+    ) -> Result<Vec<Placement>, Error> {
         progress.begin("accounts", self.users.len());
         let world = &*self;
         let ids = each(0..world.users.len() as u32, progress, |user| async move {
@@ -209,8 +291,6 @@ impl World {
         for (user, id) in self.users.iter_mut().zip(ids) {
             user.id = id;
         }
-        self.by_user = (0..).zip(&self.users).map(|(n, user)| (user.id, n)).collect();
-        self.by_user.sort_unstable();
         progress.begin("logins", self.clients.len());
         let world = &*self;
         let logins = each(0..world.clients.len() as u32, progress, |client| async move {
@@ -229,20 +309,6 @@ impl World {
             client.token = token;
             placements.push(placement);
         }
-        progress.begin("friendships", self.friends.len());
-        let world = &*self;
-        each(world.friends.iter(), progress, |(a, b)| async move {
-            retry(|| api.add_friend(world.token_of(*a), world.users[*b as usize].id)).await
-        })
-        .await?;
-        progress.begin("conversations", self.conversations.len());
-        let ids =
-            each(0..world.conversations.len() as u32, progress, |index| world.create_conversation(api, index)).await?;
-        for (spec, id) in self.conversations.iter_mut().zip(ids) {
-            spec.id = id;
-        }
-        self.by_conversation = (0..).zip(&self.conversations).map(|(n, c)| (c.id, n)).collect();
-        self.by_conversation.sort_unstable();
         Ok(placements)
     }
 
@@ -317,7 +383,11 @@ impl Progress {
     }
 
     pub(super) fn step(&self) {
-        self.done.fetch_add(1, Ordering::Relaxed);
+        self.steps(1);
+    }
+
+    pub(super) fn steps(&self, count: usize) {
+        self.done.fetch_add(count, Ordering::Relaxed);
     }
 
     /// The share done, and a text such as `accounts 120/500`.

@@ -39,6 +39,36 @@ pub struct Login {
     pub device: DeviceName,
 }
 
+/// Most accounts of one `POST /accounts`.
+pub const ACCOUNTS_PER_CALL_MAX: usize = 200;
+
+/// Body of `POST /accounts`: many signups with their first logins, for load tests.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewAccounts {
+    /// Up to 200; all of them are made, or none.
+    pub accounts: Vec<NewAccount>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewAccount {
+    /// As at signup.
+    pub name: String,
+    /// As at signup.
+    pub password: String,
+    /// Devices to log in, up to 8.
+    pub devices: Vec<DeviceName>,
+}
+
+/// Answer of `POST /accounts`, in the order of the accounts.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MadeAccounts {
+    /// The logins of each account's devices, in their order.
+    pub accounts: Vec<Vec<LoggedIn>>,
+}
+
 /// Where to connect.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Placement {

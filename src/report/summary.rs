@@ -16,6 +16,16 @@ pub enum Style {
     Colour,
 }
 
+impl Style {
+    /// What suits standard output: colour on a terminal, unless `NO_COLOR` is set.
+    #[must_use]
+    pub fn of_output() -> Self {
+        use std::io::IsTerminal;
+        let use_colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        if use_colour { Self::Colour } else { Self::Plain }
+    }
+}
+
 /// The summary as text.
 #[must_use]
 pub fn render(result: &RunResult, style: Style) -> String {
@@ -25,6 +35,8 @@ pub fn render(result: &RunResult, style: Style) -> String {
     latencies(&mut out, result);
     faults(&mut out, result);
     generator(&mut out, result);
+    memory(&mut out, result);
+    workers(&mut out, result);
     processes(&mut out, result);
     thresholds(&mut out, result);
     verdict(&mut out, result, style);
@@ -151,6 +163,51 @@ fn generator(out: &mut String, r: &RunResult) {
             "stack      {:.2} s of processor time, {:.1} s per million deliveries (same process as the generator)",
             g.stack_cpu_s,
             g.stack_cpu_s * 1e6 / r.counts.delivered.max(1) as f64
+        );
+    }
+}
+
+fn memory(out: &mut String, r: &RunResult) {
+    let Some(m) = r.memory else { return };
+    let each = |bytes: u64| human_bytes(bytes / m.connections.max(1));
+    let _ = writeln!(
+        out,
+        "memory     {} connections; each: server {}, client {}, kernel {} (growth since before the first connection)",
+        human_count(m.connections),
+        each(m.server_bytes),
+        each(m.client_bytes),
+        each(m.kernel_bytes)
+    );
+}
+
+fn workers(out: &mut String, r: &RunResult) {
+    /// Workers that are listed one by one.
+    const LISTED_MAX: usize = 8;
+    if r.workers.len() > LISTED_MAX && r.workers.iter().all(|w| w.lost.is_none()) {
+        let late = r.workers.iter().map(|w| w.lag_us_p99).max().unwrap_or(0);
+        let (devices, cpu_s) = r.workers.iter().fold((0, 0.0), |(d, c), w| (d + w.clients, c + w.cpu_s));
+        let clock = r.workers.iter().map(|w| w.clock_error_us).max().unwrap_or(0);
+        let _ = writeln!(
+            out,
+            "workers    {}, {} devices; the latest late p99 {}; {cpu_s:.1} s of processor time; clocks known to {clock} µs",
+            r.workers.len(),
+            human_count(devices),
+            human_us(late)
+        );
+        return;
+    }
+    for w in &r.workers {
+        let state = w
+            .lost
+            .clone()
+            .unwrap_or_else(|| format!("late p99 {}, {:.1} s of processor time", human_us(w.lag_us_p99), w.cpu_s));
+        let _ = writeln!(
+            out,
+            "worker     {:<22} {:>9} devices, clock {:+} ± {} µs; {state}",
+            w.name,
+            human_count(w.clients),
+            w.clock_offset_us,
+            w.clock_error_us
         );
     }
 }

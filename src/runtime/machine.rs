@@ -14,6 +14,42 @@ pub fn raise_open_files() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
+/// Files that this process may open once its soft limit is raised.
+#[must_use]
+pub fn open_files_max() -> u64 {
+    getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX)
+}
+
+/// Bytes of a page of memory.
+#[must_use]
+pub fn page_bytes() -> u64 {
+    rustix::param::page_size() as u64
+}
+
+/// Memory that new processes can have without anything being swapped, in bytes: of the machine, or of the control group
+/// that this process is in where that is less.
+#[must_use]
+pub fn available_bytes() -> Option<u64> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let available = line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1_024;
+    let cgroup =
+        |file: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{file}")).ok()?.trim().parse::<u64>().ok();
+    let left = cgroup("memory.max").zip(cgroup("memory.current")).map(|(max, current)| max.saturating_sub(current));
+    Some(left.map_or(available, |left| left.min(available)))
+}
+
+/// Memory of the kernel itself in bytes: its objects (sockets and files among them), stacks and page tables.
+#[must_use]
+pub fn kernel_bytes() -> Option<u64> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let field = |name: &str| {
+        let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1_024)
+    };
+    Some(field("Slab:")? + field("KernelStack:")? + field("PageTables:")?)
+}
+
 /// Processors that this process may use.
 #[must_use]
 pub fn cores() -> usize {

@@ -1,25 +1,72 @@
 //! Listening sockets and the socket options that both ends use.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
+use nix::sys::socket::sockopt::IpBindAddressNoPort;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+use super::limits::Ports;
 
 /// Connections that may wait to be accepted. The kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
-/// Binds a listening socket with address reuse and a long backlog. Port 0 takes any free port.
+/// Tries to find a free port outside the ephemeral range.
+const PORT_TRIES: usize = 32;
+
+/// Lowest port that port 0 may become.
+const PORT_MIN: u16 = 10_000;
+
+/// Binds a listening socket with address reuse and a long backlog. Port 0 takes any free port, outside the ephemeral range
+/// where there is one: in it, a load test's own outgoing connections would sit on the ports of servers that restart.
 ///
 /// # Errors
 /// The operating system's, such as "address in use".
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    if address.port() == 0 {
+        let ports = Ports::read();
+        for _ in 0..PORT_TRIES {
+            let Some(port) = ports.listener(PORT_MIN, rand::random()) else { break };
+            if let Ok(listener) = bind(SocketAddr::new(address.ip(), port), false) {
+                return Ok(listener);
+            }
+        }
+    }
+    bind(address, true)
+}
+
+/// Without address reuse a port counts as taken for a while after its last connection.
+fn bind(address: SocketAddr, reuse: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
+    socket.set_reuse_address(reuse)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
+}
+
+/// Connects to `host:port`, from an address of this machine where one is given.
+///
+/// The port at that address is chosen when the connection is made rather than when it is bound, so that it only has to
+/// be free towards this destination: as many connections as there are ports go from each address to each server. Source:
+/// `IP_BIND_ADDRESS_NO_PORT` in `ip(7)`.
+///
+/// # Errors
+/// The operating system's, such as "connection refused"; "cannot assign requested address" when all ports are taken.
+pub async fn connect(authority: &str, source: Option<IpAddr>) -> io::Result<TcpStream> {
+    let Some(source) = source else { return TcpStream::connect(authority).await };
+    let mut last = io::Error::new(io::ErrorKind::InvalidInput, format!("{authority} has no address like {source}"));
+    for address in tokio::net::lookup_host(authority).await?.filter(|a| a.is_ipv4() == source.is_ipv4()) {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        nix::sys::socket::setsockopt(&socket, IpBindAddressNoPort, &true)?;
+        socket.bind(SocketAddr::new(source, 0))?;
+        match socket.connect(address).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 /// Small frames go out at once.

@@ -12,6 +12,7 @@
 pub mod config;
 pub mod haproxy;
 mod node;
+pub mod plan;
 pub mod processes;
 pub mod profile;
 mod running;

@@ -12,7 +12,7 @@ use super::node::Node;
 use crate::backends::registry::Role;
 use crate::backends::{self, BackendError, Backends};
 use crate::protocol::ServerName;
-use crate::runtime::{Tasks, clock};
+use crate::runtime::Tasks;
 use crate::server::chat::ChatError;
 use crate::server::chat::tamper::Tamper;
 use crate::server::{Deps, auth};
@@ -255,7 +255,8 @@ fn data_folder(config: &Config) -> Result<DataFolder, StackError> {
     let (path, is_temporary) = if let Some(path) = &config.data {
         (path.clone(), false)
     } else {
-        let name = format!("chatctl-{}-{}", std::process::id(), clock::now_us());
+        // Not the time: two stacks of one process may start in the same microsecond.
+        let name = format!("chatctl-{}-{}", std::process::id(), uuid::Uuid::new_v4().simple());
         (std::env::temp_dir().join(name), true)
     };
     std::fs::create_dir_all(&path).map_err(|source| StackError::Data { path: path.clone(), source })?;

@@ -1,7 +1,11 @@
 //! Latency histograms in microseconds.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use hdrhistogram::Histogram;
-use serde::{Deserialize, Serialize};
+use hdrhistogram::serialization::{Deserializer as HistogramReader, Serializer as _, V2DeflateSerializer};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Longest latency that is told apart, in µs: one hour. Longer ones count as this.
 pub const LATENCY_US_MAX: u64 = 3_600_000_000;
@@ -9,9 +13,39 @@ pub const LATENCY_US_MAX: u64 = 3_600_000_000;
 /// Three significant digits: an error of at most 0.1 %.
 const SIGNIFICANT_DIGITS: u8 = 3;
 
+/// Most bytes of a histogram's text form: 40,000 counters of nine bytes, deflated or not.
+const TEXT_BYTES_MAX: usize = 1 << 20;
+
 /// Latencies of one kind. Merged, never averaged.
-#[derive(Debug, Clone)]
+///
+/// As text it is the V2 form of the `HdrHistogram` project, deflated, in base 64: what stands in `.hlog` files.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Latency(Histogram<u64>);
+
+impl Serialize for Latency {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut bytes = Vec::new();
+        let written = V2DeflateSerializer::new().serialize(&self.0, &mut bytes);
+        written.map_err(|e| serde::ser::Error::custom(format!("histogram: {e:?}")))?;
+        serializer.serialize_str(&BASE64.encode(bytes))
+    }
+}
+
+impl<'de> Deserialize<'de> for Latency {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text.len() > TEXT_BYTES_MAX {
+            return Err(D::Error::custom(format!("a histogram of {} bytes: at most {TEXT_BYTES_MAX}", text.len())));
+        }
+        let bytes = BASE64.decode(text).map_err(|e| D::Error::custom(format!("not a histogram: {e}")))?;
+        let read: Result<Histogram<u64>, _> = HistogramReader::new().deserialize(&mut bytes.as_slice());
+        let read = read.map_err(|e| D::Error::custom(format!("not a histogram: {e:?}")))?;
+        // One of another make may have other limits; its counts are taken over.
+        let mut latency = Self::default();
+        latency.0.add(&read).map_err(|e| D::Error::custom(format!("not a histogram of latencies: {e:?}")))?;
+        Ok(latency)
+    }
+}
 
 impl Default for Latency {
     fn default() -> Self {
@@ -30,6 +64,22 @@ impl Latency {
     /// Adds all of another's.
     pub fn merge(&mut self, other: &Self) {
         self.0.add(&other.0).expect("the histogram grows");
+    }
+
+    /// Adds `count` latencies of `us` each.
+    pub fn record_many_us(&mut self, us: u64, count: u64) {
+        self.0.record_n(us.clamp(1, LATENCY_US_MAX), count).expect("the histogram grows up to the clamp");
+    }
+
+    /// How many lie above `us`.
+    #[must_use]
+    pub fn count_above_us(&self, us: u64) -> u64 {
+        self.0.len() - self.0.count_between(0, us.min(LATENCY_US_MAX))
+    }
+
+    /// The different latencies with their numbers, rising.
+    pub fn values_us(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.0.iter_recorded().map(|step| (step.value_iterated_to(), step.count_at_value()))
     }
 
     /// How many were recorded.
@@ -122,6 +172,20 @@ mod tests {
         let summary = a.summary();
         assert_eq!((summary.count, summary.max_us / 1_000), (100, 500));
         assert!(summary.p50_us.abs_diff(1_000) <= 1);
+    }
+
+    #[test]
+    fn the_text_form_reads_back_and_rubbish_does_not() {
+        let mut latency = Latency::default();
+        latency.record_us(1_500);
+        latency.record_many_us(70_000, 9);
+        let text = serde_json::to_string(&latency).expect("plain text");
+        let back: Latency = serde_json::from_str(&text).expect("reads back");
+        assert_eq!(back.summary(), latency.summary());
+        assert_eq!(back.count_above_us(2_000), 9);
+        for rubbish in ["\"\"", "\"AAAA\"", "\"no base 64\"", "7"] {
+            assert!(serde_json::from_str::<Latency>(rubbish).is_err(), "{rubbish}");
+        }
     }
 
     #[test]

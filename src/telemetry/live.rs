@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::LatencySummary;
+use super::{Latency, LatencySummary};
 
 /// A load run at one moment. Written by the generator once per interval, read by whoever shows it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -31,6 +31,9 @@ pub struct LiveSnapshot {
     pub rates: Totals,
     /// Latency of the last interval by path.
     pub interval: BTreeMap<String, LatencySummary>,
+    /// Deliveries of the last interval by latency: see [`heat_of`].
+    #[serde(default)]
+    pub heat: Vec<u64>,
     /// Latency since the warm-up ended, by path.
     pub overall: BTreeMap<String, LatencySummary>,
     /// Servers of the stack, from their `/metrics`.
@@ -51,6 +54,80 @@ pub struct LiveSnapshot {
     pub verdict: String,
     /// The newest notable events, newest last.
     pub events: Vec<String>,
+    /// Whether the last interval counts, or is warm-up.
+    #[serde(default)]
+    pub is_measured: bool,
+    /// Latencies of the last interval by path, to be merged with those of other generators; not in files.
+    #[serde(skip)]
+    pub histograms: BTreeMap<String, Latency>,
+}
+
+/// Steps of a heat map per factor of ten.
+pub const HEAT_STEPS_PER_DECADE: u32 = 6;
+
+/// Lowest latency that a heat map tells apart, in µs.
+pub const HEAT_US_MIN: u64 = 100;
+
+/// Steps of a heat map: up to 100 s.
+pub const HEAT_STEPS: u32 = 6 * HEAT_STEPS_PER_DECADE;
+
+/// Numbers of latencies by step: the first holds everything up to [`HEAT_US_MIN`], the last everything above it, each
+/// in between covers a sixth of a factor of ten. Empty when there is none.
+#[must_use]
+pub fn heat_of(latency: &Latency) -> Vec<u64> {
+    let mut heat = Vec::new();
+    for (us, count) in latency.values_us() {
+        let step = ((us as f64 / HEAT_US_MIN as f64).log10() * f64::from(HEAT_STEPS_PER_DECADE)).ceil().max(0.0);
+        let step = (step as usize).min(HEAT_STEPS as usize);
+        if heat.len() <= step {
+            heat.resize(step + 1, 0);
+        }
+        heat[step] += count;
+    }
+    heat
+}
+
+/// The figures of a generator in Prometheus' text format: counters, connections, latencies since the warm-up as summaries in
+/// seconds, lateness, violations by kind.
+#[must_use]
+pub fn prometheus(s: &LiveSnapshot) -> String {
+    use std::fmt::Write;
+    let mut out = String::new();
+    let label = format!("scenario=\"{}\"", s.scenario.replace(['"', '\\', '\n'], "_"));
+    let mut one = |name: &str, kind: &str, value: f64| {
+        let _ = writeln!(out, "# TYPE chatctl_load_{name} {kind}\nchatctl_load_{name}{{{label}}} {value}");
+    };
+    one("messages_due_total", "counter", s.totals.intended);
+    one("messages_acked_total", "counter", s.totals.acked);
+    one("deliveries_total", "counter", s.totals.delivered);
+    one("reconnects_total", "counter", s.totals.reconnects);
+    one("connections", "gauge", s.connections as f64);
+    one("connections_wanted", "gauge", s.connections_wanted as f64);
+    one("elapsed_seconds", "gauge", s.elapsed_s);
+    one("late_p99_seconds", "gauge", s.generator_lag_us_p99 as f64 / 1e6);
+    one("resident_bytes", "gauge", s.resident_bytes as f64);
+    let _ = writeln!(out, "# TYPE chatctl_load_latency_seconds summary");
+    for (path, latency) in &s.overall {
+        let quantiles =
+            [("0.5", latency.p50_us), ("0.9", latency.p90_us), ("0.99", latency.p99_us), ("0.999", latency.p999_us)];
+        for (quantile, us) in quantiles {
+            let seconds = us as f64 / 1e6;
+            let _ = writeln!(
+                out,
+                "chatctl_load_latency_seconds{{{label},path=\"{path}\",quantile=\"{quantile}\"}} {seconds}"
+            );
+        }
+        let sum = latency.mean_us * latency.count as f64 / 1e6;
+        let _ = writeln!(out, "chatctl_load_latency_seconds_sum{{{label},path=\"{path}\"}} {sum}");
+        let _ = writeln!(out, "chatctl_load_latency_seconds_count{{{label},path=\"{path}\"}} {}", latency.count);
+    }
+    for (name, counts) in [("violations_total", &s.violations), ("errors_total", &s.errors)] {
+        let _ = writeln!(out, "# TYPE chatctl_load_{name} counter");
+        for (kind, n) in counts {
+            let _ = writeln!(out, "chatctl_load_{name}{{{label},kind=\"{kind}\"}} {n}");
+        }
+    }
+    out
 }
 
 /// Message counts.
@@ -85,4 +162,37 @@ pub struct ServerSnapshot {
     pub lag_s: f64,
     /// True when the last scrape did not answer.
     pub gone: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prometheus_gets_each_kind_behind_its_heading() {
+        let mut s = LiveSnapshot { scenario: "a\"b".to_owned(), connections: 7, ..LiveSnapshot::default() };
+        s.overall
+            .insert("ack".to_owned(), LatencySummary { count: 3, p99_us: 2_500, mean_us: 1e6, ..Default::default() });
+        s.violations.insert("lost".to_owned(), 1);
+        let text = prometheus(&s);
+        for wanted in [
+            "chatctl_load_connections{scenario=\"a_b\"} 7",
+            "path=\"ack\",quantile=\"0.99\"} 0.0025",
+            "chatctl_load_latency_seconds_sum{scenario=\"a_b\",path=\"ack\"} 3",
+            "chatctl_load_violations_total{scenario=\"a_b\",kind=\"lost\"} 1",
+        ] {
+            assert!(text.contains(wanted), "lacks {wanted}:\n{text}");
+        }
+    }
+
+    #[test]
+    fn heat_has_the_fast_first_and_the_slow_last() {
+        let mut latency = Latency::default();
+        assert!(heat_of(&latency).is_empty());
+        latency.record_many_us(50, 3);
+        latency.record_us(1_000);
+        assert_eq!(heat_of(&latency), [3, 0, 0, 0, 0, 0, 1]);
+        latency.record_us(u64::MAX);
+        assert_eq!(heat_of(&latency).len(), HEAT_STEPS as usize + 1);
+    }
 }

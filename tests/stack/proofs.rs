@@ -58,6 +58,8 @@ async fn load(stack: Stack, scenario: &str) -> RunResult {
         live,
         interrupt: Tasks::new(),
         stack_threads: None,
+        sources: Vec::new(),
+        part: None,
     };
     let result = chatctl::loadgen::run(&scenario, options).await.expect("runs");
     stack.stop().await;

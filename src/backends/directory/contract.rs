@@ -6,6 +6,7 @@ macro_rules! directory_contract {
         $crate::backends::contract::contract_tests! { $place $(, ignore = $needs)?; $crate::backends::directory::contract::promises;
             a_user_is_found_by_name_and_by_id,
             a_name_is_taken_once_by_one_of_many,
+            many_users_are_added_together_or_not_at_all,
             friendship_has_two_directions,
             a_pair_has_one_direct_conversation,
             members_join_once_and_leave_at_once_for_every_handle,
@@ -61,6 +62,24 @@ pub(crate) mod promises {
         assert_eq!((profile.user, profile.display_name.as_str()), (id, "Zoë"));
         assert_eq!(other.profiles(&[id, UserId(u64::MAX >> 1)]).await.expect("reads"), [profile]);
         assert_eq!(other.credentials("nobody").await.expect("reads"), None);
+    }
+
+    pub(crate) async fn many_users_are_added_together_or_not_at_all(place: impl Place<Port>) {
+        let port = place.open().await;
+        // In an order that is not that of their names.
+        let users: Vec<(String, String)> =
+            (0..250).rev().map(|n| (format!("{n:03}-{}", name()), format!("hash-{n}"))).collect();
+        let ids = port.add_users(&users).await.expect("adds");
+        assert_eq!(ids.len(), users.len());
+        for n in [0, 99, 100, 249] {
+            let found = port.credentials(&users[n].0).await.expect("reads").expect("is there");
+            assert_eq!((found.user, &found.password_hash), (ids[n], &users[n].1));
+        }
+        let fresh = (name(), "hash".to_owned());
+        let refused = port.add_users(&[fresh.clone(), users[7].clone()]).await.expect_err("one is taken");
+        assert_eq!(refused.kind, ErrorKind::Conflict);
+        assert_eq!(port.credentials(&fresh.0).await.expect("reads"), None, "the other one was not added either");
+        assert_eq!(port.add_users(&[]).await.expect("nothing to do"), []);
     }
 
     pub(crate) async fn a_name_is_taken_once_by_one_of_many(place: impl Place<Port>) {

@@ -60,6 +60,12 @@ pub trait Directory: Send + Sync {
     /// Kind `Conflict`: the name is taken.
     async fn add_user(&self, name: &str, password_hash: &str) -> BackendResult<UserId>;
 
+    /// Adds many users, all of them or none; ids come in the order of the names.
+    ///
+    /// # Errors
+    /// Kind `Conflict`: one of the names is taken, or stands twice in the list.
+    async fn add_users(&self, users: &[(String, String)]) -> BackendResult<Vec<UserId>>;
+
     /// What a login checks against.
     async fn credentials(&self, name: &str) -> BackendResult<Option<Credentials>>;
 

@@ -1,5 +1,6 @@
 //! The directory in a relational database: `SQLite` in the data folder, PostgreSQL, MySQL or MariaDB.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -279,6 +280,37 @@ impl Directory for SqlDirectory {
             self.insert(&mut connection, text, |query| query.bind(name.clone()).bind(name).bind(hash)).await
         };
         add.await.map(UserId).map_err(|e| failed("directory.add_user", e))
+    }
+
+    async fn add_users(&self, users: &[(String, String)]) -> BackendResult<Vec<UserId>> {
+        const OPERATION: &str = "directory.add_users";
+        if users.is_empty() {
+            return Ok(Vec::new());
+        }
+        let add = async {
+            let mut transaction = self.pool.begin_with(self.dialect.begin()).await?;
+            for chunk in users.chunks(ROWS_PER_STATEMENT) {
+                let rows = vec!["(?, ?, ?)"; chunk.len()].join(", ");
+                let text = format!("INSERT INTO users (name, display_name, password_hash) VALUES {rows}");
+                let bind = |query: Query<'static, Any, AnyArguments>, (name, hash): &(String, String)| {
+                    query.bind(name.clone()).bind(name.clone()).bind(hash.clone())
+                };
+                chunk.iter().fold(self.query(&text), bind).execute(&mut *transaction).await?;
+            }
+            // Not every database tells the ids of many rows, and none promises their order.
+            let mut ids = HashMap::new();
+            for chunk in users.chunks(ROWS_PER_STATEMENT) {
+                let list = vec!["?"; chunk.len()].join(", ");
+                let query = self.query(&format!("SELECT id, name FROM users WHERE name IN ({list})"));
+                let query = chunk.iter().fold(query, |query, (name, _)| query.bind(name.clone()));
+                let rows = query.fetch_all(&mut *transaction).await?;
+                ids.extend(rows.iter().map(|row| (row.get::<String, _>(1), UserId(id(row.get(0))))));
+            }
+            transaction.commit().await?;
+            let found = users.iter().map(|(name, _)| ids.get(name).copied().ok_or(sqlx::Error::RowNotFound));
+            found.collect::<sqlx::Result<Vec<_>>>()
+        };
+        add.await.map_err(|e| failed(OPERATION, e))
     }
 
     async fn credentials(&self, name: &str) -> BackendResult<Option<Credentials>> {

@@ -27,7 +27,7 @@ pub(crate) const DEFAULT_FOLDER: &str = ".chatctl";
 
 /// How an answer is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Output {
+pub(crate) enum Output {
     /// For people
     Table,
     /// For programs

@@ -12,6 +12,10 @@ pub(crate) const ENVIRONMENT: u8 = 3;
 pub(crate) const LEDGER: u8 = 4;
 /// The run says nothing, since the generator was too slow or clients never connected.
 pub(crate) const INVALID: u8 = 5;
+/// A build is worse than the one before.
+pub(crate) const WORSE: u8 = 6;
+/// The runs are too few or too noisy to tell.
+pub(crate) const NOT_ENOUGH_DATA: u8 = 7;
 /// Stopped by ctrl-c; results are written all the same.
 pub(crate) const INTERRUPTED: u8 = 130;
 
@@ -24,6 +28,8 @@ Exit codes:
   3    environment: something outside is missing or broken
   4    the ledger found a violation: lost, duplicated, out of order, leaked
   5    the run is invalid: the generator was too slow, or clients never connected
+  6    compare, check: the new build is worse
+  7    compare, check, capacity: not enough data for an answer
   130  interrupted; results are written all the same";
 
 /// An error message with its exit code.

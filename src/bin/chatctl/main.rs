@@ -1,14 +1,22 @@
 //! The `chatctl` command: flags, printing, exit codes. One file per verb; no logic of its own.
 
+mod capacity;
+mod compare;
 mod config;
 mod control;
+mod doctor;
 mod exit;
 mod load;
+mod metrics;
 mod migrate;
 mod own_stack;
+mod plan;
+mod report;
+mod runner;
 mod table;
 mod up;
 mod up_processes;
+mod worker;
 
 use clap::{Parser, Subcommand};
 
@@ -27,6 +35,22 @@ struct Args {
 enum Verb {
     /// Run a load scenario and end with a verdict.
     Load(load::Args),
+    /// Find the highest load at which a scenario holds.
+    Capacity(capacity::Args),
+    /// Work out what a deployment of some size needs.
+    Plan(plan::Args),
+    /// Hold runs of two builds against each other.
+    Compare(compare::CompareArgs),
+    /// Run a scenario several times beside a baseline: better, same, worse, or not enough data.
+    Check(compare::CheckArgs),
+    /// Make the report of a finished run once more.
+    Report(report::ReportArgs),
+    /// Show a finished run on the live screen.
+    Replay(report::ReplayArgs),
+    /// Show what this machine allows, and what would change it.
+    Doctor(doctor::Args),
+    /// Simulate a part of a run that another chatctl coordinates.
+    Worker(worker::Args),
     /// Run a whole stack until ctrl-c: in this process, or each server a process of its own.
     Up(up::UpArgs),
     /// Run some roles of a stack in this process until ctrl-c.
@@ -62,6 +86,14 @@ fn main() -> std::process::ExitCode {
     };
     let result = match args.verb {
         Verb::Load(args) => load::run(args),
+        Verb::Capacity(args) => capacity::run(args),
+        Verb::Plan(args) => plan::run(args),
+        Verb::Compare(args) => compare::run_compare(args),
+        Verb::Check(args) => compare::run_check(args),
+        Verb::Report(args) => report::run_report(args),
+        Verb::Replay(args) => report::run_replay(args),
+        Verb::Doctor(args) => doctor::run(args),
+        Verb::Worker(args) => worker::run(args),
         Verb::Up(args) => up::run_up(args),
         Verb::Serve(args) => up::run_serve(args),
         Verb::Status(args) => control::run_status(args),

@@ -60,6 +60,7 @@ impl OwnStack {
             ..profile.config()
         };
         config.api.password_cost = THROWAWAY_PASSWORD_COST;
+        config.api.bulk_accounts = true;
         if !config.processes.enabled {
             return Ok(Self::InProcess(Arc::new(Mutex::new(Some(Stack::start(config).await?)))));
         }

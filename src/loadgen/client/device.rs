@@ -251,7 +251,8 @@ impl Device {
         } else {
             shared.api.placement(token, self.journey().avoid.as_ref()).await.map_err(|e| e.to_string())?
         };
-        let opened = Link::open(&placement.url, token).await;
+        let source = shared.sources.get(self.client as usize % shared.sources.len().max(1)).copied();
+        let opened = Link::open(&placement.url, token, source).await;
         self.journey().avoid = opened.is_err().then_some(placement.server);
         let (link, welcome, frames) = opened.map_err(|e| e.to_string())?;
         self.now_us = clock::now_us();
@@ -305,7 +306,7 @@ impl Device {
         if let Some(fault) = fault {
             let mut faults = self.shared.faults.lock().expect("no panic while held");
             let track = &mut faults[fault];
-            track.recovered_us.push(self.now_us.saturating_sub(track.at_us));
+            track.recovery.record_us(self.now_us.saturating_sub(track.at_us));
         }
     }
 

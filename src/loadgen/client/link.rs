@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::io::ErrorKind;
+use std::net::IpAddr;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -58,10 +59,16 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Connects, upgrades and waits for `welcome`. Frames that came behind it are in the returned list.
-    pub(super) async fn open(url: &str, token: &str) -> Result<(Self, WelcomeFrame, Vec<ServerFrame>), LinkError> {
+    /// Connects, from an address of this machine where one is given, upgrades and waits for `welcome`. Frames that came
+    /// behind it are in the returned list.
+    pub(super) async fn open(
+        url: &str,
+        token: &str,
+        source: Option<IpAddr>,
+    ) -> Result<(Self, WelcomeFrame, Vec<ServerFrame>), LinkError> {
         let (authority, path) = parse_url(url)?;
-        let stream = within("TCP connect", async { TcpStream::connect(authority).await.map_err(|e| lost(&e)) }).await?;
+        let connect = async { net::connect(authority, source).await.map_err(|e| lost(&e)) };
+        let stream = within("TCP connect", connect).await?;
         net::set_options(&stream);
         let rest = within("upgrade", upgrade(&stream, authority, path, token)).await?;
         let decoder = Decoder::new(Role::Client, MESSAGE_BYTES_MAX);

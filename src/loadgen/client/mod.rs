@@ -35,6 +35,7 @@ use super::scenario::Scenario;
 use super::world::World;
 use crate::protocol::{DeviceName, ServerName};
 use crate::runtime::{Tasks, clock};
+use crate::telemetry::Latency;
 
 /// What all devices of a run share.
 pub(super) struct Shared {
@@ -61,6 +62,8 @@ pub(super) struct Shared {
     pub(super) tasks: Tasks,
     /// The devices.
     pub(super) devices: Tasks,
+    /// Addresses that connections come from, in turn; the system chooses where there is none.
+    pub(super) sources: Vec<std::net::IpAddr>,
     /// What is left of devices that have ended. Written by devices, read by the engine.
     pub(super) ended: Mutex<Vec<DeviceState>>,
 }
@@ -74,8 +77,8 @@ pub(super) struct FaultTrack {
     /// From the start of the load.
     pub(super) at_s: f64,
     pub(super) disconnected: u64,
-    /// Times from the fault until a device was connected and caught up, in µs.
-    pub(super) recovered_us: Vec<u64>,
+    /// Times from the fault until a device was connected and caught up.
+    pub(super) recovery: Latency,
     /// On the run's clock; 0 while it lasts.
     pub(super) ended_us: u64,
     pub(super) errors: u64,

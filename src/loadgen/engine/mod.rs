@@ -7,17 +7,20 @@
 //! | `verdict` | from counts to a word |
 
 mod pacing;
-mod verdict;
+pub(super) mod verdict;
 mod watch;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
 use serde_json::json;
 use tokio::sync::watch::Sender;
 
+pub(super) use self::watch::Scraper;
 use self::watch::Watcher;
 use super::api::{Api, Source};
 use super::client::{Alarms, Command, Device, DeviceState, Mailbox, Shared, UserPresence};
@@ -25,7 +28,7 @@ use super::control::StackControl;
 use super::history::History;
 use super::ledger::{AuditedDevice, Ledger, audit_conversation};
 use super::recorder::{Recorder, Stats};
-use super::result::{FaultRecord, GeneratorHealth, ProcessUsage, RunResult, SCHEMA_VERSION};
+use super::result::{FaultRecord, GeneratorHealth, LAG, ProcessUsage, RunResult, SCHEMA_VERSION};
 use super::scenario::Scenario;
 use super::world::{Progress, World};
 use crate::protocol::MessageFrame;
@@ -80,22 +83,39 @@ pub struct RunOptions {
     pub interrupt: Tasks,
     /// Names the threads of the stack when they are in this process, to tell its processor time apart.
     pub stack_threads: Option<&'static [&'static str]>,
+    /// Addresses that connections come from, in turn; the system chooses where there is none.
+    pub sources: Vec<IpAddr>,
+    /// Set where this run is one of several that together are a larger one.
+    pub part: Option<Part>,
 }
+
+/// A run's place in a larger one.
+pub struct Part {
+    /// Which, from 0.
+    pub index: u32,
+    /// Of how many.
+    pub of: u32,
+    /// Where it waits for the others.
+    pub gate: Box<dyn Gate>,
+}
+
+/// Where the parts of a run wait for each other.
+#[async_trait]
+pub trait Gate: Send + Sync {
+    /// Says that everything is set up, and waits for the word to begin: a time on this process's clock in µs. `None` when
+    /// it will not come.
+    async fn ready(&self) -> Option<u64>;
+}
+
+/// How the reason begins that is given where a history could not be written to its end.
+pub(super) const HISTORY_INCOMPLETE: &str = "the history is incomplete";
 
 /// Runs a scenario.
 ///
 /// # Errors
 /// Only where there is nothing to report: the target does not answer, the setup fails, a file can't be made.
 pub async fn run(scenario: &Scenario, options: RunOptions) -> Result<RunResult, RunError> {
-    let api = Api::new(&options.target).map_err(RunError::Usage)?;
-    check_faults(scenario, options.control.as_deref()).await?;
-    let unreachable = |e| {
-        RunError::Environment(format!(
-            "no stack answers at {}: {e}; start one with `chatctl up`, or leave --target out",
-            options.target
-        ))
-    };
-    wait_until_ready(&api).await.map_err(unreachable)?;
+    let api = reach(scenario, &options.target, options.control.as_deref()).await?;
     let history = match &options.history {
         Some(path) => {
             let failed = |e| RunError::Environment(format!("can't write the history {}: {e}", path.display()));
@@ -107,17 +127,53 @@ pub async fn run(scenario: &Scenario, options: RunOptions) -> Result<RunResult, 
     let mut world = World::draw(scenario, run);
     let recorder = Recorder::new();
     let placements = set_up(scenario, &api, &mut world, &recorder, &options).await?;
-    let shared = Arc::new(share(scenario, run, world, api, recorder, history));
+    let shared = Arc::new(share(scenario, run, world, api, recorder, history, options.sources.clone()));
     note_members(&shared);
-    let watcher = Watcher::start(Arc::clone(&shared), options.live.clone(), options.stack_threads);
-    let mut result = load(&shared, placements, &options, &watcher).await;
+    let watcher =
+        Watcher::start(Arc::clone(&shared), options.live.clone(), options.stack_threads, options.part.is_some());
+    let started_us = match &options.part {
+        Some(part) => wait_for_others(part, &options.interrupt).await?,
+        None => clock::now_us(),
+    };
+    let mut result = load(&shared, placements, &options, &watcher, started_us).await;
     watcher.finish(result.verdict);
     shared.tasks.stop();
     if let Some(Err(error)) = shared.history.as_ref().map(History::close) {
-        result.reasons.push(format!("the history is incomplete: {error}"));
+        result.reasons.push(format!("{HISTORY_INCOMPLETE}: {error}"));
     }
     result.target = options.target;
     Ok(result)
+}
+
+/// The API of a stack that is ready and can have done to it what the scenario does.
+pub(super) async fn reach(
+    scenario: &Scenario,
+    target: &str,
+    control: Option<&dyn StackControl>,
+) -> Result<Api, RunError> {
+    let api = Api::new(target).map_err(RunError::Usage)?;
+    check_faults(scenario, control).await?;
+    let unreachable = |e| {
+        let advice = "start one with `chatctl up`, or leave --target out";
+        RunError::Environment(format!("no stack answers at {target}: {e}; {advice}"))
+    };
+    wait_until_ready(&api).await.map_err(unreachable)?;
+    Ok(api)
+}
+
+/// Waits at the gate; returns when the load begins.
+async fn wait_for_others(part: &Part, interrupt: &Tasks) -> Result<u64, RunError> {
+    let stopped = |why: &str| Err(RunError::Environment(why.to_owned()));
+    tokio::select! {
+        started_us = part.gate.ready() => match started_us {
+            Some(started_us) => {
+                clock::sleep_until_us(started_us).await;
+                Ok(started_us)
+            }
+            None => stopped("the coordinator is gone"),
+        },
+        () = interrupt.stopped() => stopped("interrupted before the load"),
+    }
 }
 
 /// Finds out before the load whether every fault can be done.
@@ -186,6 +242,7 @@ fn share(
     api: Api,
     recorder: Recorder,
     history: Option<History>,
+    sources: Vec<IpAddr>,
 ) -> Shared {
     Shared {
         run,
@@ -204,6 +261,7 @@ fn share(
         tasks: Tasks::new(),
         devices: Tasks::new(),
         ended: std::sync::Mutex::default(),
+        sources,
         world,
     }
 }
@@ -227,18 +285,23 @@ fn note_members(shared: &Shared) {
 }
 
 /// Everything from the first connection to the verdict.
-async fn load(shared: &Arc<Shared>, placements: Vec<Placement>, options: &RunOptions, watcher: &Watcher) -> RunResult {
+async fn load(
+    shared: &Arc<Shared>,
+    placements: Vec<Placement>,
+    options: &RunOptions,
+    watcher: &Watcher,
+    started_us: u64,
+) -> RunResult {
     let started_at_ms = clock::unix_ms();
-    let started_us = clock::now_us();
     let stack_cpu = || options.stack_threads.map_or(Duration::ZERO, machine::threads_cpu);
     let (cpu_before, stack_before) = (machine::process_cpu(), stack_cpu());
-    let processes_before = usage(options).await;
+    let processes_before = own_usage(options).await;
     start_devices(shared, placements);
     let was_interrupted = pacing::run_phases(shared, options, watcher, started_us).await;
     let duration = Duration::from_micros(clock::now_us() - started_us);
     let (cpu, stack) = (machine::process_cpu().saturating_sub(cpu_before), stack_cpu().saturating_sub(stack_before));
     let resident_bytes = machine::resident_bytes().unwrap_or(0);
-    let processes = used_since(&processes_before, usage(options).await);
+    let processes = used_since(&processes_before, own_usage(options).await);
     watcher.phase("drain");
     let states = finish_devices(shared, was_interrupted).await;
     watcher.phase("audit");
@@ -255,7 +318,7 @@ async fn load(shared: &Arc<Shared>, placements: Vec<Placement>, options: &RunOpt
         machine: machine::describe(),
         counts: verdict::counts(shared, &states, unaudited),
         latency: super::recorder::summaries(&histograms),
-        histograms: histograms.into_iter().map(|(path, h)| (path.name().to_owned(), h)).collect(),
+        histograms: super::recorder::named(histograms),
         violations: shared.ledger.described(),
         errors: shared.stats.errors.lock().expect("no panic while held").clone(),
         faults: faults(shared),
@@ -268,20 +331,27 @@ async fn load(shared: &Arc<Shared>, placements: Vec<Placement>, options: &RunOpt
         },
         ..RunResult::default()
     };
+    result.histograms.insert(LAG.to_owned(), shared.recorder.lag());
     result.counts.recovery_ms_max = verdict::recovery_ms_max(&result.faults);
     verdict::decide(&shared.scenario, &mut result, was_interrupted);
     result
 }
 
-async fn usage(options: &RunOptions) -> Vec<ProcessUsage> {
-    match &options.control {
+/// The same where it is this run that looks after the stack.
+async fn own_usage(options: &RunOptions) -> Vec<ProcessUsage> {
+    if options.part.is_some() { Vec::new() } else { usage(options.control.as_deref()).await }
+}
+
+/// What the processes of the stack have taken so far.
+pub(super) async fn usage(control: Option<&dyn StackControl>) -> Vec<ProcessUsage> {
+    match control {
         Some(control) => control.usage().await,
         None => Vec::new(),
     }
 }
 
 /// What was taken between two looks. A process that was started in between counts from its start.
-fn used_since(before: &[ProcessUsage], now: Vec<ProcessUsage>) -> Vec<ProcessUsage> {
+pub(super) fn used_since(before: &[ProcessUsage], now: Vec<ProcessUsage>) -> Vec<ProcessUsage> {
     let since = |now: ProcessUsage| {
         let before = before.iter().find(|b| b.name == now.name && b.pid == now.pid);
         ProcessUsage { cpu_s: now.cpu_s - before.map_or(0.0, |b| b.cpu_s), ..now }
@@ -388,24 +458,18 @@ async fn read_back(shared: &Shared, index: u32) -> Option<Vec<MessageFrame>> {
 
 fn faults(shared: &Shared) -> Vec<FaultRecord> {
     let tracks = shared.faults.lock().expect("no panic while held").clone();
-    let record = |track: super::client::FaultTrack| {
-        let mut recovered = track.recovered_us.clone();
-        recovered.sort_unstable();
-        // The time by which 99 % of those who lost their connection were back.
-        let needed = (track.disconnected * 99).div_ceil(100) as usize;
-        let recovered_99_us = needed.checked_sub(1).and_then(|n| recovered.get(n));
-        FaultRecord {
-            what: track.what,
-            at_s: track.at_s,
-            disconnected: track.disconnected,
-            recovered: recovered.len() as u64,
-            recovered_99_s: recovered_99_us.map(|us| *us as f64 / 1e6),
-            lasted_s: track.ended_us.saturating_sub(track.at_us) as f64 / 1e6,
-            errors: track.errors,
-            late_acks: track.late_acks,
-            calm_after_s: (track.trouble_us > track.ended_us).then(|| (track.trouble_us - track.ended_us) as f64 / 1e6),
-            error: track.error,
-        }
+    let record = |track: super::client::FaultTrack| FaultRecord {
+        what: track.what,
+        at_s: track.at_s,
+        disconnected: track.disconnected,
+        recovered: track.recovery.count(),
+        recovered_99_s: verdict::recovered_99_s(track.disconnected, &track.recovery),
+        recovery: track.recovery,
+        lasted_s: track.ended_us.saturating_sub(track.at_us) as f64 / 1e6,
+        errors: track.errors,
+        late_acks: track.late_acks,
+        calm_after_s: (track.trouble_us > track.ended_us).then(|| (track.trouble_us - track.ended_us) as f64 / 1e6),
+        error: track.error,
     };
     tracks.into_iter().map(record).collect()
 }

@@ -48,7 +48,8 @@ pub(super) async fn run_phases(shared: &Arc<Shared>, options: &RunOptions, watch
     for (number, phase) in shared.scenario.phases.iter().enumerate() {
         watcher.phase(phase.phase.name());
         shared.recorder.measure(phase.phase != PhaseKind::WarmUp);
-        let schedule = Schedule::new(phase, shared.scenario.seed.wrapping_add(number as u64 + 1));
+        let place = options.part.as_ref().map_or(0.0, |part| f64::from(part.index) / f64::from(part.of));
+        let schedule = Schedule::new(phase, shared.scenario.seed.wrapping_add(number as u64 + 1)).shifted(place);
         let ends_us = begins_us + phase.duration.as_micros() as u64;
         let mut rng = StdRng::seed_from_u64(shared.scenario.seed ^ 0x7a1c ^ number as u64);
         let send = async {

@@ -5,6 +5,7 @@ use crate::loadgen::ledger::Kind;
 use crate::loadgen::recorder::get;
 use crate::loadgen::result::{Counts, FaultRecord, RunResult, Verdict};
 use crate::loadgen::scenario::Scenario;
+use crate::telemetry::Latency;
 
 /// Everything that was counted.
 pub(super) fn counts(shared: &Shared, states: &[DeviceState], unaudited: u64) -> Counts {
@@ -38,8 +39,16 @@ pub(super) fn counts(shared: &Shared, states: &[DeviceState], unaudited: u64) ->
     }
 }
 
+/// The time by which 99 % of those who lost their connection were back, in seconds.
+pub(in crate::loadgen) fn recovered_99_s(disconnected: u64, recovery: &Latency) -> Option<f64> {
+    let needed = (disconnected * 99).div_ceil(100);
+    let is_known = needed > 0 && recovery.count() >= needed;
+    let percent = || needed as f64 * 100.0 / recovery.count() as f64;
+    is_known.then(|| recovery.percentile_us(percent()) as f64 / 1e6)
+}
+
 /// Longest time from the end of a fault until its last consequence: an error, a late ACK, a device that was not back yet.
-pub(super) fn recovery_ms_max(faults: &[FaultRecord]) -> u64 {
+pub(in crate::loadgen) fn recovery_ms_max(faults: &[FaultRecord]) -> u64 {
     let after = |fault: &FaultRecord| {
         let back_s = fault.recovered_99_s.map_or(0.0, |s| s - fault.lasted_s);
         fault.calm_after_s.unwrap_or(0.0).max(back_s)
@@ -48,7 +57,7 @@ pub(super) fn recovery_ms_max(faults: &[FaultRecord]) -> u64 {
 }
 
 /// Decides: a broken guarantee outweighs an invalid run, which outweighs a threshold.
-pub(super) fn decide(scenario: &Scenario, result: &mut RunResult, was_interrupted: bool) {
+pub(in crate::loadgen) fn decide(scenario: &Scenario, result: &mut RunResult, was_interrupted: bool) {
     result.thresholds = scenario.thresholds.iter().map(|t| t.judge(result)).collect();
     let broken: Vec<String> = result.counts.violations().into_iter().map(|(kind, n)| format!("{kind}: {n}")).collect();
     let invalid = invalid_reasons(scenario, result);
@@ -86,6 +95,18 @@ fn invalid_reasons(scenario: &Scenario, result: &RunResult) -> Vec<String> {
             "the generator was late: p99 {lag_ms:.1} ms, limit {} ms; lower the rate or use more cores",
             lag_max_us / 1_000
         ));
+    }
+    for worker in &result.workers {
+        if let Some(why) = &worker.lost {
+            reasons.push(format!("worker {} was {why}", worker.name));
+        } else if worker.lag_us_p99 > lag_max_us {
+            let lag_ms = worker.lag_us_p99 as f64 / 1e3;
+            reasons.push(format!(
+                "worker {} was late: p99 {lag_ms:.1} ms, limit {} ms",
+                worker.name,
+                lag_max_us / 1_000
+            ));
+        }
     }
     let mut add = |n: u64, text: &str| {
         if n > 0 {

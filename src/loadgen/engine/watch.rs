@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use tokio::sync::watch::Sender;
 
+use crate::loadgen::api::Api;
 use crate::loadgen::client::Shared;
-use crate::loadgen::recorder::{get, summaries};
+use crate::loadgen::recorder::{Path, get, named, summaries};
 use crate::loadgen::result::Verdict;
 use crate::runtime::{clock, machine};
-use crate::telemetry::live::{ServerSnapshot, Totals};
+use crate::telemetry::live::{ServerSnapshot, Totals, heat_of};
 use crate::telemetry::prometheus::{self, Scraped};
 use crate::telemetry::{Counter, Gauge, LiveSnapshot};
 
@@ -36,15 +37,18 @@ impl Watcher {
         shared: Arc<Shared>,
         live: Sender<LiveSnapshot>,
         stack_threads: Option<&'static [&'static str]>,
+        is_part: bool,
     ) -> Self {
         let state: Arc<Mutex<State>> = Arc::default();
         let (task_live, task_state) = (live.clone(), Arc::clone(&state));
         let tasks = shared.tasks.clone();
         tasks.spawn_until_stopped("load.watch", async move {
             let mut before = Before::default();
+            let mut scraper = Scraper::new(shared.api.clone());
             loop {
                 tokio::time::sleep(INTERVAL).await;
-                let servers = scrape(&shared, &mut before).await;
+                // Who looks after the whole does it for all parts.
+                let servers = if is_part { BTreeMap::new() } else { scraper.scrape().await };
                 let snapshot = snapshot(&shared, &task_state, servers, &mut before, stack_threads);
                 task_live.send_replace(snapshot);
             }
@@ -88,19 +92,42 @@ struct Before {
     totals: Totals,
     cpu: Duration,
     stack_cpu: Duration,
-    servers: BTreeMap<String, Scraped>,
-    servers_at_us: u64,
     lag_us_max: u64,
 }
 
-async fn scrape(shared: &Shared, before: &mut Before) -> BTreeMap<String, ServerSnapshot> {
-    let now = clock::now_us();
-    let text = shared.api.metrics().await;
-    let scraped = text.map(|text| prometheus::parse(&text)).unwrap_or_default();
-    let seconds = (now - before.servers_at_us) as f64 / 1e6;
+/// Reads the figures of all servers, and makes rates of them.
+pub(in crate::loadgen) struct Scraper {
+    api: Api,
+    before: BTreeMap<String, Scraped>,
+    at_us: u64,
+}
+
+impl Scraper {
+    pub(in crate::loadgen) fn new(api: Api) -> Self {
+        Self { api, before: BTreeMap::new(), at_us: 0 }
+    }
+
+    /// The servers now; rates are since the last call.
+    pub(in crate::loadgen) async fn scrape(&mut self) -> BTreeMap<String, ServerSnapshot> {
+        let now_us = clock::now_us();
+        let text = self.api.metrics().await;
+        let scraped = text.map(|text| prometheus::parse(&text)).unwrap_or_default();
+        let seconds = (now_us - self.at_us) as f64 / 1e6;
+        let servers = snapshots(&scraped, &self.before, seconds);
+        self.before.extend(scraped);
+        self.at_us = now_us;
+        servers
+    }
+}
+
+fn snapshots(
+    scraped: &BTreeMap<String, Scraped>,
+    before: &BTreeMap<String, Scraped>,
+    seconds: f64,
+) -> BTreeMap<String, ServerSnapshot> {
     let mut servers = BTreeMap::new();
-    for (name, now) in &scraped {
-        let old = before.servers.get(name).cloned().unwrap_or_default();
+    for (name, now) in scraped {
+        let old = before.get(name).cloned().unwrap_or_default();
         let rate = |counter| ((now.counter(counter) - old.counter(counter)) / seconds).max(0.0);
         let server = ServerSnapshot {
             role: now.role.clone(),
@@ -114,12 +141,10 @@ async fn scrape(shared: &Shared, before: &mut Before) -> BTreeMap<String, Server
         servers.insert(name.clone(), server);
     }
     // A server that was there and is not any more stays on the screen, as gone.
-    for (name, old) in &before.servers {
+    for (name, old) in before {
         let gone = || ServerSnapshot { role: old.role.clone(), gone: true, ..ServerSnapshot::default() };
         servers.entry(name.clone()).or_insert_with(gone);
     }
-    before.servers.extend(scraped);
-    before.servers_at_us = now;
     servers
 }
 
@@ -162,6 +187,7 @@ fn snapshot(
     let elapsed_s = if state.started_us == 0 { 0.0 } else { (now - state.started_us) as f64 / 1e6 };
     let by_time = || ((elapsed_s / planned_s).min(1.0), format!("{elapsed_s:.0}/{planned_s:.0} s"));
     let (progress, progress_text) = state.progress.clone().unwrap_or_else(by_time);
+    let (interval, is_measured) = shared.recorder.take_interval();
     let snapshot = LiveSnapshot {
         scenario: shared.scenario.name.clone(),
         phase: state.phase.clone(),
@@ -173,7 +199,10 @@ fn snapshot(
         connections: get(&shared.stats.connections),
         totals,
         rates,
-        interval: summaries(&shared.recorder.take_interval()),
+        interval: summaries(&interval),
+        heat: interval.get(&Path::Delivery).map(heat_of).unwrap_or_default(),
+        is_measured,
+        histograms: named(interval),
         overall: summaries(&shared.recorder.overall()),
         servers,
         violations: shared.ledger.violations(),

@@ -56,6 +56,9 @@ pub struct Scenario {
     /// Things done to the stack, for stacks that chatctl started.
     #[serde(default)]
     pub faults: Vec<Fault>,
+    /// Lowers the users to what this machine holds, and raises the chat servers to what the users need, before the run.
+    #[serde(default)]
+    pub scale_to_fit: bool,
     /// What must hold for a pass. The ledger must be clean in any case.
     #[serde(default)]
     pub thresholds: Vec<Threshold>,
@@ -370,6 +373,12 @@ impl Scenario {
             ScenarioError(format!("{origin}{line}: {key}: {problem}"))
         })?;
         Ok(scenario)
+    }
+
+    /// Connections at the same time, at most.
+    #[must_use]
+    pub fn connections_max(&self) -> u64 {
+        u64::from(self.population.users) * u64::from(self.population.devices_per_user.max)
     }
 
     /// Time of all phases.

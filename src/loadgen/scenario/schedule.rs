@@ -31,6 +31,15 @@ impl Schedule {
     }
 
     /// The time at which `due` messages are due: the inverse of the integral of a rate that changes linearly.
+    /// The same, begun `place` of a gap (0 to 1) later: so that equal gaps of several parts of a run interlock.
+    #[must_use]
+    pub fn shifted(mut self, place: f64) -> Self {
+        if self.arrivals == Arrivals::Constant {
+            self.due -= place;
+        }
+        self
+    }
+
     fn time_us(&self, due: f64) -> Option<f64> {
         let (a, seconds) = (self.rate_from, self.duration_us / 1e6);
         let slope = (self.rate_to - a) / seconds;
@@ -76,6 +85,14 @@ mod tests {
         let times: Vec<u64> = Schedule::new(&phase(100.0, None, Arrivals::Constant), 1).collect();
         assert_eq!(times.len(), 999);
         assert!(times.windows(2).all(|w| (9_999..=10_001).contains(&(w[1] - w[0]))));
+    }
+
+    #[test]
+    fn equal_gaps_of_two_parts_interlock() {
+        let part = |place| Schedule::new(&phase(100.0, None, Arrivals::Constant), 1).shifted(place);
+        let mut all: Vec<u64> = part(0.0).chain(part(0.5)).collect();
+        all.sort_unstable();
+        assert!(all.windows(2).all(|w| (4_999..=5_001).contains(&(w[1] - w[0]))), "{:?}", &all[..5]);
     }
 
     #[test]

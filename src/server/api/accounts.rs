@@ -1,5 +1,6 @@
 //! Signup, login, placement, logout, profiles and friends.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use axum::Json;
@@ -10,13 +11,18 @@ use super::extract::{Body, Caller, InPath, Params};
 use super::status::Failure;
 use super::{ApiServer, App};
 use crate::backends::registry::{Role, ServerEntry};
-use crate::protocol::api::{Friends, LoggedIn, Login, Placement, Profile, ProfileChange, Signup, UserRef};
-use crate::protocol::{CHAT_PATH, ErrorCode, ServerName, UserId};
+use crate::protocol::api::{
+    ACCOUNTS_PER_CALL_MAX, Friends, LoggedIn, Login, MadeAccounts, NewAccounts, Placement, Profile, ProfileChange,
+    Signup, UserRef,
+};
+use crate::protocol::{CHAT_PATH, DeviceName, ErrorCode, ServerName, UserId};
 use crate::server::peer::Call;
 use crate::server::placement;
 use crate::telemetry::Counter;
 
 const NAME_CHARS_MAX: usize = 64;
+/// Most devices of an account that is made with others.
+const DEVICES_PER_ACCOUNT_MAX: usize = 8;
 const PASSWORD_BYTES: std::ops::RangeInclusive<usize> = 8..=256;
 
 type Answer<T> = Result<T, Failure>;
@@ -31,11 +37,59 @@ fn check_name(what: &str, name: &str) -> Answer<()> {
     Err(Failure::new(ErrorCode::BadRequest, message))
 }
 
+fn check_password(password: &str) -> Answer<()> {
+    if PASSWORD_BYTES.contains(&password.len()) {
+        return Ok(());
+    }
+    Err(Failure::new(ErrorCode::BadRequest, "password has 8 to 256 bytes"))
+}
+
+/// Makes accounts and logs their devices in. Accounts of one call that have the same password share its hash: they are
+/// there for a test.
+pub(super) async fn bulk(server: App, Body(body): Body<NewAccounts>) -> Answer<(StatusCode, Json<MadeAccounts>)> {
+    if !server.config.bulk_accounts {
+        let message = "many accounts at once are off: set api.bulk_accounts to true on a stack that is there for tests";
+        return Err(Failure::new(ErrorCode::NotFound, message));
+    }
+    if !(1..=ACCOUNTS_PER_CALL_MAX).contains(&body.accounts.len()) {
+        let message = format!("{} accounts: valid are 1 to {ACCOUNTS_PER_CALL_MAX}", body.accounts.len());
+        return Err(Failure::new(ErrorCode::BadRequest, message));
+    }
+    let mut hashes: HashMap<&str, String> = HashMap::new();
+    for account in &body.accounts {
+        check_name("name", &account.name)?;
+        check_password(&account.password)?;
+        if account.devices.len() > DEVICES_PER_ACCOUNT_MAX {
+            let message = format!("{} devices: at most {DEVICES_PER_ACCOUNT_MAX}", account.devices.len());
+            return Err(Failure::new(ErrorCode::BadRequest, message));
+        }
+        if !hashes.contains_key(account.password.as_str()) {
+            let hash = server.passwords.hash(account.password.clone()).await;
+            hashes.insert(&account.password, hash.map_err(|e| Failure::new(ErrorCode::Internal, e))?);
+        }
+    }
+    let rows: Vec<(String, String)> =
+        body.accounts.iter().map(|a| (a.name.clone(), hashes[a.password.as_str()].clone())).collect();
+    let users = server.deps.backends.directory.add_users(&rows).await.map_err(|error| {
+        if error.kind == crate::backends::error::ErrorKind::Conflict {
+            return Failure::new(ErrorCode::Conflict, "one of the names is taken, or stands twice in the list");
+        }
+        error.into()
+    })?;
+    let mut accounts = Vec::with_capacity(users.len());
+    for (user, account) in users.into_iter().zip(&body.accounts) {
+        let mut logins = Vec::with_capacity(account.devices.len());
+        for device in &account.devices {
+            logins.push(log_in(&server, user, device).await?);
+        }
+        accounts.push(logins);
+    }
+    Ok((StatusCode::CREATED, Json(MadeAccounts { accounts })))
+}
+
 pub(super) async fn signup(server: App, Body(body): Body<Signup>) -> Answer<(StatusCode, Json<UserRef>)> {
     check_name("name", &body.name)?;
-    if !PASSWORD_BYTES.contains(&body.password.len()) {
-        return Err(Failure::new(ErrorCode::BadRequest, "password has 8 to 256 bytes"));
-    }
+    check_password(&body.password)?;
     let hash = server.passwords.hash(body.password).await.map_err(|e| Failure::new(ErrorCode::Internal, e))?;
     let user = server.deps.backends.directory.add_user(&body.name, &hash).await.map_err(|error| {
         if error.kind == crate::backends::error::ErrorKind::Conflict {
@@ -54,10 +108,15 @@ pub(super) async fn login(server: App, Body(body): Body<Login>) -> Answer<Json<L
     let Some(found) = found.filter(|_| fits) else {
         return Err(Failure::new(ErrorCode::Unauthorized, "name or password is wrong"));
     };
-    let placement = place(&server, found.user, None).await?;
-    let (token, claims) = server.deps.tokens.issue(found.user, &body.device);
+    log_in(&server, found.user, &body.device).await.map(Json)
+}
+
+/// A token and a place for a device of a user who has proved to be one.
+async fn log_in(server: &ApiServer, user: UserId, device: &DeviceName) -> Answer<LoggedIn> {
+    let placement = place(server, user, None).await?;
+    let (token, claims) = server.deps.tokens.issue(user, device);
     server.deps.metrics.count(Counter::Logins);
-    Ok(Json(LoggedIn { user: found.user, device: claims.dev, token, expires_at: claims.exp, placement }))
+    Ok(LoggedIn { user, device: claims.dev, token, expires_at: claims.exp, placement })
 }
 
 fn rate_limited(server: &ApiServer, wait: Duration) -> Failure {

@@ -64,6 +64,8 @@ pub struct Config {
     pub password_cost: PasswordCost,
     /// Logins per second for one name, over ten seconds.
     pub logins_per_second: u32,
+    /// Whether `POST /accounts` makes many accounts at once: for stacks that are only there for a test.
+    pub bulk_accounts: bool,
     /// Connections that the server holds at most.
     pub connections_max: usize,
     /// WebSocket address of a balancer in front of the chat servers, such as `ws://chat.example.com:443/ws`, which clients
@@ -77,6 +79,7 @@ impl Default for Config {
             placement: Placement::default(),
             password_cost: PasswordCost::default(),
             logins_per_second: 1,
+            bulk_accounts: false,
             connections_max: 10_000,
             public_chat_url: None,
         }
@@ -128,6 +131,7 @@ pub async fn start(listeners: Listeners, deps: Deps, config: Config) -> Result<S
 fn router(server: &Arc<ApiServer>) -> Router {
     Router::new()
         .route("/signup", post(accounts::signup))
+        .route("/accounts", post(accounts::bulk))
         .route("/login", post(accounts::login))
         .route("/logout", post(accounts::logout))
         .route("/placement", get(accounts::placement))

@@ -1,0 +1,395 @@
+//! `chatctl compare` and `chatctl check`: two builds held against each other.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use chatctl::loadgen::Scenario;
+use chatctl::loadgen::result::{RunResult, Verdict};
+use chatctl::report;
+use chatctl::report::compare::{self, Answer, Comparison, Figure, Rules, Sides};
+use chatctl::runtime::{Tasks, process};
+use serde::{Deserialize, Serialize};
+
+use crate::exit::{self, Failure};
+use crate::runner;
+
+/// How the outcome is told.
+#[derive(clap::Args)]
+pub(crate) struct Telling {
+    /// Smallest change that matters, in percent
+    #[arg(long, value_name = "PERCENT", default_value_t = 5.0, value_parser = percent)]
+    min_effect: f64,
+    /// Largest change that may go unseen before the answer is "not enough data", in percent
+    #[arg(long, value_name = "PERCENT", default_value_t = 25.0, value_parser = percent)]
+    max_unseen: f64,
+    /// File for `JUnit` XML
+    #[arg(long, value_name = "FILE")]
+    junit: Option<PathBuf>,
+    /// File for Markdown, such as for a pull request
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+    /// File for JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    let value: f64 =
+        text.trim_end_matches('%').trim().parse().map_err(|_| format!("{text:?} is no number of percent"))?;
+    (0.1..=1_000.0).contains(&value).then_some(value).ok_or_else(|| "valid are 0.1 to 1000".to_owned())
+}
+
+#[derive(clap::Args)]
+pub(crate) struct CompareArgs {
+    /// The known build: a result.json, the folder of a run, or a folder of such folders
+    base: PathBuf,
+    /// The new build: the same
+    new: PathBuf,
+    #[command(flatten)]
+    telling: Telling,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct CheckArgs {
+    /// Scenario file; short ones, such as scenarios/gate.yaml, are best
+    scenario: PathBuf,
+    /// Folder of the baseline; made from this build where there is none
+    #[arg(long, value_name = "DIR")]
+    baseline: PathBuf,
+    /// Pairs of runs, of the baseline's build and of this one in turn
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..=200))]
+    runs: u32,
+    /// API address of a running stack: its runs are held against those of the baseline, not in turn
+    #[arg(long, value_name = "URL", env = "CHATCTL_TARGET")]
+    target: Option<String>,
+    /// Makes the baseline anew from this build
+    #[arg(long)]
+    update_baseline: bool,
+    #[command(flatten)]
+    telling: Telling,
+}
+
+impl Telling {
+    fn rules(&self) -> Rules {
+        Rules { min_effect: self.min_effect / 100.0, max_unseen: self.max_unseen / 100.0 }
+    }
+
+    /// Finds out before the runs whether the files can be written.
+    fn probe(&self) -> Result<(), Failure> {
+        for path in [&self.junit, &self.markdown, &self.json].into_iter().flatten() {
+            let open = std::fs::OpenOptions::new().append(true).create(true).open(path);
+            open.map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
+        }
+        Ok(())
+    }
+
+    fn tell(&self, comparison: &Comparison) -> Result<u8, Failure> {
+        let json = serde_json::to_string_pretty(comparison).map_err(Failure::environment)? + "\n";
+        let forms = [
+            (&self.junit, compare::junit(comparison)),
+            (&self.markdown, compare::markdown(comparison)),
+            (&self.json, json),
+        ];
+        for (path, text) in forms {
+            let Some(path) = path else { continue };
+            std::fs::write(path, text).map_err(|e| Failure::environment(format!("{}: {e}", path.display())))?;
+        }
+        println!("\n{}", compare::text(comparison).trim_end());
+        Ok(match comparison.answer {
+            Answer::Same | Answer::Better => exit::PASS,
+            Answer::Worse => exit::WORSE,
+            Answer::NotEnoughData => exit::NOT_ENOUGH_DATA,
+        })
+    }
+}
+
+pub(crate) fn run_compare(args: CompareArgs) -> Result<u8, Failure> {
+    args.telling.probe()?;
+    let (base, new) = (read_all(&args.base)?, read_all(&args.new)?);
+    let sides = Sides { base: &base, new: &new, are_interleaved: false, noise: &[] };
+    args.telling.tell(&compare::compare(&sides, args.telling.rules()))
+}
+
+/// The results of a file, of a run's folder, or of all runs in a folder.
+fn read_all(path: &Path) -> Result<Vec<RunResult>, Failure> {
+    if path.is_dir() && !path.join("result.json").exists() {
+        let entries = std::fs::read_dir(path).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
+        let mut paths: Vec<PathBuf> = entries
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|p| p.join("result.json").exists() || p.extension().is_some_and(|e| e == "json"))
+            .collect();
+        paths.sort();
+        if paths.is_empty() {
+            return Err(Failure::usage(format!("{}: there is no result of chatctl load in it", path.display())));
+        }
+        return paths.iter().map(|p| read_one(p)).collect();
+    }
+    Ok(vec![read_one(path)?])
+}
+
+fn read_one(path: &Path) -> Result<RunResult, Failure> {
+    let result = report::read(path).map_err(Failure::usage)?;
+    if matches!(result.verdict, Verdict::Invalid | Verdict::Interrupted) {
+        let word = result.verdict.word();
+        return Err(Failure::usage(format!("{}: the run is {word} and says nothing", path.display())));
+    }
+    Ok(result)
+}
+
+/// What a baseline is, beside the runs in its folder.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Baseline {
+    /// The scenario's name.
+    scenario: String,
+    /// Hash of its content: another one is not comparable.
+    scenario_hash: String,
+    /// Version of the build that made it.
+    version: String,
+    /// Runs.
+    runs: u32,
+}
+
+/// File names in a baseline's folder.
+const BASELINE_FILE: &str = "baseline.json";
+const BASELINE_PROGRAM: &str = "chatctl";
+const BASELINE_RUNS: &str = "runs";
+
+/// A run that says nothing is repeated this often.
+const REPEATS_MAX: u32 = 2;
+
+/// Longest that a run may take beyond its scenario: setup, drain, audit.
+const RUN_EXTRA: Duration = Duration::from_mins(10);
+
+pub(crate) fn run_check(args: CheckArgs) -> Result<u8, Failure> {
+    let scenario = Scenario::read(&args.scenario).map_err(Failure::usage)?;
+    args.telling.probe()?;
+    let interrupt = Tasks::new();
+    let runtime = runner::runtime()?;
+    runtime.block_on(async {
+        runner::watch_signals(&interrupt)?;
+        check(&args, &scenario, &interrupt).await
+    })
+}
+
+async fn check(args: &CheckArgs, scenario: &Scenario, interrupt: &Tasks) -> Result<u8, Failure> {
+    let failed = |path: &Path, e: &dyn std::fmt::Display| Failure::environment(format!("{}: {e}", path.display()));
+    let folder = &args.baseline;
+    let hash = hash_of(scenario);
+    let own = std::env::current_exe().map_err(Failure::environment)?;
+    let runs = Runs {
+        scenario: &args.scenario,
+        longest: scenario.duration() + RUN_EXTRA,
+        target: args.target.as_deref(),
+        interrupt,
+    };
+    let file = folder.join(BASELINE_FILE);
+    let base_program = folder.join(BASELINE_PROGRAM);
+    let base_runs = folder.join(BASELINE_RUNS);
+    let is_made = if file.exists() && !args.update_baseline {
+        let text = std::fs::read_to_string(&file).map_err(|e| failed(&file, &e))?;
+        let baseline: Baseline = serde_json::from_str(&text)
+            .map_err(|e| Failure::usage(format!("{}: not a baseline: {e}", file.display())))?;
+        if baseline.scenario_hash != hash {
+            return Err(Failure::usage(format!(
+                "{}: it was made with another content of scenario {:?}: make it anew with --update-baseline",
+                folder.display(),
+                baseline.scenario
+            )));
+        }
+        println!("baseline   {} runs of version {} in {}", baseline.runs, baseline.version, folder.display());
+        false
+    } else {
+        make_baseline(args, scenario, &hash, &own, &runs).await?;
+        true
+    };
+    let noise = read_all(&base_runs)?;
+    let pairs = folder.join("last");
+    let _ = std::fs::remove_dir_all(&pairs);
+    let mut sides = (Vec::new(), Vec::new());
+    // The build in the folder, unless it can't run here (another processor, a lost file).
+    let has_program = args.target.is_none() && base_program.exists() && !is_made;
+    let comparison = if is_made {
+        // The first half of the runs against the second: the same build, so what is seen is noise.
+        let half = noise.len() / 2;
+        let sides = Sides { base: &noise[..half], new: &noise[half..], are_interleaved: false, noise: &noise };
+        let mut comparison = compare::compare(&sides, args.telling.rules());
+        comparison.notes.push("the baseline was made: its own runs are compared with each other".to_owned());
+        // A drift of the machine is no change of the build.
+        comparison.answer = Answer::Same;
+        comparison
+    } else {
+        for n in 1..=args.runs {
+            // ABBA: what slowly changes on the machine hits both alike.
+            let order: &[bool] = if n % 2 == 1 { &[true, false] } else { &[false, true] };
+            for is_base in order {
+                let (program, side, name) = if *is_base {
+                    (&base_program, &mut sides.0, format!("base-{n:03}"))
+                } else {
+                    (&own, &mut sides.1, format!("new-{n:03}"))
+                };
+                if *is_base && !has_program {
+                    continue;
+                }
+                let label = format!("pair {n}/{}, {}", args.runs, if *is_base { "base" } else { "new" });
+                side.push(runs.one(program, &pairs.join(name), &label).await?);
+            }
+        }
+        let are_interleaved = has_program;
+        let base = if has_program { &sides.0 } else { &noise };
+        let mut comparison =
+            compare::compare(&Sides { base, new: &sides.1, are_interleaved, noise: &noise }, args.telling.rules());
+        if !has_program {
+            comparison.notes.push("the baseline's runs are from another time: the machine may have changed".to_owned());
+        }
+        comparison
+    };
+    let violated = sides.1.iter().find(|r| r.verdict == Verdict::LedgerViolated);
+    let code = args.telling.tell(&comparison)?;
+    if let Some(result) = violated {
+        println!("           a run broke a guarantee: {}", result.reasons.join("; "));
+        return Ok(exit::LEDGER);
+    }
+    Ok(code)
+}
+
+/// Runs this build several times and keeps it, for later checks to run it beside theirs.
+async fn make_baseline(
+    args: &CheckArgs,
+    scenario: &Scenario,
+    hash: &str,
+    own: &Path,
+    runs: &Runs<'_>,
+) -> Result<(), Failure> {
+    let folder = &args.baseline;
+    let failed = |e: std::io::Error| Failure::environment(format!("--baseline {}: {e}", folder.display()));
+    std::fs::create_dir_all(folder).map_err(failed)?;
+    let base_runs = folder.join(BASELINE_RUNS);
+    if base_runs.exists() {
+        std::fs::remove_dir_all(&base_runs).map_err(failed)?;
+    }
+    println!("baseline   made from this build in {}: {} runs to learn its noise", folder.display(), args.runs);
+    for n in 1..=args.runs {
+        let label = format!("baseline {n}/{}", args.runs);
+        runs.one(own, &base_runs.join(format!("base-{n:03}")), &label).await?;
+    }
+    // Not in place: a baseline whose program is being replaced must not be run.
+    let program = folder.join(format!("{BASELINE_PROGRAM}.new"));
+    std::fs::copy(own, &program).map_err(failed)?;
+    std::fs::rename(&program, folder.join(BASELINE_PROGRAM)).map_err(failed)?;
+    let baseline = Baseline {
+        scenario: scenario.name.clone(),
+        scenario_hash: hash.to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        runs: args.runs,
+    };
+    let text = serde_json::to_string_pretty(&baseline).map_err(Failure::environment)?;
+    std::fs::write(folder.join(BASELINE_FILE), text).map_err(failed)
+}
+
+/// SHA-256 of what a scenario says.
+fn hash_of(scenario: &Scenario) -> String {
+    use sha2::{Digest, Sha256};
+    let text = serde_json::to_string(scenario).unwrap_or_default();
+    let bytes = Sha256::digest(text.as_bytes());
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat()
+}
+
+/// Runs of one scenario by several programs.
+struct Runs<'a> {
+    scenario: &'a Path,
+    longest: Duration,
+    target: Option<&'a str>,
+    interrupt: &'a Tasks,
+}
+
+impl Runs<'_> {
+    /// One run by a program, repeated where it says nothing.
+    async fn one(&self, program: &Path, out: &Path, label: &str) -> Result<RunResult, Failure> {
+        for _ in 0..=REPEATS_MAX {
+            print!("{label:<22} ");
+            // Shown before the run ends; a reader that went away must not end it.
+            let _ = std::io::stdout().flush();
+            let result = self.try_one(program, out).await?;
+            let figures = Figure::ALL.into_iter().filter_map(|figure| {
+                let us = figure.of(&result)?;
+                Some(format!("{} {}", figure.name(), report::human_us(us.round() as u64)))
+            });
+            println!("{}  {}", result.verdict.word(), figures.collect::<Vec<_>>().join("  "));
+            match result.verdict {
+                Verdict::Invalid => {}
+                Verdict::Interrupted => return Err(interrupted()),
+                _ => return Ok(result),
+            }
+        }
+        let message =
+            format!("{label}: INVALID {} times: the machine is too busy, or the scenario too large", REPEATS_MAX + 1);
+        Err(Failure { code: exit::INVALID, message })
+    }
+
+    async fn try_one(&self, program: &Path, out: &Path) -> Result<RunResult, Failure> {
+        let mut command = tokio::process::Command::new(program);
+        command.arg("load").arg(self.scenario).arg("--out").arg(out).args(["--ui", "none"]);
+        command.env_remove("CHATCTL_TARGET");
+        if let Some(target) = self.target {
+            command.args(["--target", target]);
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+        let named = |e: &dyn std::fmt::Display| Failure::environment(format!("{}: {e}", program.display()));
+        let child = command.spawn().map_err(|e| named(&e))?;
+        let pid = child.id();
+        let running = tokio::time::timeout(self.longest, child.wait_with_output());
+        tokio::pin!(running);
+        let ended = tokio::select! {
+            ended = &mut running => ended,
+            () = self.interrupt.stopped() => {
+                if let Some(pid) = pid {
+                    // It may have ended in this moment. It puts its stack away before it goes.
+                    let _ = process::tell(pid, process::Tell::End);
+                }
+                running.await
+            }
+        };
+        if self.interrupt.is_stopped() {
+            return Err(interrupted());
+        }
+        let output = ended.map_err(|_| named(&format!("no end after {:?}", self.longest)))?.map_err(|e| named(&e))?;
+        let code = output.status.code();
+        if code.is_none_or(|code| [exit::USAGE, exit::ENVIRONMENT].contains(&(code as u8))) {
+            let words = String::from_utf8_lossy(&output.stderr);
+            return Err(named(&format!("{}: {}", output.status, words.trim())));
+        }
+        report::read(out).map_err(Failure::environment)
+    }
+}
+
+fn interrupted() -> Failure {
+    Failure { code: exit::INTERRUPTED, message: "interrupted between the runs".to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scenario_with_another_content_has_another_hash() {
+        let read = |rate| {
+            let text = format!(
+                "{{name: t, population: {{users: 2, direct_per_user: 1}}, behaviors: {{one-to-one: 1}}, \
+                 phases: [{{phase: steady, duration: 1s, rate: {rate}}}]}}"
+            );
+            hash_of(&Scenario::parse(&text, "t").expect("valid"))
+        };
+        assert_eq!(read(1), read(1));
+        assert_ne!(read(1), read(2));
+    }
+
+    #[test]
+    fn percents_are_read_with_and_without_their_sign() {
+        assert_eq!((percent("5"), percent("7.5 %")), (Ok(5.0), Ok(7.5)));
+        assert!(percent("-1").is_err() && percent("much").is_err());
+    }
+}

@@ -1,0 +1,354 @@
+//! `chatctl plan`: what a deployment of some size needs.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use chatctl::loadgen::Scenario;
+use chatctl::loadgen::result::{RunResult, Verdict};
+use chatctl::report::human_count;
+use chatctl::runtime::{Tasks, machine};
+use chatctl::stack::plan::{self, Constants, Demand, Figure, Line, Plan};
+use clap::{CommandFactory, FromArgMatches};
+
+use crate::control::Output;
+use crate::exit::{self, Failure};
+use crate::runner::{self, Against, Setting, Ui};
+use crate::table::Table;
+use crate::up::init_logging;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Connections at the same time, such as 50M
+    #[arg(long, value_name = "N", value_parser = number, default_value = "1M")]
+    connections: f64,
+    /// Messages that each connected user sends per day
+    #[arg(long, value_name = "N", value_parser = number, default_value = "40")]
+    messages_per_user_day: f64,
+    /// Bytes of a message's body
+    #[arg(long, value_name = "BYTES", value_parser = number, default_value = "200")]
+    message_bytes: f64,
+    /// Share of the messages that go to groups, in percent
+    #[arg(long, value_name = "PERCENT", value_parser = share, default_value = "50")]
+    group_share: f64,
+    /// Members of a group that is fanned out on write
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(2..=100))]
+    group_members: u32,
+    /// Rate at the busiest minute over the mean of the day
+    #[arg(long, value_name = "FACTOR", value_parser = number, default_value = "3")]
+    peak: f64,
+    /// Time between two heartbeats
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
+    heartbeat: Duration,
+    /// How long messages are kept
+    #[arg(long, value_name = "TIME", default_value = "365d", value_parser = humantime::parse_duration)]
+    retention: Duration,
+    /// Copies of each message and record
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=9))]
+    replication: u32,
+    /// Processors of a machine
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    cores: u32,
+    /// Memory of a machine in GiB
+    #[arg(long, value_name = "GIB", value_parser = number, default_value = "64")]
+    memory: f64,
+    /// Share of a machine that is planned for, in percent
+    #[arg(long, value_name = "PERCENT", value_parser = share, default_value = "50")]
+    headroom: f64,
+    /// Most connections of one chat server, whatever it could hold: so many log in anew when it dies
+    #[arg(long, value_name = "N", value_parser = number, default_value = "500K")]
+    connections_per_server: f64,
+    /// File with constants, as --calibrate writes it
+    #[arg(long, value_name = "FILE")]
+    constants: Option<PathBuf>,
+    /// Measures the constants on this machine first (about three minutes), and writes them to --constants
+    #[arg(long)]
+    calibrate: bool,
+    /// How to show it
+    #[arg(long, short, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
+/// A number with `K`, `M` or `G` behind it.
+fn number(text: &str) -> Result<f64, String> {
+    let (digits, factor) = match text.trim().char_indices().last() {
+        Some((at, 'k' | 'K')) => (&text[..at], 1e3),
+        Some((at, 'm' | 'M')) => (&text[..at], 1e6),
+        Some((at, 'g' | 'G' | 'b' | 'B')) => (&text[..at], 1e9),
+        _ => (text.trim(), 1.0),
+    };
+    let value: f64 = digits.trim().parse().map_err(|_| format!("{text:?}: write a number such as 500K or 50M"))?;
+    let value = value * factor;
+    (value > 0.0 && value <= 1e11)
+        .then_some(value)
+        .ok_or_else(|| format!("{text:?}: valid are numbers above 0 up to 100G"))
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let value: f64 =
+        text.trim_end_matches('%').trim().parse().map_err(|_| format!("{text:?} is no number of percent"))?;
+    (0.0..=100.0).contains(&value).then_some(value / 100.0).ok_or_else(|| "valid are 0 to 100".to_owned())
+}
+
+pub(crate) fn run(args: Args) -> Result<u8, Failure> {
+    if args.headroom < 0.05 {
+        return Err(Failure::usage("--headroom: at least 5 percent of a machine must be planned for"));
+    }
+    if args.heartbeat.is_zero() || args.retention.is_zero() {
+        return Err(Failure::usage("--heartbeat and --retention must be above 0"));
+    }
+    let constants = if args.calibrate {
+        let path =
+            args.constants.clone().ok_or_else(|| Failure::usage("--calibrate needs --constants FILE to write to"))?;
+        calibrate(&path)?
+    } else {
+        args.constants.as_deref().map_or(Ok(Constants::default()), Constants::read).map_err(Failure::usage)?
+    };
+    let demand = Demand {
+        connections: args.connections,
+        messages_per_user_day: args.messages_per_user_day,
+        message_bytes: args.message_bytes,
+        group_share: args.group_share,
+        group_members: args.group_members,
+        peak: args.peak,
+        heartbeat_s: args.heartbeat.as_secs_f64(),
+        retention_days: args.retention.as_secs_f64() / 86_400.0,
+        replication: f64::from(args.replication),
+        cores: f64::from(args.cores),
+        memory_bytes: args.memory * (1_u64 << 30) as f64,
+        headroom: args.headroom,
+        connections_per_server_max: args.connections_per_server,
+    };
+    let plan = plan::plan(&demand, &constants);
+    match args.output {
+        Output::Table => print_plan(&plan, &constants),
+        Output::Json => {
+            let value = serde_json::json!({"plan": plan, "constants": constants});
+            println!("{}", serde_json::to_string_pretty(&value).map_err(Failure::environment)?);
+        }
+    }
+    Ok(exit::PASS)
+}
+
+/// A value with a unit that suits it.
+fn human(line: &Line) -> String {
+    let decimal = |value: f64| match value {
+        v if v >= 1e12 => format!("{:.2} T", v / 1e12),
+        v if v >= 1e9 => format!("{:.2} G", v / 1e9),
+        v if v >= 1e6 => format!("{:.2} M", v / 1e6),
+        v if v >= 1e5 => format!("{:.0} K", v / 1e3),
+        v => human_count(v.round() as u64),
+    };
+    match line.unit {
+        "bytes" => format!("{}B", decimal(line.value)),
+        "bytes/s" => format!("{}B/s", decimal(line.value)),
+        "per second" => format!("{} /s", decimal(line.value)),
+        _ => decimal(line.value),
+    }
+}
+
+fn print_plan(plan: &Plan, constants: &Constants) {
+    let d = &plan.demand;
+    println!(
+        "{} connections, {} messages per user and day, {:.0} % of them to groups of {}, bodies of {:.0} bytes\n",
+        human_count(d.connections as u64),
+        d.messages_per_user_day,
+        d.group_share * 100.0,
+        d.group_members,
+        d.message_bytes
+    );
+    let mut table = Table::new(["WHAT", "HOW MUCH", "ERROR", "FROM"]);
+    for line in &plan.lines {
+        let error = if line.error > 0.0 { format!("±{:.0} %", line.error * 100.0) } else { "-".to_owned() };
+        table.row([line.what.to_owned(), human(line), error, line.why.clone()]);
+    }
+    println!("{table}");
+    let p = &plan.placed;
+    println!(
+        "placement  simulated with {} users ({:.0} connections each) on {} servers and {} partitions: the fullest server has\n\
+         \x20          {:.1} % more than the mean; a server reads {:.1} partitions (most {}), so {:.0} % of all records; a partition is\n\
+         \x20          read by {:.1} servers (most {}), since who does not fit at home goes to the least loaded;\n\
+         \x20          a message to a group of {} becomes {:.1} records\n",
+        human_count(p.simulated_users),
+        p.users_each,
+        human_count(plan.chat_servers),
+        human_count(plan.partitions),
+        (p.fullest - 1.0) * 100.0,
+        p.partitions_per_server.0,
+        p.partitions_per_server.1,
+        p.partitions_per_server.0 * 100.0 / plan.partitions as f64,
+        p.servers_per_partition.0,
+        p.servers_per_partition.1,
+        d.group_members,
+        p.records_per_group_message
+    );
+    print_textbook(plan, constants);
+    let mut table = Table::new(["CONSTANT", "VALUE", "ERROR", "SOURCE"]);
+    for (name, unit, figure) in constants.list() {
+        let value = format!("{} {unit}", figure.value);
+        table.row([
+            name.to_owned(),
+            value.trim().to_owned(),
+            format!("±{:.0} %", figure.error * 100.0),
+            figure.source.clone(),
+        ]);
+    }
+    println!("{table}");
+}
+
+/// The figures that textbooks give, beside ours. Source: chat-system cards ("50 KB per connection, 50–100K connections per server,
+/// 2.5 TB for 50M").
+fn print_textbook(plan: &Plan, c: &Constants) {
+    let connections = plan.demand.connections;
+    let ours = c.server_bytes_per_connection.value + c.kernel_bytes_per_connection.value;
+    let mut table = Table::new(["TEXTBOOK", "SAYS", "HERE", "WHY THEY DIFFER"]);
+    let gb =
+        |bytes: f64| if bytes >= 1e12 { format!("{:.2} TB", bytes / 1e12) } else { format!("{:.1} GB", bytes / 1e9) };
+    table.row([
+        "memory per connection".to_owned(),
+        "50 KB".to_owned(),
+        format!("{:.1} KB", ours / 1e3),
+        "no buffers while idle, one small task; the kernel's part is the larger one".to_owned(),
+    ]);
+    table.row([
+        "memory of all connections".to_owned(),
+        gb(connections * 50e3),
+        gb(connections * ours),
+        "50 KB each".to_owned(),
+    ]);
+    let each = connections / plan.chat_servers as f64;
+    table.row([
+        "connections per server".to_owned(),
+        "50 000 to 100 000".to_owned(),
+        human_count(each as u64),
+        format!(
+            "machines of {:.0} cores and {:.0} GiB, {:.0} % used",
+            plan.demand.cores,
+            plan.demand.memory_bytes / (1_u64 << 30) as f64,
+            plan.demand.headroom * 100.0
+        ),
+    ]);
+    table.row([
+        "servers".to_owned(),
+        format!(
+            "{} to {}",
+            human_count((connections / 1e5).ceil() as u64),
+            human_count((connections / 5e4).ceil() as u64)
+        ),
+        human_count(plan.chat_servers),
+        "see chat servers above".to_owned(),
+    ]);
+    println!("{table}");
+}
+
+// ---- measuring
+
+/// Runs of each scenario, for the error.
+const CALIBRATION_RUNS: usize = 2;
+
+/// Smallest error that is told of a measured constant, as a share: machines differ, even of one make.
+const ERROR_MIN: f64 = 0.1;
+
+const IDLE: &str = include_str!("../../../scenarios/calibrate/idle.yaml");
+const FANOUT: &str = include_str!("../../../scenarios/calibrate/fanout.yaml");
+const DIRECT: &str = include_str!("../../../scenarios/calibrate/direct.yaml");
+
+/// The generator is a process of its own, so that its memory is not the stack's.
+#[derive(clap::Parser)]
+struct OneWorker {
+    #[command(flatten)]
+    against: Against,
+}
+
+fn calibrate(path: &Path) -> Result<Constants, Failure> {
+    init_logging();
+    // Found out before three minutes of measuring.
+    let open = std::fs::OpenOptions::new().append(true).create(true).open(path);
+    open.map_err(|e| Failure::usage(format!("--constants {}: {e}", path.display())))?;
+    let interrupt = Tasks::new();
+    let runtime = runner::runtime()?;
+    let constants = runtime.block_on(async {
+        runner::watch_signals(&interrupt)?;
+        measure(&interrupt).await
+    })?;
+    let text = serde_json::to_string_pretty(&constants).map_err(Failure::environment)? + "\n";
+    std::fs::write(path, text).map_err(|e| Failure::environment(format!("{}: {e}", path.display())))?;
+    println!("constants  written to {}\n", path.display());
+    Ok(constants)
+}
+
+async fn run_one(text: &str, heartbeat: Option<Duration>, interrupt: &Tasks) -> Result<RunResult, Failure> {
+    let mut scenario = Scenario::parse(text, "scenarios/calibrate").map_err(Failure::usage)?;
+    scenario.heartbeat = heartbeat.unwrap_or(scenario.heartbeat);
+    let matches = OneWorker::command().get_matches_from(["calibrate", "--workers", "1"]);
+    let against = OneWorker::from_arg_matches(&matches).map_err(Failure::environment)?.against;
+    let setting = Setting { against: &against, ui: Ui::None, history: None, out: None, metrics: None, interrupt };
+    println!("calibrate  {}, {:.0} s", scenario.description, scenario.duration().as_secs_f64());
+    let result = runner::run(&scenario, &setting).await?.result;
+    if result.verdict != Verdict::Pass {
+        let message = format!("{}: {}: {}", scenario.name, result.verdict.word(), result.reasons.join("; "));
+        return Err(Failure { code: exit::INVALID, message });
+    }
+    Ok(result)
+}
+
+fn stack_cpu_s(result: &RunResult) -> f64 {
+    result.processes.iter().map(|p| p.cpu_s).sum()
+}
+
+async fn measure(interrupt: &Tasks) -> Result<Constants, Failure> {
+    let mut constants = Constants::default();
+    let (mut server, mut kernel, mut beat, mut delivery, mut direct) = (vec![], vec![], vec![], vec![], vec![]);
+    for _ in 0..CALIBRATION_RUNS {
+        let slow = run_one(IDLE, None, interrupt).await?;
+        let quick = run_one(IDLE, Some(Duration::from_secs(1)), interrupt).await?;
+        if let Some(m) = slow.memory.filter(|m| m.connections > 0) {
+            server.push(m.server_bytes as f64 / m.connections as f64);
+            // Of both ends; they are alike.
+            kernel.push(m.kernel_bytes as f64 / m.connections as f64 / 2.0);
+        }
+        // The generator's samples of its own lateness are beats.
+        let beats = |r: &RunResult| r.generator.lag.count as f64;
+        beat.push((stack_cpu_s(&quick) - stack_cpu_s(&slow)).max(0.0) * 1e6 / (beats(&quick) - beats(&slow)).max(1.0));
+        let fanout = run_one(FANOUT, None, interrupt).await?;
+        delivery.push(stack_cpu_s(&fanout) * 1e6 / fanout.counts.delivered.max(1) as f64);
+        let talk = run_one(DIRECT, None, interrupt).await?;
+        direct.push(stack_cpu_s(&talk) * 1e6 / talk.counts.acked.max(1) as f64);
+    }
+    let source = format!("measured by chatctl plan --calibrate on {}", machine::describe());
+    let figure = |values: &[f64], old: &Figure| {
+        let mean = values.iter().sum::<f64>() / values.len().max(1) as f64;
+        let spread = values.iter().map(|v| (v - mean).abs()).fold(0.0, f64::max);
+        if mean > 0.0 {
+            Figure::new((mean * 10.0).round() / 10.0, (spread / mean).max(ERROR_MIN), &source)
+        } else {
+            old.clone()
+        }
+    };
+    constants.server_bytes_per_connection = figure(&server, &constants.server_bytes_per_connection);
+    constants.kernel_bytes_per_connection = figure(&kernel, &constants.kernel_bytes_per_connection);
+    constants.cpu_s_per_million_beats = figure(&beat, &constants.cpu_s_per_million_beats);
+    constants.cpu_s_per_million_deliveries = figure(&delivery, &constants.cpu_s_per_million_deliveries);
+    constants.cpu_s_per_million_messages = figure(&direct, &constants.cpu_s_per_million_messages);
+    Ok(constants)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_their_letters() {
+        assert_eq!(["50M", "1.5k", "7", "2G"].map(number), [Ok(5e7), Ok(1_500.0), Ok(7.0), Ok(2e9)]);
+        for wrong in ["", "M", "-3", "0", "many", "1e30"] {
+            assert!(number(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(share("50%"), Ok(0.5));
+    }
+
+    #[test]
+    fn calibration_scenarios_are_valid() {
+        for text in [IDLE, FANOUT, DIRECT] {
+            Scenario::parse(text, "calibrate").expect("valid");
+        }
+    }
+}
