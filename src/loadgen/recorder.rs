@@ -27,6 +27,8 @@ pub enum Path {
     DeliveryChannel,
     /// Devices that were not connected, or whose user was no member, when the message was due: they got it by sync.
     DeliveryAfterReconnect,
+    /// Devices that read slowly on purpose: what they waited for is themselves.
+    DeliverySlowReader,
     /// From a user's first beat to each online friend being told.
     PresenceOnline,
     /// From a user's last beat to each online friend being told; 30 to 35 s are right.
@@ -39,7 +41,7 @@ pub enum Path {
 
 impl Path {
     /// All paths.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Connect,
         Self::Login,
         Self::Ack,
@@ -49,6 +51,7 @@ impl Path {
         Self::DeliveryGroup,
         Self::DeliveryChannel,
         Self::DeliveryAfterReconnect,
+        Self::DeliverySlowReader,
         Self::PresenceOnline,
         Self::PresenceOffline,
         Self::Sync,
@@ -68,6 +71,7 @@ impl Path {
             Self::DeliveryGroup => "delivery_group",
             Self::DeliveryChannel => "delivery_channel",
             Self::DeliveryAfterReconnect => "delivery_after_reconnect",
+            Self::DeliverySlowReader => "delivery_slow_reader",
             Self::PresenceOnline => "presence_online",
             Self::PresenceOffline => "presence_offline",
             Self::Sync => "sync",
@@ -218,6 +222,7 @@ pub(super) struct Stats {
     pub(super) connections: AtomicU64,
     pub(super) wanted: AtomicU64,
     pub(super) gaps_synced: AtomicU64,
+    pub(super) beats: AtomicU64,
     /// Messages sent and not answered yet.
     pub(super) pending: AtomicU64,
     /// Errors by code.

@@ -103,6 +103,8 @@ counts!(
     repeated_on_wire,
     /// Gaps that clients closed by a sync.
     gaps_synced,
+    /// Heartbeats sent.
+    beats,
     /// Devices.
     clients,
     /// Devices that never connected.

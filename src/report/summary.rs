@@ -58,6 +58,9 @@ fn messages(out: &mut String, r: &RunResult) {
         n(c.clients),
         n(c.reconnects)
     );
+    let lag = r.generator.lag;
+    let _ =
+        writeln!(out, "heartbeats {} sent; 99 % of what was due went out within {}", n(c.beats), human_us(lag.p99_us));
     let _ = writeln!(
         out,
         "messages   {} due, {} sent, {} acknowledged, {} refused, {} unresolved",
@@ -149,12 +152,12 @@ fn generator(out: &mut String, r: &RunResult) {
     let g = &r.generator;
     let _ = writeln!(
         out,
-        "\ngenerator  late p99 {}, max {} ({} samples); {:.2} s of processor time, {:.1} µs per frame; {} resident",
+        "\ngenerator  late p99 {}, max {} ({} samples); {:.2} s of processor time, {:.1} µs per frame and beat; {} resident",
         human_us(g.lag.p99_us),
         human_us(g.lag.max_us),
         human_count(g.lag.count),
         g.cpu_s,
-        g.cpu_s * 1e6 / r.counts.frames.max(1) as f64,
+        g.cpu_s * 1e6 / (r.counts.frames + r.counts.beats).max(1) as f64,
         human_bytes(g.resident_bytes)
     );
     if g.stack_cpu_s > 0.0 {
@@ -166,6 +169,9 @@ fn generator(out: &mut String, r: &RunResult) {
         );
     }
 }
+
+/// Workers, and servers of a role, that are listed one by one.
+const LISTED_MAX: usize = 8;
 
 fn memory(out: &mut String, r: &RunResult) {
     let Some(m) = r.memory else { return };
@@ -181,8 +187,6 @@ fn memory(out: &mut String, r: &RunResult) {
 }
 
 fn workers(out: &mut String, r: &RunResult) {
-    /// Workers that are listed one by one.
-    const LISTED_MAX: usize = 8;
     if r.workers.len() > LISTED_MAX && r.workers.iter().all(|w| w.lost.is_none()) {
         let late = r.workers.iter().map(|w| w.lag_us_p99).max().unwrap_or(0);
         let (devices, cpu_s) = r.workers.iter().fold((0, 0.0), |(d, c), w| (d + w.clients, c + w.cpu_s));
@@ -216,15 +220,32 @@ fn processes(out: &mut String, r: &RunResult) {
     if r.processes.is_empty() {
         return;
     }
-    let millions = r.counts.delivered.max(1) as f64 / 1e6;
-    let _ = writeln!(out, "\n{:<26}{:>10} {:>22} {:>10}", "process", "CPU", "per million deliveries", "memory");
-    let mut total = 0.0;
-    for p in &r.processes {
-        total += p.cpu_s;
-        let (per_million, memory) = (p.cpu_s / millions, human_bytes(p.resident_bytes));
-        let _ = writeln!(out, "{:<26}{:>8.2} s {per_million:>20.1} s {memory:>10}", p.name, p.cpu_s);
+    let seconds = r.duration_s.max(1e-3);
+    // Without deliveries the processors that were used say more.
+    let (heading, unit, divisor) = match r.counts.delivered {
+        0 => ("of a processor", "%", seconds / 100.0),
+        delivered => ("per million deliveries", "s", delivered as f64 / 1e6),
+    };
+    let _ = writeln!(out, "\n{:<26}{:>10} {heading:>22} {:>10}", "process", "CPU", "memory");
+    let row = |out: &mut String, name: &str, cpu_s: f64, bytes: u64| {
+        let memory = human_bytes(bytes);
+        let _ = writeln!(out, "{name:<26}{cpu_s:>8.2} s {:>20.1} {unit} {memory:>10}", cpu_s / divisor);
+    };
+    // Where there are many servers of a role, the sum of each role says more than fifty lines.
+    let roles: std::collections::BTreeSet<&str> = r.processes.iter().map(|p| p.role.as_str()).collect();
+    for role in roles {
+        let of_role: Vec<_> = r.processes.iter().filter(|p| p.role == role).collect();
+        if role != "engine" && of_role.len() > LISTED_MAX {
+            let (cpu_s, bytes) = of_role.iter().fold((0.0, 0), |(s, b), p| (s + p.cpu_s, b + p.resident_bytes));
+            row(out, &format!("{role} ({} processes)", of_role.len()), cpu_s, bytes);
+        } else {
+            for p in of_role {
+                row(out, &p.name, p.cpu_s, p.resident_bytes);
+            }
+        }
     }
-    let _ = writeln!(out, "{:<26}{total:>8.2} s {:>20.1} s", "all", total / millions);
+    let (cpu_s, bytes) = r.processes.iter().fold((0.0, 0), |(s, b), p| (s + p.cpu_s, b + p.resident_bytes));
+    row(out, "all", cpu_s, bytes);
 }
 
 fn thresholds(out: &mut String, r: &RunResult) {

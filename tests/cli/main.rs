@@ -1,6 +1,7 @@
 //! The command as a person meets it: messages and exit codes.
 
 mod processes;
+mod scale;
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

@@ -1,5 +1,6 @@
 //! A whole stack in this process, on real sockets and port 0, as clients see it.
 
+mod calibration;
 mod client;
 mod conformance;
 mod engines;

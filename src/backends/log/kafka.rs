@@ -345,6 +345,27 @@ impl KafkaReader {
         Ok(u64::try_from(end).unwrap_or(0))
     }
 
+    /// Where many partitions end now, in one request to each broker. Those without an answer are left out.
+    async fn ends_of(&self, partitions: &[(Topic, u32)]) -> HashMap<(Topic, u32), u64> {
+        let mut list = TopicPartitionList::new();
+        for (topic, partition) in partitions {
+            // The "time" -1 asks for the end. Source: the protocol's `ListOffsets`, `LATEST_TIMESTAMP`.
+            let added = list.add_partition_offset(&self.log.topic(*topic), *partition as i32, Offset::End);
+            debug_assert!(added.is_ok(), "the end is an offset");
+        }
+        let consumer = Arc::clone(&self.consumer);
+        let answer = blocking(move || consumer.offsets_for_times(list, ANSWER_TIMEOUT)).await;
+        let Ok(answer) = answer else { return HashMap::new() };
+        let names: HashMap<String, Topic> =
+            partitions.iter().map(|(topic, _)| (self.log.topic(*topic), *topic)).collect();
+        let end = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| {
+            element.error().ok()?;
+            let Offset::Offset(end) = element.offset() else { return None };
+            Some(((*names.get(element.topic())?, element.partition() as u32), u64::try_from(end).ok()?))
+        };
+        answer.elements().iter().filter_map(end).collect()
+    }
+
     /// Begins to read a partition at its end.
     async fn take_up(&self, topic: Topic, partition: u32) -> KafkaResult<()> {
         let end = self.end_of(topic, partition).await?;
@@ -430,14 +451,15 @@ impl LogReader for KafkaReader {
 
     async fn lag(&self) -> Vec<PartitionLag> {
         let partitions: Vec<(Topic, u32)> = self.held().partitions.keys().copied().collect();
+        let ends = self.ends_of(&partitions).await;
         let mut out = Vec::new();
         for (topic, partition) in partitions {
-            let end = self.end_of(topic, partition).await;
+            let end = ends.get(&(topic, partition)).copied();
             let now_ms = clock::unix_ms();
             let mut held = self.held();
             let Some(read) = held.partitions.get_mut(&(topic, partition)) else { continue };
             // Without an answer the last known end counts, and its age grows.
-            let end = end.ok().or(read.ends.back().map(|(_, end)| *end)).unwrap_or(read.position);
+            let end = end.or(read.ends.back().map(|(_, end)| *end)).unwrap_or(read.position);
             if read.ends.back().is_none_or(|(_, last)| *last < end) {
                 read.ends.push_back((now_ms, end));
             }

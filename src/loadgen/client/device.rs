@@ -13,6 +13,7 @@ use super::link::{Link, LinkError};
 use super::{Command, Shared, Trouble};
 use crate::loadgen::body::Tag;
 use crate::loadgen::recorder::{Path, add, sub};
+use crate::loadgen::scenario::Behavior;
 use crate::protocol::api::Placement;
 use crate::protocol::close_code::Reconnect;
 use crate::protocol::frames::ConversationFrame;
@@ -62,6 +63,10 @@ pub(in crate::loadgen) struct Device {
     pub(super) client: u32,
     pub(super) user: u32,
     link: Option<Link>,
+    /// A connection that this device has vanished from: open, and neither read nor written.
+    ghost: Option<Box<Link>>,
+    /// A slow reader does not read before.
+    reads_at_us: u64,
     /// When the connection was welcomed.
     pub(super) opened_us: u64,
     /// When what is being worked on was read.
@@ -94,6 +99,8 @@ impl Device {
             client,
             user,
             link: None,
+            ghost: None,
+            reads_at_us: 0,
             opened_us: 0,
             now_us: 0,
             beat_due_us: NEVER,
@@ -190,15 +197,22 @@ impl Device {
     async fn wait(&mut self, frames: &mut Vec<ServerFrame>) {
         self.set_alarm();
         let mailbox = &self.shared.mailboxes[self.client as usize];
+        let is_reading = self.now_us >= self.reads_at_us;
         let link = &mut self.link;
         let result = std::future::poll_fn(|context| {
             let news = mailbox.poll_news(context);
             // Both are polled, so that both know whom to wake.
-            let read = link.as_mut().map_or(Poll::Pending, |link| link.poll_read(context, frames));
+            let read = match link {
+                Some(link) if is_reading => link.poll_read(context, frames),
+                _ => Poll::Pending,
+            };
             if read.is_pending() && news.is_ready() { Poll::Ready(Ok(())) } else { read }
         })
         .await;
         self.now_us = clock::now_us();
+        if !frames.is_empty() && self.is_slow_reader() {
+            self.reads_at_us = self.now_us + self.shared.scenario.read_pause.as_micros() as u64;
+        }
         if let Err(error) = result {
             // What came before the end counts.
             for frame in frames.drain(..) {
@@ -213,6 +227,9 @@ impl Device {
         let mut due = self.finish_by_us.min(self.leave_by_us);
         if self.link.is_some() {
             due = due.min(self.beat_due_us).min(self.sends_due_us).min(self.syncs_due_us);
+            if self.reads_at_us > self.now_us {
+                due = due.min(self.reads_at_us);
+            }
         } else if self.is_wanted {
             due = due.min(self.journey.as_ref().map_or(0, |journey| journey.connect_at_us));
         }
@@ -258,6 +275,8 @@ impl Device {
         self.now_us = clock::now_us();
         self.opened_us = self.now_us;
         self.link = Some(link);
+        self.ghost = None;
+        self.reads_at_us = 0;
         let wanted_since_us = std::mem::take(&mut self.journey().wanted_since_us);
         if wanted_since_us > 0 {
             shared.recorder.record(self.client, Path::Connect, self.now_us - wanted_since_us);
@@ -369,6 +388,25 @@ impl Device {
         }
     }
 
+    /// Whether its person reads slowly; at the end everybody reads what there is.
+    pub(super) fn is_slow_reader(&self) -> bool {
+        let behavior = self.shared.world.users[self.user as usize].behavior;
+        behavior == Behavior::SlowReader && self.finish_by_us == NEVER
+    }
+
+    /// Leaves the socket open and does not touch it again before the next connection stands.
+    fn vanish(&mut self) {
+        self.is_wanted = false;
+        self.leave_by_us = NEVER;
+        if let Some(link) = self.link.take() {
+            self.ghost = Some(Box::new(link));
+            self.closed("vanished");
+            for pending in &mut self.pending {
+                pending.next_try_us = 0;
+            }
+        }
+    }
+
     async fn go_offline(&mut self) {
         self.is_wanted = false;
         self.leave_by_us = NEVER;
@@ -402,6 +440,7 @@ impl Device {
             self.shared.recorder.late_by(self.now_us - self.beat_due_us);
         }
         self.push(&ClientFrame::Beat);
+        add(&self.shared.stats.beats, 1);
         self.shared.presence[self.user as usize].on_beat(self.now_us);
         self.shared.note("hb", || {
             let (user, device) = self.name();
@@ -422,11 +461,15 @@ impl Device {
                     journey.connect_at_us = 0;
                 }
             }
+            Command::Vanish => self.vanish(),
             Command::Offline => self.leave_by_us = self.now_us + LEAVE_WAIT_US,
             Command::Send { conversation, intended_us, bytes } => self.on_send_due(conversation, intended_us, bytes),
             Command::Heads(result) => self.on_heads(result),
             Command::Page(page) => self.on_page(*page),
-            Command::Finish(by_us) => self.finish_by_us = by_us,
+            Command::Finish(by_us) => {
+                self.finish_by_us = by_us;
+                self.reads_at_us = 0;
+            }
         }
     }
 

@@ -22,6 +22,8 @@ pub(in crate::loadgen) enum Command {
     Online(u64),
     /// Close the connection and stay away.
     Offline,
+    /// Be gone without a word: the socket stays open, and nobody reads or writes it any more.
+    Vanish,
     /// Send a message of some size that is due at this time (µs).
     Send { conversation: u32, intended_us: u64, bytes: u32 },
     /// The inbox was listed.

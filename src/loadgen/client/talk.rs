@@ -228,6 +228,9 @@ impl Device {
         if !was_there || self.opened_us == 0 || self.opened_us > tag.intended_us {
             return shared.recorder.record(self.client, Path::DeliveryAfterReconnect, took);
         }
+        if self.is_slow_reader() {
+            return shared.recorder.record(self.client, Path::DeliverySlowReader, took);
+        }
         let spec = &shared.world.conversations[tag.conversation as usize];
         let server = |client: u32| shared.mailboxes[client as usize].server();
         let path = if spec.is_large() {

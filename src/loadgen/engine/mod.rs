@@ -49,8 +49,11 @@ const SETTLE_INTERRUPTED: Duration = Duration::from_secs(3);
 /// Time in which nothing is sent, so that live frames arrive before devices sync for the last time.
 const QUIET: Duration = Duration::from_millis(700);
 
-/// Longest that devices may take to end. One that does not counts as not drained.
+/// Longest that devices may take to end, with [`FINISH_MAX_EACH`] for each. One that does not counts as not drained.
 const FINISH_MAX: Duration = Duration::from_mins(3);
+
+/// Fifty generators of one machine end together.
+const FINISH_MAX_EACH: Duration = Duration::from_millis(20);
 
 /// Conversations read back at the same time.
 const AUDITS_AT_ONCE: usize = 16;
@@ -383,7 +386,7 @@ async fn finish_devices(shared: &Arc<Shared>, was_interrupted: bool) -> Vec<Devi
     for mailbox in &shared.mailboxes {
         mailbox.put(Command::Finish(now + settle.as_micros() as u64));
     }
-    shared.devices.join(FINISH_MAX).await;
+    shared.devices.join(FINISH_MAX + FINISH_MAX_EACH * shared.mailboxes.len() as u32).await;
     std::mem::take(&mut *shared.ended.lock().expect("no panic while held"))
 }
 

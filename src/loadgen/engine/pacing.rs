@@ -137,7 +137,13 @@ async fn comings_and_goings(shared: Arc<Shared>, started_us: u64) {
     while let Some((due_us, client, online)) = plan.pop() {
         clock::sleep_until_us(due_us).await;
         shared.recorder.late_by(clock::now_us().saturating_sub(due_us));
-        let command = if online { Command::Online(due_us) } else { Command::Offline };
+        let user = shared.world.clients[client as usize].user;
+        let behavior = shared.world.users[user as usize].behavior;
+        let command = match (online, behavior) {
+            (true, _) => Command::Online(due_us),
+            (false, Behavior::HalfOpen) => Command::Vanish,
+            (false, _) => Command::Offline,
+        };
         shared.mailboxes[client as usize].plan(online);
         shared.mailboxes[client as usize].put(command);
         if online {
@@ -145,11 +151,10 @@ async fn comings_and_goings(shared: Arc<Shared>, started_us: u64) {
         } else {
             crate::loadgen::recorder::sub(&shared.stats.wanted, 1);
         }
-        let user = shared.world.clients[client as usize].user;
         let flapper = shared.scenario.flapper;
-        let stay = match (shared.world.users[user as usize].behavior, online) {
-            (Behavior::Flapper | Behavior::PresenceOnly, true) => flapper.online,
-            (Behavior::Flapper, false) => flapper.away,
+        let stay = match (behavior, online) {
+            (Behavior::Flapper | Behavior::PresenceOnly | Behavior::HalfOpen, true) => flapper.online,
+            (Behavior::Flapper | Behavior::HalfOpen, false) => flapper.away,
             (Behavior::PresenceOnly, false) => flapper.presence_away,
             _ => continue,
         };

@@ -29,6 +29,7 @@ pub(super) fn counts(shared: &Shared, states: &[DeviceState], unaudited: u64) ->
         frames: get(&stats.frames),
         repeated_on_wire: get(&stats.repeated_on_wire),
         gaps_synced: get(&stats.gaps_synced),
+        beats: get(&stats.beats),
         clients,
         never_connected: clients - states.iter().filter(|s| s.ever_connected).count() as u64,
         undrained: clients - states.iter().filter(|s| s.is_drained).count() as u64,

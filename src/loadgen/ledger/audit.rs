@@ -214,6 +214,38 @@ mod tests {
     }
 
     #[test]
+    fn one_lost_message_in_ten_million_deliveries_is_found_and_named() {
+        const MESSAGES: u64 = 50_000;
+        const DEVICES: u32 = 200;
+        let world = tiny_world();
+        let ledger = Ledger::new(1);
+        let stored: Vec<MessageFrame> = (1..=MESSAGES).map(|n| row(n, tag(0, n as u32))).collect();
+        let (mut all, mut most, mut acked) = (Ranges::default(), Ranges::default(), Ranges::default());
+        let (mut sum, mut sum_of_most) = (0_u64, 0_u64);
+        for n in 1..=MESSAGES {
+            let hash = tag(0, n as u32).hash_with(MessageId(n));
+            ledger.on_ack(&tag(0, n as u32), MessageId(n));
+            (sum, _) = (sum.wrapping_add(hash), acked.insert(n as u32));
+            all.insert(n);
+            if n != 31_415 {
+                sum_of_most = sum_of_most.wrapping_add(hash);
+                most.insert(n);
+            }
+        }
+        let none = Ranges::default();
+        let devices: Vec<AuditedDevice<'_>> = (0..DEVICES)
+            .map(|n| {
+                let (shown, shown_sum) = if n == 77 { (&most, sum_of_most) } else { (&all, sum) };
+                let acked = if n == 0 { &acked } else { &none };
+                AuditedDevice { client: n, user: n % 2, shown, shown_sum, acked, is_drained: true }
+            })
+            .collect();
+        audit_conversation(&ledger, &world, 0, &stored, &devices);
+        assert_eq!((kinds(&ledger), ledger.count(Kind::Lost)), (vec![Kind::Lost], 1));
+        assert!(ledger.described()[0].contains("id 31415 "), "{:?}", ledger.described());
+    }
+
+    #[test]
     fn a_device_that_was_shown_another_message_under_an_id_is_found_long_after() {
         let world = tiny_world();
         let ledger = Ledger::new(1);

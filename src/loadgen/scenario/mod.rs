@@ -50,6 +50,9 @@ pub struct Scenario {
     /// What flappers do.
     #[serde(default)]
     pub flapper: Flapper,
+    /// How long slow readers do not read.
+    #[serde(default = "defaults::read_pause", with = "humantime_serde")]
+    pub read_pause: Duration,
     /// Members removed from groups and added again while the load runs; none when absent.
     #[serde(default)]
     pub churn: Option<Churn>,
@@ -78,6 +81,9 @@ mod defaults {
     }
     pub(super) const fn heartbeat() -> Duration {
         crate::protocol::limits::HEARTBEAT
+    }
+    pub(super) const fn read_pause() -> Duration {
+        Duration::from_secs(3)
     }
     pub(super) const fn generator_lag_max() -> Duration {
         Duration::from_millis(100)
@@ -191,11 +197,23 @@ pub enum Behavior {
     Flapper,
     /// Beats only, and stays away long enough to be seen going offline.
     PresenceOnly,
+    /// Vanishes without a word, its socket left open, as a phone does that loses its network; comes back on a new one.
+    HalfOpen,
+    /// Reads for a moment, then not at all for a while.
+    SlowReader,
 }
 
 impl Behavior {
     /// All behaviours.
-    pub const ALL: [Self; 5] = [Self::OneToOne, Self::GroupTalker, Self::Lurker, Self::Flapper, Self::PresenceOnly];
+    pub const ALL: [Self; 7] = [
+        Self::OneToOne,
+        Self::GroupTalker,
+        Self::Lurker,
+        Self::Flapper,
+        Self::PresenceOnly,
+        Self::HalfOpen,
+        Self::SlowReader,
+    ];
 
     /// The name in a scenario.
     #[must_use]
@@ -206,6 +224,8 @@ impl Behavior {
             Self::Lurker => "lurker",
             Self::Flapper => "flapper",
             Self::PresenceOnly => "presence-only",
+            Self::HalfOpen => "half-open",
+            Self::SlowReader => "slow-reader",
         }
     }
 

@@ -114,7 +114,15 @@ impl ChatServer {
     fn deliver(self: &Arc<Self>, connection: &Arc<Connection>, frame: &Bytes) {
         match &self.tamper {
             None => self.push(connection, frame.clone()),
-            Some(tamper) => self.deliver_tampered(&**tamper, connection, frame),
+            Some(tamper) if tamper.delay().is_zero() => self.deliver_tampered(&**tamper, connection, frame),
+            Some(tamper) => {
+                let (server, connection, frame) = (Arc::clone(self), Arc::clone(connection), frame.clone());
+                let (tamper, delay) = (Arc::clone(tamper), tamper.delay());
+                self.deps.tasks.spawn("chat.delayed", async move {
+                    tokio::time::sleep(delay).await;
+                    server.deliver_tampered(&*tamper, &connection, &frame);
+                });
+            }
         }
     }
 

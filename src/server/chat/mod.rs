@@ -45,7 +45,7 @@ use crate::backends::log::{LogReader, PartitionLag, Topic};
 use crate::backends::registry::{Role, ServerEntry};
 use crate::backends::sessions::{SESSION_TTL, Session};
 use crate::protocol::{CloseCode, Limits, ServerFrame, frames::MovedFrame};
-use crate::runtime::{clock, net};
+use crate::runtime::{clock, machine, net};
 use crate::telemetry::{Counter, Gauge, PartitionFigures};
 
 /// How often overdue ids are looked for.
@@ -96,6 +96,9 @@ impl Default for Config {
     }
 }
 
+/// Files of the process that are not connections of clients: engines, peers, logs, the runtime.
+const FILES_RESERVED: u64 = 300;
+
 /// A running chat server.
 pub struct ChatServer {
     config: Config,
@@ -117,6 +120,8 @@ pub struct ChatServer {
     /// Connections and half-open handshakes. Written by accept and by the end of both.
     sockets: AtomicUsize,
     draining: AtomicBool,
+    /// Sockets that are held at most: as configured, or as the process may open files.
+    connections_max: usize,
     tamper: Option<Arc<dyn Tamper>>,
 }
 
@@ -144,6 +149,7 @@ pub async fn start(
     let reader = deps.backends.log.reader(deps.name.as_str()).await?;
     let cluster = Cluster::start(&deps).await;
     let (address, peer_address) = (listeners.clients.local_addr()?, listeners.peers.local_addr()?);
+    let files = machine::raise_open_files();
     let server = Arc::new_cyclic(|me| ChatServer {
         me: Weak::clone(me),
         address,
@@ -160,6 +166,7 @@ pub async fn start(
         flushes: Flushes::default(),
         sockets: AtomicUsize::new(0),
         draining: AtomicBool::new(false),
+        connections_max: config.connections_max.min(files.saturating_sub(FILES_RESERVED) as usize),
         config,
         tamper,
         deps,
@@ -230,9 +237,10 @@ impl ChatServer {
         }
     }
 
-    /// True when there is room for one more socket.
+    /// True when there is room for one more socket. One that is refused gets an answer and goes elsewhere; one that the
+    /// process has no file for waits in the kernel's queue.
     fn has_room(&self) -> bool {
-        self.sockets.load(Atomic::Relaxed) <= self.config.connections_max
+        self.sockets.load(Atomic::Relaxed) <= self.connections_max
     }
 
     fn socket_closed(&self) {

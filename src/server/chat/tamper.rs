@@ -1,5 +1,7 @@
 //! A hook for tests that break the server on purpose, to prove that a load test notices.
 
+use std::time::Duration;
+
 use crate::protocol::{MessageFrame, UserId};
 
 /// Changes what a chat server does with messages. Production has none.
@@ -8,6 +10,11 @@ pub trait Tamper: Send + Sync {
     fn outgoing(&self, to: UserId, message: &MessageFrame) -> Vec<MessageFrame> {
         let _ = to;
         vec![message.clone()]
+    }
+
+    /// How long a delivery is held back.
+    fn delay(&self) -> Duration {
+        Duration::ZERO
     }
 
     /// True to deliver to users who are not members any more.

@@ -18,6 +18,7 @@ use crate::backends::{self, Backends, Engine, OpenedEngine};
 use crate::protocol::ServerName;
 use crate::runtime::process::{self, Usage};
 use crate::runtime::{Tasks, clock};
+use crate::server::cluster::REFRESH_INTERVAL;
 use crate::stack::config::{Config, Place, SERVERS_MAX};
 use crate::stack::running::{self, StackError};
 
@@ -96,6 +97,9 @@ impl Supervisor {
             supervisor.stop().await;
             return Err(error);
         }
+        // By then every server has read the registry once more, and an API server that was up before the chat servers does
+        // not send the first thousand users to the one that it knows.
+        tokio::time::sleep(REFRESH_INTERVAL * 3 / 2).await;
         Ok(supervisor)
     }
 
