@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -41,6 +42,22 @@ const BUSY_BYTES: u64 = 4_096;
 /// Pending connections that a storm of clients needs at a listener.
 const BACKLOG_WANTED: u64 = 4_096;
 
+/// Processor time for one connection to be made, both ends and the real engines, in seconds. Source: `chatctl load
+/// scenarios/idle-1m.yaml`, docs/performance.md.
+const CONNECT_CPU_S: f64 = 0.000_9;
+
+/// The same of the generator alone.
+const CONNECT_CPU_S_CLIENT: f64 = 0.000_12;
+
+/// Processor time for one heartbeat, both ends, presence server and Redis, in seconds. Source: the same.
+const BEAT_CPU_S: f64 = 0.000_06;
+
+/// The same of the generator alone.
+const BEAT_CPU_S_CLIENT: f64 = 0.000_012;
+
+/// Share of the processors that may be busy before beats are late.
+const BUSY_MAX: f64 = 0.8;
+
 /// What is to be held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Need {
@@ -50,6 +67,10 @@ pub struct Need {
     pub servers: u64,
     /// Whether the servers are on this machine too.
     pub has_servers: bool,
+    /// Time between two heartbeats of a connection.
+    pub heartbeat: Duration,
+    /// Time over which all of them connect.
+    pub connect_over: Duration,
 }
 
 /// How one setting fits.
@@ -262,14 +283,28 @@ impl Machine {
             state: if self.backlog < BACKLOG_WANTED { State::Tight } else { State::Enough },
             fix: format!("sysctl -w net.core.somaxconn={BACKLOG_WANTED}: fewer are refused in a reconnect storm"),
         });
-        limits.push(Limit {
-            what: "processors",
-            now: self.cores.to_string(),
-            allows: None,
-            state: if self.cores < 2 { State::Tight } else { State::Enough },
-            fix: "idle connections cost memory, messages cost processors: see docs/performance.md".to_owned(),
-        });
+        limits.push(self.processors(need));
         limits
+    }
+
+    /// Connections whose heartbeats and connecting the processors can bear, by an estimate.
+    fn processors(&self, need: Need) -> Limit {
+        let (connect, beat) =
+            if need.has_servers { (CONNECT_CPU_S, BEAT_CPU_S) } else { (CONNECT_CPU_S_CLIENT, BEAT_CPU_S_CLIENT) };
+        let beating = beat / need.heartbeat.as_secs_f64().max(0.1);
+        // While they connect, half of them beat in the mean.
+        let connecting = connect / need.connect_over.as_secs_f64().max(1.0) + beating / 2.0;
+        let busiest = beating.max(connecting);
+        let allows = (self.cores as f64 * BUSY_MAX / busiest) as u64;
+        let cores = need.connections as f64 * busiest;
+        Limit {
+            what: "processors",
+            now: format!("{}; about {cores:.1} are needed for connecting and heartbeats", self.cores),
+            allows: Some(allows),
+            // An estimate is no reason to refuse a run: it says INVALID by itself where it was late.
+            state: if need.connections > allows { State::Tight } else { State::Enough },
+            fix: "fewer users, a longer heartbeat or connect_over; messages cost more (docs/performance.md)".to_owned(),
+        }
     }
 
     fn files_per_process(&self, need: Need) -> Limit {
@@ -420,8 +455,13 @@ mod tests {
         }
     }
 
+    fn need(connections: u64, servers: u64, has_servers: bool) -> Need {
+        let (heartbeat, connect_over) = (Duration::from_secs(30), Duration::from_mins(8));
+        Need { connections, servers, has_servers, heartbeat, connect_over }
+    }
+
     fn state(machine: &Machine, connections: u64, what: &str) -> State {
-        let limits = machine.limits(Need { connections, servers: 60, has_servers: true });
+        let limits = machine.limits(need(connections, 60, true));
         limits.into_iter().find(|l| l.what == what).expect("is listed").state
     }
 
@@ -431,6 +471,8 @@ mod tests {
         assert_eq!(m.workers_for(1_000_000), 53);
         assert_eq!(state(&m, 3_000_000, "memory"), State::Short);
         assert_eq!(state(&m, 100_000, "memory"), State::Enough);
+        assert_eq!(state(&m, 100_000, "processors"), State::Enough);
+        assert_eq!(state(&m, 1_000_000, "processors"), State::Tight);
         assert_eq!(state(&m, 2_000_000, "files of all processes"), State::Short);
         assert_eq!(state(&Machine { threads: 500, ..m.clone() }, 1_000_000, "threads"), State::Short);
         assert_eq!(state(&Machine { tracked: Some(65_536), ..m.clone() }, 70_000, "tracked connections"), State::Short);
@@ -440,7 +482,7 @@ mod tests {
     #[test]
     fn ports_are_short_only_where_addresses_can_not_be_added() {
         let m = machine();
-        let far = m.limits(Need { connections: 50_000, servers: 1, has_servers: false });
+        let far = m.limits(need(50_000, 1, false));
         let ports = far.iter().find(|l| l.what == "local ports").expect("is listed");
         assert_eq!((ports.state, ports.allows), (State::Short, Some(19_762)));
         assert!(ports.fix.contains("3 addresses") && ports.fix.contains("--source-addresses"), "{}", ports.fix);

@@ -16,6 +16,12 @@ use crate::runtime::clock;
 /// How often the view is read and the own entry announced. Four refreshes fit the life of an entry.
 pub const REFRESH_INTERVAL: Duration = Duration::from_millis(500);
 
+/// Servers up to which the view is read every [`REFRESH_INTERVAL`].
+const SERVERS_PER_REFRESH: usize = 10;
+
+/// Longest time between two reads of the registry: within the life of an entry.
+const REFRESH_INTERVAL_MAX: Duration = Duration::from_millis(2_500);
+
 /// Longest that a stopping server may take to leave the registry.
 const WITHDRAW_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -45,7 +51,8 @@ impl Cluster {
         let task = Arc::clone(&cluster);
         deps.tasks.spawn_until_stopped("cluster.refresh", async move {
             loop {
-                tokio::time::sleep(REFRESH_INTERVAL).await;
+                let servers = task.view.load().values().map(|servers| servers.len()).sum();
+                tokio::time::sleep(refresh_interval(servers)).await;
                 task.refresh().await;
             }
         });
@@ -112,6 +119,13 @@ impl Cluster {
     pub fn note_placed(&self, server: &ServerName) {
         *self.placed.lock().expect("no panic while held").entry(server.clone()).or_default() += 1;
     }
+}
+
+/// Time between two reads of the registry, for a number of servers. Every server reads all entries, so that the work grows
+/// with the square of their number; a view that is a second older costs nothing but a worse guess of loads.
+#[must_use]
+pub fn refresh_interval(servers: usize) -> Duration {
+    (REFRESH_INTERVAL * (servers / SERVERS_PER_REFRESH) as u32).clamp(REFRESH_INTERVAL, REFRESH_INTERVAL_MAX)
 }
 
 /// [`announce`] for a server that never drains; `load` is asked for its connections each time.

@@ -1,5 +1,7 @@
 //! `chatctl doctor`: what this machine allows, and what would change it.
 
+use std::time::Duration;
+
 use chatctl::report::human_count;
 use chatctl::runtime::limits::{Limit, Machine, Need, Ports, State};
 use chatctl::stack::profile::Profile;
@@ -15,6 +17,12 @@ pub(crate) struct Args {
     /// Listening chat servers that they go to
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     servers: u64,
+    /// Time between two heartbeats of a connection
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
+    heartbeat: Duration,
+    /// Time over which all of them connect
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = humantime::parse_duration)]
+    connect_over: Duration,
     /// The servers are on other machines: only the generator is here
     #[arg(long)]
     generator_only: bool,
@@ -25,7 +33,8 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args) -> Result<u8, Failure> {
     let machine = Machine::read();
-    let need = Need { connections: args.connections, servers: args.servers, has_servers: !args.generator_only };
+    let (has_servers, heartbeat, connect_over) = (!args.generator_only, args.heartbeat, args.connect_over);
+    let need = Need { connections: args.connections, servers: args.servers, has_servers, heartbeat, connect_over };
     let mut limits = machine.limits(need);
     limits.push(listeners(&machine.ports));
     match args.output {

@@ -228,6 +228,17 @@ impl Setting<'_> {
     }
 }
 
+/// What a scenario wants of the machine.
+fn need(scenario: &Scenario, has_servers: bool) -> Need {
+    Need {
+        connections: scenario.connections_max(),
+        servers: scenario.stack.chat_servers.max(1) as u64,
+        has_servers,
+        heartbeat: scenario.heartbeat,
+        connect_over: scenario.connect_over,
+    }
+}
+
 /// Lowers users and raises servers to what fits; returns what was changed, in words.
 fn scale_to_fit(scenario: &mut Scenario, machine: &Machine, has_own_stack: bool) -> Vec<String> {
     let mut notes = Vec::new();
@@ -235,8 +246,7 @@ fn scale_to_fit(scenario: &mut Scenario, machine: &Machine, has_own_stack: bool)
     let per_process = machine.connections_per_process();
     let is_embedded = scenario.stack.engines == EngineChoice::Embedded;
     let mut most = machine.connections_in_memory(has_own_stack);
-    let need = Need { connections: scenario.connections_max(), servers: 1, has_servers: has_own_stack };
-    for allows in machine.limits(need).iter().filter(|l| l.state == State::Short).filter_map(|l| l.allows) {
+    for allows in machine.limits(need(scenario, has_own_stack)).iter().filter_map(|l| l.allows) {
         most = most.min(allows);
     }
     if has_own_stack && is_embedded {
@@ -250,10 +260,12 @@ fn scale_to_fit(scenario: &mut Scenario, machine: &Machine, has_own_stack: bool)
     if scenario.connections_max() > most {
         let users = (most / devices_each) as u32;
         notes.push(format!(
-            "fits       {} of {} users fit on this machine (`chatctl doctor --connections {}` says why)",
+            "fits       {} of {} users fit on this machine (`chatctl doctor --connections {} --heartbeat {}s --connect-over {}s` says why)",
             report::human_count(users.into()),
             report::human_count(scenario.population.users.into()),
-            scenario.connections_max()
+            scenario.connections_max(),
+            scenario.heartbeat.as_secs(),
+            scenario.connect_over.as_secs()
         ));
         scenario.population.users = users;
     }
@@ -296,10 +308,8 @@ fn plan(scenario: &Scenario, machine: &Machine, setting: &Setting<'_>) -> Result
             (if fits { 0 } else { machine.workers_for(devices) as usize }, Vec::new())
         }
     };
-    let servers = scenario.stack.chat_servers.max(1) as u64;
     let is_elsewhere = !addresses.is_empty();
-    let need = Need { connections: devices, servers, has_servers: own_stack };
-    let mut limits = if is_elsewhere { Vec::new() } else { machine.limits(need) };
+    let mut limits = if is_elsewhere { Vec::new() } else { machine.limits(need(scenario, own_stack)) };
     limits.extend(own_stack.then(|| server_files(scenario, machine, processes + addresses.len() > 0, files)));
     if devices > MANY && !is_elsewhere {
         setting.note(&doctor::table(&limits, devices));

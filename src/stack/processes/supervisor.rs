@@ -18,7 +18,7 @@ use crate::backends::{self, Backends, Engine, OpenedEngine};
 use crate::protocol::ServerName;
 use crate::runtime::process::{self, Usage};
 use crate::runtime::{Tasks, clock};
-use crate::server::cluster::REFRESH_INTERVAL;
+use crate::server::cluster::refresh_interval;
 use crate::stack::config::{Config, Place, SERVERS_MAX};
 use crate::stack::running::{self, StackError};
 
@@ -92,6 +92,7 @@ impl Supervisor {
         });
         supervisor.wait_for_an_empty_registry().await?;
         let places = supervisor.config.places();
+        let until_all_are_seen = refresh_interval(places.len()) * 3 / 2;
         let started = supervisor.start_all(places).await;
         if let Err(error) = started {
             supervisor.stop().await;
@@ -99,7 +100,7 @@ impl Supervisor {
         }
         // By then every server has read the registry once more, and an API server that was up before the chat servers does
         // not send the first thousand users to the one that it knows.
-        tokio::time::sleep(REFRESH_INTERVAL * 3 / 2).await;
+        tokio::time::sleep(until_all_are_seen).await;
         Ok(supervisor)
     }
 
