@@ -20,8 +20,9 @@ use crate::protocol::{ConversationId, MessageId, UserId};
 /// Rows in one statement with many values; `SQLite` allows 32,766 bound values, the others twice that.
 const ROWS_PER_STATEMENT: usize = 5_000;
 
-/// Connections of one process to a database server. `SQLite` has one writer, so it gets fewer.
-const CONNECTIONS_MAX: u32 = 16;
+/// Connections of one process to a database server: forty processes of a large stack share the few hundred that a server has.
+/// `SQLite` has one writer, so it gets fewer.
+const CONNECTIONS_MAX: u32 = 6;
 const SQLITE_CONNECTIONS_MAX: u32 = 4;
 
 /// Longest wait for a connection.

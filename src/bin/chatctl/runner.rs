@@ -156,10 +156,15 @@ const PLANNED_PERCENT: u64 = 88;
 /// Most chat servers that are planned without being asked for.
 const CHAT_SERVERS_MAX: u64 = 400;
 
-/// The runtime of the generators.
+/// The runtime of a generator.
 pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    runtime_of(machine::cores().min(4))
+}
+
+/// The same with a number of threads.
+pub(crate) fn runtime_of(threads: usize) -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(machine::cores().min(4))
+        .worker_threads(threads)
         .thread_name("gen")
         .enable_all()
         .build()
@@ -466,8 +471,10 @@ async fn workers(plan: &Plan, against: &Against, tasks: &Tasks) -> Result<Vec<Wo
     let mut workers = Vec::new();
     if plan.processes > 0 {
         let program = std::env::current_exe().map_err(Failure::environment)?;
+        // More threads than processors would only wake each other.
+        let threads = machine::cores().div_ceil(plan.processes);
         for _ in 0..plan.processes {
-            workers.push(Worker::start(&program, tasks).await.map_err(Failure::environment)?);
+            workers.push(Worker::start(&program, threads, tasks).await.map_err(Failure::environment)?);
         }
     }
     if !plan.addresses.is_empty() {

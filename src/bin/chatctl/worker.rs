@@ -27,6 +27,9 @@ pub(crate) struct Where {
 pub(crate) struct Args {
     #[command(flatten)]
     at: Where,
+    /// Threads; as many as there are processors without it
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    threads: Option<u16>,
     /// File with the secret shared with the coordinator, at least 16 characters; without it one in the user's configuration folder,
     /// made when it is not there
     #[arg(long, value_name = "FILE", env = "CHATCTL_WORKER_SECRET_FILE")]
@@ -36,7 +39,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> Result<u8, Failure> {
     init_logging();
     let _ = machine::raise_open_files();
-    let runtime = runner::runtime()?;
+    let runtime = runner::runtime_of(args.threads.map_or(machine::cores(), usize::from))?;
     let stop = Tasks::new();
     let Some(address) = args.at.listen else {
         // The coordinator ends it, by a word or by closing the pipe; its terminal's ctrl-c is not for us.

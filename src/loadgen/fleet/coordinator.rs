@@ -21,6 +21,7 @@ use crate::loadgen::engine::{self, RunError, Scraper, verdict};
 use crate::loadgen::result::{ConnectionMemory, ProcessUsage, RunResult, SCHEMA_VERSION, WorkerRecord};
 use crate::runtime::{Tasks, clock, machine, net};
 use crate::telemetry::LiveSnapshot;
+use crate::telemetry::live::ServerSnapshot;
 
 /// Longest that connecting to a worker may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -59,13 +60,13 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts a worker process of this machine: `program worker --pipe`. It ends when this value is dropped.
+    /// Starts a worker process of this machine with some threads: `program worker --pipe`. It ends when this value is dropped.
     ///
     /// # Errors
     /// When the program can't be started, or is no worker.
-    pub async fn start(program: &Path, tasks: &Tasks) -> Result<Self, String> {
+    pub async fn start(program: &Path, threads: usize, tasks: &Tasks) -> Result<Self, String> {
         let mut child = Command::new(program)
-            .args(["worker", "--pipe"])
+            .args(["worker", "--pipe", "--threads", &threads.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -217,7 +218,8 @@ struct Fleet<'a> {
     members: Vec<Member>,
     view: View,
     results: Vec<(usize, RunResult)>,
-    scraper: Scraper,
+    /// The servers as they were last seen. Written by [`watch_servers`].
+    servers: Arc<Mutex<BTreeMap<String, ServerSnapshot>>>,
     /// When the load begins; 0 before.
     started_us: u64,
     events: Vec<String>,
@@ -259,12 +261,13 @@ pub async fn run(scenario: &Scenario, options: FleetOptions) -> Result<RunResult
         view: View::new(members.len()),
         members,
         results: Vec::new(),
-        scraper: Scraper::new(api),
+        servers: Arc::default(),
         started_us: 0,
         events: Vec::new(),
         failed: None,
         was_interrupted: false,
     };
+    tasks.spawn_until_stopped("fleet.servers", watch_servers(Scraper::new(api), Arc::clone(&fleet.servers)));
     let around = Around {
         control: options.control.clone(),
         stack_threads: options.stack_threads,
@@ -280,6 +283,16 @@ pub async fn run(scenario: &Scenario, options: FleetOptions) -> Result<RunResult
         result.verdict.word().clone_into(&mut snapshot.verdict);
     });
     Ok(result)
+}
+
+/// Reads the servers' figures once per second. In a task: a stack that answers slowly must not keep the coordinator from
+/// hearing its workers.
+async fn watch_servers(mut scraper: Scraper, seen: Arc<Mutex<BTreeMap<String, ServerSnapshot>>>) {
+    loop {
+        let servers = scraper.scrape().await;
+        *seen.lock().expect("no panic while held") = servers;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
 }
 
 /// What is around a fleet.
@@ -477,7 +490,7 @@ impl Fleet<'_> {
         for index in silent {
             self.lose(index, &format!("it said nothing for {SILENCE_MAX:?}")).await;
         }
-        let servers = if self.started_us > 0 { self.scraper.scrape().await } else { BTreeMap::new() };
+        let servers = self.servers.lock().expect("no panic while held").clone();
         let mut snapshot = self.view.snapshot(servers);
         snapshot.scenario.clone_from(&self.scenario.name);
         snapshot.planned_s = self.scenario.duration().as_secs_f64();
