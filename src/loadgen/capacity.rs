@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::scenario::{Phase, PhaseKind};
 use super::{RunResult, Scenario};
 use crate::loadgen::result::Verdict;
+use crate::telemetry::LiveSnapshot;
 
 /// Factor between two steps while everything holds.
 const STEP: f64 = 1.6;
@@ -176,9 +177,17 @@ impl Cause {
     }
 }
 
-/// Judges a trial: `None` where it holds.
+/// Processors of the generator's machine that were in use while the rate was the trial's, in the mean.
 #[must_use]
-pub fn cause(result: &RunResult, cores: usize) -> Option<Cause> {
+pub fn busy_cores(series: &[LiveSnapshot]) -> f64 {
+    let steady: Vec<f64> =
+        series.iter().filter(|s| s.phase == PhaseKind::Steady.name()).map(|s| s.machine_cores).collect();
+    steady.iter().sum::<f64>() / steady.len().max(1) as f64
+}
+
+/// Judges a trial on a machine with some processors, of which so many were in use: `None` where it holds.
+#[must_use]
+pub fn cause(result: &RunResult, cores: usize, busy_cores: f64) -> Option<Cause> {
     let reasons = || result.reasons.join("; ");
     match result.verdict {
         Verdict::Pass => None,
@@ -189,9 +198,13 @@ pub fn cause(result: &RunResult, cores: usize) -> Option<Cause> {
             let stack =
                 (result.generator.stack_cpu_s + result.processes.iter().map(|p| p.cpu_s).sum::<f64>()) / seconds;
             let generator = result.generator.cpu_s / seconds;
-            let used = format!("stack {stack:.1} and generator {generator:.1} of {cores} processors; {}", reasons());
+            let used = format!(
+                "{busy_cores:.1} of {cores} processors were in use (over the whole trial stack {stack:.1}, generator \
+                 {generator:.1}); {}",
+                reasons()
+            );
             // Late, since the stack that shares the machine had taken it: that is the end of this machine, not of the generator.
-            let is_full = stack + generator > FULL_SHARE * cores as f64;
+            let is_full = busy_cores > FULL_SHARE * cores as f64;
             let is_generator = stack == 0.0 || generator > GENERATOR_SHARE_MAX * (stack + generator);
             Some(if is_full && !is_generator { Cause::Processors(used) } else { Cause::Generator(used) })
         }
@@ -281,11 +294,15 @@ mod tests {
     fn a_late_generator_is_the_limit_unless_the_stack_had_the_processors() {
         let mut result = RunResult { verdict: Verdict::Invalid, duration_s: 10.0, ..RunResult::default() };
         (result.generator.cpu_s, result.generator.stack_cpu_s) = (8.0, 11.0);
-        assert!(matches!(cause(&result, 2), Some(Cause::Processors(_))));
-        assert!(matches!(cause(&result, 8), Some(Cause::Generator(_))), "there was room");
+        assert!(matches!(cause(&result, 2, 1.9), Some(Cause::Processors(_))));
+        assert!(matches!(cause(&result, 8, 1.9), Some(Cause::Generator(_))), "there was room");
         (result.generator.cpu_s, result.generator.stack_cpu_s) = (17.0, 2.0);
-        assert!(matches!(cause(&result, 2), Some(Cause::Generator(_))), "it took the processors itself");
+        assert!(matches!(cause(&result, 2, 1.9), Some(Cause::Generator(_))), "it took the processors itself");
         result.verdict = Verdict::Pass;
-        assert_eq!(cause(&result, 2), None);
+        assert_eq!(cause(&result, 2, 1.9), None);
+        let snapshot =
+            |phase: &str, machine_cores| LiveSnapshot { phase: phase.to_owned(), machine_cores, ..Default::default() };
+        let series = [snapshot("warm-up", 0.1), snapshot("steady", 1.5), snapshot("steady", 1.7)];
+        assert!((busy_cores(&series) - 1.6).abs() < 1e-9 && busy_cores(&[]).abs() < 1e-9);
     }
 }

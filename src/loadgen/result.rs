@@ -105,6 +105,12 @@ counts!(
     gaps_synced,
     /// Heartbeats sent.
     beats,
+    /// HTTP requests of clients without a socket; those for syncs are not among them.
+    poll_requests,
+    /// Bytes that clients wrote to their WebSockets, or in such requests.
+    bytes_out,
+    /// Bytes that they read from them.
+    bytes_in,
     /// Devices.
     clients,
     /// Devices that never connected.

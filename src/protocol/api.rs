@@ -1,9 +1,10 @@
 //! Bodies of the HTTP API, as JSON. The paths and their statuses are in `docs/protocol.md`.
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use super::frames::{MessageFrame, ReceiptStatus};
-use super::{ConversationId, DeviceName, ErrorCode, MessageId, ServerName, UserId};
+use super::{ConversationId, DeviceName, ErrorCode, MessageId, ServerName, SessionId, UserId};
 
 /// Answer of every request that failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +38,18 @@ pub struct Login {
     pub password: String,
     /// Which device asks; the token belongs to it.
     pub device: DeviceName,
+}
+
+/// Answer of `POST /poll` and `POST /poll/{session}`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PollAnswer {
+    /// The session, for the next request.
+    pub session: SessionId,
+    /// Frames as a WebSocket would have carried them, in order.
+    pub frames: Vec<Box<RawValue>>,
+    /// The close code, once the session is over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closed: Option<u16>,
 }
 
 /// Most accounts of one `POST /accounts`.

@@ -25,6 +25,9 @@ pub const SYNC_LIMIT_MAX: usize = 500;
 /// Messages that `GET /messages/sync` returns when the client does not say.
 pub const SYNC_LIMIT_DEFAULT: usize = 50;
 
+/// Longest that a long-poll waits: below what proxies cut.
+pub const POLL_WAIT_MAX: Duration = Duration::from_secs(25);
+
 /// Most members that one API call may name.
 pub const MEMBERS_PER_CALL_MAX: usize = 1_000;
 

@@ -25,5 +25,8 @@ pub const SUBPROTOCOL: &str = "chatctl.v1";
 /// Path of the chat WebSocket on every chat server.
 pub const CHAT_PATH: &str = "/ws";
 
+/// Path of the transports without a socket on a chat server.
+pub const POLL_PATH: &str = "/poll";
+
 /// Path of the echo WebSocket, served only where the configuration switches it on.
 pub const ECHO_PATH: &str = "/echo";

@@ -79,6 +79,13 @@ fn messages(out: &mut String, r: &RunResult) {
     );
     let _ = writeln!(
         out,
+        "traffic    {} out, {} in; {} requests of clients without a socket",
+        human_bytes(c.bytes_out),
+        human_bytes(c.bytes_in),
+        n(c.poll_requests)
+    );
+    let _ = writeln!(
+        out,
         "ledger     lost {}  duplicated {}  out of order {}  id reuse {}  leaked {}  altered {}  presence wrong {}",
         n(c.lost),
         n(c.duplicated),

@@ -64,6 +64,18 @@ pub fn resident_bytes() -> Option<u64> {
     Some(pages * rustix::param::page_size() as u64)
 }
 
+/// Processor time that all processes of this machine have used since it started, waiting not counted; `None` where `/proc`
+/// does not tell.
+#[must_use]
+pub fn used_cpu() -> Option<Duration> {
+    let stat = std::fs::read_to_string("/proc/stat").ok()?;
+    let ticks: Vec<u64> = stat.lines().next()?.split_whitespace().skip(1).filter_map(|n| n.parse().ok()).collect();
+    // user, nice, system, idle, iowait, irq, softirq, steal: source `proc_stat(5)`.
+    let [user, nice, system, _, _, irq, softirq, ..] = ticks.as_slice() else { return None };
+    let used = user + nice + system + irq + softirq;
+    Some(Duration::from_millis(used * 1_000 / rustix::param::clock_ticks_per_second()))
+}
+
 /// Processor time of the whole process.
 #[must_use]
 pub fn process_cpu() -> Duration {

@@ -48,6 +48,9 @@ pub struct LiveSnapshot {
     pub generator_lag_us_max: u64,
     /// Processor time of the generator over the last interval, in cores.
     pub generator_cores: f64,
+    /// Processors that everything on the generator's machine used over the last interval.
+    #[serde(default)]
+    pub machine_cores: f64,
     /// Resident memory of the process, in bytes.
     pub resident_bytes: u64,
     /// `running`, then the final verdict's word.

@@ -6,5 +6,6 @@ mod conformance;
 mod engines;
 mod faults;
 mod gateway;
+mod poll;
 mod proofs;
 mod talk;

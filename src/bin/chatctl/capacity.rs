@@ -104,12 +104,12 @@ async fn search(args: &Args, scenario: &Scenario, start: f64, interrupt: &Tasks)
                 print!("trial {number:<4} {:>9} messages/s ", human_count(rate.round() as u64));
                 // Shown before the trial ends; a reader that went away must not end it.
                 let _ = std::io::stdout().flush();
-                let result = trial(args, scenario, rate, interrupt).await?;
+                let (result, busy) = trial(args, scenario, rate, interrupt).await?;
                 println!("{}", line(&result));
                 if result.verdict == Verdict::Interrupted {
                     return Err(Failure { code: exit::INTERRUPTED, message: "interrupted: no answer".to_owned() });
                 }
-                match capacity::cause(&result, machine::cores()) {
+                match capacity::cause(&result, machine::cores(), busy) {
                     None => {
                         search.note(rate, Outcome::Holds);
                         trials.held.push((rate, result));
@@ -136,11 +136,14 @@ async fn search(args: &Args, scenario: &Scenario, start: f64, interrupt: &Tasks)
     unreachable!("the search ends")
 }
 
-async fn trial(args: &Args, scenario: &Scenario, rate: f64, interrupt: &Tasks) -> Result<RunResult, Failure> {
+/// Runs a trial; returns its result, and the processors that were in use.
+async fn trial(args: &Args, scenario: &Scenario, rate: f64, interrupt: &Tasks) -> Result<(RunResult, f64), Failure> {
     let trial = capacity::trial(scenario, rate, args.trial);
     let against = &args.against;
     let setting = Setting { against, ui: Ui::None, history: None, out: None, metrics: None, interrupt };
-    runner::run(&trial, &setting).await.map(|outcome| outcome.result)
+    let outcome = runner::run(&trial, &setting).await?;
+    let busy = capacity::busy_cores(&outcome.series);
+    Ok((outcome.result, busy))
 }
 
 /// What a trial showed, in a line.

@@ -9,11 +9,12 @@ use std::task::Poll;
 use serde_json::json;
 
 use super::conversation::DeviceConversation;
-use super::link::{Link, LinkError};
+use super::link::{Link, LinkError, SocketLink};
+use super::poll::PollLink;
 use super::{Command, Shared, Trouble};
 use crate::loadgen::body::Tag;
 use crate::loadgen::recorder::{Path, add, sub};
-use crate::loadgen::scenario::Behavior;
+use crate::loadgen::scenario::{Behavior, Transport};
 use crate::protocol::api::Placement;
 use crate::protocol::close_code::Reconnect;
 use crate::protocol::frames::ConversationFrame;
@@ -161,7 +162,7 @@ impl Device {
                 Box::pin(self.go_offline()).await;
             }
             if let Some(link) = self.link.as_mut().filter(|link| link.has_output())
-                && let Err(error) = link.flush().await
+                && let Err(error) = link.flush(&self.shared.traffic).await
             {
                 self.disconnected(&error);
             }
@@ -199,12 +200,12 @@ impl Device {
         self.set_alarm();
         let mailbox = &self.shared.mailboxes[self.client as usize];
         let is_reading = self.now_us >= self.reads_at_us;
-        let link = &mut self.link;
+        let (link, shared) = (&mut self.link, &self.shared);
         let result = std::future::poll_fn(|context| {
             let news = mailbox.poll_news(context);
             // Both are polled, so that both know whom to wake.
             let read = match link {
-                Some(link) if is_reading => link.poll_read(context, frames),
+                Some(link) if is_reading => link.poll_read(context, frames, &shared.traffic),
                 _ => Poll::Pending,
             };
             if read.is_pending() && news.is_ready() { Poll::Ready(Ok(())) } else { read }
@@ -226,8 +227,12 @@ impl Device {
     /// Asks to be woken for what is due next, unless an alarm rings before that anyway.
     fn set_alarm(&mut self) {
         let mut due = self.finish_by_us.min(self.leave_by_us);
-        if self.link.is_some() {
-            due = due.min(self.beat_due_us).min(self.sends_due_us).min(self.syncs_due_us);
+        if let Some(link) = &self.link {
+            due = due
+                .min(link.due_us().unwrap_or(NEVER))
+                .min(self.beat_due_us)
+                .min(self.sends_due_us)
+                .min(self.syncs_due_us);
             if self.reads_at_us > self.now_us {
                 due = due.min(self.reads_at_us);
             }
@@ -270,7 +275,18 @@ impl Device {
             shared.api.placement(token, self.journey().avoid.as_ref()).await.map_err(|e| e.to_string())?
         };
         let source = shared.sources.get(self.client as usize % shared.sources.len().max(1)).copied();
-        let opened = Link::open(&placement.url, token, source).await;
+        let (traffic, transport) = (&shared.traffic, shared.scenario.transport);
+        let opened = match transport {
+            Transport::Websocket => {
+                let opened = SocketLink::open(&placement.url, token, source, traffic).await;
+                opened.map(|(link, welcome, frames)| (Link::Socket(link), welcome, frames))
+            }
+            Transport::LongPoll | Transport::Poll => {
+                let interval = (transport == Transport::Poll).then_some(shared.scenario.poll_interval);
+                let opened = PollLink::open(&shared.pollers, &placement.url, token, interval, traffic).await;
+                opened.map(|(link, welcome, frames)| (Link::Poll(Box::new(link)), welcome, frames))
+            }
+        };
         self.journey().avoid = opened.is_err().then_some(placement.server);
         let (link, welcome, frames) = opened.map_err(|e| e.to_string())?;
         self.now_us = clock::now_us();
@@ -414,7 +430,7 @@ impl Device {
         if let Some(link) = self.link.take() {
             let (user, device) = self.name();
             self.shared.note("bye", || json!({"user": user, "dev": device}));
-            link.close().await;
+            link.close(&self.shared.traffic).await;
             self.closed("bye");
         }
     }

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::io::ErrorKind;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
+use super::poll::PollLink;
 use crate::protocol::frames::{FrameError, WelcomeFrame};
 use crate::protocol::websocket::{self, Decoder, Event, Role};
 use crate::protocol::{ClientFrame, SUBPROTOCOL, ServerFrame};
@@ -51,20 +53,107 @@ fn lost(error: &std::io::Error) -> LinkError {
     LinkError::Lost(error.to_string())
 }
 
-/// A live connection.
-pub(super) struct Link {
+/// What went over the wire. Written by all devices.
+#[derive(Default)]
+pub(in crate::loadgen) struct Traffic {
+    pub(in crate::loadgen) requests: AtomicU64,
+    pub(in crate::loadgen) bytes_out: AtomicU64,
+    pub(in crate::loadgen) bytes_in: AtomicU64,
+}
+
+impl Traffic {
+    fn sent(&self, bytes: usize) {
+        self.bytes_out.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn got(&self, bytes: usize) {
+        self.bytes_in.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// An HTTP request with the bytes that went and came.
+    pub(super) fn request(&self, (sent, got): (u64, u64)) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.sent(sent as usize);
+        self.got(got as usize);
+    }
+}
+
+/// A way to the server.
+pub(super) enum Link {
+    Socket(SocketLink),
+    Poll(Box<PollLink>),
+}
+
+impl Link {
+    /// Reads what there is, appending to `frames`. Ready after each read, whether or not it completed a frame.
+    pub(super) fn poll_read(
+        &mut self,
+        context: &mut Context<'_>,
+        frames: &mut Vec<ServerFrame>,
+        traffic: &Traffic,
+    ) -> Poll<Result<(), LinkError>> {
+        match self {
+            Self::Socket(link) => link.poll_read(context, frames, traffic),
+            Self::Poll(link) => link.poll_read(context, frames, traffic),
+        }
+    }
+
+    /// When it wants to be read at the latest, if that is not when something comes.
+    pub(super) fn due_us(&self) -> Option<u64> {
+        match self {
+            Self::Socket(_) => None,
+            Self::Poll(link) => link.due_us(),
+        }
+    }
+
+    /// Puts a frame behind what is to be written.
+    pub(super) fn push(&mut self, frame: &ClientFrame) {
+        match self {
+            Self::Socket(link) => link.push(frame),
+            Self::Poll(link) => link.push(frame),
+        }
+    }
+
+    /// Whether anything waits to be written.
+    pub(super) const fn has_output(&self) -> bool {
+        match self {
+            Self::Socket(link) => link.has_output(),
+            Self::Poll(link) => link.has_output(),
+        }
+    }
+
+    /// Writes everything that was pushed.
+    pub(super) async fn flush(&mut self, traffic: &Traffic) -> Result<(), LinkError> {
+        match self {
+            Self::Socket(link) => link.flush(traffic).await,
+            Self::Poll(link) => Box::pin(link.flush(traffic)).await,
+        }
+    }
+
+    /// Says goodbye; what the server answers is not waited for.
+    pub(super) async fn close(self, traffic: &Traffic) {
+        match self {
+            Self::Socket(link) => link.close(traffic).await,
+            Self::Poll(link) => link.close().await,
+        }
+    }
+}
+
+/// A live WebSocket.
+pub(super) struct SocketLink {
     stream: TcpStream,
     decoder: Decoder,
     outgoing: Vec<u8>,
 }
 
-impl Link {
+impl SocketLink {
     /// Connects, from an address of this machine where one is given, upgrades and waits for `welcome`. Frames that came
     /// behind it are in the returned list.
     pub(super) async fn open(
         url: &str,
         token: &str,
         source: Option<IpAddr>,
+        traffic: &Traffic,
     ) -> Result<(Self, WelcomeFrame, Vec<ServerFrame>), LinkError> {
         let (authority, path) = parse_url(url)?;
         let connect = async { net::connect(authority, source).await.map_err(|e| lost(&e)) };
@@ -75,11 +164,15 @@ impl Link {
         let mut link = Self { stream, decoder, outgoing: Vec::new() };
         let mut frames = Vec::new();
         link.feed(rest, &mut frames)?;
-        let welcome = within("welcome", link.wait_for_welcome(&mut frames)).await?;
+        let welcome = within("welcome", link.wait_for_welcome(&mut frames, traffic)).await?;
         Ok((link, welcome, frames))
     }
 
-    async fn wait_for_welcome(&mut self, frames: &mut Vec<ServerFrame>) -> Result<WelcomeFrame, LinkError> {
+    async fn wait_for_welcome(
+        &mut self,
+        frames: &mut Vec<ServerFrame>,
+        traffic: &Traffic,
+    ) -> Result<WelcomeFrame, LinkError> {
         loop {
             if !frames.is_empty() {
                 return match frames.remove(0) {
@@ -88,7 +181,7 @@ impl Link {
                     other => Err(LinkError::Broken(format!("{} before welcome", other.encode()))),
                 };
             }
-            std::future::poll_fn(|context| self.poll_read(context, frames)).await?;
+            std::future::poll_fn(|context| self.poll_read(context, frames, traffic)).await?;
         }
     }
 
@@ -101,6 +194,7 @@ impl Link {
         &mut self,
         context: &mut Context<'_>,
         frames: &mut Vec<ServerFrame>,
+        traffic: &Traffic,
     ) -> Poll<Result<(), LinkError>> {
         let Self { stream, decoder, outgoing } = self;
         loop {
@@ -108,7 +202,10 @@ impl Link {
             ready!(stream.poll_read_ready(context)).map_err(|e| lost(&e))?;
             let read = READ_BUFFER.with_borrow_mut(|buffer| match stream.try_read(buffer) {
                 Ok(0) => Some(Err(LinkError::Lost("the server closed the socket".to_owned()))),
-                Ok(read) => Some(decode(decoder, outgoing, &mut buffer[..read], frames)),
+                Ok(read) => {
+                    traffic.got(read);
+                    Some(decode(decoder, outgoing, &mut buffer[..read], frames))
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => None,
                 Err(error) => Some(Err(lost(&error))),
             });
@@ -129,8 +226,9 @@ impl Link {
     }
 
     /// Writes everything that was pushed.
-    pub(super) async fn flush(&mut self) -> Result<(), LinkError> {
+    pub(super) async fn flush(&mut self, traffic: &Traffic) -> Result<(), LinkError> {
         let bytes = std::mem::take(&mut self.outgoing);
+        traffic.sent(bytes.len());
         match self.stream.try_write(&bytes) {
             Ok(written) if written == bytes.len() => Ok(()),
             // Rare and large, so boxed.
@@ -148,10 +246,10 @@ impl Link {
     }
 
     /// Says goodbye; what the server answers is not waited for.
-    pub(super) async fn close(mut self) {
+    pub(super) async fn close(mut self, traffic: &Traffic) {
         self.outgoing.extend_from_slice(&websocket::close_frame(Some(1000), "", Some(rand::random())));
         // The connection ends either way.
-        let _ = self.flush().await;
+        let _ = self.flush(traffic).await;
     }
 }
 

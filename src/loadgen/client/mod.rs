@@ -9,6 +9,7 @@
 //! | `talk` | what it sends, and what it does with each frame |
 //! | `catch_up` | how it fetches what it missed |
 //! | `link` | its WebSocket |
+//! | `poll` | the same without a socket: long-poll and poll |
 //! | `mailbox` | how it is woken |
 //! | `presence` | when users beat and who was told |
 
@@ -18,13 +19,16 @@ pub(super) mod cursor;
 mod device;
 mod link;
 mod mailbox;
+mod poll;
 mod presence;
 mod talk;
 
 use std::sync::Mutex;
 
 pub(super) use device::{Device, DeviceState};
+pub(super) use link::Traffic;
 pub(super) use mailbox::{Alarms, Command, Mailbox};
+pub(super) use poll::Pollers;
 pub(super) use presence::UserPresence;
 
 use super::api::Api;
@@ -62,6 +66,10 @@ pub(super) struct Shared {
     pub(super) tasks: Tasks,
     /// The devices.
     pub(super) devices: Tasks,
+    /// What went over the wire.
+    pub(super) traffic: Traffic,
+    /// Connections of devices without a socket.
+    pub(super) pollers: Pollers,
     /// Addresses that connections come from, in turn; the system chooses where there is none.
     pub(super) sources: Vec<std::net::IpAddr>,
     /// What is left of devices that have ended. Written by devices, read by the engine.

@@ -23,7 +23,7 @@ use tokio::sync::watch::Sender;
 pub(super) use self::watch::Scraper;
 use self::watch::Watcher;
 use super::api::{Api, Source};
-use super::client::{Alarms, Command, Device, DeviceState, Mailbox, Shared, UserPresence};
+use super::client::{Alarms, Command, Device, DeviceState, Mailbox, Pollers, Shared, Traffic, UserPresence};
 use super::control::StackControl;
 use super::history::History;
 use super::ledger::{AuditedDevice, Ledger, audit_conversation};
@@ -264,6 +264,8 @@ fn share(
         tasks: Tasks::new(),
         devices: Tasks::new(),
         ended: std::sync::Mutex::default(),
+        traffic: Traffic::default(),
+        pollers: Pollers::default(),
         sources,
         world,
     }

@@ -92,6 +92,8 @@ struct Before {
     totals: Totals,
     cpu: Duration,
     stack_cpu: Duration,
+    /// Of the whole machine.
+    used: Duration,
     lag_us_max: u64,
 }
 
@@ -191,6 +193,7 @@ fn snapshot(
     };
     let (cpu, stack_cpu) = (machine::process_cpu(), stack_threads.map_or(Duration::ZERO, machine::threads_cpu));
     let generator_cpu = cpu.saturating_sub(before.cpu).saturating_sub(stack_cpu.saturating_sub(before.stack_cpu));
+    let used = machine::used_cpu().unwrap_or_default();
     let (_, lag) = shared.recorder.take_lag();
     before.lag_us_max = before.lag_us_max.max(lag.max_us);
     let state = state.lock().expect("no panic while held");
@@ -222,11 +225,12 @@ fn snapshot(
         generator_lag_us_p99: lag.p99_us,
         generator_lag_us_max: before.lag_us_max,
         generator_cores: generator_cpu.as_secs_f64() / seconds,
+        machine_cores: used.saturating_sub(before.used).as_secs_f64() / seconds,
         resident_bytes: machine::resident_bytes().unwrap_or(0),
         verdict: "running".to_owned(),
         events: shared.events.lock().expect("no panic while held").clone(),
     };
-    before.at_us = now;
+    (before.at_us, before.used) = (now, used);
     before.totals = totals;
     (before.cpu, before.stack_cpu) = (cpu, stack_cpu);
     snapshot

@@ -77,6 +77,8 @@ impl View {
             all.generator_lag_us_p99 = all.generator_lag_us_p99.max(s.generator_lag_us_p99);
             all.generator_lag_us_max = all.generator_lag_us_max.max(s.generator_lag_us_max);
             all.generator_cores += s.generator_cores;
+            // Of one machine: those of this one all say the same.
+            all.machine_cores = all.machine_cores.max(s.machine_cores);
             all.resident_bytes += s.resident_bytes;
             for event in &s.events {
                 if !all.events.contains(event) && all.events.len() < TEXTS_MAX {

@@ -50,6 +50,12 @@ pub struct Scenario {
     /// What flappers do.
     #[serde(default)]
     pub flapper: Flapper,
+    /// How clients are connected.
+    #[serde(default)]
+    pub transport: Transport,
+    /// Time between two requests of clients that poll.
+    #[serde(default = "defaults::poll_interval", with = "humantime_serde")]
+    pub poll_interval: Duration,
     /// How long slow readers do not read.
     #[serde(default = "defaults::read_pause", with = "humantime_serde")]
     pub read_pause: Duration,
@@ -82,12 +88,28 @@ mod defaults {
     pub(super) const fn heartbeat() -> Duration {
         crate::protocol::limits::HEARTBEAT
     }
+    pub(super) const fn poll_interval() -> Duration {
+        Duration::from_secs(3)
+    }
     pub(super) const fn read_pause() -> Duration {
         Duration::from_secs(3)
     }
     pub(super) const fn generator_lag_max() -> Duration {
         Duration::from_millis(100)
     }
+}
+
+/// How clients are connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Transport {
+    /// A WebSocket.
+    #[default]
+    Websocket,
+    /// HTTP requests that wait for news, one after the other.
+    LongPoll,
+    /// HTTP requests that do not wait, at an interval.
+    Poll,
 }
 
 /// The stack that a run starts for itself.
@@ -449,6 +471,13 @@ impl Scenario {
             if rates.iter().any(|r| !r.is_finite() || *r < 0.0 || *r > 1e6) {
                 return Err(("phases", format!("{} has a rate outside 0 to 1000000 per second", phase.phase.name())));
             }
+        }
+        if self.transport != Transport::Websocket && self.stack.gateways > 0 {
+            let problem = "long-poll and poll go straight to the chat servers: set stack.gateways to 0";
+            return Err(("transport", problem.to_owned()));
+        }
+        if self.poll_interval < Duration::from_millis(50) {
+            return Err(("poll_interval", "at least 50ms".to_owned()));
         }
         if self.heartbeat < Duration::from_millis(100) {
             return Err(("heartbeat", "at least 100ms".to_owned()));

@@ -26,7 +26,7 @@ pub(super) struct Connection {
     pub(super) session: SessionId,
     /// The token's id, to close the connection when it is logged out.
     pub(super) token: Uuid,
-    socket: Socket,
+    pub(super) socket: Socket,
     /// Requests that wait for the worker; `None` while there is no worker. Written by reader and worker.
     requests: Mutex<Option<Box<VecDeque<Request>>>>,
     /// Large channels that this connection subscribes to. Written by its worker.
@@ -60,6 +60,28 @@ impl ChatServer {
     /// Makes an authenticated socket live: claim the session, fix the inbox position, welcome, then run its reader in a
     /// task of its own, so that nothing of the handshake stays in memory.
     pub(super) async fn go_live(self: Arc<Self>, socket: Socket, identity: Identity, early: Early) {
+        let (connection, is_first) = match self.open(socket, identity).await {
+            Ok(opened) => opened,
+            Err(connection) => {
+                connection.socket.linger().await;
+                self.socket_closed();
+                return;
+            }
+        };
+        let mut state = SessionState::default();
+        let go_on = early.texts.iter().all(|text| self.on_event(&connection, &mut state, Event::Text(text)));
+        let reader = Arc::clone(&self).read_loop(Arc::clone(&connection), early.decoder, state, go_on);
+        self.deps.tasks.spawn("chat.connection", reader);
+        self.greet_with_presence(&connection, is_first).await;
+    }
+
+    /// Claims the session, fixes the inbox position and welcomes; returns the connection and whether it is the user's first
+    /// here. Where that fails, the connection that was told so and is closing.
+    pub(super) async fn open(
+        self: &Arc<Self>,
+        socket: Socket,
+        identity: Identity,
+    ) -> Result<(Arc<Connection>, bool), Arc<Connection>> {
         let session = Session {
             user: identity.sub,
             device: identity.dev.clone(),
@@ -88,9 +110,7 @@ impl ChatServer {
             self.close(&connection, CloseCode::Internal);
             // The claim may have worked without telling; the release compares the session.
             let _ = self.deps.backends.sessions.release(&session).await;
-            connection.socket.linger().await;
-            self.socket_closed();
-            return;
+            return Err(connection);
         }
         let welcome = WelcomeFrame {
             session: session.session,
@@ -102,11 +122,7 @@ impl ChatServer {
         };
         self.reply(&connection, &ServerFrame::Welcome(welcome));
         let is_first = self.hub.add(Arc::clone(&connection));
-        let mut state = SessionState::default();
-        let go_on = early.texts.iter().all(|text| self.on_event(&connection, &mut state, Event::Text(text)));
-        let reader = Arc::clone(&self).read_loop(Arc::clone(&connection), early.decoder, state, go_on);
-        self.deps.tasks.spawn("chat.connection", reader);
-        self.greet_with_presence(&connection, is_first).await;
+        Ok((connection, is_first))
     }
 
     /// Claims the device's session and subscribes to the user's inbox; sends the connection that it replaces away.
@@ -150,14 +166,19 @@ impl ChatServer {
         Box::pin(self.end(connection)).await;
     }
 
-    async fn end(self: Arc<Self>, connection: Arc<Connection>) {
+    pub(super) async fn end(self: Arc<Self>, connection: Arc<Connection>) {
         self.disconnected(&connection).await;
         connection.socket.linger().await;
         self.socket_closed();
     }
 
     /// Handles one message; returns false when reading should end.
-    fn on_event(self: &Arc<Self>, connection: &Arc<Connection>, state: &mut SessionState, event: Event<'_>) -> bool {
+    pub(super) fn on_event(
+        self: &Arc<Self>,
+        connection: &Arc<Connection>,
+        state: &mut SessionState,
+        event: Event<'_>,
+    ) -> bool {
         if !connection.socket.is_open() {
             // Closing: only the other end's close matters, and it ends the reading anyway.
             return !matches!(event, Event::Close(_));

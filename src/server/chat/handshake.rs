@@ -59,12 +59,24 @@ struct Upgrade {
     rest: Vec<u8>,
 }
 
+/// What came on a fresh socket.
+enum Request {
+    Upgrade(Upgrade),
+    /// A request of the transports without a socket, with the bytes read so far.
+    Poll(Vec<u8>),
+}
+
 /// Takes a fresh socket to a live connection, or to a clean refusal.
 pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream) {
     let limit = server.config.handshake_timeout;
     let started = crate::runtime::clock::instant();
     let upgrade = match tokio::time::timeout(limit, read_upgrade(&server, &mut stream)).await {
-        Ok(Some(Ok(upgrade))) => upgrade,
+        Ok(Some(Ok(Request::Upgrade(upgrade)))) => upgrade,
+        Ok(Some(Ok(Request::Poll(begun)))) => {
+            // Boxed, so that it takes no memory in the other handshakes.
+            Box::pin(super::poll::serve(Arc::clone(&server), stream, begun)).await;
+            return server.socket_closed();
+        }
         Ok(Some(Err(refusal))) => return refuse(&server, stream, refusal).await,
         Ok(None) => return give_up(&server),
         Err(_) => {
@@ -142,7 +154,7 @@ async fn refuse(server: &ChatServer, mut stream: TcpStream, refusal: Refusal) {
 }
 
 /// Reads the request head. `None`: the client went away.
-async fn read_upgrade(server: &ChatServer, stream: &mut TcpStream) -> Option<Result<Upgrade, Refusal>> {
+async fn read_upgrade(server: &ChatServer, stream: &mut TcpStream) -> Option<Result<Request, Refusal>> {
     let mut buffer = Vec::with_capacity(1024);
     loop {
         if stream.read_buf(&mut buffer).await.ok()? == 0 {
@@ -151,9 +163,12 @@ async fn read_upgrade(server: &ChatServer, stream: &mut TcpStream) -> Option<Res
         let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
         let mut request = httparse::Request::new(&mut headers);
         match request.parse(&buffer) {
+            Ok(httparse::Status::Complete(_)) if request.path.is_some_and(super::poll::is_poll) => {
+                return Some(Ok(Request::Poll(buffer)));
+            }
             Ok(httparse::Status::Complete(head_bytes)) => {
                 let rest = buffer[head_bytes..].to_vec();
-                return Some(check(server, &request, rest));
+                return Some(check(server, &request, rest).map(Request::Upgrade));
             }
             Ok(httparse::Status::Partial) if buffer.len() < HEAD_BYTES_MAX => {}
             Ok(httparse::Status::Partial) | Err(httparse::Error::TooManyHeaders) => {

@@ -14,6 +14,7 @@ mod connection;
 mod deliver;
 mod handshake;
 mod hub;
+mod poll;
 mod presence_feed;
 mod send;
 mod session;
@@ -33,6 +34,7 @@ use self::connection::{Connection, Flushes};
 pub(crate) use self::deliver::InboxHeader;
 use self::deliver::PendingHeads;
 use self::hub::Hub;
+use self::poll::Polls;
 use self::presence_feed::BeatBuffer;
 use self::tamper::Tamper;
 use super::cluster::{self, Cluster};
@@ -117,6 +119,7 @@ pub struct ChatServer {
     flushes: Flushes,
     /// Itself, for calls that come through a trait object.
     me: Weak<Self>,
+    polls: Polls,
     /// Connections and half-open handshakes. Written by accept and by the end of both.
     sockets: AtomicUsize,
     draining: AtomicBool,
@@ -164,6 +167,7 @@ pub async fn start(
         beats: BeatBuffer::default(),
         heads: PendingHeads::default(),
         flushes: Flushes::default(),
+        polls: Polls::default(),
         sockets: AtomicUsize::new(0),
         draining: AtomicBool::new(false),
         connections_max: config.connections_max.min(files.saturating_sub(FILES_RESERVED) as usize),

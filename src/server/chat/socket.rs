@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 
 use crate::protocol::websocket::{Decoder, Event, Violation};
 use crate::runtime::{clock, net};
@@ -33,9 +34,16 @@ thread_local! {
     static READ_BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into_boxed_slice());
 }
 
-/// A connected socket.
+/// The other end of a [`Socket`].
+enum Wire {
+    Tcp(TcpStream),
+    /// Requests that come now and then and fetch what is queued (see `poll`); told when there is something.
+    Polled(Box<Notify>),
+}
+
+/// A connected socket, or what stands for one between two requests.
 pub(super) struct Socket {
-    stream: TcpStream,
+    wire: Wire,
     /// Written by whoever pushes, flushes or closes.
     out: Mutex<Outgoing>,
     /// When the last whole message came, on [`clock::now_ms_u32`]. Written by the reader.
@@ -103,7 +111,60 @@ pub(super) enum ReadEnd {
 
 impl Socket {
     pub(super) fn new(stream: TcpStream) -> Self {
-        Self { stream, out: Mutex::default(), heard_ms: AtomicU32::new(clock::now_ms_u32()) }
+        Self::over(Wire::Tcp(stream))
+    }
+
+    /// One whose other end asks for what there is.
+    pub(super) fn polled() -> Self {
+        Self::over(Wire::Polled(Box::default()))
+    }
+
+    fn over(wire: Wire) -> Self {
+        Self { wire, out: Mutex::default(), heard_ms: AtomicU32::new(clock::now_ms_u32()) }
+    }
+
+    /// Whether its other end asks for what there is.
+    pub(super) const fn is_polled(&self) -> bool {
+        matches!(self.wire, Wire::Polled(_))
+    }
+
+    /// Notes that the other end was heard.
+    pub(super) fn heard(&self) {
+        self.heard_ms.store(clock::now_ms_u32(), Ordering::Relaxed);
+    }
+
+    /// Takes what is queued, and whether nothing will follow. For sockets that are polled.
+    pub(super) fn take(&self) -> (VecDeque<Bytes>, bool) {
+        let mut out = self.out();
+        out.bytes = 0;
+        (std::mem::take(&mut out.queue), out.state != State::Open)
+    }
+
+    /// Waits until something is queued, or nothing will be. For sockets that are polled.
+    pub(super) async fn news(&self) {
+        let Wire::Polled(notify) = &self.wire else { return };
+        loop {
+            let told = notify.notified();
+            {
+                let out = self.out();
+                if !out.queue.is_empty() || out.state != State::Open {
+                    return;
+                }
+            }
+            told.await;
+        }
+    }
+
+    /// Waits until the socket has failed or was aborted. For sockets that are polled.
+    pub(super) async fn dead(&self) {
+        let Wire::Polled(notify) = &self.wire else { return };
+        loop {
+            let told = notify.notified();
+            if self.out().state == State::Dead {
+                return;
+            }
+            told.await;
+        }
     }
 
     fn out(&self) -> std::sync::MutexGuard<'_, Outgoing> {
@@ -124,6 +185,18 @@ impl Socket {
         if out.state != State::Open {
             return Pushed::Closed;
         }
+        let stream = match &self.wire {
+            Wire::Tcp(stream) => stream,
+            Wire::Polled(notify) => {
+                if out.bytes + frame.len() > bytes_max {
+                    return Pushed::Full;
+                }
+                out.bytes += frame.len();
+                out.queue.push_back(frame);
+                notify.notify_waiters();
+                return Pushed::Queued;
+            }
+        };
         let now = clock::now_ms_u32();
         if !out.queue.is_empty() || now.wrapping_sub(out.last_write_ms) < MERGE_WINDOW_MS {
             if out.bytes + frame.len() > bytes_max {
@@ -137,7 +210,7 @@ impl Socket {
             return Pushed::FlushSoon;
         }
         out.last_write_ms = now;
-        match self.stream.try_write(&frame) {
+        match stream.try_write(&frame) {
             Ok(written) if written == frame.len() => return Pushed::Written,
             Ok(written) => out.front_written = written,
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
@@ -157,6 +230,7 @@ impl Socket {
         if out.state == State::Dead {
             return Flushed::Dead;
         }
+        let Wire::Tcp(stream) = &self.wire else { return Flushed::Done };
         while !out.queue.is_empty() {
             let result = {
                 let front = out.front_written;
@@ -166,7 +240,7 @@ impl Socket {
                     *slot = IoSlice::new(if count == 0 { &frame[front..] } else { frame });
                     count += 1;
                 }
-                self.stream.try_write_vectored(&slices[..count])
+                stream.try_write_vectored(&slices[..count])
             };
             match result {
                 Ok(written) => out.advance(written),
@@ -185,7 +259,10 @@ impl Socket {
 
     /// Waits until the kernel takes more.
     pub(super) async fn writable(&self) -> std::io::Result<()> {
-        self.stream.writable().await
+        match &self.wire {
+            Wire::Tcp(stream) => stream.writable().await,
+            Wire::Polled(_) => Ok(()),
+        }
     }
 
     /// Queues a close frame behind the frame that is half written, if any, and drops the rest of the queue when
@@ -202,13 +279,19 @@ impl Socket {
         }
         out.queue.push_back(frame);
         out.flush_promised = true;
+        if let Wire::Polled(notify) = &self.wire {
+            notify.notify_waiters();
+        }
         true
     }
 
     /// Ends the socket now, from any task.
     pub(super) fn abort(&self) {
         self.out().die();
-        net::abort(&self.stream);
+        match &self.wire {
+            Wire::Tcp(stream) => net::abort(stream),
+            Wire::Polled(notify) => notify.notify_waiters(),
+        }
     }
 
     /// Reads what there is and hands each message to `sink`. Returns when nothing is left for now.
@@ -217,9 +300,10 @@ impl Socket {
         decoder: &mut Decoder,
         sink: &mut (dyn FnMut(Event<'_>) + Send),
     ) -> Result<(), ReadEnd> {
+        let Wire::Tcp(stream) = &self.wire else { return std::future::pending().await };
         // Not `readable()`: its future carries a place in a list of waiters, and this socket has one reader.
-        std::future::poll_fn(|context| self.stream.poll_read_ready(context)).await.map_err(|_| ReadEnd::Gone)?;
-        READ_BUFFER.with_borrow_mut(|buffer| match self.stream.try_read(buffer) {
+        std::future::poll_fn(|context| stream.poll_read_ready(context)).await.map_err(|_| ReadEnd::Gone)?;
+        READ_BUFFER.with_borrow_mut(|buffer| match stream.try_read(buffer) {
             Ok(0) => Err(ReadEnd::Gone),
             Ok(read) => decoder
                 .feed(&mut buffer[..read], &mut |event| {
@@ -235,16 +319,17 @@ impl Socket {
     /// Sends what is queued, then waits for the other end to close, at most [`CLOSE_WAIT`], so that a close frame is never
     /// lost to a reset.
     pub(super) async fn linger(&self) {
+        let Wire::Tcp(stream) = &self.wire else { return self.abort() };
         let _ = tokio::time::timeout(CLOSE_WAIT, async {
             while self.flush() == Flushed::Blocked {
                 if self.writable().await.is_err() {
                     return;
                 }
             }
-            net::finish_writing(&self.stream);
+            net::finish_writing(stream);
             let mut scratch = [0_u8; 1024];
-            while self.stream.readable().await.is_ok() {
-                match self.stream.try_read(&mut scratch) {
+            while stream.readable().await.is_ok() {
+                match stream.try_read(&mut scratch) {
                     Ok(0) => return,
                     Err(error) if error.kind() != ErrorKind::WouldBlock => return,
                     _ => {}

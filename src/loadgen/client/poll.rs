@@ -1,0 +1,201 @@
+//! A client's session without a socket: requests that fetch what there is, waiting for it (long-poll) or not (poll).
+
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{Method, Request};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+
+use super::link::{LinkError, Traffic};
+use crate::protocol::api::{ApiError, PollAnswer};
+use crate::protocol::frames::WelcomeFrame;
+use crate::protocol::limits::POLL_WAIT_MAX;
+use crate::protocol::{ClientFrame, POLL_PATH, ServerFrame};
+use crate::runtime::clock;
+
+/// Longest that a request may take beyond what it waits.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Largest answer.
+const ANSWER_BYTES_MAX: usize = 8 << 20;
+
+type Http = Client<HttpConnector, Full<Bytes>>;
+
+/// Connections for polling, shared by all devices.
+pub(in crate::loadgen) struct Pollers(Http);
+
+impl Default for Pollers {
+    fn default() -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        Self(Client::builder(TokioExecutor::new()).build(connector))
+    }
+}
+
+/// A session.
+pub(super) struct PollLink {
+    http: Http,
+    /// `http://host:port/poll/SESSION`.
+    url: String,
+    token: String,
+    /// Time between two requests; `None` waits for news instead.
+    interval: Option<Duration>,
+    outgoing: Vec<String>,
+    /// Frames that came in answer to frames of ours.
+    early: Vec<ServerFrame>,
+    /// The request under way that fetches.
+    fetching: Option<BoxFuture<'static, Result<Got, LinkError>>>,
+    /// When the next one is due.
+    next_us: u64,
+}
+
+/// An answer, with the bytes that went and came.
+struct Got {
+    answer: PollAnswer,
+    bytes: (u64, u64),
+}
+
+fn broken(error: impl std::fmt::Display) -> LinkError {
+    LinkError::Broken(error.to_string())
+}
+
+async fn exchange(http: Http, url: String, token: String, body: String, limit: Duration) -> Result<Got, LinkError> {
+    let sent = (url.len() + token.len() + body.len() + 120) as u64;
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri(url)
+        .header("authorization", format!("Bearer {token}"))
+        .header("content-type", "application/json")
+        .body(Full::new(Bytes::from(body)))
+        .map_err(broken)?;
+    let exchange = async {
+        let answer = http.request(request).await.map_err(|e| LinkError::Lost(crate::runtime::error_chain(&e)))?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
+        let body = body.map_err(|e| LinkError::Lost(e.to_string()))?.to_bytes();
+        if !status.is_success() {
+            let text = serde_json::from_slice::<ApiError>(&body).map_or_else(|_| status.to_string(), |e| e.message);
+            // The session is gone: as a socket that was closed without a word.
+            let is_gone = status == hyper::StatusCode::NOT_FOUND;
+            return Err(if is_gone { LinkError::Lost(text) } else { LinkError::Refused(text) });
+        }
+        let answer = serde_json::from_slice(&body).map_err(broken)?;
+        Ok(Got { answer, bytes: (sent, body.len() as u64 + 120) })
+    };
+    tokio::time::timeout(limit, exchange).await.unwrap_or_else(|_| Err(LinkError::Lost("no answer".to_owned())))
+}
+
+/// The frames of an answer; an error where the session is over.
+fn decode(answer: &PollAnswer, frames: &mut Vec<ServerFrame>) -> Result<(), LinkError> {
+    for frame in &answer.frames {
+        frames.push(ServerFrame::decode(frame.get()).map_err(broken)?);
+    }
+    answer.closed.map_or(Ok(()), |code| Err(LinkError::Closed(code)))
+}
+
+impl PollLink {
+    /// Opens a session at the server of a `ws://host:port/…` address. Frames behind `welcome` are in the returned list.
+    pub(super) async fn open(
+        pollers: &Pollers,
+        url: &str,
+        token: &str,
+        interval: Option<Duration>,
+        traffic: &Traffic,
+    ) -> Result<(Self, WelcomeFrame, Vec<ServerFrame>), LinkError> {
+        let authority = url.strip_prefix("ws://").and_then(|rest| rest.split('/').next());
+        let authority = authority.ok_or_else(|| LinkError::Refused(format!("{url:?} is not a ws:// address")))?;
+        let base = format!("http://{authority}{POLL_PATH}");
+        let got = exchange(pollers.0.clone(), base.clone(), token.to_owned(), String::new(), TIMEOUT).await?;
+        traffic.request(got.bytes);
+        let mut frames = Vec::new();
+        decode(&got.answer, &mut frames)?;
+        if frames.is_empty() {
+            return Err(LinkError::Broken("no welcome".to_owned()));
+        }
+        let ServerFrame::Welcome(welcome) = frames.remove(0) else {
+            return Err(LinkError::Broken("something else before welcome".to_owned()));
+        };
+        let link = Self {
+            http: pollers.0.clone(),
+            url: format!("{base}/{}", got.answer.session),
+            token: token.to_owned(),
+            interval,
+            outgoing: Vec::new(),
+            early: Vec::new(),
+            fetching: None,
+            next_us: 0,
+        };
+        Ok((link, welcome, frames))
+    }
+
+    fn request(&self, wait: Duration, body: String) -> BoxFuture<'static, Result<Got, LinkError>> {
+        let url = format!("{}?wait_s={}", self.url, wait.as_secs());
+        Box::pin(exchange(self.http.clone(), url, self.token.clone(), body, TIMEOUT + wait))
+    }
+
+    /// When it wants to be polled at the latest, if that is not when something comes.
+    pub(super) fn due_us(&self) -> Option<u64> {
+        (self.interval.is_some() && self.fetching.is_none()).then_some(self.next_us)
+    }
+
+    /// Fetches what there is, appending to `frames`. Ready after each answer.
+    pub(super) fn poll_read(
+        &mut self,
+        context: &mut Context<'_>,
+        frames: &mut Vec<ServerFrame>,
+        traffic: &Traffic,
+    ) -> Poll<Result<(), LinkError>> {
+        if !self.early.is_empty() {
+            frames.append(&mut self.early);
+            return Poll::Ready(Ok(()));
+        }
+        if self.fetching.is_none() {
+            let wait = match self.interval {
+                Some(_) if clock::now_us() < self.next_us => return Poll::Pending,
+                Some(_) => Duration::ZERO,
+                None => POLL_WAIT_MAX,
+            };
+            self.fetching = Some(self.request(wait, String::new()));
+        }
+        let Some(fetching) = &mut self.fetching else { return Poll::Pending };
+        let got = ready!(fetching.as_mut().poll(context));
+        self.fetching = None;
+        self.next_us = clock::now_us() + self.interval.map_or(0, |interval| interval.as_micros() as u64);
+        Poll::Ready(got.and_then(|got| {
+            traffic.request(got.bytes);
+            decode(&got.answer, frames)
+        }))
+    }
+
+    pub(super) fn push(&mut self, frame: &ClientFrame) {
+        self.outgoing.push(frame.encode());
+    }
+
+    pub(super) const fn has_output(&self) -> bool {
+        !self.outgoing.is_empty()
+    }
+
+    /// Sends everything that was pushed, in one request.
+    pub(super) async fn flush(&mut self, traffic: &Traffic) -> Result<(), LinkError> {
+        let body = format!("[{}]", std::mem::take(&mut self.outgoing).join(","));
+        let got = self.request(Duration::ZERO, body).await?;
+        traffic.request(got.bytes);
+        decode(&got.answer, &mut self.early)
+    }
+
+    /// Ends the session; what the server answers does not matter.
+    pub(super) async fn close(self) {
+        let request = Request::builder()
+            .method(Method::DELETE)
+            .uri(self.url)
+            .header("authorization", format!("Bearer {}", self.token))
+            .body(Full::default());
+        let Ok(request) = request else { return };
+        let _ = tokio::time::timeout(TIMEOUT, self.http.request(request)).await;
+    }
+}

@@ -1,0 +1,239 @@
+//! The transports without a socket: long-poll and poll, for networks that let no WebSocket through.
+//!
+//! A session is a [`Connection`] like any other; what would be written to its socket waits until a request fetches it, as
+//! bounded as a socket's queue is. A session that nobody asks for ends like a WebSocket that says nothing.
+//!
+//! | request | what |
+//! |---|---|
+//! | `POST /poll` | opens a session; the answer holds its id and the first frames, `welcome` among them |
+//! | `POST /poll/{session}?wait_s=N` | takes the client's frames, answers with the server's; waits up to `N` seconds for the first |
+//! | `DELETE /poll/{session}` | ends the session |
+
+use std::collections::VecDeque;
+use std::io::Cursor;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Query, State};
+use axum::http::StatusCode;
+use axum::http::header::AUTHORIZATION;
+use axum::http::request::Parts;
+use axum::routing::post;
+use axum::{Json, Router};
+use bytes::Bytes;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+
+use super::connection::Connection;
+use super::session::SessionState;
+use super::socket::Socket;
+use super::{ChatServer, Identity};
+use crate::protocol::api::PollAnswer;
+use crate::protocol::limits::POLL_WAIT_MAX;
+use crate::protocol::websocket::{Decoder, Event, Role};
+use crate::protocol::{CloseCode, ErrorCode, POLL_PATH, SessionId};
+use crate::server::api::status::Failure;
+use crate::server::auth;
+use crate::telemetry::Counter;
+
+/// Time for a request's head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Largest request body: a few messages.
+const BODY_BYTES_MAX: usize = 256 * 1024;
+
+/// Most frames of one request.
+const FRAMES_MAX: usize = 64;
+
+/// Sessions without a socket, with what only their requests touch.
+#[derive(Default)]
+pub(super) struct Polls(Mutex<std::collections::HashMap<SessionId, Arc<Mutex<SessionState>>>>);
+
+/// Whether a request's target belongs here.
+pub(super) fn is_poll(target: &str) -> bool {
+    let path = target.split('?').next().unwrap_or_default();
+    path.strip_prefix(POLL_PATH).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Serves one HTTP connection, of which the beginning is read already, until it ends.
+pub(super) async fn serve(server: Arc<ChatServer>, stream: TcpStream, begun: Vec<u8>) {
+    let (read, write) = stream.into_split();
+    let stream = tokio::io::join(Cursor::new(begun).chain(read), write);
+    let tasks = server.deps.tasks.clone();
+    let router = Router::new()
+        .route(POLL_PATH, post(open))
+        .route("/poll/{session}", post(exchange).delete(close))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(server);
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_headers(64)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        // A client that breaks HTTP or goes away ends only its own connection.
+        _ = connection.as_mut() => return,
+        () = tasks.stopped() => connection.as_mut().graceful_shutdown(),
+    }
+    // What ends it now is the request under way.
+    let _ = connection.await;
+}
+
+/// The authenticated caller.
+struct Caller(Identity);
+
+impl FromRequestParts<Arc<ChatServer>> for Caller {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, server: &Arc<ChatServer>) -> Result<Self, Failure> {
+        let unauthorized = || Failure::new(ErrorCode::Unauthorized, auth::InvalidToken.to_string());
+        let header = parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let token = header.and_then(auth::bearer).ok_or_else(unauthorized)?;
+        let claims = server.deps.tokens.verify(token).map_err(|_| unauthorized())?;
+        if server.deps.backends.directory.is_revoked(claims.jti).await? {
+            return Err(unauthorized());
+        }
+        Ok(Self(claims))
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wait {
+    /// Seconds to wait for the first frame; 0 answers at once.
+    #[serde(default)]
+    wait_s: u64,
+}
+
+type Answer = Result<(StatusCode, Json<PollAnswer>), Failure>;
+
+async fn open(State(server): State<Arc<ChatServer>>, Caller(identity): Caller) -> Answer {
+    if !server.has_room() {
+        return Err(Failure::new(ErrorCode::Overloaded, "this server is full"));
+    }
+    server.sockets.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    server.deps.metrics.count(Counter::ConnectionsOpened);
+    match server.open(Socket::polled(), identity).await {
+        Ok((connection, is_first)) => {
+            server.polls.0.lock().expect("no panic while held").insert(connection.session, Arc::default());
+            let (ending, shared) = (Arc::clone(&server), Arc::clone(&connection));
+            server.deps.tasks.spawn("chat.polled", async move {
+                shared.socket.dead().await;
+                ending.polls.0.lock().expect("no panic while held").remove(&shared.session);
+                ending.end(shared).await;
+            });
+            server.greet_with_presence(&connection, is_first).await;
+            Ok((StatusCode::CREATED, Json(taken(&connection))))
+        }
+        Err(connection) => {
+            connection.socket.abort();
+            server.socket_closed();
+            Err(Failure::retry_later(ErrorCode::Unavailable, "the session could not be opened, try again", 1_000))
+        }
+    }
+}
+
+/// The caller's session of an id.
+fn find(server: &ChatServer, identity: &Identity, session: &str) -> Result<Arc<Connection>, Failure> {
+    let found = session.parse().ok().and_then(|session| server.hub.find(identity.sub, SessionId(session)));
+    found.filter(|connection| connection.socket.is_polled()).ok_or_else(|| {
+        Failure::new(ErrorCode::NotFound, "there is no such session (any more): open one with POST /poll")
+    })
+}
+
+async fn exchange(
+    State(server): State<Arc<ChatServer>>,
+    Caller(identity): Caller,
+    Path(session): Path<String>,
+    Query(wait): Query<Wait>,
+    body: Bytes,
+) -> Answer {
+    let connection = find(&server, &identity, &session)?;
+    let frames: Vec<Box<RawValue>> = if body.is_empty() {
+        Vec::new()
+    } else {
+        let refused = |e| Failure::new(ErrorCode::BadRequest, format!("the body is a JSON array of frames: {e}"));
+        serde_json::from_slice(&body).map_err(refused)?
+    };
+    if frames.len() > FRAMES_MAX {
+        let message = format!("{} frames: at most {FRAMES_MAX} in one request", frames.len());
+        return Err(Failure::new(ErrorCode::BadRequest, message));
+    }
+    connection.socket.heard();
+    let state = server.polls.0.lock().expect("no panic while held").get(&connection.session).map(Arc::clone);
+    if let Some(state) = state {
+        let mut state = state.lock().expect("no panic while held");
+        for frame in &frames {
+            server.on_event(&connection, &mut state, Event::Text(frame.get()));
+        }
+    }
+    let wait = Duration::from_secs(wait.wait_s).min(POLL_WAIT_MAX);
+    if !wait.is_zero() {
+        // Nothing to say is an answer, too.
+        let _ = tokio::time::timeout(wait, connection.socket.news()).await;
+        connection.socket.heard();
+    }
+    Ok((StatusCode::OK, Json(taken(&connection))))
+}
+
+async fn close(
+    State(server): State<Arc<ChatServer>>,
+    Caller(identity): Caller,
+    Path(session): Path<String>,
+) -> Result<StatusCode, Failure> {
+    let connection = find(&server, &identity, &session)?;
+    server.close(&connection, CloseCode::Normal);
+    server.disconnected(&connection).await;
+    connection.socket.abort();
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// What waits for a session, as an answer.
+fn taken(connection: &Connection) -> PollAnswer {
+    let (queue, is_over) = connection.socket.take();
+    let mut answer = PollAnswer { session: connection.session, frames: Vec::with_capacity(queue.len()), closed: None };
+    read(queue, &mut answer);
+    if is_over && answer.closed.is_none() {
+        answer.closed = Some(CloseCode::Normal.code());
+    }
+    answer
+}
+
+/// Reads the texts out of encoded frames.
+fn read(queue: VecDeque<Bytes>, answer: &mut PollAnswer) {
+    let mut decoder = Decoder::new(Role::Client, u32::MAX);
+    for frame in queue {
+        let mut bytes = frame.to_vec();
+        let fed = decoder.feed(&mut bytes, &mut |event| match event {
+            Event::Text(text) => answer.frames.extend(RawValue::from_string(text.to_owned()).ok()),
+            Event::Close(code) => answer.closed = Some(code.unwrap_or(CloseCode::Normal.code())),
+            Event::Binary(_) | Event::Ping(_) | Event::Pong(_) => {}
+        });
+        debug_assert!(fed.is_ok(), "these are our own frames");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::websocket;
+
+    #[test]
+    fn targets_are_told_apart() {
+        assert!(is_poll("/poll") && is_poll("/poll/abc?wait_s=3") && is_poll("/poll?x"));
+        assert!(!is_poll("/polls") && !is_poll("/ws") && !is_poll("/"));
+    }
+
+    #[test]
+    fn encoded_frames_become_json_again() {
+        let queue = [websocket::text_frame("{\"type\":\"pong\"}", None), websocket::close_frame(Some(4_001), "", None)];
+        let mut answer = PollAnswer { session: SessionId(uuid::Uuid::nil()), frames: Vec::new(), closed: None };
+        read(queue.into_iter().map(Bytes::from).collect(), &mut answer);
+        assert_eq!((answer.frames[0].get(), answer.closed), ("{\"type\":\"pong\"}", Some(4_001)));
+    }
+}
