@@ -211,7 +211,7 @@ pub fn compare(sides: &Sides<'_>, rules: Rules) -> Comparison {
         .map(|(n, (figure, groups))| {
             let learned: Vec<f64> = sides.noise.iter().filter_map(|r| figure.of(r).map(f64::ln)).collect();
             let is_testable = groups.smallest_chance() * Figure::ALL.len() as f64 <= FALSE_ALARM_MAX;
-            judge(*figure, groups, (rises[n], falls[n]), stats::deviation(&learned), is_testable, rules)
+            judge(*figure, groups, (rises[n], falls[n]), stats::robust_deviation(&learned), is_testable, rules)
         })
         .collect();
     if findings.is_empty() {
@@ -239,7 +239,7 @@ fn judge(
 ) -> Finding {
     let change = groups.change();
     // Noise of one run: what was learned before, what these runs show by themselves, or an assumption.
-    let spread = |values: &[f64]| stats::deviation(values);
+    let spread = |values: &[f64]| stats::robust_deviation(values);
     let own = match (spread(&groups.base), spread(&groups.new)) {
         (Some(a), Some(b)) => Some(f64::midpoint(a * a, b * b).sqrt()),
         (a, b) => a.or(b),

@@ -43,6 +43,22 @@ pub(super) fn deviation(values: &[f64]) -> Option<f64> {
     Some((sum / (values.len() - 1) as f64).sqrt())
 }
 
+/// The same from the middle of the values, so that one run in a bad minute does not count for all: 1.4826 times the median
+/// distance from the median. Source: Rousseeuw and Croux, "Alternatives to the median absolute deviation", 1993.
+pub(super) fn robust_deviation(values: &[f64]) -> Option<f64> {
+    /// Fewest values of which the middle says more than all.
+    const ENOUGH: usize = 5;
+    if values.len() < ENOUGH {
+        return deviation(values);
+    }
+    let median = |mut values: Vec<f64>| {
+        values.sort_by(f64::total_cmp);
+        f64::midpoint(values[(values.len() - 1) / 2], values[values.len() / 2])
+    };
+    let middle = median(values.to_vec());
+    Some(1.4826 * median(values.iter().map(|v| (v - middle).abs()).collect()))
+}
+
 impl Groups {
     fn differences(&self) -> Vec<f64> {
         self.base.iter().zip(&self.new).map(|(base, new)| new - base).collect()
@@ -187,6 +203,14 @@ pub(super) mod tests {
         assert!((dealt.chance_of_rise() - 1.0 / 6.0).abs() < 1e-9);
         assert!((dealt.smallest_chance() - 1.0 / 6.0).abs() < 1e-9);
         assert_eq!(choose(20, 5), 15_504);
+    }
+
+    #[test]
+    fn one_bad_run_is_not_the_noise() {
+        let values = [1.0, 1.1, 0.9, 1.05, 0.95, 9.0];
+        assert!(deviation(&values).is_some_and(|d| d > 3.0));
+        assert!(robust_deviation(&values).is_some_and(|d| (0.05..0.2).contains(&d)));
+        assert_eq!(robust_deviation(&[1.0]), None);
     }
 
     #[test]
