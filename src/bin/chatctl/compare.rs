@@ -231,6 +231,11 @@ async fn check(args: &CheckArgs, scenario: &Scenario, interrupt: &Tasks) -> Resu
             std::fs::copy(&base_program, &copies.0).map_err(|e| failed(&copies.0, &e))?;
         }
         std::fs::copy(&own, &copies.1).map_err(|e| failed(&copies.1, &e))?;
+        // The first run of a program reads it from the disk.
+        if has_program {
+            runs.one(&copies.0, &pairs.join("first-base"), "warm-up, base").await?;
+        }
+        runs.one(&copies.1, &pairs.join("first-new"), "warm-up, new").await?;
         for n in 1..=args.runs {
             // ABBA: what slowly changes on the machine hits both alike.
             let order: &[bool] = if n % 2 == 1 { &[true, false] } else { &[false, true] };
@@ -285,6 +290,7 @@ async fn make_baseline(
         std::fs::remove_dir_all(&base_runs).map_err(failed)?;
     }
     println!("baseline   made from this build in {}: {} runs to learn its noise", folder.display(), args.runs);
+    runs.one(own, &folder.join("last").join("first"), "warm-up").await?;
     for n in 1..=args.runs {
         let label = format!("baseline {n}/{}", args.runs);
         runs.one(own, &base_runs.join(format!("base-{n:03}")), &label).await?;

@@ -72,9 +72,9 @@ impl Groups {
     /// Standard deviation of the change, from these runs alone; `None` where there are too few.
     pub(super) fn change_deviation(&self) -> Option<f64> {
         if self.are_paired {
-            return Some(deviation(&self.differences())? / (self.base.len() as f64).sqrt());
+            return Some(robust_deviation(&self.differences())? / (self.base.len() as f64).sqrt());
         }
-        let part = |values: &[f64]| Some(deviation(values)?.powi(2) / values.len() as f64);
+        let part = |values: &[f64]| Some(robust_deviation(values)?.powi(2) / values.len() as f64);
         Some((part(&self.base)? + part(&self.new)?).sqrt())
     }
 
