@@ -79,7 +79,7 @@ impl Path {
         }
     }
 
-    /// True for what is measured over the whole run, warm-up or not: see [`Path::is_always_measured`].
+    /// True for what is measured over the whole run, warm-up or not.
     #[must_use]
     pub fn is_measured_in_warm_up(name: &str) -> bool {
         Self::ALL.into_iter().any(|path| path.is_always_measured() && path.name() == name)
