@@ -50,7 +50,7 @@ const CONNECT_CPU_S: f64 = 0.001;
 const CONNECT_CPU_S_CLIENT: f64 = 0.000_12;
 
 /// Processor time for one heartbeat, both ends, presence server and Redis, in seconds. Source: the same.
-const BEAT_CPU_S: f64 = 0.000_04;
+const BEAT_CPU_S: f64 = 0.000_08;
 
 /// The same of the generator alone.
 const BEAT_CPU_S_CLIENT: f64 = 0.000_012;
