@@ -195,8 +195,7 @@ pub fn cause(result: &RunResult, cores: usize, busy_cores: f64) -> Option<Cause>
         Verdict::ThresholdFailed => Some(Cause::Threshold(reasons())),
         Verdict::Invalid | Verdict::Interrupted => {
             let seconds = result.duration_s.max(1e-3);
-            let stack =
-                (result.generator.stack_cpu_s + result.processes.iter().map(|p| p.cpu_s).sum::<f64>()) / seconds;
+            let stack = result.stack_cpu_s() / seconds;
             let generator = result.generator.cpu_s / seconds;
             let used = format!(
                 "{busy_cores:.1} of {cores} processors were in use (over the whole trial stack {stack:.1}, generator \

@@ -167,12 +167,9 @@ impl Recorder {
         self.lag.lock().expect("no panic while held").0.clone()
     }
 
-    /// The lag of the whole run, and of the interval, which begins anew.
-    pub(super) fn take_lag(&self) -> (LatencySummary, LatencySummary) {
-        let mut lag = self.lag.lock().expect("no panic while held");
-        let summaries = (lag.0.summary(), lag.1.summary());
-        lag.1.clear();
-        summaries
+    /// The lag of the interval, which begins anew.
+    pub(super) fn take_lag(&self) -> LatencySummary {
+        std::mem::take(&mut self.lag.lock().expect("no panic while held").1).summary()
     }
 
     /// Everything measured so far.

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::scenario::Scenario;
 use super::scenario::threshold::Outcome;
+use crate::runtime::machine;
 use crate::telemetry::{Latency, LatencySummary};
 
 /// Version of the JSON form. Rises when a field changes its meaning or goes.
@@ -247,6 +249,28 @@ pub struct RunResult {
     pub memory: Option<ConnectionMemory>,
     /// The generators that took part, when there were several.
     pub workers: Vec<WorkerRecord>,
+}
+
+impl RunResult {
+    /// A result that says what ran, when and where, and nothing of how it went.
+    pub(super) fn begun(scenario: &Scenario, started_at_ms: u64) -> Self {
+        Self {
+            schema: SCHEMA_VERSION,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            scenario: scenario.name.clone(),
+            seed: scenario.seed,
+            started_at_ms,
+            machine: machine::describe(),
+            ..Self::default()
+        }
+    }
+
+    /// Processor time of the stack, in seconds: its threads in this process, or its processes and the engines of this machine;
+    /// 0 where neither is known.
+    #[must_use]
+    pub fn stack_cpu_s(&self) -> f64 {
+        self.generator.stack_cpu_s + self.processes.iter().map(|p| p.cpu_s).sum::<f64>()
+    }
 }
 
 /// Name of the histogram of [`GeneratorHealth::lag`] among [`RunResult::histograms`].

@@ -52,7 +52,12 @@ impl Writer {
 pub fn read(folder: &Path) -> io::Result<Vec<LiveSnapshot>> {
     let path = folder.join(FILE);
     let named = |text: String| io::Error::new(io::ErrorKind::InvalidData, format!("{}{text}", path.display()));
-    let file = File::open(&path).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
+    let file = File::open(&path).map_err(|e| {
+        io::Error::new(
+            e.kind(),
+            format!("{}: {e}; give the folder of a run, as `chatctl load --out` made it", path.display()),
+        )
+    })?;
     let lines = BufReader::new(file).lines().collect::<io::Result<Vec<_>>>().map_err(|e| named(format!(": {e}")))?;
     let mut snapshots = Vec::with_capacity(lines.len());
     for (number, line) in lines.iter().enumerate() {

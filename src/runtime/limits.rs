@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::machine;
+use crate::telemetry::human::human_count;
 
 /// Files of a process that are not its connections: engines, HTTP, logs, the runtime.
 pub const FILES_RESERVED: u64 = 900;
@@ -110,8 +111,17 @@ pub struct Limit {
     pub allows: Option<u64>,
     /// How it fits.
     pub state: State,
-    /// What to do about it; what was done about it where it is enough.
+    /// What to do about it; where it is enough, what is done by itself, or nothing.
     pub fix: String,
+}
+
+impl Limit {
+    /// A setting with what would change it, which is told only where it is not enough.
+    #[must_use]
+    pub fn with_remedy(what: &'static str, now: String, allows: Option<u64>, state: State, remedy: String) -> Self {
+        let fix = if state == State::Enough { String::new() } else { remedy };
+        Self { what, now, allows, state, fix }
+    }
 }
 
 /// The numbers that limits are worked out from. Read from `/proc` by [`Machine::read`].
@@ -275,18 +285,15 @@ impl Machine {
         let threads = processes * THREADS_PER_PROCESS;
         limits.push(Limit {
             what: "threads",
-            now: format!("{} (kernel.pid_max, threads-max, pids.max)", group(self.threads)),
+            now: format!("{} (kernel.pid_max, threads-max, pids.max)", count(self.threads)),
             allows: None,
             state: if threads > self.threads { State::Short } else { State::Enough },
-            fix: format!("{} processes need about {}", group(processes), group(threads)),
+            fix: format!("{} processes need about {}", count(processes), count(threads)),
         });
-        limits.push(Limit {
-            what: "pending connections",
-            now: format!("{} (net.core.somaxconn)", group(self.backlog)),
-            allows: None,
-            state: if self.backlog < BACKLOG_WANTED { State::Tight } else { State::Enough },
-            fix: format!("sysctl -w net.core.somaxconn={BACKLOG_WANTED}: fewer are refused in a reconnect storm"),
-        });
+        let remedy = format!("sysctl -w net.core.somaxconn={BACKLOG_WANTED}: fewer are refused in a reconnect storm");
+        let state = if self.backlog < BACKLOG_WANTED { State::Tight } else { State::Enough };
+        let now = format!("{} (net.core.somaxconn)", count(self.backlog));
+        limits.push(Limit::with_remedy("pending connections", now, None, state, remedy));
         limits.push(self.processors(need));
         limits
     }
@@ -300,14 +307,11 @@ impl Machine {
         let busiest = connect / need.connect_over.as_secs_f64().max(1.0) + beating + IDLE_CORES;
         let allows = (self.cores as f64 * BUSY_MAX / busiest) as u64;
         let cores = need.connections as f64 * busiest;
-        Limit {
-            what: "processors",
-            now: format!("{}; about {cores:.1} are needed for connecting and heartbeats", self.cores),
-            allows: Some(allows),
-            // An estimate is no reason to refuse a run: it says INVALID by itself where it was late.
-            state: if need.connections > allows { State::Tight } else { State::Enough },
-            fix: "fewer users, a longer heartbeat or connect_over; messages cost more (docs/performance.md)".to_owned(),
-        }
+        let now = format!("{}; about {cores:.1} are needed for connecting and heartbeats", self.cores);
+        // An estimate is no reason to refuse a run: it says INVALID by itself where it was late.
+        let state = if need.connections > allows { State::Tight } else { State::Enough };
+        let remedy = "fewer users, a longer heartbeat or connect_over (docs/performance.md)".to_owned();
+        Limit::with_remedy("processors", now, Some(allows), state, remedy)
     }
 
     fn files_per_process(&self, need: Need) -> Limit {
@@ -320,7 +324,7 @@ impl Machine {
         };
         Limit {
             what: "files per process",
-            now: format!("{} (ulimit -Hn)", group(self.files_per_process)),
+            now: format!("{} (ulimit -Hn)", count(self.files_per_process)),
             // Processes add up, so this alone limits nothing.
             allows: None,
             state: if per_process == 0 { State::Short } else { State::Enough },
@@ -330,13 +334,9 @@ impl Machine {
 
     fn all_files(&self, need: Need, ends: u64) -> Limit {
         let allows = self.files / ends;
-        Limit {
-            what: "files of all processes",
-            now: format!("{} (fs.file-max)", group(self.files)),
-            allows: Some(allows),
-            state: fits(need.connections, allows),
-            fix: format!("sysctl -w fs.file-max={}", need.connections * ends * 2),
-        }
+        let remedy = format!("sysctl -w fs.file-max={}", need.connections * ends * 2);
+        let (now, state) = (format!("{} (fs.file-max)", count(self.files)), fits(need.connections, allows));
+        Limit::with_remedy("files of all processes", now, Some(allows), state, remedy)
     }
 
     fn local_ports(&self, need: Need) -> Limit {
@@ -344,7 +344,7 @@ impl Machine {
         let addresses = need.connections.div_ceil(per_address.max(1)).max(1);
         let (from, to) = self.ports.ephemeral;
         let fix = if need.has_servers {
-            format!("uses {} source addresses of 127.0.0.0/8", sources_for(need.connections, self).max(addresses))
+            format!("source addresses used of 127.0.0.0/8: {}", sources_for(need.connections, self).max(addresses))
         } else if addresses > 1 {
             format!("give {addresses} addresses of this machine with --source-addresses, or widen the range")
         } else {
@@ -370,32 +370,26 @@ impl Machine {
             now: format!("{:.1} GiB available", self.memory_bytes as f64 / (1_u64 << 30) as f64),
             allows: Some(allows),
             state: fits(need.connections, allows),
-            fix: if missing > 0 { format!("{per}: {} MiB more, or fewer users", group(missing)) } else { per },
+            fix: if missing > 0 { format!("{per}: {} MiB more, or fewer users", count(missing)) } else { per },
         }
     }
 
     fn buffers(&self, need: Need, ends: u64) -> Limit {
         let busy = self.tcp_bytes / BUSY_BYTES / ends;
         let wanted = need.connections.saturating_mul(ends * BUSY_BYTES) / machine::page_bytes();
-        Limit {
-            what: "TCP buffers",
-            now: format!("{} MiB (net.ipv4.tcp_mem)", group(self.tcp_bytes >> 20)),
-            allows: None,
-            // Idle connections hold none: this binds only when most carry something at once.
-            state: if busy < need.connections / 4 { State::Tight } else { State::Enough },
-            fix: format!("sysctl -w net.ipv4.tcp_mem='{} {} {}'", wanted / 2, wanted * 3 / 4, wanted),
-        }
+        let now = format!("{} MiB (net.ipv4.tcp_mem)", count(self.tcp_bytes >> 20));
+        // Idle connections hold none: this binds only when most carry something at once.
+        let state = if busy < need.connections / 4 { State::Tight } else { State::Enough };
+        let remedy = format!("sysctl -w net.ipv4.tcp_mem='{} {} {}'", wanted / 2, wanted * 3 / 4, wanted);
+        Limit::with_remedy("TCP buffers", now, None, state, remedy)
     }
 
     fn tracking(&self, need: Need) -> Option<Limit> {
         let allows = self.tracked?;
-        Some(Limit {
-            what: "tracked connections",
-            now: format!("{} (net.netfilter.nf_conntrack_max)", group(allows)),
-            allows: Some(allows),
-            state: fits(need.connections, allows),
-            fix: format!("sysctl -w net.netfilter.nf_conntrack_max={}", need.connections * 2),
-        })
+        let now = format!("{} (net.netfilter.nf_conntrack_max)", count(allows));
+        let remedy = format!("sysctl -w net.netfilter.nf_conntrack_max={}", need.connections * 2);
+        let state = fits(need.connections, allows);
+        Some(Limit::with_remedy("tracked connections", now, Some(allows), state, remedy))
     }
 }
 
@@ -409,20 +403,9 @@ fn fits(needed: u64, allowed: u64) -> State {
     }
 }
 
-/// A number with spaces between the thousands.
-fn group(n: u64) -> String {
-    if n == u64::MAX {
-        return "unlimited".to_owned();
-    }
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            out.push(' ');
-        }
-        out.push(digit);
-    }
-    out
+/// A number, or that there is no limit.
+fn count(n: u64) -> String {
+    if n == u64::MAX { "unlimited".to_owned() } else { human_count(n) }
 }
 
 /// Loopback addresses that a number of connections of one process needs.

@@ -100,11 +100,6 @@ impl Latency {
         self.0.max()
     }
 
-    /// Forgets everything.
-    pub fn clear(&mut self) {
-        self.0.reset();
-    }
-
     /// The histogram itself, for the `.hlog` writer.
     #[must_use]
     pub const fn histogram(&self) -> &Histogram<u64> {
@@ -146,17 +141,6 @@ pub struct LatencySummary {
     pub p999_us: u64,
     /// Largest.
     pub max_us: u64,
-}
-
-/// A duration in µs with a unit that suits it: `850 µs`, `12.3 ms`, `4.56 s`.
-#[must_use]
-pub fn human_us(us: u64) -> String {
-    match us {
-        0..1_000 => format!("{us} µs"),
-        1_000..100_000 => format!("{:.1} ms", us as f64 / 1e3),
-        100_000..1_000_000 => format!("{} ms", us / 1_000),
-        _ => format!("{:.2} s", us as f64 / 1e6),
-    }
 }
 
 #[cfg(test)]

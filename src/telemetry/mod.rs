@@ -2,6 +2,7 @@
 //!
 //! Knows no other room. Whoever counts something owns a [`Metrics`]; whoever shows something reads a snapshot.
 
+pub mod human;
 pub mod latency;
 pub mod live;
 pub mod metrics;

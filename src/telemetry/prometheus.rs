@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 use std::sync::Arc;
 
+use super::live::LiveSnapshot;
 use super::metrics::{Counter, Gauge, Metrics, PARTITION_LAG_MS, PARTITION_LAG_RECORDS, PartitionFigures, Timer};
 
 /// Value of the `Content-Type` header.
@@ -38,6 +39,49 @@ pub fn render(servers: &[Arc<Metrics>]) -> String {
                 let _ = writeln!(out, "{}{{{labels},quantile=\"{q}\"}} {seconds}", timer.name());
             }
             let _ = writeln!(out, "{}_count{{{labels}}} {}", timer.name(), latency.count());
+        }
+    }
+    out
+}
+
+/// The figures of a generator in Prometheus' text format: counters, connections, latencies since the warm-up as summaries in
+/// seconds, lateness, violations by kind.
+#[must_use]
+pub fn render_load(s: &LiveSnapshot) -> String {
+    let mut out = String::new();
+    let label = format!("scenario=\"{}\"", s.scenario.replace(['"', '\\', '\n'], "_"));
+    let mut one = |name: &str, kind: &str, value: f64| {
+        heading(&mut out, &format!("chatctl_load_{name}"), kind);
+        let _ = writeln!(out, "chatctl_load_{name}{{{label}}} {value}");
+    };
+    one("messages_due_total", "counter", s.totals.intended);
+    one("messages_acked_total", "counter", s.totals.acked);
+    one("deliveries_total", "counter", s.totals.delivered);
+    one("reconnects_total", "counter", s.totals.reconnects);
+    one("connections", "gauge", s.connections as f64);
+    one("connections_wanted", "gauge", s.connections_wanted as f64);
+    one("elapsed_seconds", "gauge", s.elapsed_s);
+    one("late_p99_seconds", "gauge", s.generator_lag_us_p99 as f64 / 1e6);
+    one("resident_bytes", "gauge", s.resident_bytes as f64);
+    heading(&mut out, "chatctl_load_latency_seconds", "summary");
+    for (path, latency) in &s.overall {
+        let quantiles =
+            [("0.5", latency.p50_us), ("0.9", latency.p90_us), ("0.99", latency.p99_us), ("0.999", latency.p999_us)];
+        for (quantile, us) in quantiles {
+            let seconds = us as f64 / 1e6;
+            let _ = writeln!(
+                out,
+                "chatctl_load_latency_seconds{{{label},path=\"{path}\",quantile=\"{quantile}\"}} {seconds}"
+            );
+        }
+        let sum = latency.mean_us * latency.count as f64 / 1e6;
+        let _ = writeln!(out, "chatctl_load_latency_seconds_sum{{{label},path=\"{path}\"}} {sum}");
+        let _ = writeln!(out, "chatctl_load_latency_seconds_count{{{label},path=\"{path}\"}} {}", latency.count);
+    }
+    for (name, counts) in [("violations_total", &s.violations), ("errors_total", &s.errors)] {
+        heading(&mut out, &format!("chatctl_load_{name}"), "counter");
+        for (kind, n) in counts {
+            let _ = writeln!(out, "chatctl_load_{name}{{{label},kind=\"{kind}\"}} {n}");
         }
     }
     out
@@ -146,7 +190,25 @@ fn label<'a>(labels: &'a str, name: &str) -> Option<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::LatencySummary;
     use crate::telemetry::Registry;
+
+    #[test]
+    fn prometheus_gets_each_kind_behind_its_heading() {
+        let mut s = LiveSnapshot { scenario: "a\"b".to_owned(), connections: 7, ..LiveSnapshot::default() };
+        s.overall
+            .insert("ack".to_owned(), LatencySummary { count: 3, p99_us: 2_500, mean_us: 1e6, ..Default::default() });
+        s.violations.insert("lost".to_owned(), 1);
+        let text = render_load(&s);
+        for wanted in [
+            "chatctl_load_connections{scenario=\"a_b\"} 7",
+            "path=\"ack\",quantile=\"0.99\"} 0.0025",
+            "chatctl_load_latency_seconds_sum{scenario=\"a_b\",path=\"ack\"} 3",
+            "chatctl_load_violations_total{scenario=\"a_b\",kind=\"lost\"} 1",
+        ] {
+            assert!(text.contains(wanted), "lacks {wanted}:\n{text}");
+        }
+    }
 
     #[test]
     fn merged_texts_have_each_heading_once_and_every_server() {

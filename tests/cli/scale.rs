@@ -132,6 +132,9 @@ fn a_worker_serves_only_who_knows_the_secret() {
     for wrong in ["0", "here", "a:b:c", "1001"] {
         assert_eq!(run(&["load", &path, "--workers", wrong]).0, Some(2), "{wrong}");
     }
+    let (code, _, err) = run(&["load", &path, "--source-addresses", "203.0.113.9"]);
+    assert_eq!(code, Some(2), "{err}");
+    assert!(err.contains("203.0.113.9") && err.contains("an address of this machine"), "{err}");
     assert_eq!(run(&["worker", "--listen", "127.0.0.1:0", "--secret-file", "/nowhere/secret"]).0, Some(2));
 }
 

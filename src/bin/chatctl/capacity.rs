@@ -11,8 +11,10 @@ use chatctl::report::{human_count, human_us};
 use chatctl::runtime::{Tasks, machine};
 use serde::Serialize;
 
+use crate::display::Ui;
 use crate::exit::{self, Failure};
-use crate::runner::{self, Against, Setting, Ui};
+use crate::layout::Against;
+use crate::runner::{self, Setting};
 use crate::up::init_logging;
 
 #[derive(clap::Args)]
@@ -196,9 +198,8 @@ fn answer(
         let best: Vec<&RunResult> =
             trials.held.iter().filter(|(rate, _)| (rate - found.rate).abs() < 1e-9).map(|(_, r)| r).collect();
         let deliveries = deliveries_per_s(found.rate, &best);
-        let cpu_s = |r: &RunResult| r.generator.stack_cpu_s + r.processes.iter().map(|p| p.cpu_s).sum::<f64>();
         let (stack_s, delivered) =
-            best.iter().fold((0.0, 0.0), |(s, d), r| (s + cpu_s(r), d + r.counts.delivered as f64));
+            best.iter().fold((0.0, 0.0), |(s, d), r| (s + r.stack_cpu_s(), d + r.counts.delivered as f64));
         let servers = scenario.stack.chat_servers.max(1) as f64;
         let own_stack = args.against.target.is_none();
         (out.trials, out.fails_at) = (found.trials, (found.fails_at > found.rate).then_some(found.fails_at));

@@ -79,8 +79,13 @@ impl Telling {
     /// Finds out before the runs whether the files can be written.
     fn probe(&self) -> Result<(), Failure> {
         for path in [&self.junit, &self.markdown, &self.json].into_iter().flatten() {
+            let is_new = !path.exists();
             let open = std::fs::OpenOptions::new().append(true).create(true).open(path);
             open.map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
+            if is_new {
+                // An empty file would be read as an answer where there is none in the end.
+                std::fs::remove_file(path).map_err(|e| Failure::environment(format!("{}: {e}", path.display())))?;
+            }
         }
         Ok(())
     }

@@ -70,7 +70,7 @@ fn listeners(ports: &Ports) -> Limit {
 
 /// The limits as a table, for a number of connections.
 pub(crate) fn table(limits: &[Limit], connections: u64) -> String {
-    let mut table = Table::new(["LIMIT", "NOW", "ENOUGH FOR", "STATE", "WHAT TO DO, OR WHAT IS DONE"]);
+    let mut table = Table::new(["LIMIT", "NOW", "ENOUGH FOR", "STATE", "WHAT IS DONE, OR WHAT TO DO"]);
     for limit in limits {
         table.row([
             limit.what.to_owned(),

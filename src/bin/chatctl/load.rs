@@ -9,8 +9,10 @@ use chatctl::loadgen::result::{RunResult, Verdict};
 use chatctl::report::{self, summary};
 use chatctl::runtime::Tasks;
 
+use crate::display::{self, Ui};
 use crate::exit::{self, Failure};
-use crate::runner::{self, Against, Outcome, Setting, Ui};
+use crate::layout::Against;
+use crate::runner::{self, Outcome, Setting};
 use crate::table::Table;
 use crate::up::init_logging;
 
@@ -56,7 +58,7 @@ pub(crate) fn run(args: Args) -> Result<u8, Failure> {
         let text = format!("two scenarios are named {:?}: their files would write over each other", twice.name);
         return Err(Failure::usage(text));
     }
-    let ui = runner::choose_ui(args.ui);
+    let ui = display::choose_ui(args.ui);
     if ui != Ui::Tui {
         init_logging();
     }

@@ -6,7 +6,7 @@ use axum::Router;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
 use chatctl::runtime::{Tasks, net};
-use chatctl::telemetry::{LiveSnapshot, live, prometheus};
+use chatctl::telemetry::{LiveSnapshot, prometheus};
 use tokio::sync::watch;
 
 use crate::exit::Failure;
@@ -15,7 +15,7 @@ use crate::exit::Failure;
 pub(crate) fn serve(address: SocketAddr, shown: watch::Receiver<LiveSnapshot>, tasks: &Tasks) -> Result<(), Failure> {
     let listener = net::listen(address).map_err(|e| Failure::environment(format!("--metrics {address}: {e}")))?;
     let text = move || {
-        let text = live::prometheus(&shown.borrow());
+        let text = prometheus::render_load(&shown.borrow());
         async move { ([(CONTENT_TYPE, prometheus::CONTENT_TYPE)], text) }
     };
     let router = Router::new().route("/metrics", get(text));

@@ -11,8 +11,10 @@ use chatctl::stack::plan::{self, Constants, Demand, Figure, Line, Plan};
 use clap::{CommandFactory, FromArgMatches};
 
 use crate::control::Output;
+use crate::display::Ui;
 use crate::exit::{self, Failure};
-use crate::runner::{self, Against, Setting, Ui};
+use crate::layout::Against;
+use crate::runner::{self, Setting};
 use crate::table::Table;
 use crate::up::init_logging;
 
@@ -291,10 +293,6 @@ async fn run_one(text: &str, heartbeat: Option<Duration>, interrupt: &Tasks) -> 
     Ok(result)
 }
 
-fn stack_cpu_s(result: &RunResult) -> f64 {
-    result.processes.iter().map(|p| p.cpu_s).sum()
-}
-
 async fn measure(interrupt: &Tasks) -> Result<Constants, Failure> {
     let mut constants = Constants::default();
     let (mut server, mut kernel, mut beat, mut delivery, mut direct) = (vec![], vec![], vec![], vec![], vec![]);
@@ -306,13 +304,12 @@ async fn measure(interrupt: &Tasks) -> Result<Constants, Failure> {
             // Of both ends; they are alike.
             kernel.push(m.kernel_bytes as f64 / m.connections as f64 / 2.0);
         }
-        // The generator's samples of its own lateness are beats.
-        let beats = |r: &RunResult| r.generator.lag.count as f64;
-        beat.push((stack_cpu_s(&quick) - stack_cpu_s(&slow)).max(0.0) * 1e6 / (beats(&quick) - beats(&slow)).max(1.0));
+        let beats = |r: &RunResult| r.counts.beats as f64;
+        beat.push((quick.stack_cpu_s() - slow.stack_cpu_s()).max(0.0) * 1e6 / (beats(&quick) - beats(&slow)).max(1.0));
         let fanout = run_one(FANOUT, None, interrupt).await?;
-        delivery.push(stack_cpu_s(&fanout) * 1e6 / fanout.counts.delivered.max(1) as f64);
+        delivery.push(fanout.stack_cpu_s() * 1e6 / fanout.counts.delivered.max(1) as f64);
         let talk = run_one(DIRECT, None, interrupt).await?;
-        direct.push(stack_cpu_s(&talk) * 1e6 / talk.counts.acked.max(1) as f64);
+        direct.push(talk.stack_cpu_s() * 1e6 / talk.counts.acked.max(1) as f64);
     }
     let source = format!("measured by chatctl plan --calibrate on {}", machine::describe());
     let figure = |values: &[f64], old: &Figure| {

@@ -8,8 +8,9 @@ use chatctl::runtime::Tasks;
 use chatctl::telemetry::LiveSnapshot;
 use tokio::sync::watch;
 
+use crate::display::{self, Ui};
 use crate::exit::{self, Failure};
-use crate::runner::{self, Ui};
+use crate::runner;
 
 #[derive(clap::Args)]
 pub(crate) struct ReportArgs {
@@ -87,7 +88,7 @@ pub(crate) fn run_replay(args: ReplayArgs) -> Result<u8, Failure> {
             tokio::time::sleep(Duration::from_secs_f64((1.0 / args.speed).min(1.0))).await;
             drop(live);
         };
-        tokio::join!(play, runner::show(runner::choose_ui(args.ui), shown, interrupt.clone()));
+        tokio::join!(play, display::show(display::choose_ui(args.ui), shown, interrupt.clone()));
         println!("verdict    {verdict}");
         Ok(if interrupt.is_stopped() { exit::INTERRUPTED } else { exit::PASS })
     })

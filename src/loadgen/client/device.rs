@@ -418,9 +418,6 @@ impl Device {
         if let Some(link) = self.link.take() {
             self.ghost = Some(Box::new(link));
             self.closed("vanished");
-            for pending in &mut self.pending {
-                pending.next_try_us = 0;
-            }
         }
     }
 

@@ -28,7 +28,7 @@ use super::control::StackControl;
 use super::history::History;
 use super::ledger::{AuditedDevice, Ledger, audit_conversation};
 use super::recorder::{Recorder, Stats};
-use super::result::{FaultRecord, GeneratorHealth, LAG, ProcessUsage, RunResult, SCHEMA_VERSION};
+use super::result::{FaultRecord, GeneratorHealth, LAG, ProcessUsage, RunResult};
 use super::scenario::Scenario;
 use super::world::{Progress, World};
 use crate::protocol::MessageFrame;
@@ -315,13 +315,7 @@ async fn load(
     let unaudited = audit(shared, &states, watcher).await;
     let histograms = shared.recorder.overall();
     let mut result = RunResult {
-        schema: SCHEMA_VERSION,
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        scenario: shared.scenario.name.clone(),
-        seed: shared.scenario.seed,
-        started_at_ms,
         duration_s: duration.as_secs_f64(),
-        machine: machine::describe(),
         counts: verdict::counts(shared, &states, unaudited),
         latency: super::recorder::summaries(&histograms),
         histograms: super::recorder::named(histograms),
@@ -335,7 +329,7 @@ async fn load(
             stack_cpu_s: stack.as_secs_f64(),
             resident_bytes,
         },
-        ..RunResult::default()
+        ..RunResult::begun(&shared.scenario, started_at_ms)
     };
     result.histograms.insert(LAG.to_owned(), lag);
     result.counts.recovery_ms_max = verdict::recovery_ms_max(&result.faults);

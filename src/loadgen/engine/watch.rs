@@ -194,7 +194,7 @@ fn snapshot(
     let (cpu, stack_cpu) = (machine::process_cpu(), stack_threads.map_or(Duration::ZERO, machine::threads_cpu));
     let generator_cpu = cpu.saturating_sub(before.cpu).saturating_sub(stack_cpu.saturating_sub(before.stack_cpu));
     let used = machine::used_cpu().unwrap_or_default();
-    let (_, lag) = shared.recorder.take_lag();
+    let lag = shared.recorder.take_lag();
     before.lag_us_max = before.lag_us_max.max(lag.max_us);
     let state = state.lock().expect("no panic while held");
     let planned_s = shared.scenario.duration().as_secs_f64();

@@ -18,7 +18,7 @@ use super::wire::{self, FromWorker, Job, Reader, Secret, ToWorker, WireError, Wr
 use crate::loadgen::Scenario;
 use crate::loadgen::control::StackControl;
 use crate::loadgen::engine::{self, RunError, Scraper, verdict};
-use crate::loadgen::result::{ConnectionMemory, ProcessUsage, RunResult, SCHEMA_VERSION, WorkerRecord};
+use crate::loadgen::result::{ConnectionMemory, ProcessUsage, RunResult, WorkerRecord};
 use crate::runtime::{Tasks, clock, machine, net};
 use crate::telemetry::LiveSnapshot;
 use crate::telemetry::live::ServerSnapshot;
@@ -525,15 +525,7 @@ impl Fleet<'_> {
 
     /// The whole, and which histories are incomplete.
     fn merged(&mut self, started_at_ms: u64) -> (RunResult, Vec<String>) {
-        let mut sum = RunResult {
-            schema: SCHEMA_VERSION,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            scenario: self.scenario.name.clone(),
-            seed: self.scenario.seed,
-            started_at_ms,
-            machine: machine::describe(),
-            ..RunResult::default()
-        };
+        let mut sum = RunResult::begun(self.scenario, started_at_ms);
         let mut incomplete = Vec::new();
         for (index, mut result) in self.results.drain(..) {
             let reasons = std::mem::take(&mut result.reasons);

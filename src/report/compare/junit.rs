@@ -3,10 +3,7 @@
 use std::fmt::Write;
 
 use super::{Answer, Comparison, human, percent};
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
-}
+use crate::report::escape;
 
 /// The comparison as `JUnit` XML. Worse is a failure, not enough data is an error.
 #[must_use]

@@ -78,8 +78,7 @@ impl Figure {
             Self::AckP50 => latency("ack", 50.0),
             Self::AckP99 => latency("ack", 99.0),
             Self::StackCpu => {
-                let processes: f64 = result.processes.iter().map(|p| p.cpu_s).sum();
-                let cpu_s = result.generator.stack_cpu_s + processes;
+                let cpu_s = result.stack_cpu_s();
                 (cpu_s > 0.0 && result.counts.delivered > 0).then(|| cpu_s * 1e6 / result.counts.delivered as f64)
             }
         }

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use super::escape;
+use crate::report::escape;
 
 /// The drawing's own units; the page stretches them.
 const WIDTH: f64 = 1_000.0;

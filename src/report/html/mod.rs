@@ -5,7 +5,7 @@ mod chart;
 use std::fmt::Write;
 
 use self::chart::{Axis, Chart, HeatMap, Line};
-use super::{human_bytes, human_count, human_us, series};
+use super::{escape, human_bytes, human_count, human_us, series};
 use crate::loadgen::RunResult;
 use crate::loadgen::recorder::Path;
 use crate::loadgen::result::{LAG, Verdict};
@@ -44,11 +44,6 @@ pub fn render(result: &RunResult, series: &[LiveSnapshot]) -> String {
     environment(&mut page, result);
     page.push_str("</body></html>\n");
     page
-}
-
-/// Text that stands in a page.
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 fn head(page: &mut String, r: &RunResult) {

@@ -22,15 +22,23 @@ impl FromRequestParts<Arc<ApiServer>> for Caller {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, server: &Arc<ApiServer>) -> Result<Self, Failure> {
-        let unauthorized = || Failure::new(ErrorCode::Unauthorized, auth::InvalidToken.to_string());
-        let header = parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let token = header.and_then(auth::bearer).ok_or_else(unauthorized)?;
-        let claims = server.deps.tokens.verify(token).map_err(|_| unauthorized())?;
+        let claims = server.deps.tokens.verify(bearer(parts)?).map_err(|_| unauthorized())?;
         if server.revocations.is_revoked(claims.jti).await? {
             return Err(unauthorized());
         }
         Ok(Self(claims))
     }
+}
+
+/// The token of a request.
+pub(in crate::server) fn bearer(parts: &Parts) -> Result<&str, Failure> {
+    let header = parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    header.and_then(auth::bearer).ok_or_else(unauthorized)
+}
+
+/// The answer to a request without a good token.
+pub(in crate::server) fn unauthorized() -> Failure {
+    Failure::new(ErrorCode::Unauthorized, auth::InvalidToken.to_string())
 }
 
 /// A JSON body.
@@ -56,12 +64,12 @@ fn refuse(rejection: &JsonRejection) -> Failure {
 }
 
 /// The query string.
-pub(super) struct Params<T>(pub(super) T);
+pub(in crate::server) struct Params<T>(pub(in crate::server) T);
 
-impl<T: DeserializeOwned> FromRequestParts<Arc<ApiServer>> for Params<T> {
+impl<T: DeserializeOwned, S: Sync> FromRequestParts<S> for Params<T> {
     type Rejection = Failure;
 
-    async fn from_request_parts(parts: &mut Parts, _: &Arc<ApiServer>) -> Result<Self, Failure> {
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Failure> {
         match Query::<T>::try_from_uri(&parts.uri) {
             Ok(Query(value)) => Ok(Self(value)),
             Err(rejection) => Err(Failure::new(ErrorCode::BadRequest, rejection.body_text())),

@@ -2,7 +2,7 @@
 
 mod accounts;
 mod conversations;
-mod extract;
+pub(super) mod extract;
 mod health;
 pub(super) mod status;
 mod sync;

@@ -63,7 +63,7 @@ impl From<BackendError> for Failure {
 }
 
 /// The path exists, the method does not.
-pub(super) fn method_not_allowed() -> Response {
+pub(in crate::server) fn method_not_allowed() -> Response {
     let mut response =
         Failure::new(ErrorCode::BadRequest, "this path has other methods, see docs/protocol.md").into_response();
     *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;

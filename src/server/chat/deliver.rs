@@ -114,10 +114,13 @@ impl ChatServer {
     fn deliver(self: &Arc<Self>, connection: &Arc<Connection>, frame: &Bytes) {
         match &self.tamper {
             None => self.push(connection, frame.clone()),
-            Some(tamper) if tamper.delay().is_zero() => self.deliver_tampered(&**tamper, connection, frame),
             Some(tamper) => {
+                let delay = tamper.delay();
+                if delay.is_zero() {
+                    return self.deliver_tampered(&**tamper, connection, frame);
+                }
                 let (server, connection, frame) = (Arc::clone(self), Arc::clone(connection), frame.clone());
-                let (tamper, delay) = (Arc::clone(tamper), tamper.delay());
+                let tamper = Arc::clone(tamper);
                 self.deps.tasks.spawn("chat.delayed", async move {
                     tokio::time::sleep(delay).await;
                     server.deliver_tampered(&*tamper, &connection, &frame);

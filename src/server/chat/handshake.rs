@@ -30,6 +30,9 @@ const EARLY_TEXTS_MAX: usize = 64;
 /// Pongs that may wait for a client that pings and does not read.
 const PONG_BYTES_MAX: usize = 16 * 1024;
 
+/// Told where a token can't be checked.
+pub(super) const UNCHECKED: &str = "the token can't be checked now, try again";
+
 /// An HTTP answer that ends the connection.
 struct Refusal {
     status: &'static str,
@@ -245,19 +248,31 @@ fn plain_http(server: &ChatServer, path: &str) -> Refusal {
     }
 }
 
+/// Why nobody is known by a token.
+pub(super) enum Unidentified {
+    /// It is not good, or was logged out.
+    Invalid,
+    /// It can't be checked now.
+    Unknown,
+}
+
 /// Checks a token and that it was not logged out.
-async fn authenticate(server: &ChatServer, token: &str) -> Result<Identity, Refusal> {
-    let unauthorized =
-        |e: auth::InvalidToken| Refusal::error("401 Unauthorized", ErrorCode::Unauthorized, &e.to_string());
-    let claims = server.deps.tokens.verify(token).map_err(unauthorized)?;
+pub(super) async fn identify(server: &ChatServer, token: &str) -> Result<Identity, Unidentified> {
+    let claims = server.deps.tokens.verify(token).map_err(|_| Unidentified::Invalid)?;
     match server.deps.backends.directory.is_revoked(claims.jti).await {
         Ok(false) => Ok(claims),
-        Ok(true) => Err(unauthorized(auth::InvalidToken)),
-        Err(_) => {
-            let message = "the token can't be checked now, try again";
-            Err(Refusal::error("503 Service Unavailable", ErrorCode::Unavailable, message))
-        }
+        Ok(true) => Err(Unidentified::Invalid),
+        Err(_) => Err(Unidentified::Unknown),
     }
+}
+
+async fn authenticate(server: &ChatServer, token: &str) -> Result<Identity, Refusal> {
+    identify(server, token).await.map_err(|why| match why {
+        Unidentified::Invalid => {
+            Refusal::error("401 Unauthorized", ErrorCode::Unauthorized, &auth::InvalidToken.to_string())
+        }
+        Unidentified::Unknown => Refusal::error("503 Service Unavailable", ErrorCode::Unavailable, UNCHECKED),
+    })
 }
 
 /// What came before the connection is live.

@@ -9,14 +9,14 @@
 //! | `POST /poll/{session}?wait_s=N` | takes the client's frames, answers with the server's; waits up to `N` seconds for the first |
 //! | `DELETE /poll/{session}` | ends the session |
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io::Cursor;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Query, State};
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, State};
 use axum::http::StatusCode;
-use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use axum::routing::post;
 use axum::{Json, Router};
@@ -29,6 +29,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 use super::connection::Connection;
+use super::handshake::{self, UNCHECKED, Unidentified};
 use super::session::SessionState;
 use super::socket::Socket;
 use super::{ChatServer, Identity};
@@ -36,8 +37,8 @@ use crate::protocol::api::PollAnswer;
 use crate::protocol::limits::POLL_WAIT_MAX;
 use crate::protocol::websocket::{Decoder, Event, Role};
 use crate::protocol::{CloseCode, ErrorCode, POLL_PATH, SessionId};
-use crate::server::api::status::Failure;
-use crate::server::auth;
+use crate::server::api::extract::{Params, bearer, unauthorized};
+use crate::server::api::status::{self, Failure};
 use crate::telemetry::Counter;
 
 /// Time for a request's head.
@@ -49,9 +50,22 @@ const BODY_BYTES_MAX: usize = 256 * 1024;
 /// Most frames of one request.
 const FRAMES_MAX: usize = 64;
 
-/// Sessions without a socket, with what only their requests touch.
+/// Sessions without a socket, until nothing will come from them any more. Written by opening and by the end of each.
 #[derive(Default)]
-pub(super) struct Polls(Mutex<std::collections::HashMap<SessionId, Arc<Mutex<SessionState>>>>);
+pub(super) struct Polls(Mutex<HashMap<SessionId, Arc<Polled>>>);
+
+/// One of them.
+struct Polled {
+    connection: Arc<Connection>,
+    /// What only its requests touch.
+    state: Mutex<SessionState>,
+}
+
+impl Polls {
+    fn lock(&self) -> MutexGuard<'_, HashMap<SessionId, Arc<Polled>>> {
+        self.0.lock().expect("no panic while held")
+    }
+}
 
 /// Whether a request's target belongs here.
 pub(super) fn is_poll(target: &str) -> bool {
@@ -67,6 +81,8 @@ pub(super) async fn serve(server: Arc<ChatServer>, stream: TcpStream, begun: Vec
     let router = Router::new()
         .route(POLL_PATH, post(open))
         .route("/poll/{session}", post(exchange).delete(close))
+        .fallback(|| async { Failure::new(ErrorCode::NotFound, "there is nothing at this path, see docs/protocol.md") })
+        .method_not_allowed_fallback(|| async { status::method_not_allowed() })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(server);
     let connection = hyper::server::conn::http1::Builder::new()
@@ -91,14 +107,11 @@ impl FromRequestParts<Arc<ChatServer>> for Caller {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, server: &Arc<ChatServer>) -> Result<Self, Failure> {
-        let unauthorized = || Failure::new(ErrorCode::Unauthorized, auth::InvalidToken.to_string());
-        let header = parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let token = header.and_then(auth::bearer).ok_or_else(unauthorized)?;
-        let claims = server.deps.tokens.verify(token).map_err(|_| unauthorized())?;
-        if server.deps.backends.directory.is_revoked(claims.jti).await? {
-            return Err(unauthorized());
-        }
-        Ok(Self(claims))
+        let identity = handshake::identify(server, bearer(parts)?).await.map_err(|why| match why {
+            Unidentified::Invalid => unauthorized(),
+            Unidentified::Unknown => Failure::retry_later(ErrorCode::Unavailable, UNCHECKED, 1_000),
+        })?;
+        Ok(Self(identity))
     }
 }
 
@@ -120,11 +133,12 @@ async fn open(State(server): State<Arc<ChatServer>>, Caller(identity): Caller) -
     server.deps.metrics.count(Counter::ConnectionsOpened);
     match server.open(Socket::polled(), identity).await {
         Ok((connection, is_first)) => {
-            server.polls.0.lock().expect("no panic while held").insert(connection.session, Arc::default());
+            let polled = Polled { connection: Arc::clone(&connection), state: Mutex::default() };
+            server.polls.lock().insert(connection.session, Arc::new(polled));
             let (ending, shared) = (Arc::clone(&server), Arc::clone(&connection));
             server.deps.tasks.spawn("chat.polled", async move {
                 shared.socket.dead().await;
-                ending.polls.0.lock().expect("no panic while held").remove(&shared.session);
+                ending.polls.lock().remove(&shared.session);
                 ending.end(shared).await;
             });
             server.greet_with_presence(&connection, is_first).await;
@@ -139,9 +153,9 @@ async fn open(State(server): State<Arc<ChatServer>>, Caller(identity): Caller) -
 }
 
 /// The caller's session of an id.
-fn find(server: &ChatServer, identity: &Identity, session: &str) -> Result<Arc<Connection>, Failure> {
-    let found = session.parse().ok().and_then(|session| server.hub.find(identity.sub, SessionId(session)));
-    found.filter(|connection| connection.socket.is_polled()).ok_or_else(|| {
+fn find(server: &ChatServer, identity: &Identity, session: &str) -> Result<Arc<Polled>, Failure> {
+    let found = session.parse().ok().and_then(|session| server.polls.lock().get(&SessionId(session)).cloned());
+    found.filter(|polled| polled.connection.user == identity.sub).ok_or_else(|| {
         Failure::new(ErrorCode::NotFound, "there is no such session (any more): open one with POST /poll")
     })
 }
@@ -150,10 +164,12 @@ async fn exchange(
     State(server): State<Arc<ChatServer>>,
     Caller(identity): Caller,
     Path(session): Path<String>,
-    Query(wait): Query<Wait>,
-    body: Bytes,
+    Params(wait): Params<Wait>,
+    body: Result<Bytes, BytesRejection>,
 ) -> Answer {
-    let connection = find(&server, &identity, &session)?;
+    let polled = find(&server, &identity, &session)?;
+    let connection = &polled.connection;
+    let body = body.map_err(|e| Failure::new(ErrorCode::TooLarge, e.body_text()))?;
     let frames: Vec<Box<RawValue>> = if body.is_empty() {
         Vec::new()
     } else {
@@ -165,11 +181,10 @@ async fn exchange(
         return Err(Failure::new(ErrorCode::BadRequest, message));
     }
     connection.socket.heard();
-    let state = server.polls.0.lock().expect("no panic while held").get(&connection.session).map(Arc::clone);
-    if let Some(state) = state {
-        let mut state = state.lock().expect("no panic while held");
+    {
+        let mut state = polled.state.lock().expect("no panic while held");
         for frame in &frames {
-            server.on_event(&connection, &mut state, Event::Text(frame.get()));
+            server.on_event(connection, &mut state, Event::Text(frame.get()));
         }
     }
     let wait = Duration::from_secs(wait.wait_s).min(POLL_WAIT_MAX);
@@ -178,7 +193,7 @@ async fn exchange(
         let _ = tokio::time::timeout(wait, connection.socket.news()).await;
         connection.socket.heard();
     }
-    Ok((StatusCode::OK, Json(taken(&connection))))
+    Ok((StatusCode::OK, Json(taken(connection))))
 }
 
 async fn close(
@@ -186,10 +201,10 @@ async fn close(
     Caller(identity): Caller,
     Path(session): Path<String>,
 ) -> Result<StatusCode, Failure> {
-    let connection = find(&server, &identity, &session)?;
-    server.close(&connection, CloseCode::Normal);
-    server.disconnected(&connection).await;
-    connection.socket.abort();
+    let polled = find(&server, &identity, &session)?;
+    server.polls.lock().remove(&polled.connection.session);
+    // The rest of its end follows from that, as from a lost socket's.
+    polled.connection.socket.abort();
     Ok(StatusCode::NO_CONTENT)
 }
 

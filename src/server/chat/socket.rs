@@ -123,11 +123,6 @@ impl Socket {
         Self { wire, out: Mutex::default(), heard_ms: AtomicU32::new(clock::now_ms_u32()) }
     }
 
-    /// Whether its other end asks for what there is.
-    pub(super) const fn is_polled(&self) -> bool {
-        matches!(self.wire, Wire::Polled(_))
-    }
-
     /// Notes that the other end was heard.
     pub(super) fn heard(&self) {
         self.heard_ms.store(clock::now_ms_u32(), Ordering::Relaxed);

@@ -1,0 +1,52 @@
+//! Figures for people.
+
+/// A duration in µs with a unit that suits it: `850 µs`, `12.3 ms`, `4.56 s`.
+#[must_use]
+pub fn human_us(us: u64) -> String {
+    match us {
+        0..1_000 => format!("{us} µs"),
+        1_000..100_000 => format!("{:.1} ms", us as f64 / 1e3),
+        100_000..1_000_000 => format!("{} ms", us / 1_000),
+        _ => format!("{:.2} s", us as f64 / 1e6),
+    }
+}
+
+/// Bytes with a unit that suits them.
+#[must_use]
+pub fn human_bytes(bytes: u64) -> String {
+    match bytes {
+        0..1_024 => format!("{bytes} B"),
+        1_024..1_048_576 => format!("{:.1} KiB", bytes as f64 / 1_024.0),
+        1_048_576..1_073_741_824 => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
+        _ => format!("{:.2} GiB", bytes as f64 / 1_073_741_824.0),
+    }
+}
+
+/// A count with spaces between the thousands.
+#[must_use]
+pub fn human_count(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            out.push(' ');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_readable() {
+        assert_eq!(
+            [0, 999, 1_500, 250_000, 12_345_678].map(human_us),
+            ["0 µs", "999 µs", "1.5 ms", "250 ms", "12.35 s"]
+        );
+        assert_eq!([5, 2_048, 3 << 20].map(human_bytes), ["5 B", "2.0 KiB", "3.0 MiB"]);
+        assert_eq!([7, 1_000, 1_234_567].map(human_count), ["7", "1 000", "1 234 567"]);
+    }
+}
