@@ -9,3 +9,4 @@ mod gateway;
 mod poll;
 mod proofs;
 mod talk;
+mod unwell;

@@ -107,7 +107,7 @@ async fn search(args: &Args, scenario: &Scenario, start: f64, interrupt: &Tasks)
                 // Shown before the trial ends; a reader that went away must not end it.
                 let _ = std::io::stdout().flush();
                 let (result, busy) = trial(args, scenario, rate, interrupt).await?;
-                println!("{}", line(&result));
+                println!("{}", line(rate, &result));
                 if result.verdict == Verdict::Interrupted {
                     return Err(Failure { code: exit::INTERRUPTED, message: "interrupted: no answer".to_owned() });
                 }
@@ -149,8 +149,8 @@ async fn trial(args: &Args, scenario: &Scenario, rate: f64, interrupt: &Tasks) -
 }
 
 /// What a trial showed, in a line.
-fn line(result: &RunResult) -> String {
-    let delivered = result.counts.delivered as f64 / result.duration_s.max(1e-3);
+fn line(rate: f64, result: &RunResult) -> String {
+    let delivered = deliveries_per_s(rate, &[result]);
     let p99 = result.latency.get("delivery").map_or("-".to_owned(), |s| human_us(s.p99_us));
     let why = result.reasons.first().map(|reason| format!("  {reason}")).unwrap_or_default();
     format!(

@@ -212,7 +212,8 @@ impl Device {
         })
         .await;
         self.now_us = clock::now_us();
-        if !frames.is_empty() && self.is_slow_reader() {
+        // At the end everybody reads what there is.
+        if !frames.is_empty() && self.finish_by_us == NEVER && self.is_slow_reader() {
             self.reads_at_us = self.now_us + self.shared.scenario.read_pause.as_micros() as u64;
         }
         if let Err(error) = result {
@@ -405,10 +406,9 @@ impl Device {
         }
     }
 
-    /// Whether its person reads slowly; at the end everybody reads what there is.
+    /// Whether its person reads slowly.
     pub(super) fn is_slow_reader(&self) -> bool {
-        let behavior = self.shared.world.users[self.user as usize].behavior;
-        behavior == Behavior::SlowReader && self.finish_by_us == NEVER
+        self.shared.world.users[self.user as usize].behavior == Behavior::SlowReader
     }
 
     /// Leaves the socket open and does not touch it again before the next connection stands.

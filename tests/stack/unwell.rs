@@ -1,0 +1,60 @@
+//! Clients that are not well: phones that vanish without a word, and people who hardly read.
+
+use chatctl::loadgen::result::Verdict;
+
+use crate::proofs::run;
+
+const VANISHING: &str = "
+name: vanishing
+seed: 14
+population:
+  users: 24
+  direct_per_user: 4
+  groups: [{count: 4, members: {min: 6, max: 12}}]
+behaviors: {half-open: 1, one-to-one: 1, group-talker: 1}
+connect_over: 300ms
+flapper: {online: 800ms, away: 700ms}
+phases: [{phase: steady, duration: 5s, rate: 80}]
+generator_lag_max: 10s
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_written_to_a_vanished_phone_is_not_missed() {
+    let result = run(VANISHING, |b| b, None).await;
+    assert_eq!(result.verdict, Verdict::Pass, "{:?} {:?}", result.reasons, result.violations);
+    let counts = &result.counts;
+    // A third of 24 users live through three to four rounds of being there and vanishing.
+    assert!(counts.reconnects > 12, "{counts:?}");
+    let after = result.histograms["delivery_after_reconnect"].count();
+    assert!(after > 0, "what went into the void is fetched by sync: {counts:?}");
+    assert_eq!(counts.lost + counts.duplicated + counts.out_of_order, 0, "{counts:?}");
+}
+
+/// 30 messages of 40 KB a second to everybody are more than a reader of one buffer of 64 KiB per second takes.
+const FLOOD: &str = "
+name: flood
+seed: 15
+population:
+  users: 8
+  groups: [{count: 1, members: {min: 8, max: 8}}]
+  message_bytes: {min: 40000, max: 40000}
+behaviors: {group-talker: 1, slow-reader: 1}
+connect_over: 200ms
+read_pause: 1s
+phases: [{phase: steady, duration: 10s, rate: 30}]
+generator_lag_max: 10s
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_hardly_reads_misses_nothing_and_nobody_else_feels_it() {
+    let result = run(FLOOD, |b| b, None).await;
+    assert_eq!(result.verdict, Verdict::Pass, "{:?} {:?} {:?}", result.reasons, result.violations, result.errors);
+    let (slow, others) = (&result.histograms["delivery_slow_reader"], &result.histograms["delivery_group"]);
+    assert!(slow.count() > 10 && others.count() > 500, "{} and {}", slow.count(), others.count());
+    let (slow_us, others_us) = (slow.percentile_us(50.0), others.percentile_us(99.0));
+    assert!(slow_us > others_us, "{slow_us} µs for slow readers, {others_us} µs for others");
+    // Most of what was written to them was never read, and came by the last sync. (That such a client is cut when the server
+    // holds too much for it is proven in `conformance`.)
+    let counts = &result.counts;
+    assert!(counts.frames < counts.delivered, "{counts:?}");
+}
