@@ -177,12 +177,25 @@ impl Cause {
     }
 }
 
-/// Processors of the generator's machine that were in use while the rate was the trial's, in the mean.
-#[must_use]
-pub fn busy_cores(series: &[LiveSnapshot]) -> f64 {
-    let steady: Vec<f64> =
-        series.iter().filter(|s| s.phase == PhaseKind::Steady.name()).map(|s| s.machine_cores).collect();
-    steady.iter().sum::<f64>() / steady.len().max(1) as f64
+/// What was seen while the rate was the trial's, in the mean.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Steady {
+    /// Processors of the generator's machine that were in use.
+    pub busy_cores: f64,
+    /// Messages shown to persons per second, over all devices. Less than the rate asks for where the stack did not keep up.
+    pub deliveries_per_s: f64,
+}
+
+impl Steady {
+    /// Of a run's snapshots; zeros where none is of that time.
+    #[must_use]
+    pub fn of(series: &[LiveSnapshot]) -> Self {
+        let steady: Vec<&LiveSnapshot> = series.iter().filter(|s| s.phase == PhaseKind::Steady.name()).collect();
+        let mean = |figure: fn(&LiveSnapshot) -> f64| {
+            steady.iter().map(|s| figure(s)).sum::<f64>() / steady.len().max(1) as f64
+        };
+        Self { busy_cores: mean(|s| s.machine_cores), deliveries_per_s: mean(|s| s.rates.delivered) }
+    }
 }
 
 /// Judges a trial on a machine with some processors, of which so many were in use: `None` where it holds.
@@ -238,6 +251,7 @@ pub fn peak_rate(scenario: &Scenario) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::live::Totals;
 
     const RULES: Rules = Rules { start: 50.0, max: 1e6, precision: 0.05, repeats: 3 };
 
@@ -299,9 +313,18 @@ mod tests {
         assert!(matches!(cause(&result, 2, 1.9), Some(Cause::Generator(_))), "it took the processors itself");
         result.verdict = Verdict::Pass;
         assert_eq!(cause(&result, 2, 1.9), None);
-        let snapshot =
-            |phase: &str, machine_cores| LiveSnapshot { phase: phase.to_owned(), machine_cores, ..Default::default() };
-        let series = [snapshot("warm-up", 0.1), snapshot("steady", 1.5), snapshot("steady", 1.7)];
-        assert!((busy_cores(&series) - 1.6).abs() < 1e-9 && busy_cores(&[]).abs() < 1e-9);
+    }
+
+    #[test]
+    fn the_mean_is_of_the_steady_phase() {
+        let snapshot = |phase: &str, machine_cores, delivered| LiveSnapshot {
+            phase: phase.to_owned(),
+            machine_cores,
+            rates: Totals { delivered, ..Totals::default() },
+            ..LiveSnapshot::default()
+        };
+        let series = [snapshot("warm-up", 0.5, 10.0), snapshot("steady", 1.5, 90.0), snapshot("steady", 2.0, 110.0)];
+        assert_eq!(Steady::of(&series), Steady { busy_cores: 1.75, deliveries_per_s: 100.0 });
+        assert_eq!(Steady::of(&[]), Steady { busy_cores: 0.0, deliveries_per_s: 0.0 });
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use chatctl::loadgen::Scenario;
-use chatctl::loadgen::capacity::{self, Cause, Found, Outcome, Rules, Search, Step};
+use chatctl::loadgen::capacity::{self, Cause, Found, Outcome, Rules, Search, Steady, Step};
 use chatctl::loadgen::result::{RunResult, Verdict};
 use chatctl::report::{human_count, human_us};
 use chatctl::runtime::{Tasks, machine};
@@ -64,11 +64,19 @@ struct Answer {
     machine: String,
 }
 
+/// One trial.
+struct Trial {
+    /// In messages per second.
+    rate: f64,
+    result: RunResult,
+    steady: Steady,
+}
+
 /// The trials of a search.
 #[derive(Default)]
 struct Trials {
-    /// Those that held, with their rates.
-    held: Vec<(f64, RunResult)>,
+    /// Those that held.
+    held: Vec<Trial>,
     /// Why the lowest rate that failed did.
     failed: Option<(f64, Cause)>,
 }
@@ -106,15 +114,15 @@ async fn search(args: &Args, scenario: &Scenario, start: f64, interrupt: &Tasks)
                 print!("trial {number:<4} {:>9} messages/s ", human_count(rate.round() as u64));
                 // Shown before the trial ends; a reader that went away must not end it.
                 let _ = std::io::stdout().flush();
-                let (result, busy) = trial(args, scenario, rate, interrupt).await?;
-                println!("{}", line(rate, &result));
-                if result.verdict == Verdict::Interrupted {
+                let trial = try_rate(args, scenario, rate, interrupt).await.inspect_err(|_| println!())?;
+                println!("{}", line(&trial));
+                if trial.result.verdict == Verdict::Interrupted {
                     return Err(Failure { code: exit::INTERRUPTED, message: "interrupted: no answer".to_owned() });
                 }
-                match capacity::cause(&result, machine::cores(), busy) {
+                match capacity::cause(&trial.result, machine::cores(), trial.steady.busy_cores) {
                     None => {
                         search.note(rate, Outcome::Holds);
-                        trials.held.push((rate, result));
+                        trials.held.push(trial);
                     }
                     Some(cause) => {
                         search.note(rate, Outcome::Fails);
@@ -138,33 +146,26 @@ async fn search(args: &Args, scenario: &Scenario, start: f64, interrupt: &Tasks)
     unreachable!("the search ends")
 }
 
-/// Runs a trial; returns its result, and the processors that were in use.
-async fn trial(args: &Args, scenario: &Scenario, rate: f64, interrupt: &Tasks) -> Result<(RunResult, f64), Failure> {
-    let trial = capacity::trial(scenario, rate, args.trial);
+/// Runs a trial.
+async fn try_rate(args: &Args, scenario: &Scenario, rate: f64, interrupt: &Tasks) -> Result<Trial, Failure> {
+    let scenario = capacity::trial(scenario, rate, args.trial);
     let against = &args.against;
     let setting = Setting { against, ui: Ui::None, history: None, out: None, metrics: None, interrupt };
-    let outcome = runner::run(&trial, &setting).await?;
-    let busy = capacity::busy_cores(&outcome.series);
-    Ok((outcome.result, busy))
+    let outcome = runner::run(&scenario, &setting).await?;
+    Ok(Trial { rate, steady: Steady::of(&outcome.series), result: outcome.result })
 }
 
 /// What a trial showed, in a line.
-fn line(rate: f64, result: &RunResult) -> String {
-    let delivered = deliveries_per_s(rate, &[result]);
+fn line(trial: &Trial) -> String {
+    let result = &trial.result;
     let p99 = result.latency.get("delivery").map_or("-".to_owned(), |s| human_us(s.p99_us));
     let why = result.reasons.first().map(|reason| format!("  {reason}")).unwrap_or_default();
     format!(
         "{:>9} deliveries/s  p99 {p99:>8}  generator late p99 {:>8}  {}{why}",
-        human_count(delivered.round() as u64),
+        human_count(trial.steady.deliveries_per_s.round() as u64),
         human_us(result.generator.lag.p99_us),
         result.verdict.word()
     )
-}
-
-/// Deliveries per second while the rate was the trial's.
-fn deliveries_per_s(rate: f64, results: &[&RunResult]) -> f64 {
-    let (delivered, acked) = results.iter().fold((0, 0), |(d, a), r| (d + r.counts.delivered, a + r.counts.acked));
-    rate * delivered as f64 / (acked as f64).max(1.0)
 }
 
 fn answer(
@@ -195,11 +196,11 @@ fn answer(
         machine: machine::describe(),
     };
     if let Some(found) = found {
-        let best: Vec<&RunResult> =
-            trials.held.iter().filter(|(rate, _)| (rate - found.rate).abs() < 1e-9).map(|(_, r)| r).collect();
-        let deliveries = deliveries_per_s(found.rate, &best);
-        let (stack_s, delivered) =
-            best.iter().fold((0.0, 0.0), |(s, d), r| (s + r.stack_cpu_s(), d + r.counts.delivered as f64));
+        let best: Vec<&Trial> = trials.held.iter().filter(|t| (t.rate - found.rate).abs() < 1e-9).collect();
+        let sum = |figure: fn(&Trial) -> f64| best.iter().map(|trial| figure(trial)).sum::<f64>();
+        let deliveries = sum(|t| t.steady.deliveries_per_s) / best.len().max(1) as f64;
+        let stack_s = sum(|t| t.result.stack_cpu_s());
+        let delivered = sum(|t| t.result.counts.delivered as f64);
         let servers = scenario.stack.chat_servers.max(1) as f64;
         let own_stack = args.against.target.is_none();
         (out.trials, out.fails_at) = (found.trials, (found.fails_at > found.rate).then_some(found.fails_at));

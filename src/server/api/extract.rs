@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::rejection::JsonRejection;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::StatusCode;
 use axum::http::header::AUTHORIZATION;
@@ -50,17 +49,18 @@ impl<T: DeserializeOwned> FromRequest<Arc<ApiServer>> for Body<T> {
     async fn from_request(request: Request, server: &Arc<ApiServer>) -> Result<Self, Failure> {
         match Json::<T>::from_request(request, server).await {
             Ok(Json(value)) => Ok(Self(value)),
-            Err(rejection) => Err(refuse(&rejection)),
+            Err(rejection) => Err(refused(rejection.status(), rejection.body_text())),
         }
     }
 }
 
-fn refuse(rejection: &JsonRejection) -> Failure {
-    let code = match rejection.status() {
+/// The answer to a body that was not taken.
+pub(in crate::server) fn refused(status: StatusCode, why: String) -> Failure {
+    let code = match status {
         StatusCode::PAYLOAD_TOO_LARGE => ErrorCode::TooLarge,
         _ => ErrorCode::BadRequest,
     };
-    Failure::new(code, rejection.body_text())
+    Failure::new(code, why)
 }
 
 /// The query string.

@@ -37,7 +37,7 @@ use crate::protocol::api::PollAnswer;
 use crate::protocol::limits::POLL_WAIT_MAX;
 use crate::protocol::websocket::{Decoder, Event, Role};
 use crate::protocol::{CloseCode, ErrorCode, POLL_PATH, SessionId};
-use crate::server::api::extract::{Params, bearer, unauthorized};
+use crate::server::api::extract::{Params, bearer, refused, unauthorized};
 use crate::server::api::status::{self, Failure};
 use crate::telemetry::Counter;
 
@@ -169,7 +169,7 @@ async fn exchange(
 ) -> Answer {
     let polled = find(&server, &identity, &session)?;
     let connection = &polled.connection;
-    let body = body.map_err(|e| Failure::new(ErrorCode::TooLarge, e.body_text()))?;
+    let body = body.map_err(|e| refused(e.status(), e.body_text()))?;
     let frames: Vec<Box<RawValue>> = if body.is_empty() {
         Vec::new()
     } else {
