@@ -17,7 +17,7 @@ use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{CommitMode, Consumer, StreamConsumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
-use rdkafka::producer::{FutureRecord, Producer};
+use rdkafka::producer::{BaseRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::kafka_producer::Producing;
@@ -27,6 +27,10 @@ use crate::runtime::clock;
 
 /// Longest that one question to a broker may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a broker holds a fetch that has nothing to give; a partition that is read anew waits for the end of the last.
+/// Each fetch costs broker and reader together some 0.5 ms, also when it is empty.
+const FETCH_WAIT_MS: &str = "200";
 
 /// Longest that opening may wait for the first broker.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(8);
@@ -238,7 +242,10 @@ impl KeyedLog for KafkaLog {
         const OPERATION: &str = "log.publish";
         let name = self.inner.topic(topic);
         let key: Vec<u8> = record.keys.iter().flat_map(|key| key.to_be_bytes()).collect();
-        let message = FutureRecord::to(&name).partition(partition as i32).key(&key).payload(record.payload.as_ref());
+        let message = |answer| {
+            let message = BaseRecord::with_opaque_to(&name, answer).partition(partition as i32);
+            message.key(&key).payload(record.payload.as_ref())
+        };
         match self.inner.producing.publish(message).await {
             Ok(outcome) => outcome.map_err(|error| failed(OPERATION, error)),
             // Not taken into the queue of this process, so it went nowhere.
@@ -275,7 +282,7 @@ impl KeyedLog for KafkaLog {
             .set("group.id", format!("chatctl-reader-{name}"))
             .set("enable.auto.commit", "false")
             .set("auto.offset.reset", "earliest")
-            .set("fetch.wait.max.ms", "50")
+            .set("fetch.wait.max.ms", FETCH_WAIT_MS)
             .create()
             .map_err(|e| BackendError::not_applied("log.reader", ErrorKind::Rejected, e))?;
         Ok(Arc::new(KafkaReader {

@@ -10,6 +10,8 @@ macro_rules! presence_contract {
             overdue_are_the_online_with_an_old_beat,
             a_beat_between_look_and_expire_keeps_online,
             a_user_is_declared_offline_once,
+            a_beat_from_before_does_not_bring_back,
+            a_batch_tells_apart_who_was_online,
         }
     };
 }
@@ -90,5 +92,34 @@ pub(crate) mod promises {
         let port = place.open().await;
         assert!(!port.get(&[old.user]).await.expect("answers")[0].online);
         assert_eq!(port.beat(&[later(old, 40_000)]).await.expect("takes").len(), 1, "online again");
+    }
+
+    pub(crate) async fn a_beat_from_before_does_not_bring_back(place: impl Place<Port>) {
+        let port = place.open().await;
+        let old = beat(clock::unix_ms() - 31_000);
+        port.beat(&[old]).await.expect("takes");
+        assert!(port.expire(&old).await.expect("answers"));
+        assert_eq!(port.beat(&[Beat { at_ms: old.at_ms - 100, ..old }]).await.expect("takes"), []);
+        assert_eq!(port.beat(&[old]).await.expect("takes"), []);
+        let known = PresenceRecord { online: false, last_beat_ms: old.at_ms };
+        assert_eq!(place.open().await.get(&[old.user]).await.expect("answers"), [known]);
+    }
+
+    pub(crate) async fn a_batch_tells_apart_who_was_online(place: impl Place<Port>) {
+        let port = place.open().await;
+        let now = clock::unix_ms();
+        let known: Vec<Beat> = (0..1_200).map(|_| beat(now)).collect();
+        assert_eq!(port.beat(&known).await.expect("takes"), known);
+        let news = [beat(now), beat(now)];
+        let mut batch: Vec<Beat> = known.iter().map(|b| later(*b, 10)).collect();
+        batch.insert(700, news[1]);
+        batch.insert(3, news[0]);
+        // Older than what is known, and the same user twice.
+        batch.extend([Beat { at_ms: now - 5, ..known[0] }, later(news[0], 1)]);
+        assert_eq!(port.beat(&batch).await.expect("takes"), news);
+        let users: Vec<UserId> = [known[0].user, known[1_199].user, news[0].user, news[1].user].into();
+        let beats = port.get(&users).await.expect("answers").into_iter().map(|record| record.last_beat_ms - now);
+        let beats: Vec<u64> = beats.collect();
+        assert_eq!(beats, [10, 10, 1, 0]);
     }
 }

@@ -1,7 +1,8 @@
-//! Presence in Redis: `presence:{user}` holds the last beat for 35 s, a sorted set holds who is online.
+//! Presence in Redis: a sorted set holds who is online, by last beat; `presence:{user}` holds the last beat of somebody who was
+//! declared offline, for 35 s.
 //!
 //! The sorted set decides; the single keys only keep an old beat, that was on its way while its user was declared offline,
-//! from bringing the user back.
+//! from bringing the user back. A beat of somebody online touches one place (see `docs/adr/0018-last-beats.md`).
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -14,8 +15,8 @@ use crate::backends::error::BackendResult;
 use crate::backends::redis::Redis;
 use crate::protocol::UserId;
 
-/// Life of a last beat. Source: DESIGN section 2, "Presence".
-const BEAT_TTL: Duration = Duration::from_secs(35);
+/// Life of the last beat of somebody who is offline. Source: DESIGN section 2, "Presence".
+const LAST_BEAT_TTL: Duration = Duration::from_secs(35);
 
 /// Beats in one call of a script: the server does nothing else meanwhile.
 const BEATS_AT_ONCE: usize = 500;
@@ -23,26 +24,30 @@ const BEATS_AT_ONCE: usize = 500;
 /// Users who are online, by their last beat. Every key has the same hash tag, so that one script may touch them.
 const ONLINE: &str = "chatctl:{presence}:online";
 
-/// ARGV: prefix, life, then user and time of each beat. Answers the numbers of those that came online.
+/// ARGV: prefix, then time and user of each beat. Answers the numbers of those that came online.
+///
+/// Nearly always everybody is online and beat later than before, which one command does and tells.
 const BEAT: &str = r"
-local came = {}
-for n = 3, #ARGV, 2 do
-  local user, at = ARGV[n], ARGV[n + 1]
-  local last = redis.call('GET', ARGV[1] .. user)
-  if not last or tonumber(at) > tonumber(last) then
-    redis.call('SET', ARGV[1] .. user, at, 'PX', ARGV[2])
-    local before = redis.call('ZSCORE', KEYS[1], user)
-    if not before then came[#came + 1] = (n - 3) / 2 end
-    if not before or tonumber(at) > tonumber(before) then redis.call('ZADD', KEYS[1], at, user) end
+local later = redis.call('ZADD', KEYS[1], 'XX', 'GT', 'CH', unpack(ARGV, 2))
+if later == (#ARGV - 1) / 2 then return {} end
+local users, came = {}, {}
+for n = 3, #ARGV, 2 do users[#users + 1] = ARGV[n] end
+local scores = redis.call('ZMSCORE', KEYS[1], unpack(users))
+for n, user in ipairs(users) do
+  if not scores[n] then
+    local at, last = ARGV[2 * n], redis.call('GET', ARGV[1] .. user)
+    local is_news = not last or tonumber(at) > tonumber(last)
+    if is_news and redis.call('ZADD', KEYS[1], 'GT', at, user) == 1 then came[#came + 1] = n - 1 end
   end
 end
 return came
 ";
 
-/// ARGV: user, time.
+/// ARGV: user, time, prefix, life.
 const EXPIRE: &str = r"
 local last = redis.call('ZSCORE', KEYS[1], ARGV[1])
 if not last or tonumber(last) ~= tonumber(ARGV[2]) then return 0 end
+redis.call('SET', ARGV[3] .. ARGV[1], ARGV[2], 'PX', ARGV[4])
 return redis.call('ZREM', KEYS[1], ARGV[1])
 ";
 
@@ -114,9 +119,9 @@ impl Presence for RedisPresence {
         for beats in beats.chunks(BEATS_AT_ONCE) {
             let came: Vec<usize> = self
                 .run("presence.beat", &SCRIPTS.beat, |call| {
-                    call.arg(Self::PREFIX).arg(BEAT_TTL.as_millis() as u64);
+                    call.arg(Self::PREFIX);
                     for beat in beats {
-                        call.arg(beat.user.0).arg(beat.at_ms);
+                        call.arg(beat.at_ms).arg(beat.user.0);
                     }
                 })
                 .await?;
@@ -136,7 +141,7 @@ impl Presence for RedisPresence {
 
     async fn expire(&self, last: &Beat) -> BackendResult<bool> {
         self.run("presence.expire", &SCRIPTS.expire, |call| {
-            call.arg(last.user.0).arg(last.at_ms);
+            call.arg(last.user.0).arg(last.at_ms).arg(Self::PREFIX).arg(LAST_BEAT_TTL.as_millis() as u64);
         })
         .await
     }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 
@@ -31,6 +32,9 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Beats may be on their way this long; added to the silence, so that "30 s" is never early.
 const BEAT_TRAVEL: Duration = Duration::from_millis(500);
+
+/// Changes on their way to the log at the same time.
+const PUBLISHES_AT_ONCE: usize = 512;
 
 /// Users declared offline in one sweep.
 const SWEEP_USERS_MAX: usize = 10_000;
@@ -81,10 +85,15 @@ impl PresenceServer {
     async fn take(&self, beats: Vec<Beat>) -> BackendResult<()> {
         let came_online = self.deps.backends.presence.beat(&beats).await?;
         self.deps.metrics.add(Counter::PresenceOnline, came_online.len() as u64);
-        for beat in came_online {
-            self.publish(beat, PresenceState::Online).await;
-        }
+        self.publish_all(came_online, PresenceState::Online).await;
         Ok(())
+    }
+
+    /// Publishes changes of different users, many at once: the log answers after milliseconds, and a whole city may come
+    /// online in a minute.
+    async fn publish_all(&self, changed: Vec<Beat>, state: PresenceState) {
+        let changed = futures_util::stream::iter(changed);
+        changed.for_each_concurrent(PUBLISHES_AT_ONCE, |beat| self.publish(beat, state)).await;
     }
 
     async fn publish(&self, beat: Beat, state: PresenceState) {
@@ -119,11 +128,16 @@ impl PresenceServer {
         let silence = self.config.offline_after + BEAT_TRAVEL;
         let before_ms = clock::unix_ms().saturating_sub(silence.as_millis() as u64);
         let overdue = self.deps.backends.presence.overdue(before_ms, SWEEP_USERS_MAX).await?;
-        for last in overdue.into_iter().filter(|last| self.owns(last.user)) {
-            if self.deps.backends.presence.expire(&last).await? {
-                self.deps.metrics.count(Counter::PresenceOffline);
-                self.publish(last, PresenceState::Offline).await;
-            }
+        let mine = overdue.into_iter().filter(|last| self.owns(last.user));
+        let expired = futures_util::stream::iter(mine.map(|last| self.expire(last))).buffer_unordered(PUBLISHES_AT_ONCE);
+        // To the end also where one fails: a user who was declared offline must be told of.
+        expired.fold(Ok(()), |first, result| std::future::ready(first.and(result))).await
+    }
+
+    async fn expire(&self, last: Beat) -> BackendResult<()> {
+        if self.deps.backends.presence.expire(&last).await? {
+            self.deps.metrics.count(Counter::PresenceOffline);
+            self.publish(last, PresenceState::Offline).await;
         }
         Ok(())
     }
