@@ -51,14 +51,14 @@ const CONNECT_CPU_S: f64 = 0.001;
 const CONNECT_CPU_S_CLIENT: f64 = 0.000_12;
 
 /// Processor time for one heartbeat, both ends, presence server and Redis, in seconds. Source: the same.
-const BEAT_CPU_S: f64 = 0.000_08;
+const BEAT_CPU_S: f64 = 0.000_05;
 
 /// The same of the generator alone.
 const BEAT_CPU_S_CLIENT: f64 = 0.000_012;
 
 /// Processors that the processes of a large run take for each connection while nothing happens: timers, the log's readers, the
 /// registry. Source: 33 idle chat servers of 16,800 connections each, `chatctl status`.
-const IDLE_CORES: f64 = 0.000_000_9;
+const IDLE_CORES: f64 = 0.000_000_6;
 
 /// Share of the processors that may be busy before beats are late.
 const BUSY_MAX: f64 = 0.9;

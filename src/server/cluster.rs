@@ -13,11 +13,14 @@ use crate::backends::registry::{Registry, Role, ServerEntry};
 use crate::protocol::ServerName;
 use crate::runtime::clock;
 
-/// How often the view is read and the own entry announced. Four refreshes fit the life of an entry.
+/// How often the view is read and the own entry announced in a small deployment.
 pub const REFRESH_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Servers up to which the view is read every [`REFRESH_INTERVAL`].
-const SERVERS_PER_REFRESH: usize = 10;
+/// Servers up to which the view is read every [`REFRESH_INTERVAL`]; twice as many make it twice as long.
+const SERVERS_PER_REFRESH: usize = 6;
+
+/// Looks at the own entry between two announcements of one that has hardly changed: four of these fit the life of an entry.
+const LOOKS_PER_ANNOUNCEMENT: u32 = 2;
 
 /// Longest time between two reads of the registry: within the life of an entry.
 const REFRESH_INTERVAL_MAX: Duration = Duration::from_millis(2_500);
@@ -152,6 +155,11 @@ pub async fn announce_as(
     announce(deps, current).await
 }
 
+/// Whether others would place users differently if they knew.
+fn is_news(told: &ServerEntry, entry: &ServerEntry) -> bool {
+    told.draining != entry.draining || told.load.abs_diff(entry.load) > 8 + told.load / 16
+}
+
 /// Enters a server in the registry and keeps its entry fresh; `current` is asked for the figures each time. The entry goes
 /// when the server's tasks are told to stop.
 ///
@@ -166,10 +174,16 @@ pub async fn announce(
     let tasks = deps.tasks.clone();
     deps.tasks.spawn("cluster.announce", async move {
         let announce = async {
+            let (mut told, mut looks) = (current(), 0);
             loop {
                 tokio::time::sleep(REFRESH_INTERVAL).await;
-                // A registry outage never ends a server: its entry comes back with the registry.
-                let _ = registry.announce(&current()).await;
+                let entry = current();
+                looks += 1;
+                if looks >= LOOKS_PER_ANNOUNCEMENT || is_news(&told, &entry) {
+                    // A registry outage never ends a server: its entry comes back with the registry.
+                    let _ = registry.announce(&entry).await;
+                    (told, looks) = (entry, 0);
+                }
             }
         };
         tokio::select! {

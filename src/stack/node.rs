@@ -1,11 +1,13 @@
-//! One server of the stack, with a runtime of its own: killing it ends its tasks and sockets at once, in the middle of
-//! whatever they did, as the end of a process would.
+//! One server of the stack. Beside others of its process it has a runtime of its own: killing it ends its tasks and sockets
+//! at once, in the middle of whatever they did, as the end of a process would. A process that is one server has one runtime,
+//! so that no call to an engine goes from thread to thread.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
+use tokio::task::JoinHandle;
 
 use super::config::{Config, Place};
 use super::running::{NodeInfo, StackError};
@@ -31,7 +33,7 @@ pub(super) struct Node {
     tasks: Tasks,
     clients_of: Option<ClientsOf>,
     /// `None` once the node is stopped or killed.
-    runtime: Option<NodeRuntime>,
+    home: Option<Home>,
 }
 
 /// A server that holds connections of clients, who are let go before it stops.
@@ -49,50 +51,63 @@ impl ClientsOf {
     }
 }
 
-/// A runtime that ends in the background wherever it is dropped: waiting for it would block, which async code may not.
-struct NodeRuntime(Option<Runtime>);
+/// Where a server runs.
+pub(super) enum Home {
+    /// In a runtime that ends in the background wherever it is dropped: waiting for it would block, which async code may not.
+    Own(Option<Runtime>),
+    /// In the runtime of the process, with which it ends.
+    Process(Handle),
+}
 
-impl Drop for NodeRuntime {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
-            runtime.shutdown_background();
+impl Home {
+    /// A runtime with one thread, for a server that may be killed.
+    pub(super) fn own(server: &ServerName) -> Result<Self, StackError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name(format!("srv-{server}"))
+            .enable_all()
+            .build()
+            .map_err(|source| StackError::Runtime { server: server.clone(), source })?;
+        Ok(Self::Own(Some(runtime)))
+    }
+
+    fn spawn<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+        match self {
+            Self::Own(runtime) => runtime.as_ref().expect("taken only by drop").spawn(task),
+            Self::Process(handle) => handle.spawn(task),
         }
     }
 }
 
-impl std::ops::Deref for NodeRuntime {
-    type Target = Runtime;
-
-    fn deref(&self) -> &Runtime {
-        self.0.as_ref().expect("taken only by drop")
+impl Drop for Home {
+    fn drop(&mut self) {
+        if let Self::Own(runtime) = self
+            && let Some(runtime) = runtime.take()
+        {
+            runtime.shutdown_background();
+        }
     }
 }
 
 impl Node {
     /// Starts a server and returns when it is announced.
     pub(super) async fn start(
+        home: Home,
         place: Place,
         deps: Deps,
         config: &Config,
         tamper: Option<Arc<dyn Tamper>>,
     ) -> Result<Self, StackError> {
         let (name, role) = (place.name.clone(), place.role);
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name(format!("srv-{name}"))
-            .enable_all()
-            .build()
-            .map_err(|source| StackError::Runtime { server: name.clone(), source })?;
-        let runtime = NodeRuntime(Some(runtime));
         let tasks = deps.tasks.clone();
         let config = config.clone();
-        let started = runtime.spawn(async move { start_role(&place, deps, config, tamper).await });
+        let started = home.spawn(async move { start_role(&place, deps, config, tamper).await });
         let Started { address, websocket_address, clients_of } = match started.await {
             Ok(Ok(started)) => started,
             Ok(Err(error)) => return Err(error),
             Err(error) => return Err(StackError::Runtime { server: name, source: std::io::Error::other(error) }),
         };
-        Ok(Self { name, role, address, websocket_address, tasks, clients_of, runtime: Some(runtime) })
+        Ok(Self { name, role, address, websocket_address, tasks, clients_of, home: Some(home) })
     }
 
     pub(super) fn info(&self) -> NodeInfo {
@@ -106,15 +121,15 @@ impl Node {
     }
 
     pub(super) fn is_running(&self) -> bool {
-        self.runtime.is_some()
+        self.home.is_some()
     }
 
     /// Lets clients leave, then stops.
     pub(super) async fn stop(&mut self, drain: Duration) {
-        let Some(runtime) = self.runtime.take() else { return };
+        let Some(home) = self.home.take() else { return };
         if let Some(clients_of) = self.clients_of.take() {
             let tasks = self.tasks.clone();
-            let drained = runtime.spawn(async move {
+            let drained = home.spawn(async move {
                 clients_of.drain(drain).await;
                 tasks.stop();
             });
@@ -122,13 +137,13 @@ impl Node {
         }
         self.tasks.stop();
         self.tasks.join(STOP_TIMEOUT).await;
-        drop(runtime);
+        drop(home);
     }
 
     /// Ends the server at once.
     pub(super) fn kill(&mut self) {
         self.clients_of = None;
-        self.runtime = None;
+        self.home = None;
     }
 }
 

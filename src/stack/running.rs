@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 
 use super::config::Config;
-use super::node::Node;
+use super::node::{Home, Node};
 use crate::backends::registry::Role;
 use crate::backends::{self, BackendError, Backends};
 use crate::protocol::ServerName;
@@ -151,6 +151,13 @@ pub(super) fn engines(config: &Config, data: &Path) -> backends::Config {
     backends::Config { data: data.to_owned(), partitions: config.partitions, engines: config.engines.clone() }
 }
 
+/// Where the servers of a stack run.
+#[derive(Clone, Copy)]
+enum Homes {
+    Own,
+    Process,
+}
+
 impl Stack {
     /// Starts every server; they are reachable when this returns.
     ///
@@ -160,8 +167,23 @@ impl Stack {
         Self::start_changed(config, |backends| backends, None).await
     }
 
+    /// The same where this process is the server: when there is one, it runs in the caller's runtime and ends with it.
+    pub async fn start_as_process(config: Config) -> Result<Self, StackError> {
+        let homes = if config.places().len() == 1 { Homes::Process } else { Homes::Own };
+        Self::start_in(homes, config, |backends| backends, None).await
+    }
+
     /// The same with other engines and a tampered delivery, for tests that break things on purpose.
     pub async fn start_changed(
+        config: Config,
+        change: impl FnOnce(Backends) -> Backends,
+        tamper: Option<Arc<dyn Tamper>>,
+    ) -> Result<Self, StackError> {
+        Self::start_in(Homes::Own, config, change, tamper).await
+    }
+
+    async fn start_in(
+        homes: Homes,
         config: Config,
         change: impl FnOnce(Backends) -> Backends,
         tamper: Option<Arc<dyn Tamper>>,
@@ -184,7 +206,11 @@ impl Stack {
                 peer_secret: Arc::clone(&secret),
                 tasks: Tasks::new(),
             };
-            let node = Node::start(place, deps, &stack.config, tamper.clone()).await?;
+            let home = match homes {
+                Homes::Own => Home::own(&place.name)?,
+                Homes::Process => Home::Process(tokio::runtime::Handle::current()),
+            };
+            let node = Node::start(home, place, deps, &stack.config, tamper.clone()).await?;
             stack.nodes.push(node);
         }
         Ok(stack)

@@ -144,7 +144,7 @@ fn run(config: Config, is_supervised: bool) -> Result<u8, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::environment)?;
     runtime.block_on(async {
         let mut stops = Stops::new()?;
-        let stack = Stack::start(config).await?;
+        let stack = Stack::start_as_process(config).await?;
         if is_supervised {
             println!("{}", serde_json::to_string(&stack.nodes()).map_err(Failure::environment)?);
             stops.end_with_standard_input();

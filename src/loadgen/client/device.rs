@@ -460,8 +460,11 @@ impl Device {
             let (user, device) = self.name();
             json!({"user": user, "dev": device})
         });
-        let interval = self.shared.scenario.heartbeat.as_micros() as u64;
-        self.beat_due_us = self.beat_due_us.max(self.now_us.saturating_sub(interval)) + interval;
+        let scenario = &self.shared.scenario;
+        let interval = scenario.heartbeat.as_micros() as u64;
+        let due_us = self.beat_due_us.max(self.now_us.saturating_sub(interval)) + interval;
+        let due_unix_ms = clock::unix_ms() + due_us.saturating_sub(self.now_us) / 1_000;
+        self.beat_due_us = due_us + until_grid_ms(due_unix_ms, scenario.heartbeat_grid.as_millis() as u64) * 1_000;
     }
 
     fn on_command(&mut self, command: Command) {
@@ -490,5 +493,23 @@ impl Device {
     /// Where a conversation is among the device's own.
     pub(super) fn find(&self, conversation: u32) -> Option<usize> {
         self.conversations.binary_search_by_key(&conversation, |c| c.index).ok()
+    }
+}
+
+/// From a time until the next multiple of `grid_ms`; 0 where there is no grid. Processes of one machine have one clock, and so
+/// one grid.
+const fn until_grid_ms(at_ms: u64, grid_ms: u64) -> u64 {
+    if grid_ms == 0 { 0 } else { at_ms.next_multiple_of(grid_ms) - at_ms }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::until_grid_ms;
+
+    #[test]
+    fn a_time_on_the_grid_stays_and_others_wait_for_the_next() {
+        let waits = [0, 1, 19, 20, 21].map(|at_ms| until_grid_ms(1_000 + at_ms, 20));
+        assert_eq!(waits, [0, 19, 1, 0, 19]);
+        assert_eq!(until_grid_ms(1_007, 0), 0);
     }
 }

@@ -44,6 +44,9 @@ pub struct Scenario {
     /// Time between two beats of a device.
     #[serde(default = "defaults::heartbeat", with = "humantime_serde")]
     pub heartbeat: Duration,
+    /// Beats go out together at multiples of this time; zero where each has its own.
+    #[serde(default, with = "humantime_serde")]
+    pub heartbeat_grid: Duration,
     /// How a client comes back.
     #[serde(default)]
     pub reconnect: Reconnect,
@@ -481,6 +484,9 @@ impl Scenario {
         }
         if self.heartbeat < Duration::from_millis(100) {
             return Err(("heartbeat", "at least 100ms".to_owned()));
+        }
+        if self.heartbeat_grid > self.heartbeat / 10 {
+            return Err(("heartbeat_grid", "at most a tenth of heartbeat".to_owned()));
         }
         let duration = self.duration();
         if let Some(late) = self.faults.iter().find(|f| f.at + f.action.lasts() > duration) {

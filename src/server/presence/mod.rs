@@ -4,8 +4,9 @@
 //! read the beats. The thirty seconds are the debounce: a device that flaps never shows. After a start nobody is declared
 //! offline for 35 s, since the beats of that time may have been lost with whoever held them.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -33,8 +34,20 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
 /// Beats may be on their way this long; added to the silence, so that "30 s" is never early.
 const BEAT_TRAVEL: Duration = Duration::from_millis(500);
 
+/// How long beats of all chat servers are gathered: one call of the store takes what came meanwhile.
+const GATHER: Duration = Duration::from_millis(50);
+
+/// Beats in one call of the store; one that fails costs the others nothing.
+const BEATS_AT_ONCE: usize = 500;
+
+/// Users whose beats may wait for the store; a newer beat of a user replaces the older one.
+const USERS_WAITING_MAX: usize = 2_000_000;
+
 /// Changes on their way to the log at the same time.
 const PUBLISHES_AT_ONCE: usize = 512;
+
+/// Wait before beats are tried again that the store did not take.
+const STORE_RETRY: Duration = Duration::from_millis(500);
 
 /// Users declared offline in one sweep.
 const SWEEP_USERS_MAX: usize = 10_000;
@@ -63,6 +76,8 @@ pub struct PresenceServer {
     config: Config,
     cluster: Arc<Cluster>,
     started_us: u64,
+    /// Newest beat of each user (ms since 1970) that is not stored yet. Written by peer calls, taken by the loop.
+    waiting: Mutex<HashMap<UserId, u64>>,
 }
 
 /// Starts a presence server; it is announced when this returns.
@@ -72,20 +87,67 @@ pub struct PresenceServer {
 pub async fn start(listener: TcpListener, deps: Deps, config: Config) -> Result<SocketAddr, super::chat::ChatError> {
     let address = listener.local_addr()?;
     let cluster = Cluster::start(&deps).await;
-    let server = Arc::new(PresenceServer { deps: deps.clone(), config, cluster, started_us: clock::now_us() });
+    let server = Arc::new(PresenceServer {
+        deps: deps.clone(),
+        config,
+        cluster,
+        started_us: clock::now_us(),
+        waiting: Mutex::default(),
+    });
     let handler: Arc<dyn PeerHandler> = Arc::clone(&server) as Arc<dyn PeerHandler>;
     peer::serve(listener, &deps, handler);
+    deps.tasks.spawn_until_stopped("presence.beat_loop", Arc::clone(&server).beat_loop());
     deps.tasks.spawn_until_stopped("presence.sweep_loop", server.sweep_loop());
     cluster::announce_as(Role::Presence, &deps, address, address, || 0).await?;
     Ok(address)
 }
 
 impl PresenceServer {
-    /// Takes beats; tells who came online.
-    async fn take(&self, beats: Vec<Beat>) -> BackendResult<()> {
-        let came_online = self.deps.backends.presence.beat(&beats).await?;
-        self.deps.metrics.add(Counter::PresenceOnline, came_online.len() as u64);
-        self.publish_all(came_online, PresenceState::Online).await;
+    /// Puts beats where the loop takes them, unless a newer one of the user is there.
+    fn gather(&self, beats: impl IntoIterator<Item = (UserId, u64)>) {
+        let mut waiting = self.waiting.lock().expect("no panic while held");
+        for (user, at_ms) in beats {
+            if waiting.len() >= USERS_WAITING_MAX && !waiting.contains_key(&user) {
+                self.deps.metrics.count(Counter::BeatsDropped);
+                continue;
+            }
+            let newest = waiting.entry(user).or_insert(at_ms);
+            *newest = at_ms.max(*newest);
+        }
+    }
+
+    /// Stores what was gathered. Inputs: the clock.
+    async fn beat_loop(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(GATHER).await;
+            let gathered = std::mem::take(&mut *self.waiting.lock().expect("no panic while held"));
+            if gathered.is_empty() {
+                continue;
+            }
+            let beats: Vec<Beat> = gathered.into_iter().map(|(user, at_ms)| Beat { user, at_ms }).collect();
+            let mut is_failing = false;
+            for beats in beats.chunks(BEATS_AT_ONCE) {
+                if let Err(error) = self.store(beats).await {
+                    tracing::warn!(%error, "beats were not stored, they are tried again");
+                    self.gather(beats.iter().map(|beat| (beat.user, beat.at_ms)));
+                    is_failing = true;
+                }
+            }
+            if is_failing {
+                tokio::time::sleep(STORE_RETRY).await;
+            }
+        }
+    }
+
+    /// Stores beats; tells who came online, in a task of its own: beats don't wait for a log that is slow.
+    async fn store(self: &Arc<Self>, beats: &[Beat]) -> BackendResult<()> {
+        let came_online = self.deps.backends.presence.beat(beats).await?;
+        if !came_online.is_empty() {
+            self.deps.metrics.add(Counter::PresenceOnline, came_online.len() as u64);
+            let server = Arc::clone(self);
+            let publish = async move { server.publish_all(came_online, PresenceState::Online).await };
+            self.deps.tasks.spawn("presence.publish", publish);
+        }
         Ok(())
     }
 
@@ -129,7 +191,8 @@ impl PresenceServer {
         let before_ms = clock::unix_ms().saturating_sub(silence.as_millis() as u64);
         let overdue = self.deps.backends.presence.overdue(before_ms, SWEEP_USERS_MAX).await?;
         let mine = overdue.into_iter().filter(|last| self.owns(last.user));
-        let expired = futures_util::stream::iter(mine.map(|last| self.expire(last))).buffer_unordered(PUBLISHES_AT_ONCE);
+        let expired =
+            futures_util::stream::iter(mine.map(|last| self.expire(last))).buffer_unordered(PUBLISHES_AT_ONCE);
         // To the end also where one fails: a user who was declared offline must be told of.
         expired.fold(Ok(()), |first, result| std::future::ready(first.and(result))).await
     }
@@ -154,10 +217,7 @@ impl PresenceServer {
 impl PeerHandler for PresenceServer {
     async fn handle(&self, call: Call) -> Answer {
         let Call::Beats(beats) = call else { return Answer::WrongRole };
-        let beats = beats.into_iter().map(|(user, at_ms)| Beat { user, at_ms }).collect();
-        if let Err(error) = self.take(beats).await {
-            tracing::warn!(%error, "beats were not stored");
-        }
+        self.gather(beats);
         Answer::Done
     }
 }
