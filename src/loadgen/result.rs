@@ -227,6 +227,8 @@ pub struct RunResult {
     pub verdict: Verdict,
     /// Why it is not a pass.
     pub reasons: Vec<String>,
+    /// Reconnects in the busiest second.
+    pub reconnects_per_s_max: f64,
     /// What was counted.
     pub counts: Counts,
     /// Latency by path, without warm-up.

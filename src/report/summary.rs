@@ -53,10 +53,15 @@ fn messages(out: &mut String, r: &RunResult) {
     let n = human_count;
     let _ = writeln!(
         out,
-        "devices    {} of {} connected, {} reconnects",
+        "devices    {} of {} connected, {} reconnects{}",
         n(c.clients - c.never_connected.min(c.clients)),
         n(c.clients),
-        n(c.reconnects)
+        n(c.reconnects),
+        if r.reconnects_per_s_max > 0.0 {
+            format!(", at most {:.0} in a second", r.reconnects_per_s_max)
+        } else {
+            String::new()
+        }
     );
     let lag = r.generator.lag;
     let _ =
@@ -170,9 +175,12 @@ fn generator(out: &mut String, r: &RunResult) {
     if g.stack_cpu_s > 0.0 {
         let _ = writeln!(
             out,
-            "stack      {:.2} s of processor time, {:.1} s per million deliveries (same process as the generator)",
+            "stack      {:.2} s of processor time{} (same process as the generator)",
             g.stack_cpu_s,
-            g.stack_cpu_s * 1e6 / r.counts.delivered.max(1) as f64
+            match r.counts.delivered {
+                0 => String::new(),
+                delivered => format!(", {:.1} s per million deliveries", g.stack_cpu_s * 1e6 / delivered as f64),
+            }
         );
     }
 }

@@ -221,3 +221,24 @@ fn several_scenarios_write_files_of_their_own_unless_they_have_one_name() {
     assert_eq!(code, Some(2), "{err}");
     assert!(err.contains("\"one\"") && err.contains("over each other"), "{err}");
 }
+
+#[test]
+fn servers_that_die_in_the_same_moment_are_one_fault_and_the_busiest_second_is_told() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let longer = TINY.replace("users: 6", "users: 30").replace("duration: 1s", "duration: 6s");
+    let text = format!(
+        "{longer}\nstack: {{chat_servers: 3}}\nreconnect: {{first: 200ms, max: 1s}}\nfaults:\n  - {{at: 1s, do: kill chat-1}}\n  - {{at: 1s, do: kill chat-2}}\n"
+    );
+    let (path, out) = (scenario(folder.path(), &text), folder.path().join("out"));
+    let (code, shown, errors) = run(&["load", &path, "--out", &out.display().to_string()]);
+    assert_eq!(code, Some(0), "{shown}{errors}");
+    let read = std::fs::read_to_string(out.join("result.json")).expect("is there");
+    let result: serde_json::Value = serde_json::from_str(&read).expect("JSON");
+    let faults = result["faults"].as_array().expect("a list");
+    assert_eq!(faults.len(), 1, "{faults:?}");
+    assert_eq!(faults[0]["what"], "kill chat-1 + kill chat-2");
+    assert_eq!(faults[0]["disconnected"], faults[0]["recovered"]);
+    assert_eq!(faults[0]["disconnected"], result["counts"]["reconnects"]);
+    assert!(faults[0]["disconnected"].as_u64() > Some(0), "{faults:?}");
+    assert!(shown.contains(" in a second"), "{shown}");
+}

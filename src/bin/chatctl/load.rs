@@ -87,7 +87,7 @@ pub(crate) fn run(args: Args) -> Result<u8, Failure> {
             break;
         }
     }
-    println!("\n{}", overview(&outcomes));
+    println!("\n{}\n{}", overview(&outcomes), costs(&outcomes));
     Ok(gravest(outcomes.iter().map(|(_, outcome)| outcome.as_ref().map_or_else(|f| f.code, code))))
 }
 
@@ -160,6 +160,44 @@ fn overview(outcomes: &[(String, Result<RunResult, Failure>)]) -> Table<9> {
             c.id_reuse.to_string(),
             (c.leaked + c.altered + c.presence_wrong).to_string(),
             recovered,
+        ]);
+    }
+    table
+}
+
+/// What each of several scenarios took, side by side.
+fn costs(outcomes: &[(String, Result<RunResult, Failure>)]) -> Table<9> {
+    let mut table = Table::new([
+        "SCENARIO",
+        "ACK P50",
+        "P99",
+        "DELIVERY P50",
+        "P99",
+        "HTTP REQUESTS",
+        "BYTES OUT",
+        "BYTES IN",
+        "STACK CPU",
+    ]);
+    for (name, outcome) in outcomes {
+        let Ok(result) = outcome else { continue };
+        let c = &result.counts;
+        let quantiles = |path: &str| {
+            let seen = result.latency.get(path).filter(|l| l.count > 0);
+            let text = |us: Option<u64>| us.map_or_else(|| "-".to_owned(), report::human_us);
+            (text(seen.map(|l| l.p50_us)), text(seen.map(|l| l.p99_us)))
+        };
+        let ((ack_p50, ack_p99), (delivery_p50, delivery_p99)) = (quantiles("ack"), quantiles("delivery"));
+        let cpu_s = result.stack_cpu_s();
+        table.row([
+            name.clone(),
+            ack_p50,
+            ack_p99,
+            delivery_p50,
+            delivery_p99,
+            report::human_count(c.poll_requests),
+            report::human_bytes(c.bytes_out),
+            report::human_bytes(c.bytes_in),
+            if cpu_s > 0.0 { format!("{cpu_s:.2} s") } else { "-".to_owned() },
         ]);
     }
     table

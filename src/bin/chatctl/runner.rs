@@ -96,7 +96,8 @@ pub(crate) async fn run(scenario: &Scenario, setting: &Setting<'_>) -> Result<Ou
         // Not there, when the stack was in this process.
         let _ = std::fs::remove_dir_all(&temporary);
     }
-    let (result, series) = ran?;
+    let (mut result, series) = ran?;
+    result.reconnects_per_s_max = series.iter().map(|second| second.rates.reconnects).fold(0.0, f64::max);
     let logs = folder.join("logs");
     Ok(Outcome { result, series, logs: (!is_pass && logs.exists()).then_some(logs) })
 }

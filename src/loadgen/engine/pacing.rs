@@ -229,23 +229,27 @@ fn note_change(shared: &Shared, event: &'static str, group: u32, member: u32, be
     }
 }
 
-/// Does the scenario's faults at their times; one that lasts holds up none behind it.
+/// Does the scenario's faults at their times; one that lasts holds up none behind it. Those of the same time are one in what is
+/// counted: nobody can tell whose consequence something was.
 async fn do_faults(shared: Arc<Shared>, control: Arc<dyn StackControl>, started_us: u64, under_way: Tasks) {
     let mut faults = shared.scenario.faults.clone();
     faults.sort_by_key(|fault| fault.at);
+    let mut last_at = None;
     for fault in faults {
         clock::sleep_until_us(started_us + fault.at.as_micros() as u64).await;
         let at_us = clock::now_us();
         let index = {
             let mut tracks = shared.faults.lock().expect("no panic while held");
-            tracks.push(FaultTrack {
-                what: fault.action.to_string(),
-                at_us,
-                at_s: (at_us - started_us) as f64 / 1e6,
-                ..FaultTrack::default()
-            });
+            let what = fault.action.to_string();
+            if let Some(track) = tracks.last_mut().filter(|_| last_at == Some(fault.at)) {
+                track.what = format!("{} + {what}", track.what);
+            } else {
+                let at_s = (at_us - started_us) as f64 / 1e6;
+                tracks.push(FaultTrack { what, at_us, at_s, ..FaultTrack::default() });
+            }
             tracks.len() - 1
         };
+        last_at = Some(fault.at);
         let (shared, control) = (Arc::clone(&shared), Arc::clone(&control));
         under_way.spawn("load.fault", async move {
             shared.event(format!("fault: {}", fault.action));
@@ -257,8 +261,8 @@ async fn do_faults(shared: Arc<Shared>, control: Arc<dyn StackControl>, started_
             }
             let mut tracks = shared.faults.lock().expect("no panic while held");
             tracks[index].ended_us = clock::now_us();
-            tracks[index].error = done.err();
-            if let Some(error) = tracks[index].error.clone() {
+            if let Err(error) = done {
+                tracks[index].error.get_or_insert_with(|| error.clone());
                 drop(tracks);
                 shared.event(format!("fault failed: {error}"));
             }
