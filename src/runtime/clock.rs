@@ -38,16 +38,21 @@ pub fn instant() -> Instant {
     Instant::now()
 }
 
+/// When [`now_us`] was 0.
 #[expect(clippy::disallowed_methods, reason = "this module is the wrapper")]
-fn since_start() -> Duration {
+fn start() -> Instant {
     static START: OnceLock<Instant> = OnceLock::new();
-    START.get_or_init(Instant::now).elapsed()
+    *START.get_or_init(Instant::now)
 }
 
-/// The instant at which [`now_us`] says `at_us`.
+fn since_start() -> Duration {
+    start().elapsed()
+}
+
+/// The instant at which [`now_us`] says `at_us`: never earlier, however long this thread is held up meanwhile.
 #[must_use]
 pub fn instant_at_us(at_us: u64) -> Instant {
-    instant() + Duration::from_micros(at_us.saturating_sub(now_us()))
+    start() + Duration::from_micros(at_us)
 }
 
 /// Sleeps until [`now_us`] says `at_us`; returns at once when that has passed.
@@ -64,6 +69,15 @@ pub async fn sleep_until_us(at_us: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_instant_does_not_depend_on_when_it_is_asked_for() {
+        let at_us = now_us() + 5_000;
+        let asked = instant_at_us(at_us);
+        std::thread::sleep(Duration::from_millis(2));
+        assert_eq!(asked, instant_at_us(at_us));
+        assert_eq!(instant_at_us(at_us + 7) - asked, Duration::from_micros(7));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn times_that_have_passed_are_not_slept_for() {

@@ -58,7 +58,7 @@ pub(crate) struct CheckArgs {
     /// Folder of the baseline; made from this build where there is none
     #[arg(long, value_name = "DIR")]
     baseline: PathBuf,
-    /// Pairs of runs, of the baseline's build and of this one in turn
+    /// Pairs of runs, of the baseline's build and of this one in turn; twice as many where these leave it open
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..=200))]
     runs: u32,
     /// API address of a running stack: its runs are held against those of the baseline, not in turn
@@ -73,7 +73,7 @@ pub(crate) struct CheckArgs {
 
 impl Telling {
     fn rules(&self) -> Rules {
-        Rules { min_effect: self.min_effect / 100.0, max_unseen: self.max_unseen / 100.0 }
+        Rules { min_effect: self.min_effect / 100.0, max_unseen: self.max_unseen / 100.0, looks: 1 }
     }
 
     /// Finds out before the runs whether the files can be written.
@@ -241,30 +241,41 @@ async fn check(args: &CheckArgs, scenario: &Scenario, interrupt: &Tasks) -> Resu
             runs.one(&copies.0, &pairs.join("first-base"), "warm-up, base").await?;
         }
         runs.one(&copies.1, &pairs.join("first-new"), "warm-up, new").await?;
-        for n in 1..=args.runs {
-            // ABBA: what slowly changes on the machine hits both alike.
-            let order: &[bool] = if n % 2 == 1 { &[true, false] } else { &[false, true] };
-            for is_base in order {
-                let (program, side, name) = if *is_base {
-                    (&copies.0, &mut sides.0, format!("base-{n:03}"))
-                } else {
-                    (&copies.1, &mut sides.1, format!("new-{n:03}"))
-                };
-                if *is_base && !has_program {
-                    continue;
+        let rules = Rules { looks: if has_program { 2 } else { 1 }, ..args.telling.rules() };
+        let mut pairs_wanted = args.runs;
+        let mut comparison = loop {
+            for n in sides.1.len() as u32 + 1..=pairs_wanted {
+                // ABBA: what slowly changes on the machine hits both alike.
+                let order: &[bool] = if n % 2 == 1 { &[true, false] } else { &[false, true] };
+                for is_base in order {
+                    let (program, side, name) = if *is_base {
+                        (&copies.0, &mut sides.0, format!("base-{n:03}"))
+                    } else {
+                        (&copies.1, &mut sides.1, format!("new-{n:03}"))
+                    };
+                    if *is_base && !has_program {
+                        continue;
+                    }
+                    let label = format!("pair {n}/{pairs_wanted}, {}", if *is_base { "base" } else { "new" });
+                    side.push(runs.one(program, &pairs.join(name), &label).await?);
                 }
-                let label = format!("pair {n}/{}, {}", args.runs, if *is_base { "base" } else { "new" });
-                side.push(runs.one(program, &pairs.join(name), &label).await?);
             }
-        }
+            let base = if has_program { &sides.0 } else { &noise };
+            let sides = Sides { base, new: &sides.1, are_interleaved: has_program, noise: &noise };
+            let mut comparison = compare::compare(&sides, rules);
+            if pairs_wanted > args.runs {
+                comparison.notes.push(format!("the first {} pairs left it open: as many more were run", args.runs));
+            } else if has_program && comparison.is_open {
+                println!("open       there may be a rise that matters: {} more pairs", args.runs);
+                pairs_wanted = args.runs * 2;
+                continue;
+            }
+            break comparison;
+        };
         for copy in [&copies.0, &copies.1] {
             // The first is not there when the baseline has no program.
             let _ = std::fs::remove_file(copy);
         }
-        let are_interleaved = has_program;
-        let base = if has_program { &sides.0 } else { &noise };
-        let mut comparison =
-            compare::compare(&Sides { base, new: &sides.1, are_interleaved, noise: &noise }, args.telling.rules());
         if !has_program {
             comparison.notes.push("the baseline's runs are from another time: the machine may have changed".to_owned());
         }

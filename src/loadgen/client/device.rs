@@ -297,7 +297,7 @@ impl Device {
         self.reads_at_us = 0;
         let wanted_since_us = std::mem::take(&mut self.journey().wanted_since_us);
         if wanted_since_us > 0 {
-            shared.recorder.record(self.client, Path::Connect, self.now_us - wanted_since_us);
+            shared.recorder.record(self.client, Path::Connect, self.now_us.saturating_sub(wanted_since_us));
         }
         add(&shared.stats.connects, 1);
         add(&shared.stats.connections, 1);
