@@ -214,9 +214,9 @@ async fn check(args: &CheckArgs, scenario: &Scenario, interrupt: &Tasks) -> Resu
     let noise = read_all(&base_runs)?;
     let pairs = folder.join("last");
     let _ = std::fs::remove_dir_all(&pairs);
-    let mut sides = (Vec::new(), Vec::new());
     // The build in the folder, unless it can't run here (another processor, a lost file).
     let has_program = args.target.is_none() && base_program.exists() && !is_made;
+    let mut new = Vec::new();
     let comparison = if is_made {
         // The first half of the runs against the second: the same build, so what is seen is noise.
         let half = noise.len() / 2;
@@ -236,58 +236,69 @@ async fn check(args: &CheckArgs, scenario: &Scenario, interrupt: &Tasks) -> Resu
             std::fs::copy(&base_program, &copies.0).map_err(|e| failed(&copies.0, &e))?;
         }
         std::fs::copy(&own, &copies.1).map_err(|e| failed(&copies.1, &e))?;
-        // The first run of a program reads it from the disk.
-        if has_program {
-            runs.one(&copies.0, &pairs.join("first-base"), "warm-up, base").await?;
-        }
-        runs.one(&copies.1, &pairs.join("first-new"), "warm-up, new").await?;
-        let rules = Rules { looks: if has_program { 2 } else { 1 }, ..args.telling.rules() };
-        let mut pairs_wanted = args.runs;
-        let mut comparison = loop {
-            for n in sides.1.len() as u32 + 1..=pairs_wanted {
-                // ABBA: what slowly changes on the machine hits both alike.
-                let order: &[bool] = if n % 2 == 1 { &[true, false] } else { &[false, true] };
-                for is_base in order {
-                    let (program, side, name) = if *is_base {
-                        (&copies.0, &mut sides.0, format!("base-{n:03}"))
-                    } else {
-                        (&copies.1, &mut sides.1, format!("new-{n:03}"))
-                    };
-                    if *is_base && !has_program {
-                        continue;
-                    }
-                    let label = format!("pair {n}/{pairs_wanted}, {}", if *is_base { "base" } else { "new" });
-                    side.push(runs.one(program, &pairs.join(name), &label).await?);
-                }
-            }
-            let base = if has_program { &sides.0 } else { &noise };
-            let sides = Sides { base, new: &sides.1, are_interleaved: has_program, noise: &noise };
-            let mut comparison = compare::compare(&sides, rules);
-            if pairs_wanted > args.runs {
-                comparison.notes.push(format!("the first {} pairs left it open: as many more were run", args.runs));
-            } else if has_program && comparison.is_open {
-                println!("open       there may be a rise that matters: {} more pairs", args.runs);
-                pairs_wanted = args.runs * 2;
-                continue;
-            }
-            break comparison;
-        };
+        let programs = (has_program.then_some(copies.0.as_path()), copies.1.as_path());
+        let comparison = compare_in_pairs(args, &runs, programs, &pairs, &noise, &mut new).await;
         for copy in [&copies.0, &copies.1] {
             // The first is not there when the baseline has no program.
             let _ = std::fs::remove_file(copy);
         }
-        if !has_program {
-            comparison.notes.push("the baseline's runs are from another time: the machine may have changed".to_owned());
-        }
-        comparison
+        comparison?
     };
-    let violated = sides.1.iter().find(|r| r.verdict == Verdict::LedgerViolated);
+    let violated = new.iter().find(|r| r.verdict == Verdict::LedgerViolated);
     let code = args.telling.tell(&comparison)?;
     if let Some(result) = violated {
         println!("           a run broke a guarantee: {}", result.reasons.join("; "));
         return Ok(exit::LEDGER);
     }
     Ok(code)
+}
+
+/// Runs both builds in turn, in pairs, and compares them; twice as many pairs where the first leave it open. Without a program
+/// of the baseline the new runs are held against `noise`, the baseline's own. Leaves the new build's runs in `new`.
+async fn compare_in_pairs(
+    args: &CheckArgs,
+    runs: &Runs<'_>,
+    (base_program, new_program): (Option<&Path>, &Path),
+    folder: &Path,
+    noise: &[RunResult],
+    new: &mut Vec<RunResult>,
+) -> Result<Comparison, Failure> {
+    // The first run of a program reads it from the disk.
+    if let Some(program) = base_program {
+        runs.one(program, &folder.join("first-base"), "warm-up, base").await?;
+    }
+    runs.one(new_program, &folder.join("first-new"), "warm-up, new").await?;
+    let rules = Rules { looks: if base_program.is_some() { 2 } else { 1 }, ..args.telling.rules() };
+    let mut base = Vec::new();
+    let mut wanted = args.runs;
+    loop {
+        for n in new.len() as u32 + 1..=wanted {
+            // ABBA: what slowly changes on the machine hits both alike.
+            for is_base in if n % 2 == 1 { [true, false] } else { [false, true] } {
+                let (program, side, name) = match (is_base, base_program) {
+                    (true, None) => continue,
+                    (true, Some(program)) => (program, &mut base, "base"),
+                    (false, _) => (new_program, &mut *new, "new"),
+                };
+                let label = format!("pair {n}/{wanted}, {name}");
+                side.push(runs.one(program, &folder.join(format!("{name}-{n:03}")), &label).await?);
+            }
+        }
+        let are_interleaved = base_program.is_some();
+        let known = if are_interleaved { &base } else { noise };
+        let mut comparison = compare::compare(&Sides { base: known, new, are_interleaved, noise }, rules);
+        if wanted > args.runs {
+            comparison.notes.push(format!("the first {} pairs left it open: as many more were run", args.runs));
+        } else if are_interleaved && comparison.is_open {
+            println!("open       there may be a rise that matters: {} more pairs", args.runs);
+            wanted *= 2;
+            continue;
+        }
+        if !are_interleaved {
+            comparison.notes.push("the baseline's runs are from another time: the machine may have changed".to_owned());
+        }
+        return Ok(comparison);
+    }
 }
 
 /// Runs this build several times and keeps it, for later checks to run it beside theirs.

@@ -33,6 +33,12 @@ fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len().max(1) as f64
 }
 
+/// The middle of at least one value.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    f64::midpoint(values[(values.len() - 1) / 2], values[values.len() / 2])
+}
+
 /// Standard deviation of single values; `None` for less than two.
 pub(super) fn deviation(values: &[f64]) -> Option<f64> {
     if values.len() < 2 {
@@ -51,10 +57,6 @@ pub(super) fn robust_deviation(values: &[f64]) -> Option<f64> {
     if values.len() < ENOUGH {
         return deviation(values);
     }
-    let median = |mut values: Vec<f64>| {
-        values.sort_by(f64::total_cmp);
-        f64::midpoint(values[(values.len() - 1) / 2], values[values.len() / 2])
-    };
     let middle = median(values.to_vec());
     Some(1.4826 * median(values.iter().map(|v| (v - middle).abs()).collect()))
 }
@@ -67,6 +69,22 @@ impl Groups {
     /// The change from base to new: the mean of logarithms, so a factor's logarithm.
     pub(super) fn change(&self) -> f64 {
         mean(&self.new) - mean(&self.base)
+    }
+
+    /// The change of the run in the middle, which a few bad runs do not move.
+    pub(super) fn typical_change(&self) -> f64 {
+        if self.are_paired { median(self.differences()) } else { median(self.new.clone()) - median(self.base.clone()) }
+    }
+
+    /// Each run as a multiple of what another figure was in it, at that figure's usual size.
+    pub(super) fn relative_to(&self, other: &Self) -> Self {
+        let usual = mean(&[other.base.as_slice(), &other.new].concat());
+        let relative = |own: &[f64], other: &[f64]| own.iter().zip(other).map(|(a, b)| a - b + usual).collect();
+        Self {
+            base: relative(&self.base, &other.base),
+            new: relative(&self.new, &other.new),
+            are_paired: self.are_paired,
+        }
     }
 
     /// Standard deviation of the change, from these runs alone; `None` where there are too few.
