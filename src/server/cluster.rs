@@ -155,9 +155,11 @@ pub async fn announce_as(
     announce(deps, current).await
 }
 
-/// Whether others would place users differently if they knew.
+/// Whether others would place users differently if they knew: a load is news when it has moved by a sixteenth and by more than
+/// a handful of connections.
 fn is_news(told: &ServerEntry, entry: &ServerEntry) -> bool {
-    told.draining != entry.draining || told.load.abs_diff(entry.load) > 8 + told.load / 16
+    const HANDFUL: u64 = 8;
+    told.draining != entry.draining || told.load.abs_diff(entry.load) > HANDFUL + told.load / 16
 }
 
 /// Enters a server in the registry and keeps its entry fresh; `current` is asked for the figures each time. The entry goes

@@ -29,7 +29,7 @@ use crate::runtime::clock;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a broker holds a fetch that has nothing to give; a partition that is read anew waits for the end of the last.
-/// Each fetch costs broker and reader together some 0.5 ms, also when it is empty.
+/// An empty fetch costs broker and reader as much as one that carries something, and every server has one under way.
 const FETCH_WAIT_MS: &str = "200";
 
 /// Longest that opening may wait for the first broker.

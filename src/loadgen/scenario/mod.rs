@@ -488,6 +488,9 @@ impl Scenario {
         if self.heartbeat_grid > self.heartbeat / 10 {
             return Err(("heartbeat_grid", "at most a tenth of heartbeat".to_owned()));
         }
+        if !self.heartbeat_grid.subsec_nanos().is_multiple_of(1_000_000) {
+            return Err(("heartbeat_grid", "whole milliseconds".to_owned()));
+        }
         let duration = self.duration();
         if let Some(late) = self.faults.iter().find(|f| f.at + f.action.lasts() > duration) {
             let problem = format!("{} at {:?} ends after the load, which lasts {duration:?}", late.action, late.at);
@@ -564,6 +567,8 @@ thresholds: ['ack_ms.p99 < 50', 'lost == 0']
         assert!(error(&GOOD.replace("users: 10", "users: 1")).starts_with("x.yaml:3: users:"));
         assert!(error(&GOOD.replace("one-to-one", "group-talker")).contains("population.groups"));
         assert!(error(&GOOD.replace("duration: 5s", "duration: 0s")).contains("lasts 0 s"));
+        assert!(error(&format!("{GOOD}\nheartbeat_grid: 1s\n")).contains("at most a tenth of heartbeat"));
+        assert!(error(&format!("{GOOD}\nheartbeat_grid: 1500us\n")).contains("whole milliseconds"));
         assert!(error("").contains("x.yaml"));
     }
 

@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 use super::Deps;
 use super::cluster::{self, Cluster};
@@ -43,7 +44,7 @@ const BEATS_AT_ONCE: usize = 500;
 /// Users whose beats may wait for the store; a newer beat of a user replaces the older one.
 const USERS_WAITING_MAX: usize = 2_000_000;
 
-/// Changes on their way to the log at the same time.
+/// Changes on their way to the log at the same time, over all batches: a log that is slow must not fill its client's queue.
 const PUBLISHES_AT_ONCE: usize = 512;
 
 /// Wait before beats are tried again that the store did not take.
@@ -78,6 +79,8 @@ pub struct PresenceServer {
     started_us: u64,
     /// Newest beat of each user (ms since 1970) that is not stored yet. Written by peer calls, taken by the loop.
     waiting: Mutex<HashMap<UserId, u64>>,
+    /// One for each change on its way to the log.
+    publishing: Semaphore,
 }
 
 /// Starts a presence server; it is announced when this returns.
@@ -93,6 +96,7 @@ pub async fn start(listener: TcpListener, deps: Deps, config: Config) -> Result<
         cluster,
         started_us: clock::now_us(),
         waiting: Mutex::default(),
+        publishing: Semaphore::new(PUBLISHES_AT_ONCE),
     });
     let handler: Arc<dyn PeerHandler> = Arc::clone(&server) as Arc<dyn PeerHandler>;
     peer::serve(listener, &deps, handler);
@@ -162,6 +166,7 @@ impl PresenceServer {
         let frame = ServerFrame::Presence(PresenceFrame { user: beat.user, state, at: beat.at_ms });
         let key = beat.user.0;
         let log = &self.deps.backends.log;
+        let _permit = self.publishing.acquire().await.expect("never closed");
         let record = Record { keys: vec![key], payload: frame.encode().into() };
         for _ in 0..3 {
             let record = record.clone();
