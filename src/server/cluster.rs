@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -37,8 +36,8 @@ pub struct Cluster {
     view: ArcSwap<HashMap<Role, Arc<Vec<ServerEntry>>>>,
     /// Users that this server placed since the view was read. Written by placement, cleared by a refresh.
     placed: Mutex<HashMap<ServerName, u64>>,
-    /// When a server was missed last. Written by look-ups.
-    looked_up_us: AtomicU64,
+    /// When the registry was last asked for a server that was missed. Held by the look-up under way; others wait for it.
+    looked_up_us: tokio::sync::Mutex<Option<u64>>,
 }
 
 impl Cluster {
@@ -48,7 +47,7 @@ impl Cluster {
             registry: Arc::clone(&deps.backends.registry),
             view: ArcSwap::default(),
             placed: Mutex::default(),
-            looked_up_us: AtomicU64::new(0),
+            looked_up_us: tokio::sync::Mutex::default(),
         });
         cluster.refresh().await;
         let task = Arc::clone(&cluster);
@@ -104,10 +103,12 @@ impl Cluster {
     }
 
     async fn refresh_for_look_up(&self) {
-        let now = clock::now_us();
-        let last = self.looked_up_us.swap(now, Ordering::Relaxed);
-        if now.saturating_sub(last) >= LOOK_UP_EVERY.as_micros() as u64 {
+        let asked_us = clock::now_us();
+        let mut last_us = self.looked_up_us.lock().await;
+        // Whoever waited for another's look-up has its answer.
+        if last_us.is_none_or(|last| asked_us.saturating_sub(last) >= LOOK_UP_EVERY.as_micros() as u64) {
             self.refresh().await;
+            *last_us = Some(clock::now_us());
         }
     }
 
@@ -198,4 +199,57 @@ pub async fn announce(
         }
     });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::backends::BackendResult;
+    use crate::backends::registry::EmbeddedRegistry;
+
+    /// Takes a while to answer.
+    struct Slow(EmbeddedRegistry);
+
+    #[async_trait]
+    impl Registry for Slow {
+        async fn announce(&self, entry: &ServerEntry) -> BackendResult<()> {
+            self.0.announce(entry).await
+        }
+
+        async fn withdraw(&self, name: &ServerName, epoch: u64) -> BackendResult<()> {
+            self.0.withdraw(name, epoch).await
+        }
+
+        async fn list(&self, role: Role) -> BackendResult<Vec<ServerEntry>> {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            self.0.list(role).await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_just_came_is_found_by_everyone_who_looks_for_it_at_once() {
+        let registry = Arc::new(Slow(EmbeddedRegistry::default()));
+        let cluster = Cluster {
+            registry: Arc::clone(&registry) as Arc<dyn Registry>,
+            view: ArcSwap::default(),
+            placed: Mutex::default(),
+            looked_up_us: tokio::sync::Mutex::default(),
+        };
+        let entry = ServerEntry {
+            name: "api-1".parse().expect("valid"),
+            role: Role::Api,
+            address: "127.0.0.1:1".parse().expect("valid"),
+            peer: None,
+            load: 0,
+            draining: false,
+            epoch: 1,
+        };
+        registry.announce(&entry).await.expect("announces");
+        let looks = (0..10).map(|_| cluster.look_for(Role::Api));
+        for found in futures_util::future::join_all(looks).await {
+            assert_eq!(found.as_slice(), std::slice::from_ref(&entry));
+        }
+    }
 }

@@ -83,8 +83,8 @@ pub(crate) struct Person {
 
 pub(crate) async fn signup(stack: &Stack, name: &str) -> Person {
     let account = json!({"name": name, "password": "password"});
-    let (status, _) = http(stack, "POST", "/signup", "", &account).await;
-    assert_eq!(status, 201);
+    let (status, answer) = http(stack, "POST", "/signup", "", &account).await;
+    assert_eq!(status, 201, "{answer}");
     login(stack, name, "phone").await
 }
 
