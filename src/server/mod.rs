@@ -7,6 +7,7 @@ pub mod api;
 pub mod auth;
 pub mod chat;
 pub mod cluster;
+mod doubts;
 mod fence;
 pub mod gateway;
 pub mod members;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use chatctl::backends::registry::ENTRY_TTL;
 use chatctl::runtime::clock;
 use chatctl::stack::{Config, Stack};
 use serde_json::Value;
@@ -55,6 +56,43 @@ async fn clients_of_a_dead_chat_server_find_another_one_at_the_same_address() {
     assert_ne!(after.server, before.server);
     let id = after.send(&talk, Uuid::new_v4(), "still here").await;
     assert_eq!(sync(&stack, &bob, &talk, 0).await["messages"][0]["id"].as_u64(), Some(id));
+    stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_client_could_not_reach_is_tried_and_no_other_is_sent_there() {
+    let config = Config { gateways: 2, chat_servers: 4, ..config() };
+    let mut stack = Stack::start(config).await.expect("the stack starts");
+    let (alice, bob) = (signup(&stack, "alice").await, signup(&stack, "bob").await);
+    let dead = ["chat-1", "chat-2", "gateway-2"];
+    for name in dead {
+        stack.kill(name).expect("it runs");
+    }
+    let started = clock::instant();
+    for server in ["chat-1", "chat-2"] {
+        http(&stack, "GET", &format!("/placement?avoid={server}"), &alice.token, &Value::Null).await;
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let mut places = Vec::new();
+    for _ in 0..50 {
+        let (status, place) = http(&stack, "GET", "/placement", &bob.token, &Value::Null).await;
+        assert_eq!(status, 200, "{place}");
+        places.push((place["server"].to_string(), place["url"].to_string()));
+    }
+    assert!(clock::instant() - started < ENTRY_TTL / 2, "the registry had forgotten them: the test says nothing");
+    let gateway = stack.nodes().into_iter().find(|n| n.name.as_str() == "gateway-1").expect("runs");
+    let address = gateway.websocket_address.expect("bound").to_string();
+    for (server, url) in places {
+        assert!(dead.iter().all(|name| !server.contains(name)), "sent to {server}");
+        assert!(url.contains(&address), "sent through {url}");
+    }
+    // A word against a live server takes nobody away from it.
+    for server in ["chat-3", "chat-4"] {
+        http(&stack, "GET", &format!("/placement?avoid={server}"), &alice.token, &Value::Null).await;
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let (_, elsewhere) = http(&stack, "GET", "/placement?avoid=chat-3", &bob.token, &Value::Null).await;
+    assert_eq!(elsewhere["server"], "chat-4");
     stack.stop().await;
 }
 

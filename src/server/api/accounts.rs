@@ -124,12 +124,12 @@ fn rate_limited(server: &ApiServer, wait: Duration) -> Failure {
     Failure::retry_later(ErrorCode::RateLimited, "too many logins for this name", wait.as_millis() as u64)
 }
 
-/// Picks a chat server for a user; another one than `avoid`, if there is one.
+/// Picks a chat server for a user: none that is known to be gone, and another one than `avoid`, where there is a choice.
 async fn place(server: &ApiServer, user: UserId, avoid: Option<&ServerName>) -> Answer<Placement> {
     let mut servers = server.cluster.look_for(Role::Chat).await.to_vec();
-    if servers.iter().any(|s| Some(&s.name) != avoid && !s.draining) {
-        servers.retain(|s| Some(&s.name) != avoid);
-    }
+    let rank = |s: &ServerEntry| (server.doubts.is_gone(s), Some(&s.name) == avoid);
+    let best = servers.iter().filter(|s| !s.draining).map(rank).min();
+    servers.retain(|s| Some(rank(s)) == best);
     let partition = server.deps.backends.log.partition_of(user.0);
     let chosen = placement::choose(server.config.placement, &servers, partition, |s| server.cluster.load(s));
     let Some(chosen) = chosen else {
@@ -147,7 +147,9 @@ fn chat_url(server: &ApiServer, chosen: &ServerEntry) -> String {
         return format!("{}/{}", balancer.trim_end_matches('/'), chosen.name);
     }
     let gateways = server.cluster.servers(Role::Gateway);
-    match gateways.iter().min_by_key(|gateway| (gateway.draining, server.cluster.load(gateway))) {
+    let rank =
+        |gateway: &&ServerEntry| (server.doubts.is_gone(gateway), gateway.draining, server.cluster.load(gateway));
+    match gateways.iter().min_by_key(rank) {
         Some(gateway) => {
             server.cluster.note_placed(&gateway.name);
             format!("ws://{}{CHAT_PATH}/{}", gateway.address, chosen.name)
@@ -168,6 +170,13 @@ pub(super) async fn placement(
     Caller(claims): Caller,
     Params(params): Params<Avoid>,
 ) -> Answer<Json<Placement>> {
+    if let Some(avoid) = &params.avoid {
+        // What did not answer may have been the gateway before it.
+        let gateways = server.cluster.servers(Role::Gateway);
+        for doubtful in server.cluster.find(Role::Chat, avoid).iter().chain(gateways.iter()) {
+            server.doubts.complain(doubtful);
+        }
+    }
     place(&server, claims.sub, params.avoid.as_ref()).await.map(Json)
 }
 

@@ -27,6 +27,7 @@ use self::status::Failure;
 use super::auth::{PasswordCost, Passwords};
 use super::chat::ChatError;
 use super::cluster::{self, Cluster};
+use super::doubts::Doubts;
 use super::members::Members;
 use super::ordering::Ordering;
 use super::peer::{self, Answer, Call, PeerHandler, Peers};
@@ -91,6 +92,7 @@ pub(crate) struct ApiServer {
     deps: Deps,
     config: Config,
     cluster: Arc<Cluster>,
+    doubts: Arc<Doubts>,
     peers: Peers,
     members: Members,
     revocations: Revocations,
@@ -111,6 +113,7 @@ pub async fn start(listeners: Listeners, deps: Deps, config: Config) -> Result<S
     let passwords = Passwords::new(config.password_cost).map_err(std::io::Error::other)?;
     let server = Arc::new(ApiServer {
         cluster: Cluster::start(&deps).await,
+        doubts: Doubts::new(deps.tasks.clone()),
         peers: Peers::new(&deps),
         members: Members::new(Arc::clone(&deps.backends.directory)),
         revocations: Revocations::new(Arc::clone(&deps.backends.directory)),
