@@ -2,6 +2,9 @@
 //!
 //! The rooms, in the order in which they may depend on each other (`tests/walls.rs` holds them to it):
 
+// Only the command talks to people.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod protocol;
 pub mod telemetry;
 

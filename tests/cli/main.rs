@@ -184,6 +184,41 @@ fn an_interrupted_run_is_exit_130_and_its_results_are_written() {
 }
 
 #[test]
+fn a_run_whose_reader_went_away_is_interrupted_and_says_so() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = scenario(folder.path(), &TINY.replace("duration: 1s", "duration: 600s"));
+    let out = folder.path().join("out");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_chatctl"))
+        .args(["load", &path, "--ui", "plain", "--out", &out.display().to_string()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().expect("piped")));
+    assert!(lines.any(|line| line.expect("text").starts_with("steady")), "the load begins");
+    drop(lines);
+    let output = child.wait_with_output().expect("ends");
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{err}");
+    assert!(err.contains("standard output can't be written any more") && !err.contains("panicked"), "{err}");
+    assert!(out.join("result.json").exists());
+}
+
+#[test]
+fn what_is_only_printed_ends_as_ever_when_nobody_reads_it() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_chatctl"))
+        .args(["plan", "--connections", "1M"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("ends");
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), &*err), (Some(0), ""));
+}
+
+#[test]
 fn a_folder_in_use_is_exit_3_and_names_it() {
     let folder = tempfile::tempdir().expect("a folder");
     let data = folder.path().display().to_string();

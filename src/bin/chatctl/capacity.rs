@@ -1,6 +1,5 @@
 //! `chatctl capacity`: the highest load at which a scenario holds.
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use serde::Serialize;
 use crate::display::Ui;
 use crate::exit::{self, Failure};
 use crate::layout::Against;
+use crate::output::{self, out, outln};
 use crate::runner::{self, Setting};
 use crate::up::init_logging;
 
@@ -107,15 +107,14 @@ async fn search(args: &Args, scenario: &Scenario, start: f64, interrupt: &Tasks)
     let rules = Rules { start, max: args.max, precision: args.precision / 100.0, repeats: args.repeats };
     let mut search = Search::new(rules);
     let mut trials = Trials::default();
-    println!("capacity   {}: trials of {:?}, thresholds and ledger must hold", scenario.name, args.trial);
+    outln!("capacity   {}: trials of {:?}, thresholds and ledger must hold", scenario.name, args.trial);
     for number in 1.. {
         match search.next() {
             Step::Try(rate) => {
-                print!("trial {number:<4} {:>9} messages/s ", human_count(rate.round() as u64));
-                // Shown before the trial ends; a reader that went away must not end it.
-                let _ = std::io::stdout().flush();
-                let trial = try_rate(args, scenario, rate, interrupt).await.inspect_err(|_| println!())?;
-                println!("{}", line(&trial));
+                out!("trial {number:<4} {:>9} messages/s ", human_count(rate.round() as u64));
+                output::interrupt_unread(interrupt);
+                let trial = try_rate(args, scenario, rate, interrupt).await.inspect_err(|_| outln!(""))?;
+                outln!("{}", line(&trial));
                 if trial.result.verdict == Verdict::Interrupted {
                     return Err(Failure { code: exit::INTERRUPTED, message: "interrupted: no answer".to_owned() });
                 }
@@ -183,7 +182,7 @@ fn answer(
         (None, Some(cause)) => cause.text().to_owned(),
         (None, None) => "nothing".to_owned(),
     };
-    println!();
+    outln!("");
     let mut out = Answer {
         scenario: scenario.name.clone(),
         messages_per_s: None,
@@ -223,15 +222,15 @@ fn answer(
 fn print_answer(out: &Answer, found: Option<Found>, is_generator: bool) {
     let whole = |n: f64| human_count(n.round() as u64);
     match (found, is_generator) {
-        (Some(found), true) => println!(
+        (Some(found), true) => outln!(
             "no answer  the generator was the limit: the stack holds at least {} messages/s, and nothing is known of more.\n\
              \x20          Give it more processors: --workers with other machines, or a stack elsewhere with --target",
             whole(found.rate)
         ),
-        (None, true) => println!("no answer  the generator was the limit at every rate: nothing is known of the stack"),
-        (None, false) => println!("capacity   none: the scenario does not hold at any rate"),
+        (None, true) => outln!("no answer  the generator was the limit at every rate: nothing is known of the stack"),
+        (None, false) => outln!("capacity   none: the scenario does not hold at any rate"),
         (Some(found), false) => {
-            println!(
+            outln!(
                 "capacity   {} messages/s, {} deliveries/s; between {} (held in {} of {} trials) and {}",
                 whole(found.rate),
                 whole(out.deliveries_per_s.unwrap_or(0.0)),
@@ -240,18 +239,18 @@ fn print_answer(out: &Answer, found: Option<Found>, is_generator: bool) {
                 found.trials,
                 out.fails_at.map_or("any".to_owned(), |rate| format!("{} (failed)", whole(rate)))
             );
-            println!(
+            outln!(
                 "confidence with 95 %, less than {:.0} % of further trials at this rate fail",
                 found.fails_less_often_than() * 100.0
             );
             if let Some(each) = out.deliveries_per_s_and_server {
-                println!("per server {} deliveries/s", whole(each));
+                outln!("per server {} deliveries/s", whole(each));
             }
             if let Some(each) = out.deliveries_per_cpu_s {
-                println!("per core   {} deliveries per second of the stack's processor time", whole(each));
+                outln!("per core   {} deliveries per second of the stack's processor time", whole(each));
             }
         }
     }
-    println!("stopped by {}", out.stopped_by);
-    println!("machine    {}", out.machine);
+    outln!("stopped by {}", out.stopped_by);
+    outln!("machine    {}", out.machine);
 }

@@ -1,6 +1,5 @@
 //! `chatctl compare` and `chatctl check`: two builds held against each other.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -13,6 +12,7 @@ use chatctl::runtime::{Tasks, process};
 use serde::{Deserialize, Serialize};
 
 use crate::exit::{self, Failure};
+use crate::output::{self, out, outln};
 use crate::runner;
 
 /// How the outcome is told.
@@ -101,7 +101,7 @@ impl Telling {
             let Some(path) = path else { continue };
             std::fs::write(path, text).map_err(|e| Failure::environment(format!("{}: {e}", path.display())))?;
         }
-        println!("\n{}", compare::text(comparison).trim_end());
+        outln!("\n{}", compare::text(comparison).trim_end());
         Ok(match comparison.answer {
             Answer::Same | Answer::Better => exit::PASS,
             Answer::Worse => exit::WORSE,
@@ -205,7 +205,7 @@ async fn check(args: &CheckArgs, scenario: &Scenario, interrupt: &Tasks) -> Resu
                 baseline.scenario
             )));
         }
-        println!("baseline   {} runs of version {} in {}", baseline.runs, baseline.version, folder.display());
+        outln!("baseline   {} runs of version {} in {}", baseline.runs, baseline.version, folder.display());
         false
     } else {
         make_baseline(args, scenario, &hash, &own, &runs).await?;
@@ -247,7 +247,7 @@ async fn check(args: &CheckArgs, scenario: &Scenario, interrupt: &Tasks) -> Resu
     let violated = new.iter().find(|r| r.verdict == Verdict::LedgerViolated);
     let code = args.telling.tell(&comparison)?;
     if let Some(result) = violated {
-        println!("           a run broke a guarantee: {}", result.reasons.join("; "));
+        outln!("           a run broke a guarantee: {}", result.reasons.join("; "));
         return Ok(exit::LEDGER);
     }
     Ok(code)
@@ -290,7 +290,7 @@ async fn compare_in_pairs(
         if wanted > args.runs {
             comparison.notes.push(format!("the first {} pairs left it open: as many more were run", args.runs));
         } else if are_interleaved && comparison.is_open {
-            println!("open       there may be a rise that matters: {} more pairs", args.runs);
+            outln!("open       there may be a rise that matters: {} more pairs", args.runs);
             wanted *= 2;
             continue;
         }
@@ -316,7 +316,7 @@ async fn make_baseline(
     if base_runs.exists() {
         std::fs::remove_dir_all(&base_runs).map_err(failed)?;
     }
-    println!("baseline   made from this build in {}: {} runs to learn its noise", folder.display(), args.runs);
+    outln!("baseline   made from this build in {}: {} runs to learn its noise", folder.display(), args.runs);
     runs.one(own, &folder.join("last").join("first"), "warm-up").await?;
     for n in 1..=args.runs {
         let label = format!("baseline {n}/{}", args.runs);
@@ -356,15 +356,14 @@ impl Runs<'_> {
     /// One run by a program, repeated where it says nothing.
     async fn one(&self, program: &Path, out: &Path, label: &str) -> Result<RunResult, Failure> {
         for _ in 0..=REPEATS_MAX {
-            print!("{label:<22} ");
-            // Shown before the run ends; a reader that went away must not end it.
-            let _ = std::io::stdout().flush();
+            out!("{label:<22} ");
+            output::interrupt_unread(self.interrupt);
             let result = self.try_one(program, out).await?;
             let figures = Figure::ALL.into_iter().filter_map(|figure| {
                 let us = figure.of(&result)?;
                 Some(format!("{} {}", figure.name(), report::human_us(us.round() as u64)))
             });
-            println!("{}  {}", result.verdict.word(), figures.collect::<Vec<_>>().join("  "));
+            outln!("{}  {}", result.verdict.word(), figures.collect::<Vec<_>>().join("  "));
             match result.verdict {
                 Verdict::Invalid => {}
                 Verdict::Interrupted => return Err(interrupted()),

@@ -9,6 +9,7 @@ use clap::Subcommand;
 
 use crate::control::{At, block_on};
 use crate::exit::{self, Failure};
+use crate::output::out;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -42,6 +43,6 @@ pub(crate) fn run(args: Args) -> Result<u8, Failure> {
         .servers
         .into_iter()
         .filter_map(|server| Some(haproxy::Backend { name: server.name, role: server.role, address: server.address? }));
-    print!("{}", haproxy::render(args.http, args.chat, &servers.collect::<Vec<_>>()));
+    out!("{}", haproxy::render(args.http, args.chat, &servers.collect::<Vec<_>>()));
     Ok(exit::PASS)
 }

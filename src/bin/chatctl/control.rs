@@ -1,6 +1,6 @@
 //! `chatctl status | logs | scale | drain | restart | fault | down`: steers the stack of processes that `chatctl up` started.
 
-use std::io::{BufRead, Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use chatctl::stack::processes::control::{Client, ControlError, Request};
 use chatctl::stack::processes::{Phase, Status};
 
 use crate::exit::{self, Failure};
+use crate::output::{self, out, outln};
 use crate::table::Table;
 
 /// Where the stack is.
@@ -127,17 +128,15 @@ pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> R
 }
 
 fn say(note: String) {
-    println!("{note}");
-    // A reader that went away must not end the work.
-    let _ = std::io::stdout().flush();
+    outln!("{note}");
 }
 
 pub(crate) fn run_status(args: StatusArgs) -> Result<u8, Failure> {
     let status: Status =
         block_on(async { Ok(Client::connect(&args.at.stack).await?.ask(&Request::Status, say).await?) })?;
     match args.output {
-        Output::Table => print!("{}", render(&status)),
-        Output::Json => println!("{}", serde_json::to_string_pretty(&status).map_err(Failure::environment)?),
+        Output::Table => out!("{}", render(&status)),
+        Output::Json => outln!("{}", serde_json::to_string_pretty(&status).map_err(Failure::environment)?),
     }
     Ok(exit::PASS)
 }
@@ -261,7 +260,7 @@ pub(crate) fn run_logs(args: LogsArgs) -> Result<u8, Failure> {
         log.position = text.len() as u64;
         let lines: Vec<_> = text.lines().map_while(Result::ok).collect();
         for line in &lines[lines.len().saturating_sub(args.lines)..] {
-            println!("{:<width$} | {line}", log.name);
+            outln!("{:<width$} | {line}", log.name);
         }
     }
     if args.follow {
@@ -272,7 +271,7 @@ pub(crate) fn run_logs(args: LogsArgs) -> Result<u8, Failure> {
 
 /// Prints what is written from now on, until nobody reads it any more.
 fn follow(logs: &mut [Log], width: usize) {
-    while std::io::stdout().flush().is_ok() {
+    while output::is_read() {
         std::thread::sleep(Duration::from_millis(200));
         for log in &mut *logs {
             print_news(log, width);
@@ -314,7 +313,7 @@ fn print_news(log: &mut Log, width: usize) {
     let whole = text.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
     log.position += whole as u64;
     for line in String::from_utf8_lossy(&text[..whole]).lines() {
-        println!("{:<width$} | {line}", log.name);
+        outln!("{:<width$} | {line}", log.name);
     }
 }
 

@@ -1,6 +1,6 @@
 //! How a run is shown and kept while it goes on: the live screen, lines, the series on the disk.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,6 +9,8 @@ use chatctl::runtime::Tasks;
 use chatctl::telemetry::LiveSnapshot;
 use chatctl::tui;
 use tokio::sync::watch;
+
+use crate::output::{self, errln, outln};
 
 /// How a run is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -84,15 +86,15 @@ pub(crate) async fn show(ui: Ui, shown: watch::Receiver<LiveSnapshot>, interrupt
                 ended
             });
             if let Ok(Err(error)) = screen.await {
-                eprintln!("chatctl: the terminal can't be used: {error}; try --ui plain");
+                errln!("chatctl: the terminal can't be used: {error}; try --ui plain");
             }
         }
-        Ui::Plain => print_lines(shown).await,
+        Ui::Plain => print_lines(shown, &interrupt).await,
         Ui::Auto | Ui::None => {}
     }
 }
 
-async fn print_lines(mut shown: watch::Receiver<LiveSnapshot>) {
+async fn print_lines(mut shown: watch::Receiver<LiveSnapshot>, interrupt: &Tasks) {
     let mut last = String::new();
     while shown.changed().await.is_ok() {
         let line = report::line::render(&shown.borrow_and_update());
@@ -100,9 +102,8 @@ async fn print_lines(mut shown: watch::Receiver<LiveSnapshot>) {
             return;
         }
         if line != last {
-            println!("{line}");
-            // A reader that went away must not end the run.
-            let _ = std::io::stdout().flush();
+            outln!("{line}");
+            output::interrupt_unread(interrupt);
             last = line;
         }
         tokio::time::sleep(Duration::from_millis(900)).await;

@@ -7,6 +7,7 @@ use chatctl::runtime::limits::{Limit, Machine, Need, Ports, State};
 use chatctl::stack::profile::Profile;
 
 use crate::exit::{self, Failure};
+use crate::output::outln;
 use crate::table::Table;
 
 #[derive(clap::Args)]
@@ -38,10 +39,10 @@ pub(crate) fn run(args: Args) -> Result<u8, Failure> {
     let mut limits = machine.limits(need);
     limits.push(listeners(&machine.ports));
     match args.output {
-        crate::control::Output::Table => println!("{}", table(&limits, args.connections)),
+        crate::control::Output::Table => outln!("{}", table(&limits, args.connections)),
         crate::control::Output::Json => {
             let text = serde_json::to_string_pretty(&limits).map_err(Failure::environment)?;
-            println!("{text}");
+            outln!("{text}");
         }
     }
     let is_short = limits.iter().any(|limit| limit.state == State::Short);

@@ -16,7 +16,7 @@ pub(crate) const INVALID: u8 = 5;
 pub(crate) const WORSE: u8 = 6;
 /// The runs are too few or too noisy to tell.
 pub(crate) const NOT_ENOUGH_DATA: u8 = 7;
-/// Stopped by ctrl-c; results are written all the same.
+/// Stopped by ctrl-c, or when nobody reads its lines any more; results are written all the same.
 pub(crate) const INTERRUPTED: u8 = 130;
 
 /// Shown under `--help`.
@@ -30,7 +30,7 @@ Exit codes:
   5    the run is invalid: the generator was too slow, or clients never connected
   6    compare, check: the new build is worse
   7    compare, check, capacity: not enough data for an answer
-  130  interrupted; results are written all the same";
+  130  interrupted, or nobody reads standard output any more; results are written all the same";
 
 /// An error message with its exit code.
 #[derive(Debug)]

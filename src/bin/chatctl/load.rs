@@ -12,6 +12,7 @@ use chatctl::runtime::Tasks;
 use crate::display::{self, Ui};
 use crate::exit::{self, Failure};
 use crate::layout::Against;
+use crate::output::{errln, outln};
 use crate::runner::{self, Outcome, Setting};
 use crate::table::Table;
 use crate::up::init_logging;
@@ -47,7 +48,7 @@ pub(crate) fn run(args: Args) -> Result<u8, Failure> {
     let scenarios = args.scenarios.iter().map(|path| read(path, &args)).collect::<Result<Vec<_>, _>>()?;
     if args.check {
         for (path, scenario) in args.scenarios.iter().zip(&scenarios) {
-            println!("{}: valid, {:.0} s", path.display(), scenario.duration().as_secs_f64());
+            outln!("{}: valid, {:.0} s", path.display(), scenario.duration().as_secs_f64());
         }
         return Ok(exit::PASS);
     }
@@ -80,14 +81,14 @@ pub(crate) fn run(args: Args) -> Result<u8, Failure> {
         let out = args.out.as_ref().map(|folder| folder.join(&scenario.name));
         let outcome = runtime.block_on(run_one(scenario, &args, ui, out.as_deref(), &interrupt));
         if let Err(failure) = &outcome {
-            eprintln!("chatctl: {}: {}", scenario.name, failure.message);
+            errln!("chatctl: {}: {}", scenario.name, failure.message);
         }
         outcomes.push((scenario.name.clone(), outcome));
         if interrupt.is_stopped() {
             break;
         }
     }
-    println!("\n{}\n{}", overview(&outcomes), costs(&outcomes));
+    outln!("\n{}\n{}", overview(&outcomes), costs(&outcomes));
     Ok(gravest(outcomes.iter().map(|(_, outcome)| outcome.as_ref().map_or_else(|f| f.code, code))))
 }
 
@@ -117,13 +118,13 @@ async fn run_one(
     let (against, history) = (&args.against, history(scenario, args));
     let setting = Setting { against, ui, history, out, metrics: args.metrics, interrupt };
     let Outcome { result, series, logs } = runner::run(scenario, &setting).await?;
-    println!("\n{}", summary::render(&result, summary::Style::of_output()).trim_end());
+    outln!("\n{}", summary::render(&result, summary::Style::of_output()).trim_end());
     if let Some(folder) = out {
         report::write_all(folder, &result, &series).map_err(Failure::environment)?;
-        println!("\nwritten to {}", folder.display());
+        outln!("\nwritten to {}", folder.display());
     }
     if let Some(logs) = logs {
-        println!("logs of the servers in {}", logs.display());
+        outln!("logs of the servers in {}", logs.display());
     }
     Ok(result)
 }

@@ -1,5 +1,8 @@
 //! The `chatctl` command: flags, printing, exit codes. One file per verb; no logic of its own.
 
+// They panic when the reader went away.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 mod capacity;
 mod compare;
 mod config;
@@ -11,6 +14,7 @@ mod layout;
 mod load;
 mod metrics;
 mod migrate;
+mod output;
 mod own_stack;
 mod plan;
 mod report;
@@ -21,6 +25,8 @@ mod up_processes;
 mod worker;
 
 use clap::{Parser, Subcommand};
+
+use crate::output::errln;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -111,7 +117,7 @@ fn main() -> std::process::ExitCode {
     match result {
         Ok(code) => code.into(),
         Err(failure) => {
-            eprintln!("chatctl: {}", failure.message);
+            errln!("chatctl: {}", failure.message);
             failure.code.into()
         }
     }

@@ -3,6 +3,7 @@
 use chatctl::stack::{self, Config};
 
 use crate::exit::{self, Failure};
+use crate::output::outln;
 use crate::up::{init_logging, read_config};
 
 #[derive(clap::Args)]
@@ -25,7 +26,7 @@ pub(crate) fn run(args: Args) -> Result<u8, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::environment)?;
     runtime.block_on(stack::migrate(&config))?;
     for (port, engine, _) in config.engines.all() {
-        println!("{port:<12} ready at {engine}");
+        outln!("{port:<12} ready at {engine}");
     }
     Ok(exit::PASS)
 }

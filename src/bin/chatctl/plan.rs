@@ -14,6 +14,7 @@ use crate::control::Output;
 use crate::display::Ui;
 use crate::exit::{self, Failure};
 use crate::layout::Against;
+use crate::output::outln;
 use crate::runner::{self, Setting};
 use crate::table::Table;
 use crate::up::init_logging;
@@ -125,7 +126,7 @@ pub(crate) fn run(args: Args) -> Result<u8, Failure> {
         Output::Table => print_plan(&plan, &constants),
         Output::Json => {
             let value = serde_json::json!({"plan": plan, "constants": constants});
-            println!("{}", serde_json::to_string_pretty(&value).map_err(Failure::environment)?);
+            outln!("{}", serde_json::to_string_pretty(&value).map_err(Failure::environment)?);
         }
     }
     Ok(exit::PASS)
@@ -150,7 +151,7 @@ fn human(line: &Line) -> String {
 
 fn print_plan(plan: &Plan, constants: &Constants) {
     let d = &plan.demand;
-    println!(
+    outln!(
         "{} connections, {} messages per user and day, {:.0} % of them to groups of {}, bodies of {:.0} bytes\n",
         human_count(d.connections as u64),
         d.messages_per_user_day,
@@ -163,9 +164,9 @@ fn print_plan(plan: &Plan, constants: &Constants) {
         let error = if line.error > 0.0 { format!("±{:.0} %", line.error * 100.0) } else { "-".to_owned() };
         table.row([line.what.to_owned(), human(line), error, line.why.clone()]);
     }
-    println!("{table}");
+    outln!("{table}");
     let p = &plan.placed;
-    println!(
+    outln!(
         "placement  simulated with {} users ({:.0} connections each) on {} servers and {} partitions: the fullest server has\n\
          \x20          {:.1} % more than the mean; a server reads {:.1} partitions (most {}), so {:.0} % of all records; a partition is\n\
          \x20          read by {:.1} servers (most {}), since who does not fit at home goes to the least loaded;\n\
@@ -194,7 +195,7 @@ fn print_plan(plan: &Plan, constants: &Constants) {
             figure.source.clone(),
         ]);
     }
-    println!("{table}");
+    outln!("{table}");
 }
 
 /// The figures that textbooks give, beside ours. Source: chat-system cards ("50 KB per connection, 50–100K connections per server,
@@ -239,7 +240,7 @@ fn print_textbook(plan: &Plan, c: &Constants) {
         human_count(plan.chat_servers),
         "see chat servers above".to_owned(),
     ]);
-    println!("{table}");
+    outln!("{table}");
 }
 
 // ---- measuring
@@ -274,7 +275,7 @@ fn calibrate(path: &Path) -> Result<Constants, Failure> {
     })?;
     let text = serde_json::to_string_pretty(&constants).map_err(Failure::environment)? + "\n";
     std::fs::write(path, text).map_err(|e| Failure::environment(format!("{}: {e}", path.display())))?;
-    println!("constants  written to {}\n", path.display());
+    outln!("constants  written to {}\n", path.display());
     Ok(constants)
 }
 
@@ -284,7 +285,7 @@ async fn run_one(text: &str, heartbeat: Option<Duration>, interrupt: &Tasks) -> 
     let matches = OneWorker::command().get_matches_from(["calibrate", "--workers", "1"]);
     let against = OneWorker::from_arg_matches(&matches).map_err(Failure::environment)?.against;
     let setting = Setting { against: &against, ui: Ui::None, history: None, out: None, metrics: None, interrupt };
-    println!("calibrate  {}, {:.0} s", scenario.description, scenario.duration().as_secs_f64());
+    outln!("calibrate  {}, {:.0} s", scenario.description, scenario.duration().as_secs_f64());
     let result = runner::run(&scenario, &setting).await?.result;
     if result.verdict != Verdict::Pass {
         let message = format!("{}: {}: {}", scenario.name, result.verdict.word(), result.reasons.join("; "));

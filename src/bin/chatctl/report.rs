@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use crate::display::{self, Ui};
 use crate::exit::{self, Failure};
+use crate::output::outln;
 use crate::runner;
 
 #[derive(clap::Args)]
@@ -51,8 +52,8 @@ pub(crate) fn run_report(args: ReportArgs) -> Result<u8, Failure> {
     let series = read_series(&args.folder)?;
     let out = args.out.as_deref().unwrap_or(&args.folder);
     report::write_all(out, &result, &series).map_err(Failure::environment)?;
-    println!("{}", summary::render(&result, summary::Style::of_output()).trim_end());
-    println!("\nwritten to {}", out.display());
+    outln!("{}", summary::render(&result, summary::Style::of_output()).trim_end());
+    outln!("\nwritten to {}", out.display());
     Ok(exit::PASS)
 }
 
@@ -89,7 +90,7 @@ pub(crate) fn run_replay(args: ReplayArgs) -> Result<u8, Failure> {
             drop(live);
         };
         tokio::join!(play, display::show(display::choose_ui(args.ui), shown, interrupt.clone()));
-        println!("verdict    {verdict}");
+        outln!("verdict    {verdict}");
         Ok(if interrupt.is_stopped() { exit::INTERRUPTED } else { exit::PASS })
     })
 }

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use crate::display::{self, Ui};
 use crate::exit::{self, Failure};
 use crate::layout::{self, Against, Plan};
+use crate::output::outln;
 use crate::own_stack::OwnStack;
 
 /// How one run is done, beside its scenario.
@@ -106,7 +107,7 @@ impl Setting<'_> {
     /// Says something before the run begins, where lines are shown.
     fn note(&self, line: &str) {
         if matches!(self.ui, Ui::Plain) {
-            println!("{line}");
+            outln!("{line}");
         }
     }
 }
@@ -221,7 +222,7 @@ async fn start_stack(scenario: &Scenario, setting: &Setting<'_>, folder: &Path) 
     let is_plain = setting.ui == Ui::Plain;
     let note = move |note| {
         if is_plain {
-            println!("{note}");
+            outln!("{note}");
         }
     };
     tokio::select! {

@@ -11,6 +11,7 @@ use chatctl::stack::{Config, Stack};
 
 use crate::control::At;
 use crate::exit::{self, Failure};
+use crate::output::{errln, outln};
 use crate::up_processes;
 
 /// Settings of `up` and `serve` alike; flags override the file.
@@ -146,7 +147,7 @@ fn run(config: Config, is_supervised: bool) -> Result<u8, Failure> {
         let mut stops = Stops::new()?;
         let stack = Stack::start_as_process(config).await?;
         if is_supervised {
-            println!("{}", serde_json::to_string(&stack.nodes()).map_err(Failure::environment)?);
+            outln!("{}", serde_json::to_string(&stack.nodes()).map_err(Failure::environment)?);
             stops.end_with_standard_input();
         } else {
             print_addresses(&stack);
@@ -155,7 +156,7 @@ fn run(config: Config, is_supervised: bool) -> Result<u8, Failure> {
         // A supervisor that goes away now changes nothing.
         stops.orphaned = None;
         if !is_supervised {
-            eprintln!("stopping: clients are told to move; once more to stop at once");
+            errln!("stopping: clients are told to move; once more to stop at once");
         }
         tokio::select! {
             () = stack.stop() => Ok(exit::PASS),
@@ -220,10 +221,10 @@ fn print_addresses(stack: &Stack) {
             (_, Some(address)) => format!("peers on {address}"),
             (_, None) => "-".to_owned(),
         };
-        println!("{:<12} {address}", node.name);
+        outln!("{:<12} {address}", node.name);
     }
-    println!("{:<12} {}", "data", stack.data().display());
-    println!("ready; ctrl-c stops");
+    outln!("{:<12} {}", "data", stack.data().display());
+    outln!("ready; ctrl-c stops");
 }
 
 /// Logs to standard error; `CHATCTL_LOG` sets the filter. Without it: warnings, but not those of Kafka's and Cassandra's client

@@ -1,6 +1,5 @@
 //! `chatctl up` with each server a process of its own: supervises them until ctrl-c, SIGTERM or `chatctl down`.
 
-use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Stdio;
@@ -13,6 +12,7 @@ use chatctl::stack::processes::{Options, make_folder};
 use chatctl::stack::{Config, StackError, Supervisor};
 
 use crate::exit::{self, Failure};
+use crate::output::{errln, out, outln};
 use crate::up::{Stops, init_logging};
 
 /// Longest that a stack in the background may take to serve.
@@ -35,11 +35,8 @@ async fn supervise(config: Config, folder: &Path, why: fn(StackError) -> Failure
     let folder = std::path::absolute(folder).map_err(Failure::environment)?;
     let mut stops = Stops::new()?;
     let listener = control::bind(&folder)?;
-    let note = |text: String| {
-        println!("{text}");
-        // A reader that went away must not end the stack.
-        let _ = std::io::stdout().flush();
-    };
+    // A reader that went away does not end the stack.
+    let note = |text: String| outln!("{text}");
     let program = std::env::current_exe().map_err(Failure::environment)?;
     let options = Options { folder: folder.clone(), program, note: Box::new(note) };
     let supervisor = tokio::select! {
@@ -58,7 +55,7 @@ async fn supervise(config: Config, folder: &Path, why: fn(StackError) -> Failure
     let code = tokio::select! {
         () = control::serve(listener, Arc::clone(&supervisor)) => exit::PASS,
         () = stops.next() => {
-            eprintln!("stopping: clients are told to move; once more to stop at once");
+            errln!("stopping: clients are told to move; once more to stop at once");
             tokio::select! {
                 () = supervisor.stop() => exit::PASS,
                 () = stops.next() => exit::INTERRUPTED,
@@ -98,8 +95,7 @@ async fn start_detached(folder: &Path) -> Result<u8, Failure> {
     loop {
         let text = std::fs::read_to_string(&path).unwrap_or_default();
         let whole = text.rfind('\n').map_or(0, |at| at + 1);
-        print!("{}", &text[shown.min(whole)..whole]);
-        let _ = std::io::stdout().flush();
+        out!("{}", &text[shown.min(whole)..whole]);
         shown = shown.max(whole);
         if text.lines().any(|line| line.starts_with("ready at ")) {
             return Ok(exit::PASS);

@@ -9,6 +9,7 @@ use chatctl::loadgen::fleet::{self, Secret};
 use chatctl::runtime::{Tasks, machine, net};
 
 use crate::exit::{self, Failure};
+use crate::output::outln;
 use crate::runner;
 use crate::up::init_logging;
 
@@ -53,8 +54,8 @@ pub(crate) fn run(args: Args) -> Result<u8, Failure> {
         runner::watch_signals(&stop)?;
         let listener = net::listen(address).map_err(|e| Failure::environment(format!("--listen {address}: {e}")))?;
         let address = listener.local_addr().map_err(Failure::environment)?;
-        println!("worker at {address}, {} connections at most", limits());
-        fleet::serve(listener, secret, stop, |note| println!("{note}")).await;
+        outln!("worker at {address}, {} connections at most", limits());
+        fleet::serve(listener, secret, stop, |note| outln!("{note}")).await;
         Ok(exit::PASS)
     })
 }

@@ -1,0 +1,54 @@
+//! Standard output and standard error of the command. Their readers may go away (`chatctl load … | head`): then nothing more
+//! is printed, and who runs for a reader's sake asks [`is_read`].
+
+use std::fmt;
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use chatctl::runtime::Tasks;
+
+/// Set when a write to standard output failed.
+static IS_GONE: AtomicBool = AtomicBool::new(false);
+
+/// Prints to standard output, as `print!` does, and flushes.
+macro_rules! out {
+    ($($text:tt)*) => { $crate::output::print(format_args!($($text)*), false) };
+}
+
+/// Prints a line to standard output, as `println!` does.
+macro_rules! outln {
+    ($($text:tt)*) => { $crate::output::print(format_args!($($text)*), true) };
+}
+
+/// Prints a line to standard error, as `eprintln!` does.
+macro_rules! errln {
+    ($($text:tt)*) => { $crate::output::print_error(format_args!($($text)*)) };
+}
+
+pub(crate) use {errln, out, outln};
+
+pub(crate) fn print(text: fmt::Arguments<'_>, is_line: bool) {
+    let mut stdout = io::stdout().lock();
+    let written = if is_line { writeln!(stdout, "{text}") } else { write!(stdout, "{text}") };
+    if written.and_then(|()| stdout.flush()).is_err() {
+        IS_GONE.store(true, Ordering::Relaxed);
+    }
+}
+
+pub(crate) fn print_error(text: fmt::Arguments<'_>) {
+    // There is nowhere left to say that this failed.
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// Whether standard output could be written so far.
+pub(crate) fn is_read() -> bool {
+    !IS_GONE.load(Ordering::Relaxed)
+}
+
+/// Interrupts a run that is shown to nobody any more.
+pub(crate) fn interrupt_unread(interrupt: &Tasks) {
+    if !is_read() && !interrupt.is_stopped() {
+        errln!("chatctl: standard output can't be written any more: interrupted");
+        interrupt.stop();
+    }
+}
