@@ -1,7 +1,7 @@
 //! The transports without a socket: the same ledger, and requests that make no sense.
 
 use chatctl::loadgen::result::Verdict;
-use chatctl::stack::Stack;
+use chatctl::stack::{Config, Stack};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -33,6 +33,16 @@ async fn the_ledger_is_clean_over_long_poll_and_poll() {
         assert_eq!(result.verdict, Verdict::Pass, "{transport}: {:?} {:?}", result.reasons, result.violations);
         assert!(result.counts.acked > 150 && result.counts.delivered > result.counts.acked, "{:?}", result.counts);
         assert!(result.counts.poll_requests > 100 && result.counts.bytes_in > 10_000, "{:?}", result.counts);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_ledger_is_clean_through_gateways() {
+    for transport in ["long-poll", "poll"] {
+        let stack = "stack: {gateways: 2, chat_servers: 3}";
+        let result = run(&format!("{TALK}\ntransport: {transport}\n{stack}\n"), |b| b, None).await;
+        assert_eq!(result.verdict, Verdict::Pass, "{transport}: {:?} {:?}", result.reasons, result.violations);
+        assert!(result.counts.acked > 150 && result.counts.poll_requests > 100, "{:?}", result.counts);
     }
 }
 
@@ -93,5 +103,43 @@ async fn a_session_lives_by_its_requests_and_refuses_what_makes_no_sense() {
     assert_eq!((status, answer["frames"][0]["code"].as_str()), (200, Some("unknown_type")), "{answer}");
     assert_eq!(ask(&address, "DELETE", &session, token, "").await.0, 204);
     assert_eq!(ask(&address, "POST", &session, token, "").await.0, 404);
+    stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn through_a_gateway_a_path_names_the_server_of_its_session() {
+    let mut stack = Stack::start(Config { gateways: 1, ..config() }).await.expect("starts");
+    let alice = signup(&stack, "alice").await;
+    let (address, wanted) =
+        alice.url.strip_prefix("ws://").and_then(|url| url.split_once("/ws/")).expect("a gateway's");
+    let token = Some(alice.token.as_str());
+    let (status, opened) = ask(address, "POST", &format!("/poll/{wanted}"), token, "").await;
+    assert_eq!((status, opened["frames"][0]["server"].as_str()), (201, Some(wanted)), "{opened}");
+    let session = opened["session"].as_str().expect("a session");
+    let path = format!("/poll/{wanted}/{session}");
+    let (status, answer) = ask(address, "POST", &format!("{path}?wait_s=0"), token, "[{\"type\":\"ping\"}]").await;
+    assert_eq!((status, answer["frames"][0]["type"].as_str()), (200, Some("pong")), "{answer}");
+    let other = if wanted == "chat-1" { "chat-2" } else { "chat-1" };
+    for (path, token, status) in [
+        (format!("/poll/{other}/{session}"), token, 404),
+        (format!("/poll/chat-9/{session}"), token, 404),
+        (format!("/poll/{wanted}/.."), token, 404),
+        (format!("/poll/{wanted}/{session}/x"), token, 404),
+        (path.clone(), None, 401),
+        (format!("/poll/{wanted}"), Some("forged"), 401),
+    ] {
+        let (got, answer) = ask(address, "POST", &path, token, "").await;
+        assert_eq!(got, status, "{path}: {answer}");
+    }
+    // Whoever asks for no server gets one.
+    assert_eq!(ask(address, "POST", "/poll", token, "").await.0, 201);
+    stack.kill(wanted).expect("it runs");
+    let (status, answer) = ask(address, "POST", &path, token, "").await;
+    assert_eq!((status, answer["code"].as_str()), (503, Some("unavailable")), "{answer}");
+    let (status, opened) = ask(address, "POST", &format!("/poll/{wanted}"), token, "").await;
+    assert_eq!((status, opened["frames"][0]["server"].as_str()), (201, Some(other)), "{opened}");
+    let path = format!("/poll/{other}/{}", opened["session"].as_str().expect("a session"));
+    assert_eq!(ask(address, "DELETE", &path, token, "").await.0, 204);
+    assert_eq!(ask(address, "POST", &path, token, "").await.0, 404);
     stack.stop().await;
 }

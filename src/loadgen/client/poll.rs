@@ -40,7 +40,7 @@ impl Default for Pollers {
 /// A session.
 pub(super) struct PollLink {
     http: Http,
-    /// `http://host:port/poll/SESSION`.
+    /// `http://host:port/poll/SESSION`, or `/poll/SERVER/SESSION` through a gateway.
     url: String,
     token: String,
     /// Time between two requests; `None` waits for news instead.
@@ -98,8 +98,16 @@ fn decode(answer: &PollAnswer, frames: &mut Vec<ServerFrame>) -> Result<(), Link
     answer.closed.map_or(Ok(()), |code| Err(LinkError::Closed(code)))
 }
 
+/// Where requests go for a WebSocket address: `http://host:port/poll`, and the server that a gateway's address names.
+fn address(url: &str) -> Result<(String, Option<&str>), LinkError> {
+    let refused = || LinkError::Refused(format!("{url:?} is not a ws:// address"));
+    let (authority, path) = url.strip_prefix("ws://").and_then(|rest| rest.split_once('/')).ok_or_else(refused)?;
+    let server = path.split_once('/').map(|(_, server)| server).filter(|server| !server.is_empty());
+    Ok((format!("http://{authority}{POLL_PATH}"), server))
+}
+
 impl PollLink {
-    /// Opens a session at the server of a `ws://host:port/…` address. Frames behind `welcome` are in the returned list.
+    /// Opens a session at the server of a `ws://host:port/ws` address, or through the gateway of a `/ws/SERVER` one. Frames behind `welcome` are in the returned list.
     pub(super) async fn open(
         pollers: &Pollers,
         url: &str,
@@ -107,10 +115,10 @@ impl PollLink {
         interval: Option<Duration>,
         traffic: &Traffic,
     ) -> Result<(Self, WelcomeFrame, Vec<ServerFrame>), LinkError> {
-        let authority = url.strip_prefix("ws://").and_then(|rest| rest.split('/').next());
-        let authority = authority.ok_or_else(|| LinkError::Refused(format!("{url:?} is not a ws:// address")))?;
-        let base = format!("http://{authority}{POLL_PATH}");
-        let got = exchange(pollers.0.clone(), base.clone(), token.to_owned(), String::new(), TIMEOUT).await?;
+        let (base, server) = address(url)?;
+        let place = server.map(|server| format!("/{server}")).unwrap_or_default();
+        let got =
+            exchange(pollers.0.clone(), format!("{base}{place}"), token.to_owned(), String::new(), TIMEOUT).await?;
         traffic.request(got.bytes);
         let mut frames = Vec::new();
         decode(&got.answer, &mut frames)?;
@@ -120,9 +128,11 @@ impl PollLink {
         let ServerFrame::Welcome(welcome) = frames.remove(0) else {
             return Err(LinkError::Broken("something else before welcome".to_owned()));
         };
+        // A gateway may have found another server than the wanted one.
+        let place = server.map(|_| format!("/{}", welcome.server)).unwrap_or_default();
         let link = Self {
             http: pollers.0.clone(),
-            url: format!("{base}/{}", got.answer.session),
+            url: format!("{base}{place}/{}", got.answer.session),
             token: token.to_owned(),
             interval,
             outgoing: Vec::new(),
@@ -197,5 +207,18 @@ impl PollLink {
             .body(Full::default());
         let Ok(request) = request else { return };
         let _ = tokio::time::timeout(TIMEOUT, self.http.request(request)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_placement_is_a_server_or_a_gateway_with_one() {
+        let at = |url: &'static str| address(url).ok();
+        assert_eq!(at("ws://a:1/ws"), Some(("http://a:1/poll".to_owned(), None)));
+        assert_eq!(at("ws://a:1/ws/chat-2"), Some(("http://a:1/poll".to_owned(), Some("chat-2"))));
+        assert_eq!(at("http://a:1/ws"), None);
     }
 }

@@ -475,10 +475,6 @@ impl Scenario {
                 return Err(("phases", format!("{} has a rate outside 0 to 1000000 per second", phase.phase.name())));
             }
         }
-        if self.transport != Transport::Websocket && self.stack.gateways > 0 {
-            let problem = "long-poll and poll go straight to the chat servers: set stack.gateways to 0";
-            return Err(("transport", problem.to_owned()));
-        }
         if self.poll_interval < Duration::from_millis(50) {
             return Err(("poll_interval", "at least 50ms".to_owned()));
         }

@@ -4,9 +4,11 @@
 //! |---|---|
 //! | `tunnel` | the L4 side: from the first line of a connection to a chat server, then bytes both ways |
 //! | `proxy` | the L7 side: requests to the API server with the fewest under way |
+//! | `polls` | L7, too: requests of clients without a socket, to the chat server that has their session |
 //!
 //! It keeps nothing: any gateway serves any client, and one that dies costs its clients a new connection.
 
+mod polls;
 mod proxy;
 mod tunnel;
 
@@ -19,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
-use self::proxy::Proxy;
+use self::proxy::{Proxy, Side};
 use super::chat::ChatError;
 use super::cluster::{self, Cluster};
 use super::peer::{self, NothingOfItsOwn};
@@ -124,6 +126,13 @@ impl Gateway {
         self.leave.acquire().await.expect("it is never closed").forget();
     }
 
+    /// The chat servers for a connection: the wanted one first, unless it drains, then those with the fewest connections.
+    async fn chat_servers(&self, wanted: Option<&ServerName>) -> Vec<ServerEntry> {
+        let mut servers = self.cluster.look_for(Role::Chat).await.to_vec();
+        servers.sort_by_key(|s| (Some(&s.name) != wanted || s.draining, s.draining, self.cluster.load(s)));
+        servers
+    }
+
     fn entry(&self) -> ServerEntry {
         ServerEntry {
             name: self.name.clone(),
@@ -176,7 +185,7 @@ impl Gateway {
         while let Some((stream, permit)) = self.accept(&listener, &room).await {
             let gateway = Arc::clone(&self);
             self.deps.tasks.spawn("gateway.connection", async move {
-                proxy::serve(gateway, stream).await;
+                proxy::serve(gateway, stream, Vec::new(), Side::Api).await;
                 drop(permit);
             });
         }

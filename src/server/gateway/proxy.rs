@@ -1,8 +1,9 @@
 //! HTTP on its way through: each request goes to the API server with the fewest under way. A server that can't be
-//! reached, or breaks off a request that only reads, is passed over for the next one.
+//! reached, or breaks off a request that only reads, is passed over for the next one. For clients without a socket see `polls`.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::io::Cursor;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,32 +16,42 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
-use super::Gateway;
+use super::{Gateway, polls};
 use crate::backends::registry::{Role, ServerEntry};
 use crate::protocol::{ErrorCode, ServerName};
 use crate::runtime::{clock, error_chain};
 use crate::server::api::status::Failure;
 use crate::telemetry::{Counter, Timer};
 
+/// What the requests of a connection are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    /// The API servers.
+    Api,
+    /// The chat servers: clients without a socket.
+    Polls,
+}
+
 /// Time for a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time for an answer's head; past it the answer is `unavailable`. Source: invariant I9, 5 s.
-const ANSWER_TIMEOUT: Duration = Duration::from_millis(4_900);
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_millis(4_900);
 
-/// Time to connect to an API server.
+/// Time to connect to a server.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Connections kept open to each API server.
+/// Connections kept open to each server.
 const IDLE_CONNECTIONS: usize = 64;
 
 /// Headers of one connection, not of the request. Source: RFC 9110, 7.6.1.
 const HOP_BY_HOP: [&str; 7] =
     ["connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"];
 
-/// Connections to API servers, and what is under way on them.
+/// Connections to servers, and what is under way on those to API servers.
 pub(super) struct Proxy {
     client: Client<HttpConnector, Body>,
     /// Requests under way. Written by each request at its begin and end.
@@ -60,14 +71,17 @@ impl Default for Proxy {
     }
 }
 
-/// Serves one connection of a client until it ends, or until the gateway stops and the request under way is answered.
-pub(super) async fn serve(gateway: Arc<Gateway>, stream: TcpStream) {
+/// Serves one connection of a client, of which the beginning may be read already, until it ends, or until the gateway stops
+/// and the request under way is answered.
+pub(super) async fn serve(gateway: Arc<Gateway>, stream: TcpStream, begun: Vec<u8>, side: Side) {
     let Ok(from) = stream.peer_addr() else { return };
     let tasks = gateway.deps.tasks.clone();
     let service = hyper::service::service_fn(move |request| {
         let gateway = Arc::clone(&gateway);
-        async move { Ok::<_, Infallible>(answer(&gateway, from, request).await) }
+        async move { Ok::<_, Infallible>(answer(&gateway, side, from, request).await) }
     });
+    let (read, write) = stream.into_split();
+    let stream = tokio::io::join(Cursor::new(begun).chain(read), write);
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -82,45 +96,70 @@ pub(super) async fn serve(gateway: Arc<Gateway>, stream: TcpStream) {
     let _ = connection.await;
 }
 
-async fn answer(gateway: &Gateway, from: SocketAddr, request: Request<Incoming>) -> Response {
+async fn answer(gateway: &Gateway, side: Side, from: SocketAddr, request: Request<Incoming>) -> Response {
     let started = clock::now_us();
-    let answer = tokio::time::timeout(ANSWER_TIMEOUT, pass_on(gateway, from, request)).await;
-    let response = answer.unwrap_or_else(|_| unavailable("no API server answered in time"));
+    let answer = match side {
+        Side::Api => tokio::time::timeout(ANSWER_TIMEOUT, pass_on(gateway, from, request)).await,
+        Side::Polls => tokio::time::timeout(polls::ANSWER_TIMEOUT, polls::pass_on(gateway, from, request)).await,
+    };
+    let response = answer.unwrap_or_else(|_| unavailable("no server answered in time"));
     let metrics = &gateway.deps.metrics;
     metrics.count(Counter::HttpRequests);
-    metrics.time_us(Timer::Http, clock::now_us() - started);
+    if side == Side::Api {
+        // Clients that poll wait for news: that says nothing of the servers.
+        metrics.time_us(Timer::Http, clock::now_us() - started);
+    }
     if response.status().is_server_error() {
         metrics.count(Counter::HttpServerErrors);
     }
     response
 }
 
-fn unavailable(message: &str) -> Response {
+pub(super) fn unavailable(message: &str) -> Response {
     Failure::retry_later(ErrorCode::Unavailable, message, 1_000).into_response()
 }
 
-async fn pass_on(gateway: &Gateway, from: SocketAddr, request: Request<Incoming>) -> Response {
+/// A client's request, ready to be sent on.
+pub(super) struct Received {
+    pub(super) head: request::Parts,
+    body: Bytes,
+}
+
+/// Reads a request in full before a server is bothered, and so that it can be sent again; an answer for one that is refused.
+pub(super) async fn receive(
+    gateway: &Gateway,
+    from: SocketAddr,
+    request: Request<Incoming>,
+) -> Result<Received, Response> {
     let (mut head, body) = request.into_parts();
     strip_hop_by_hop(&mut head.headers);
     note_client(&mut head.headers, from);
-    // Read in full before a server is bothered, and so that it can be sent again.
-    let body = match Limited::new(body, gateway.config.body_bytes_max).collect().await {
-        Ok(body) => body.to_bytes(),
+    match Limited::new(body, gateway.config.body_bytes_max).collect().await {
+        Ok(body) => Ok(Received { head, body: body.to_bytes() }),
         Err(error) if error.is::<LengthLimitError>() => {
             let message = format!("a body has at most {} bytes", gateway.config.body_bytes_max);
-            return Failure::new(ErrorCode::TooLarge, message).into_response();
+            Err(Failure::new(ErrorCode::TooLarge, message).into_response())
         }
-        Err(_) => return Failure::new(ErrorCode::BadRequest, "the body broke off").into_response(),
+        Err(_) => Err(Failure::new(ErrorCode::BadRequest, "the body broke off").into_response()),
+    }
+}
+
+async fn pass_on(gateway: &Gateway, from: SocketAddr, request: Request<Incoming>) -> Response {
+    let received = match receive(gateway, from, request).await {
+        Ok(received) => received,
+        Err(refusal) => return refusal,
     };
+    let (method, target) = (&received.head.method, received.head.uri.path_and_query());
+    let target = target.map_or("/", |target| target.as_str());
     let mut tried = Vec::new();
     while let Some(server) = gateway.choose(&tried).await {
         let _under_way = UnderWay::begin(&gateway.proxy, &server.name);
-        match send(gateway, &server, &head, &body).await {
+        match send(gateway, server.address, target, &received).await {
             Ok(response) => return response,
             Err(failed) => {
                 gateway.deps.metrics.count(Counter::PeerFailures);
                 tracing::warn!(server = %server.name, error = failed.error, "an API server did not answer");
-                if failed.may_be_done && !matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS) {
+                if failed.may_be_done && !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS) {
                     return unavailable("an API server broke off; the request may have been done");
                 }
                 tried.push(server.name);
@@ -130,26 +169,26 @@ async fn pass_on(gateway: &Gateway, from: SocketAddr, request: Request<Incoming>
     unavailable("no API server is reachable")
 }
 
-struct Failed {
-    may_be_done: bool,
-    error: String,
+/// A server that gave no answer.
+pub(super) struct Failed {
+    pub(super) may_be_done: bool,
+    pub(super) error: String,
 }
 
-/// Sends a request to one server; its answer's body is passed on as it comes.
-async fn send(
+/// Sends a request to one server, for a path and query there; its answer's body is passed on as it comes.
+pub(super) async fn send(
     gateway: &Gateway,
-    server: &ServerEntry,
-    head: &request::Parts,
-    body: &Bytes,
+    server: SocketAddr,
+    target: &str,
+    received: &Received,
 ) -> Result<Response, Failed> {
     let not_sent = |error: String| Failed { may_be_done: false, error };
-    let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
-    let uri: Uri = format!("http://{}{path}", server.address).parse().map_err(|e| not_sent(format!("{e}")))?;
-    let mut request = Request::builder().method(head.method.clone()).uri(uri);
+    let uri: Uri = format!("http://{server}{target}").parse().map_err(|e| not_sent(format!("{e}")))?;
+    let mut request = Request::builder().method(received.head.method.clone()).uri(uri);
     if let Some(headers) = request.headers_mut() {
-        headers.clone_from(&head.headers);
+        headers.clone_from(&received.head.headers);
     }
-    let request = request.body(Body::from(body.clone())).map_err(|e| not_sent(e.to_string()))?;
+    let request = request.body(Body::from(received.body.clone())).map_err(|e| not_sent(e.to_string()))?;
     let answer = gateway.proxy.client.request(request).await;
     let answer = answer.map_err(|e| Failed { may_be_done: !e.is_connect(), error: error_chain(&e) })?;
     let mut response = answer.map(Body::new);

@@ -1,4 +1,5 @@
-//! A WebSocket on its way through: reads the first line, picks a chat server, then moves bytes and looks at nothing.
+//! A WebSocket on its way through: reads the first line, picks a chat server, then moves bytes and looks at nothing. A
+//! connection of a client that polls goes to `polls` by its first line.
 //!
 //! The path `/ws/NAME`, which the API gives out at login, asks for one server, so that placement holds through the
 //! gateway. Any other path, and a server that is gone or drains, goes to the server with the fewest connections.
@@ -8,14 +9,15 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io::{self, ErrorKind};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::Gateway;
-use crate::backends::registry::{Role, ServerEntry};
+use super::proxy::{self, Side};
+use super::{Gateway, polls};
 use crate::protocol::api::ApiError;
 use crate::protocol::{CHAT_PATH, ErrorCode, ServerName};
 use crate::runtime::net;
@@ -37,12 +39,16 @@ thread_local! {
 }
 
 /// Takes a client to a chat server and serves it until either side ends.
-pub(super) async fn run(gateway: &Gateway, mut client: TcpStream) {
+pub(super) async fn run(gateway: &Arc<Gateway>, mut client: TcpStream) {
     let first = tokio::time::timeout(gateway.config.first_line_timeout, first_line(&mut client)).await;
     let Ok(Ok(first)) = first else {
         gateway.deps.metrics.count(Counter::HandshakesFailed);
         return;
     };
+    if polls::are_meant(&first) {
+        // Boxed: it is far larger than a tunnel.
+        return Box::pin(proxy::serve(Arc::clone(gateway), client, first, Side::Polls)).await;
+    }
     let Some(server) = connect(gateway, wanted(&first), &first).await else {
         gateway.deps.metrics.count(Counter::HandshakesFailed);
         return refuse(client).await;
@@ -77,10 +83,7 @@ fn wanted(first: &[u8]) -> Option<ServerName> {
 
 /// Connects to the wanted server, or else to the ones with the fewest connections, and hands over what was read.
 async fn connect(gateway: &Gateway, wanted: Option<ServerName>, first: &[u8]) -> Option<TcpStream> {
-    let servers = gateway.cluster.look_for(Role::Chat).await;
-    let mut order: Vec<&ServerEntry> = servers.iter().collect();
-    order.sort_by_key(|s| (Some(&s.name) != wanted.as_ref() || s.draining, s.draining, gateway.cluster.load(s)));
-    for server in order.into_iter().take(TRIES_MAX) {
+    for server in gateway.chat_servers(wanted.as_ref()).await.into_iter().take(TRIES_MAX) {
         let Ok(Ok(mut stream)) = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(server.address)).await else {
             gateway.deps.metrics.count(Counter::PeerFailures);
             continue;

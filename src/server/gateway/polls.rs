@@ -1,0 +1,134 @@
+//! Clients without a socket on their way through: each of their requests goes to the chat server that holds the session, which
+//! its path names. See `server/chat/poll.rs` for what the server makes of them.
+//!
+//! | here | at the chat server |
+//! |---|---|
+//! | `POST /poll/NAME` | `POST /poll`, at NAME or, when it is gone or drains, at the one with the fewest connections |
+//! | `POST /poll/NAME/{session}`, `DELETE …` | `POST /poll/{session}`, `DELETE …`, at NAME |
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::http::Request;
+use axum::response::{IntoResponse, Response};
+use hyper::body::Incoming;
+
+use super::Gateway;
+use super::proxy::{Received, receive, send, unavailable};
+use crate::backends::registry::Role;
+use crate::protocol::limits::POLL_WAIT_MAX;
+use crate::protocol::{ErrorCode, POLL_PATH, ServerName};
+use crate::server::api::status::Failure;
+use crate::telemetry::Counter;
+
+/// Time for an answer's head: what a request may wait for news, and what any request may take.
+pub(super) const ANSWER_TIMEOUT: Duration = POLL_WAIT_MAX.saturating_add(super::proxy::ANSWER_TIMEOUT);
+
+/// Chat servers tried for one session.
+const TRIES_MAX: usize = 3;
+
+/// Whether a connection that begins with this line carries such requests.
+pub(super) fn are_meant(first: &[u8]) -> bool {
+    let line = first.split(|b| *b == b'\n').next().unwrap_or_default();
+    let target = line.split(|b| *b == b' ').nth(1).unwrap_or_default();
+    std::str::from_utf8(target).is_ok_and(|target| rest_of(target).is_some())
+}
+
+/// What a request's target has behind `/poll`, without the query.
+fn rest_of(target: &str) -> Option<&str> {
+    let rest = target.split('?').next()?.strip_prefix(POLL_PATH)?;
+    (rest.is_empty() || rest.starts_with('/')).then_some(rest)
+}
+
+/// The server and the session of a path.
+fn parse(path: &str) -> Option<(Option<ServerName>, Option<&str>)> {
+    let rest = rest_of(path)?;
+    let Some(rest) = rest.strip_prefix('/') else { return Some((None, None)) };
+    match rest.split_once('/') {
+        None => Some((Some(rest.parse().ok()?), None)),
+        Some((server, session)) => {
+            // It becomes a part of a path.
+            let is_plain = |session: &str| session.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+            Some((Some(server.parse().ok()?), Some(session).filter(|s| !s.is_empty() && is_plain(s))))
+                .filter(|(_, session)| session.is_some())
+        }
+    }
+}
+
+/// Passes a request on and its answer back.
+pub(super) async fn pass_on(gateway: &Gateway, from: SocketAddr, request: Request<Incoming>) -> Response {
+    let received = match receive(gateway, from, request).await {
+        Ok(received) => received,
+        Err(refusal) => return refusal,
+    };
+    match parse(received.head.uri.path()) {
+        Some((wanted, None)) => open(gateway, wanted, &received).await,
+        Some((Some(server), Some(session))) => exchange(gateway, &server, session, &received).await,
+        _ => no_session("there is nothing at this path, see docs/protocol.md"),
+    }
+}
+
+fn no_session(message: &str) -> Response {
+    Failure::new(ErrorCode::NotFound, message).into_response()
+}
+
+async fn open(gateway: &Gateway, wanted: Option<ServerName>, received: &Received) -> Response {
+    for server in gateway.chat_servers(wanted.as_ref()).await.into_iter().take(TRIES_MAX) {
+        match send(gateway, server.address, POLL_PATH, received).await {
+            Ok(response) => {
+                gateway.cluster.note_placed(&server.name);
+                return response;
+            }
+            Err(failed) => {
+                gateway.deps.metrics.count(Counter::PeerFailures);
+                tracing::warn!(server = %server.name, error = failed.error, "a chat server did not answer");
+                if failed.may_be_done {
+                    return unavailable("a chat server broke off; the session may be open and will end by itself");
+                }
+            }
+        }
+    }
+    unavailable("no chat server takes connections now")
+}
+
+async fn exchange(gateway: &Gateway, name: &ServerName, session: &str, received: &Received) -> Response {
+    let Some(server) = gateway.cluster.look_up(Role::Chat, name).await else {
+        return no_session("the server of this session is gone: open another session");
+    };
+    let query = received.head.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    match send(gateway, server.address, &format!("{POLL_PATH}/{session}{query}"), received).await {
+        Ok(response) => response,
+        Err(failed) => {
+            gateway.deps.metrics.count(Counter::PeerFailures);
+            tracing::warn!(server = %server.name, error = failed.error, "a chat server did not answer");
+            unavailable("the chat server of this session does not answer; the frames may have been taken")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_name_a_server_and_a_session() {
+        let parsed = |path: &'static str| parse(path).map(|(server, session)| (server.map(|s| s.to_string()), session));
+        assert_eq!(parsed("/poll"), Some((None, None)));
+        assert_eq!(parsed("/poll/chat-1"), Some((Some("chat-1".to_owned()), None)));
+        assert_eq!(parsed("/poll/chat-1/0ab-9"), Some((Some("chat-1".to_owned()), Some("0ab-9"))));
+        for path in ["/polls", "/poll/", "/poll/chat-1/", "/poll/chat-1/a/b", "/poll/chat-1/..", "/poll/%2e/a", "/"] {
+            assert_eq!(parsed(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn connections_are_told_apart_by_their_first_line() {
+        assert!(are_meant(b"POST /poll/chat-1?x HTTP/1.1\r\nHost: x\r\n"));
+        assert!(are_meant(b"POST /poll HTTP/1.1\r\n") && are_meant(b"GET /poll?x HTTP/1.1\r\n"));
+        for other in
+            [&b"GET /ws/chat-1 HTTP/1.1\r\n"[..], b"GET /polls HTTP/1.1\r\n", b"\n", b"POST\n", b"\xff \xff \xff\n"]
+        {
+            assert!(!are_meant(other));
+        }
+    }
+}
