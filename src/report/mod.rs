@@ -13,7 +13,7 @@ use std::path::Path;
 
 use crate::loadgen::RunResult;
 use crate::loadgen::result::SCHEMA_VERSION;
-pub use crate::telemetry::human::{human_bytes, human_count, human_us};
+pub use crate::telemetry::human::{human_bytes, human_count, human_us, human_value};
 use crate::telemetry::{LatencySummary, LiveSnapshot};
 
 /// Reads the result of a run from its folder, or from a file such as `result.json`.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{human_bytes, human_count, human_us};
+use super::{human_bytes, human_count, human_us, human_value};
 use crate::loadgen::RunResult;
 use crate::loadgen::recorder::Path;
 use crate::loadgen::result::Verdict;
@@ -270,7 +270,7 @@ fn thresholds(out: &mut String, r: &RunResult) {
     out.push('\n');
     for outcome in &r.thresholds {
         let mark = if outcome.passed { "ok  " } else { "FAIL" };
-        let value = outcome.value.map_or("nothing measured".to_owned(), |v| format!("{v:.3}"));
+        let value = outcome.value.map_or("nothing measured".to_owned(), human_value);
         let _ = writeln!(out, "{mark}       {:<32} {value}", outcome.threshold);
     }
 }

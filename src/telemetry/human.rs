@@ -36,6 +36,12 @@ pub fn human_count(n: u64) -> String {
     out
 }
 
+/// A measured value: whole ones as such, others with three places.
+#[must_use]
+pub fn human_value(value: f64) -> String {
+    if value.fract() == 0.0 { format!("{value:.0}") } else { format!("{value:.3}") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -48,5 +54,6 @@ mod tests {
         );
         assert_eq!([5, 2_048, 3 << 20].map(human_bytes), ["5 B", "2.0 KiB", "3.0 MiB"]);
         assert_eq!([7, 1_000, 1_234_567].map(human_count), ["7", "1 000", "1 234 567"]);
+        assert_eq!([0.0, 3.0, 0.25, 509.4391].map(human_value), ["0", "3", "0.250", "509.439"]);
     }
 }

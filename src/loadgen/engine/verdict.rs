@@ -6,6 +6,7 @@ use crate::loadgen::recorder::get;
 use crate::loadgen::result::{Counts, FaultRecord, RunResult, Verdict};
 use crate::loadgen::scenario::Scenario;
 use crate::telemetry::Latency;
+use crate::telemetry::human::human_value;
 
 /// Everything that was counted.
 pub(super) fn counts(shared: &Shared, states: &[DeviceState], unaudited: u64) -> Counts {
@@ -70,7 +71,7 @@ pub(in crate::loadgen) fn decide(scenario: &Scenario, result: &mut RunResult, wa
         .iter()
         .filter(|outcome| !outcome.passed)
         .map(|outcome| match outcome.value {
-            Some(value) => format!("threshold {}: measured {value:.3}", outcome.threshold),
+            Some(value) => format!("threshold {}: measured {}", outcome.threshold, human_value(value)),
             None => format!("threshold {}: nothing was measured", outcome.threshold),
         })
         .collect();

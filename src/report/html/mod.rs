@@ -5,7 +5,7 @@ mod chart;
 use std::fmt::Write;
 
 use self::chart::{Axis, Chart, HeatMap, Line};
-use super::{escape, human_bytes, human_count, human_us, series};
+use super::{escape, human_bytes, human_count, human_us, human_value, series};
 use crate::loadgen::RunResult;
 use crate::loadgen::recorder::Path;
 use crate::loadgen::result::{LAG, Verdict};
@@ -242,7 +242,7 @@ fn spectrum(latency: &Latency) -> Vec<(f64, f64)> {
 }
 
 fn latency(page: &mut String, r: &RunResult) {
-    page.push_str("<h2>Latency from due time, without warm-up</h2>\n<div class=\"scroll\"><table><tr><th>path</th>");
+    page.push_str("<h2>Latency from due time, without warm-up</h2>\n<div class=\"scroll\"><table class=\"latency\"><tr><th>path</th>");
     page.push_str("<th>samples</th><th>p50</th><th>p90</th><th>p99</th><th>p99.9</th><th>max</th></tr>");
     for path in Path::ALL {
         let Some(s) = r.latency.get(path.name()).filter(|s| s.count > 0) else { continue };
@@ -252,7 +252,7 @@ fn latency(page: &mut String, r: &RunResult) {
         }
         page.push_str("</tr>");
     }
-    page.push_str("</table></div>\n");
+    page.push_str("</table></div>\n<p class=\"narrow\">Samples, p90 and p99.9 are shown in a wider window.</p>\n");
     let lines: Vec<Line> = Path::ALL
         .into_iter()
         .filter(|path| !matches!(path, Path::DeliveryAfterReconnect | Path::PresenceOffline | Path::Recovery))
@@ -280,7 +280,7 @@ fn thresholds(page: &mut String, r: &RunResult) {
     );
     for outcome in &r.thresholds {
         let (class, word) = if outcome.passed { ("ok", "holds") } else { ("no", "fails") };
-        let value = outcome.value.map_or("nothing".to_owned(), |v| format!("{v:.3}"));
+        let value = outcome.value.map_or("nothing".to_owned(), human_value);
         let condition = escape(&outcome.threshold);
         let _ = write!(page, "<tr><td>{condition}</td><td>{value}</td><td class=\"{class}\">{word}</td></tr>");
     }
