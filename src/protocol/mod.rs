@@ -28,5 +28,12 @@ pub const CHAT_PATH: &str = "/ws";
 /// Path of the transports without a socket on a chat server.
 pub const POLL_PATH: &str = "/poll";
 
+/// What a request's target has behind [`POLL_PATH`], without the query; `None` for any other target.
+#[must_use]
+pub fn behind_poll_path(target: &str) -> Option<&str> {
+    let rest = target.split('?').next()?.strip_prefix(POLL_PATH)?;
+    (rest.is_empty() || rest.starts_with('/')).then_some(rest)
+}
+
 /// Path of the echo WebSocket, served only where the configuration switches it on.
 pub const ECHO_PATH: &str = "/echo";

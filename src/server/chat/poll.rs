@@ -36,7 +36,7 @@ use super::{ChatServer, Identity};
 use crate::protocol::api::PollAnswer;
 use crate::protocol::limits::POLL_WAIT_MAX;
 use crate::protocol::websocket::{Decoder, Event, Role};
-use crate::protocol::{CloseCode, ErrorCode, POLL_PATH, SessionId};
+use crate::protocol::{CloseCode, ErrorCode, POLL_PATH, SessionId, behind_poll_path};
 use crate::server::api::extract::{Params, bearer, refused, unauthorized};
 use crate::server::api::status::{self, Failure};
 use crate::telemetry::Counter;
@@ -69,8 +69,7 @@ impl Polls {
 
 /// Whether a request's target belongs here.
 pub(super) fn is_poll(target: &str) -> bool {
-    let path = target.split('?').next().unwrap_or_default();
-    path.strip_prefix(POLL_PATH).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    behind_poll_path(target).is_some()
 }
 
 /// Serves one HTTP connection, of which the beginning is read already, until it ends.

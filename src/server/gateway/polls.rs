@@ -17,7 +17,7 @@ use super::Gateway;
 use super::proxy::{Received, receive, send, unavailable};
 use crate::backends::registry::Role;
 use crate::protocol::limits::POLL_WAIT_MAX;
-use crate::protocol::{ErrorCode, POLL_PATH, ServerName};
+use crate::protocol::{ErrorCode, POLL_PATH, ServerName, behind_poll_path};
 use crate::server::api::status::Failure;
 use crate::telemetry::Counter;
 
@@ -31,27 +31,25 @@ const TRIES_MAX: usize = 3;
 pub(super) fn are_meant(first: &[u8]) -> bool {
     let line = first.split(|b| *b == b'\n').next().unwrap_or_default();
     let target = line.split(|b| *b == b' ').nth(1).unwrap_or_default();
-    std::str::from_utf8(target).is_ok_and(|target| rest_of(target).is_some())
+    std::str::from_utf8(target).is_ok_and(|target| behind_poll_path(target).is_some())
 }
 
-/// What a request's target has behind `/poll`, without the query.
-fn rest_of(target: &str) -> Option<&str> {
-    let rest = target.split('?').next()?.strip_prefix(POLL_PATH)?;
-    (rest.is_empty() || rest.starts_with('/')).then_some(rest)
+/// What a path asks for.
+#[derive(Debug, PartialEq, Eq)]
+enum Target<'a> {
+    /// A new session, at a server or anywhere.
+    New(Option<ServerName>),
+    /// A session at a server.
+    Session(ServerName, &'a str),
 }
 
-/// The server and the session of a path.
-fn parse(path: &str) -> Option<(Option<ServerName>, Option<&str>)> {
-    let rest = rest_of(path)?;
-    let Some(rest) = rest.strip_prefix('/') else { return Some((None, None)) };
-    match rest.split_once('/') {
-        None => Some((Some(rest.parse().ok()?), None)),
-        Some((server, session)) => {
-            // It becomes a part of a path.
-            let is_plain = |session: &str| session.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-            Some((Some(server.parse().ok()?), Some(session).filter(|s| !s.is_empty() && is_plain(s))))
-                .filter(|(_, session)| session.is_some())
-        }
+impl<'a> Target<'a> {
+    fn of(path: &'a str) -> Option<Self> {
+        let Some(place) = behind_poll_path(path)?.strip_prefix('/') else { return Some(Self::New(None)) };
+        let Some((server, session)) = place.split_once('/') else { return Some(Self::New(Some(place.parse().ok()?))) };
+        // It becomes a part of a path.
+        let is_plain = !session.is_empty() && session.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        is_plain.then_some(Self::Session(server.parse().ok()?, session))
     }
 }
 
@@ -61,14 +59,14 @@ pub(super) async fn pass_on(gateway: &Gateway, from: SocketAddr, request: Reques
         Ok(received) => received,
         Err(refusal) => return refusal,
     };
-    match parse(received.head.uri.path()) {
-        Some((wanted, None)) => open(gateway, wanted, &received).await,
-        Some((Some(server), Some(session))) => exchange(gateway, &server, session, &received).await,
-        _ => no_session("there is nothing at this path, see docs/protocol.md"),
+    match Target::of(received.head.uri.path()) {
+        Some(Target::New(wanted)) => open(gateway, wanted, &received).await,
+        Some(Target::Session(server, session)) => exchange(gateway, &server, session, &received).await,
+        None => not_found("there is nothing at this path, see docs/protocol.md"),
     }
 }
 
-fn no_session(message: &str) -> Response {
+fn not_found(message: &str) -> Response {
     Failure::new(ErrorCode::NotFound, message).into_response()
 }
 
@@ -93,7 +91,7 @@ async fn open(gateway: &Gateway, wanted: Option<ServerName>, received: &Received
 
 async fn exchange(gateway: &Gateway, name: &ServerName, session: &str, received: &Received) -> Response {
     let Some(server) = gateway.cluster.look_up(Role::Chat, name).await else {
-        return no_session("the server of this session is gone: open another session");
+        return not_found("the server of this session is gone: open another session");
     };
     let query = received.head.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
     match send(gateway, server.address, &format!("{POLL_PATH}/{session}{query}"), received).await {
@@ -112,12 +110,12 @@ mod tests {
 
     #[test]
     fn paths_name_a_server_and_a_session() {
-        let parsed = |path: &'static str| parse(path).map(|(server, session)| (server.map(|s| s.to_string()), session));
-        assert_eq!(parsed("/poll"), Some((None, None)));
-        assert_eq!(parsed("/poll/chat-1"), Some((Some("chat-1".to_owned()), None)));
-        assert_eq!(parsed("/poll/chat-1/0ab-9"), Some((Some("chat-1".to_owned()), Some("0ab-9"))));
+        let server = |name: &str| name.parse().expect("valid");
+        assert_eq!(Target::of("/poll"), Some(Target::New(None)));
+        assert_eq!(Target::of("/poll/chat-1"), Some(Target::New(Some(server("chat-1")))));
+        assert_eq!(Target::of("/poll/chat-1/0ab-9"), Some(Target::Session(server("chat-1"), "0ab-9")));
         for path in ["/polls", "/poll/", "/poll/chat-1/", "/poll/chat-1/a/b", "/poll/chat-1/..", "/poll/%2e/a", "/"] {
-            assert_eq!(parsed(path), None, "{path}");
+            assert_eq!(Target::of(path), None, "{path}");
         }
     }
 
