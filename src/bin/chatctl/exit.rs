@@ -23,13 +23,13 @@ pub(crate) const INTERRUPTED: u8 = 130;
 pub(crate) const HELP: &str = "\
 Exit codes:
   0    pass
-  1    a threshold failed
+  1    a threshold failed; capacity: no rate holds
   2    wrong usage or a bad scenario
   3    environment: something outside is missing or broken
   4    the ledger found a violation: lost, duplicated, out of order, leaked
-  5    the run is invalid: the generator was too slow, or clients never connected
+  5    the run is invalid: the generator was too slow, or clients never connected; capacity: the generator was the limit
   6    compare, check: the new build is worse
-  7    compare, check, capacity: not enough data for an answer
+  7    compare, check: not enough data for an answer
   130  interrupted, or nobody reads standard output any more; results are written all the same";
 
 /// An error message with its exit code.
