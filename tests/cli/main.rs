@@ -205,6 +205,27 @@ fn a_run_whose_reader_went_away_is_interrupted_and_says_so() {
 }
 
 #[test]
+fn a_run_whose_every_reader_went_away_is_interrupted_too() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = scenario(folder.path(), &TINY.replace("duration: 1s", "duration: 600s"));
+    let out = folder.path().join("out");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_chatctl"))
+        .args(["load", &path, "--ui", "plain", "--out", &out.display().to_string()])
+        .env("CHATCTL_LOG", "debug")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    // Log lines are many, and none of them can be written.
+    drop(child.stderr.take());
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().expect("piped")));
+    assert!(lines.any(|line| line.expect("text").starts_with("steady")), "the load begins");
+    drop(lines);
+    assert_eq!(child.wait().expect("ends").code(), Some(130));
+    assert!(out.join("result.json").exists());
+}
+
+#[test]
 fn what_is_only_printed_ends_as_ever_when_nobody_reads_it() {
     let mut child = Command::new(env!("CARGO_BIN_EXE_chatctl"))
         .args(["plan", "--connections", "1M"])

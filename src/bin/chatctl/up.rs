@@ -233,6 +233,11 @@ pub(crate) fn init_logging() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("CHATCTL_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,librdkafka=off,rdkafka=off,scylla=off"));
     let in_colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let _ =
-        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(in_colour).with_writer(std::io::stderr).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(in_colour)
+        .with_writer(std::io::stderr)
+        // They would go to standard error by a way that panics when its reader went away.
+        .log_internal_errors(false)
+        .try_init();
 }
