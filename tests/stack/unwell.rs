@@ -1,4 +1,5 @@
-//! Clients that are not well: phones that vanish without a word, and people who hardly read.
+//! Clients that are not well: phones that vanish without a word, people who hardly read, and people who are sent away and come
+//! back.
 
 use chatctl::loadgen::result::Verdict;
 
@@ -57,4 +58,28 @@ async fn who_hardly_reads_misses_nothing_and_nobody_else_feels_it() {
     // holds too much for it is proven in `conformance`.)
     let counts = &result.counts;
     assert!(counts.frames < counts.delivered, "{counts:?}");
+}
+
+const COMING_BACK: &str = "
+name: coming-back
+seed: 16
+population:
+  users: 110
+  groups: [{count: 1, members: {min: 110, max: 110}}]
+behaviors: {group-talker: 1}
+connect_over: 300ms
+churn: {every: 150ms, back_after: 150ms}
+phases: [{phase: steady, duration: 9s, rate: 30}]
+generator_lag_max: 10s
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_added_to_a_large_group_again_hears_of_its_messages_at_once() {
+    let result = run(COMING_BACK, |b| b, None).await;
+    assert_eq!(result.verdict, Verdict::Pass, "{:?} {:?} {:?}", result.reasons, result.violations, result.errors);
+    let channel = &result.histograms["delivery_channel"];
+    assert!(channel.count() > 10_000, "{:?}", result.counts);
+    // Without a subscription a device hears of the others' messages when it sends one itself, every four seconds, or never.
+    let (most, few) = (channel.percentile_us(50.0), channel.percentile_us(99.0));
+    assert!(few < most + 1_000_000, "1 % of deliveries took over {few} µs, half of them less than {most} µs");
 }

@@ -321,12 +321,8 @@ impl Device {
     /// Beat, subscribe, send again what is pending, and catch up.
     fn after_welcome(&mut self) {
         self.beat_due_us = self.now_us;
-        let shared = Arc::clone(&self.shared);
         for at in 0..self.conversations.len() {
-            let spec = &shared.world.conversations[self.conversations[at].index as usize];
-            if spec.is_large() {
-                self.push(&ClientFrame::Subscribe(ConversationFrame { conversation: spec.id }));
-            }
+            self.subscribe_to(self.conversations[at].index);
         }
         for pending in &mut self.pending {
             pending.next_try_us = 0;
@@ -334,6 +330,15 @@ impl Device {
         self.sends_due_us = if self.pending.is_empty() { NEVER } else { 0 };
         self.catching_up = Some(0);
         self.list_inbox();
+    }
+
+    /// Asks for the heads of a large conversation. That lasts as long as connection and membership do.
+    fn subscribe_to(&mut self, conversation: u32) {
+        let spec = &self.shared.world.conversations[conversation as usize];
+        if spec.is_large() {
+            let frame = ClientFrame::Subscribe(ConversationFrame { conversation: spec.id });
+            self.push(&frame);
+        }
     }
 
     /// Called when the connection has everything that was said while it was away.
@@ -481,6 +486,7 @@ impl Device {
             Command::Vanish => self.vanish(),
             Command::Offline => self.leave_by_us = self.now_us + LEAVE_WAIT_US,
             Command::Send { conversation, intended_us, bytes } => self.on_send_due(conversation, intended_us, bytes),
+            Command::Joined(conversation) => self.subscribe_to(conversation),
             Command::Heads(result) => self.on_heads(result),
             Command::Page(page) => self.on_page(*page),
             Command::Finish(by_us) => {

@@ -26,6 +26,8 @@ pub(in crate::loadgen) enum Command {
     Vanish,
     /// Send a message of some size that is due at this time (µs).
     Send { conversation: u32, intended_us: u64, bytes: u32 },
+    /// The user is a member of a conversation again, and got to know it as people do.
+    Joined(u32),
     /// The inbox was listed.
     Heads(Result<Vec<InboxEntry>, Error>),
     /// A page of a conversation came.

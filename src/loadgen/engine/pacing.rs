@@ -213,6 +213,9 @@ async fn change_member(shared: &Shared, group: u32, member: u32, churn: Churn) {
         let added = shared.api.add_members(token, spec.id, vec![user]).await;
         note_change(shared, "join", group, member, began_us);
         if added.is_ok() {
+            for client in shared.world.clients_of(member) {
+                shared.mailboxes[client as usize].put(Command::Joined(group));
+            }
             return;
         }
         shared.stats.error("add_member");
