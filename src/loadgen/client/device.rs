@@ -332,6 +332,15 @@ impl Device {
         self.list_inbox();
     }
 
+    /// Who is added to a conversation again looks at what was said meanwhile.
+    fn on_joined(&mut self, conversation: u32) {
+        let Some(at) = self.find(conversation).filter(|_| self.is_connected()) else { return };
+        self.subscribe_to(conversation);
+        if !self.conversations[at].behind().is_syncing {
+            self.start_sync(at);
+        }
+    }
+
     /// Asks for the heads of a large conversation. That lasts as long as connection and membership do.
     fn subscribe_to(&mut self, conversation: u32) {
         let spec = &self.shared.world.conversations[conversation as usize];
@@ -486,7 +495,7 @@ impl Device {
             Command::Vanish => self.vanish(),
             Command::Offline => self.leave_by_us = self.now_us + LEAVE_WAIT_US,
             Command::Send { conversation, intended_us, bytes } => self.on_send_due(conversation, intended_us, bytes),
-            Command::Joined(conversation) => self.subscribe_to(conversation),
+            Command::Joined(conversation) => self.on_joined(conversation),
             Command::Heads(result) => self.on_heads(result),
             Command::Page(page) => self.on_page(*page),
             Command::Finish(by_us) => {
