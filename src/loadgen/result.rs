@@ -305,7 +305,7 @@ pub struct WorkerRecord {
     pub cpu_s: f64,
     /// Resident memory at the end of the load, in bytes.
     pub resident_bytes: u64,
-    /// Its clock minus the coordinator's, in µs, where they differ.
+    /// Its machine's wall clock minus the coordinator's, in µs, before the load.
     pub clock_offset_us: i64,
     /// That is right to within this, in µs. No latency contains it: both ends of each are on one worker.
     pub clock_error_us: u64,

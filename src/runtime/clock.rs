@@ -5,9 +5,15 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Milliseconds since 1970 on the wall clock.
 #[must_use]
-#[expect(clippy::disallowed_methods, reason = "this module is the wrapper")]
 pub fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+    unix_us() / 1_000
+}
+
+/// Microseconds since 1970 on the wall clock.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "this module is the wrapper")]
+pub fn unix_us() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX))
 }
 
 /// Microseconds on the monotonic clock since this process first asked. Never goes back.

@@ -109,7 +109,14 @@ fn workers_that_listen_take_part_and_one_that_is_killed_makes_the_run_invalid() 
     let code = child.wait().expect("ends").code();
     assert_eq!(code, Some(5), "{rest:?}");
     assert!(rest.iter().any(|l| l.contains("INVALID")) && rest.iter().any(|l| l.contains("was lost")), "{rest:?}");
-    assert!(result(&out)["workers"][1]["lost"].as_str().is_some_and(|why| why.contains("into the load")));
+    let result = result(&out);
+    assert!(result["workers"][1]["lost"].as_str().is_some_and(|why| why.contains("into the load")));
+    for worker in result["workers"].as_array().expect("a list") {
+        // All are on this machine, which has one clock, whenever they were started.
+        let (offset, error) = (worker["clock_offset_us"].as_i64(), worker["clock_error_us"].as_u64());
+        let (offset, error) = (offset.expect("a number").unsigned_abs(), error.expect("a number"));
+        assert!(error > 0 && offset <= 2 * error + 2, "{worker}");
+    }
     // The one that is left serves the next run.
     let path = scenario(folder.path(), TINY);
     let (code, text, err) = run(&["load", &path, "--workers", &a.1, "--secret-file", &key]);

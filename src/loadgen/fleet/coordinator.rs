@@ -55,8 +55,18 @@ pub struct Worker {
     child: Option<Child>,
     last_words: Arc<Mutex<Vec<String>>>,
     is_here: bool,
-    clock_offset_us: i64,
-    clock_error_us: u64,
+    clocks: Clocks,
+}
+
+/// How far a worker's clocks are from ours, in µs.
+#[derive(Debug, Clone, Copy, Default)]
+struct Clocks {
+    /// Its own clock, which begins with its process.
+    own_us: i64,
+    /// Its machine's wall clock.
+    wall_us: i64,
+    /// Most that either is off by.
+    error_us: u64,
 }
 
 impl Worker {
@@ -97,8 +107,7 @@ impl Worker {
             child: Some(child),
             last_words,
             is_here: true,
-            clock_offset_us: 0,
-            clock_error_us: 0,
+            clocks: Clocks::default(),
         };
         worker.compare_clocks().await.map_err(|e| format!("worker {}: {e}", worker.name))?;
         Ok(worker)
@@ -124,8 +133,7 @@ impl Worker {
             child: None,
             last_words: Arc::default(),
             is_here,
-            clock_offset_us: 0,
-            clock_error_us: 0,
+            clocks: Clocks::default(),
         };
         wire::greet(&mut worker.reader, &mut worker.writer, secret).await.map_err(|e| match e {
             WireError::Secret | WireError::Busy => format!("worker {address}: {e}"),
@@ -145,27 +153,29 @@ impl Worker {
         self.is_here
     }
 
-    /// Estimates how far the worker's clock is from ours, from the fastest of several answers: the true difference lies
+    /// Estimates how far the worker's clocks are from ours, from the fastest of several answers: the true difference lies
     /// within half of its round trip. Source: Cristian, "Probabilistic clock synchronization", 1989.
     async fn compare_clocks(&mut self) -> Result<(), WireError> {
-        let mut best: Option<(u64, i64)> = None;
+        let mut fastest_us = u64::MAX;
         for _ in 0..CLOCK_QUESTIONS {
-            let asked_us = clock::now_us();
+            let (asked_us, asked_unix_us) = (clock::now_us(), clock::unix_us());
             self.writer.send(&ToWorker::Ping).await?;
             let answer = tokio::time::timeout(CLOCK_TIMEOUT, self.reader.next::<FromWorker>()).await;
             let answer = answer.map_err(|_| WireError::Lost(format!("no answer within {CLOCK_TIMEOUT:?}")))??;
-            let FromWorker::Pong { now_us } = answer else {
+            let FromWorker::Pong { now_us, unix_us } = answer else {
                 return Err(WireError::Broken("another answer than the time".to_owned()));
             };
-            let answered_us = clock::now_us();
-            let round_trip_us = answered_us - asked_us;
-            let offset_us = now_us as i64 - (asked_us + round_trip_us / 2) as i64;
-            if best.is_none_or(|(fastest, _)| round_trip_us < fastest) {
-                best = Some((round_trip_us, offset_us));
+            let round_trip_us = clock::now_us() - asked_us;
+            if round_trip_us < fastest_us {
+                fastest_us = round_trip_us;
+                let offset_us = |theirs: u64, asked: u64| theirs as i64 - (asked + round_trip_us / 2) as i64;
+                self.clocks = Clocks {
+                    own_us: offset_us(now_us, asked_us),
+                    wall_us: offset_us(unix_us, asked_unix_us),
+                    error_us: round_trip_us.div_ceil(2),
+                };
             }
         }
-        let (round_trip_us, offset_us) = best.unwrap_or_default();
-        (self.clock_offset_us, self.clock_error_us) = (offset_us, round_trip_us.div_ceil(2));
         Ok(())
     }
 }
@@ -202,6 +212,7 @@ enum State {
 /// One worker, as the coordinator sees it.
 struct Member {
     record: WorkerRecord,
+    clocks: Clocks,
     state: State,
     writer: Writer,
     child: Option<Child>,
@@ -246,13 +257,14 @@ pub async fn run(scenario: &Scenario, options: FleetOptions) -> Result<RunResult
             sources: options.sources.get(index).cloned().unwrap_or_default(),
             history: options.histories.get(index).cloned(),
         };
-        let Worker { name, reader, mut writer, child, last_words, clock_offset_us, clock_error_us, .. } = worker;
+        let Worker { name, reader, mut writer, child, last_words, clocks, .. } = worker;
         let job = ToWorker::Job(Box::new(job));
         writer.send(&job).await.map_err(|e| RunError::Environment(format!("worker {name}: {e}")))?;
         tasks.spawn_until_stopped("fleet.hear", hear(index, reader, heard.clone()));
+        let (clock_offset_us, clock_error_us) = (clocks.wall_us, clocks.error_us);
         let record = WorkerRecord { name, clock_offset_us, clock_error_us, ..WorkerRecord::default() };
         let heard_us = clock::now_us();
-        members.push(Member { record, state: State::SettingUp, writer, child, last_words, heard_us });
+        members.push(Member { record, clocks, state: State::SettingUp, writer, child, last_words, heard_us });
     }
     drop(heard);
     let mut fleet = Fleet {
@@ -472,10 +484,10 @@ impl Fleet<'_> {
 
     /// Has all begin at the same moment, each by its own clock.
     async fn start(&mut self) {
-        let error_us = self.members.iter().map(|m| m.record.clock_error_us).max().unwrap_or(0);
+        let error_us = self.members.iter().map(|m| m.clocks.error_us).max().unwrap_or(0);
         self.started_us = clock::now_us() + START_AHEAD_US + 2 * error_us;
         for member in &mut self.members {
-            let at_us = (self.started_us as i64 + member.record.clock_offset_us).max(0) as u64;
+            let at_us = (self.started_us as i64 + member.clocks.own_us).max(0) as u64;
             member.state = State::Loading;
             let _ = tokio::time::timeout(SEND_TIMEOUT, member.writer.send(&ToWorker::Start { at_us })).await;
         }

@@ -133,8 +133,8 @@ pub(super) enum ToWorker {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "say", rename_all = "snake_case")]
 pub(super) enum FromWorker {
-    /// My clock, in µs.
-    Pong { now_us: u64 },
+    /// My clock, in µs, and the machine's, in µs since 1970.
+    Pong { now_us: u64, unix_us: u64 },
     /// Everything is set up.
     Ready,
     /// How it looks.

@@ -139,7 +139,9 @@ impl Gate for StartGate {
 async fn work(mut reader: Reader, mut writer: Writer, stop: &Tasks) -> Result<(), WireError> {
     let job = loop {
         match reader.next().await? {
-            ToWorker::Ping => writer.send(&FromWorker::Pong { now_us: clock::now_us() }).await?,
+            ToWorker::Ping => {
+                writer.send(&FromWorker::Pong { now_us: clock::now_us(), unix_us: clock::unix_us() }).await?;
+            }
             ToWorker::Job(job) => break job,
             ToWorker::Interrupt => return Ok(()),
             ToWorker::Start { .. } | ToWorker::FaultOver { .. } => {
