@@ -273,6 +273,12 @@ impl RunResult {
     pub fn stack_cpu_s(&self) -> f64 {
         self.generator.stack_cpu_s + self.processes.iter().map(|p| p.cpu_s).sum::<f64>()
     }
+
+    /// Processor time of the generator for each frame that it received and each beat that it sent, in µs.
+    #[must_use]
+    pub fn generator_us_per_frame(&self) -> f64 {
+        self.generator.cpu_s * 1e6 / (self.counts.frames + self.counts.beats).max(1) as f64
+    }
 }
 
 /// Name of the histogram of [`GeneratorHealth::lag`] among [`RunResult::histograms`].

@@ -169,7 +169,7 @@ fn generator(out: &mut String, r: &RunResult) {
         human_us(g.lag.max_us),
         human_count(g.lag.count),
         g.cpu_s,
-        g.cpu_s * 1e6 / (r.counts.frames + r.counts.beats).max(1) as f64,
+        r.generator_us_per_frame(),
         human_bytes(g.resident_bytes)
     );
     if g.stack_cpu_s > 0.0 {

@@ -116,47 +116,55 @@ fn over_time(page: &mut String, series: &[LiveSnapshot], marks: &[(f64, String)]
         Chart { title, note, x, y: y(&lines), x_ticks: x_ticks.clone(), y_text, lines, marks }.render()
     };
     page.push_str("<h2>Over time</h2>\n<div class=\"charts\">\n");
-    page.push_str(&chart(
-        "Delivery latency",
-        "from the time at which each message was due to each device, per second; logarithmic",
-        |lines| Axis::decades(values(lines)),
-        micros,
-        vec![
-            line("p50", &delivery(|s| s.p50_us)),
-            line("p90", &delivery(|s| s.p90_us)),
-            line("p99", &delivery(|s| s.p99_us)),
-            line("max", &delivery(|s| s.max_us)),
-        ],
-    ));
-    page.push_str(&heat_map(&shown, x, &x_ticks, marks));
-    page.push_str(&chart(
-        "Messages per second",
-        "logarithmic: one message to a group is many deliveries",
-        |lines| Axis::decades(values(lines)),
-        count,
-        vec![
-            line("due", &|s| Some(s.rates.intended)),
-            line("acknowledged", &|s| Some(s.rates.acked)),
-            line("delivered", &|s| Some(s.rates.delivered)),
-        ],
-    ));
+    // A run that only holds connections has nothing to show of messages.
+    let has_talk = shown.iter().any(|s| s.totals.intended > 0.0);
+    if has_talk {
+        page.push_str(&chart(
+            "Delivery latency",
+            "from the time at which each message was due to each device, per second; logarithmic",
+            |lines| Axis::decades(values(lines)),
+            micros,
+            vec![
+                line("p50", &delivery(|s| s.p50_us)),
+                line("p90", &delivery(|s| s.p90_us)),
+                line("p99", &delivery(|s| s.p99_us)),
+                line("max", &delivery(|s| s.max_us)),
+            ],
+        ));
+        page.push_str(&heat_map(&shown, x, &x_ticks, marks));
+        page.push_str(&chart(
+            "Messages per second",
+            "logarithmic: one message to a group is many deliveries",
+            |lines| Axis::decades(values(lines)),
+            count,
+            vec![
+                line("due", &|s| Some(s.rates.intended)),
+                line("acknowledged", &|s| Some(s.rates.acked)),
+                line("delivered", &|s| Some(s.rates.delivered)),
+            ],
+        ));
+    }
     page.push_str(&connections(&shown, &line, &chart));
-    page.push_str(&chart(
-        "Queue lag and delivery p99",
-        "age of the oldest record that no server has read, and what people waited; logarithmic",
-        |lines| Axis::decades(values(lines)),
-        micros,
-        vec![
-            line("oldest unread record", &|s| Some(series::lag_s(s) * 1e6)),
-            line("delivery p99", &delivery(|s| s.p99_us)),
-        ],
-    ));
+    if has_talk {
+        page.push_str(&chart(
+            "Queue lag and delivery p99",
+            "age of the oldest record that no server has read, and what people waited; logarithmic",
+            |lines| Axis::decades(values(lines)),
+            micros,
+            vec![
+                line("oldest unread record", &|s| Some(series::lag_s(s) * 1e6)),
+                line("delivery p99", &delivery(|s| s.p99_us)),
+            ],
+        ));
+    }
+    // Everybody leaving at the end is no load: how late that is says nothing of the run.
+    let late = |s: &LiveSnapshot| (s.elapsed_s <= s.planned_s).then_some(s.generator_lag_us_p99 as f64);
     page.push_str(&chart(
         "Generator",
         "how late the generator itself was, 99th percentile per second: where it is late, nothing else can be trusted",
         |lines| Axis::from_zero(values(lines)),
         micros,
-        vec![line("late p99", &|s| Some(s.generator_lag_us_p99 as f64))],
+        vec![line("late p99", &late)],
     ));
     page.push_str(&chart(
         "Generator processor time",
@@ -362,12 +370,12 @@ fn generator(page: &mut String, r: &RunResult) {
     let _ = write!(
         page,
         "<h2>Generator</h2>\n<p class=\"sub\">late p99 {}, max {} over {} actions; {:.2} s of processor time, {:.1} µs per \
-         frame; {} resident{}</p>\n",
+         frame and beat; {} resident{}</p>\n",
         human_us(g.lag.p99_us),
         human_us(g.lag.max_us),
         human_count(g.lag.count),
         g.cpu_s,
-        g.cpu_s * 1e6 / r.counts.frames.max(1) as f64,
+        r.generator_us_per_frame(),
         human_bytes(g.resident_bytes),
         if g.stack_cpu_s > 0.0 {
             format!("; the stack in the same process took {:.2} s of processor time", g.stack_cpu_s)
@@ -476,7 +484,9 @@ mod tests {
         result.histograms.insert("delivery".to_owned(), delivery.clone());
         result.faults.push(FaultRecord { what: "kill chat-2".to_owned(), at_s: 3.0, ..FaultRecord::default() });
         let series = (1..=8).map(|n| {
-            let mut s = LiveSnapshot { elapsed_s: f64::from(n), phase: "steady".to_owned(), ..Default::default() };
+            let mut s = LiveSnapshot { elapsed_s: f64::from(n), planned_s: 8.0, ..Default::default() };
+            s.phase = "steady".to_owned();
+            s.totals.intended = f64::from(n);
             let latency = LatencySummary { count: 5, p50_us: 900, p99_us: 4_200, max_us: 9_000, ..Default::default() };
             s.interval.insert("delivery".to_owned(), latency);
             s.heat = heat_of(&delivery);
@@ -509,6 +519,24 @@ mod tests {
             assert!(!page.contains(foreign), "loads {foreign}");
         }
         assert!(!page.contains("NaN") && !page.contains("inf"), "a figure is not a number");
+    }
+
+    #[test]
+    fn a_run_that_only_holds_connections_has_no_charts_of_messages_and_true_costs() {
+        let (mut result, mut series) = run();
+        result.counts.beats = 1_000_000;
+        result.generator.cpu_s = 7.0;
+        for snapshot in &mut series {
+            (snapshot.totals.intended, snapshot.generator_lag_us_p99) = (0.0, 2_000);
+        }
+        // While everybody leaves.
+        series.last_mut().expect("there are some").planned_s = 7.0;
+        series.last_mut().expect("there are some").generator_lag_us_p99 = 19_000_000;
+        let page = render(&result, &series);
+        for unwanted in ["Delivery latency", "Messages per second", "Queue lag and", "class=\"heat\"", "20 s"] {
+            assert!(!page.contains(unwanted), "has {unwanted}");
+        }
+        assert!(page.contains("Connections per server") && page.contains("7.0 µs per frame and beat"), "{page}");
     }
 
     #[test]

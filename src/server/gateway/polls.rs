@@ -79,10 +79,8 @@ async fn open(gateway: &Gateway, wanted: Option<ServerName>, received: &Received
             }
             Err(failed) => {
                 gateway.deps.metrics.count(Counter::PeerFailures);
+                // Also where it may have been done: a session that nobody knows of ends by itself.
                 tracing::warn!(server = %server.name, error = failed.error, "a chat server did not answer");
-                if failed.may_be_done {
-                    return unavailable("a chat server broke off; the session may be open and will end by itself");
-                }
             }
         }
     }
