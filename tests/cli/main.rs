@@ -3,8 +3,9 @@
 mod processes;
 mod scale;
 
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 const TINY: &str = "
 name: tiny
@@ -165,37 +166,50 @@ fn a_generator_that_is_late_is_exit_5() {
     assert!(out.contains("INVALID") && out.contains("the generator was late"), "{out}");
 }
 
+/// A load that would go on for ten minutes, under way.
+struct Endless {
+    child: Child,
+    /// Its standard output; nobody reads it any more once this is dropped.
+    lines: std::io::Lines<BufReader<ChildStdout>>,
+    /// Where its results go.
+    out: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+impl Endless {
+    /// `log` is what it logs; `reads_errors` is false when nobody reads its standard error from the start.
+    fn start(log: &str, reads_errors: bool) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = scenario(folder.path(), &TINY.replace("duration: 1s", "duration: 600s"));
+        let out = folder.path().join("out");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_chatctl"))
+            .args(["load", &path, "--ui", "plain", "--out", &out.display().to_string()])
+            .env("CHATCTL_LOG", log)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("starts");
+        if !reads_errors {
+            drop(child.stderr.take());
+        }
+        let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        assert!(lines.any(|line| line.expect("text").starts_with("steady")), "the load begins");
+        Self { child, lines, out, _folder: folder }
+    }
+}
+
 #[test]
 fn an_interrupted_run_is_exit_130_and_its_results_are_written() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = scenario(folder.path(), &TINY.replace("duration: 1s", "duration: 600s"));
-    let out = folder.path().join("out");
-    let mut child = Command::new(env!("CARGO_BIN_EXE_chatctl"))
-        .args(["load", &path, "--ui", "plain", "--out", &out.display().to_string()])
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("starts");
-    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().expect("piped")));
-    assert!(lines.any(|line| line.expect("text").starts_with("steady")), "the load begins");
-    let pid = rustix::process::Pid::from_child(&child);
+    let mut load = Endless::start("warn", true);
+    let pid = rustix::process::Pid::from_child(&load.child);
     rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("signals");
-    assert_eq!(child.wait().expect("ends").code(), Some(130));
-    assert!(out.join("result.json").exists());
+    assert_eq!(load.child.wait().expect("ends").code(), Some(130));
+    assert!(load.out.join("result.json").exists());
 }
 
 #[test]
 fn a_run_whose_reader_went_away_is_interrupted_and_says_so() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = scenario(folder.path(), &TINY.replace("duration: 1s", "duration: 600s"));
-    let out = folder.path().join("out");
-    let mut child = Command::new(env!("CARGO_BIN_EXE_chatctl"))
-        .args(["load", &path, "--ui", "plain", "--out", &out.display().to_string()])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("starts");
-    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().expect("piped")));
-    assert!(lines.any(|line| line.expect("text").starts_with("steady")), "the load begins");
+    let Endless { child, lines, out, _folder } = Endless::start("warn", true);
     drop(lines);
     let output = child.wait_with_output().expect("ends");
     let err = String::from_utf8_lossy(&output.stderr);
@@ -206,20 +220,8 @@ fn a_run_whose_reader_went_away_is_interrupted_and_says_so() {
 
 #[test]
 fn a_run_whose_every_reader_went_away_is_interrupted_too() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = scenario(folder.path(), &TINY.replace("duration: 1s", "duration: 600s"));
-    let out = folder.path().join("out");
-    let mut child = Command::new(env!("CARGO_BIN_EXE_chatctl"))
-        .args(["load", &path, "--ui", "plain", "--out", &out.display().to_string()])
-        .env("CHATCTL_LOG", "debug")
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("starts");
     // Log lines are many, and none of them can be written.
-    drop(child.stderr.take());
-    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().expect("piped")));
-    assert!(lines.any(|line| line.expect("text").starts_with("steady")), "the load begins");
+    let Endless { mut child, lines, out, _folder } = Endless::start("debug", false);
     drop(lines);
     assert_eq!(child.wait().expect("ends").code(), Some(130));
     assert!(out.join("result.json").exists());
@@ -246,7 +248,7 @@ fn a_folder_in_use_is_exit_3_and_names_it() {
     let args = ["up", "--data", &data, "--api-port", "0", "--chat-port", "0"];
     let mut first =
         Command::new(env!("CARGO_BIN_EXE_chatctl")).args(args).stdout(Stdio::piped()).spawn().expect("starts");
-    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(first.stdout.take().expect("piped")));
+    let mut lines = BufReader::new(first.stdout.take().expect("piped")).lines();
     assert!(lines.any(|line| line.expect("text").starts_with("ready")), "the stack is up");
     let (code, _, err) = run(&args);
     assert_eq!(code, Some(3), "{err}");

@@ -212,7 +212,8 @@ enum State {
 /// One worker, as the coordinator sees it.
 struct Member {
     record: WorkerRecord,
-    clocks: Clocks,
+    /// How far its own clock is from ours, in µs.
+    own_clock_us: i64,
     state: State,
     writer: Writer,
     child: Option<Child>,
@@ -261,10 +262,10 @@ pub async fn run(scenario: &Scenario, options: FleetOptions) -> Result<RunResult
         let job = ToWorker::Job(Box::new(job));
         writer.send(&job).await.map_err(|e| RunError::Environment(format!("worker {name}: {e}")))?;
         tasks.spawn_until_stopped("fleet.hear", hear(index, reader, heard.clone()));
-        let (clock_offset_us, clock_error_us) = (clocks.wall_us, clocks.error_us);
+        let Clocks { own_us: own_clock_us, wall_us: clock_offset_us, error_us: clock_error_us } = clocks;
         let record = WorkerRecord { name, clock_offset_us, clock_error_us, ..WorkerRecord::default() };
         let heard_us = clock::now_us();
-        members.push(Member { record, clocks, state: State::SettingUp, writer, child, last_words, heard_us });
+        members.push(Member { record, own_clock_us, state: State::SettingUp, writer, child, last_words, heard_us });
     }
     drop(heard);
     let mut fleet = Fleet {
@@ -484,10 +485,10 @@ impl Fleet<'_> {
 
     /// Has all begin at the same moment, each by its own clock.
     async fn start(&mut self) {
-        let error_us = self.members.iter().map(|m| m.clocks.error_us).max().unwrap_or(0);
+        let error_us = self.members.iter().map(|m| m.record.clock_error_us).max().unwrap_or(0);
         self.started_us = clock::now_us() + START_AHEAD_US + 2 * error_us;
         for member in &mut self.members {
-            let at_us = (self.started_us as i64 + member.clocks.own_us).max(0) as u64;
+            let at_us = (self.started_us as i64 + member.own_clock_us).max(0) as u64;
             member.state = State::Loading;
             let _ = tokio::time::timeout(SEND_TIMEOUT, member.writer.send(&ToWorker::Start { at_us })).await;
         }

@@ -126,10 +126,13 @@ fn rate_limited(server: &ApiServer, wait: Duration) -> Failure {
 
 /// Picks a chat server for a user: none that is known to be gone, and another one than `avoid`, where there is a choice.
 async fn place(server: &ApiServer, user: UserId, avoid: Option<&ServerName>) -> Answer<Placement> {
-    let mut servers = server.cluster.look_for(Role::Chat).await.to_vec();
+    let servers = server.cluster.look_for(Role::Chat).await;
+    // Looked at once: what is known of a server may change meanwhile.
     let rank = |s: &ServerEntry| (server.doubts.is_gone(s), Some(&s.name) == avoid);
-    let best = servers.iter().filter(|s| !s.draining).map(rank).min();
-    servers.retain(|s| Some(rank(s)) == best);
+    let ranked: Vec<_> = servers.iter().filter(|s| !s.draining).map(|s| (rank(s), s)).collect();
+    let best = ranked.iter().map(|(rank, _)| *rank).min();
+    let servers: Vec<_> =
+        ranked.into_iter().filter(|(rank, _)| Some(*rank) == best).map(|(_, server)| server.clone()).collect();
     let partition = server.deps.backends.log.partition_of(user.0);
     let chosen = placement::choose(server.config.placement, &servers, partition, |s| server.cluster.load(s));
     let Some(chosen) = chosen else {

@@ -38,7 +38,7 @@ const GAUGE_INTERVAL: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// WebSockets that the gateway passes on at most; each takes two descriptors.
+    /// WebSockets, and connections of clients that poll, that the gateway passes on at most; each takes two descriptors.
     pub tunnels_max: usize,
     /// HTTP connections that the gateway holds at most.
     pub http_connections_max: usize,
@@ -77,7 +77,7 @@ pub struct Gateway {
     config: Config,
     cluster: Arc<Cluster>,
     proxy: Proxy,
-    /// WebSockets passed on now. Written by the tunnels, read by the registry's entry.
+    /// WebSockets passed on now, and connections of clients that poll. Written by the tunnels, read by the registry's entry.
     tunnels: AtomicU64,
 }
 
