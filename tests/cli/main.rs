@@ -242,6 +242,16 @@ fn what_is_only_printed_ends_as_ever_when_nobody_reads_it() {
 }
 
 #[test]
+fn what_could_not_be_printed_for_want_of_room_is_exit_3() {
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("Linux has it");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_chatctl"));
+    let output = command.args(["plan", "--connections", "1M"]).stdout(full).output().expect("runs");
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{err}");
+    assert!(err.starts_with("chatctl: standard output: "), "{err}");
+}
+
+#[test]
 fn a_folder_in_use_is_exit_3_and_names_it() {
     let folder = tempfile::tempdir().expect("a folder");
     let data = folder.path().display().to_string();

@@ -27,7 +27,7 @@ Exit codes:
   2    wrong usage or a bad scenario
   3    environment: something outside is missing or broken
   4    the ledger found a violation: lost, duplicated, out of order, leaked
-  5    the run is invalid: the generator was too slow, or clients never connected; capacity: the generator was the limit
+  5    the run is invalid: the generator was late (capacity: the limit), or clients never connected
   6    compare, check: the new build is worse
   7    compare, check: not enough data for an answer
   130  interrupted, or nobody reads standard output any more; results are written all the same";

@@ -114,6 +114,11 @@ fn main() -> std::process::ExitCode {
         Verb::Config(args) => config::run(args),
         Verb::Migrate(args) => migrate::run(args),
     };
+    // A broken pipe is the reader's choice; what else keeps the output from being written is an error.
+    let result = match (result, output::failure()) {
+        (Ok(exit::PASS), Some(error)) => Err(exit::Failure::environment(format!("standard output: {error}"))),
+        (result, _) => result,
+    };
     match result {
         Ok(code) => code.into(),
         Err(failure) => {

@@ -3,12 +3,12 @@
 
 use std::fmt;
 use std::io::{self, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::OnceLock;
 
 use chatctl::runtime::Tasks;
 
-/// Set when a write to standard output failed.
-static IS_GONE: AtomicBool = AtomicBool::new(false);
+/// Why the first write to standard output failed that did.
+static FAILED: OnceLock<io::Error> = OnceLock::new();
 
 /// Prints to standard output, as `print!` does, and flushes.
 macro_rules! out {
@@ -30,8 +30,9 @@ pub(crate) use {errln, out, outln};
 pub(crate) fn print(text: fmt::Arguments<'_>, is_line: bool) {
     let mut stdout = io::stdout().lock();
     let written = if is_line { writeln!(stdout, "{text}") } else { write!(stdout, "{text}") };
-    if written.and_then(|()| stdout.flush()).is_err() {
-        IS_GONE.store(true, Ordering::Relaxed);
+    if let Err(error) = written.and_then(|()| stdout.flush()) {
+        // The first says why; the others follow from it.
+        let _ = FAILED.set(error);
     }
 }
 
@@ -42,13 +43,20 @@ pub(crate) fn print_error(text: fmt::Arguments<'_>) {
 
 /// Whether standard output could be written so far.
 pub(crate) fn is_read() -> bool {
-    !IS_GONE.load(Ordering::Relaxed)
+    FAILED.get().is_none()
+}
+
+/// Why something was not printed although somebody wants to read it, such as a disk that is full.
+pub(crate) fn failure() -> Option<&'static io::Error> {
+    FAILED.get().filter(|error| error.kind() != io::ErrorKind::BrokenPipe)
 }
 
 /// Interrupts a run that is shown to nobody any more.
 pub(crate) fn interrupt_unread(interrupt: &Tasks) {
-    if !is_read() && !interrupt.is_stopped() {
-        errln!("chatctl: standard output can't be written any more: interrupted");
+    if let Some(error) = FAILED.get()
+        && !interrupt.is_stopped()
+    {
+        errln!("chatctl: standard output can't be written any more ({error}): interrupted");
         interrupt.stop();
     }
 }
