@@ -156,7 +156,7 @@ pub struct GeneratorHealth {
     pub cpu_s: f64,
     /// Processor time of the stack's threads, in seconds; 0 when the stack is elsewhere.
     pub stack_cpu_s: f64,
-    /// Resident memory of the process at the end of the load, in bytes.
+    /// Resident memory of the process at the end of the load, in bytes, without its program.
     pub resident_bytes: u64,
 }
 
@@ -284,14 +284,15 @@ impl RunResult {
 /// Name of the histogram of [`GeneratorHealth::lag`] among [`RunResult::histograms`].
 pub const LAG: &str = "generator_lag";
 
-/// Growth of memory from before the first connection to the end of the load, in bytes over all connections.
+/// Growth of memory from before the first connection (clients: from before their accounts were made) to the end of the load, in
+/// bytes over all connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ConnectionMemory {
     /// Connections at the end of the load.
     pub connections: u64,
-    /// Resident memory of the chat servers.
+    /// Memory of the chat servers.
     pub server_bytes: u64,
-    /// Resident memory of the generators.
+    /// Memory of the generators.
     pub client_bytes: u64,
     /// Memory of the kernel: both ends, where the servers are on this machine.
     pub kernel_bytes: u64,
@@ -309,7 +310,7 @@ pub struct WorkerRecord {
     pub lag_us_p99: u64,
     /// Processor time in seconds.
     pub cpu_s: f64,
-    /// Resident memory at the end of the load, in bytes.
+    /// Resident memory at the end of the load, in bytes, without its program.
     pub resident_bytes: u64,
     /// Its machine's wall clock minus the coordinator's, in µs, before the load.
     pub clock_offset_us: i64,

@@ -193,7 +193,7 @@ fn memory(out: &mut String, r: &RunResult) {
     let each = |bytes: u64| human_bytes(bytes / m.connections.max(1));
     let _ = writeln!(
         out,
-        "memory     {} connections; each: server {}, client {}, kernel {} (growth since before the first connection)",
+        "memory     {} connections; each: server {}, client {}, kernel {} (growth since before the first connection, of clients since before their accounts)",
         human_count(m.connections),
         each(m.server_bytes),
         each(m.client_bytes),

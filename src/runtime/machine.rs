@@ -56,12 +56,23 @@ pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// Resident memory of this process in bytes, or `None` where `/proc` does not tell.
+/// Resident memory of this process in bytes, without pages of files: the program itself is shared by all processes that run
+/// it. `None` where `/proc` does not tell.
 #[must_use]
 pub fn resident_bytes() -> Option<u64> {
     let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
-    Some(pages * rustix::param::page_size() as u64)
+    let pages: Vec<u64> = statm.split_whitespace().filter_map(|n| n.parse().ok()).collect();
+    // size, resident, shared (of files), …: source `proc_pid_statm(5)`.
+    let [_, resident, of_files, ..] = pages.as_slice() else { return None };
+    Some(resident.saturating_sub(*of_files) * rustix::param::page_size() as u64)
+}
+
+/// Has the system give this process, and those that it starts, memory in small pages only.
+///
+/// For one of many processes: each huge page is 2 MiB, of which a small heap uses little (docs/performance.md has figures).
+pub fn avoid_huge_pages() {
+    // Without it the process takes more memory and works all the same.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
 }
 
 /// Processor time that all processes of this machine have used since it started, waiting not counted; `None` where `/proc`

@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Latency, LatencySummary};
 
+/// The phases behind the load's own, in their order: answers are waited for, everything is read back, the verdict is there.
+pub const CLOSING_PHASES: [&str; 3] = ["drain", "audit", "done"];
+
 /// A load run at one moment. Written by the generator once per interval, read by whoever shows it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct LiveSnapshot {

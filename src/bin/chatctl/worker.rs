@@ -40,6 +40,10 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> Result<u8, Failure> {
     init_logging();
     let _ = machine::raise_open_files();
+    if args.at.pipe {
+        // There may be fifty of them here.
+        machine::avoid_huge_pages();
+    }
     let runtime = runner::runtime_of(args.threads.map_or(machine::cores(), usize::from))?;
     let stop = Tasks::new();
     let Some(address) = args.at.listen else {

@@ -12,14 +12,31 @@ pub(in crate::loadgen) struct DeviceConversation {
     /// Messages that this device sent here.
     pub(super) counter: u32,
     pub(super) cursor: Cursor,
+    /// `None` before the first message.
+    record: Option<Box<Record>>,
+    /// What there is to do; `None` while the conversation is up to date.
+    behind: Option<Box<Behind>>,
+}
+
+/// What is held against what is stored, at the end.
+#[derive(Debug)]
+pub(in crate::loadgen) struct Record {
     /// Ids shown to the person.
     pub(in crate::loadgen) shown: Ranges<u64>,
     /// Sum of [`crate::loadgen::body::Tag::hash_with`] over what was shown.
     pub(in crate::loadgen) shown_sum: u64,
     /// Counters of own messages that were acknowledged.
     pub(in crate::loadgen) acked: Ranges<u32>,
-    /// What there is to do; `None` while the conversation is up to date.
-    behind: Option<Box<Behind>>,
+}
+
+impl Record {
+    const EMPTY: Self = Self { shown: Ranges::EMPTY, shown_sum: 0, acked: Ranges::EMPTY };
+}
+
+impl Default for Record {
+    fn default() -> Self {
+        Self::EMPTY
+    }
 }
 
 /// What a conversation waits for.
@@ -77,11 +94,23 @@ impl DeviceConversation {
         }
     }
 
+    /// What was shown and acknowledged.
+    pub(in crate::loadgen) fn record(&self) -> &Record {
+        static EMPTY: Record = Record::EMPTY;
+        self.record.as_deref().unwrap_or(&EMPTY)
+    }
+
     /// Notes that a message is shown. Returns the newest id shown before, 0 for none, and whether this one is new.
     pub(super) fn note_shown(&mut self, seen: &Seen) -> (u64, bool) {
-        let newest = self.shown.max().unwrap_or(0);
-        self.shown_sum = self.shown_sum.wrapping_add(seen.tag.hash_with(MessageId(seen.id)));
-        (newest, self.shown.insert(seen.id))
+        let record = self.record.get_or_insert_default();
+        let newest = record.shown.max().unwrap_or(0);
+        record.shown_sum = record.shown_sum.wrapping_add(seen.tag.hash_with(MessageId(seen.id)));
+        (newest, record.shown.insert(seen.id))
+    }
+
+    /// Notes that an own message was acknowledged.
+    pub(super) fn note_acked(&mut self, counter: u32) {
+        self.record.get_or_insert_default().acked.insert(counter);
     }
 }
 
@@ -102,6 +131,7 @@ mod tests {
         conversation.behind().head = 0;
         conversation.settle();
         assert!(conversation.behind.is_none() && !conversation.is_behind());
-        assert!(size_of::<DeviceConversation>() <= 80, "{}", size_of::<DeviceConversation>());
+        assert!(conversation.record.is_none() && conversation.record().shown.max().is_none());
+        assert!(size_of::<DeviceConversation>() <= 40, "{}", size_of::<DeviceConversation>());
     }
 }

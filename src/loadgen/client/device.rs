@@ -4,7 +4,7 @@
 //! back afterwards.
 
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use serde_json::json;
 
@@ -144,16 +144,11 @@ impl Device {
     ///
     /// The rare and large parts (connecting, the last sync) are boxed, so that they take no memory while waiting.
     pub(in crate::loadgen) async fn run(mut self: Box<Self>) {
-        let mut frames = Vec::new();
         while !self.is_finished() {
             if self.is_due_to_connect() {
                 Box::pin(self.connect()).await;
             }
-            self.wait(&mut frames).await;
-            // Given back, not kept: room for a few frames would be a third of what an idle device takes.
-            for frame in std::mem::take(&mut frames) {
-                self.on_frame(frame);
-            }
+            self.wait().await;
             for command in self.shared.mailboxes[self.client as usize].take() {
                 self.on_command(command);
             }
@@ -161,9 +156,7 @@ impl Device {
             if self.leave_by_us < NEVER && (self.pending.is_empty() || self.now_us >= self.leave_by_us) {
                 Box::pin(self.go_offline()).await;
             }
-            if let Some(link) = self.link.as_mut().filter(|link| link.has_output())
-                && let Err(error) = link.flush(&self.shared.traffic).await
-            {
+            if let Err(error) = self.flush().await {
                 self.disconnected(&error);
             }
         }
@@ -195,34 +188,50 @@ impl Device {
         self.is_wanted && self.link.is_none() && is_due
     }
 
-    /// Waits for the socket, the mailbox or the next thing that is due.
-    async fn wait(&mut self, frames: &mut Vec<ServerFrame>) {
+    /// Waits for the socket, the mailbox or the next thing that is due, and takes what was read.
+    async fn wait(&mut self) {
         self.set_alarm();
-        let mailbox = &self.shared.mailboxes[self.client as usize];
-        let is_reading = self.now_us >= self.reads_at_us;
-        let (link, shared) = (&mut self.link, &self.shared);
-        let result = std::future::poll_fn(|context| {
-            let news = mailbox.poll_news(context);
-            // Both are polled, so that both know whom to wake.
-            let read = match link {
-                Some(link) if is_reading => link.poll_read(context, frames, &shared.traffic),
-                _ => Poll::Pending,
-            };
-            if read.is_pending() && news.is_ready() { Poll::Ready(Ok(())) } else { read }
-        })
-        .await;
+        let (frames, result) = std::future::poll_fn(|context| self.poll_wait(context)).await;
         self.now_us = clock::now_us();
         // At the end everybody reads what there is.
         if !frames.is_empty() && self.finish_by_us == NEVER && self.is_slow_reader() {
             self.reads_at_us = self.now_us + self.shared.scenario.read_pause.as_micros() as u64;
         }
+        // What came before an error counts.
+        for frame in frames {
+            self.on_frame(frame);
+        }
         if let Err(error) = result {
-            // What came before the end counts.
-            for frame in frames.drain(..) {
-                self.on_frame(frame);
-            }
             self.disconnected(&error);
         }
+    }
+
+    /// Ready with what was read, and with nothing where somebody else has news. No frame is kept while it waits: room for a
+    /// few would be a third of what an idle device takes.
+    fn poll_wait(&mut self, context: &mut Context<'_>) -> Poll<(Vec<ServerFrame>, Result<(), LinkError>)> {
+        let Self { shared, link, .. } = self;
+        let news = shared.mailboxes[self.client as usize].poll_news(context);
+        let is_reading = self.now_us >= self.reads_at_us;
+        let mut frames = Vec::new();
+        // Both are polled, so that both know whom to wake.
+        let read = match link {
+            Some(link) if is_reading => link.poll_read(context, &mut frames, &shared.traffic),
+            _ => Poll::Pending,
+        };
+        match read {
+            Poll::Ready(result) => Poll::Ready((frames, result)),
+            Poll::Pending => news.map(|()| (frames, Ok(()))),
+        }
+    }
+
+    /// Writes what was pushed.
+    async fn flush(&mut self) -> Result<(), LinkError> {
+        let Some(link) = self.link.as_mut().filter(|link| link.has_output()) else { return Ok(()) };
+        if link.try_flush(&self.shared.traffic)? {
+            return Ok(());
+        }
+        // Rare and large, so boxed.
+        Box::pin(link.flush(&self.shared.traffic)).await
     }
 
     /// Asks to be woken for what is due next, unless an alarm rings before that anyway.

@@ -122,11 +122,19 @@ impl Link {
         }
     }
 
+    /// Writes what can be written at once. Returns whether that was everything.
+    pub(super) fn try_flush(&mut self, traffic: &Traffic) -> Result<bool, LinkError> {
+        match self {
+            Self::Socket(link) => link.try_flush(traffic),
+            Self::Poll(_) => Ok(false),
+        }
+    }
+
     /// Writes everything that was pushed.
     pub(super) async fn flush(&mut self, traffic: &Traffic) -> Result<(), LinkError> {
         match self {
             Self::Socket(link) => link.flush(traffic).await,
-            Self::Poll(link) => Box::pin(link.flush(traffic)).await,
+            Self::Poll(link) => link.flush(traffic).await,
         }
     }
 
@@ -225,21 +233,28 @@ impl SocketLink {
         !self.outgoing.is_empty()
     }
 
+    /// Writes what the kernel takes at once. Returns whether that was everything.
+    pub(super) fn try_flush(&mut self, traffic: &Traffic) -> Result<bool, LinkError> {
+        let written = match self.stream.try_write(&self.outgoing) {
+            Ok(written) => written,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
+            Err(error) => return Err(lost(&error)),
+        };
+        traffic.sent(written);
+        if written == self.outgoing.len() {
+            // Given back, not kept.
+            self.outgoing = Vec::new();
+        } else {
+            self.outgoing.drain(..written);
+        }
+        Ok(self.outgoing.is_empty())
+    }
+
     /// Writes everything that was pushed.
     pub(super) async fn flush(&mut self, traffic: &Traffic) -> Result<(), LinkError> {
         let bytes = std::mem::take(&mut self.outgoing);
         traffic.sent(bytes.len());
-        match self.stream.try_write(&bytes) {
-            Ok(written) if written == bytes.len() => Ok(()),
-            // Rare and large, so boxed.
-            Ok(written) => Box::pin(self.flush_slowly(&bytes[written..])).await,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Box::pin(self.flush_slowly(&bytes)).await,
-            Err(error) => Err(lost(&error)),
-        }
-    }
-
-    async fn flush_slowly(&self, bytes: &[u8]) -> Result<(), LinkError> {
-        match tokio::time::timeout(WRITE_TIMEOUT, write_all(&self.stream, bytes)).await {
+        match tokio::time::timeout(WRITE_TIMEOUT, write_all(&self.stream, &bytes)).await {
             Ok(result) => result,
             Err(_) => Err(LinkError::Lost("the server does not read".to_owned())),
         }

@@ -96,7 +96,7 @@ impl Device {
         });
         shared.ledger.on_ack(&tag, ack.id);
         let Some(at) = self.find(tag.conversation) else { return };
-        self.conversations[at].acked.insert(tag.counter);
+        self.conversations[at].note_acked(tag.counter);
         self.on_seen(at, Seen { id: ack.id.0, tag });
     }
 

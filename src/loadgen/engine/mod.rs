@@ -392,12 +392,13 @@ async fn audit(shared: &Arc<Shared>, states: &[DeviceState], watcher: &Watcher) 
     let mut devices: Vec<Vec<AuditedDevice<'_>>> = shared.world.conversations.iter().map(|_| Vec::new()).collect();
     for state in states {
         for conversation in &state.conversations {
+            let record = conversation.record();
             devices[conversation.index as usize].push(AuditedDevice {
                 client: state.client,
                 user: state.user,
-                shown: &conversation.shown,
-                shown_sum: conversation.shown_sum,
-                acked: &conversation.acked,
+                shown: &record.shown,
+                shown_sum: record.shown_sum,
+                acked: &record.acked,
                 is_drained: state.is_drained,
             });
         }

@@ -11,9 +11,9 @@ use crate::loadgen::client::Shared;
 use crate::loadgen::recorder::{Path, get, named, summaries};
 use crate::loadgen::result::Verdict;
 use crate::runtime::{clock, machine};
-use crate::telemetry::live::{ServerSnapshot, Totals, heat_of};
+use crate::telemetry::live::{CLOSING_PHASES, ServerSnapshot, Totals, heat_of};
 use crate::telemetry::prometheus::{self, Scraped};
-use crate::telemetry::{Counter, Gauge, LiveSnapshot};
+use crate::telemetry::{Counter, Gauge, LatencySummary, LiveSnapshot};
 
 /// Time between two snapshots.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -194,9 +194,13 @@ fn snapshot(
     let (cpu, stack_cpu) = (machine::process_cpu(), stack_threads.map_or(Duration::ZERO, machine::threads_cpu));
     let generator_cpu = cpu.saturating_sub(before.cpu).saturating_sub(stack_cpu.saturating_sub(before.stack_cpu));
     let used = machine::used_cpu().unwrap_or_default();
-    let lag = shared.recorder.take_lag();
-    before.lag_us_max = before.lag_us_max.max(lag.max_us);
     let state = state.lock().expect("no panic while held");
+    let lag = match shared.recorder.take_lag() {
+        // Everybody leaves at once: what is late then is not counted, and not shown.
+        _ if CLOSING_PHASES.contains(&state.phase.as_str()) => LatencySummary::default(),
+        lag => lag,
+    };
+    before.lag_us_max = before.lag_us_max.max(lag.max_us);
     let planned_s = shared.scenario.duration().as_secs_f64();
     let elapsed_s = if state.started_us == 0 { 0.0 } else { (now - state.started_us) as f64 / 1e6 };
     let by_time = || ((elapsed_s / planned_s).min(1.0), format!("{elapsed_s:.0}/{planned_s:.0} s"));

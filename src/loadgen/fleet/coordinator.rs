@@ -21,7 +21,7 @@ use crate::loadgen::engine::{self, RunError, Scraper, verdict};
 use crate::loadgen::result::{ConnectionMemory, ProcessUsage, RunResult, WorkerRecord};
 use crate::runtime::{Tasks, clock, machine, net};
 use crate::telemetry::LiveSnapshot;
-use crate::telemetry::live::ServerSnapshot;
+use crate::telemetry::live::{CLOSING_PHASES, ServerSnapshot};
 
 /// Longest that connecting to a worker may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -56,6 +56,8 @@ pub struct Worker {
     last_words: Arc<Mutex<Vec<String>>>,
     is_here: bool,
     clocks: Clocks,
+    /// What it took before it had a job.
+    idle_bytes: u64,
 }
 
 /// How far a worker's clocks are from ours, in µs.
@@ -108,6 +110,7 @@ impl Worker {
             last_words,
             is_here: true,
             clocks: Clocks::default(),
+            idle_bytes: 0,
         };
         worker.compare_clocks().await.map_err(|e| format!("worker {}: {e}", worker.name))?;
         Ok(worker)
@@ -134,6 +137,7 @@ impl Worker {
             last_words: Arc::default(),
             is_here,
             clocks: Clocks::default(),
+            idle_bytes: 0,
         };
         wire::greet(&mut worker.reader, &mut worker.writer, secret).await.map_err(|e| match e {
             WireError::Secret | WireError::Busy => format!("worker {address}: {e}"),
@@ -162,10 +166,11 @@ impl Worker {
             self.writer.send(&ToWorker::Ping).await?;
             let answer = tokio::time::timeout(CLOCK_TIMEOUT, self.reader.next::<FromWorker>()).await;
             let answer = answer.map_err(|_| WireError::Lost(format!("no answer within {CLOCK_TIMEOUT:?}")))??;
-            let FromWorker::Pong { now_us, unix_us } = answer else {
+            let FromWorker::Pong { now_us, unix_us, resident_bytes } = answer else {
                 return Err(WireError::Broken("another answer than the time".to_owned()));
             };
             let round_trip_us = clock::now_us() - asked_us;
+            self.idle_bytes = resident_bytes;
             if round_trip_us < fastest_us {
                 fastest_us = round_trip_us;
                 let offset_us = |theirs: u64, asked: u64| theirs as i64 - (asked + round_trip_us / 2) as i64;
@@ -229,6 +234,8 @@ struct Fleet<'a> {
     live: &'a watch::Sender<LiveSnapshot>,
     members: Vec<Member>,
     view: View,
+    /// What the workers took before they had their jobs.
+    idle_bytes: u64,
     results: Vec<(usize, RunResult)>,
     /// The servers as they were last seen. Written by [`watch_servers`].
     servers: Arc<Mutex<BTreeMap<String, ServerSnapshot>>>,
@@ -247,6 +254,7 @@ pub async fn run(scenario: &Scenario, options: FleetOptions) -> Result<RunResult
     let parts = split(scenario, options.workers.len()).map_err(RunError::Usage)?;
     let api = engine::reach(scenario, &options.target, options.control.as_deref()).await?;
     let count = options.workers.len() as u32;
+    let idle_bytes = options.workers.iter().map(|worker| worker.idle_bytes).sum();
     let (heard, mut events) = mpsc::channel::<Event>(EVENTS_MAX);
     let tasks = Tasks::new();
     let mut members = Vec::new();
@@ -273,6 +281,7 @@ pub async fn run(scenario: &Scenario, options: FleetOptions) -> Result<RunResult
         live: &options.live,
         view: View::new(members.len()),
         members,
+        idle_bytes,
         results: Vec::new(),
         servers: Arc::default(),
         started_us: 0,
@@ -324,6 +333,7 @@ const STACK_ROLE: &str = "all";
 struct Taken {
     processes: Vec<ProcessUsage>,
     connections: u64,
+    /// Since before the workers had their jobs.
     client_bytes: u64,
     kernel_bytes: u64,
 }
@@ -337,7 +347,7 @@ fn memory(before: &Taken, after: &Taken) -> Option<ConnectionMemory> {
     (after.connections > 0).then(|| ConnectionMemory {
         connections: after.connections,
         server_bytes: servers(after).saturating_sub(servers(before)),
-        client_bytes: after.client_bytes.saturating_sub(before.client_bytes),
+        client_bytes: after.client_bytes,
         kernel_bytes: after.kernel_bytes.saturating_sub(before.kernel_bytes),
     })
 }
@@ -417,7 +427,8 @@ impl Fleet<'_> {
             cpu_s: machine::threads_cpu(threads).as_secs_f64(),
             resident_bytes: machine::resident_bytes().unwrap_or(0),
         }));
-        let (connections, client_bytes) = self.view.connections_and_memory();
+        let (connections, resident_bytes) = self.view.connections_and_memory();
+        let client_bytes = resident_bytes.saturating_sub(self.idle_bytes);
         Taken { processes, connections, client_bytes, kernel_bytes: machine::kernel_bytes().unwrap_or(0) }
     }
 
@@ -518,6 +529,9 @@ impl Fleet<'_> {
             phase.clone_into(&mut snapshot.phase);
             snapshot.progress = (snapshot.elapsed_s / snapshot.planned_s).min(1.0);
             snapshot.progress_text = format!("{:.0}/{:.0} s", snapshot.elapsed_s, snapshot.planned_s);
+        } else if !CLOSING_PHASES.contains(&snapshot.phase.as_str()) {
+            // The load's time is over, and a worker's last word is from before that.
+            CLOSING_PHASES[0].clone_into(&mut snapshot.phase);
         }
         // "done" is said once, by the whole.
         if snapshot.phase == "done" {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::loadgen::engine::verdict;
 use crate::loadgen::recorder::Path;
 use crate::loadgen::result::{Counts, FaultRecord, LAG, RunResult, WorkerRecord};
-use crate::telemetry::live::{ServerSnapshot, Totals, heat_of};
+use crate::telemetry::live::{CLOSING_PHASES, ServerSnapshot, Totals, heat_of};
 use crate::telemetry::{Latency, LiveSnapshot};
 
 /// Violations and events that are kept in words.
@@ -44,8 +44,7 @@ impl View {
 
     /// The worker that is least far.
     fn slowest(&self) -> Option<&LiveSnapshot> {
-        const PHASES: [&str; 3] = ["drain", "audit", "done"];
-        let place = |s: &LiveSnapshot| PHASES.iter().position(|phase| s.phase == *phase).map_or(0, |at| at + 1);
+        let place = |s: &LiveSnapshot| CLOSING_PHASES.iter().position(|phase| s.phase == *phase).map_or(0, |at| at + 1);
         self.newest.iter().min_by(|a, b| (place(a), a.progress).partial_cmp(&(place(b), b.progress)).expect("no NaN"))
     }
 

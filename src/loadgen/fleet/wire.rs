@@ -21,7 +21,7 @@ use crate::loadgen::{RunResult, Scenario};
 use crate::telemetry::{Latency, LiveSnapshot};
 
 /// Version of this protocol. Both sides must have the same.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Largest value. A result holds some twenty histograms of up to 100 KB.
 const FRAME_BYTES_MAX: usize = 64 << 20;
@@ -133,8 +133,8 @@ pub(super) enum ToWorker {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "say", rename_all = "snake_case")]
 pub(super) enum FromWorker {
-    /// My clock, in µs, and the machine's, in µs since 1970.
-    Pong { now_us: u64, unix_us: u64 },
+    /// My clock, in µs, and the machine's, in µs since 1970; what I take in memory.
+    Pong { now_us: u64, unix_us: u64, resident_bytes: u64 },
     /// Everything is set up.
     Ready,
     /// How it looks.

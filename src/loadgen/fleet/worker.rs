@@ -15,7 +15,7 @@ use super::wire::{self, FromWorker, Job, Reader, Secret, ToWorker, WireError, Wr
 use crate::loadgen::control::StackControl;
 use crate::loadgen::engine::{self, Gate, RunError, RunOptions};
 use crate::protocol::Fault;
-use crate::runtime::{Tasks, clock, net};
+use crate::runtime::{Tasks, clock, machine, net};
 use crate::telemetry::LiveSnapshot;
 
 /// Values that wait to be written.
@@ -140,7 +140,9 @@ async fn work(mut reader: Reader, mut writer: Writer, stop: &Tasks) -> Result<()
     let job = loop {
         match reader.next().await? {
             ToWorker::Ping => {
-                writer.send(&FromWorker::Pong { now_us: clock::now_us(), unix_us: clock::unix_us() }).await?;
+                let resident_bytes = machine::resident_bytes().unwrap_or(0);
+                let pong = FromWorker::Pong { now_us: clock::now_us(), unix_us: clock::unix_us(), resident_bytes };
+                writer.send(&pong).await?;
             }
             ToWorker::Job(job) => break job,
             ToWorker::Interrupt => return Ok(()),

@@ -33,11 +33,14 @@ pub(in crate::loadgen) struct Ranges<N> {
 
 impl<N: Whole> Default for Ranges<N> {
     fn default() -> Self {
-        Self { first: N::EMPTY, rest: None }
+        Self::EMPTY
     }
 }
 
 impl<N: Whole> Ranges<N> {
+    /// The set of nothing.
+    pub(in crate::loadgen) const EMPTY: Self = Self { first: N::EMPTY, rest: None };
+
     fn is_empty(&self) -> bool {
         self.first.1 < self.first.0
     }
