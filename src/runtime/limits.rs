@@ -28,8 +28,9 @@ const SERVER_BYTES: u64 = 2_700;
 /// Memory that processes, engines and the rest of the machine need besides, in bytes.
 const MEMORY_RESERVED: u64 = 3 << 30;
 
-/// Memory of each process of a large run, in bytes, connections not counted.
-const PROCESS_BYTES: u64 = 60 << 20;
+/// Memory of each process of a large run, in bytes, connections not counted. Source: processes of `chatctl load
+/// scenarios/idle-1m.yaml` before the first connection, 7 (generators) to 30 MiB.
+const PROCESS_BYTES: u64 = 30 << 20;
 
 /// Threads of a process, about.
 const THREADS_PER_PROCESS: u64 = 24;

@@ -51,19 +51,22 @@ pub(crate) async fn run_on(config: Config, scenario: &str) -> RunResult {
 async fn load(stack: Stack, scenario: &str) -> RunResult {
     let scenario = Scenario::parse(scenario, "proof").expect("valid");
     let (live, _shown) = watch::channel(LiveSnapshot::default());
-    let options = RunOptions {
+    let result = chatctl::loadgen::run(&scenario, options(&stack, live, Tasks::new())).await.expect("runs");
+    stack.stop().await;
+    result
+}
+
+fn options(stack: &Stack, live: watch::Sender<LiveSnapshot>, interrupt: Tasks) -> RunOptions {
+    RunOptions {
         target: stack.api_url().expect("there is an API"),
         control: None,
         history: None,
         live,
-        interrupt: Tasks::new(),
+        interrupt,
         stack_threads: None,
         sources: Vec::new(),
         part: None,
-    };
-    let result = chatctl::loadgen::run(&scenario, options).await.expect("runs");
-    stack.stop().await;
-    result
+    }
 }
 
 fn same(backends: Backends) -> Backends {
@@ -76,6 +79,26 @@ async fn a_sound_server_passes() {
     assert_eq!(result.verdict, Verdict::Pass, "{:?} {:?}", result.reasons, result.violations);
     assert!(result.counts.acked > 250 && result.counts.delivered > result.counts.acked);
     assert_eq!((result.counts.unaudited, result.counts.undrained), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_stops_a_run_that_waits_for_a_stack_that_is_gone_gets_what_is_known() {
+    let stack = Stack::start(config()).await.expect("starts");
+    let scenario = Scenario::parse(SCENARIO, "proof").expect("valid");
+    let (live, mut shown) = watch::channel(LiveSnapshot::default());
+    let interrupt = Tasks::new();
+    let running = chatctl::loadgen::run(&scenario, options(&stack, live, interrupt.clone()));
+    let stopping = async {
+        shown.wait_for(|s| s.totals.acked > 50.0).await.expect("it runs");
+        stack.stop().await;
+        shown.wait_for(|s| s.phase == "drain").await.expect("it runs");
+        interrupt.stop();
+    };
+    let (result, ()) = tokio::join!(running, stopping);
+    let result = result.expect("there are results");
+    assert_eq!(result.verdict, Verdict::Interrupted, "{:?} {:?}", result.reasons, result.violations);
+    assert!(result.counts.acked > 50 && result.counts.audited == 0 && result.counts.unaudited > 0);
+    assert_eq!(result.violations, [""; 0]);
 }
 
 /// Counts messages, and says yes to one in `every`.

@@ -13,6 +13,7 @@ mod watch;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -60,6 +61,9 @@ const AUDITS_AT_ONCE: usize = 16;
 
 /// Tries to read one page of the audit.
 const AUDIT_TRIES: usize = 10;
+
+/// An audit that could read nothing for this long is over: there may be a million conversations left to ask for.
+const AUDIT_SILENCE_MAX_US: u64 = 60_000_000;
 
 /// Why there is no result.
 #[derive(Debug, thiserror::Error)]
@@ -310,9 +314,15 @@ async fn load(
     // Up to here: when a hundred thousand devices leave at once, nothing is measured any more.
     let lag = shared.recorder.lag();
     watcher.phase("drain");
-    let states = finish_devices(shared, was_interrupted).await;
+    let told_to_stop = || told_to_stop(&options.interrupt, was_interrupted);
+    tokio::select! {
+        () = finish_devices(shared, was_interrupted) => {}
+        () = told_to_stop() => {}
+    }
+    let states = std::mem::take(&mut *shared.ended.lock().expect("no panic while held"));
     watcher.phase("audit");
-    let unaudited = audit(shared, &states, watcher).await;
+    let unaudited = audit(shared, &states, watcher, told_to_stop()).await;
+    let was_interrupted = options.interrupt.is_stopped();
     let histograms = shared.recorder.overall();
     let mut result = RunResult {
         duration_s: duration.as_secs_f64(),
@@ -369,7 +379,7 @@ fn start_devices(shared: &Arc<Shared>, placements: Vec<Placement>) {
 }
 
 /// Brings every device online, lets it get its answers, and has it sync for the last time.
-async fn finish_devices(shared: &Arc<Shared>, was_interrupted: bool) -> Vec<DeviceState> {
+async fn finish_devices(shared: &Arc<Shared>, was_interrupted: bool) {
     let now = clock::now_us();
     let settle = if was_interrupted { SETTLE_INTERRUPTED } else { SETTLE };
     for mailbox in &shared.mailboxes {
@@ -384,11 +394,25 @@ async fn finish_devices(shared: &Arc<Shared>, was_interrupted: bool) -> Vec<Devi
         mailbox.put(Command::Finish(now + settle.as_micros() as u64));
     }
     shared.devices.join(FINISH_MAX + FINISH_MAX_EACH * shared.mailboxes.len() as u32).await;
-    std::mem::take(&mut *shared.ended.lock().expect("no panic while held"))
 }
 
-/// Reads every conversation back and holds it against what was acknowledged and shown. Returns how many could not be read.
-async fn audit(shared: &Arc<Shared>, states: &[DeviceState], watcher: &Watcher) -> u64 {
+/// The user's word to stop. Where the load was stopped by it, its end is waited for all the same: a second word ends the process.
+async fn told_to_stop(interrupt: &Tasks, was_interrupted: bool) {
+    if was_interrupted {
+        std::future::pending::<()>().await;
+    } else {
+        interrupt.stopped().await;
+    }
+}
+
+/// Reads every conversation back and holds it against what was acknowledged and shown, until told to stop. Returns how many
+/// were not read.
+async fn audit(
+    shared: &Arc<Shared>,
+    states: &[DeviceState],
+    watcher: &Watcher,
+    told_to_stop: impl Future<Output = ()>,
+) -> u64 {
     let mut devices: Vec<Vec<AuditedDevice<'_>>> = shared.world.conversations.iter().map(|_| Vec::new()).collect();
     for state in states {
         for conversation in &state.conversations {
@@ -403,10 +427,11 @@ async fn audit(shared: &Arc<Shared>, states: &[DeviceState], watcher: &Watcher) 
             });
         }
     }
-    let total = devices.len();
+    let total = devices.len() as u64;
+    let read_us = &AtomicU64::new(clock::now_us());
     let audits = devices.iter().enumerate().map(|(index, devices)| async move {
         let index = index as u32;
-        let Some(stored) = read_back(shared, index).await else { return 1 };
+        let Some(stored) = read_back(shared, index, read_us).await else { return 0 };
         let conversation = &shared.world.conversations[index as usize];
         shared.note("final", || {
             let rows: Vec<_> = stored.iter().map(|m| json!([m.id, m.uuid])).collect();
@@ -414,28 +439,34 @@ async fn audit(shared: &Arc<Shared>, states: &[DeviceState], watcher: &Watcher) 
             json!({"conv": conversation.id, "user": auditor, "msgs": rows, "complete": true})
         });
         audit_conversation(&shared.ledger, &shared.world, index, &stored, devices);
-        0
+        1
     });
     let mut results = stream::iter(audits).buffer_unordered(AUDITS_AT_ONCE);
-    let (mut done, mut unread) = (0, 0);
-    while let Some(failed) = results.next().await {
-        unread += failed;
+    let (mut done, mut read) = (0, 0);
+    tokio::pin!(told_to_stop);
+    loop {
+        let audited = tokio::select! {
+            audited = results.next() => audited,
+            () = &mut told_to_stop => None,
+        };
+        let Some(audited) = audited else { return total - read };
+        read += audited;
         done += 1;
         watcher.progress(f64::from(done) / total as f64, format!("conversations {done}/{total}"));
     }
-    unread
 }
 
-/// Everything that the owner of a conversation can read.
-async fn read_back(shared: &Shared, index: u32) -> Option<Vec<MessageFrame>> {
+/// Everything that the owner of a conversation can read. `read_us`: when anybody could last read anything.
+async fn read_back(shared: &Shared, index: u32, read_us: &AtomicU64) -> Option<Vec<MessageFrame>> {
     let spec = &shared.world.conversations[index as usize];
     let token = shared.world.token_of(spec.owner);
     let mut all: Vec<MessageFrame> = Vec::new();
     let mut tries = 0;
-    loop {
+    while clock::now_us() < read_us.load(Ordering::Relaxed) + AUDIT_SILENCE_MAX_US {
         let after = all.last().map(|m| m.id).unwrap_or_default();
         match shared.api.messages_sync(token, spec.id, after, SYNC_LIMIT_MAX, Source::Store).await {
             Ok(page) => {
+                read_us.store(clock::now_us(), Ordering::Relaxed);
                 let is_stuck = page.messages.is_empty();
                 all.extend(page.messages);
                 if !page.has_more {
@@ -455,6 +486,7 @@ async fn read_back(shared: &Shared, index: u32) -> Option<Vec<MessageFrame>> {
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
     }
+    None
 }
 
 fn faults(shared: &Shared) -> Vec<FaultRecord> {
