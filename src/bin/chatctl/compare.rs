@@ -1,16 +1,16 @@
 //! `chatctl compare` and `chatctl check`: two builds held against each other.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use chatctl::loadgen::Scenario;
 use chatctl::loadgen::result::{RunResult, Verdict};
 use chatctl::report;
 use chatctl::report::compare::{self, Answer, Comparison, Figure, Rules, Sides};
-use chatctl::runtime::{Tasks, process};
+use chatctl::runtime::Tasks;
 use serde::{Deserialize, Serialize};
 
+use crate::child_run::{ChildRun, RUN_EXTRA, interrupted};
 use crate::exit::{self, Failure};
 use crate::output::{self, out, outln};
 use crate::runner;
@@ -165,9 +165,6 @@ const BASELINE_RUNS: &str = "runs";
 
 /// A run that says nothing is repeated this often.
 const REPEATS_MAX: u32 = 2;
-
-/// Longest that a run may take beyond its scenario: setup, drain, audit.
-const RUN_EXTRA: Duration = Duration::from_mins(10);
 
 pub(crate) fn run_check(args: CheckArgs) -> Result<u8, Failure> {
     let scenario = Scenario::read(&args.scenario).map_err(Failure::usage)?;
@@ -355,10 +352,12 @@ struct Runs<'a> {
 impl Runs<'_> {
     /// One run by a program, repeated where it says nothing.
     async fn one(&self, program: &Path, out: &Path, label: &str) -> Result<RunResult, Failure> {
+        let args = self.target.map_or_else(Vec::new, |target| vec!["--target", target]);
         for _ in 0..=REPEATS_MAX {
             out!("{label:<22} ");
             output::interrupt_unread(self.interrupt);
-            let result = self.try_one(program, out).await?;
+            let run = ChildRun { program, scenario: self.scenario, out, args: &args, longest: self.longest };
+            let result = run.run(self.interrupt).await?;
             let figures = Figure::ALL.into_iter().filter_map(|figure| {
                 let us = figure.of(&result)?;
                 Some(format!("{} {}", figure.name(), report::human_us(us.round() as u64)))
@@ -374,45 +373,6 @@ impl Runs<'_> {
             format!("{label}: INVALID {} times: the machine is too busy, or the scenario too large", REPEATS_MAX + 1);
         Err(Failure { code: exit::INVALID, message })
     }
-
-    async fn try_one(&self, program: &Path, out: &Path) -> Result<RunResult, Failure> {
-        let mut command = tokio::process::Command::new(program);
-        command.arg("load").arg(self.scenario).arg("--out").arg(out).args(["--ui", "none"]);
-        command.env_remove("CHATCTL_TARGET");
-        if let Some(target) = self.target {
-            command.args(["--target", target]);
-        }
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
-        let named = |e: &dyn std::fmt::Display| Failure::environment(format!("{}: {e}", program.display()));
-        let child = command.spawn().map_err(|e| named(&e))?;
-        let pid = child.id();
-        let running = tokio::time::timeout(self.longest, child.wait_with_output());
-        tokio::pin!(running);
-        let ended = tokio::select! {
-            ended = &mut running => ended,
-            () = self.interrupt.stopped() => {
-                if let Some(pid) = pid {
-                    // It may have ended in this moment. It puts its stack away before it goes.
-                    let _ = process::tell(pid, process::Tell::End);
-                }
-                running.await
-            }
-        };
-        if self.interrupt.is_stopped() {
-            return Err(interrupted());
-        }
-        let output = ended.map_err(|_| named(&format!("no end after {:?}", self.longest)))?.map_err(|e| named(&e))?;
-        let code = output.status.code();
-        if code.is_none_or(|code| [exit::USAGE, exit::ENVIRONMENT].contains(&(code as u8))) {
-            let words = String::from_utf8_lossy(&output.stderr);
-            return Err(named(&format!("{}: {}", output.status, words.trim())));
-        }
-        report::read(out).map_err(Failure::environment)
-    }
-}
-
-fn interrupted() -> Failure {
-    Failure { code: exit::INTERRUPTED, message: "interrupted between the runs".to_owned() }
 }
 
 #[cfg(test)]

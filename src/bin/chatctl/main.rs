@@ -4,6 +4,7 @@
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 mod capacity;
+mod child_run;
 mod compare;
 mod config;
 mod control;

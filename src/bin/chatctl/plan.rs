@@ -4,18 +4,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use chatctl::loadgen::Scenario;
-use chatctl::loadgen::result::{RunResult, Verdict};
+use chatctl::loadgen::result::{ConnectionMemory, RunResult, Verdict};
 use chatctl::report::human_count;
 use chatctl::runtime::{Tasks, machine};
 use chatctl::stack::plan::{self, Constants, Demand, Figure, Line, Plan};
-use clap::{CommandFactory, FromArgMatches};
 
+use crate::child_run::{ChildRun, RUN_EXTRA};
 use crate::control::Output;
-use crate::display::Ui;
 use crate::exit::{self, Failure};
-use crate::layout::Against;
-use crate::output::outln;
-use crate::runner::{self, Setting};
+use crate::output::{self, outln};
+use crate::runner;
 use crate::table::Table;
 use crate::up::init_logging;
 
@@ -63,7 +61,7 @@ pub(crate) struct Args {
     /// File with constants, as --calibrate writes it
     #[arg(long, value_name = "FILE")]
     constants: Option<PathBuf>,
-    /// Measures the constants on this machine first (about three minutes), and writes them to --constants
+    /// Measures the constants on this machine first (about four minutes), and writes them to --constants
     #[arg(long)]
     calibrate: bool,
     /// How to show it
@@ -255,61 +253,98 @@ const IDLE: &str = include_str!("../../../scenarios/calibrate/idle.yaml");
 const FANOUT: &str = include_str!("../../../scenarios/calibrate/fanout.yaml");
 const DIRECT: &str = include_str!("../../../scenarios/calibrate/direct.yaml");
 
-/// The generator is a process of its own, so that its memory is not the stack's.
-#[derive(clap::Parser)]
-struct OneWorker {
-    #[command(flatten)]
-    against: Against,
-}
-
 fn calibrate(path: &Path) -> Result<Constants, Failure> {
     init_logging();
-    // Found out before three minutes of measuring.
+    // Found out before four minutes of measuring.
     let open = std::fs::OpenOptions::new().append(true).create(true).open(path);
     open.map_err(|e| Failure::usage(format!("--constants {}: {e}", path.display())))?;
-    let interrupt = Tasks::new();
+    let folder = std::env::temp_dir().join(format!("chatctl-{}-calibrate", std::process::id()));
+    std::fs::create_dir_all(&folder).map_err(|e| Failure::environment(format!("{}: {e}", folder.display())))?;
     let runtime = runner::runtime()?;
-    let constants = runtime.block_on(async {
+    let measured = runtime.block_on(async {
+        let interrupt = Tasks::new();
         runner::watch_signals(&interrupt)?;
-        measure(&interrupt).await
-    })?;
+        measure(&Bench { folder: &folder, interrupt: &interrupt }).await
+    });
+    // What stays there is in nobody's way.
+    let _ = std::fs::remove_dir_all(&folder);
+    let constants = measured?;
     let text = serde_json::to_string_pretty(&constants).map_err(Failure::environment)? + "\n";
     std::fs::write(path, text).map_err(|e| Failure::environment(format!("{}: {e}", path.display())))?;
     outln!("constants  written to {}\n", path.display());
     Ok(constants)
 }
 
-async fn run_one(text: &str, heartbeat: Option<Duration>, interrupt: &Tasks) -> Result<RunResult, Failure> {
-    let mut scenario = Scenario::parse(text, "scenarios/calibrate").map_err(Failure::usage)?;
-    scenario.heartbeat = heartbeat.unwrap_or(scenario.heartbeat);
-    let matches = OneWorker::command().get_matches_from(["calibrate", "--workers", "1"]);
-    let against = OneWorker::from_arg_matches(&matches).map_err(Failure::environment)?.against;
-    let setting = Setting { against: &against, ui: Ui::None, history: None, out: None, metrics: None, interrupt };
-    outln!("calibrate  {}, {:.0} s", scenario.description, scenario.duration().as_secs_f64());
-    let result = runner::run(&scenario, &setting).await?.result;
-    if result.verdict != Verdict::Pass {
-        let message = format!("{}: {}: {}", scenario.name, result.verdict.word(), result.reasons.join("; "));
-        return Err(Failure { code: exit::INVALID, message });
-    }
-    Ok(result)
+/// Where runs are measured. Each is a process of its own, since a stack that comes after another finds memory that is there
+/// already, and so is its generator.
+struct Bench<'a> {
+    folder: &'a Path,
+    interrupt: &'a Tasks,
 }
 
-async fn measure(interrupt: &Tasks) -> Result<Constants, Failure> {
+impl Bench<'_> {
+    async fn run(&self, text: &str, change: impl FnOnce(&mut Scenario)) -> Result<RunResult, Failure> {
+        let mut scenario = Scenario::parse(text, "scenarios/calibrate").map_err(Failure::usage)?;
+        change(&mut scenario);
+        outln!("calibrate  {}, {:.0} s", scenario.description, scenario.duration().as_secs_f64());
+        output::interrupt_unread(self.interrupt);
+        let file = self.folder.join("scenario.yaml");
+        let text = serde_json::to_string(&scenario).map_err(Failure::environment)?;
+        std::fs::write(&file, text).map_err(|e| Failure::environment(format!("{}: {e}", file.display())))?;
+        let program = std::env::current_exe().map_err(Failure::environment)?;
+        let run = ChildRun {
+            program: &program,
+            scenario: &file,
+            out: &self.folder.join("out"),
+            args: &["--workers", "1"],
+            longest: scenario.duration() + RUN_EXTRA,
+        };
+        let result = run.run(self.interrupt).await?;
+        if result.verdict != Verdict::Pass {
+            let message = format!("{}: {}: {}", scenario.name, result.verdict.word(), result.reasons.join("; "));
+            return Err(Failure { code: exit::INVALID, message });
+        }
+        Ok(result)
+    }
+}
+
+/// As many users again, who come in the same rhythm.
+fn double(scenario: &mut Scenario) {
+    scenario.population.users *= 2;
+    scenario.description = scenario.description.replace("6000", "12000");
+    for time in [&mut scenario.connect_over, &mut scenario.phases[0].duration] {
+        *time *= 2;
+    }
+}
+
+/// A beat per second.
+fn hurry(scenario: &mut Scenario) {
+    scenario.heartbeat = Duration::from_secs(1);
+    scenario.description = scenario.description.replace("every 5 s", "every second");
+}
+
+/// What each of the connections takes that the second run has more, so that what a process takes anyway is not in it.
+fn bytes_each(few: &RunResult, many: &RunResult, bytes: impl Fn(&ConnectionMemory) -> u64) -> Option<f64> {
+    let (few, many) = (few.memory?, many.memory?);
+    let more = many.connections.checked_sub(few.connections).filter(|more| *more > 0)?;
+    Some((bytes(&many) as f64 - bytes(&few) as f64) / more as f64)
+}
+
+async fn measure(bench: &Bench<'_>) -> Result<Constants, Failure> {
     let mut constants = Constants::default();
     let (mut server, mut kernel, mut beat, mut delivery, mut direct) = (vec![], vec![], vec![], vec![], vec![]);
     for _ in 0..CALIBRATION_RUNS {
-        let slow = run_one(IDLE, None, interrupt).await?;
-        let quick = run_one(IDLE, Some(Duration::from_secs(1)), interrupt).await?;
-        if let Some(m) = slow.memory.filter(|m| m.connections > 0) {
-            server.push(m.server_bytes as f64 / m.connections as f64);
-            // Of both ends; they are alike.
-            kernel.push(m.kernel_bytes as f64 / m.connections as f64 / 2.0);
-        }
+        let slow = bench.run(IDLE, |_| {}).await?;
+        let many = bench.run(IDLE, double).await?;
+        let quick = bench.run(IDLE, hurry).await?;
+        server.extend(bytes_each(&slow, &many, |m| m.server_bytes));
+        // Of both ends; they are alike.
+        kernel.extend(bytes_each(&slow, &many, |m| m.kernel_bytes).map(|bytes| bytes / 2.0));
         let beats = |r: &RunResult| r.counts.beats as f64;
         beat.push((quick.stack_cpu_s() - slow.stack_cpu_s()).max(0.0) * 1e6 / (beats(&quick) - beats(&slow)).max(1.0));
-        let fanout = run_one(FANOUT, None, interrupt).await?;
+        let fanout = bench.run(FANOUT, |_| {}).await?;
         delivery.push(fanout.stack_cpu_s() * 1e6 / fanout.counts.delivered.max(1) as f64);
-        let talk = run_one(DIRECT, None, interrupt).await?;
+        let talk = bench.run(DIRECT, |_| {}).await?;
         direct.push(talk.stack_cpu_s() * 1e6 / talk.counts.acked.max(1) as f64);
     }
     let source = format!("measured by chatctl plan --calibrate on {}", machine::describe());
@@ -346,7 +381,21 @@ mod tests {
     #[test]
     fn calibration_scenarios_are_valid() {
         for text in [IDLE, FANOUT, DIRECT] {
-            Scenario::parse(text, "calibrate").expect("valid");
+            let scenario = Scenario::parse(text, "calibrate").expect("valid");
+            let written = serde_json::to_string(&scenario).expect("plain data");
+            assert_eq!(Scenario::parse(&written, "calibrate").expect("reads what was written"), scenario);
         }
+    }
+
+    #[test]
+    fn the_memory_of_a_connection_is_that_of_the_ones_more() {
+        let run = |connections, server_bytes| RunResult {
+            memory: Some(ConnectionMemory { connections, server_bytes, ..ConnectionMemory::default() }),
+            ..RunResult::default()
+        };
+        let each = |few: &RunResult, many: &RunResult| bytes_each(few, many, |m| m.server_bytes);
+        assert_eq!(each(&run(100, 50_000), &run(300, 450_000)), Some(2_000.0));
+        assert_eq!(each(&run(100, 50_000), &run(100, 50_000)), None);
+        assert_eq!(each(&RunResult::default(), &run(100, 50_000)), None);
     }
 }

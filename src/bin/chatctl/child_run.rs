@@ -1,0 +1,69 @@
+//! One run of a scenario by a program, in a process of its own: nothing of another run is left in its memory.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use chatctl::loadgen::result::RunResult;
+use chatctl::report;
+use chatctl::runtime::{Tasks, process};
+
+use crate::exit::{self, Failure};
+
+/// Longest that a run may take beyond its scenario: setup, drain, audit.
+pub(crate) const RUN_EXTRA: Duration = Duration::from_mins(10);
+
+/// What a run is told beside its scenario.
+pub(crate) struct ChildRun<'a> {
+    pub(crate) program: &'a Path,
+    pub(crate) scenario: &'a Path,
+    /// Folder that gets its results.
+    pub(crate) out: &'a Path,
+    /// More arguments of `chatctl load`.
+    pub(crate) args: &'a [&'a str],
+    /// Longest that it may take.
+    pub(crate) longest: Duration,
+}
+
+impl ChildRun<'_> {
+    /// Runs it. Stopped by `interrupt` it is waited for: it puts its stack away.
+    ///
+    /// # Errors
+    /// When it can't be started, does not end, has no result, or was interrupted.
+    pub(crate) async fn run(&self, interrupt: &Tasks) -> Result<RunResult, Failure> {
+        let mut command = tokio::process::Command::new(self.program);
+        command.arg("load").arg(self.scenario).arg("--out").arg(self.out).args(["--ui", "none"]).args(self.args);
+        command.env_remove("CHATCTL_TARGET");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+        let named = |e: &dyn std::fmt::Display| Failure::environment(format!("{}: {e}", self.program.display()));
+        let child = command.spawn().map_err(|e| named(&e))?;
+        let pid = child.id();
+        let running = tokio::time::timeout(self.longest, child.wait_with_output());
+        tokio::pin!(running);
+        let ended = tokio::select! {
+            ended = &mut running => ended,
+            () = interrupt.stopped() => {
+                if let Some(pid) = pid {
+                    // It may have ended in this moment.
+                    let _ = process::tell(pid, process::Tell::End);
+                }
+                running.await
+            }
+        };
+        if interrupt.is_stopped() {
+            return Err(interrupted());
+        }
+        let output = ended.map_err(|_| named(&format!("no end after {:?}", self.longest)))?.map_err(|e| named(&e))?;
+        let code = output.status.code();
+        if code.is_none_or(|code| [exit::USAGE, exit::ENVIRONMENT].contains(&(code as u8))) {
+            let words = String::from_utf8_lossy(&output.stderr);
+            return Err(named(&format!("{}: {}", output.status, words.trim())));
+        }
+        report::read(self.out).map_err(Failure::environment)
+    }
+}
+
+/// The end of a command whose user stopped it while programs ran.
+pub(crate) fn interrupted() -> Failure {
+    Failure { code: exit::INTERRUPTED, message: "interrupted between the runs".to_owned() }
+}
