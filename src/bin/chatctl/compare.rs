@@ -357,7 +357,8 @@ impl Runs<'_> {
             out!("{label:<22} ");
             output::interrupt_unread(self.interrupt);
             let run = ChildRun { program, scenario: self.scenario, out, args: &args, longest: self.longest };
-            let result = run.run(self.interrupt).await?;
+            // The error begins on a line of its own.
+            let result = run.run(self.interrupt).await.inspect_err(|_| outln!(""))?;
             let figures = Figure::ALL.into_iter().filter_map(|figure| {
                 let us = figure.of(&result)?;
                 Some(format!("{} {}", figure.name(), report::human_us(us.round() as u64)))
