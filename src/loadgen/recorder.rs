@@ -214,7 +214,8 @@ pub(super) struct Stats {
     pub(super) delivered: AtomicU64,
     pub(super) frames: AtomicU64,
     pub(super) repeated_on_wire: AtomicU64,
-    pub(super) connects: AtomicU64,
+    /// Devices that were connected at least once.
+    pub(super) ever_connected: AtomicU64,
     pub(super) reconnects: AtomicU64,
     pub(super) connections: AtomicU64,
     pub(super) wanted: AtomicU64,

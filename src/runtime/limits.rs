@@ -28,8 +28,8 @@ const SERVER_BYTES: u64 = 2_700;
 /// Memory that processes, engines and the rest of the machine need besides, in bytes.
 const MEMORY_RESERVED: u64 = 3 << 30;
 
-/// Memory of each process of a large run, in bytes, connections not counted. Source: processes of `chatctl load
-/// scenarios/idle-1m.yaml` before the first connection, 7 (generators) to 30 MiB.
+/// Memory of each process of a large run, in bytes, connections not counted. Source: `chatctl load scenarios/idle-1m.yaml`, where
+/// an idle generator takes 7 MiB and a server that holds no connections 12 to 16; twice that is reckoned.
 const PROCESS_BYTES: u64 = 30 << 20;
 
 /// Threads of a process, about.

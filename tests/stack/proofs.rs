@@ -98,6 +98,7 @@ async fn who_stops_a_run_that_waits_for_a_stack_that_is_gone_gets_what_is_known(
     let result = result.expect("there are results");
     assert_eq!(result.verdict, Verdict::Interrupted, "{:?} {:?}", result.reasons, result.violations);
     assert!(result.counts.acked > 50 && result.counts.audited == 0 && result.counts.unaudited > 0);
+    assert_eq!(result.counts.never_connected, 0, "who could not be waited for was connected all the same");
     assert_eq!(result.violations, [""; 0]);
 }
 

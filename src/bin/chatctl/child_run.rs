@@ -11,7 +11,7 @@ use chatctl::runtime::{Tasks, process};
 use crate::exit::{self, Failure};
 
 /// Longest that a run may take beyond its scenario: setup, drain, audit.
-pub(crate) const RUN_EXTRA: Duration = Duration::from_mins(10);
+const RUN_EXTRA: Duration = Duration::from_mins(10);
 
 /// What a run is told beside its scenario.
 pub(crate) struct ChildRun<'a> {
@@ -21,8 +21,8 @@ pub(crate) struct ChildRun<'a> {
     pub(crate) out: &'a Path,
     /// More arguments of `chatctl load`.
     pub(crate) args: &'a [&'a str],
-    /// Longest that it may take.
-    pub(crate) longest: Duration,
+    /// Planned time of its load.
+    pub(crate) load: Duration,
 }
 
 impl ChildRun<'_> {
@@ -38,7 +38,8 @@ impl ChildRun<'_> {
         let named = |e: &dyn std::fmt::Display| Failure::environment(format!("{}: {e}", self.program.display()));
         let child = command.spawn().map_err(|e| named(&e))?;
         let pid = child.id();
-        let running = tokio::time::timeout(self.longest, child.wait_with_output());
+        let longest = self.load + RUN_EXTRA;
+        let running = tokio::time::timeout(longest, child.wait_with_output());
         tokio::pin!(running);
         let ended = tokio::select! {
             ended = &mut running => ended,
@@ -53,7 +54,7 @@ impl ChildRun<'_> {
         if interrupt.is_stopped() {
             return Err(interrupted());
         }
-        let output = ended.map_err(|_| named(&format!("no end after {:?}", self.longest)))?.map_err(|e| named(&e))?;
+        let output = ended.map_err(|_| named(&format!("no end after {longest:?}")))?.map_err(|e| named(&e))?;
         let code = output.status.code();
         if code.is_none_or(|code| [exit::USAGE, exit::ENVIRONMENT].contains(&(code as u8))) {
             let words = String::from_utf8_lossy(&output.stderr);

@@ -10,7 +10,7 @@ use chatctl::report::compare::{self, Answer, Comparison, Figure, Rules, Sides};
 use chatctl::runtime::Tasks;
 use serde::{Deserialize, Serialize};
 
-use crate::child_run::{ChildRun, RUN_EXTRA, interrupted};
+use crate::child_run::{ChildRun, interrupted};
 use crate::exit::{self, Failure};
 use crate::output::{self, out, outln};
 use crate::runner;
@@ -182,12 +182,7 @@ async fn check(args: &CheckArgs, scenario: &Scenario, interrupt: &Tasks) -> Resu
     let folder = &args.baseline;
     let hash = hash_of(scenario);
     let own = std::env::current_exe().map_err(Failure::environment)?;
-    let runs = Runs {
-        scenario: &args.scenario,
-        longest: scenario.duration() + RUN_EXTRA,
-        target: args.target.as_deref(),
-        interrupt,
-    };
+    let runs = Runs { scenario: &args.scenario, load: scenario.duration(), target: args.target.as_deref(), interrupt };
     let file = folder.join(BASELINE_FILE);
     let base_program = folder.join(BASELINE_PROGRAM);
     let base_runs = folder.join(BASELINE_RUNS);
@@ -344,7 +339,8 @@ fn hash_of(scenario: &Scenario) -> String {
 /// Runs of one scenario by several programs.
 struct Runs<'a> {
     scenario: &'a Path,
-    longest: Duration,
+    /// Planned time of its load.
+    load: Duration,
     target: Option<&'a str>,
     interrupt: &'a Tasks,
 }
@@ -356,7 +352,7 @@ impl Runs<'_> {
         for _ in 0..=REPEATS_MAX {
             out!("{label:<22} ");
             output::interrupt_unread(self.interrupt);
-            let run = ChildRun { program, scenario: self.scenario, out, args: &args, longest: self.longest };
+            let run = ChildRun { program, scenario: self.scenario, out, args: &args, load: self.load };
             // The error begins on a line of its own.
             let result = run.run(self.interrupt).await.inspect_err(|_| outln!(""))?;
             let figures = Figure::ALL.into_iter().filter_map(|figure| {

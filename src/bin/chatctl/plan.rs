@@ -9,7 +9,7 @@ use chatctl::report::human_count;
 use chatctl::runtime::{Tasks, machine};
 use chatctl::stack::plan::{self, Constants, Demand, Figure, Line, Plan};
 
-use crate::child_run::{ChildRun, RUN_EXTRA};
+use crate::child_run::ChildRun;
 use crate::control::Output;
 use crate::exit::{self, Failure};
 use crate::output::{self, outln};
@@ -297,7 +297,7 @@ impl Bench<'_> {
             scenario: &file,
             out: &self.folder.join("out"),
             args: &["--workers", "1"],
-            longest: scenario.duration() + RUN_EXTRA,
+            load: scenario.duration(),
         };
         let result = run.run(self.interrupt).await?;
         if result.verdict != Verdict::Pass {

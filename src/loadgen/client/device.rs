@@ -32,7 +32,6 @@ pub(in crate::loadgen) struct DeviceState {
     pub(in crate::loadgen) client: u32,
     pub(in crate::loadgen) user: u32,
     pub(in crate::loadgen) conversations: Box<[DeviceConversation]>,
-    pub(in crate::loadgen) ever_connected: bool,
     /// True when the last sync reached the end of every conversation.
     pub(in crate::loadgen) is_drained: bool,
 }
@@ -169,8 +168,8 @@ impl Device {
         let (user, device) = self.name();
         self.shared.note("end", || json!({"user": user, "dev": device, "drained": is_drained}));
         self.go_offline().await;
-        let Self { shared, client, user, conversations, ever_connected, .. } = *self;
-        let state = DeviceState { client, user, conversations, ever_connected, is_drained };
+        let Self { shared, client, user, conversations, .. } = *self;
+        let state = DeviceState { client, user, conversations, is_drained };
         shared.ended.lock().expect("no panic while held").push(state);
     }
 
@@ -308,11 +307,9 @@ impl Device {
         if wanted_since_us > 0 {
             shared.recorder.record(self.client, Path::Connect, self.now_us.saturating_sub(wanted_since_us));
         }
-        add(&shared.stats.connects, 1);
         add(&shared.stats.connections, 1);
-        if std::mem::replace(&mut self.ever_connected, true) {
-            add(&shared.stats.reconnects, 1);
-        }
+        let is_first = !std::mem::replace(&mut self.ever_connected, true);
+        add(if is_first { &shared.stats.ever_connected } else { &shared.stats.reconnects }, 1);
         shared.mailboxes[self.client as usize].set_server(Some(shared.server_index(&welcome.server)));
         let (user, device) = self.name();
         shared.note(

@@ -35,7 +35,7 @@ pub(super) fn counts(shared: &Shared, states: &[DeviceState], unaudited: u64) ->
         bytes_out: get(&shared.traffic.bytes_out),
         bytes_in: get(&shared.traffic.bytes_in),
         clients,
-        never_connected: clients - states.iter().filter(|s| s.ever_connected).count() as u64,
+        never_connected: clients - get(&stats.ever_connected),
         undrained: clients - states.iter().filter(|s| s.is_drained).count() as u64,
         audited: shared.world.conversations.len() as u64 - unaudited,
         unaudited,

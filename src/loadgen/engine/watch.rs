@@ -195,11 +195,11 @@ fn snapshot(
     let generator_cpu = cpu.saturating_sub(before.cpu).saturating_sub(stack_cpu.saturating_sub(before.stack_cpu));
     let used = machine::used_cpu().unwrap_or_default();
     let state = state.lock().expect("no panic while held");
-    let lag = match shared.recorder.take_lag() {
+    let mut lag = shared.recorder.take_lag();
+    if CLOSING_PHASES.contains(&state.phase.as_str()) {
         // Everybody leaves at once: what is late then is not counted, and not shown.
-        _ if CLOSING_PHASES.contains(&state.phase.as_str()) => LatencySummary::default(),
-        lag => lag,
-    };
+        lag = LatencySummary::default();
+    }
     before.lag_us_max = before.lag_us_max.max(lag.max_us);
     let planned_s = shared.scenario.duration().as_secs_f64();
     let elapsed_s = if state.started_us == 0 { 0.0 } else { (now - state.started_us) as f64 / 1e6 };
