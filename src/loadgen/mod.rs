@@ -8,6 +8,8 @@
 //! | `engine` | the run: phases, arrivals, faults, draining, audit |
 //! | `fleet/` | a run spread over several processes or machines |
 //! | `ledger/` | what was expected against what came |
+//! | `target` | the address of the stack, checked |
+//! | `tokens` | tokens that were renewed |
 //! | `retry` | when a failed request is repeated: no I/O |
 //! | `recorder` | latencies by path, counters |
 //! | `history` | every event as a line of JSON |
@@ -27,9 +29,12 @@ pub mod recorder;
 pub mod result;
 mod retry;
 pub mod scenario;
+mod target;
+mod tokens;
 mod world;
 
 pub use engine::{RunError, RunOptions, run};
 
 pub use result::RunResult;
 pub use scenario::Scenario;
+pub use target::Target;
