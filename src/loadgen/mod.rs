@@ -10,7 +10,9 @@
 //! | `ledger/` | what was expected against what came |
 //! | `run` | what everybody who takes part in a run shares |
 //! | `recorder`, `stats` | latencies by path; counters |
-//! | `tokens` | the devices' tokens, and those that were renewed |
+//! | `target` | the address of the stack, checked |
+//! | `tokens` | tokens that were renewed |
+//! | `retry` | when a failed request is repeated: no I/O |
 //! | `history` | every event as a line of JSON |
 //! | `result` | the outcome, versioned |
 //! | `capacity` | the search for the highest load that holds: no I/O |
@@ -28,9 +30,11 @@ mod ledger;
 mod model;
 pub mod recorder;
 pub mod result;
+mod retry;
 mod run;
 pub mod scenario;
 mod stats;
+mod target;
 mod tokens;
 mod world;
 
@@ -38,3 +42,4 @@ pub use engine::{RunError, RunOptions, run};
 
 pub use result::RunResult;
 pub use scenario::Scenario;
+pub use target::Target;

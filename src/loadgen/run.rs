@@ -8,16 +8,14 @@ use std::ops::Deref;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 
-use super::api::{self, Api};
+use super::api::Api;
 use super::client::{Alarms, DeviceState, Mailbox, Pollers, Traffic, UserPresence};
 use super::history::History;
 use super::ledger::Ledger;
 use super::recorder::Recorder;
 use super::scenario::Scenario;
-use super::stats::{Stats, add};
-use super::tokens::Tokens;
+use super::stats::Stats;
 use super::world::World;
-use crate::protocol::api::Placement;
 use crate::protocol::{DeviceName, ServerName};
 use crate::runtime::{Tasks, clock};
 use crate::telemetry::Latency;
@@ -54,7 +52,6 @@ pub(super) struct Run {
 pub(super) struct Shared {
     pub(super) run: Arc<Run>,
     pub(super) api: Api,
-    pub(super) tokens: Tokens,
     /// One per device.
     pub(super) mailboxes: Vec<Mailbox>,
     pub(super) alarms: Alarms,
@@ -70,25 +67,6 @@ pub(super) struct Shared {
     pub(super) sources: Vec<IpAddr>,
     /// What is left of devices that have ended. Written by devices, read by the engine.
     pub(super) ended: Mutex<Vec<DeviceState>>,
-}
-
-impl Shared {
-    /// A device's token as it is now.
-    pub(super) fn token(&self, client: u32) -> Arc<str> {
-        self.tokens.get(&self.run.world, client)
-    }
-
-    /// The token of a user's first device.
-    pub(super) fn token_of_user(&self, user: u32) -> Arc<str> {
-        self.token(self.run.world.clients_of(user).start)
-    }
-
-    /// Logs a device in again.
-    pub(super) async fn renew_token(&self, client: u32) -> Result<Placement, api::Error> {
-        let placement = self.tokens.renew(&self.run.world, &self.api, client).await?;
-        add(&self.run.stats.tokens_renewed, 1);
-        Ok(placement)
-    }
 }
 
 impl Deref for Shared {

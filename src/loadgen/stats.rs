@@ -35,8 +35,6 @@ pub(super) struct Stats {
     /// Calls and connects that were repeated: all, and the most of one device.
     pub(super) retries: AtomicU64,
     pub(super) retries_per_device_max: AtomicU64,
-    /// Logins after a token had ended.
-    pub(super) tokens_renewed: AtomicU64,
     /// What this machine could not do: files, ports, memory.
     pub(super) local_errors: AtomicU64,
     /// Errors by code.

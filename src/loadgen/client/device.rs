@@ -483,14 +483,13 @@ impl Device {
         }
     }
 
-    fn on_logged_in(&mut self, result: Result<Placement, CallError>) {
+    fn on_logged_in(&mut self, result: Result<(), CallError>) {
         let now = self.now_us;
         match result {
-            Ok(placement) => {
+            Ok(()) => {
                 let reconnection = self.reconnection();
                 reconnection.login = Call::Idle;
                 reconnection.login_backoff.reset();
-                reconnection.placement = Some(placement);
                 // What failed for the old token is due now.
                 if let Call::RetryAt(at_us) = &mut reconnection.listing {
                     *at_us = now;

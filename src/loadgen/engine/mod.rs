@@ -32,7 +32,6 @@ use super::recorder::Recorder;
 use super::result::{FaultRecord, GeneratorHealth, LAG, ProcessUsage, RunResult};
 use super::run::{FaultTrack, Run, Shared};
 use super::scenario::Scenario;
-use super::tokens::Tokens;
 use super::world::{Progress, World};
 use crate::protocol::MessageFrame;
 use crate::protocol::api::Placement;
@@ -149,6 +148,8 @@ pub async fn run(scenario: &Scenario, options: RunOptions) -> Result<RunResult, 
         None => clock::now_us(),
     };
     let mut result = load(&shared, placements, &options, &watcher, started_us).await;
+    let (requests, tokens_renewed) = (shared.api.counts(), shared.world.tokens_renewed());
+    tracing::debug!(?requests, tokens_renewed, "the API's client");
     watcher.finish(result.verdict);
     shared.tasks.stop();
     if let Some(Err(error)) = shared.history.as_ref().map(History::close) {
@@ -251,7 +252,6 @@ async fn set_up(
 fn share(run: Run, api: Api, sources: Vec<IpAddr>) -> Shared {
     Shared {
         api,
-        tokens: Tokens::default(),
         alarms: Alarms::default(),
         mailboxes: run.world.clients.iter().map(|_| Mailbox::default()).collect(),
         tasks: Tasks::new(),
@@ -450,12 +450,15 @@ async fn audit(
 /// Everything that the owner of a conversation can read. `read_us`: when anybody could last read anything.
 async fn read_back(shared: &Shared, index: u32, read_us: &AtomicU64) -> Option<Vec<MessageFrame>> {
     let spec = &shared.world.conversations[index as usize];
-    let token = shared.token_of_user(spec.owner);
+    let (api, owner) = (&shared.api, shared.world.first_client(spec.owner));
     let mut all: Vec<MessageFrame> = Vec::new();
     let mut tries = 0;
     while clock::now_us() < read_us.load(Ordering::Relaxed) + AUDIT_SILENCE_MAX_US {
         let after = all.last().map(|m| m.id).unwrap_or_default();
-        match shared.api.messages_sync(&token, spec.id, after, SYNC_LIMIT_MAX, Source::Store).await {
+        let page = shared.world.authorized(owner, api, |token| async move {
+            api.messages_sync(&token, spec.id, after, SYNC_LIMIT_MAX, Source::Store).await
+        });
+        match page.await {
             Ok(page) => {
                 read_us.store(clock::now_us(), Ordering::Relaxed);
                 let is_stuck = page.messages.is_empty();

@@ -192,10 +192,16 @@ async fn change_members(shared: Arc<Shared>, churn: Churn, changes: Tasks) {
 /// Removes a member and adds the member again a while later.
 async fn change_member(shared: &Shared, group: u32, member: u32, churn: Churn) {
     let spec = &shared.world.conversations[group as usize];
-    let (token, user) = (shared.token_of_user(spec.owner), shared.world.users[member as usize].id);
+    let (api, user) = (&shared.api, shared.world.users[member as usize].id);
+    let owner = shared.world.first_client(spec.owner);
     for _ in 0..CHANGE_TRIES {
         let began_us = clock::now_us();
-        if shared.api.remove_member(&token, spec.id, user).await.is_err() {
+        if shared
+            .world
+            .authorized(owner, api, |token| async move { api.remove_member(&token, spec.id, user).await })
+            .await
+            .is_err()
+        {
             shared.stats.error("remove_member");
             tokio::time::sleep(Duration::from_millis(500)).await;
             continue;
@@ -211,7 +217,10 @@ async fn change_member(shared: &Shared, group: u32, member: u32, churn: Churn) {
     for _ in 0..CHANGE_TRIES {
         let began_us = clock::now_us();
         shared.ledger.joins(group, member, began_us);
-        let added = shared.api.add_members(&token, spec.id, vec![user]).await;
+        let added = shared
+            .world
+            .authorized(owner, api, |token| async move { api.add_members(&token, spec.id, vec![user]).await })
+            .await;
         note_change(shared, "join", group, member, began_us);
         if added.is_ok() {
             for client in shared.world.clients_of(member) {

@@ -135,7 +135,7 @@ mod tests {
 
     fn scenario() -> Scenario {
         let text = "{name: t, population: {users: 2, direct_per_user: 1}, behaviors: {one-to-one: 1}, \
-                    phases: [{phase: steady, duration: 1s}], thresholds: ['acked > 5']}";
+                    phases: [{phase: steady, duration: 1s, rate: 1}], thresholds: ['acked > 5']}";
         Scenario::parse(text, "t").expect("valid")
     }
 
