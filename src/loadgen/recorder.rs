@@ -206,17 +206,41 @@ pub(super) fn summaries(latencies: &BTreeMap<Path, Latency>) -> BTreeMap<String,
 /// Counters of a run. Written by clients, read by the engine.
 #[derive(Default)]
 pub(super) struct Stats {
+    /// Messages that the rates asked for, whether or not somebody could send them.
+    pub(super) scheduled: AtomicU64,
     pub(super) intended: AtomicU64,
     pub(super) sent: AtomicU64,
     pub(super) acked: AtomicU64,
     pub(super) refused: AtomicU64,
+    /// Refused because the sender was being removed.
+    pub(super) refused_removed: AtomicU64,
     pub(super) unresolved: AtomicU64,
+    /// Shown to persons, without a device's own messages.
     pub(super) delivered: AtomicU64,
+    pub(super) push_expected: AtomicU64,
+    pub(super) pushed: AtomicU64,
     pub(super) frames: AtomicU64,
     pub(super) repeated_on_wire: AtomicU64,
     /// Devices that were connected at least once.
     pub(super) ever_connected: AtomicU64,
     pub(super) reconnects: AtomicU64,
+    /// Connections lost or closed against the plan; not those closed with 4006.
+    pub(super) disconnects: AtomicU64,
+    /// Frames and answers that could not be read or break the protocol.
+    pub(super) protocol_errors: AtomicU64,
+    /// Failed API calls of devices, final sync and audit; not those that named a time to come back.
+    pub(super) http_errors: AtomicU64,
+    /// Answers that named a time to come back.
+    pub(super) throttled: AtomicU64,
+    /// Requests and connects that were repeated, and the most of one device.
+    pub(super) retries: AtomicU64,
+    pub(super) retries_per_device_max: AtomicU64,
+    pub(super) tokens_renewed: AtomicU64,
+    /// Connects and requests that failed by a limit of this machine.
+    pub(super) local_errors: AtomicU64,
+    /// Of the audit: member views read, reads tried for removed members.
+    pub(super) read_views: AtomicU64,
+    pub(super) access_probes: AtomicU64,
     pub(super) connections: AtomicU64,
     pub(super) wanted: AtomicU64,
     pub(super) gaps_synced: AtomicU64,

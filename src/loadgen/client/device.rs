@@ -386,10 +386,15 @@ impl Device {
         // A server that went away without a word is likely to be gone.
         let avoid = matches!(error, LinkError::Lost(_)).then(|| self.shared.server_of(self.client)).flatten();
         self.closed(&why);
+        // A server that drains closes by plan.
+        let is_drained = matches!(error, LinkError::Closed(code) if *code == CloseCode::Moved.code());
+        add(&self.shared.stats.disconnects, u64::from(!is_drained));
+        // One that loses its connection again before it has caught up is still away by the first loss.
+        let is_first = self.journey().lost.is_none();
         let fault = {
             let mut faults = self.shared.faults.lock().expect("no panic while held");
             let last = faults.len().checked_sub(1);
-            if let Some(last) = last {
+            if let Some(last) = last.filter(|_| is_first) {
                 faults[last].disconnected += 1;
             }
             last

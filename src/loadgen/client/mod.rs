@@ -84,6 +84,8 @@ pub(super) struct FaultTrack {
     pub(super) at_us: u64,
     /// From the start of the load.
     pub(super) at_s: f64,
+    /// How long it is meant to last; 0 for what is done in a moment.
+    pub(super) planned_us: u64,
     pub(super) disconnected: u64,
     /// Times from the fault until a device was connected and caught up.
     pub(super) recovery: Latency,
@@ -91,19 +93,21 @@ pub(super) struct FaultTrack {
     pub(super) ended_us: u64,
     pub(super) errors: u64,
     pub(super) late_acks: u64,
+    pub(super) late_deliveries: u64,
     /// When the last of these was, on the run's clock.
     pub(super) trouble_us: u64,
     pub(super) error: Option<String>,
 }
 
-/// An ACK is late past this, where consequences of a fault are counted.
-pub(super) const LATE_ACK_US: u64 = 1_000_000;
+/// An ACK or a delivery is late past this, where consequences of a fault are counted.
+pub(super) const LATE_US: u64 = 1_000_000;
 
 /// A consequence of a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Trouble {
     Error,
     LateAck,
+    LateDelivery,
 }
 
 /// Events kept for people.
@@ -126,6 +130,7 @@ impl Shared {
             match trouble {
                 Trouble::Error => track.errors += 1,
                 Trouble::LateAck => track.late_acks += 1,
+                Trouble::LateDelivery => track.late_deliveries += 1,
             }
             track.trouble_us = now_us;
         }

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::cursor::{Arrival, Seen};
 use super::device::{Device, NEVER, Pending};
 use super::presence::OfflineTold;
-use super::{LATE_ACK_US, Shared, Trouble};
+use super::{LATE_US, Shared, Trouble};
 use crate::loadgen::body::Tag;
 use crate::loadgen::ledger::Kind;
 use crate::loadgen::recorder::{Path, add, sub};
@@ -87,7 +87,7 @@ impl Device {
         add(&shared.stats.acked, 1);
         let took_us = self.now_us.saturating_sub(tag.intended_us);
         shared.recorder.record(self.client, Path::Ack, took_us);
-        if took_us > LATE_ACK_US {
+        if took_us > LATE_US {
             shared.trouble(Trouble::LateAck, self.now_us);
         }
         shared.note("ack", || {
@@ -243,6 +243,9 @@ impl Device {
             Path::DeliveryOtherServer
         };
         shared.recorder.record(self.client, path, took);
+        if took > LATE_US {
+            shared.trouble(Trouble::LateDelivery, self.now_us);
+        }
     }
 
     fn on_presence(&self, frame: &PresenceFrame) {

@@ -342,7 +342,7 @@ async fn load(
         ..RunResult::begun(&shared.scenario, started_at_ms)
     };
     result.histograms.insert(LAG.to_owned(), lag);
-    result.counts.recovery_ms_max = verdict::recovery_ms_max(&result.faults);
+    result.counts.recovery_ms_max = verdict::recovery_ms_max(&result.faults, result.duration_s);
     verdict::decide(&shared.scenario, &mut result, was_interrupted);
     result
 }
@@ -501,7 +501,9 @@ fn faults(shared: &Shared) -> Vec<FaultRecord> {
         lasted_s: track.ended_us.saturating_sub(track.at_us) as f64 / 1e6,
         errors: track.errors,
         late_acks: track.late_acks,
-        calm_after_s: (track.trouble_us > track.ended_us).then(|| (track.trouble_us - track.ended_us) as f64 / 1e6),
+        late_deliveries: track.late_deliveries,
+        planned_s: track.planned_us as f64 / 1e6,
+        calm_after_s: verdict::calm_after_s(track.at_us + track.planned_us, track.trouble_us),
         error: track.error,
     };
     tracks.into_iter().map(record).collect()

@@ -111,6 +111,7 @@ impl Talkers {
 
     /// Has somebody send a message that is due now.
     fn send(&self, shared: &Shared, rng: &mut StdRng, due_us: u64) {
+        add(&shared.stats.scheduled, 1);
         let Some(client) = self.choose(shared, rng) else { return };
         let user = shared.world.clients[client as usize].user;
         let conversations = shared.world.conversations_of(user).iter().filter(|c| talks_in(shared, user, **c));
@@ -244,11 +245,13 @@ async fn do_faults(shared: Arc<Shared>, control: Arc<dyn StackControl>, started_
         let index = {
             let mut tracks = shared.faults.lock().expect("no panic while held");
             let what = fault.action.to_string();
+            let planned_us = fault.action.lasts().as_micros() as u64;
             if let Some(track) = tracks.last_mut().filter(|_| last_at == Some(fault.at)) {
                 track.what = format!("{} + {what}", track.what);
+                track.planned_us = track.planned_us.max(planned_us);
             } else {
                 let at_s = (at_us - started_us) as f64 / 1e6;
-                tracks.push(FaultTrack { what, at_us, at_s, ..FaultTrack::default() });
+                tracks.push(FaultTrack { what, at_us, at_s, planned_us, ..FaultTrack::default() });
             }
             tracks.len() - 1
         };

@@ -199,7 +199,7 @@ mod tests {
     }
 
     fn kinds(ledger: &Ledger) -> Vec<Kind> {
-        Kind::ALL.into_iter().filter(|kind| ledger.count(*kind) > 0).collect()
+        Kind::ALL.iter().copied().filter(|kind| ledger.count(*kind) > 0).collect()
     }
 
     #[test]

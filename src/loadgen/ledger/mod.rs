@@ -25,41 +25,51 @@ const DESCRIBED_MAX: usize = 50;
 /// sees differently is found at the end, by the sums of the audit.
 const WINDOW: usize = 8;
 
-/// A broken guarantee.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    Lost,
-    Duplicated,
-    OutOfOrder,
-    IdReuse,
-    Leaked,
-    Altered,
-    PresenceWrong,
-}
+/// Declares the kinds with their names.
+macro_rules! kinds {
+    ($( $(#[$doc:meta])* $kind:ident = $name:literal ),* $(,)?) => {
+        /// A broken guarantee.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(super) enum Kind { $( $(#[$doc])* $kind ),* }
 
-impl Kind {
-    const ALL: [Self; 7] = [
-        Self::Lost,
-        Self::Duplicated,
-        Self::OutOfOrder,
-        Self::IdReuse,
-        Self::Leaked,
-        Self::Altered,
-        Self::PresenceWrong,
-    ];
+        impl Kind {
+            const ALL: &'static [Self] = &[$(Self::$kind),*];
 
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Lost => "lost",
-            Self::Duplicated => "duplicated",
-            Self::OutOfOrder => "out of order",
-            Self::IdReuse => "id reuse",
-            Self::Leaked => "leaked",
-            Self::Altered => "altered",
-            Self::PresenceWrong => "presence wrong",
+            const fn name(self) -> &'static str {
+                match self { $( Self::$kind => $name ),* }
+            }
         }
-    }
+    };
 }
+
+kinds!(
+    /// Acknowledged and not stored, or stored and never seen by a member.
+    Lost = "lost",
+    /// Shown twice, or stored under two ids.
+    Duplicated = "duplicated",
+    /// Shown after a younger one.
+    OutOfOrder = "out of order",
+    /// One id for two messages, or another id than the acknowledged one.
+    IdReuse = "id reuse",
+    /// An id below one that was acknowledged before the message was first sent.
+    IdWentBack = "id went back",
+    /// Shown to, or readable by, somebody who is no member.
+    Leaked = "leaked",
+    /// Body, sender, kind, reply or time changed.
+    Altered = "altered",
+    /// Refused definitely, and stored or shown all the same.
+    FalseRefusal = "false refusal",
+    /// An ACK with another id than before, for another conversation, or for what the device did not send.
+    AckWrong = "ack wrong",
+    /// A message, receipt or typing notice that no simulated client sent.
+    Forged = "forged",
+    /// A presence notice that contradicts the beats.
+    PresenceWrong = "presence wrong",
+    /// A change of presence that a watching friend had to be told and was not.
+    PresenceMissed = "presence missed",
+    /// Presence of somebody who is no friend.
+    PresenceLeaked = "presence leaked",
+);
 
 /// A stretch of membership, on the run's clock in µs. `left_us` is when a removal was confirmed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,7 +145,7 @@ impl Ledger {
 
     /// Violations so far, by kind, without zeros.
     pub(super) fn violations(&self) -> std::collections::BTreeMap<String, u64> {
-        let kinds = Kind::ALL.into_iter().map(|kind| (kind.name().to_owned(), self.count(kind)));
+        let kinds = Kind::ALL.iter().map(|kind| (kind.name().to_owned(), self.count(*kind)));
         kinds.filter(|(_, n)| *n > 0).collect()
     }
 
