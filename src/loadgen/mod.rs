@@ -8,6 +8,7 @@
 //! | `engine` | the run: phases, arrivals, faults, draining, audit |
 //! | `fleet/` | a run spread over several processes or machines |
 //! | `ledger/` | what was expected against what came |
+//! | `retry` | when a failed request is repeated: no I/O |
 //! | `recorder` | latencies by path, counters |
 //! | `history` | every event as a line of JSON |
 //! | `result` | the outcome, versioned |
@@ -24,6 +25,7 @@ mod history;
 mod ledger;
 pub mod recorder;
 pub mod result;
+mod retry;
 pub mod scenario;
 mod world;
 
