@@ -214,7 +214,6 @@ pub(super) struct Stats {
     pub(super) refused: AtomicU64,
     /// Refused because the sender was being removed.
     pub(super) refused_removed: AtomicU64,
-    pub(super) unresolved: AtomicU64,
     /// Shown to persons, without a device's own messages.
     pub(super) delivered: AtomicU64,
     pub(super) push_expected: AtomicU64,

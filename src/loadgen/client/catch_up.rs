@@ -155,13 +155,15 @@ impl Device {
         let shared = Arc::clone(&self.shared);
         shared.recorder.record(self.client, Path::Sync, clock::now_us() - page.started_us);
         self.note_sync(at, page.after, page.started_s, &answer);
-        let rows: Vec<Seen> = answer.messages.iter().filter_map(|message| self.check(message)).collect();
+        let is_large = shared.world.conversations[page.conversation as usize].is_large();
+        let rows: Vec<Seen> = answer.messages.iter().filter_map(|message| self.check(message, false)).collect();
         let mut show = Vec::new();
         let conversation = &mut self.conversations[at];
+        let is_announced = conversation.is_announced();
         let before = conversation.cursor.upto();
         conversation.cursor.on_page(&rows, answer.stable.0, answer.has_more, &mut show);
         let moved = conversation.cursor.upto() > before;
-        self.show(at, &show);
+        self.show(at, &show, is_announced && is_large);
         Some(answer.has_more && moved)
     }
 
@@ -179,9 +181,12 @@ impl Device {
 
     /// Syncs every conversation to its end; returns whether that worked.
     pub(super) async fn final_sync(&mut self) -> bool {
-        let left = self.pending.len() as u64;
-        add(&self.shared.stats.unresolved, left);
-        sub(&self.shared.stats.pending, left);
+        // One without an answer took at least as long as it was waited for.
+        for pending in &self.pending {
+            let waited_us = self.now_us.saturating_sub(pending.tag.intended_us);
+            self.shared.recorder.record(self.client, Path::Ack, waited_us);
+        }
+        sub(&self.shared.stats.pending, self.pending.len() as u64);
         if self.conversations.is_empty() {
             return true;
         }

@@ -40,6 +40,8 @@ pub(in crate::loadgen) struct DeviceState {
 pub(super) struct Pending {
     pub(super) tag: Tag,
     pub(super) bytes: u32,
+    /// Tries that were written and had no definite answer: more than one where a connection or an answer was lost.
+    pub(super) open_tries: u32,
     pub(super) next_try_us: u64,
 }
 
@@ -69,6 +71,8 @@ pub(in crate::loadgen) struct Device {
     reads_at_us: u64,
     /// When the connection was welcomed.
     pub(super) opened_us: u64,
+    /// The first welcome since the plan wanted it online; 0 while it is away by plan.
+    pub(super) here_since_us: u64,
     /// When what is being worked on was read.
     pub(super) now_us: u64,
     beat_due_us: u64,
@@ -102,6 +106,7 @@ impl Device {
             ghost: None,
             reads_at_us: 0,
             opened_us: 0,
+            here_since_us: 0,
             now_us: 0,
             beat_due_us: NEVER,
             sends_due_us: NEVER,
@@ -300,6 +305,9 @@ impl Device {
         let (link, welcome, frames) = opened.map_err(|e| e.to_string())?;
         self.now_us = clock::now_us();
         self.opened_us = self.now_us;
+        if self.here_since_us == 0 {
+            self.here_since_us = self.now_us;
+        }
         self.link = Some(link);
         self.ghost = None;
         self.reads_at_us = 0;
@@ -440,6 +448,7 @@ impl Device {
     fn vanish(&mut self) {
         self.is_wanted = false;
         self.leave_by_us = NEVER;
+        self.here_since_us = 0;
         if let Some(link) = self.link.take() {
             self.ghost = Some(Box::new(link));
             self.closed("vanished");
@@ -449,6 +458,7 @@ impl Device {
     async fn go_offline(&mut self) {
         self.is_wanted = false;
         self.leave_by_us = NEVER;
+        self.here_since_us = 0;
         if let Some(link) = self.link.take() {
             let (user, device) = self.name();
             self.shared.note("bye", || json!({"user": user, "dev": device}));

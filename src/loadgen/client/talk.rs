@@ -9,8 +9,9 @@ use super::device::{Device, NEVER, Pending};
 use super::presence::OfflineTold;
 use super::{LATE_US, Shared, Trouble};
 use crate::loadgen::body::Tag;
-use crate::loadgen::ledger::Kind;
+use crate::loadgen::ledger::{Delivery, Kind, MESSAGE_KIND, Membership, Refusal};
 use crate::loadgen::recorder::{Path, add, sub};
+use crate::loadgen::scenario::Transport;
 use crate::protocol::api::ConversationKind;
 use crate::protocol::frames::{AckFrame, ErrorFrame, HeadFrame, PresenceFrame, PresenceState, SendFrame};
 use crate::protocol::{ClientFrame, MessageFrame, ServerFrame};
@@ -27,7 +28,7 @@ impl Device {
         let own = &mut self.conversations[at];
         own.counter += 1;
         let tag = Tag { run, conversation, client: self.client, counter: own.counter, intended_us, sent_us: 0 };
-        self.pending.push(Pending { tag, bytes, next_try_us: 0 });
+        self.pending.push(Pending { tag, bytes, open_tries: 0, next_try_us: 0 });
         self.sends_due_us = 0;
         add(&self.shared.stats.pending, 1);
         if self.is_connected() {
@@ -47,6 +48,7 @@ impl Device {
                 if is_first {
                     pending.tag.sent_us = now;
                 }
+                pending.open_tries += 1;
                 frames.push((pending.tag, pending.bytes, is_first));
             }
             next_due_us = next_due_us.min(pending.next_try_us);
@@ -58,7 +60,10 @@ impl Device {
     }
 
     fn send(&mut self, tag: &Tag, bytes: u32, is_first: bool) {
-        add(&self.shared.stats.sent, u64::from(is_first));
+        if is_first {
+            add(&self.shared.stats.sent, 1);
+            self.shared.ledger.on_sent(tag);
+        }
         let (uuid, conversation) = (tag.uuid(), self.shared.world.conversations[tag.conversation as usize].id);
         self.shared.note("send", || {
             let (user, device) = self.name();
@@ -67,7 +72,7 @@ impl Device {
         self.push(&ClientFrame::Send(SendFrame {
             uuid,
             conversation,
-            kind: "text".to_owned(),
+            kind: MESSAGE_KIND.to_owned(),
             body: tag.body(bytes as usize),
             reply_to: None,
         }));
@@ -79,10 +84,15 @@ impl Device {
     }
 
     fn on_ack(&mut self, ack: &AckFrame) {
-        // Not there: the answer to a retry of something answered already.
-        let Some(at) = self.find_pending(ack.uuid) else { return };
-        let tag = self.pending.remove(at).tag;
         let shared = Arc::clone(&self.shared);
+        // Not there: the answer to a retry of something answered already, or to nothing.
+        let Some(at) = self.find_pending(ack.uuid) else {
+            return shared.ledger.on_other_ack(&shared.world, self.client, ack);
+        };
+        if !shared.ledger.on_ack(&shared.world, &self.pending[at].tag, ack, self.now_us) {
+            return;
+        }
+        let tag = self.pending.remove(at).tag;
         sub(&shared.stats.pending, 1);
         add(&shared.stats.acked, 1);
         let took_us = self.now_us.saturating_sub(tag.intended_us);
@@ -94,15 +104,16 @@ impl Device {
             let (user, device) = self.name();
             json!({"conv": ack.conversation, "user": user, "uuid": ack.uuid, "id": ack.id, "dev": device})
         });
-        shared.ledger.on_ack(&tag, ack.id);
         let Some(at) = self.find(tag.conversation) else { return };
         self.conversations[at].note_acked(tag.counter);
-        self.on_seen(at, Seen { id: ack.id.0, tag });
+        self.on_seen(at, Seen::acked(&tag, ack));
     }
 
     fn on_error(&mut self, error: &ErrorFrame) {
         self.shared.stats.error(error.code.as_str());
         let Some((uuid, at)) = error.uuid.and_then(|uuid| Some((uuid, self.find_pending(uuid)?))) else { return };
+        let pending = &mut self.pending[at];
+        pending.open_tries = pending.open_tries.saturating_sub(u32::from(error.code.is_definite()));
         if error.code.is_retryable() {
             self.shared.trouble(Trouble::Error, self.now_us);
             let wait_us = error.retry_after_ms.unwrap_or(1_000) * 1_000;
@@ -110,9 +121,12 @@ impl Device {
             self.sends_due_us = self.sends_due_us.min(self.now_us + wait_us);
             return;
         }
-        self.pending.remove(at);
-        sub(&self.shared.stats.pending, 1);
-        add(&self.shared.stats.refused, 1);
+        let Pending { tag, open_tries, .. } = self.pending.remove(at);
+        let shared = Arc::clone(&self.shared);
+        sub(&shared.stats.pending, 1);
+        let refusal = Refusal { code: error.code, has_other_tries: open_tries > 0 };
+        let is_explained = shared.ledger.on_refused(&shared.world, &tag, &refusal);
+        add(if is_explained { &shared.stats.refused_removed } else { &shared.stats.refused }, 1);
         let definite = error.code.is_definite();
         self.shared.note("fail", || json!({"uuid": uuid, "code": error.code, "definite": definite}));
     }
@@ -127,11 +141,9 @@ impl Device {
             ServerFrame::Error(error) => self.on_error(&error),
             ServerFrame::Presence(presence) => self.on_presence(&presence),
             ServerFrame::Head(head) => self.on_head(&head),
-            ServerFrame::Welcome(_)
-            | ServerFrame::Receipt(_)
-            | ServerFrame::Typing(_)
-            | ServerFrame::Moved(_)
-            | ServerFrame::Pong => {}
+            ServerFrame::Receipt(_) => self.shared.ledger.on_unsent_notice("receipt", self.client),
+            ServerFrame::Typing(_) => self.shared.ledger.on_unsent_notice("typing notice", self.client),
+            ServerFrame::Welcome(_) | ServerFrame::Moved(_) | ServerFrame::Pong => {}
         }
     }
 
@@ -148,22 +160,11 @@ impl Device {
         }
     }
 
-    /// Reads the tag of a message and checks that the frame around it fits; a body that was changed is a violation.
-    pub(super) fn check(&self, message: &MessageFrame) -> Option<Seen> {
-        let world = &self.shared.world;
-        let fits = |tag: &Tag| {
-            let sender = world.clients.get(tag.client as usize).map(|c| world.users[c.user as usize].id);
-            let conversation = world.conversations.get(tag.conversation as usize).map(|c| c.id);
-            conversation == Some(message.conversation) && sender == Some(message.sender) && tag.run == self.shared.run
-        };
-        if let Some(tag) = Tag::of(message).filter(fits) {
-            Some(Seen { id: message.id.0, tag })
-        } else {
-            self.shared.ledger.on_altered(|| {
-                format!("{} id {} came to client {} changed", message.conversation, message.id, self.client)
-            });
-            None
-        }
+    /// Reads a message that came; one that nobody sent, or that was changed, is a violation.
+    pub(super) fn check(&self, message: &MessageFrame, is_live: bool) -> Option<Seen> {
+        let place = || format!("{} id {} came to client {}", message.conversation, message.id, self.client);
+        let tag = self.shared.ledger.read(&self.shared.world, message, place)?;
+        Some(Seen { id: message.id.0, tag, at: message.at, is_live })
     }
 
     fn on_message(&mut self, message: &MessageFrame) {
@@ -172,7 +173,7 @@ impl Device {
             let (conversation, id) = (message.conversation, message.id);
             json!({"user": user, "dev": device, "conv": conversation, "uuid": message.uuid, "id": id, "from": message.sender})
         });
-        let Some(seen) = self.check(message) else { return };
+        let Some(seen) = self.check(message, true) else { return };
         let Some(at) = self.find(seen.tag.conversation) else {
             let client = self.client;
             self.shared.ledger.violation(Kind::Leaked, || {
@@ -201,39 +202,68 @@ impl Device {
             conversation.behind().sync_due_us = 0;
             conversation.settle();
         }
-        self.show(at, &show);
+        self.show(at, &show, false);
     }
 
     /// Shows messages to the person: the ledger checks them, the recorder times them.
-    pub(super) fn show(&mut self, at: usize, messages: &[Seen]) {
+    /// `is_announced`: whether a `head` frame said that they are there.
+    pub(super) fn show(&mut self, at: usize, messages: &[Seen], is_announced: bool) {
         let shared = Arc::clone(&self.shared);
         for seen in messages {
             let (newest, is_first_time) = self.conversations[at].note_shown(seen);
-            let was_there = shared.ledger.on_shown(&shared.world, self.user, seen, newest, is_first_time);
+            let membership = shared.ledger.on_shown(&shared.world, self.user, seen, newest, is_first_time);
             shared.note("recv", || {
                 let (user, device) = self.name();
                 let conversation = shared.world.conversations[seen.tag.conversation as usize].id;
                 json!({"user": user, "dev": device, "conv": conversation, "uuid": seen.tag.uuid(), "id": seen.id})
             });
             if seen.tag.client != self.client {
-                self.time_delivery(&shared, &seen.tag, was_there);
+                self.count_delivery(&shared, seen, membership, is_announced);
             }
         }
-        add(&shared.stats.delivered, messages.len() as u64);
     }
 
-    /// Records how long a message took to this device, on the path that it went. `was_there`: as a member, when it was sent.
-    fn time_delivery(&self, shared: &Shared, tag: &Tag, was_there: bool) {
-        let took = self.now_us.saturating_sub(tag.intended_us);
-        if !was_there || self.opened_us == 0 || self.opened_us > tag.intended_us {
-            return shared.recorder.record(self.client, Path::DeliveryAfterReconnect, took);
+    /// Records how long a message took to this device, on the path that it went, and whether it came by push.
+    fn count_delivery(&self, shared: &Shared, seen: &Seen, membership: Membership, is_announced: bool) {
+        add(&shared.stats.delivered, 1);
+        let tag = &seen.tag;
+        let poll_us = match shared.scenario.transport {
+            Transport::Poll => shared.scenario.poll_interval.as_micros() as u64,
+            Transport::Websocket | Transport::LongPoll => 0,
+        };
+        let pause_us = if self.is_slow_reader() { shared.scenario.read_pause.as_micros() as u64 } else { 0 };
+        let delivery = Delivery {
+            due_us: tag.intended_us,
+            sent_us: tag.sent_us,
+            shown_us: self.now_us,
+            here_since_us: self.here_since_us,
+            opened_us: if self.is_connected() { self.opened_us } else { 0 },
+            is_catching_up: self.catching_up.is_some(),
+            membership,
+            came_by_push: seen.is_live || is_announced,
+            reads_every_us: poll_us.max(pause_us),
+        };
+        if let Some(came) = delivery.push() {
+            add(&shared.stats.push_expected, 1);
+            add(&shared.stats.pushed, u64::from(came));
         }
-        if self.is_slow_reader() {
-            return shared.recorder.record(self.client, Path::DeliverySlowReader, took);
+        let took_us = self.now_us.saturating_sub(tag.intended_us);
+        let path = self.delivery_path(shared, tag, &delivery);
+        shared.recorder.record(self.client, path, took_us);
+        let is_live = !matches!(path, Path::DeliveryAfterReconnect | Path::DeliverySlowReader);
+        if is_live && took_us > LATE_US + poll_us {
+            shared.trouble(Trouble::LateDelivery, self.now_us);
         }
+    }
+
+    fn delivery_path(&self, shared: &Shared, tag: &Tag, delivery: &Delivery) -> Path {
         let spec = &shared.world.conversations[tag.conversation as usize];
         let server = |client: u32| shared.mailboxes[client as usize].server();
-        let path = if spec.is_large() {
+        if delivery.is_after_reconnect() {
+            Path::DeliveryAfterReconnect
+        } else if self.is_slow_reader() {
+            Path::DeliverySlowReader
+        } else if spec.is_large() {
             Path::DeliveryChannel
         } else if spec.kind == ConversationKind::Group {
             Path::DeliveryGroup
@@ -241,10 +271,6 @@ impl Device {
             Path::DeliverySameServer
         } else {
             Path::DeliveryOtherServer
-        };
-        shared.recorder.record(self.client, path, took);
-        if took > LATE_US {
-            shared.trouble(Trouble::LateDelivery, self.now_us);
         }
     }
 

@@ -10,6 +10,7 @@ use rand::{RngExt, SeedableRng};
 use serde_json::json;
 
 use super::RunOptions;
+use super::audit::probe_removed;
 use super::watch::Watcher;
 use crate::loadgen::client::{Command, FaultTrack, Shared, history_seconds};
 use crate::loadgen::control::StackControl;
@@ -195,25 +196,28 @@ async fn change_member(shared: &Shared, group: u32, member: u32, churn: Churn) {
     let (token, user) = (shared.world.token_of(spec.owner), shared.world.users[member as usize].id);
     for _ in 0..CHANGE_TRIES {
         let began_us = clock::now_us();
+        shared.ledger.leaving(&shared.world, group, member, began_us);
         if shared.api.remove_member(token, spec.id, user).await.is_err() {
             shared.stats.error("remove_member");
             tokio::time::sleep(Duration::from_millis(500)).await;
             continue;
         }
-        shared.ledger.left(group, member, clock::now_us());
+        shared.ledger.left(&shared.world, group, member, clock::now_us());
         note_change(shared, "leave", group, member, began_us);
+        probe_removed(shared, group, member).await;
         break;
     }
     tokio::time::sleep(churn.back_after).await;
-    if shared.ledger.is_member(&shared.world, group, member) {
+    if !shared.ledger.has_left(&shared.world, group, member) {
         return;
     }
     for _ in 0..CHANGE_TRIES {
         let began_us = clock::now_us();
-        shared.ledger.joins(group, member, began_us);
+        shared.ledger.joining(&shared.world, group, member, began_us);
         let added = shared.api.add_members(token, spec.id, vec![user]).await;
         note_change(shared, "join", group, member, began_us);
         if added.is_ok() {
+            shared.ledger.joined(&shared.world, group, member, clock::now_us());
             for client in shared.world.clients_of(member) {
                 shared.mailboxes[client as usize].put(Command::Joined(group));
             }

@@ -16,6 +16,7 @@ pub(super) fn counts(shared: &Shared, states: &[DeviceState], unaudited: u64) ->
     let ledger = &shared.ledger;
     let clients = shared.mailboxes.len() as u64;
     let (scheduled, intended) = (get(&stats.scheduled), get(&stats.intended));
+    let answered = get(&stats.acked) + get(&stats.refused) + get(&stats.refused_removed);
     Counts {
         lost: ledger.count(Kind::Lost),
         duplicated: ledger.count(Kind::Duplicated),
@@ -37,7 +38,8 @@ pub(super) fn counts(shared: &Shared, states: &[DeviceState], unaudited: u64) ->
         acked: get(&stats.acked),
         refused: get(&stats.refused),
         refused_removed: get(&stats.refused_removed),
-        unresolved: get(&stats.unresolved),
+        // Every message that was due has one fate: what none of the others explains has no answer.
+        unresolved: intended.saturating_sub(answered),
         delivered: get(&stats.delivered),
         push_expected: get(&stats.push_expected),
         pushed: get(&stats.pushed),
