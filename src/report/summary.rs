@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{human_bytes, human_count, human_us, human_value};
+use super::{human_bytes, human_count, human_us};
 use crate::loadgen::RunResult;
 use crate::loadgen::recorder::Path;
 use crate::loadgen::result::Verdict;
@@ -147,15 +147,16 @@ fn faults(out: &mut String, r: &RunResult) {
         };
         let end = match fault.calm_after_s {
             Some(s) => format!("the last {s:.2} s after its end"),
-            None if fault.errors + fault.late_acks > 0 => "none after its end".to_owned(),
+            None if fault.errors + fault.late_acks + fault.late_deliveries > 0 => "none after its end".to_owned(),
             None => "nothing to recover from".to_owned(),
         };
         let _ = writeln!(out, "\nfault      {} at {:.1} s: {lost}", fault.what, fault.at_s);
         let _ = writeln!(
             out,
-            "           {} errors and {} ACKs over a second late; {end}",
+            "           {} errors, {} ACKs and {} deliveries over a second late; {end}",
             human_count(fault.errors),
-            human_count(fault.late_acks)
+            human_count(fault.late_acks),
+            human_count(fault.late_deliveries)
         );
     }
 }
@@ -268,10 +269,10 @@ fn thresholds(out: &mut String, r: &RunResult) {
         return;
     }
     out.push('\n');
-    for outcome in &r.thresholds {
+    // Of the conditions that every run has, those that failed.
+    for outcome in r.thresholds.iter().filter(|outcome| !outcome.is_default || !outcome.passed) {
         let mark = if outcome.passed { "ok  " } else { "FAIL" };
-        let value = outcome.value.map_or("nothing measured".to_owned(), human_value);
-        let _ = writeln!(out, "{mark}       {:<32} {value}", outcome.threshold);
+        let _ = writeln!(out, "{mark}       {:<32} {}", outcome.threshold, outcome.measured());
     }
 }
 

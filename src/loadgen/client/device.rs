@@ -56,6 +56,8 @@ pub(super) struct Pending {
     pub(super) bytes: u32,
     /// Writes so far.
     pub(super) tries: u16,
+    /// Writes that had no definite answer: more than one where a connection or an answer was lost.
+    pub(super) open_tries: u16,
     pub(super) next_try_us: u64,
 }
 
@@ -543,7 +545,9 @@ impl Device {
         // A server that went away without a close frame is likely to be gone.
         let avoid = matches!(error, LinkError::Lost(_)).then(|| self.run.places.server_of(self.client)).flatten();
         self.closed(&why);
-        let fault = self.run.disconnected_by_fault();
+        // One that loses its connection again before it has caught up is still away by the first loss.
+        let is_first = self.reconnection().lost.is_none();
+        let fault = is_first.then(|| self.run.disconnected_by_fault()).flatten();
         let now = self.now_us;
         let reconnection = self.reconnection();
         reconnection.avoid = avoid;

@@ -10,6 +10,7 @@ use rand::{RngExt, SeedableRng};
 use serde_json::json;
 
 use super::RunOptions;
+use super::audit::probe_removed;
 use super::watch::Watcher;
 use crate::loadgen::client::Command;
 use crate::loadgen::control::StackControl;
@@ -112,6 +113,7 @@ impl Talkers {
 
     /// Has somebody send a message that is due now.
     fn send(&self, shared: &Shared, rng: &mut StdRng, due_us: u64) {
+        add(&shared.stats.scheduled, 1);
         let Some(client) = self.choose(shared, rng) else { return };
         let user = shared.world.clients[client as usize].user;
         let conversations = shared.world.conversations_of(user).iter().filter(|c| talks_in(shared, user, **c));
@@ -196,6 +198,7 @@ async fn change_member(shared: &Shared, group: u32, member: u32, churn: Churn) {
     let owner = shared.world.first_client(spec.owner);
     for _ in 0..CHANGE_TRIES {
         let began_us = clock::now_us();
+        shared.ledger.leaving(&shared.world, group, member, began_us);
         if shared
             .world
             .authorized(owner, api, |token| async move { api.remove_member(&token, spec.id, user).await })
@@ -206,23 +209,25 @@ async fn change_member(shared: &Shared, group: u32, member: u32, churn: Churn) {
             tokio::time::sleep(Duration::from_millis(500)).await;
             continue;
         }
-        shared.ledger.left(group, member, clock::now_us());
+        shared.ledger.left(&shared.world, group, member, clock::now_us());
         note_change(shared, "leave", group, member, began_us);
+        probe_removed(shared, group, member).await;
         break;
     }
     tokio::time::sleep(churn.back_after).await;
-    if shared.ledger.is_member(&shared.world, group, member) {
+    if !shared.ledger.has_left(&shared.world, group, member) {
         return;
     }
     for _ in 0..CHANGE_TRIES {
         let began_us = clock::now_us();
-        shared.ledger.joins(group, member, began_us);
+        shared.ledger.joining(&shared.world, group, member, began_us);
         let added = shared
             .world
             .authorized(owner, api, |token| async move { api.add_members(&token, spec.id, vec![user]).await })
             .await;
         note_change(shared, "join", group, member, began_us);
         if added.is_ok() {
+            shared.ledger.joined(&shared.world, group, member, clock::now_us());
             for client in shared.world.clients_of(member) {
                 shared.mailboxes[client as usize].put(Command::Joined(group));
             }
@@ -254,11 +259,13 @@ async fn do_faults(shared: Arc<Shared>, control: Arc<dyn StackControl>, started_
         let index = {
             let mut tracks = shared.faults.lock().expect("no panic while held");
             let what = fault.action.to_string();
+            let planned_us = fault.action.lasts().as_micros() as u64;
             if let Some(track) = tracks.last_mut().filter(|_| last_at == Some(fault.at)) {
                 track.what = format!("{} + {what}", track.what);
+                track.planned_us = track.planned_us.max(planned_us);
             } else {
                 let at_s = (at_us - started_us) as f64 / 1e6;
-                tracks.push(FaultTrack { what, at_us, at_s, ..FaultTrack::default() });
+                tracks.push(FaultTrack { what, at_us, at_s, planned_us, ..FaultTrack::default() });
             }
             tracks.len() - 1
         };
