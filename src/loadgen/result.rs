@@ -250,6 +250,10 @@ pub struct GeneratorHealth {
     pub stack_cpu_s: f64,
     /// Resident memory of the process at the end of the load, in bytes, without its program.
     pub resident_bytes: u64,
+    /// What other programs than generator and stack used of them, on average over the load; `None` where that can't be told.
+    pub foreign_cores_mean: Option<f64>,
+    /// What other machines of the same host took, on average.
+    pub steal_cores_mean: f64,
 }
 
 /// What one process of the stack, or one engine, took during the load.
@@ -313,6 +317,10 @@ pub struct RunResult {
     pub scenario: String,
     /// The seed.
     pub seed: u64,
+    /// SHA-256 of [`Self::scenario_text`]: runs with another one are not comparable. Empty in results of older versions.
+    pub scenario_hash: String,
+    /// The scenario as it ran, as JSON in one line, without the passwords of its addresses.
+    pub scenario_text: String,
     /// API address of the stack.
     pub target: String,
     /// When the load began, in milliseconds since 1970.
@@ -356,11 +364,14 @@ pub struct RunResult {
 impl RunResult {
     /// A result that says what ran, when and where, and nothing of how it went.
     pub(super) fn begun(scenario: &Scenario, started_at_ms: u64) -> Self {
+        let identity = ScenarioIdentity::of(scenario);
         Self {
             schema: SCHEMA_VERSION,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             scenario: scenario.name.clone(),
             seed: scenario.seed,
+            scenario_hash: identity.hash,
+            scenario_text: identity.text,
             started_at_ms,
             machine: machine::describe(),
             ..Self::default()
@@ -379,6 +390,49 @@ impl RunResult {
     pub fn generator_us_per_frame(&self) -> f64 {
         self.generator.cpu_s * 1e6 / (self.counts.frames + self.counts.beats).max(1) as f64
     }
+}
+
+/// What a scenario says, whatever its file looks like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScenarioIdentity {
+    /// All of it as JSON in one line, defaults included, without the passwords of its addresses.
+    pub text: String,
+    /// SHA-256 of the text, in hexadecimal.
+    pub hash: String,
+}
+
+impl ScenarioIdentity {
+    /// Of a scenario.
+    #[must_use]
+    pub fn of(scenario: &Scenario) -> Self {
+        use sha2::{Digest, Sha256};
+        let text = without_passwords(&serde_json::to_string(scenario).unwrap_or_default());
+        let bytes = Sha256::digest(text.as_bytes());
+        let hash = bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat();
+        Self { text, hash }
+    }
+}
+
+/// Text in which each address such as `postgres://user:password@host` has `***` for its password.
+fn without_passwords(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find("://") {
+        let (before, after) = rest.split_at(at + 3);
+        out.push_str(before);
+        // The last `@` before the path: a password may hold others.
+        let authority = after.find(['/', '"', ' ', '?', '#']).unwrap_or(after.len());
+        let secret = after[..authority].rfind('@').and_then(|end| Some((after[..end].find(':')?, end)));
+        rest = match secret {
+            Some((colon, end)) => {
+                out.push_str(&after[..=colon]);
+                out.push_str("***");
+                &after[end..]
+            }
+            None => after,
+        };
+    }
+    out + rest
 }
 
 /// Name of the histogram of [`GeneratorHealth::lag`] among [`RunResult::histograms`].
@@ -418,4 +472,32 @@ pub struct WorkerRecord {
     pub clock_error_us: u64,
     /// Why it has no part in the figures.
     pub lost: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scenario_with_another_content_has_another_hash() {
+        let read = |rate, comment: &str| {
+            let text = format!(
+                "{comment}{{name: t, population: {{users: 2, direct_per_user: 1}}, behaviors: {{one-to-one: 1}}, \
+                 phases: [{{phase: steady, duration: 1s, rate: {rate}}}]}}"
+            );
+            ScenarioIdentity::of(&Scenario::parse(&text, "t").expect("valid"))
+        };
+        assert_eq!(read(1, ""), read(1, "# the same\n"));
+        assert_ne!(read(1, "").hash, read(2, "").hash);
+        let begun = RunResult::begun(&Scenario::parse(&read(1, "").text, "t").expect("reads back"), 0);
+        assert_eq!((begun.scenario_hash.len(), begun.scenario_hash), (64, read(1, "").hash));
+    }
+
+    #[test]
+    fn no_password_gets_into_a_result() {
+        let text = r#"{"a":"postgres://u:p@ss@h:5/db","b":"redis://:x@h","c":"http://h:7100/a@b","d":"kafka://u@h"}"#;
+        let wanted =
+            r#"{"a":"postgres://u:***@h:5/db","b":"redis://:***@h","c":"http://h:7100/a@b","d":"kafka://u@h"}"#;
+        assert_eq!(without_passwords(text), wanted);
+    }
 }

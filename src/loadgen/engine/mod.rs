@@ -316,6 +316,7 @@ async fn load(
             cpu_s: cpu.saturating_sub(stack).as_secs_f64(),
             stack_cpu_s: stack.as_secs_f64(),
             resident_bytes,
+            ..GeneratorHealth::default()
         },
         ..RunResult::begun(&shared.scenario, started_at_ms)
     };
