@@ -8,10 +8,11 @@
 //! | `engine` | the run: phases, arrivals, faults, draining, audit |
 //! | `fleet/` | a run spread over several processes or machines |
 //! | `ledger/` | what was expected against what came |
+//! | `run` | what everybody who takes part in a run shares |
+//! | `recorder`, `stats` | latencies by path; counters |
 //! | `target` | the address of the stack, checked |
 //! | `tokens` | tokens that were renewed |
 //! | `retry` | when a failed request is repeated: no I/O |
-//! | `recorder` | latencies by path, counters |
 //! | `history` | every event as a line of JSON |
 //! | `result` | the outcome, versioned |
 //! | `capacity` | the search for the highest load that holds: no I/O |
@@ -25,10 +26,14 @@ mod engine;
 pub mod fleet;
 mod history;
 mod ledger;
+#[cfg(test)]
+mod model;
 pub mod recorder;
 pub mod result;
 mod retry;
+mod run;
 pub mod scenario;
+mod stats;
 mod target;
 mod tokens;
 mod world;

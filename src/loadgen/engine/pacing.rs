@@ -11,11 +11,12 @@ use serde_json::json;
 
 use super::RunOptions;
 use super::watch::Watcher;
-use crate::loadgen::client::{Command, FaultTrack, Shared, history_seconds};
+use crate::loadgen::client::Command;
 use crate::loadgen::control::StackControl;
-use crate::loadgen::recorder::add;
+use crate::loadgen::run::{FaultTrack, Shared, history_seconds};
 use crate::loadgen::scenario::schedule::Schedule;
 use crate::loadgen::scenario::{Behavior, Churn, PhaseKind};
+use crate::loadgen::stats::add;
 use crate::protocol::api::ConversationKind;
 use crate::runtime::{Tasks, clock};
 
@@ -149,7 +150,7 @@ async fn comings_and_goings(shared: Arc<Shared>, started_us: u64) {
         if online {
             add(&shared.stats.wanted, 1);
         } else {
-            crate::loadgen::recorder::sub(&shared.stats.wanted, 1);
+            crate::loadgen::stats::sub(&shared.stats.wanted, 1);
         }
         let flapper = shared.scenario.flapper;
         let stay = match (behavior, online) {
