@@ -38,8 +38,9 @@ mod target;
 mod tokens;
 mod world;
 
-pub use engine::{RunError, RunOptions, run};
+pub use engine::{HISTORY_INCOMPLETE, RunError, RunOptions, check_fault, run};
 
 pub use result::RunResult;
 pub use scenario::Scenario;
 pub use target::Target;
+pub use world::check_talkers;

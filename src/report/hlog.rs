@@ -7,7 +7,7 @@ use hdrhistogram::serialization::V2DeflateSerializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, Tag};
 
 use crate::loadgen::RunResult;
-use crate::telemetry::Latency;
+use crate::telemetry::{Latency, printable};
 
 /// One path's histogram over the whole run, tagged with the path's name.
 ///
@@ -18,11 +18,11 @@ pub fn render(path: &str, latency: &Latency, result: &RunResult) -> io::Result<V
     let mut out = Vec::new();
     let mut serializer = V2DeflateSerializer::new();
     let mut writer = IntervalLogWriterBuilder::new()
-        .add_comment(&format!("chatctl {} scenario {}", result.version, result.scenario))
-        .with_start_time(UNIX_EPOCH + Duration::from_millis(result.started_at_ms))
+        .add_comment(&format!("chatctl {} scenario {}", printable(&result.version), printable(&result.scenario)))
+        .with_start_time(UNIX_EPOCH.checked_add(Duration::from_millis(result.started_at_ms)).unwrap_or(UNIX_EPOCH))
         .begin_log_with(&mut out, &mut serializer)
         .map_err(|e| failed(&e))?;
-    let duration = Duration::from_secs_f64(result.duration_s.max(0.0));
+    let duration = Duration::try_from_secs_f64(result.duration_s).unwrap_or_default();
     writer.write_histogram(latency.histogram(), Duration::ZERO, duration, Tag::new(path)).map_err(|e| failed(&e))?;
     Ok(out)
 }

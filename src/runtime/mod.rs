@@ -11,7 +11,9 @@ pub mod net;
 pub mod process;
 pub mod queue;
 pub mod tasks;
+pub mod temporary;
 
 pub use backoff::Backoff;
 pub use error_chain::{error_chain, is_local_cause};
 pub use tasks::Tasks;
+pub use temporary::TemporaryFolder;

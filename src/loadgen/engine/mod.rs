@@ -33,6 +33,7 @@ use super::result::{FaultRecord, GeneratorHealth, LAG, ProcessUsage, RunResult};
 use super::run::{FaultTrack, Run, Shared};
 use super::scenario::Scenario;
 use super::world::{Progress, World};
+use crate::protocol::Fault;
 use crate::protocol::api::Placement;
 use crate::runtime::{Tasks, clock, machine};
 use crate::telemetry::LiveSnapshot;
@@ -108,14 +109,17 @@ pub trait Gate: Send + Sync {
 }
 
 /// How the reason begins that is given where a history could not be written to its end.
-pub(super) const HISTORY_INCOMPLETE: &str = "the history is incomplete";
+pub const HISTORY_INCOMPLETE: &str = "the history is incomplete";
 
 /// Runs a scenario.
 ///
 /// # Errors
 /// Only where there is nothing to report: the target does not answer, the setup fails, a file can't be made.
 pub async fn run(scenario: &Scenario, options: RunOptions) -> Result<RunResult, RunError> {
-    let api = reach(scenario, &options.target, options.control.as_deref()).await?;
+    let api = tokio::select! {
+        api = reach(scenario, &options.target, options.control.as_deref()) => api?,
+        () = options.interrupt.stopped() => return Err(RunError::Environment("interrupted before the setup".to_owned())),
+    };
     let history = match &options.history {
         Some(path) => {
             let failed = |e| RunError::Environment(format!("can't write the history {}: {e}", path.display()));
@@ -182,15 +186,21 @@ async fn wait_for_others(part: &Part, interrupt: &Tasks) -> Result<u64, RunError
 /// Finds out before the load whether every fault can be done.
 async fn check_faults(scenario: &Scenario, control: Option<&dyn StackControl>) -> Result<(), RunError> {
     for fault in &scenario.faults {
-        let checked = match control {
-            Some(control) => control.check(&fault.action).await,
-            None => {
-                Err("this stack was not started by chatctl: run it without --target, or remove the faults".to_owned())
-            }
-        };
-        checked.map_err(|problem| RunError::Usage(format!("fault {:?}: {problem}", fault.action.to_string())))?;
+        check_fault(&fault.action, control).await?;
     }
     Ok(())
+}
+
+/// Finds out whether a fault can be done by whoever has hands on the stack, if anybody has.
+///
+/// # Errors
+/// [`RunError::Usage`] where it can't, with the fix.
+pub async fn check_fault(fault: &Fault, control: Option<&dyn StackControl>) -> Result<(), RunError> {
+    let checked = match control {
+        Some(control) => control.check(fault).await,
+        None => Err("this stack was not started by chatctl: run it without --target, or remove the faults".to_owned()),
+    };
+    checked.map_err(|problem| RunError::Usage(format!("fault {:?}: {problem}", fault.to_string())))
 }
 
 /// Waits for a stack that answers and is not ready yet; one that does not answer at all is not waited for.
