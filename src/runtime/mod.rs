@@ -8,10 +8,12 @@ mod error_chain;
 pub mod limits;
 pub mod machine;
 pub mod net;
+mod pacing_thread;
 pub mod process;
 pub mod queue;
 pub mod tasks;
 
 pub use backoff::Backoff;
 pub use error_chain::error_chain;
+pub use pacing_thread::{Bell, PacingThread};
 pub use tasks::Tasks;
