@@ -10,6 +10,7 @@
 //! | `ledger/` | what was expected against what came |
 //! | `recorder` | latencies by path, counters |
 //! | `history` | every event as a line of JSON |
+//! | `intervals` | what was measured second by second |
 //! | `result` | the outcome, versioned |
 //! | `capacity` | the search for the highest load that holds: no I/O |
 
@@ -21,6 +22,7 @@ pub mod control;
 mod engine;
 pub mod fleet;
 mod history;
+pub mod intervals;
 mod ledger;
 pub mod recorder;
 pub mod result;

@@ -298,7 +298,7 @@ impl World {
             retry(|| async {
                 let started = clock::now_us();
                 let login = api.login(&name, PASSWORD, &device).await?;
-                recorder.record(client, Path::Login, clock::now_us() - started);
+                recorder.record(client, Path::Login, started, clock::now_us() - started);
                 Ok((login.token.into_boxed_str(), login.placement))
             })
             .await

@@ -153,7 +153,7 @@ impl Device {
             }
         };
         let shared = Arc::clone(&self.shared);
-        shared.recorder.record(self.client, Path::Sync, clock::now_us() - page.started_us);
+        shared.recorder.record(self.client, Path::Sync, page.started_us, clock::now_us() - page.started_us);
         self.note_sync(at, page.after, page.started_s, &answer);
         let rows: Vec<Seen> = answer.messages.iter().filter_map(|message| self.check(message)).collect();
         let mut show = Vec::new();

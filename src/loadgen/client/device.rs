@@ -13,7 +13,7 @@ use super::link::{Link, LinkError, SocketLink};
 use super::poll::PollLink;
 use super::{Command, Shared, Trouble};
 use crate::loadgen::body::Tag;
-use crate::loadgen::recorder::{Path, add, sub};
+use crate::loadgen::recorder::{LagOf, Path, add, sub};
 use crate::loadgen::scenario::{Behavior, Transport};
 use crate::protocol::api::Placement;
 use crate::protocol::close_code::Reconnect;
@@ -148,7 +148,7 @@ impl Device {
                 Box::pin(self.connect()).await;
             }
             self.wait().await;
-            for command in self.shared.mailboxes[self.client as usize].take() {
+            for command in self.take_commands() {
                 self.on_command(command);
             }
             self.on_time();
@@ -171,6 +171,11 @@ impl Device {
         let Self { shared, client, user, conversations, .. } = *self;
         let state = DeviceState { client, user, conversations, is_drained };
         shared.ended.lock().expect("no panic while held").push(state);
+    }
+
+    fn take_commands(&self) -> Vec<Command> {
+        let shared = &self.shared;
+        shared.mailboxes[self.client as usize].take(self.client, self.now_us, &shared.recorder)
     }
 
     const fn is_finished(&self) -> bool {
@@ -271,8 +276,10 @@ impl Device {
     /// Puts the next try to connect off.
     fn back_off(&mut self) {
         let now = self.now_us;
+        let tries = self.journey().backoff.tries();
+        let mut rng = self.shared.backoff_rng(self.client, tries);
         let journey = self.journey();
-        journey.connect_at_us = now + journey.backoff.next_wait(&mut rand::rng()).as_micros() as u64;
+        journey.connect_at_us = now + journey.backoff.next_wait(&mut rng).as_micros() as u64;
     }
 
     async fn try_connect(&mut self) -> Result<(), String> {
@@ -305,7 +312,8 @@ impl Device {
         self.reads_at_us = 0;
         let wanted_since_us = std::mem::take(&mut self.journey().wanted_since_us);
         if wanted_since_us > 0 {
-            shared.recorder.record(self.client, Path::Connect, self.now_us.saturating_sub(wanted_since_us));
+            let took_us = self.now_us.saturating_sub(wanted_since_us);
+            shared.recorder.record(self.client, Path::Connect, wanted_since_us, took_us);
         }
         add(&shared.stats.connections, 1);
         let is_first = !std::mem::replace(&mut self.ever_connected, true);
@@ -359,7 +367,7 @@ impl Device {
     /// Called when the connection has everything that was said while it was away.
     pub(super) fn caught_up(&mut self) {
         let Some((lost_us, fault)) = self.journey.take().and_then(|journey| journey.lost) else { return };
-        self.shared.recorder.record(self.client, Path::Recovery, self.now_us - lost_us);
+        self.shared.recorder.record(self.client, Path::Recovery, lost_us, self.now_us - lost_us);
         if let Some(fault) = fault {
             let mut faults = self.shared.faults.lock().expect("no panic while held");
             let track = &mut faults[fault];
@@ -471,7 +479,7 @@ impl Device {
 
     fn beat(&mut self) {
         if self.beat_due_us > self.opened_us {
-            self.shared.recorder.late_by(self.now_us - self.beat_due_us);
+            self.shared.recorder.late_by(self.client, LagOf::Other, self.beat_due_us, self.now_us);
         }
         self.push(&ClientFrame::Beat);
         add(&self.shared.stats.beats, 1);

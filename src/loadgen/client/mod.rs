@@ -10,9 +10,11 @@
 //! | `catch_up` | how it fetches what it missed |
 //! | `link` | its WebSocket |
 //! | `poll` | the same without a socket: long-poll and poll |
-//! | `mailbox` | how it is woken |
+//! | `mailbox` | how it is reached |
+//! | `alarms` | when it is woken |
 //! | `presence` | when users beat and who was told |
 
+mod alarms;
 mod catch_up;
 mod conversation;
 pub(super) mod cursor;
@@ -25,9 +27,13 @@ mod talk;
 
 use std::sync::Mutex;
 
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+pub(super) use alarms::Alarms;
 pub(super) use device::{Device, DeviceState};
 pub(super) use link::Traffic;
-pub(super) use mailbox::{Alarms, Command, Mailbox};
+pub(super) use mailbox::{Command, Mailbox};
 pub(super) use poll::Pollers;
 pub(super) use presence::UserPresence;
 
@@ -151,6 +157,13 @@ impl Shared {
             servers.len() - 1
         });
         index as u16
+    }
+
+    /// What a client's wait before it connects again is drawn from: seed, client and try, so that it is the same in each run and
+    /// another for each client.
+    fn backoff_rng(&self, client: u32, tries: u32) -> StdRng {
+        let place = (u64::from(client) << 32 | u64::from(tries)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        StdRng::seed_from_u64(self.scenario.seed ^ place)
     }
 
     /// Writes a history event, if there is a history.

@@ -30,9 +30,6 @@ impl Device {
         self.pending.push(Pending { tag, bytes, next_try_us: 0 });
         self.sends_due_us = 0;
         add(&self.shared.stats.pending, 1);
-        if self.is_connected() {
-            self.shared.recorder.late_by(self.now_us.saturating_sub(intended_us));
-        }
     }
 
     /// Writes what is due of the messages without an answer, in the order in which they were due at first.
@@ -86,7 +83,7 @@ impl Device {
         sub(&shared.stats.pending, 1);
         add(&shared.stats.acked, 1);
         let took_us = self.now_us.saturating_sub(tag.intended_us);
-        shared.recorder.record(self.client, Path::Ack, took_us);
+        shared.recorder.acked(self.client, tag.intended_us, tag.sent_us, self.now_us);
         if took_us > LATE_ACK_US {
             shared.trouble(Trouble::LateAck, self.now_us);
         }
@@ -224,12 +221,12 @@ impl Device {
 
     /// Records how long a message took to this device, on the path that it went. `was_there`: as a member, when it was sent.
     fn time_delivery(&self, shared: &Shared, tag: &Tag, was_there: bool) {
-        let took = self.now_us.saturating_sub(tag.intended_us);
+        let record = |path| shared.recorder.delivered(self.client, path, tag.intended_us, tag.sent_us, self.now_us);
         if !was_there || self.opened_us == 0 || self.opened_us > tag.intended_us {
-            return shared.recorder.record(self.client, Path::DeliveryAfterReconnect, took);
+            return record(Path::DeliveryAfterReconnect);
         }
         if self.is_slow_reader() {
-            return shared.recorder.record(self.client, Path::DeliverySlowReader, took);
+            return record(Path::DeliverySlowReader);
         }
         let spec = &shared.world.conversations[tag.conversation as usize];
         let server = |client: u32| shared.mailboxes[client as usize].server();
@@ -242,22 +239,23 @@ impl Device {
         } else {
             Path::DeliveryOtherServer
         };
-        shared.recorder.record(self.client, path, took);
+        record(path);
     }
 
     fn on_presence(&self, frame: &PresenceFrame) {
         let Some(user) = self.shared.world.user_index(frame.user) else { return };
         let now = self.now_us;
+        let record = |path, us| self.shared.recorder.record(self.client, path, now.saturating_sub(us), us);
         self.shared.note("pres", || json!({"by": self.name().0, "user": frame.user, "state": frame.state}));
         let presence = &self.shared.presence[user as usize];
         match frame.state {
             PresenceState::Online => {
                 if let Some(us) = presence.online_told(self.opened_us, now) {
-                    self.shared.recorder.record(self.client, Path::PresenceOnline, us);
+                    record(Path::PresenceOnline, us);
                 }
             }
             PresenceState::Offline => match presence.offline_told(now) {
-                OfflineTold::InTime(us) => self.shared.recorder.record(self.client, Path::PresenceOffline, us),
+                OfflineTold::InTime(us) => record(Path::PresenceOffline, us),
                 OfflineTold::Wrong(us) => self.shared.ledger.violation(Kind::PresenceWrong, || {
                     format!("{} was told offline {:.1} s after the last beat", frame.user, us as f64 / 1e6)
                 }),

@@ -1,5 +1,6 @@
 //! From counts to a word, and why.
 
+use super::blame::{self, Blame};
 use crate::loadgen::client::{DeviceState, Shared};
 use crate::loadgen::ledger::Kind;
 use crate::loadgen::recorder::get;
@@ -65,7 +66,9 @@ pub(in crate::loadgen) fn recovery_ms_max(faults: &[FaultRecord]) -> u64 {
 pub(in crate::loadgen) fn decide(scenario: &Scenario, result: &mut RunResult, was_interrupted: bool) {
     result.thresholds = scenario.thresholds.iter().map(|t| t.judge(result)).collect();
     let broken: Vec<String> = result.counts.violations().into_iter().map(|(kind, n)| format!("{kind}: {n}")).collect();
-    let invalid = invalid_reasons(scenario, result);
+    let Blame { invalid: local, warnings } = blame::of(scenario, result);
+    let invalid = [local, invalid_reasons(result)].concat();
+    result.warnings.extend(warnings);
     let failed: Vec<String> = result
         .thresholds
         .iter()
@@ -90,27 +93,12 @@ pub(in crate::loadgen) fn decide(scenario: &Scenario, result: &mut RunResult, wa
 }
 
 /// Why the run says nothing, if it does.
-fn invalid_reasons(scenario: &Scenario, result: &RunResult) -> Vec<String> {
+fn invalid_reasons(result: &RunResult) -> Vec<String> {
     let counts = &result.counts;
     let mut reasons = Vec::new();
-    let lag_max_us = scenario.generator_lag_max.as_micros() as u64;
-    if result.generator.lag.p99_us > lag_max_us {
-        let lag_ms = result.generator.lag.p99_us as f64 / 1e3;
-        reasons.push(format!(
-            "the generator was late: p99 {lag_ms:.1} ms, limit {} ms; lower the rate or use more cores",
-            lag_max_us / 1_000
-        ));
-    }
     for worker in &result.workers {
         if let Some(why) = &worker.lost {
             reasons.push(format!("worker {} was {why}", worker.name));
-        } else if worker.lag_us_p99 > lag_max_us {
-            let lag_ms = worker.lag_us_p99 as f64 / 1e3;
-            reasons.push(format!(
-                "worker {} was late: p99 {lag_ms:.1} ms, limit {} ms",
-                worker.name,
-                lag_max_us / 1_000
-            ));
         }
     }
     let mut add = |n: u64, text: &str| {

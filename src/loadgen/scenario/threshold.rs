@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::as_text;
 use crate::loadgen::recorder::Path;
 use crate::loadgen::result::{Counts, RunResult};
+use crate::telemetry::LatencySummary;
 
 /// One condition.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,10 +25,13 @@ enum Measure {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Statistic {
+/// A figure of a latency.
+pub(in crate::loadgen) enum Statistic {
     Mean,
     P50,
+    P75,
     P90,
+    P95,
     P99,
     P999,
     Max,
@@ -35,15 +39,74 @@ enum Statistic {
 }
 
 impl Statistic {
-    const ALL: [(&'static str, Self); 7] = [
+    const ALL: [(&'static str, Self); 9] = [
         ("mean", Self::Mean),
         ("p50", Self::P50),
+        ("p75", Self::P75),
         ("p90", Self::P90),
+        ("p95", Self::P95),
         ("p99", Self::P99),
         ("p999", Self::P999),
         ("max", Self::Max),
         ("count", Self::Count),
     ];
+
+    fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(_, s)| *s == self).map_or("", |(name, _)| *name)
+    }
+
+    /// Its value in µs; `None` of a count, which is no time.
+    pub(in crate::loadgen) const fn of_us(self, summary: &LatencySummary) -> Option<f64> {
+        Some(match self {
+            Self::Count => return None,
+            Self::Mean => summary.mean_us,
+            Self::P50 => summary.p50_us as f64,
+            Self::P75 => summary.p75_us as f64,
+            Self::P90 => summary.p90_us as f64,
+            Self::P95 => summary.p95_us as f64,
+            Self::P99 => summary.p99_us as f64,
+            Self::P999 => summary.p999_us as f64,
+            Self::Max => summary.max_us as f64,
+        })
+    }
+
+    /// Whether so many samples have at least one at or above it.
+    pub(in crate::loadgen) const fn is_known_from(self, samples: u64) -> bool {
+        let needed = match self {
+            Self::Count => 0,
+            Self::Mean | Self::Max => 1,
+            Self::P50 => 2,
+            Self::P75 => 4,
+            Self::P90 => 10,
+            Self::P95 => 20,
+            Self::P99 => 100,
+            Self::P999 => 1_000,
+        };
+        samples >= needed
+    }
+}
+
+/// A latency that has to stay below a limit.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(in crate::loadgen) struct UpperLimit {
+    pub(in crate::loadgen) path: Path,
+    pub(in crate::loadgen) statistic: Statistic,
+    pub(in crate::loadgen) limit_us: f64,
+    comparison: Comparison,
+}
+
+impl UpperLimit {
+    /// Whether a value keeps it.
+    pub(in crate::loadgen) fn holds(&self, us: f64) -> bool {
+        self.comparison.holds(us, self.limit_us)
+    }
+}
+
+impl fmt::Display for UpperLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (path, statistic) = (self.path.name(), self.statistic.name());
+        write!(f, "{path}_ms.{statistic} {} {}", self.comparison.operator(), self.limit_us / 1e3)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +127,10 @@ impl Comparison {
         ("<", Self::Less),
         (">", Self::Greater),
     ];
+
+    fn operator(self) -> &'static str {
+        Self::ALL.iter().find(|(_, c)| *c == self).map_or("", |(text, _)| *text)
+    }
 
     fn holds(self, value: f64, limit: f64) -> bool {
         match self {
@@ -88,6 +155,17 @@ pub struct Outcome {
 }
 
 impl Threshold {
+    /// The latency that it keeps below a limit, if that is what it does.
+    pub(in crate::loadgen) fn upper_limit(&self) -> Option<UpperLimit> {
+        let is_upper = matches!(self.comparison, Comparison::Less | Comparison::LessOrEqual);
+        match self.measure {
+            Measure::Latency(path, statistic) if is_upper && statistic != Statistic::Count => {
+                Some(UpperLimit { path, statistic, limit_us: self.limit * 1e3, comparison: self.comparison })
+            }
+            _ => None,
+        }
+    }
+
     /// Holds it against a result.
     #[must_use]
     pub fn judge(&self, result: &RunResult) -> Outcome {
@@ -95,16 +173,10 @@ impl Threshold {
             Measure::Count(name) => result.counts.get(name),
             Measure::Latency(path, statistic) => {
                 let summary = result.latency.get(path.name()).copied().unwrap_or_default();
-                let us = match statistic {
-                    Statistic::Count => summary.count as f64 * 1_000.0,
-                    Statistic::Mean => summary.mean_us,
-                    Statistic::P50 => summary.p50_us as f64,
-                    Statistic::P90 => summary.p90_us as f64,
-                    Statistic::P99 => summary.p99_us as f64,
-                    Statistic::P999 => summary.p999_us as f64,
-                    Statistic::Max => summary.max_us as f64,
-                };
-                (summary.count > 0 || *statistic == Statistic::Count).then_some(us / 1_000.0)
+                match statistic.of_us(&summary) {
+                    None => Some(summary.count as f64),
+                    Some(us) => (summary.count > 0).then_some(us / 1_000.0),
+                }
             }
         };
         let passed = value.is_some_and(|value| self.comparison.holds(value, self.limit));
@@ -117,12 +189,10 @@ impl fmt::Display for Threshold {
         match &self.measure {
             Measure::Count(name) => f.write_str(name)?,
             Measure::Latency(path, statistic) => {
-                let name = Statistic::ALL.iter().find(|(_, s)| s == statistic).map_or("", |(name, _)| *name);
-                write!(f, "{}_ms.{name}", path.name())?;
+                write!(f, "{}_ms.{}", path.name(), statistic.name())?;
             }
         }
-        let operator = Comparison::ALL.iter().find(|(_, c)| *c == self.comparison).map_or("", |(text, _)| *text);
-        write!(f, " {operator} {}", self.limit)
+        write!(f, " {} {}", self.comparison.operator(), self.limit)
     }
 }
 
@@ -171,7 +241,8 @@ mod tests {
 
     #[test]
     fn a_threshold_reads_back_what_it_writes() {
-        for text in ["delivery_ms.p99 < 50", "lost == 0", "connect_ms.max <= 1000", "delivered > 10"] {
+        for text in ["delivery_ms.p99 < 50", "lost == 0", "connect_ms.max <= 1000", "delivered > 10", "ack_ms.p95 < 5"]
+        {
             assert_eq!(text.parse::<Threshold>().expect("valid").to_string(), text);
         }
     }
