@@ -8,7 +8,9 @@
 //! | `engine` | the run: phases, arrivals, faults, draining, audit |
 //! | `fleet/` | a run spread over several processes or machines |
 //! | `ledger/` | what was expected against what came |
-//! | `recorder` | latencies by path, counters |
+//! | `run` | what everybody who takes part in a run shares |
+//! | `recorder`, `stats` | latencies by path; counters |
+//! | `tokens` | the devices' tokens, and those that were renewed |
 //! | `history` | every event as a line of JSON |
 //! | `intervals` | what was measured second by second |
 //! | `result` | the outcome, versioned |
@@ -24,9 +26,14 @@ pub mod fleet;
 mod history;
 pub mod intervals;
 mod ledger;
+#[cfg(test)]
+mod model;
 pub mod recorder;
 pub mod result;
+mod run;
 pub mod scenario;
+mod stats;
+mod tokens;
 mod world;
 
 pub use engine::{RunError, RunOptions, run};

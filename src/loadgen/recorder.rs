@@ -1,11 +1,12 @@
-//! Latencies by path, in µs from the time at which something was due, and counters.
+//! Latencies by path, in µs from the time at which something was due.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use super::result::PhaseRecord;
 use super::scenario::{Phase, PhaseKind};
+use super::stats::{add, get};
 use crate::telemetry::{Latency, LatencySummary};
 
 /// What took its time.
@@ -269,6 +270,11 @@ impl Recorder {
         }
     }
 
+    /// A message was refused for good, or has no answer at the end: as an ACK, it took at least until `now_us`.
+    pub(super) fn unanswered(&self, client: u32, due_us: u64, now_us: u64) {
+        self.record(client, Path::Ack, due_us, now_us.saturating_sub(due_us));
+    }
+
     /// A message that was first written at `sent_us` was shown to a device at `now_us`.
     pub(super) fn delivered(&self, client: u32, path: Path, due_us: u64, sent_us: u64, now_us: u64) {
         self.record(client, path, due_us, now_us.saturating_sub(due_us));
@@ -393,54 +399,6 @@ pub(super) fn named(latencies: BTreeMap<Path, Latency>) -> BTreeMap<String, Late
 /// Summaries by name.
 pub(super) fn summaries(latencies: &BTreeMap<Path, Latency>) -> BTreeMap<String, LatencySummary> {
     latencies.iter().map(|(path, latency)| (path.name().to_owned(), latency.summary())).collect()
-}
-
-/// Counters of a run. Written by clients, read by the engine.
-#[derive(Default)]
-pub(super) struct Stats {
-    /// Messages that the rate asked for.
-    pub(super) scheduled: AtomicU64,
-    /// Of those, messages that somebody could send.
-    pub(super) intended: AtomicU64,
-    pub(super) sent: AtomicU64,
-    pub(super) acked: AtomicU64,
-    pub(super) refused: AtomicU64,
-    pub(super) unresolved: AtomicU64,
-    pub(super) delivered: AtomicU64,
-    pub(super) frames: AtomicU64,
-    pub(super) repeated_on_wire: AtomicU64,
-    /// Devices that were connected at least once.
-    pub(super) ever_connected: AtomicU64,
-    pub(super) reconnects: AtomicU64,
-    pub(super) connections: AtomicU64,
-    pub(super) wanted: AtomicU64,
-    pub(super) gaps_synced: AtomicU64,
-    pub(super) beats: AtomicU64,
-    /// Messages sent and not answered yet.
-    pub(super) pending: AtomicU64,
-    /// Errors by code.
-    pub(super) errors: Mutex<BTreeMap<String, u64>>,
-}
-
-impl Stats {
-    pub(super) fn error(&self, code: &str) {
-        *self.errors.lock().expect("no panic while held").entry(code.to_owned()).or_default() += 1;
-    }
-}
-
-/// Adds to a counter.
-pub(super) fn add(counter: &AtomicU64, n: u64) {
-    counter.fetch_add(n, Ordering::Relaxed);
-}
-
-/// Takes from a counter.
-pub(super) fn sub(counter: &AtomicU64, n: u64) {
-    counter.fetch_sub(n, Ordering::Relaxed);
-}
-
-/// Reads a counter.
-pub(super) fn get(counter: &AtomicU64) -> u64 {
-    counter.load(Ordering::Relaxed)
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ const TRIES: usize = 4;
 /// in as a person would, and `login` is measured.
 const MANY_USERS: usize = 3_000;
 
-const PASSWORD: &str = "simulated user";
+pub(super) const PASSWORD: &str = "simulated user";
 
 /// A simulated user.
 #[derive(Debug, Clone)]
@@ -145,6 +145,32 @@ impl World {
         }
     }
 
+    /// Number of the run.
+    #[cfg(test)]
+    pub(super) const fn run(&self) -> u32 {
+        self.run
+    }
+
+    /// Gives everything an id, as `create` does.
+    #[cfg(test)]
+    pub(super) fn number_for_tests(&mut self) {
+        for (n, user) in (1..).zip(&mut self.users) {
+            user.id = UserId(n);
+        }
+        for (n, conversation) in (1..).zip(&mut self.conversations) {
+            conversation.id = ConversationId(n);
+        }
+        self.index_ids();
+    }
+
+    /// Indexes what has an id now.
+    fn index_ids(&mut self) {
+        self.by_user = (0..).zip(&self.users).map(|(n, user)| (user.id, n)).collect();
+        self.by_user.sort_unstable();
+        self.by_conversation = (0..).zip(&self.conversations).map(|(n, c)| (c.id, n)).collect();
+        self.by_conversation.sort_unstable();
+    }
+
     /// Indexes of a conversation's first members, rising. The first need not be the owner.
     pub(super) fn members(&self, conversation: u32) -> &[u32] {
         members_of(&self.conversations, &self.members, conversation)
@@ -164,7 +190,7 @@ impl World {
     }
 
     /// The name that a user signs up with.
-    fn user_name(&self, user: u32) -> String {
+    pub(super) fn user_name(&self, user: u32) -> String {
         format!("u-{:08x}-{user}", self.run)
     }
 

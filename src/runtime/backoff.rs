@@ -28,12 +28,6 @@ impl Backoff {
         Duration::from_micros(rng.random_range(0..=micros))
     }
 
-    /// Waits drawn since the start.
-    #[must_use]
-    pub const fn tries(&self) -> u32 {
-        self.tries
-    }
-
     /// Starts again at `first`, after something worked.
     pub const fn reset(&mut self) {
         self.tries = 0;

@@ -182,7 +182,7 @@ mod tests {
         let stat = "cpu  100 20 30 4000 50 6 7 800 0 0\ncpu0 50 10 15 2000 25 3 3 400 0 0\ncpu1 50 10 15 2000 25 3 4 400 0 0\nintr 1 2\n";
         let times = parse_cpu_times(stat).expect("of that form");
         assert_eq!(times.cores, 2);
-        assert_eq!([times.programs, times.interrupts, times.steal].map(|t| t.as_secs_f64()), [1.5, 0.13, 8.0]);
+        assert_eq!([times.programs, times.interrupts, times.steal].map(|t| t.as_millis()), [1_500, 130, 8_000]);
         assert_eq!(parse_cpu_times("cpu  1 2 3\n"), None);
     }
 

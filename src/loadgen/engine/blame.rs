@@ -10,7 +10,7 @@ use crate::loadgen::intervals::{Interval, Intervals};
 use crate::loadgen::recorder::Path;
 use crate::loadgen::result::RunResult;
 use crate::loadgen::scenario::Scenario;
-use crate::loadgen::scenario::threshold::UpperLimit;
+use crate::loadgen::scenario::threshold::{Threshold, UpperLimit};
 use crate::telemetry::LatencySummary;
 use crate::telemetry::human::human_us;
 use crate::telemetry::live::MachineLoad;
@@ -45,7 +45,7 @@ pub(super) struct Blame {
 /// Holds the outcome of a run, its thresholds judged, against what the generator and its machine did.
 pub(super) fn of(scenario: &Scenario, result: &RunResult) -> Blame {
     let mut blame = Blame::default();
-    let limits: Vec<UpperLimit> = scenario.thresholds.iter().filter_map(|t| t.upper_limit()).collect();
+    let limits: Vec<UpperLimit> = scenario.thresholds.iter().filter_map(Threshold::upper_limit).collect();
     let contended = seconds_of(&result.intervals, |row| row.machine.is_some_and(|m| is_contended(&m)));
     lag_limit(scenario, result, &contended, &mut blame);
     for limit in &limits {

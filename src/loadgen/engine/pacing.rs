@@ -13,10 +13,12 @@ use tokio::sync::Notify;
 use super::RunOptions;
 use super::agenda::{Agenda, Deed, Due};
 use super::watch::Watcher;
-use crate::loadgen::client::{Command, FaultTrack, Shared, history_seconds};
+use crate::loadgen::client::Command;
 use crate::loadgen::control::StackControl;
-use crate::loadgen::recorder::{LagOf, add, sub};
+use crate::loadgen::recorder::LagOf;
+use crate::loadgen::run::{FaultTrack, Shared, history_seconds};
 use crate::loadgen::scenario::Churn;
+use crate::loadgen::stats::{add, sub};
 use crate::protocol::api::ConversationKind;
 use crate::runtime::{PacingThread, Tasks, clock};
 
@@ -207,11 +209,11 @@ async fn change_members(shared: Arc<Shared>, churn: Churn, started_us: u64, chan
 /// Removes a member and adds the member again a while later.
 async fn change_member(shared: &Shared, group: u32, member: u32, churn: Churn) {
     let spec = &shared.world.conversations[group as usize];
-    let (token, user) = (shared.world.token_of(spec.owner), shared.world.users[member as usize].id);
+    let (token, user) = (shared.token_of_user(spec.owner), shared.world.users[member as usize].id);
     let mut removed_us = clock::now_us();
     for _ in 0..CHANGE_TRIES {
         let began_us = clock::now_us();
-        if shared.api.remove_member(token, spec.id, user).await.is_err() {
+        if shared.api.remove_member(&token, spec.id, user).await.is_err() {
             shared.stats.error("remove_member");
             tokio::time::sleep(Duration::from_millis(500)).await;
             continue;
@@ -228,7 +230,7 @@ async fn change_member(shared: &Shared, group: u32, member: u32, churn: Churn) {
     for _ in 0..CHANGE_TRIES {
         let began_us = clock::now_us();
         shared.ledger.joins(group, member, began_us);
-        let added = shared.api.add_members(token, spec.id, vec![user]).await;
+        let added = shared.api.add_members(&token, spec.id, vec![user]).await;
         note_change(shared, "join", group, member, began_us);
         if added.is_ok() {
             for client in shared.world.clients_of(member) {

@@ -1,11 +1,12 @@
 //! From counts to a word, and why.
 
 use super::blame::{self, Blame};
-use crate::loadgen::client::{DeviceState, Shared};
+use crate::loadgen::client::DeviceState;
 use crate::loadgen::ledger::Kind;
-use crate::loadgen::recorder::get;
 use crate::loadgen::result::{Counts, FaultRecord, RunResult, Verdict};
+use crate::loadgen::run::Shared;
 use crate::loadgen::scenario::Scenario;
+use crate::loadgen::stats::get;
 use crate::telemetry::Latency;
 use crate::telemetry::human::human_value;
 

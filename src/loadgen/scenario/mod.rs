@@ -47,6 +47,9 @@ pub struct Scenario {
     /// Beats go out together at multiples of this time; zero where each has its own.
     #[serde(default, with = "humantime_serde")]
     pub heartbeat_grid: Duration,
+    /// Silence of the server after which a client pings it; without anything after that, the connection is dead. Zero for never.
+    #[serde(default = "defaults::ping_after", with = "humantime_serde")]
+    pub ping_after: Duration,
     /// How a client comes back.
     #[serde(default)]
     pub reconnect: Reconnect,
@@ -90,6 +93,9 @@ mod defaults {
     }
     pub(super) const fn heartbeat() -> Duration {
         crate::protocol::limits::HEARTBEAT
+    }
+    pub(super) const fn ping_after() -> Duration {
+        Duration::from_secs(30)
     }
     pub(super) const fn poll_interval() -> Duration {
         Duration::from_secs(3)
