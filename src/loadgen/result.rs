@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::scenario::Scenario;
+use super::intervals::Intervals;
 use super::scenario::threshold::Outcome;
+use super::scenario::{PhaseKind, Scenario};
 use crate::runtime::machine;
+use crate::telemetry::live::MachineLoad;
 use crate::telemetry::{Latency, LatencySummary};
 
 /// Version of the JSON form. Rises when a field changes its meaning or goes.
@@ -250,10 +252,38 @@ pub struct GeneratorHealth {
     pub stack_cpu_s: f64,
     /// Resident memory of the process at the end of the load, in bytes, without its program.
     pub resident_bytes: u64,
+    /// Processors of its machine.
+    pub cores: f64,
     /// What other programs than generator and stack used of them, on average over the load; `None` where that can't be told.
     pub foreign_cores_mean: Option<f64>,
+    /// The same in the worst second.
+    pub foreign_cores_max: Option<f64>,
     /// What other machines of the same host took, on average.
     pub steal_cores_mean: f64,
+    /// The same in the worst second.
+    pub steal_cores_max: f64,
+}
+
+/// What was due in one phase, and what came of it, however late.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PhaseRecord {
+    /// Its kind. A warm-up is in no figure outside of this list.
+    pub phase: PhaseKind,
+    /// When it began, in seconds from the start of the load.
+    pub from_s: f64,
+    /// When it ended.
+    pub to_s: f64,
+    /// Messages that were due.
+    pub due: u64,
+    /// Of those, acknowledged.
+    pub acked: u64,
+    /// How often they were shown to others than the sender's device, over all devices.
+    pub delivered: u64,
+    /// Latency of what was due in it, by path.
+    pub latency: BTreeMap<String, LatencySummary>,
+    /// The histograms of that.
+    #[serde(default)]
+    pub histograms: BTreeMap<String, Latency>,
 }
 
 /// What one process of the stack, or one engine, took during the load.
@@ -333,6 +363,8 @@ pub struct RunResult {
     pub verdict: Verdict,
     /// Why it is not a pass.
     pub reasons: Vec<String>,
+    /// What does not change the verdict, and what whoever reads the figures has to know.
+    pub warnings: Vec<String>,
     /// Reconnects in the busiest second.
     pub reconnects_per_s_max: f64,
     /// What was counted.
@@ -355,10 +387,15 @@ pub struct RunResult {
     pub processes: Vec<ProcessUsage>,
     /// The histograms themselves, by path, and [`LAG`].
     pub histograms: BTreeMap<String, Latency>,
+    /// The phases of the load, in order.
+    pub phases: Vec<PhaseRecord>,
     /// What connections took in memory, where server, client and kernel can be told apart.
     pub memory: Option<ConnectionMemory>,
     /// The generators that took part, when there were several.
     pub workers: Vec<WorkerRecord>,
+    /// Everything second by second, for the `.hlog` files, which are where it is kept.
+    #[serde(skip)]
+    pub intervals: Intervals,
 }
 
 impl RunResult {
@@ -375,6 +412,25 @@ impl RunResult {
             started_at_ms,
             machine: machine::describe(),
             ..Self::default()
+        }
+    }
+
+    /// Takes what the machine did from the intervals of the load.
+    pub(super) fn note_machine(&mut self) {
+        let loads = self.intervals.rows().iter().filter_map(|row| Some((row.machine?, row.to_s - row.from_s)));
+        let mut whole: Option<(MachineLoad, f64)> = None;
+        for (load, seconds) in loads {
+            let g = &mut self.generator;
+            g.foreign_cores_max = load.foreign_cores.map(|cores| cores.max(g.foreign_cores_max.unwrap_or(0.0)));
+            g.steal_cores_max = g.steal_cores_max.max(load.steal_cores);
+            whole = Some(
+                whole.map_or((load, seconds), |(sum, before)| (sum.joined(before, load, seconds), before + seconds)),
+            );
+        }
+        if let Some((whole, _)) = whole {
+            self.generator.cores = whole.cores;
+            self.generator.foreign_cores_mean = whole.foreign_cores;
+            self.generator.steal_cores_mean = whole.steal_cores;
         }
     }
 

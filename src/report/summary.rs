@@ -35,10 +35,12 @@ pub fn render(result: &RunResult, style: Style) -> String {
     latencies(&mut out, result);
     faults(&mut out, result);
     generator(&mut out, result);
+    foreign_load(&mut out, result);
     memory(&mut out, result);
     workers(&mut out, result);
     processes(&mut out, result);
     thresholds(&mut out, result);
+    warnings(&mut out, result);
     verdict(&mut out, result, style);
     out
 }
@@ -113,18 +115,20 @@ fn messages(out: &mut String, r: &RunResult) {
 fn latencies(out: &mut String, r: &RunResult) {
     let _ = writeln!(
         out,
-        "\n{:<26}{:>10} {:>10} {:>10} {:>10} {:>10} {:>10}",
-        "latency from due time", "samples", "p50", "p90", "p99", "p99.9", "max"
+        "\n{:<25}{:>10}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}",
+        "latency from due time", "samples", "p50", "p75", "p90", "p95", "p99", "p99.9", "max"
     );
     for path in Path::ALL {
         let Some(s) = r.latency.get(path.name()).filter(|s| s.count > 0) else { continue };
         let _ = writeln!(
             out,
-            "{:<26}{:>10} {:>10} {:>10} {:>10} {:>10} {:>10}",
+            "{:<25}{:>10}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}",
             path.name(),
             human_count(s.count),
             human_us(s.p50_us),
+            human_us(s.p75_us),
             human_us(s.p90_us),
+            human_us(s.p95_us),
             human_us(s.p99_us),
             human_us(s.p999_us),
             human_us(s.max_us)
@@ -165,7 +169,8 @@ fn generator(out: &mut String, r: &RunResult) {
     let g = &r.generator;
     let _ = writeln!(
         out,
-        "\ngenerator  late p99 {}, max {} ({} samples); {:.2} s of processor time, {:.1} µs per frame and beat; {} resident",
+        "\ngenerator  late p50 {}, p99 {}, max {} ({} samples); {:.2} s of processor time, {:.1} µs per frame and beat; {} resident",
+        human_us(g.lag.p50_us),
         human_us(g.lag.p99_us),
         human_us(g.lag.max_us),
         human_count(g.lag.count),
@@ -183,6 +188,29 @@ fn generator(out: &mut String, r: &RunResult) {
                 delivered => format!(", {:.1} s per million deliveries", g.stack_cpu_s * 1e6 / delivered as f64),
             }
         );
+    }
+}
+
+/// What others took of the generator's machine.
+fn foreign_load(out: &mut String, r: &RunResult) {
+    let g = &r.generator;
+    if g.cores == 0.0 {
+        return;
+    }
+    let foreign = match (g.foreign_cores_mean, g.foreign_cores_max) {
+        (Some(mean), Some(max)) => format!("other programs used {mean:.2} on average, {max:.2} at most"),
+        _ => "what other programs used of them can't be told from the target".to_owned(),
+    };
+    let _ = writeln!(
+        out,
+        "machine    {:.0} cores; {foreign}; other machines of the host took {:.2}, {:.2} at most",
+        g.cores, g.steal_cores_mean, g.steal_cores_max
+    );
+}
+
+fn warnings(out: &mut String, r: &RunResult) {
+    for (n, warning) in r.warnings.iter().enumerate() {
+        let _ = writeln!(out, "{}{warning}", if n == 0 { "\nwarning    " } else { "           " });
     }
 }
 
@@ -301,8 +329,13 @@ mod tests {
         let ack = LatencySummary { count: 12_345, p50_us: 900, p99_us: 1_500, max_us: 2_000, ..Default::default() };
         r.latency.insert("ack".to_owned(), ack);
         r.reasons.push("because".to_owned());
+        r.warnings.push("take care".to_owned());
+        r.generator.cores = 2.0;
+        (r.generator.foreign_cores_mean, r.generator.foreign_cores_max) = (Some(0.25), Some(1.9));
         let text = render(&r, Style::Plain);
         assert!(text.contains("12 345") && text.contains("900 µs") && text.contains("1.5 ms"), "{text}");
+        assert!(text.contains("2 cores; other programs used 0.25 on average, 1.90 at most"), "{text}");
+        assert!(text.contains("\nwarning    take care\n"), "{text}");
         assert!(text.trim_end().ends_with("PASS\n           because"), "{text}");
         assert!(!text.contains('\x1b'));
     }

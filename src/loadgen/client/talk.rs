@@ -11,7 +11,7 @@ use super::mutant::{Mutant, is_planted};
 use super::presence::OfflineTold;
 use crate::loadgen::body::Tag;
 use crate::loadgen::ledger::{Delivery, Kind, MESSAGE_KIND, Membership, Refusal};
-use crate::loadgen::recorder::Path;
+use crate::loadgen::recorder::{LagOf, Path};
 use crate::loadgen::run::{Consequence, LATE_US, Run};
 use crate::loadgen::scenario::Transport;
 use crate::loadgen::stats::add;
@@ -42,7 +42,7 @@ impl Device {
         let tag = Tag { run, conversation, client: self.client, counter: own.counter, intended_us, sent_us: 0 };
         self.pending.push(Pending { tag, bytes, tries: 0, open_tries: 0, next_try_us: 0 });
         // From here on the target is at work, or keeps the device waiting.
-        self.run.recorder.late_by(self.now_us.saturating_sub(intended_us));
+        self.run.recorder.late_by(self.client, LagOf::Send, intended_us, self.now_us);
     }
 
     /// Writes what is due of the messages without an answer, in the order in which they were due at first.
@@ -117,7 +117,7 @@ impl Device {
         let tag = self.pending.remove(at).tag;
         add(&run.stats.acked, 1);
         let took_us = self.now_us.saturating_sub(tag.intended_us);
-        run.recorder.record(self.client, Path::Ack, took_us);
+        run.recorder.acked(self.client, tag.intended_us, tag.sent_us, self.now_us);
         if took_us > LATE_US {
             run.consequence(Consequence::LateAck, self.now_us);
         }
@@ -154,7 +154,7 @@ impl Device {
         let refusal = Refusal { code: error.code, has_other_tries: open_tries > 0 };
         let is_explained = run.ledger.on_refused(&run.world, &tag, &refusal);
         add(if is_explained { &run.stats.refused_removed } else { &run.stats.refused }, 1);
-        run.recorder.record(self.client, Path::Ack, self.now_us.saturating_sub(tag.intended_us));
+        run.recorder.unanswered(self.client, tag.intended_us, self.now_us);
         let definite = error.code.is_definite();
         run.note("fail", || json!({"uuid": uuid, "code": error.code, "definite": definite}));
     }
@@ -164,7 +164,7 @@ impl Device {
         let pending = std::mem::take(&mut self.pending);
         add(&self.run.stats.unresolved, pending.len() as u64);
         for Pending { tag, .. } in pending {
-            self.run.recorder.record(self.client, Path::Ack, self.now_us.saturating_sub(tag.intended_us));
+            self.run.recorder.unanswered(self.client, tag.intended_us, self.now_us);
         }
     }
 
@@ -284,7 +284,7 @@ impl Device {
         }
         let took_us = self.now_us.saturating_sub(tag.intended_us);
         let path = self.delivery_path(tag, &delivery);
-        run.recorder.record(self.client, path, took_us);
+        run.recorder.delivered(self.client, path, tag.intended_us, tag.sent_us, self.now_us);
         let is_live = !matches!(path, Path::DeliveryAfterReconnect | Path::DeliverySlowReader);
         if is_live && took_us > LATE_US + poll_us {
             run.consequence(Consequence::LateDelivery, self.now_us);
@@ -311,16 +311,17 @@ impl Device {
     fn on_presence(&self, frame: &PresenceFrame) {
         let Some(user) = self.run.world.user_index(frame.user) else { return };
         let now = self.now_us;
+        let record = |path, us| self.run.recorder.record(self.client, path, now.saturating_sub(us), us);
         self.run.note("pres", || json!({"by": self.name().0, "user": frame.user, "state": frame.state}));
         let presence = &self.run.presence[user as usize];
         match frame.state {
             PresenceState::Online => {
                 if let Some(us) = presence.online_told(self.opened_us, now) {
-                    self.run.recorder.record(self.client, Path::PresenceOnline, us);
+                    record(Path::PresenceOnline, us);
                 }
             }
             PresenceState::Offline => match presence.offline_told(now) {
-                OfflineTold::InTime(us) => self.run.recorder.record(self.client, Path::PresenceOffline, us),
+                OfflineTold::InTime(us) => record(Path::PresenceOffline, us),
                 OfflineTold::Wrong(us) => self.run.ledger.violation(Kind::PresenceWrong, || {
                     format!("{} was told offline {:.1} s after the last beat", frame.user, us as f64 / 1e6)
                 }),

@@ -3,11 +3,17 @@
 //! | file | what |
 //! |---|---|
 //! | `audit` | every conversation read back at the end |
-//! | `pacing` | what is due when: arrivals, coming and going, membership changes, faults |
+//! | `agenda` | what is due when: arrivals, coming and going |
+//! | `pacing` | does it then; membership changes, faults |
 //! | `watch` | the live snapshot |
+//! | `machine_load` | whose the machine's processor time is |
+//! | `blame` | what of the outcome is the generator's or its machine's |
 //! | `verdict` | from counts to a word |
 
+mod agenda;
 mod audit;
+mod blame;
+pub(super) mod machine_load;
 mod pacing;
 pub(super) mod verdict;
 mod watch;
@@ -21,6 +27,7 @@ use async_trait::async_trait;
 use serde_json::json;
 use tokio::sync::watch::Sender;
 
+use self::pacing::Pacer;
 pub(super) use self::watch::Scraper;
 use self::watch::Watcher;
 use super::api::Api;
@@ -134,13 +141,14 @@ pub async fn run(scenario: &Scenario, options: RunOptions) -> Result<RunResult, 
     let run = Run::new(run, scenario.clone(), world, recorder, history);
     let shared = Arc::new(share(run, api, options.sources.clone()));
     note_members(&shared);
-    let watcher =
-        Watcher::start(Arc::clone(&shared), options.live.clone(), options.stack_threads, options.part.is_some());
+    let no_thread = |e| RunError::Environment(format!("can't start the thread that paces the load: {e}"));
+    let pacer = Pacer::start(&shared).map_err(no_thread)?;
+    let watcher = Watcher::start(Arc::clone(&shared), &options);
     let started_us = match &options.part {
         Some(part) => wait_for_others(part, &options.interrupt).await?,
         None => clock::now_us(),
     };
-    let mut result = load(&shared, placements, &options, &watcher, started_us).await;
+    let mut result = load(&shared, placements, &options, (&watcher, &pacer), started_us).await;
     let (requests, tokens_renewed) = (shared.api.counts(), shared.world.tokens_renewed());
     tracing::debug!(?requests, tokens_renewed, "the API's client");
     watcher.finish(result.verdict);
@@ -286,21 +294,20 @@ async fn load(
     shared: &Arc<Shared>,
     placements: Vec<Placement>,
     options: &RunOptions,
-    watcher: &Watcher,
+    (watcher, pacer): (&Watcher, &Pacer),
     started_us: u64,
 ) -> RunResult {
     let started_at_ms = clock::unix_ms();
     let stack_cpu = || options.stack_threads.map_or(Duration::ZERO, machine::threads_cpu);
     let (cpu_before, stack_before) = (machine::process_cpu(), stack_cpu());
     let processes_before = own_usage(options).await;
+    shared.recorder.begin(started_us, &shared.scenario.phases);
     start_devices(shared, placements);
-    let was_interrupted = pacing::run_phases(shared, options, watcher, started_us).await;
+    let was_interrupted = pacing::run_phases(shared, pacer, options, watcher, started_us).await;
     let duration = Duration::from_micros(clock::now_us() - started_us);
     let (cpu, stack) = (machine::process_cpu().saturating_sub(cpu_before), stack_cpu().saturating_sub(stack_before));
     let resident_bytes = machine::resident_bytes().unwrap_or(0);
     let processes = used_since(&processes_before, own_usage(options).await);
-    // Up to here: when a hundred thousand devices leave at once, nothing is measured any more.
-    let lag = shared.recorder.lag();
     watcher.phase("drain");
     let told_to_stop = || told_to_stop(&options.interrupt, was_interrupted);
     tokio::select! {
@@ -311,7 +318,7 @@ async fn load(
     watcher.phase("audit");
     let unaudited = audit::audit(shared, &states, watcher, told_to_stop()).await;
     let was_interrupted = options.interrupt.is_stopped();
-    let histograms = shared.recorder.overall();
+    let (histograms, lag) = (shared.recorder.overall(), shared.recorder.lag());
     let mut result = RunResult {
         duration_s: duration.as_secs_f64(),
         counts: verdict::counts(shared, &states, unaudited),
@@ -321,6 +328,7 @@ async fn load(
         errors: shared.stats.errors.lock().expect("no panic while held").clone(),
         faults: faults(shared),
         processes,
+        phases: shared.recorder.phases(),
         generator: GeneratorHealth {
             lag: lag.summary(),
             cpu_s: cpu.saturating_sub(stack).as_secs_f64(),
@@ -328,9 +336,11 @@ async fn load(
             resident_bytes,
             ..GeneratorHealth::default()
         },
+        intervals: watcher.intervals(shared),
         ..RunResult::begun(&shared.scenario, started_at_ms)
     };
     result.histograms.insert(LAG.to_owned(), lag);
+    result.note_machine();
     result.counts.recovery_ms_max = verdict::recovery_ms_max(&result.faults, result.duration_s);
     result.checks = checks(&result.counts, &shared.ledger.tallies);
     verdict::decide(&shared.scenario, &mut result, was_interrupted);
@@ -360,8 +370,6 @@ pub(super) fn used_since(before: &[ProcessUsage], now: Vec<ProcessUsage>) -> Vec
 }
 
 fn start_devices(shared: &Arc<Shared>, placements: Vec<Placement>) {
-    let ringing = Arc::clone(shared);
-    shared.tasks.spawn_until_stopped("load.alarms", async move { ringing.alarms.run(&ringing.mailboxes).await });
     for (client, placement) in (0..).zip(placements) {
         client::start(shared, client, placement);
     }

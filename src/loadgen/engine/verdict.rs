@@ -3,6 +3,7 @@
 //! A broken guarantee outweighs everything, an interruption included. INVALID is for local causes only: what the generator or
 //! its machine could not do. Whatever else is missing is the target's, and fails a threshold.
 
+use super::blame::{self, Blame};
 use crate::loadgen::client::DeviceState;
 use crate::loadgen::ledger::Kind;
 use crate::loadgen::recorder::Path;
@@ -108,7 +109,9 @@ pub(in crate::loadgen) fn decide(scenario: &Scenario, result: &mut RunResult, wa
     let defaults = threshold::defaults(scenario);
     result.thresholds = own.chain(defaults.iter().filter_map(|t| t.judge_default(result))).collect();
     let broken: Vec<String> = result.counts.violations().into_iter().map(|(kind, n)| format!("{kind}: {n}")).collect();
-    let invalid = invalid_reasons(scenario, result);
+    let Blame { invalid: local, warnings } = blame::of(scenario, result);
+    let invalid = [local, invalid_reasons(scenario, result)].concat();
+    result.warnings.extend(warnings);
     let failed = failed_reasons(result);
     result.verdict = if !broken.is_empty() {
         Verdict::LedgerViolated
@@ -142,7 +145,8 @@ const SKIPPED_PERCENT_MAX: f64 = 2.0;
 
 /// Why the run is inconclusive, if it is.
 fn invalid_reasons(scenario: &Scenario, result: &RunResult) -> Vec<String> {
-    let mut reasons = late_reasons(scenario, result);
+    let lost = result.workers.iter().filter_map(|worker| Some((worker, worker.lost.as_ref()?)));
+    let mut reasons: Vec<String> = lost.map(|(worker, why)| format!("worker {} was {why}", worker.name)).collect();
     let counts = &result.counts;
     if counts.local_errors > 0 && counts.never_connected > 0 {
         reasons.push(format!(
@@ -166,27 +170,6 @@ fn invalid_reasons(scenario: &Scenario, result: &RunResult) -> Vec<String> {
     }
     for fault in result.faults.iter().filter_map(|f| f.error.as_ref().map(|e| (f, e))) {
         reasons.push(format!("fault {:?} failed: {}", fault.0.what, fault.1));
-    }
-    reasons
-}
-
-/// Where the generator was late, or a part of it is missing.
-fn late_reasons(scenario: &Scenario, result: &RunResult) -> Vec<String> {
-    let lag_max_us = scenario.generator_lag_max.as_micros() as u64;
-    let late = |who: &str, lag_us: u64, advice: &str| {
-        let (lag_ms, limit_ms) = (lag_us as f64 / 1e3, lag_max_us / 1_000);
-        format!("{who} was late: scheduling lag p99 {lag_ms:.1} ms, limit {limit_ms} ms{advice}")
-    };
-    let mut reasons = Vec::new();
-    if result.generator.lag.p99_us > lag_max_us {
-        reasons.push(late("the generator", result.generator.lag.p99_us, "; lower the rate or use more cores"));
-    }
-    for worker in &result.workers {
-        if let Some(why) = &worker.lost {
-            reasons.push(format!("worker {} was {why}", worker.name));
-        } else if worker.lag_us_p99 > lag_max_us {
-            reasons.push(late(&format!("worker {}", worker.name), worker.lag_us_p99, ""));
-        }
     }
     reasons
 }

@@ -16,6 +16,8 @@ const TEXTS_MAX: usize = 100;
 pub(super) struct View {
     newest: Vec<LiveSnapshot>,
     interval: BTreeMap<String, Latency>,
+    /// Of the interval, what does not count.
+    unmeasured: BTreeMap<String, Latency>,
     overall: BTreeMap<String, Latency>,
     is_measured: bool,
 }
@@ -26,13 +28,18 @@ impl View {
     }
 
     /// Takes a worker's report.
-    pub(super) fn take(&mut self, worker: usize, snapshot: LiveSnapshot, histograms: BTreeMap<String, Latency>) {
+    pub(super) fn take(
+        &mut self,
+        worker: usize,
+        snapshot: LiveSnapshot,
+        histograms: BTreeMap<String, Latency>,
+        unmeasured: &BTreeMap<String, Latency>,
+    ) {
         for (path, latency) in histograms {
-            if snapshot.is_measured || Path::is_measured_in_warm_up(&path) {
-                self.overall.entry(path.clone()).or_default().merge(&latency);
-            }
+            self.overall.entry(path.clone()).or_default().merge(&latency);
             self.interval.entry(path).or_default().merge(&latency);
         }
+        merge(&mut self.unmeasured, unmeasured);
         self.is_measured |= snapshot.is_measured;
         self.newest[worker] = snapshot;
     }
@@ -50,13 +57,16 @@ impl View {
 
     /// One snapshot of all; the interval begins anew. Rates are sums of the workers' own.
     pub(super) fn snapshot(&mut self, servers: BTreeMap<String, ServerSnapshot>) -> LiveSnapshot {
-        let interval = std::mem::take(&mut self.interval);
+        let (histograms, unmeasured) = (std::mem::take(&mut self.interval), std::mem::take(&mut self.unmeasured));
+        let mut interval = histograms.clone();
+        merge(&mut interval, &unmeasured);
         let mut all = LiveSnapshot {
             interval: summaries(&interval),
             heat: interval.get(Path::Delivery.name()).map(heat_of).unwrap_or_default(),
             overall: summaries(&self.overall),
             is_measured: std::mem::take(&mut self.is_measured),
-            histograms: interval,
+            histograms,
+            unmeasured,
             servers,
             verdict: "running".to_owned(),
             ..LiveSnapshot::default()
@@ -73,6 +83,7 @@ impl View {
             add_totals(&mut all.rates, s.rates);
             add_counts(&mut all.violations, &s.violations);
             add_counts(&mut all.errors, &s.errors);
+            all.generator_lag_us_p50 = all.generator_lag_us_p50.max(s.generator_lag_us_p50);
             all.generator_lag_us_p99 = all.generator_lag_us_p99.max(s.generator_lag_us_p99);
             all.generator_lag_us_max = all.generator_lag_us_max.max(s.generator_lag_us_max);
             all.generator_cores += s.generator_cores;
@@ -86,6 +97,12 @@ impl View {
             }
         }
         all
+    }
+}
+
+fn merge(sum: &mut BTreeMap<String, Latency>, more: &BTreeMap<String, Latency>) {
+    for (path, latency) in more {
+        sum.entry(path.clone()).or_default().merge(latency);
     }
 }
 
@@ -116,8 +133,16 @@ pub(super) fn add_result(sum: &mut RunResult, part: RunResult, worker: &mut Work
     worker.resident_bytes = part.generator.resident_bytes;
     sum.duration_s = sum.duration_s.max(part.duration_s);
     sum.counts = sum.counts.plus(&part.counts);
-    for (path, histogram) in part.histograms {
-        sum.histograms.entry(path).or_default().merge(&histogram);
+    merge(&mut sum.histograms, &part.histograms);
+    if sum.phases.is_empty() {
+        sum.phases = part.phases;
+    } else {
+        for (sum, part) in sum.phases.iter_mut().zip(part.phases) {
+            sum.due += part.due;
+            sum.acked += part.acked;
+            sum.delivered += part.delivered;
+            merge(&mut sum.histograms, &part.histograms);
+        }
     }
     let room = TEXTS_MAX.saturating_sub(sum.violations.len());
     sum.violations.extend(part.violations.into_iter().take(room));
@@ -138,6 +163,9 @@ pub(super) fn add_result(sum: &mut RunResult, part: RunResult, worker: &mut Work
 pub(super) fn summarize(sum: &mut RunResult) {
     sum.latency = summaries(&sum.histograms);
     sum.generator.lag = sum.latency.remove(LAG).unwrap_or_default();
+    for phase in &mut sum.phases {
+        phase.latency = summaries(&phase.histograms);
+    }
     for fault in &mut sum.faults {
         fault.recovered = fault.recovery.count();
         fault.recovered_99_s = verdict::recovered_99_s(fault.disconnected, &fault.recovery);
@@ -222,13 +250,17 @@ mod tests {
         let mut view = View::new(2);
         let mut latency = Latency::default();
         latency.record_us(700);
-        let histograms =
-            || BTreeMap::from([("ack".to_owned(), latency.clone()), ("login".to_owned(), latency.clone())]);
-        view.take(0, LiveSnapshot { connections: 3, ..LiveSnapshot::default() }, histograms());
-        view.take(1, LiveSnapshot { connections: 4, is_measured: true, ..LiveSnapshot::default() }, histograms());
+        let of = |path: &str| BTreeMap::from([(path.to_owned(), latency.clone())]);
+        view.take(0, LiveSnapshot { connections: 3, ..LiveSnapshot::default() }, of("login"), &of("ack"));
+        view.take(
+            1,
+            LiveSnapshot { connections: 4, is_measured: true, ..LiveSnapshot::default() },
+            of("ack"),
+            &of("ack"),
+        );
         let snapshot = view.snapshot(BTreeMap::new());
-        assert_eq!((snapshot.connections, snapshot.interval["ack"].count, snapshot.overall["ack"].count), (7, 2, 1));
-        assert_eq!(snapshot.overall["login"].count, 2);
+        assert_eq!((snapshot.connections, snapshot.interval["ack"].count, snapshot.overall["ack"].count), (7, 3, 1));
+        assert_eq!((snapshot.overall["login"].count, snapshot.histograms["ack"].count()), (1, 1));
         assert!(view.snapshot(BTreeMap::new()).interval.is_empty(), "an interval is shown once");
     }
 }

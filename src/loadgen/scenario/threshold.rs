@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Scenario, as_text};
 use crate::loadgen::recorder::Path;
 use crate::loadgen::result::{Counts, RunResult};
+use crate::telemetry::LatencySummary;
 use crate::telemetry::human::human_value;
 
 /// One condition.
@@ -53,7 +54,8 @@ pub fn defaults(scenario: &Scenario) -> Vec<Threshold> {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Statistic {
+/// A figure of a latency.
+pub(in crate::loadgen) enum Statistic {
     Mean,
     P50,
     P75,
@@ -78,6 +80,25 @@ impl Statistic {
         ("count", Self::Count),
     ];
 
+    fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(_, s)| *s == self).map_or("", |(name, _)| *name)
+    }
+
+    /// Its value in µs; `None` of a count, which is no time.
+    pub(in crate::loadgen) const fn of_us(self, summary: &LatencySummary) -> Option<f64> {
+        Some(match self {
+            Self::Count => return None,
+            Self::Mean => summary.mean_us,
+            Self::P50 => summary.p50_us as f64,
+            Self::P75 => summary.p75_us as f64,
+            Self::P90 => summary.p90_us as f64,
+            Self::P95 => summary.p95_us as f64,
+            Self::P99 => summary.p99_us as f64,
+            Self::P999 => summary.p999_us as f64,
+            Self::Max => summary.max_us as f64,
+        })
+    }
+
     /// Samples without which it says nothing: at least one has to lie above the percentile.
     const fn samples_min(self) -> u64 {
         match self {
@@ -90,6 +111,34 @@ impl Statistic {
             Self::P99 => 100,
             Self::P999 => 1_000,
         }
+    }
+
+    /// Whether so many samples say something.
+    pub(in crate::loadgen) const fn is_known_from(self, samples: u64) -> bool {
+        samples >= self.samples_min()
+    }
+}
+
+/// A latency that has to stay below a limit.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(in crate::loadgen) struct UpperLimit {
+    pub(in crate::loadgen) path: Path,
+    pub(in crate::loadgen) statistic: Statistic,
+    pub(in crate::loadgen) limit_us: f64,
+    comparison: Comparison,
+}
+
+impl UpperLimit {
+    /// Whether a value keeps it.
+    pub(in crate::loadgen) fn holds(&self, us: f64) -> bool {
+        self.comparison.holds(us, self.limit_us)
+    }
+}
+
+impl fmt::Display for UpperLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (path, statistic) = (self.path.name(), self.statistic.name());
+        write!(f, "{path}_ms.{statistic} {} {}", self.comparison.operator(), self.limit_us / 1e3)
     }
 }
 
@@ -111,6 +160,10 @@ impl Comparison {
         ("<", Self::Less),
         (">", Self::Greater),
     ];
+
+    fn operator(self) -> &'static str {
+        Self::ALL.iter().find(|(_, c)| *c == self).map_or("", |(text, _)| *text)
+    }
 
     fn holds(self, value: f64, limit: f64) -> bool {
         match self {
@@ -152,6 +205,17 @@ impl Outcome {
 }
 
 impl Threshold {
+    /// The latency that it keeps below a limit, if that is what it does.
+    pub(in crate::loadgen) fn upper_limit(&self) -> Option<UpperLimit> {
+        let is_upper = matches!(self.comparison, Comparison::Less | Comparison::LessOrEqual);
+        match self.measure {
+            Measure::Latency(path, statistic) if is_upper && statistic != Statistic::Count => {
+                Some(UpperLimit { path, statistic, limit_us: self.limit * 1e3, comparison: self.comparison })
+            }
+            _ => None,
+        }
+    }
+
     /// Holds it against a result.
     #[must_use]
     pub fn judge(&self, result: &RunResult) -> Outcome {
@@ -184,24 +248,10 @@ impl Threshold {
 /// A statistic of a path in ms; `None` without samples.
 fn measure_ms(result: &RunResult, path: Path, statistic: Statistic) -> Option<f64> {
     let summary = result.latency.get(path.name()).copied().unwrap_or_default();
-    let percentile = |percent| result.histograms.get(path.name()).map(|h| h.percentile_us(percent) as f64);
-    if statistic == Statistic::Count {
-        return Some(summary.count as f64);
+    match statistic.of_us(&summary) {
+        None => Some(summary.count as f64),
+        Some(us) => (summary.count > 0).then_some(us / 1e3),
     }
-    if summary.count == 0 {
-        return None;
-    }
-    let us = match statistic {
-        Statistic::Mean | Statistic::Count => summary.mean_us,
-        Statistic::P50 => summary.p50_us as f64,
-        Statistic::P75 => percentile(75.0)?,
-        Statistic::P90 => summary.p90_us as f64,
-        Statistic::P95 => percentile(95.0)?,
-        Statistic::P99 => summary.p99_us as f64,
-        Statistic::P999 => summary.p999_us as f64,
-        Statistic::Max => summary.max_us as f64,
-    };
-    Some(us / 1_000.0)
 }
 
 impl fmt::Display for Threshold {
@@ -210,12 +260,10 @@ impl fmt::Display for Threshold {
             Measure::Count(name) => f.write_str(name)?,
             Measure::PushedPercent => f.write_str(PUSHED_PERCENT)?,
             Measure::Latency(path, statistic) => {
-                let name = Statistic::ALL.iter().find(|(_, s)| s == statistic).map_or("", |(name, _)| *name);
-                write!(f, "{}_ms.{name}", path.name())?;
+                write!(f, "{}_ms.{}", path.name(), statistic.name())?;
             }
         }
-        let operator = Comparison::ALL.iter().find(|(_, c)| *c == self.comparison).map_or("", |(text, _)| *text);
-        write!(f, " {operator} {}", self.limit)
+        write!(f, " {} {}", self.comparison.operator(), self.limit)
     }
 }
 
