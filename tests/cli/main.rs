@@ -1,6 +1,7 @@
 //! The command as a person meets it: messages and exit codes.
 
 mod processes;
+mod regressions;
 mod scale;
 
 use std::io::{BufRead, BufReader};
