@@ -228,7 +228,7 @@ impl Pairs<'_> {
         if comparison.scenario.is_empty() {
             comparison.scenario = self.runs.scenario.display().to_string();
         }
-        if let Some(problem) = self.problem.as_ref().filter(|p| p.defect != Defect::Violated || p.run == 0) {
+        if let Some(problem) = self.problem.as_ref().filter(|p| p.defect != Defect::Violated || p.run == Some(0)) {
             comparison.add_problem(problem.clone());
         }
         if rules.look > 1 {
@@ -242,7 +242,7 @@ impl Pairs<'_> {
 }
 
 fn problem(side: Side, run: usize, defect: Defect, reasons: Vec<String>) -> Problem {
-    Problem { side, run, defect, reasons }
+    Problem { side, run: Some(run), defect, reasons }
 }
 
 /// Runs this build several times and keeps it, for later checks to run it beside theirs. Only if all of its runs pass.

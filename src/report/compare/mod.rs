@@ -340,7 +340,7 @@ impl Comparison {
             scenario: scenario.to_owned(),
             answer: Answer::NotRun,
             findings: Vec::new(),
-            problems: vec![Problem { side: Side::New, run: 1, defect: Defect::NotRun, reasons: vec![problem] }],
+            problems: vec![Problem { side: Side::New, run: None, defect: Defect::NotRun, reasons: vec![problem] }],
             runs: (0, 0),
             are_interleaved: false,
             is_open: false,

@@ -76,8 +76,8 @@ impl Defect {
 pub struct Problem {
     /// Whose.
     pub side: Side,
-    /// Which of its runs, from 1.
-    pub run: usize,
+    /// Which of its runs, from 1; 0 is the warm-up. `None` where it is about no run.
+    pub run: Option<usize>,
     /// What kind.
     pub defect: Defect,
     /// What exactly.
@@ -90,7 +90,12 @@ impl Problem {
     pub fn text(&self) -> String {
         let reasons = self.reasons.join("; ");
         let colon = if reasons.is_empty() { "" } else { ": " };
-        format!("run {} of {} {}{colon}{reasons}", self.run, self.side.word(), self.defect.words())
+        let which = match self.run {
+            None => return format!("nothing was run{colon}{reasons}"),
+            Some(0) => "warm-up".to_owned(),
+            Some(run) => format!("run {run}"),
+        };
+        format!("{which} of {} {}{colon}{reasons}", self.side.word(), self.defect.words())
     }
 }
 
@@ -107,7 +112,7 @@ fn reasons(result: &RunResult) -> Vec<String> {
 /// The defects of a side's runs.
 pub(super) fn problems(side: Side, runs: &[RunResult]) -> Vec<Problem> {
     let of = |(n, result): (usize, &RunResult)| {
-        Some(Problem { side, run: n + 1, defect: Defect::of(result)?, reasons: reasons(result) })
+        Some(Problem { side, run: Some(n + 1), defect: Defect::of(result)?, reasons: reasons(result) })
     };
     runs.iter().enumerate().filter_map(of).collect()
 }

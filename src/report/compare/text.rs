@@ -53,8 +53,7 @@ pub fn render(c: &Comparison) -> String {
     }
     for side in [Side::Base, Side::New] {
         if let Some(defects) = c.defects(side) {
-            let of = if side == Side::Base { c.runs.0 } else { c.runs.1.max(c.runs.0) };
-            let _ = writeln!(out, "{:<10} of {of} runs {defects}", side.word());
+            let _ = writeln!(out, "runs       of {}: {defects}", side.word());
         }
     }
     let _ = writeln!(out, "\nanswer     {}", c.answer.word());
