@@ -325,6 +325,7 @@ impl Device {
             || json!({"user": user, "dev": device, "conn": welcome.session, "srv": welcome.server.as_str()}),
         );
         shared.note("watch", || json!({"user": user}));
+        shared.ledger.presence.on_watch(self.user, self.now_us);
         self.after_welcome();
         for frame in frames {
             self.on_frame(frame);
@@ -387,16 +388,22 @@ impl Device {
         }
         let why = match error {
             LinkError::Closed(code) => format!("close_{code}"),
-            LinkError::Lost(_) => "lost".to_owned(),
+            LinkError::Lost(_) => "connection_lost".to_owned(),
             LinkError::Refused(_) | LinkError::Broken(_) => "broken".to_owned(),
         };
-        self.shared.stats.error(&why);
+        // A server that drains closes by plan: no error.
+        let is_drained = matches!(error, LinkError::Closed(code) if *code == CloseCode::Moved.code());
+        if !is_drained {
+            self.shared.stats.error(&why);
+        }
         // A server that went away without a word is likely to be gone.
         let avoid = matches!(error, LinkError::Lost(_)).then(|| self.shared.server_of(self.client)).flatten();
         self.closed(&why);
-        // A server that drains closes by plan.
-        let is_drained = matches!(error, LinkError::Closed(code) if *code == CloseCode::Moved.code());
         add(&self.shared.stats.disconnects, u64::from(!is_drained));
+        if !is_drained {
+            let found = self.shared.ledger.presence.on_lost(self.user);
+            self.shared.ledger.on_presence(&self.shared.world, found);
+        }
         // One that loses its connection again before it has caught up is still away by the first loss.
         let is_first = self.journey().lost.is_none();
         let fault = {
@@ -432,6 +439,8 @@ impl Device {
         let (user, device) = self.name();
         shared.note("disc", || json!({"user": user, "dev": device, "why": why}));
         shared.note("unwatch", || json!({"user": user}));
+        let found = shared.ledger.presence.on_unwatch(self.user, self.now_us);
+        shared.ledger.on_presence(&shared.world, found);
         self.catching_up = None;
         for conversation in &mut self.conversations {
             conversation.stop_catching_up();
@@ -485,12 +494,14 @@ impl Device {
     }
 
     fn beat(&mut self) {
+        let late_us = if self.beat_due_us > self.opened_us { self.now_us - self.beat_due_us } else { 0 };
         if self.beat_due_us > self.opened_us {
-            self.shared.recorder.late_by(self.now_us - self.beat_due_us);
+            self.shared.recorder.late_by(late_us);
         }
         self.push(&ClientFrame::Beat);
         add(&self.shared.stats.beats, 1);
-        self.shared.presence[self.user as usize].on_beat(self.now_us);
+        let found = self.shared.ledger.presence.on_beat(self.user, self.now_us, late_us);
+        self.shared.ledger.on_presence(&self.shared.world, found);
         self.shared.note("hb", || {
             let (user, device) = self.name();
             json!({"user": user, "dev": device})

@@ -11,7 +11,6 @@
 //! | `link` | its WebSocket |
 //! | `poll` | the same without a socket: long-poll and poll |
 //! | `mailbox` | how it is woken |
-//! | `presence` | when users beat and who was told |
 
 mod catch_up;
 mod conversation;
@@ -20,7 +19,6 @@ mod device;
 mod link;
 mod mailbox;
 mod poll;
-mod presence;
 mod talk;
 
 use std::sync::Mutex;
@@ -29,7 +27,6 @@ pub(super) use device::{Device, DeviceState};
 pub(super) use link::Traffic;
 pub(super) use mailbox::{Alarms, Command, Mailbox};
 pub(super) use poll::Pollers;
-pub(super) use presence::UserPresence;
 
 use super::api::Api;
 use super::history::History;
@@ -54,8 +51,6 @@ pub(super) struct Shared {
     /// One per device.
     pub(super) mailboxes: Vec<Mailbox>,
     pub(super) alarms: Alarms,
-    /// One per user.
-    pub(super) presence: Vec<UserPresence>,
     /// Names of the servers that devices were welcomed by.
     pub(super) servers: Mutex<Vec<ServerName>>,
     /// What was done to the stack so far, and who suffered from it.

@@ -6,14 +6,13 @@ use serde_json::json;
 
 use super::cursor::{Arrival, Seen};
 use super::device::{Device, NEVER, Pending};
-use super::presence::OfflineTold;
 use super::{LATE_US, Shared, Trouble};
 use crate::loadgen::body::Tag;
 use crate::loadgen::ledger::{Delivery, Kind, MESSAGE_KIND, Membership, Refusal};
 use crate::loadgen::recorder::{Path, add, sub};
 use crate::loadgen::scenario::Transport;
 use crate::protocol::api::ConversationKind;
-use crate::protocol::frames::{AckFrame, ErrorFrame, HeadFrame, PresenceFrame, PresenceState, SendFrame};
+use crate::protocol::frames::{AckFrame, ErrorFrame, HeadFrame, PresenceFrame, SendFrame};
 use crate::protocol::{ClientFrame, MessageFrame, ServerFrame};
 
 /// Time without an answer after which a message is sent again.
@@ -275,22 +274,12 @@ impl Device {
     }
 
     fn on_presence(&self, frame: &PresenceFrame) {
-        let Some(user) = self.shared.world.user_index(frame.user) else { return };
-        let now = self.now_us;
         self.shared.note("pres", || json!({"by": self.name().0, "user": frame.user, "state": frame.state}));
-        let presence = &self.shared.presence[user as usize];
-        match frame.state {
-            PresenceState::Online => {
-                if let Some(us) = presence.online_told(self.opened_us, now) {
-                    self.shared.recorder.record(self.client, Path::PresenceOnline, us);
-                }
-            }
-            PresenceState::Offline => match presence.offline_told(now) {
-                OfflineTold::InTime(us) => self.shared.recorder.record(self.client, Path::PresenceOffline, us),
-                OfflineTold::Wrong(us) => self.shared.ledger.violation(Kind::PresenceWrong, || {
-                    format!("{} was told offline {:.1} s after the last beat", frame.user, us as f64 / 1e6)
-                }),
-            },
+        let shared = &self.shared;
+        let notice = (frame.user, frame.state);
+        let latency = shared.ledger.on_presence_notice(&shared.world, self.user, notice, self.now_us);
+        if let Some((path, took_us)) = latency {
+            shared.recorder.record(self.client, path, took_us);
         }
     }
 }

@@ -24,10 +24,10 @@ use tokio::sync::watch::Sender;
 pub(super) use self::watch::Scraper;
 use self::watch::Watcher;
 use super::api::Api;
-use super::client::{Alarms, Command, Device, Mailbox, Pollers, Shared, Traffic, UserPresence};
+use super::client::{Alarms, Command, Device, Mailbox, Pollers, Shared, Traffic};
 use super::control::StackControl;
 use super::history::History;
-use super::ledger::{Ledger, checks};
+use super::ledger::{Ledger, Presence, checks};
 use super::recorder::{Recorder, Stats};
 use super::result::{FaultRecord, GeneratorHealth, LAG, ProcessUsage, RunResult};
 use super::scenario::Scenario;
@@ -245,12 +245,12 @@ fn share(
         scenario: scenario.clone(),
         api,
         recorder,
-        ledger: Ledger::new(run, world.conversations.len(), clock::unix_ms()),
+        ledger: Ledger::new(run, world.conversations.len(), clock::unix_ms())
+            .with_presence(Presence::new(scenario, &world)),
         stats: Stats::default(),
         history,
         alarms: Alarms::default(),
         mailboxes: world.clients.iter().map(|_| Mailbox::default()).collect(),
-        presence: world.users.iter().map(|_| UserPresence::default()).collect(),
         servers: std::sync::Mutex::default(),
         faults: std::sync::Mutex::default(),
         events: std::sync::Mutex::default(),
@@ -371,6 +371,8 @@ fn start_devices(shared: &Arc<Shared>, placements: Vec<Placement>) {
 /// Brings every device online, lets it get its answers, and has it sync for the last time.
 async fn finish_devices(shared: &Arc<Shared>, was_interrupted: bool) {
     let now = clock::now_us();
+    // Everybody comes and goes now: who is told of whom proves nothing any more.
+    shared.ledger.on_presence(&shared.world, shared.ledger.presence.close(now));
     let settle = if was_interrupted { SETTLE_INTERRUPTED } else { SETTLE };
     for mailbox in &shared.mailboxes {
         mailbox.put(Command::Online(0));
