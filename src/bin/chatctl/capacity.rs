@@ -40,7 +40,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "RATE", default_value_t = 1e6)]
     max: f64,
     /// Threshold of every trial beside the scenario's own, such as "delivery_ms.p99 < 200"; repeatable. Where none limits a
-    /// latency: ack_ms.p99 < 500 and delivery_ms.p99 < 500
+    /// latency: ack_ms.p95 < 500 and delivery_ms.p95 < 500
     #[arg(long, value_name = "THRESHOLD")]
     threshold: Vec<Threshold>,
     /// File for the answer as JSON

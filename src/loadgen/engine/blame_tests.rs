@@ -24,7 +24,7 @@ const fn second(ack_us: u64, lag_us: u64) -> Second {
 fn scenario(thresholds: &str) -> Scenario {
     let text = format!(
         "{{name: t, population: {{users: 2, direct_per_user: 1}}, behaviors: {{one-to-one: 1}}, \
-         phases: [{{phase: steady, duration: 1s}}], thresholds: [{thresholds}]}}"
+         phases: [{{phase: steady, duration: 100s, rate: 100}}], thresholds: [{thresholds}]}}"
     );
     Scenario::parse(&text, "t").expect("valid")
 }
