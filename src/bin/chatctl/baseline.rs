@@ -146,7 +146,7 @@ impl Making<'_> {
     pub(crate) fn keep(mut self, program: &Path, mut about: About) -> Result<(), Failure> {
         let named = |e: io::Error| Failure::environment(format!("--baseline {}: {e}", self.folder.path.display()));
         let home = &self.folder.path;
-        let free = (1_u32..).find(|n| !home.join(format!("{BUILD}{n}")).exists());
+        let free = (1_u32..100).find(|n| !home.join(format!("{BUILD}{n}")).exists());
         about.folder = format!("{BUILD}{}", free.unwrap_or(0));
         let text = serde_json::to_string_pretty(&about).map_err(Failure::environment)?;
         let keep = || -> io::Result<()> {

@@ -232,7 +232,7 @@ impl Pairs<'_> {
             comparison.add_problem(problem.clone());
         }
         if rules.look > 1 {
-            comparison.notes.push(format!("fewer pairs left something open: {} were run", pairs));
+            comparison.notes.push(format!("fewer pairs left something open: {pairs} were run"));
         }
         if !are_interleaved {
             comparison.notes.push("the baseline's runs are from another time: the machine may have changed".to_owned());
