@@ -8,8 +8,13 @@
 //! | `engine` | the run: phases, arrivals, faults, draining, audit |
 //! | `fleet/` | a run spread over several processes or machines |
 //! | `ledger/` | what was expected against what came |
-//! | `recorder` | latencies by path, counters |
+//! | `run` | what everybody who takes part in a run shares |
+//! | `recorder`, `stats` | latencies by path; counters |
+//! | `target` | the address of the stack, checked |
+//! | `tokens` | tokens that were renewed |
+//! | `retry` | when a failed request is repeated: no I/O |
 //! | `history` | every event as a line of JSON |
+//! | `intervals` | what was measured second by second |
 //! | `result` | the outcome, versioned |
 //! | `capacity` | the search for the highest load that holds: no I/O |
 
@@ -21,13 +26,23 @@ pub mod control;
 mod engine;
 pub mod fleet;
 mod history;
+pub mod intervals;
 mod ledger;
+#[cfg(test)]
+mod model;
 pub mod recorder;
 pub mod result;
+mod retry;
+mod run;
 pub mod scenario;
+mod stats;
+mod target;
+mod tokens;
 mod world;
 
-pub use engine::{RunError, RunOptions, run};
+pub use engine::{HISTORY_INCOMPLETE, RunError, RunOptions, check_fault, run};
 
 pub use result::RunResult;
 pub use scenario::Scenario;
+pub use target::Target;
+pub use world::check_talkers;

@@ -1,5 +1,6 @@
 //! The command as a person meets it: messages and exit codes.
 
+mod edges;
 mod processes;
 mod regressions;
 mod scale;

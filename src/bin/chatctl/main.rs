@@ -20,12 +20,15 @@ mod migrate;
 mod output;
 mod own_stack;
 mod plan;
+mod preflight;
 mod report;
 mod runner;
+mod signals;
 mod table;
 mod up;
 mod up_processes;
 mod worker;
+mod writable;
 
 use clap::{Parser, Subcommand};
 

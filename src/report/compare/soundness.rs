@@ -158,7 +158,7 @@ mod tests {
     fn a_verdict_that_its_counts_contradict_is_not_believed() {
         let lost = RunResult { counts: Counts { lost: 1, ..Counts::default() }, ..RunResult::default() };
         assert_eq!((lost.verdict, Defect::of(&lost)), (Verdict::Pass, Some(Defect::Violated)));
-        let missed = Outcome { threshold: "acked > 5".to_owned(), value: Some(1.0), passed: false };
+        let missed = Outcome { threshold: "acked > 5".to_owned(), value: Some(1.0), ..Outcome::default() };
         let failed = RunResult { thresholds: vec![missed], ..RunResult::default() };
         assert_eq!(Defect::of(&failed), Some(Defect::Failed));
         assert_eq!(reasons(&failed), ["threshold acked > 5"]);
