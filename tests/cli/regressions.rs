@@ -43,7 +43,7 @@ fn side(folder: &Path, name: &str, change: impl Fn(u32, &mut RunResult)) -> Stri
     side.display().to_string()
 }
 
-/// Exit code and output of a comparison, JUnit, Markdown.
+/// Exit code and output of a comparison, `JUnit`, Markdown.
 fn compared(folder: &Path, base: &str, new: &str, more: &[&str]) -> (Option<i32>, String, String, String) {
     let at = |name: &str| folder.join(name).display().to_string();
     let (junit, markdown) = (at("compare.xml"), at("compare.md"));

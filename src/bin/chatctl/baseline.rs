@@ -30,6 +30,9 @@ pub(crate) struct About {
     pub(crate) scenario: String,
     /// Hash of its content: another one is not comparable.
     pub(crate) scenario_hash: String,
+    /// Hash of its file: the same file is the same scenario, also for a build that knows more fields.
+    #[serde(default)]
+    pub(crate) file_hash: String,
     /// Version of the build that made it.
     pub(crate) version: String,
     /// Runs.
@@ -37,6 +40,13 @@ pub(crate) struct About {
     /// Folder of program and runs, below the baseline's own; those of older versions lie in the latter itself.
     #[serde(default)]
     pub(crate) folder: String,
+}
+
+impl About {
+    /// Whether the baseline is of a scenario with this hash of its content, and this one of its file.
+    pub(crate) fn is_of(&self, scenario_hash: &str, file_hash: &str) -> bool {
+        self.scenario_hash == scenario_hash || (!self.file_hash.is_empty() && self.file_hash == file_hash)
+    }
 }
 
 /// A baseline's folder, which no other `check` uses at the same time.
@@ -146,7 +156,7 @@ impl Making<'_> {
     pub(crate) fn keep(mut self, program: &Path, mut about: About) -> Result<(), Failure> {
         let named = |e: io::Error| Failure::environment(format!("--baseline {}: {e}", self.folder.path.display()));
         let home = &self.folder.path;
-        let free = (1_u32..).find(|n| !home.join(format!("{BUILD}{n}")).exists());
+        let free = (1_u32..100).find(|n| !home.join(format!("{BUILD}{n}")).exists());
         about.folder = format!("{BUILD}{}", free.unwrap_or(0));
         let text = serde_json::to_string_pretty(&about).map_err(Failure::environment)?;
         let keep = || -> io::Result<()> {
@@ -192,7 +202,14 @@ mod tests {
 
     fn about(version: &str) -> About {
         let text = || String::new();
-        About { scenario: text(), scenario_hash: text(), version: version.to_owned(), runs: 1, folder: text() }
+        About {
+            scenario: text(),
+            scenario_hash: text(),
+            file_hash: text(),
+            version: version.to_owned(),
+            runs: 1,
+            folder: text(),
+        }
     }
 
     fn make(folder: &Folder, program: &Path, version: &str) -> Result<(), Failure> {
@@ -236,6 +253,14 @@ mod tests {
         let builds = builds.filter(|e| e.file_name().to_string_lossy().starts_with(BUILD)).count();
         assert_eq!(builds, 1, "the old ones are gone");
         assert!(Folder::open(&path).is_err_and(|e| e.message.contains("another chatctl check")), "it is locked");
+    }
+
+    #[test]
+    fn the_same_file_is_the_same_scenario() {
+        let mut about = About { scenario_hash: "a".to_owned(), ..about("1") };
+        assert!(about.is_of("a", "f") && !about.is_of("b", "f") && !about.is_of("b", ""));
+        about.file_hash = "f".to_owned();
+        assert!(about.is_of("b", "f") && !about.is_of("b", "g"));
     }
 
     #[test]

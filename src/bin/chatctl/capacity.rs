@@ -39,8 +39,8 @@ pub(crate) struct Args {
     /// Highest rate to try, in messages per second
     #[arg(long, value_name = "RATE", default_value_t = 1e6)]
     max: f64,
-    /// Threshold of every trial beside the scenario's own, such as "delivery_ms.p99 < 200"; repeatable. Where none limits a
-    /// latency: ack_ms.p95 < 500 and delivery_ms.p95 < 500
+    /// Threshold of every trial beside the scenario's own, such as "`delivery_ms.p99` < 200"; repeatable. Where none limits a
+    /// latency: `ack_ms.p95` < 500 and `delivery_ms.p95` < 500
     #[arg(long, value_name = "THRESHOLD")]
     threshold: Vec<Threshold>,
     /// File for the answer as JSON

@@ -8,6 +8,7 @@ use chatctl::loadgen::result::{RunResult, ScenarioIdentity};
 use chatctl::report;
 use chatctl::report::compare::{self, Comparison, Defect, Problem, Rules, Side, Sides};
 use chatctl::runtime::Tasks;
+use sha2::{Digest, Sha256};
 
 use crate::baseline::{self, About, Baseline, Folder};
 use crate::child_run::{ChildRun, interrupted};
@@ -71,19 +72,21 @@ async fn check(args: &CheckArgs, scenario: &Scenario, interrupt: &Tasks) -> Resu
     }
     let folder = Folder::open(&args.baseline).map_err(refuse)?;
     let identity = ScenarioIdentity::of(scenario);
+    let file_hash = hash_of(&args.scenario)?;
     let runs = Runs { scenario: &args.scenario, load: scenario.duration(), target: args.target.as_deref(), interrupt };
     let there = if args.update_baseline { None } else { folder.read().map_err(refuse)? };
     let Some(there) = there else {
         let about = About {
             scenario: scenario.name.clone(),
             scenario_hash: identity.hash,
+            file_hash,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             runs: args.runs,
             folder: String::new(),
         };
         return args.reporting.report(&make_baseline(args, about, &folder, &runs).await?);
     };
-    if there.about.scenario_hash != identity.hash {
+    if !there.about.is_of(&identity.hash, &file_hash) {
         return Err(refuse(Failure::usage(format!(
             "{shown}: it was made with another content of scenario {:?}: make it anew with --update-baseline",
             there.about.scenario
@@ -92,6 +95,12 @@ async fn check(args: &CheckArgs, scenario: &Scenario, interrupt: &Tasks) -> Resu
     outln!("baseline   {} runs of version {} in {shown}", there.about.runs, there.about.version);
     let comparison = beside(args, &there, &folder.last()?, &runs).await?;
     args.reporting.report(&comparison)
+}
+
+/// SHA-256 of a file, in hexadecimal.
+fn hash_of(path: &Path) -> Result<String, Failure> {
+    let bytes = std::fs::read(path).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
+    Ok(Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat())
 }
 
 /// Compares this build with a baseline that is there.
@@ -232,7 +241,7 @@ impl Pairs<'_> {
             comparison.add_problem(problem.clone());
         }
         if rules.look > 1 {
-            comparison.notes.push(format!("fewer pairs left something open: {} were run", pairs));
+            comparison.notes.push(format!("fewer pairs left something open: {pairs} were run"));
         }
         if !are_interleaved {
             comparison.notes.push("the baseline's runs are from another time: the machine may have changed".to_owned());

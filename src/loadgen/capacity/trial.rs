@@ -322,7 +322,7 @@ mod tests {
     fn a_stack_that_falls_behind_fails_although_its_thresholds_hold() {
         let judged = |series: &[LiveSnapshot]| cause(&RunResult::default(), 1_000.0, CORES, &Steady::of(series));
         assert_eq!(judged(&series(1_000.0, 1.0, |_| 3.0)), None);
-        assert_eq!(judged(&series(1_000.0, 1.0, |at| if at == 7.0 { 400.0 } else { 3.0 })), None, "a bad second");
+        assert_eq!(judged(&series(1_000.0, 1.0, |at| if at as u32 == 7 { 400.0 } else { 3.0 })), None, "a bad second");
         let acks = judged(&series(1_000.0, 0.97, |_| 3.0));
         assert!(
             matches!(&acks, Some(Cause::Behind(text)) if text.contains("97.3 %") || text.contains("97.2 %")),

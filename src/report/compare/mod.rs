@@ -307,7 +307,7 @@ impl Comparison {
             let logs: Vec<f64> = runs.iter().filter_map(|r| figure.of(r)).map(f64::ln).collect();
             (!logs.is_empty()).then(|| Finding {
                 base: Some(stats::median(logs.clone()).exp()),
-                limit: figure.limit(&rules.limits),
+                limit: figure.limit(&rules.limits) * if figure.is_more_better() { -1.0 } else { 1.0 },
                 noise: stats::robust_deviation(&logs).map(f64::exp_m1),
                 ..Finding::bare(figure.name(), figure.unit(), figure.weight(), Answer::BaselineMade)
             })

@@ -105,10 +105,9 @@ fn mann_whitney(a: usize, b: usize) -> Vec<f64> {
     normalized(counts)
 }
 
-fn normalized(mut weights: Vec<f64>) -> Vec<f64> {
+fn normalized(weights: Vec<f64>) -> Vec<f64> {
     let sum: f64 = weights.iter().sum();
-    weights.iter_mut().for_each(|w| *w = (*w / sum).max(0.0));
-    weights
+    weights.into_iter().map(|w| (w / sum).max(0.0)).collect()
 }
 
 #[cfg(test)]
