@@ -10,7 +10,9 @@
 //! | `ledger/` | what was expected against what came |
 //! | `run` | what everybody who takes part in a run shares |
 //! | `recorder`, `stats` | latencies by path; counters |
-//! | `tokens` | the devices' tokens, and those that were renewed |
+//! | `target` | the address of the stack, checked |
+//! | `tokens` | tokens that were renewed |
+//! | `retry` | when a failed request is repeated: no I/O |
 //! | `history` | every event as a line of JSON |
 //! | `intervals` | what was measured second by second |
 //! | `result` | the outcome, versioned |
@@ -30,13 +32,17 @@ mod ledger;
 mod model;
 pub mod recorder;
 pub mod result;
+mod retry;
 mod run;
 pub mod scenario;
 mod stats;
+mod target;
 mod tokens;
 mod world;
 
-pub use engine::{RunError, RunOptions, run};
+pub use engine::{HISTORY_INCOMPLETE, RunError, RunOptions, check_fault, run};
 
 pub use result::RunResult;
 pub use scenario::Scenario;
+pub use target::Target;
+pub use world::check_talkers;

@@ -8,16 +8,14 @@ use std::ops::Deref;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 
-use super::api::{self, Api};
-use super::client::{Alarms, DeviceState, Mailbox, Pollers, Traffic, UserPresence};
+use super::api::Api;
+use super::client::{Alarms, DeviceState, Mailbox, Pollers, Traffic};
 use super::history::History;
-use super::ledger::Ledger;
+use super::ledger::{Ledger, Presence};
 use super::recorder::Recorder;
 use super::scenario::Scenario;
-use super::stats::{Stats, add};
-use super::tokens::Tokens;
+use super::stats::Stats;
 use super::world::World;
-use crate::protocol::api::Placement;
 use crate::protocol::{DeviceName, ServerName};
 use crate::runtime::{Tasks, clock};
 use crate::telemetry::Latency;
@@ -25,8 +23,8 @@ use crate::telemetry::Latency;
 /// Events kept for people.
 const EVENTS_MAX: usize = 100;
 
-/// An ACK is late past this, where consequences of a fault are counted.
-pub(super) const LATE_ACK_US: u64 = 1_000_000;
+/// An ACK or a delivery is late past this, where consequences of a fault are counted.
+pub(super) const LATE_US: u64 = 1_000_000;
 
 /// Who takes part in a run, what is counted, what is judged. No I/O; no clock is read after it was made.
 pub(super) struct Run {
@@ -40,8 +38,6 @@ pub(super) struct Run {
     pub(super) ledger: Ledger,
     pub(super) stats: Stats,
     pub(super) history: Option<History>,
-    /// One per user.
-    pub(super) presence: Vec<UserPresence>,
     /// Where each device is connected.
     pub(super) places: Places,
     /// What was done to the stack so far, and its consequences.
@@ -54,7 +50,6 @@ pub(super) struct Run {
 pub(super) struct Shared {
     pub(super) run: Arc<Run>,
     pub(super) api: Api,
-    pub(super) tokens: Tokens,
     /// One per device.
     pub(super) mailboxes: Vec<Mailbox>,
     pub(super) alarms: Alarms,
@@ -70,25 +65,6 @@ pub(super) struct Shared {
     pub(super) sources: Vec<IpAddr>,
     /// What is left of devices that have ended. Written by devices, read by the engine.
     pub(super) ended: Mutex<Vec<DeviceState>>,
-}
-
-impl Shared {
-    /// A device's token as it is now.
-    pub(super) fn token(&self, client: u32) -> Arc<str> {
-        self.tokens.get(&self.run.world, client)
-    }
-
-    /// The token of a user's first device.
-    pub(super) fn token_of_user(&self, user: u32) -> Arc<str> {
-        self.token(self.run.world.clients_of(user).start)
-    }
-
-    /// Logs a device in again.
-    pub(super) async fn renew_token(&self, client: u32) -> Result<Placement, api::Error> {
-        let placement = self.tokens.renew(&self.run.world, &self.api, client).await?;
-        add(&self.run.stats.tokens_renewed, 1);
-        Ok(placement)
-    }
 }
 
 impl Deref for Shared {
@@ -114,6 +90,9 @@ pub(super) struct FaultTrack {
     pub(super) ended_us: u64,
     pub(super) errors: u64,
     pub(super) late_acks: u64,
+    /// How long it is meant to last; 0 for what is done in a moment.
+    pub(super) planned_us: u64,
+    pub(super) late_deliveries: u64,
     /// When the last consequence was, on the run's clock.
     pub(super) last_consequence_us: u64,
     pub(super) error: Option<String>,
@@ -124,8 +103,10 @@ pub(super) struct FaultTrack {
 pub(super) enum Consequence {
     /// A refused send, a failed connect or call.
     Error,
-    /// An ACK later than [`LATE_ACK_US`].
+    /// An ACK later than [`LATE_US`].
     LateAck,
+    /// A delivery later than that.
+    LateDelivery,
 }
 
 impl Run {
@@ -135,10 +116,10 @@ impl Run {
             id,
             unix_offset_us: clock::unix_us().wrapping_sub(clock::now_us()),
             recorder,
-            ledger: Ledger::new(world.conversations.len()),
+            ledger: Ledger::new(id, world.conversations.len(), clock::unix_ms())
+                .with_presence(Presence::new(&scenario, &world)),
             stats: Stats::default(),
             history,
-            presence: world.users.iter().map(|_| UserPresence::default()).collect(),
             places: Places::of(world.clients.len()),
             faults: Mutex::default(),
             events: Mutex::default(),
@@ -163,6 +144,7 @@ impl Run {
             match consequence {
                 Consequence::Error => track.errors += 1,
                 Consequence::LateAck => track.late_acks += 1,
+                Consequence::LateDelivery => track.late_deliveries += 1,
             }
             track.last_consequence_us = now_us;
         }

@@ -15,6 +15,8 @@ pub(super) struct Stats {
     pub(super) sent: AtomicU64,
     pub(super) acked: AtomicU64,
     pub(super) refused: AtomicU64,
+    /// Refused because the sender was being removed.
+    pub(super) refused_removed: AtomicU64,
     pub(super) unresolved: AtomicU64,
     pub(super) delivered: AtomicU64,
     pub(super) frames: AtomicU64,
@@ -26,6 +28,11 @@ pub(super) struct Stats {
     pub(super) wanted: AtomicU64,
     pub(super) gaps_synced: AtomicU64,
     pub(super) beats: AtomicU64,
+    pub(super) push_expected: AtomicU64,
+    pub(super) pushed: AtomicU64,
+    /// Of the audit: member views read, reads tried for removed members.
+    pub(super) read_views: AtomicU64,
+    pub(super) access_probes: AtomicU64,
     /// Connections that were lost or closed against the plan.
     pub(super) disconnects: AtomicU64,
     /// Frames and answers that can't be read, or break the protocol.
@@ -37,8 +44,6 @@ pub(super) struct Stats {
     /// Calls and connects that were repeated: all, and the most of one device.
     pub(super) retries: AtomicU64,
     pub(super) retries_per_device_max: AtomicU64,
-    /// Logins after a token had ended.
-    pub(super) tokens_renewed: AtomicU64,
     /// What this machine could not do: files, ports, memory.
     pub(super) local_errors: AtomicU64,
     /// Errors by code.
@@ -48,7 +53,7 @@ pub(super) struct Stats {
 impl Stats {
     /// Messages that were due and have no answer yet, whether or not a device has noticed that they are due.
     pub(super) fn owed(&self) -> u64 {
-        let answered = get(&self.acked) + get(&self.refused) + get(&self.unresolved);
+        let answered = get(&self.acked) + get(&self.refused) + get(&self.refused_removed) + get(&self.unresolved);
         get(&self.intended).saturating_sub(answered)
     }
 

@@ -8,7 +8,7 @@ use hdrhistogram::serialization::V2DeflateSerializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, Tag};
 
 use crate::loadgen::RunResult;
-use crate::telemetry::Latency;
+use crate::telemetry::{Latency, printable};
 
 /// One path's histograms, tagged with the path's name, by the seconds in which they were recorded; together they are the one
 /// of the whole run. Where seconds are not known there is one line.
@@ -20,8 +20,8 @@ pub fn render(path: &str, latency: &Latency, result: &RunResult) -> io::Result<V
     let mut out = Vec::new();
     let mut serializer = V2DeflateSerializer::new();
     let mut writer = IntervalLogWriterBuilder::new()
-        .add_comment(&format!("chatctl {} scenario {}", result.version, result.scenario))
-        .with_start_time(UNIX_EPOCH + Duration::from_millis(result.started_at_ms))
+        .add_comment(&format!("chatctl {} scenario {}", printable(&result.version), printable(&result.scenario)))
+        .with_start_time(UNIX_EPOCH.checked_add(Duration::from_millis(result.started_at_ms)).unwrap_or(UNIX_EPOCH))
         .begin_log_with(&mut out, &mut serializer)
         .map_err(|e| failed(&e))?;
     let seconds = |s: f64| Duration::try_from_secs_f64(s).unwrap_or_default();

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::Path;
 
+use super::untrusted;
 use crate::telemetry::LiveSnapshot;
 
 /// The file's name in the folder of a run.
@@ -58,10 +59,13 @@ pub fn read(folder: &Path) -> io::Result<Vec<LiveSnapshot>> {
             format!("{}: {e}; give the folder of a run, as `chatctl load --out` made it", path.display()),
         )
     })?;
+    if !file.metadata()?.is_file() {
+        return Err(named(": not a file".to_owned()));
+    }
     let lines = BufReader::new(file).lines().collect::<io::Result<Vec<_>>>().map_err(|e| named(format!(": {e}")))?;
     let mut snapshots = Vec::with_capacity(lines.len());
     for (number, line) in lines.iter().enumerate() {
-        match serde_json::from_str(line) {
+        match untrusted::parse(line.as_bytes()) {
             Ok(snapshot) => snapshots.push(snapshot),
             Err(_) if number + 1 == lines.len() && number > 0 => {}
             Err(error) => return Err(named(format!(":{}: not a snapshot of a run: {error}", number + 1))),
@@ -91,7 +95,7 @@ pub fn csv(series: &[LiveSnapshot]) -> String {
             "{:.3},{},{},{},{:.1},{:.1},{:.1},{:.1},{},{},{},{},{},{},{},{},{},{},{lag_records},{:.3},{},{},{:.2},{:.2},\
              {foreign},{:.2},{}",
             s.elapsed_s,
-            s.phase,
+            super::csv_field(&s.phase),
             s.connections_wanted,
             s.connections,
             s.rates.intended,

@@ -12,8 +12,10 @@ mod pacing_thread;
 pub mod process;
 pub mod queue;
 pub mod tasks;
+pub mod temporary;
 
 pub use backoff::Backoff;
-pub use error_chain::error_chain;
+pub use error_chain::{error_chain, is_local_cause};
 pub use pacing_thread::{Bell, PacingThread};
 pub use tasks::Tasks;
+pub use temporary::TemporaryFolder;

@@ -56,6 +56,8 @@ pub(super) struct Pending {
     pub(super) bytes: u32,
     /// Writes so far.
     pub(super) tries: u16,
+    /// Writes that had no definite answer: more than one where a connection or an answer was lost.
+    pub(super) open_tries: u16,
     pub(super) next_try_us: u64,
 }
 
@@ -398,7 +400,9 @@ impl Device {
         }
         self.push(ClientFrame::Beat);
         add(&self.run.stats.beats, 1);
-        self.run.presence[self.user as usize].on_beat(self.now_us);
+        let late_us = if self.beat_due_us > self.opened_us { self.now_us.saturating_sub(self.beat_due_us) } else { 0 };
+        let found = self.run.ledger.presence.on_beat(self.user, self.now_us, late_us);
+        self.run.ledger.on_presence(&self.run.world, found);
         self.run.note("hb", || {
             let (user, device) = self.name();
             json!({"user": user, "dev": device})
@@ -433,6 +437,7 @@ impl Device {
             json!({"user": user, "dev": device, "conn": welcome.session, "srv": welcome.server.as_str()})
         });
         run.note("watch", || json!({"user": self.name().0}));
+        run.ledger.presence.on_watch(self.user, now);
         self.after_welcome();
     }
 
@@ -483,14 +488,13 @@ impl Device {
         }
     }
 
-    fn on_logged_in(&mut self, result: Result<Placement, CallError>) {
+    fn on_logged_in(&mut self, result: Result<(), CallError>) {
         let now = self.now_us;
         match result {
-            Ok(placement) => {
+            Ok(()) => {
                 let reconnection = self.reconnection();
                 reconnection.login = Call::Idle;
                 reconnection.login_backoff.reset();
-                reconnection.placement = Some(placement);
                 // What failed for the old token is due now.
                 if let Call::RetryAt(at_us) = &mut reconnection.listing {
                     *at_us = now;
@@ -544,7 +548,13 @@ impl Device {
         // A server that went away without a close frame is likely to be gone.
         let avoid = matches!(error, LinkError::Lost(_)).then(|| self.run.places.server_of(self.client)).flatten();
         self.closed(&why);
-        let fault = self.run.disconnected_by_fault();
+        if !is_planned {
+            let found = self.run.ledger.presence.on_lost(self.user);
+            self.run.ledger.on_presence(&self.run.world, found);
+        }
+        // One that loses its connection again before it has caught up is still away by the first loss.
+        let is_first = self.reconnection().lost.is_none();
+        let fault = is_first.then(|| self.run.disconnected_by_fault()).flatten();
         let now = self.now_us;
         let reconnection = self.reconnection();
         reconnection.avoid = avoid;
@@ -570,6 +580,8 @@ impl Device {
             json!({"user": user, "dev": device, "why": why})
         });
         run.note("unwatch", || json!({"user": self.name().0}));
+        let found = run.ledger.presence.on_unwatch(self.user, self.now_us);
+        run.ledger.on_presence(&run.world, found);
         if !self.is_finishing() {
             self.stop_catching_up();
         }

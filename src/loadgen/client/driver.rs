@@ -190,7 +190,9 @@ impl Driver {
                 });
             }
             Action::LogIn => self.call("load.login", |shared, client| async move {
-                Event::LoggedIn(shared.renew_token(client).await.map_err(CallError::from))
+                let stale = shared.world.token(client);
+                let renewed = shared.world.renew(client, &stale, &shared.api).await;
+                Event::LoggedIn(renewed.map(|_| ()).map_err(CallError::from))
             }),
         }
     }
@@ -236,7 +238,7 @@ async fn connect(
     placement: Option<Placement>,
     avoid: Option<ServerName>,
 ) -> Result<Opened, ConnectError> {
-    let token = shared.token(client);
+    let token = shared.world.token(client);
     let placement = match placement {
         Some(placement) => placement,
         None => shared.api.placement(&token, avoid.as_ref()).await.map_err(|error| {
@@ -264,7 +266,7 @@ async fn connect(
 }
 
 async fn inbox(shared: &Shared, client: u32) -> Result<Vec<InboxEntry>, Error> {
-    let token = shared.token(client);
+    let token = shared.world.token(client);
     let mut all: Vec<InboxEntry> = Vec::new();
     loop {
         let after = all.last().map(|entry| entry.conversation);
@@ -279,7 +281,7 @@ async fn inbox(shared: &Shared, client: u32) -> Result<Vec<InboxEntry>, Error> {
 }
 
 async fn fetch(shared: &Shared, client: u32, conversation: u32, after: u64) -> Page {
-    let token = shared.token(client);
+    let token = shared.world.token(client);
     let id = shared.world.conversations[conversation as usize].id;
     let started_us = clock::now_us();
     let result = shared.api.messages_sync(&token, id, MessageId(after), PAGE, Source::Any).await;

@@ -7,6 +7,7 @@ use crate::loadgen::api;
 use crate::protocol::api::{InboxEntry, MessagesSync, Placement};
 use crate::protocol::frames::WelcomeFrame;
 use crate::protocol::{ClientFrame, CloseCode, ErrorCode, ServerFrame, ServerName};
+use crate::runtime::is_local_cause;
 
 /// What the plan of the run asks of a device.
 #[derive(Debug)]
@@ -41,7 +42,7 @@ pub(in crate::loadgen) enum Event {
         result: Result<Vec<InboxEntry>, CallError>,
     },
     Page(Box<Page>),
-    LoggedIn(Result<Placement, CallError>),
+    LoggedIn(Result<(), CallError>),
 }
 
 /// A page of a conversation.
@@ -121,7 +122,7 @@ pub(in crate::loadgen) enum LinkError {
 impl LinkError {
     /// The error of a socket.
     pub(super) fn of_socket(error: &std::io::Error) -> Self {
-        if is_local(error) { Self::Local(error.to_string()) } else { Self::Lost(error.to_string()) }
+        if is_local_cause(error) { Self::Local(error.to_string()) } else { Self::Lost(error.to_string()) }
     }
 
     /// The name under which it is counted.
@@ -146,13 +147,6 @@ impl LinkError {
             Self::Lost(_) | Self::TimedOut { .. } | Self::Broken(_) | Self::Local(_) => false,
         }
     }
-}
-
-/// True for errors that this machine causes, whatever the target does: no files, ports, buffers or memory are left.
-pub(in crate::loadgen) fn is_local(error: &std::io::Error) -> bool {
-    use nix::errno::Errno;
-    let local = [Errno::EMFILE, Errno::ENFILE, Errno::EADDRNOTAVAIL, Errno::ENOBUFS, Errno::ENOMEM];
-    error.raw_os_error().is_some_and(|code| local.contains(&Errno::from_raw(code)))
 }
 
 /// A try to connect that failed.
@@ -199,14 +193,19 @@ impl CallError {
 
 impl From<api::Error> for CallError {
     fn from(error: api::Error) -> Self {
-        match error {
-            api::Error::Refused { status, error } => match (error.code, error.retry_after_ms) {
-                (ErrorCode::NotAMember, _) => Self::NotAMember,
-                (ErrorCode::Unauthorized, _) => Self::Unauthorized,
-                (_, Some(ms)) => Self::Throttled(Duration::from_millis(ms)),
-                (_, None) => Self::Failed(format!("http_{}", status.as_u16())),
-            },
-            api::Error::Transport(_) | api::Error::NotReady(_) => Self::Failed("http_no_answer".to_owned()),
+        if error.is_unauthorized() {
+            return Self::Unauthorized;
+        }
+        if error.code() == Some(ErrorCode::NotAMember) {
+            return Self::NotAMember;
+        }
+        if error.is_local() {
+            return Self::Local(error.to_string());
+        }
+        match (error.is_throttled(), error.retry_after(), error.status()) {
+            (true, Some(wait), _) => Self::Throttled(wait),
+            (_, _, Some(status)) => Self::Failed(format!("http_{}", status.as_u16())),
+            _ => Self::Failed("no_answer".to_owned()),
         }
     }
 }

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 
 use super::RunOptions;
 use super::agenda::{Agenda, Deed, Due};
+use super::audit::probe_removed;
 use super::watch::Watcher;
 use crate::loadgen::client::Command;
 use crate::loadgen::control::StackControl;
@@ -209,30 +210,42 @@ async fn change_members(shared: Arc<Shared>, churn: Churn, started_us: u64, chan
 /// Removes a member and adds the member again a while later.
 async fn change_member(shared: &Shared, group: u32, member: u32, churn: Churn) {
     let spec = &shared.world.conversations[group as usize];
-    let (token, user) = (shared.token_of_user(spec.owner), shared.world.users[member as usize].id);
+    let (api, user) = (&shared.api, shared.world.users[member as usize].id);
+    let owner = shared.world.first_client(spec.owner);
     let mut removed_us = clock::now_us();
     for _ in 0..CHANGE_TRIES {
         let began_us = clock::now_us();
-        if shared.api.remove_member(&token, spec.id, user).await.is_err() {
+        shared.ledger.leaving(&shared.world, group, member, began_us);
+        if shared
+            .world
+            .authorized(owner, api, |token| async move { api.remove_member(&token, spec.id, user).await })
+            .await
+            .is_err()
+        {
             shared.stats.error("remove_member");
             tokio::time::sleep(Duration::from_millis(500)).await;
             continue;
         }
         removed_us = clock::now_us();
-        shared.ledger.left(group, member, removed_us);
+        shared.ledger.left(&shared.world, group, member, removed_us);
         note_change(shared, "leave", group, member, began_us);
+        probe_removed(shared, group, member).await;
         break;
     }
     wait_for(shared, removed_us + churn.back_after.as_micros() as u64).await;
-    if shared.ledger.is_member(&shared.world, group, member) {
+    if !shared.ledger.has_left(&shared.world, group, member) {
         return;
     }
     for _ in 0..CHANGE_TRIES {
         let began_us = clock::now_us();
-        shared.ledger.joins(group, member, began_us);
-        let added = shared.api.add_members(&token, spec.id, vec![user]).await;
+        shared.ledger.joining(&shared.world, group, member, began_us);
+        let added = shared
+            .world
+            .authorized(owner, api, |token| async move { api.add_members(&token, spec.id, vec![user]).await })
+            .await;
         note_change(shared, "join", group, member, began_us);
         if added.is_ok() {
+            shared.ledger.joined(&shared.world, group, member, clock::now_us());
             for client in shared.world.clients_of(member) {
                 shared.mailboxes[client as usize].put(Command::Joined(group));
             }
@@ -264,15 +277,18 @@ async fn do_faults(shared: Arc<Shared>, control: Arc<dyn StackControl>, started_
         let index = {
             let mut tracks = shared.faults.lock().expect("no panic while held");
             let what = fault.action.to_string();
+            let planned_us = fault.action.lasts().as_micros() as u64;
             if let Some(track) = tracks.last_mut().filter(|_| last_at == Some(fault.at)) {
                 track.what = format!("{} + {what}", track.what);
+                track.planned_us = track.planned_us.max(planned_us);
             } else {
                 let at_s = (at_us - started_us) as f64 / 1e6;
-                tracks.push(FaultTrack { what, at_us, at_s, ..FaultTrack::default() });
+                tracks.push(FaultTrack { what, at_us, at_s, planned_us, ..FaultTrack::default() });
             }
             tracks.len() - 1
         };
         last_at = Some(fault.at);
+        shared.ledger.presence.fault_began(at_us);
         let (shared, control) = (Arc::clone(&shared), Arc::clone(&control));
         under_way.spawn("load.fault", async move {
             shared.event(format!("fault: {}", fault.action));
@@ -284,6 +300,7 @@ async fn do_faults(shared: Arc<Shared>, control: Arc<dyn StackControl>, started_
             }
             let mut tracks = shared.faults.lock().expect("no panic while held");
             tracks[index].ended_us = clock::now_us();
+            shared.ledger.presence.fault_ended(at_us, tracks[index].ended_us);
             if let Err(error) = done {
                 tracks[index].error.get_or_insert_with(|| error.clone());
                 drop(tracks);

@@ -255,7 +255,10 @@ struct Fleet<'a> {
 /// Only where there is nothing to report: the target does not answer, a worker can't set up its part.
 pub async fn run(scenario: &Scenario, options: FleetOptions) -> Result<RunResult, RunError> {
     let parts = split(scenario, options.workers.len()).map_err(RunError::Usage)?;
-    let api = engine::reach(scenario, &options.target, options.control.as_deref()).await?;
+    let api = tokio::select! {
+        api = engine::reach(scenario, &options.target, options.control.as_deref()) => api?,
+        () = options.interrupt.stopped() => return Err(RunError::Environment("interrupted before the setup".to_owned())),
+    };
     let count = options.workers.len() as u32;
     let idle_bytes = options.workers.iter().map(|worker| worker.idle_bytes).sum();
     let workers_here = workers_here(&options.workers);

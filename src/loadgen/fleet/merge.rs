@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::loadgen::engine::verdict;
 use crate::loadgen::recorder::Path;
-use crate::loadgen::result::{Counts, FaultRecord, LAG, RunResult, WorkerRecord};
+use crate::loadgen::result::{Check, FaultRecord, LAG, RunResult, WorkerRecord};
 use crate::telemetry::live::{CLOSING_PHASES, ServerSnapshot, Totals, heat_of};
 use crate::telemetry::{Latency, LiveSnapshot};
 
@@ -132,7 +132,7 @@ pub(super) fn add_result(sum: &mut RunResult, part: RunResult, worker: &mut Work
     worker.cpu_s = part.generator.cpu_s;
     worker.resident_bytes = part.generator.resident_bytes;
     sum.duration_s = sum.duration_s.max(part.duration_s);
-    sum.counts = added(&sum.counts, &part.counts);
+    sum.counts = sum.counts.plus(&part.counts);
     merge(&mut sum.histograms, &part.histograms);
     if sum.phases.is_empty() {
         sum.phases = part.phases;
@@ -147,6 +147,7 @@ pub(super) fn add_result(sum: &mut RunResult, part: RunResult, worker: &mut Work
     let room = TEXTS_MAX.saturating_sub(sum.violations.len());
     sum.violations.extend(part.violations.into_iter().take(room));
     add_counts(&mut sum.errors, &part.errors);
+    add_checks(&mut sum.checks, part.checks);
     sum.generator.cpu_s += part.generator.cpu_s;
     sum.generator.resident_bytes += part.generator.resident_bytes;
     if sum.faults.is_empty() {
@@ -169,15 +170,32 @@ pub(super) fn summarize(sum: &mut RunResult) {
         fault.recovered = fault.recovery.count();
         fault.recovered_99_s = verdict::recovered_99_s(fault.disconnected, &fault.recovery);
     }
-    sum.counts.recovery_ms_max = verdict::recovery_ms_max(&sum.faults);
+    sum.counts.recovery_ms_max = verdict::recovery_ms_max(&sum.faults, sum.duration_s);
+}
+
+fn add_checks(sum: &mut Vec<Check>, more: Vec<Check>) {
+    for check in more {
+        let Some(sum) = sum.iter_mut().find(|sum| sum.name == check.name) else {
+            sum.push(check);
+            continue;
+        };
+        sum.expected += check.expected;
+        sum.seen += check.seen;
+        sum.wrong += check.wrong;
+        if sum.note.is_empty() {
+            sum.note = check.note;
+        }
+    }
 }
 
 fn add_fault(sum: &mut FaultRecord, part: FaultRecord) {
     sum.lasted_s = sum.lasted_s.max(part.lasted_s);
+    sum.planned_s = sum.planned_s.max(part.planned_s);
     sum.recovery.merge(&part.recovery);
     sum.disconnected += part.disconnected;
     sum.errors += part.errors;
     sum.late_acks += part.late_acks;
+    sum.late_deliveries += part.late_deliveries;
     sum.calm_after_s = match (sum.calm_after_s, part.calm_after_s) {
         (Some(a), Some(b)) => Some(a.max(b)),
         (a, b) => a.or(b),
@@ -185,19 +203,23 @@ fn add_fault(sum: &mut FaultRecord, part: FaultRecord) {
     sum.error = sum.error.take().or(part.error);
 }
 
-fn added(a: &Counts, b: &Counts) -> Counts {
-    a.zip(b, |a, b| a + b)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::loadgen::result::Counts;
 
     fn part(us: u64, count: u64, lost: u64) -> RunResult {
         let mut latency = Latency::default();
         latency.record_many_us(us, count);
         let mut result = RunResult { duration_s: 10.0, ..RunResult::default() };
-        result.counts = Counts { lost, acked: count, clients: 5, ..Counts::default() };
+        result.counts = Counts { lost, acked: count, clients: 5, retries_per_device_max: count, ..Counts::default() };
+        result.checks = vec![Check {
+            name: "stored".to_owned(),
+            expected: count,
+            seen: count - lost,
+            wrong: lost,
+            ..Check::default()
+        }];
         result.histograms.insert("ack".to_owned(), latency.clone());
         result.histograms.insert(LAG.to_owned(), latency.clone());
         let fault = FaultRecord { disconnected: count, recovery: latency, errors: 1, ..FaultRecord::default() };
@@ -216,6 +238,8 @@ mod tests {
         assert_eq!((ack.count, ack.p50_us, ack.p90_us / 1_000), (100, 1_000, 1));
         assert!(ack.p99_us > 890_000 && !sum.latency.contains_key(LAG));
         assert_eq!((sum.counts.lost, sum.counts.acked, sum.counts.clients), (2, 100, 10));
+        assert_eq!(sum.counts.retries_per_device_max, 90, "of greatest values the greatest");
+        assert_eq!(sum.checks.iter().map(|c| (c.expected, c.seen, c.wrong)).collect::<Vec<_>>(), [(100, 98, 2)]);
         let fault = &sum.faults[0];
         assert_eq!((fault.disconnected, fault.recovered, fault.errors), (100, 100, 2));
         assert!(fault.recovered_99_s.is_some_and(|s| s > 0.89), "{fault:?}");

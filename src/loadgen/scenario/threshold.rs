@@ -1,14 +1,15 @@
-//! Conditions of a pass: `delivery_ms.p99 < 50`, `lost == 0`.
+//! Conditions of a pass: `delivery_ms.p99 < 50`, `lost == 0`, `pushed_percent >= 99`; and those that every run has.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::as_text;
+use super::{Scenario, as_text};
 use crate::loadgen::recorder::Path;
 use crate::loadgen::result::{Counts, RunResult};
 use crate::telemetry::LatencySummary;
+use crate::telemetry::human::human_value;
 
 /// One condition.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,6 +23,34 @@ pub struct Threshold {
 enum Measure {
     Latency(Path, Statistic),
     Count(&'static str),
+    /// [`Counts::pushed_percent`].
+    PushedPercent,
+}
+
+/// Name of [`Measure::PushedPercent`].
+const PUSHED_PERCENT: &str = "pushed_percent";
+
+/// Conditions of every run whose scenario does not name their measures: what a user would call a failure.
+const DEFAULTS: [&str; 7] = [
+    "refused == 0",
+    "unresolved == 0",
+    "never_connected == 0",
+    "undrained == 0",
+    "unaudited == 0",
+    "protocol_errors == 0",
+    "pushed_percent >= 99",
+];
+
+/// The same for runs without faults: a fault takes connections and answers away, and is judged by the recovery from it.
+const DEFAULTS_WITHOUT_FAULTS: [&str; 2] = ["disconnects == 0", "http_errors == 0"];
+
+/// The conditions that a scenario has beside its own.
+#[must_use]
+pub fn defaults(scenario: &Scenario) -> Vec<Threshold> {
+    let without_faults = scenario.faults.is_empty().then_some(DEFAULTS_WITHOUT_FAULTS);
+    let all = DEFAULTS.into_iter().chain(without_faults.into_iter().flatten());
+    let all = all.map(|text| text.parse::<Threshold>().expect("the defaults are valid"));
+    all.filter(|default| scenario.thresholds.iter().all(|own| own.measure != default.measure)).collect()
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,9 +99,9 @@ impl Statistic {
         })
     }
 
-    /// Whether so many samples have at least one at or above it.
-    pub(in crate::loadgen) const fn is_known_from(self, samples: u64) -> bool {
-        let needed = match self {
+    /// Samples without which it says nothing: at least one has to lie above the percentile.
+    const fn samples_min(self) -> u64 {
+        match self {
             Self::Count => 0,
             Self::Mean | Self::Max => 1,
             Self::P50 => 2,
@@ -81,8 +110,12 @@ impl Statistic {
             Self::P95 => 20,
             Self::P99 => 100,
             Self::P999 => 1_000,
-        };
-        samples >= needed
+        }
+    }
+
+    /// Whether so many samples say something.
+    pub(in crate::loadgen) const fn is_known_from(self, samples: u64) -> bool {
+        samples >= self.samples_min()
     }
 }
 
@@ -144,14 +177,31 @@ impl Comparison {
 }
 
 /// What a threshold made of a result.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Outcome {
     /// The condition as it was written.
     pub threshold: String,
     /// What was measured; `None` when there were no samples.
     pub value: Option<f64>,
-    /// Whether it holds. A latency without samples does not.
+    /// Whether it holds. A latency without the samples that its statistic needs does not.
     pub passed: bool,
+    /// Whether it is one that every run has, rather than one of the scenario's own.
+    pub is_default: bool,
+    /// Why nothing could be measured, or too little; empty where the value says it all.
+    pub note: String,
+}
+
+impl Outcome {
+    /// What was measured, for people.
+    #[must_use]
+    pub fn measured(&self) -> String {
+        match self.value {
+            _ if !self.note.is_empty() => self.note.clone(),
+            Some(value) => human_value(value),
+            None => "nothing was measured".to_owned(),
+        }
+    }
 }
 
 impl Threshold {
@@ -169,18 +219,38 @@ impl Threshold {
     /// Holds it against a result.
     #[must_use]
     pub fn judge(&self, result: &RunResult) -> Outcome {
-        let value = match &self.measure {
-            Measure::Count(name) => result.counts.get(name),
+        let (value, note) = match &self.measure {
+            Measure::Count(name) => (result.counts.get(name), String::new()),
+            Measure::PushedPercent => (result.counts.pushed_percent(), String::new()),
             Measure::Latency(path, statistic) => {
-                let summary = result.latency.get(path.name()).copied().unwrap_or_default();
-                match statistic.of_us(&summary) {
-                    None => Some(summary.count as f64),
-                    Some(us) => (summary.count > 0).then_some(us / 1_000.0),
-                }
+                let samples = result.latency.get(path.name()).map_or(0, |summary| summary.count);
+                let needs = statistic.samples_min();
+                let note = if (1..needs).contains(&samples) {
+                    format!("{samples} samples, needs {needs}")
+                } else {
+                    String::new()
+                };
+                (measure_ms(result, *path, *statistic), note)
             }
         };
-        let passed = value.is_some_and(|value| self.comparison.holds(value, self.limit));
-        Outcome { threshold: self.to_string(), value, passed }
+        let passed = note.is_empty() && value.is_some_and(|value| self.comparison.holds(value, self.limit));
+        Outcome { threshold: self.to_string(), value, passed, is_default: false, note }
+    }
+
+    /// The same for a condition that every run has: where there was nothing to measure, it asks for nothing.
+    #[must_use]
+    pub fn judge_default(&self, result: &RunResult) -> Option<Outcome> {
+        let outcome = self.judge(result);
+        outcome.value.is_some().then_some(Outcome { is_default: true, ..outcome })
+    }
+}
+
+/// A statistic of a path in ms; `None` without samples.
+fn measure_ms(result: &RunResult, path: Path, statistic: Statistic) -> Option<f64> {
+    let summary = result.latency.get(path.name()).copied().unwrap_or_default();
+    match statistic.of_us(&summary) {
+        None => Some(summary.count as f64),
+        Some(us) => (summary.count > 0).then_some(us / 1e3),
     }
 }
 
@@ -188,6 +258,7 @@ impl fmt::Display for Threshold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.measure {
             Measure::Count(name) => f.write_str(name)?,
+            Measure::PushedPercent => f.write_str(PUSHED_PERCENT)?,
             Measure::Latency(path, statistic) => {
                 write!(f, "{}_ms.{}", path.name(), statistic.name())?;
             }
@@ -207,7 +278,8 @@ impl FromStr for Threshold {
         let Some((measure, comparison, limit)) = found else {
             return Err(format!("threshold {text:?} has no comparison: write it as \"delivery_ms.p99 < 50\""));
         };
-        let limit = limit.parse().map_err(|_| format!("threshold {text:?}: {limit:?} is not a number"))?;
+        let parsed = limit.parse().ok().filter(|limit: &f64| limit.is_finite());
+        let limit = parsed.ok_or_else(|| format!("threshold {text:?}: {limit:?} is not a finite number"))?;
         Ok(Self { measure: parse_measure(measure)?, comparison, limit })
     }
 }
@@ -215,6 +287,9 @@ impl FromStr for Threshold {
 fn parse_measure(text: &str) -> Result<Measure, String> {
     if let Some(name) = Counts::NAMES.iter().find(|name| **name == text) {
         return Ok(Measure::Count(name));
+    }
+    if text == PUSHED_PERCENT {
+        return Ok(Measure::PushedPercent);
     }
     let latency = text.split_once("_ms.").and_then(|(path, statistic)| {
         let path = Path::ALL.iter().find(|p| p.name() == path)?;
@@ -225,7 +300,7 @@ fn parse_measure(text: &str) -> Result<Measure, String> {
         let paths: Vec<String> = Path::ALL.iter().map(|p| format!("{}_ms", p.name())).collect();
         let statistics: Vec<&str> = Statistic::ALL.iter().map(|(name, _)| *name).collect();
         format!(
-            "unknown measure {text:?}: valid are {} with one of .{}, and the counts {}",
+            "unknown measure {text:?}: valid are {} with one of .{}, {PUSHED_PERCENT}, and the counts {}",
             paths.join(", "),
             statistics.join(" ."),
             Counts::NAMES.join(", ")
@@ -238,28 +313,92 @@ as_text!(Threshold);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::Latency;
 
     #[test]
     fn a_threshold_reads_back_what_it_writes() {
-        for text in ["delivery_ms.p99 < 50", "lost == 0", "connect_ms.max <= 1000", "delivered > 10", "ack_ms.p95 < 5"]
-        {
+        for text in [
+            "delivery_ms.p99 < 50",
+            "lost == 0",
+            "connect_ms.max <= 1000",
+            "delivered > 10",
+            "pushed_percent >= 99",
+            "ack_ms.p95 < 5",
+        ] {
             assert_eq!(text.parse::<Threshold>().expect("valid").to_string(), text);
         }
     }
 
     #[test]
     fn what_is_not_known_is_refused_with_what_is() {
-        for bad in ["delivery_ms.p98 < 5", "delivery < 5", "lost", "lost == none"] {
+        for bad in [
+            "delivery_ms.p98 < 5",
+            "delivery < 5",
+            "lost",
+            "lost == none",
+            "lost < nan",
+            "acked > inf",
+            "acked < 1e999",
+        ] {
             assert!(bad.parse::<Threshold>().is_err(), "{bad}");
         }
         assert!("happiness == 1".parse::<Threshold>().expect_err("unknown").contains("duplicated"));
     }
 
+    fn measured(samples: u64) -> RunResult {
+        let mut latency = Latency::default();
+        latency.record_many_us(10_000, samples);
+        let mut result = RunResult::default();
+        result.latency.insert("delivery".to_owned(), latency.summary());
+        result.histograms.insert("delivery".to_owned(), latency);
+        result
+    }
+
+    fn judged(text: &str, result: &RunResult) -> Outcome {
+        text.parse::<Threshold>().expect("valid").judge(result)
+    }
+
     #[test]
     fn a_latency_without_samples_does_not_pass() {
-        let threshold: Threshold = "delivery_ms.p99 < 50".parse().expect("valid");
-        let outcome = threshold.judge(&RunResult::default());
+        let outcome = judged("delivery_ms.p99 < 50", &RunResult::default());
         assert_eq!((outcome.value, outcome.passed), (None, false));
-        assert!("lost == 0".parse::<Threshold>().expect("valid").judge(&RunResult::default()).passed);
+        assert!(judged("lost == 0", &RunResult::default()).passed);
+        assert!(judged("delivery_ms.count == 0", &RunResult::default()).passed);
+    }
+
+    #[test]
+    fn a_percentile_needs_a_sample_above_it() {
+        for (statistic, needs) in [("p50", 2), ("p75", 4), ("p90", 10), ("p95", 20), ("p99", 100), ("p999", 1_000)] {
+            let text = format!("delivery_ms.{statistic} < 50");
+            let few = judged(&text, &measured(needs - 1));
+            assert!(!few.passed, "{few:?}");
+            assert_eq!(few.measured(), format!("{} samples, needs {needs}", needs - 1));
+            let enough = judged(&text, &measured(needs));
+            assert!(enough.passed && enough.note.is_empty(), "{enough:?}");
+        }
+    }
+
+    fn scenario(rest: &str) -> Scenario {
+        let text = format!(
+            "{{name: t, population: {{users: 2, direct_per_user: 1}}, behaviors: {{one-to-one: 1}}, \
+             phases: [{{phase: steady, duration: 9s, rate: 1}}]{rest}}}"
+        );
+        Scenario::parse(&text, "t").expect("valid")
+    }
+
+    #[test]
+    fn every_run_fails_on_what_a_user_calls_a_failure_unless_the_scenario_says_otherwise() {
+        let names = |rest| defaults(&scenario(rest)).iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(names("").len(), 9);
+        let own = names(", thresholds: ['refused < 10', 'unresolved > 3']");
+        assert!(own.iter().all(|name| !name.starts_with("refused") && !name.starts_with("unresolved")), "{own:?}");
+        let with_faults = names(", faults: [{at: 1s, do: kill chat-1}]");
+        assert!(with_faults.iter().all(|name| *name != "disconnects == 0" && *name != "http_errors == 0"));
+        let mut result = RunResult::default();
+        let push = "pushed_percent >= 99".parse::<Threshold>().expect("valid");
+        assert_eq!(push.judge_default(&result), None, "nothing had to be pushed");
+        assert!(!push.judge(&result).passed, "who asks for it gets an answer");
+        (result.counts.push_expected, result.counts.pushed) = (100, 98);
+        assert!(push.judge_default(&result).is_some_and(|outcome| !outcome.passed && outcome.is_default));
     }
 }

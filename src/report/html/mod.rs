@@ -73,6 +73,10 @@ fn head(page: &mut String, r: &RunResult) {
 
 /// A moment in words, such as `2026-03-01 12:30:05 UTC`.
 fn utc(unix_ms: u64) -> String {
+    // The end of the year 9999: later times have no such form.
+    if unix_ms > 253_402_300_799_999 {
+        return "at an unknown time".to_owned();
+    }
     let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(unix_ms / 1_000);
     humantime::format_rfc3339_seconds(time).to_string().replace('T', " ").replace('Z', " UTC")
 }
