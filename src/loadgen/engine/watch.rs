@@ -26,6 +26,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 pub(super) struct Watcher {
     live: Sender<LiveSnapshot>,
     state: Arc<Mutex<State>>,
+    kept: Arc<Mutex<Kept>>,
 }
 
 /// Where the run is. Written by the engine, read by the task.
@@ -34,7 +35,11 @@ struct State {
     phase: String,
     started_us: u64,
     progress: Option<(f64, String)>,
-    /// Written by the task.
+}
+
+/// What was measured so far. Written by the task, taken by the engine at the end.
+#[derive(Default)]
+struct Kept {
     intervals: Intervals,
     /// What was measured before the load, such as logins: part of its first interval.
     before_load: BTreeMap<Path, Latency>,
@@ -46,7 +51,8 @@ impl Watcher {
         let (stack_threads, is_part) = (options.stack_threads, options.part.is_some());
         let (target, control) = (options.target.clone(), options.control.clone());
         let state: Arc<Mutex<State>> = Arc::default();
-        let (task_live, task_state) = (live.clone(), Arc::clone(&state));
+        let kept: Arc<Mutex<Kept>> = Arc::default();
+        let (task_live, task_state, task_kept) = (live.clone(), Arc::clone(&state), Arc::clone(&kept));
         let tasks = shared.tasks.clone();
         tasks.spawn_until_stopped("load.watch", async move {
             let mut before = Before::default();
@@ -57,10 +63,11 @@ impl Watcher {
                 // Who looks after the whole does it for all parts.
                 let servers = if is_part { BTreeMap::new() } else { scraper.scrape().await };
                 let own = if is_part { Own::default() } else { processes.look(&[]).await.clone() };
-                let (shared, state) = (Arc::clone(&shared), Arc::clone(&task_state));
+                let (shared, state, kept) = (Arc::clone(&shared), Arc::clone(&task_state), Arc::clone(&task_kept));
                 // It takes milliseconds, in which no device may wait for a thread of the runtime.
                 let made = Tasks::block(move || {
-                    let snapshot = snapshot(&shared, &state, servers, &own, &mut before, stack_threads, is_part);
+                    let kept = (!is_part).then_some(&*kept);
+                    let snapshot = snapshot(&shared, &state, kept, servers, &own, &mut before, stack_threads);
                     (snapshot, before)
                 });
                 let Some((snapshot, after)) = made.await else { return };
@@ -68,16 +75,17 @@ impl Watcher {
                 task_live.send_replace(snapshot);
             }
         });
-        Self { live, state }
+        Self { live, state, kept }
     }
 
     /// Everything measured, by interval, once nothing more comes.
     pub(super) fn intervals(&self, shared: &Shared) -> Intervals {
-        let mut state = self.state.lock().expect("no panic while held");
+        let started_us = self.state.lock().expect("no panic while held").started_us;
+        let mut kept = self.kept.lock().expect("no panic while held");
         let now_us = clock::now_us();
         let rest = shared.recorder.take_interval(now_us);
-        state.note_interval(now_us, None, &rest);
-        std::mem::take(&mut state.intervals)
+        kept.note((started_us, now_us), None, &rest);
+        std::mem::take(&mut kept.intervals)
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
@@ -109,10 +117,10 @@ impl Watcher {
     }
 }
 
-impl State {
-    /// Keeps what was recorded up to now.
-    fn note_interval(&mut self, now_us: u64, machine: Option<MachineLoad>, interval: &IntervalLatencies) {
-        if self.started_us == 0 {
+impl Kept {
+    /// Keeps what was recorded up to now. `started_us`: when the load began; 0 before.
+    fn note(&mut self, (started_us, now_us): (u64, u64), machine: Option<MachineLoad>, interval: &IntervalLatencies) {
+        if started_us == 0 {
             for (path, latency) in &interval.measured {
                 self.before_load.entry(*path).or_default().merge(latency);
             }
@@ -122,7 +130,7 @@ impl State {
         for (path, latency) in &interval.measured {
             measured.entry(*path).or_default().merge(latency);
         }
-        let elapsed_s = now_us.saturating_sub(self.started_us) as f64 / 1e6;
+        let elapsed_s = now_us.saturating_sub(started_us) as f64 / 1e6;
         self.intervals.push(elapsed_s, machine, &named(measured));
     }
 }
@@ -212,50 +220,55 @@ fn totals(shared: &Shared) -> Totals {
     }
 }
 
+/// What went on since the last snapshot, per second.
+fn rates(now: Totals, old: Totals, seconds: f64) -> Totals {
+    let rate = |now: f64, old: f64| (now - old).max(0.0) / seconds;
+    Totals {
+        intended: rate(now.intended, old.intended),
+        acked: rate(now.acked, old.acked),
+        delivered: rate(now.delivered, old.delivered),
+        repeated_on_wire: rate(now.repeated_on_wire, old.repeated_on_wire),
+        reconnects: rate(now.reconnects, old.reconnects),
+    }
+}
+
+/// Makes a snapshot. `kept` is `None` where this run is a part of another, which keeps what all measure.
 fn snapshot(
     shared: &Shared,
     state: &Mutex<State>,
+    kept: Option<&Mutex<Kept>>,
     servers: BTreeMap<String, ServerSnapshot>,
     own: &Own,
     before: &mut Before,
     stack_threads: Option<&'static [&'static str]>,
-    is_part: bool,
 ) -> LiveSnapshot {
+    let (phase, started_us, progress) = {
+        let state = state.lock().expect("no panic while held");
+        (state.phase.clone(), state.started_us, state.progress.clone())
+    };
+    let mut kept = kept.map(|kept| kept.lock().expect("no panic while held"));
     let now = clock::now_us();
     let seconds = (now - before.at_us).max(1) as f64 / 1e6;
     let totals = totals(shared);
-    let rate = |now: f64, old: f64| (now - old).max(0.0) / seconds;
-    let old = before.totals;
-    let rates = Totals {
-        intended: rate(totals.intended, old.intended),
-        acked: rate(totals.acked, old.acked),
-        delivered: rate(totals.delivered, old.delivered),
-        repeated_on_wire: rate(totals.repeated_on_wire, old.repeated_on_wire),
-        reconnects: rate(totals.reconnects, old.reconnects),
-    };
     let (cpu, stack_cpu) = (machine::process_cpu(), stack_threads.map_or(Duration::ZERO, machine::threads_cpu));
     let generator_cpu = cpu.saturating_sub(before.cpu).saturating_sub(stack_cpu.saturating_sub(before.stack_cpu));
     let machine = before.sampler.sample(own);
-    let mut state = state.lock().expect("no panic while held");
     let recorded = shared.recorder.take_interval(now);
     let interval = recorded.all();
-    let mut lag = lag_of(&interval);
-    let is_over = CLOSING_PHASES.contains(&state.phase.as_str());
-    if is_over {
-        // Everybody leaves at once: what is late then is not counted, and not shown.
-        lag = LatencySummary::default();
-    }
-    if !is_part {
-        state.note_interval(now, machine.filter(|_| !is_over), &recorded);
+    let is_over = CLOSING_PHASES.contains(&phase.as_str());
+    // Everybody leaves at once at the end: what is late then is not counted, and not shown.
+    let lag = if is_over { LatencySummary::default() } else { lag_of(&interval) };
+    if let Some(kept) = &mut kept {
+        kept.note((started_us, now), machine.filter(|_| !is_over), &recorded);
     }
     before.lag_us_max = before.lag_us_max.max(lag.max_us);
     let planned_s = shared.scenario.duration().as_secs_f64();
-    let elapsed_s = if state.started_us == 0 { 0.0 } else { (now - state.started_us) as f64 / 1e6 };
+    let elapsed_s = if started_us == 0 { 0.0 } else { (now - started_us) as f64 / 1e6 };
     let by_time = || ((elapsed_s / planned_s).min(1.0), format!("{elapsed_s:.0}/{planned_s:.0} s"));
-    let (progress, progress_text) = state.progress.clone().unwrap_or_else(by_time);
+    let (progress, progress_text) = progress.unwrap_or_else(by_time);
     let snapshot = LiveSnapshot {
         scenario: shared.scenario.name.clone(),
-        phase: state.phase.clone(),
+        phase,
         progress,
         progress_text,
         elapsed_s,
@@ -263,14 +276,14 @@ fn snapshot(
         connections_wanted: get(&shared.stats.wanted),
         connections: get(&shared.stats.connections),
         totals,
-        rates,
+        rates: rates(totals, before.totals, seconds),
         interval: summaries(&interval),
         heat: interval.get(&Path::Delivery).map(heat_of).unwrap_or_default(),
         is_measured: recorded.is_measured,
         histograms: named(recorded.measured),
         unmeasured: named(recorded.unmeasured),
         // Whoever looks after the whole adds up the intervals of all parts.
-        overall: if is_part { BTreeMap::new() } else { summaries(&shared.recorder.overall()) },
+        overall: if kept.is_some() { summaries(&shared.recorder.overall()) } else { BTreeMap::new() },
         servers,
         violations: shared.ledger.violations(),
         errors: shared.stats.errors.lock().expect("no panic while held").clone(),
