@@ -19,7 +19,7 @@ behaviors: {lurker: 1}
 connect_over: 100ms
 phases: [{phase: steady, duration: 3s}]
 generator_lag_max: 10s
-thresholds: ['presence_online_ms.count > 0']
+thresholds: ['beats > 100']
 ";
 
 /// A log whose answers to changes of presence take a while; counts how many of them were waited for at once.

@@ -265,7 +265,8 @@ impl Device {
             Transport::Poll => run.scenario.poll_interval.as_micros() as u64,
             Transport::Websocket | Transport::LongPoll => 0,
         };
-        let pause_us = if self.is_slow_reader() { run.scenario.read_pause.as_micros() as u64 } else { 0 };
+        // What was pushed to somebody who hardly reads waits in the socket for as long as that lasts.
+        let pause_us = if self.is_slow_reader() { u64::MAX } else { 0 };
         let delivery = Delivery {
             due_us: tag.intended_us,
             sent_us: tag.sent_us,
