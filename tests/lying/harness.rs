@@ -117,7 +117,8 @@ fn outcomes(wanted: Vec<Test>, at_once: usize, runtime: &Handle) -> Vec<(Test, O
     let (done, came) = std::sync::mpsc::channel();
     let (waiting, stacks) = (Arc::new(Mutex::new(VecDeque::from(wanted))), Arc::new(Stacks::default()));
     for _ in 0..at_once {
-        let (done, waiting, stacks, runtime) = (done.clone(), Arc::clone(&waiting), Arc::clone(&stacks), runtime.clone());
+        let (done, waiting, stacks, runtime) =
+            (done.clone(), Arc::clone(&waiting), Arc::clone(&stacks), runtime.clone());
         std::thread::spawn(move || {
             while let Some(test) = { waiting.lock().expect("no panic while held").pop_front() } {
                 let run = || runtime.block_on(run(test.mode, test.seed, &stacks));

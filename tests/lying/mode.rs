@@ -206,11 +206,6 @@ impl Mode {
     };
 
     /// A run of brief talk, twenty times.
-    pub(crate) const SOUND: Self = Self {
-        scenario: scenarios::BRIEF,
-        expect: Expect::not_accused(&[]),
-        takes_s: 5,
-        seeds: 20,
-        ..Self::LIE
-    };
+    pub(crate) const SOUND: Self =
+        Self { scenario: scenarios::BRIEF, expect: Expect::not_accused(&[]), takes_s: 5, seeds: 20, ..Self::LIE };
 }

@@ -58,7 +58,7 @@ population:
   groups: [{count: 4, members: {min: 8, max: 10}}]
 behaviors: {group-talker: 1}
 connect_over: 200ms
-churn: {every: 150ms, back_after: 4s}
+churn: {every: 300ms, back_after: 4s}
 phases: [{phase: steady, duration: 5s, rate: 60}]
 generator_lag_max: 10s
 ";
@@ -103,5 +103,16 @@ behaviors: {one-to-one: 1, group-talker: 1}
 connect_over: 200ms
 reconnect: {first: 200ms, max: 1s}
 phases: [{phase: steady, duration: 2s, rate: 60}]
+generator_lag_max: 10s
+";
+
+/// Deliveries have to be fast.
+pub(crate) const IN_TIME: &str = "
+name: in-time
+population: {users: 24, direct_per_user: 4}
+behaviors: {one-to-one: 1}
+connect_over: 300ms
+phases: [{phase: steady, duration: 4s, rate: 60}]
+thresholds: ['delivery_ms.p90 < 1000']
 generator_lag_max: 10s
 ";

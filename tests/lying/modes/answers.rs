@@ -15,10 +15,7 @@ use crate::scenarios;
 pub(crate) const MODES: &[Mode] = &[
     Mode {
         name: "lie::inbox_answers_500",
-        lie: Lie {
-            request: |p, call| fail(p, matches!(call.api, Endpoint::Inbox), Answer::internal),
-            ..Lie::NONE
-        },
+        lie: Lie { request: |p, call| fail(p, matches!(call.api, Endpoint::Inbox), Answer::internal), ..Lie::NONE },
         expect: Expect::failed(
             "undrained",
             &[("undrained", Is("clients")), ("http_errors", Within("one", "lies")), ("lost", Number(0))],
@@ -64,10 +61,7 @@ pub(crate) const MODES: &[Mode] = &[
     },
     Mode {
         name: "lie::audit_answers_500",
-        lie: Lie {
-            request: |p, call| fail(p, call.audit_page().is_some(), Answer::internal),
-            ..Lie::NONE
-        },
+        lie: Lie { request: |p, call| fail(p, call.audit_page().is_some(), Answer::internal), ..Lie::NONE },
         expect: Expect::failed(
             "unaudited",
             &[("unaudited", Is("conversations")), ("http_errors", Within("one", "lies")), ("lost", Number(0))],
@@ -78,9 +72,7 @@ pub(crate) const MODES: &[Mode] = &[
     Mode {
         name: "lie::audit_refuses_the_owners",
         lie: Lie {
-            request: |p, call| {
-                fail(p, call.audit_page().is_some(), || Answer::error(403, ErrorCode::NotAMember, None))
-            },
+            request: |p, call| fail(p, call.audit_page().is_some(), || Answer::error(403, ErrorCode::NotAMember, None)),
             ..Lie::NONE
         },
         expect: Expect::failed("unaudited", &[("unaudited", Is("conversations")), ("lost", Number(0))]),

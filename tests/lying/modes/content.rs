@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chatctl::protocol::{MessageFrame, MessageId, ServerFrame};
+use chatctl::protocol::{ConversationId, MessageFrame, MessageId, ServerFrame};
 
 use super::message_of;
 use crate::mode::Want::Is;
@@ -13,6 +13,9 @@ use crate::proxy::{Lie, Proxy};
 
 /// One push in so many is changed.
 const EVERY: u64 = 60;
+
+/// A conversation that there is not.
+const NOWHERE: ConversationId = ConversationId(999_999_999);
 
 /// Far from any time of the run, in ms.
 const YEARS: Duration = Duration::from_hours(24 * 365 * 5);
@@ -30,7 +33,13 @@ const ALTERED: Expect = Expect::violated(&[("altered", Is("lies"))]);
 pub(crate) const MODES: &[Mode] = &[
     Mode {
         name: "lie::body_changed_live",
-        lie: live(|p, s, frame| change(p, s, frame, |_, m| MessageFrame { body: m.body.replacen('a', "A", 1), ..m })),
+        lie: live(|p, s, frame| change(p, s, frame, |_, m| MessageFrame { body: with_another_end(&m.body), ..m })),
+        expect: ALTERED,
+        ..Mode::LIE
+    },
+    Mode {
+        name: "lie::body_changed_in_a_letters_case_live",
+        lie: live(|p, s, frame| change(p, s, frame, |_, m| MessageFrame { body: with_another_case(&m.body), ..m })),
         expect: ALTERED,
         ..Mode::LIE
     },
@@ -76,6 +85,12 @@ pub(crate) const MODES: &[Mode] = &[
         ..Mode::LIE
     },
     Mode {
+        name: "lie::conversation_unknown_live",
+        lie: live(|p, s, frame| change(p, s, frame, |_, m| MessageFrame { conversation: NOWHERE, ..m })),
+        expect: ALTERED,
+        ..Mode::LIE
+    },
+    Mode {
         name: "lie::body_changed_in_a_page",
         lie: Lie {
             // Its push does not come, so that the page is what the device has.
@@ -87,7 +102,7 @@ pub(crate) const MODES: &[Mode] = &[
                 let Some((_, user)) = call.device_page() else { return };
                 answer.edit_page(|page| {
                     for row in page.messages.iter_mut().filter(|row| !p.serves(row.uuid, user)) {
-                        row.body = row.body.replacen('a', "A", 1);
+                        row.body = with_another_end(&row.body);
                         p.tally.add("rows", 1);
                     }
                 });
@@ -100,13 +115,15 @@ pub(crate) const MODES: &[Mode] = &[
     },
     Mode {
         name: "lie::body_changed_in_audit",
-        lie: audited(|p, call, answer| store_changed(p, call, answer, |_, row| row.body = row.body.replacen('a', "A", 1))),
+        lie: audited(|p, call, answer| store_changed(p, call, answer, |_, row| row.body = with_another_end(&row.body))),
         expect: Expect::violated(&[("altered", Is("lies"))]).also(&["lost", "id_reuse"]),
         ..Mode::LIE
     },
     Mode {
         name: "lie::sender_changed_in_audit",
-        lie: audited(|p, call, answer| store_changed(p, call, answer, |p, row| *row = with_another_sender(p, row.clone()))),
+        lie: audited(|p, call, answer| {
+            store_changed(p, call, answer, |p, row| *row = with_another_sender(p, row.clone()))
+        }),
         expect: ALTERED,
         ..Mode::LIE
     },
@@ -137,12 +154,37 @@ impl Proxy {
     }
 }
 
-/// Changes one push in [`EVERY`].
+/// Changes one push in [`EVERY`], and no two of a conversation to one device: a sum over both tells them as one.
 fn change(p: &Proxy, s: &Socket, frame: ServerFrame, how: fn(&Proxy, MessageFrame) -> MessageFrame) -> Vec<Out> {
     match frame {
-        ServerFrame::Message(message) if p.is_way(&message, s, EVERY) => Out::pass(ServerFrame::Message(how(p, message))),
+        ServerFrame::Message(message) => {
+            let key = format!("changed {} {}", s.who.user, message.conversation);
+            if !p.has(&key) && p.is_way(&message, s, EVERY) {
+                p.first(key);
+                return Out::pass(ServerFrame::Message(how(p, message)));
+            }
+            Out::pass(ServerFrame::Message(message))
+        }
         other => Out::pass(other),
     }
+}
+
+/// Another last character.
+fn with_another_end(body: &str) -> String {
+    let mut body = body.to_owned();
+    let last = body.pop();
+    body.push(if last == Some('z') { 'y' } else { 'z' });
+    body
+}
+
+/// A capital for the last hexadecimal letter in front of the text: the numbers that it belongs to stay the same.
+fn with_another_case(body: &str) -> String {
+    let head = body.match_indices('.').nth(6).map_or(0, |(at, _)| at);
+    let letter =
+        body[..head].rfind(|c: char| ('a'..='f').contains(&c)).expect("sixteen digits without a letter are rare");
+    let mut bytes = body.to_owned().into_bytes();
+    bytes[letter].make_ascii_uppercase();
+    String::from_utf8(bytes).expect("ASCII in place of ASCII")
 }
 
 fn with_another_sender(p: &Proxy, message: MessageFrame) -> MessageFrame {
@@ -157,10 +199,9 @@ fn in_another_conversation(p: &Proxy, message: MessageFrame) -> MessageFrame {
     MessageFrame { conversation: other.unwrap_or(message.conversation), ..message }
 }
 
-/// Changes one row in ten of what the owner of a conversation gets in the audit.
+/// Changes one row in ten of what is read in the audit, alike for everybody.
 fn store_changed(p: &Proxy, call: &Call, answer: &mut Answer, how: fn(&Proxy, &mut MessageFrame)) {
-    let Some((query, user)) = call.audit_page() else { return };
-    if p.facts().is_owner(query.conversation, user) {
+    if call.audit_page().is_some() {
         answer.edit_page(|page| {
             page.messages.iter_mut().filter(|row| p.choose(row.uuid, None, 10)).for_each(|row| how(p, row));
         });

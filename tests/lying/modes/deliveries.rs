@@ -1,5 +1,7 @@
 //! Messages that do not come: by push, by sync, or at all.
 
+use std::time::Duration;
+
 use chatctl::protocol::{ClientFrame, MessageFrame, ServerFrame, UserId};
 
 use super::message_of;
@@ -111,26 +113,18 @@ pub(crate) const MODES: &[Mode] = &[
     },
     Mode {
         name: "lie::deliveries_held_for_seconds",
-        scenario: concat!(
-            "thresholds: ['delivery_ms.p95 < 1000']\n",
-            "name: held\n",
-            "population: {users: 24, direct_per_user: 4}\n",
-            "behaviors: {one-to-one: 1}\n",
-            "connect_over: 300ms\n",
-            "phases: [{phase: steady, duration: 4s, rate: 60}]\n",
-            "generator_lag_max: 10s\n"
-        ),
+        scenario: scenarios::IN_TIME,
         lie: Lie {
             server: |p, _, frame| {
                 if message_of(&frame).is_none() {
                     return Out::pass(frame);
                 }
                 p.lied();
-                vec![Out::frame(&frame).after(std::time::Duration::from_millis(2_500))]
+                vec![Out::frame(&frame).after(Duration::from_millis(2_500))]
             },
             ..Lie::NONE
         },
-        expect: Expect::failed("delivery_ms.p95", &[("lost", Number(0))]),
+        expect: Expect::failed("delivery_ms.p90", &[("lost", Number(0))]),
         ..Mode::LIE
     },
 ];
@@ -189,7 +183,7 @@ fn strip_hidden(p: &Proxy, call: &Call, answer: &mut Answer) {
 fn mute(p: &Proxy, s: &Socket, frame: ServerFrame) -> Vec<Out> {
     let Some(message) = message_of(&frame) else { return Out::pass(frame) };
     let user = s.who.user;
-    let is_late = p.age() > std::time::Duration::from_millis(2_500);
+    let is_late = p.age() > Duration::from_millis(2_500);
     if !is_late || p.facts().has_sent(user) || user.0 % 3 != 0 {
         return Out::pass(frame);
     }

@@ -53,47 +53,61 @@ pub(crate) const MODES: &[Mode] = &[
         name: "lie::stored_under_two_ids",
         lie: Lie {
             answer: |p, call, answer| {
-                owners_page(p, call, answer, |p, rows| {
-                    let Some(last) = rows.last().cloned() else { return };
-                    p.lied();
+                audit_rows(p, call, answer, |rows| {
+                    let Some(last) = rows.last().cloned() else { return false };
                     rows.push(MessageFrame { id: last.id.next(), ..last });
+                    true
                 });
             },
             ..Lie::NONE
         },
-        expect: Expect::violated(&[("duplicated", Is("lies"))]).also(&["id_reuse", "lost"]),
+        expect: Expect::violated(&[("duplicated", Is("conversations_changed"))]).also(&["id_reuse", "lost"]),
         ..Mode::LIE
     },
     Mode {
         name: "lie::row_twice_in_audit",
         lie: Lie {
             answer: |p, call, answer| {
-                owners_page(p, call, answer, |p, rows| {
-                    let Some(last) = rows.last().cloned() else { return };
-                    p.lied();
+                audit_rows(p, call, answer, |rows| {
+                    let Some(last) = rows.last().cloned() else { return false };
                     rows.push(last);
+                    true
                 });
             },
             ..Lie::NONE
         },
-        expect: Expect::violated(&[("duplicated+id_reuse", Within("lies", "lies_twice"))]).also(&["duplicated", "id_reuse"]),
+        expect: Expect::violated(&[("duplicated", Is("conversations_changed"))]).also(&["id_reuse", "out_of_order"]),
         ..Mode::LIE
     },
     Mode {
         name: "lie::ids_swapped_for_one_device",
         lie: Lie { server: swap, ..Lie::NONE },
-        expect: Expect::violated(&[("id_reuse+duplicated", Within("lies", "plenty"))]).also(&["id_reuse", "duplicated", "lost"]),
+        expect: Expect::violated(&[("id_reuse+duplicated", Within("lies", "plenty"))]).also(&[
+            "id_reuse",
+            "duplicated",
+            "lost",
+        ]),
         ..Mode::LIE
     },
     Mode {
         name: "lie::id_given_twice",
-        lie: Lie { server: |p, _, frame| give_twice(p, frame), request: |p, call| renumber(p, call), answer: |p, call, answer| p.numbers.answer(call, answer), ..Lie::NONE },
+        lie: Lie {
+            server: |p, _, frame| give_twice(p, frame),
+            request: |p, call| renumber(p, call),
+            answer: |p, call, answer| p.numbers.answer(call, answer),
+            ..Lie::NONE
+        },
         expect: Expect::violated(&[("id_reuse", Within("lies", "plenty"))]).also(&["lost", "duplicated"]),
         ..Mode::LIE
     },
     Mode {
         name: "lie::id_goes_back",
-        lie: Lie { server: |p, _, frame| go_back(p, frame), request: |p, call| renumber(p, call), answer: |p, call, answer| p.numbers.answer(call, answer), ..Lie::NONE },
+        lie: Lie {
+            server: |p, _, frame| go_back(p, frame),
+            request: |p, call| renumber(p, call),
+            answer: |p, call, answer| p.numbers.answer(call, answer),
+            ..Lie::NONE
+        },
         // Who had explained the hole drops what comes into it.
         expect: Expect::violated(&[("id_went_back", Is("lies"))]).also(&["lost"]),
         ..Mode::LIE
@@ -102,11 +116,10 @@ pub(crate) const MODES: &[Mode] = &[
         name: "lie::audit_out_of_order",
         lie: Lie {
             answer: |p, call, answer| {
-                owners_page(p, call, answer, |p, rows| {
-                    if let [.., a, b] = rows.as_mut_slice() {
-                        p.lied();
-                        std::mem::swap(a, b);
-                    }
+                audit_rows(p, call, answer, |rows| {
+                    let [.., a, b] = rows.as_mut_slice() else { return false };
+                    std::mem::swap(a, b);
+                    true
                 });
             },
             ..Lie::NONE
@@ -117,7 +130,9 @@ pub(crate) const MODES: &[Mode] = &[
     Mode {
         name: "lie::device_page_out_of_order",
         lie: Lie {
-            server: |p, _, frame| if message_of(&frame).is_some() && p.one_in("gap", 12) { Vec::new() } else { Out::pass(frame) },
+            server: |p, _, frame| {
+                if message_of(&frame).is_some() && p.one_in("gap", 12) { Vec::new() } else { Out::pass(frame) }
+            },
             answer: |p, call, answer| {
                 if call.device_page().is_some() {
                     answer.edit_page(|page| {
@@ -136,7 +151,9 @@ pub(crate) const MODES: &[Mode] = &[
     Mode {
         name: "lie::page_with_rows_of_another_conversation",
         lie: Lie {
-            server: |p, _, frame| if message_of(&frame).is_some() && p.one_in("gap", 12) { Vec::new() } else { Out::pass(frame) },
+            server: |p, _, frame| {
+                if message_of(&frame).is_some() && p.one_in("gap", 12) { Vec::new() } else { Out::pass(frame) }
+            },
             answer: mix_in,
             ..Lie::NONE
         },
@@ -197,20 +214,28 @@ pub(crate) const MODES: &[Mode] = &[
             },
             ..Lie::NONE
         },
-        expect: Expect::failed("", &[("protocol_errors+undrained", Least(1))]).extra(|p, _| super::answers::within_budget(p, "inbox", 120)),
+        expect: Expect::failed("", &[("protocol_errors+undrained", Least(1))])
+            .extra(|p, _| super::answers::within_budget(p, "inbox", 120)),
         takes_s: 160,
         ..Mode::LIE
     },
 ];
 
-/// Changes the rows that a conversation's owner gets in the audit, once per conversation.
-fn owners_page(p: &Proxy, call: &Call, answer: &mut Answer, change: fn(&Proxy, &mut Vec<MessageFrame>)) {
-    let Some((query, user)) = call.audit_page() else { return };
-    if !p.facts().is_owner(query.conversation, user) || query.after > 0 || !p.first(query.conversation) {
+/// Changes the rows that are read in the audit, alike for everybody; each page counts as one lie.
+fn audit_rows(p: &Proxy, call: &Call, answer: &mut Answer, change: fn(&mut Vec<MessageFrame>) -> bool) {
+    if call.audit_page().is_none_or(|(query, _)| query.after > 0) {
         return;
     }
-    answer.edit_page(|page| change(p, &mut page.messages));
-    p.tally.set("lies_twice", 2 * p.tally.get("lies"));
+    answer.edit_page(|page| {
+        let conversation = page.messages.first().map(|row| row.conversation);
+        if !change(&mut page.messages) {
+            return;
+        }
+        p.lied();
+        if conversation.is_some_and(|conversation| p.first(conversation)) {
+            p.tally.add("conversations_changed", 1);
+        }
+    });
 }
 
 fn renumber(p: &Proxy, call: &mut Call) -> crate::proxy::http::Reply {
@@ -229,7 +254,8 @@ fn swap(p: &Proxy, s: &Socket, frame: ServerFrame) -> Vec<Out> {
             return [held, message].into_iter().flat_map(|m| Out::pass(ServerFrame::Message(m))).collect();
         }
         p.lied();
-        let (first, second) = (MessageFrame { id: held.id, ..message.clone() }, MessageFrame { id: message.id, ..held });
+        let (first, second) =
+            (MessageFrame { id: held.id, ..message.clone() }, MessageFrame { id: message.id, ..held });
         return [first, second].into_iter().flat_map(|m| Out::pass(ServerFrame::Message(m))).collect();
     }
     if p.first(format!("swap {user}")) {
@@ -381,4 +407,3 @@ fn count_stuck(p: &Proxy) {
     drop(facts);
     p.tally.set("stuck", stuck as u64);
 }
-

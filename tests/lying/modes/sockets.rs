@@ -103,7 +103,12 @@ pub(crate) const MODES: &[Mode] = &[
         // They are left for new ones while the load goes on.
         expect: Expect::failed(
             "disconnects",
-            &[("disconnects", Is("blackholed")), ("reconnects", Is("blackholed")), ("lost", Number(0)), ("unresolved", Number(0))],
+            &[
+                ("disconnects", Is("blackholed")),
+                ("reconnects", Is("blackholed")),
+                ("lost", Number(0)),
+                ("unresolved", Number(0)),
+            ],
         ),
         takes_s: 60,
         ..Mode::LIE

@@ -25,14 +25,20 @@ pub(crate) const MODES: &[Mode] = &[
     Mode {
         name: "sound::cut_and_slow_upgrade",
         lie: Lie { server: cut_some, connect: |_, _| Upgrade::Slow(Duration::from_secs(3)), ..Lie::NONE },
-        expect: Expect::not_accused(&[("unresolved", Number(0)), ("undrained", Number(0)), ("never_connected", Number(0))]),
+        expect: Expect::not_accused(&[
+            ("unresolved", Number(0)),
+            ("undrained", Number(0)),
+            ("never_connected", Number(0)),
+        ]),
         takes_s: 12,
         ..Mode::SOUND
     },
     Mode {
         name: "sound::slow_sync",
         lie: Lie {
-            server: |p, s, frame| if message_of(&frame).is_some() && p.one_in("push", 30) { Vec::new() } else { cut_some(p, s, frame) },
+            server: |p, s, frame| {
+                if message_of(&frame).is_some() && p.one_in("push", 30) { Vec::new() } else { cut_some(p, s, frame) }
+            },
             request: |p, call| slow(p, call, 1_500),
             ..Lie::NONE
         },

@@ -30,7 +30,6 @@ pub(crate) struct Room {
 #[derive(Debug, Clone)]
 pub(crate) struct Sent {
     pub(crate) by: Who,
-    pub(crate) conversation: ConversationId,
     pub(crate) first_us: u64,
     pub(crate) last_us: u64,
 }
@@ -115,9 +114,9 @@ impl Facts {
         self.first_beat_us.entry(who.user).or_insert_with(clock::now_us);
     }
 
-    pub(super) fn sends(&mut self, who: &Who, uuid: Uuid, conversation: ConversationId) {
+    pub(super) fn sends(&mut self, who: &Who, uuid: Uuid) {
         let now_us = clock::now_us();
-        let sent = Sent { by: who.clone(), conversation, first_us: now_us, last_us: now_us };
+        let sent = Sent { by: who.clone(), first_us: now_us, last_us: now_us };
         self.sent.entry(uuid).or_insert(sent).last_us = now_us;
     }
 
@@ -180,11 +179,6 @@ impl Facts {
         self.devices.iter().map(|who| who.user).find(|user| !knows(user))
     }
 
-    /// Some conversation that a user is not in.
-    pub(crate) fn room_without(&self, user: UserId) -> Option<ConversationId> {
-        self.rooms.iter().find(|(_, room)| !room.members.contains(&user)).map(|(conversation, _)| *conversation)
-    }
-
     /// Some other conversation that a user is in.
     pub(crate) fn other_room_of(&self, user: UserId, conversation: ConversationId) -> Option<ConversationId> {
         let mut rooms = self.rooms.iter().filter(|(_, room)| room.members.contains(&user));
@@ -201,10 +195,6 @@ impl Facts {
 
     pub(crate) fn sent(&self, uuid: Uuid) -> Option<Sent> {
         self.sent.get(&uuid).cloned()
-    }
-
-    pub(crate) fn all_sent(&self) -> &HashMap<Uuid, Sent> {
-        &self.sent
     }
 
     /// What the stack acknowledged in a conversation.

@@ -149,8 +149,6 @@ impl Ord for Due {
 /// An open connection of a device.
 pub(crate) struct Socket {
     pub(crate) who: Who,
-    /// Which of the run's connections, from 0.
-    pub(crate) number: u64,
     outgoing: mpsc::Sender<Due>,
     outs: AtomicU64,
     is_closed_by_client: AtomicBool,
@@ -196,7 +194,6 @@ pub(super) async fn serve(proxy: Arc<Proxy>, mut stream: TcpStream, request: &Re
     let number = proxy.sockets_made.fetch_add(1, Ordering::Relaxed);
     let socket = Arc::new(Socket {
         who,
-        number,
         outgoing,
         outs: AtomicU64::new(0),
         is_closed_by_client: AtomicBool::new(false),
@@ -205,8 +202,7 @@ pub(super) async fn serve(proxy: Arc<Proxy>, mut stream: TcpStream, request: &Re
     proxy.sockets.lock().expect("no panic while held").insert(number, Arc::clone(&socket));
     let (client_read, client_write) = stream.into_split();
     let (server_read, server_write) = server.into_split();
-    let writer =
-        Writer { proxy: &proxy, socket: &socket, queue, waiting: BinaryHeap::new(), to: client_write };
+    let writer = Writer { proxy: &proxy, socket: &socket, queue, waiting: BinaryHeap::new(), to: client_write };
     // Whichever ends first ends the connection; the server's end goes through the writer, behind what was said before.
     tokio::select! {
         () = client_to_server(&proxy, &socket, client_read, server_write) => {}
@@ -280,7 +276,7 @@ async fn client_to_server(proxy: &Proxy, socket: &Socket, mut from: OwnedReadHal
 
 fn from_client(proxy: &Proxy, socket: &Socket, frame: ClientFrame) -> Vec<ClientFrame> {
     match &frame {
-        ClientFrame::Send(send) => proxy.facts().sends(&socket.who, send.uuid, send.conversation),
+        ClientFrame::Send(send) => proxy.facts().sends(&socket.who, send.uuid),
         ClientFrame::Beat => proxy.facts().beat(&socket.who),
         _ => {}
     }
