@@ -1,11 +1,13 @@
 //! The HTTP API as a client sees it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::{Method, Request, StatusCode, Uri};
+use hyper::header::RETRY_AFTER;
+use hyper::{HeaderMap, Method, Request, StatusCode};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
@@ -13,12 +15,15 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 
+use super::retry::Retry;
+use super::target::Target;
 use crate::protocol::api::{
     AddMembers, ApiError, Conversation, InboxSync, LoggedIn, Login, MadeAccounts, MessagesSync, NewAccount,
     NewAccounts, NewConversation, Placement, Signup, UserRef,
 };
 use crate::protocol::{ConversationId, DeviceName, ErrorCode, MessageId, ServerName, UserId};
-use crate::runtime::error_chain;
+use crate::runtime::{clock, error_chain, is_local_cause};
+use crate::telemetry::printable;
 
 /// Longest that a request may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -29,32 +34,140 @@ const REQUESTS_AT_ONCE: usize = 128;
 /// Largest answer.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
+/// Characters of an answer's text that stand in an error.
+const TEXT_CHARS_MAX: usize = 300;
+
 /// A request that failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
-    /// No answer, or none that can be read.
+    /// There was no answer.
+    #[error("{text}")]
+    Transport {
+        /// Why, with all causes.
+        text: String,
+        /// This machine is the cause: it had no descriptor, port or memory left.
+        is_local: bool,
+    },
+    /// The server claims success in a form that can't be read.
     #[error("{0}")]
-    Transport(String),
+    Unreadable(String),
     /// The stack answers, and says that it is not ready.
     #[error("it is not ready: {0}")]
     NotReady(String),
     /// The server refused.
-    #[error("{status}: {} ({})", error.message, error.code.as_str())]
+    #[error("{status}: {text}")]
     Refused {
         /// HTTP status.
         status: StatusCode,
+        /// The server's code, where the answer has one: a proxy's has none.
+        code: Option<ErrorCode>,
         /// The server's own words.
-        error: ApiError,
+        text: String,
+        /// When it asks to be asked again.
+        retry_after: Option<Duration>,
     },
 }
 
 impl Error {
+    /// A failure without an answer that is not this machine's.
+    pub(super) fn transport(text: impl Into<String>) -> Self {
+        Self::Transport { text: text.into(), is_local: false }
+    }
+
+    fn failed(error: &(dyn std::error::Error + 'static)) -> Self {
+        Self::Transport { text: printable(&error_chain(error)).into_owned(), is_local: is_local_cause(error) }
+    }
+
+    fn refused(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Self {
+        let error: Option<ApiError> = serde_json::from_slice(body).ok();
+        let header = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        let header = header.map(Duration::from_secs);
+        let own = error.as_ref().and_then(|error| error.retry_after_ms).map(Duration::from_millis);
+        let text = match &error {
+            Some(error) => format!("{} ({})", clipped(&error.message), error.code.as_str()),
+            None => clipped(&String::from_utf8_lossy(body)),
+        };
+        Self::Refused { status, code: error.map(|error| error.code), text, retry_after: header.max(own) }
+    }
+
+    /// The server's code, where there is one.
     pub(super) const fn code(&self) -> Option<ErrorCode> {
         match self {
-            Self::Transport(_) | Self::NotReady(_) => None,
-            Self::Refused { error, .. } => Some(error.code),
+            Self::Refused { code, .. } => *code,
+            Self::Transport { .. } | Self::Unreadable(_) | Self::NotReady(_) => None,
         }
     }
+
+    /// The HTTP status, where there was an answer that is a refusal.
+    pub(super) const fn status(&self) -> Option<StatusCode> {
+        match self {
+            Self::Refused { status, .. } => Some(*status),
+            Self::Transport { .. } | Self::Unreadable(_) | Self::NotReady(_) => None,
+        }
+    }
+
+    /// When the server asks to be asked again: `retry_after_ms` of the body or the header `Retry-After` in seconds, whichever is
+    /// later. A date in the header is ignored: it would need this machine's clock to be the server's.
+    pub(super) const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused { retry_after, .. } => *retry_after,
+            Self::Transport { .. } | Self::Unreadable(_) | Self::NotReady(_) => None,
+        }
+    }
+
+    /// The token is not good any more.
+    pub(super) fn is_unauthorized(&self) -> bool {
+        self.status() == Some(StatusCode::UNAUTHORIZED) || self.code() == Some(ErrorCode::Unauthorized)
+    }
+
+    /// Backpressure: too many requests, or a busy server, with a time to come back. No failure of the server.
+    pub(super) fn is_throttled(&self) -> bool {
+        let is_busy = matches!(self.status(), Some(StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE));
+        is_busy && self.retry_after().is_some()
+    }
+
+    /// This machine is the cause, not the server.
+    pub(super) const fn is_local(&self) -> bool {
+        matches!(self, Self::Transport { is_local: true, .. })
+    }
+
+    /// Whether the same request may succeed later. Without an answer it may have been done all the same.
+    pub(super) fn is_retryable(&self) -> bool {
+        match self {
+            Self::Transport { .. } | Self::NotReady(_) => true,
+            Self::Unreadable(_) => false,
+            Self::Refused { status, code, retry_after, .. } => {
+                let is_passing = matches!(
+                    *status,
+                    StatusCode::TOO_MANY_REQUESTS
+                        | StatusCode::BAD_GATEWAY
+                        | StatusCode::SERVICE_UNAVAILABLE
+                        | StatusCode::GATEWAY_TIMEOUT
+                );
+                is_passing || retry_after.is_some() || code.is_some_and(ErrorCode::is_retryable)
+            }
+        }
+    }
+}
+
+/// The beginning of a server's words, fit for a terminal.
+fn clipped(text: &str) -> String {
+    let mut beginning: String = text.trim().chars().take(TEXT_CHARS_MAX).collect();
+    if beginning.len() < text.trim().len() {
+        beginning.push('…');
+    }
+    printable(&beginning).into_owned()
+}
+
+/// What happened to requests, over a run. Written by all requests.
+#[derive(Debug, Default)]
+pub(super) struct ApiCounts {
+    /// Requests that were sent again after a failure.
+    pub(super) retries: AtomicU64,
+    /// Answers that were backpressure.
+    pub(super) throttled: AtomicU64,
+    /// Requests that failed by a local cause.
+    pub(super) local_errors: AtomicU64,
 }
 
 /// Where messages are to come from.
@@ -72,21 +185,24 @@ pub(super) struct Api {
     client: Client<HttpConnector, Full<Bytes>>,
     base: Arc<str>,
     turns: Arc<Semaphore>,
+    counts: Arc<ApiCounts>,
 }
 
 impl Api {
     /// An API at an address such as `http://127.0.0.1:7100`.
     pub(super) fn new(base: &str) -> Result<Self, String> {
-        let base = base.trim_end_matches('/');
-        let uri: Uri = base.parse().map_err(|e| format!("{base:?} is not an address: {e}"))?;
-        if uri.scheme_str() != Some("http") || uri.host().is_none() {
-            return Err(format!("{base:?} is not an address of the form http://host:port"));
-        }
+        let target = Target::parse(base)?;
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(Duration::from_secs(3)));
         let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(REQUESTS_AT_ONCE).build(connector);
-        Ok(Self { client, base: base.into(), turns: Arc::new(Semaphore::new(REQUESTS_AT_ONCE)) })
+        let turns = Arc::new(Semaphore::new(REQUESTS_AT_ONCE));
+        Ok(Self { client, base: target.as_str().into(), turns, counts: Arc::default() })
+    }
+
+    /// What happened to requests so far.
+    pub(super) fn counts(&self) -> &ApiCounts {
+        &self.counts
     }
 
     async fn send(
@@ -95,8 +211,7 @@ impl Api {
         path: &str,
         token: Option<&str>,
         body: Bytes,
-    ) -> Result<(StatusCode, Bytes), Error> {
-        let transport = |e: &dyn std::error::Error| Error::Transport(error_chain(e));
+    ) -> Result<(StatusCode, HeaderMap, Bytes), Error> {
         let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
         if let Some(token) = token {
             request = request.header("authorization", format!("Bearer {token}"));
@@ -104,18 +219,21 @@ impl Api {
         if !body.is_empty() {
             request = request.header("content-type", "application/json");
         }
-        let request = request.body(Full::new(body)).map_err(|e| transport(&e))?;
-        let _turn = self.turns.acquire().await.map_err(|e| transport(&e))?;
+        let request = request.body(Full::new(body)).map_err(|e| Error::failed(&e))?;
+        let _turn = self.turns.acquire().await.map_err(|e| Error::failed(&e))?;
         let exchange = async {
-            let answer = self.client.request(request).await.map_err(|e| transport(&e))?;
-            let status = answer.status();
-            let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
-            let body = body.map_err(|e| Error::Transport(e.to_string()))?;
-            Ok((status, body.to_bytes()))
+            let answer = self.client.request(request).await.map_err(|e| Error::failed(&e))?;
+            let (head, body) = answer.into_parts();
+            let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
+            let body = body.map_err(|e| Error::failed(&*e))?;
+            Ok((head.status, head.headers, body.to_bytes()))
         };
-        tokio::time::timeout(TIMEOUT, exchange)
-            .await
-            .unwrap_or_else(|_| Err(Error::Transport(format!("no answer from {} within {TIMEOUT:?}", self.base))))
+        let late = || Error::transport(format!("no answer from {} within {TIMEOUT:?}", self.base));
+        let answer = tokio::time::timeout(TIMEOUT, exchange).await.unwrap_or_else(|_| Err(late()));
+        if answer.as_ref().is_err_and(Error::is_local) {
+            self.counts.local_errors.fetch_add(1, Ordering::Relaxed);
+        }
+        answer
     }
 
     async fn call<T: DeserializeOwned>(
@@ -125,15 +243,37 @@ impl Api {
         token: Option<&str>,
         body: Bytes,
     ) -> Result<T, Error> {
-        let (status, body) = self.send(method, path, token, body).await?;
-        let unreadable = |e| Error::Transport(format!("{path} answered {status} with something unreadable: {e}"));
+        let (status, headers, body) = self.send(method, path, token, body).await?;
         if status.is_success() {
             // 204 has no body; `null` reads as `()`.
             let body = if body.is_empty() { Bytes::from_static(b"null") } else { body };
+            let path = path.split('?').next().unwrap_or_default();
+            let unreadable = |e| Error::Unreadable(format!("{path} answered {status} with something unreadable: {e}"));
             return serde_json::from_slice(&body).map_err(unreadable);
         }
-        let error = serde_json::from_slice(&body).map_err(unreadable)?;
-        Err(Error::Refused { status, error })
+        let error = Error::refused(status, &headers, &body);
+        if error.is_throttled() {
+            self.counts.throttled.fetch_add(1, Ordering::Relaxed);
+        }
+        Err(error)
+    }
+
+    /// Repeats a call while that may help and the budget of retries lasts. The call gets the number of the try, from 0: a later
+    /// one may find that an earlier one, whose answer was lost, was done.
+    pub(super) async fn retrying<T, F>(&self, seed: u64, call: impl Fn(u16) -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let mut retry = Retry::new(seed);
+        loop {
+            let error = match call(retry.tries()).await {
+                Err(error) if error.is_retryable() => error,
+                result => return result,
+            };
+            let Some(wait) = retry.next(clock::now_us(), error.retry_after()) else { return Err(error) };
+            self.counts.retries.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(wait).await;
+        }
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str, token: &str) -> Result<T, Error> {
@@ -152,17 +292,17 @@ impl Api {
 
     /// Whether the API and its engines are ready.
     pub(super) async fn ready(&self) -> Result<(), Error> {
-        let (status, body) = self.send(Method::GET, "/health/ready", None, Bytes::new()).await?;
+        let (status, _, body) = self.send(Method::GET, "/health/ready", None, Bytes::new()).await?;
         if status.is_success() {
             return Ok(());
         }
-        Err(Error::NotReady(String::from_utf8_lossy(&body).into_owned()))
+        Err(Error::NotReady(clipped(&String::from_utf8_lossy(&body))))
     }
 
     /// The figures of every server; of one process, where the stack is of an older version.
     pub(super) async fn metrics(&self) -> Result<String, Error> {
         for path in ["/metrics/cluster", "/metrics"] {
-            let (status, body) = self.send(Method::GET, path, None, Bytes::new()).await?;
+            let (status, _, body) = self.send(Method::GET, path, None, Bytes::new()).await?;
             if status.is_success() {
                 return Ok(String::from_utf8_lossy(&body).into_owned());
             }

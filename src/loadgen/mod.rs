@@ -8,7 +8,11 @@
 //! | `engine` | the run: phases, arrivals, faults, draining, audit |
 //! | `fleet/` | a run spread over several processes or machines |
 //! | `ledger/` | what was expected against what came |
-//! | `recorder` | latencies by path, counters |
+//! | `run` | what everybody who takes part in a run shares |
+//! | `recorder`, `stats` | latencies by path; counters |
+//! | `target` | the address of the stack, checked |
+//! | `tokens` | tokens that were renewed |
+//! | `retry` | when a failed request is repeated: no I/O |
 //! | `history` | every event as a line of JSON |
 //! | `result` | the outcome, versioned |
 //! | `capacity` | the search for the highest load that holds: no I/O |
@@ -22,12 +26,20 @@ mod engine;
 pub mod fleet;
 mod history;
 mod ledger;
+#[cfg(test)]
+mod model;
 pub mod recorder;
 pub mod result;
+mod retry;
+mod run;
 pub mod scenario;
+mod stats;
+mod target;
+mod tokens;
 mod world;
 
 pub use engine::{RunError, RunOptions, run};
 
 pub use result::RunResult;
 pub use scenario::Scenario;
+pub use target::Target;

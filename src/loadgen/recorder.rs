@@ -1,7 +1,6 @@
-//! Latencies by path, in µs from the intended time, and counters.
+//! Latencies by path, in µs from the intended time.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use crate::telemetry::{Latency, LatencySummary};
@@ -201,51 +200,6 @@ pub(super) fn named(latencies: BTreeMap<Path, Latency>) -> BTreeMap<String, Late
 /// Summaries by name.
 pub(super) fn summaries(latencies: &BTreeMap<Path, Latency>) -> BTreeMap<String, LatencySummary> {
     latencies.iter().map(|(path, latency)| (path.name().to_owned(), latency.summary())).collect()
-}
-
-/// Counters of a run. Written by clients, read by the engine.
-#[derive(Default)]
-pub(super) struct Stats {
-    pub(super) intended: AtomicU64,
-    pub(super) sent: AtomicU64,
-    pub(super) acked: AtomicU64,
-    pub(super) refused: AtomicU64,
-    pub(super) unresolved: AtomicU64,
-    pub(super) delivered: AtomicU64,
-    pub(super) frames: AtomicU64,
-    pub(super) repeated_on_wire: AtomicU64,
-    /// Devices that were connected at least once.
-    pub(super) ever_connected: AtomicU64,
-    pub(super) reconnects: AtomicU64,
-    pub(super) connections: AtomicU64,
-    pub(super) wanted: AtomicU64,
-    pub(super) gaps_synced: AtomicU64,
-    pub(super) beats: AtomicU64,
-    /// Messages sent and not answered yet.
-    pub(super) pending: AtomicU64,
-    /// Errors by code.
-    pub(super) errors: Mutex<BTreeMap<String, u64>>,
-}
-
-impl Stats {
-    pub(super) fn error(&self, code: &str) {
-        *self.errors.lock().expect("no panic while held").entry(code.to_owned()).or_default() += 1;
-    }
-}
-
-/// Adds to a counter.
-pub(super) fn add(counter: &AtomicU64, n: u64) {
-    counter.fetch_add(n, Ordering::Relaxed);
-}
-
-/// Takes from a counter.
-pub(super) fn sub(counter: &AtomicU64, n: u64) {
-    counter.fetch_sub(n, Ordering::Relaxed);
-}
-
-/// Reads a counter.
-pub(super) fn get(counter: &AtomicU64) -> u64 {
-    counter.load(Ordering::Relaxed)
 }
 
 #[cfg(test)]

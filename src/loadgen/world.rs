@@ -10,9 +10,10 @@ use rand::{RngExt, SeedableRng};
 use super::api::{Api, Error};
 use super::recorder::{Path, Recorder};
 use super::scenario::{Behavior, Range, Scenario};
+use super::tokens::{Token, Tokens};
 use crate::protocol::api::{ACCOUNTS_PER_CALL_MAX, ConversationKind, NewAccount, NewConversation, Placement};
 use crate::protocol::limits::{FANOUT_ON_WRITE_MEMBERS_MAX, MEMBERS_PER_CALL_MAX};
-use crate::protocol::{ConversationId, DeviceName, UserId};
+use crate::protocol::{ConversationId, DeviceName, ErrorCode, UserId};
 use crate::runtime::clock;
 
 /// API calls under way during setup.
@@ -21,14 +22,11 @@ const CALLS_AT_ONCE: usize = 32;
 /// Calls for many accounts under way during setup. There may be fifty generators.
 const LARGE_CALLS_AT_ONCE: usize = 2;
 
-/// Tries of one setup call.
-const TRIES: usize = 4;
-
 /// Users from which on accounts are made many at a time, where the deployment does that. Below, every account signs up and logs
 /// in as a person would, and `login` is measured.
 const MANY_USERS: usize = 3_000;
 
-const PASSWORD: &str = "simulated user";
+pub(super) const PASSWORD: &str = "simulated user";
 
 /// A simulated user.
 #[derive(Debug, Clone)]
@@ -45,7 +43,7 @@ pub(super) struct User {
 #[derive(Debug, Clone)]
 pub(super) struct ClientSpec {
     pub(super) user: u32,
-    /// What login returned; empty before.
+    /// What login returned during the setup; empty before. [`World::token`] has the one that is good now.
     pub(super) token: Box<str>,
 }
 
@@ -83,6 +81,10 @@ pub(super) struct World {
     by_conversation: Vec<(ConversationId, u32)>,
     /// Sorted by id.
     by_user: Vec<(UserId, u32)>,
+    /// Which try of each call for many accounts was answered: it stands in the names. Empty where accounts were made one by one.
+    bulk_tries: Vec<u16>,
+    /// Tokens that were renewed.
+    tokens: Tokens,
 }
 
 impl World {
@@ -145,6 +147,32 @@ impl World {
         }
     }
 
+    /// Number of the run.
+    #[cfg(test)]
+    pub(super) const fn run(&self) -> u32 {
+        self.run
+    }
+
+    /// Gives everything an id, as `create` does.
+    #[cfg(test)]
+    pub(super) fn number_for_tests(&mut self) {
+        for (n, user) in (1..).zip(&mut self.users) {
+            user.id = UserId(n);
+        }
+        for (n, conversation) in (1..).zip(&mut self.conversations) {
+            conversation.id = ConversationId(n);
+        }
+        self.index_ids();
+    }
+
+    /// Indexes what has an id now.
+    fn index_ids(&mut self) {
+        self.by_user = (0..).zip(&self.users).map(|(n, user)| (user.id, n)).collect();
+        self.by_user.sort_unstable();
+        self.by_conversation = (0..).zip(&self.conversations).map(|(n, c)| (c.id, n)).collect();
+        self.by_conversation.sort_unstable();
+    }
+
     /// Indexes of a conversation's first members, rising. The first need not be the owner.
     pub(super) fn members(&self, conversation: u32) -> &[u32] {
         members_of(&self.conversations, &self.members, conversation)
@@ -163,9 +191,13 @@ impl World {
         self.users[user as usize].clients_at..next.map_or(self.clients.len() as u32, |u| u.clients_at)
     }
 
-    /// The name that a user signs up with.
+    /// The name that a user signs up and logs in with.
     fn user_name(&self, user: u32) -> String {
-        format!("u-{:08x}-{user}", self.run)
+        let name = format!("u-{:08x}-{user}", self.run);
+        match self.bulk_tries.get(user as usize / ACCOUNTS_PER_CALL_MAX) {
+            Some(number) => format!("{name}-{number}"),
+            None => name,
+        }
     }
 
     /// What a device is called.
@@ -194,9 +226,50 @@ impl World {
         self.conversations[conversation as usize].id.to_string()
     }
 
-    /// The token of a user's first device.
-    pub(super) fn token_of(&self, user: u32) -> &str {
-        &self.clients[self.users[user as usize].clients_at as usize].token
+    /// Index of a user's first device among the clients: it acts for the user where no device in particular does.
+    pub(super) fn first_client(&self, user: u32) -> u32 {
+        self.users[user as usize].clients_at
+    }
+
+    /// A device's token.
+    pub(super) fn token(&self, client: u32) -> Token<'_> {
+        self.tokens.get(client, &self.clients[client as usize].token)
+    }
+
+    /// Tokens that were replaced during the run.
+    pub(super) fn tokens_renewed(&self) -> u64 {
+        self.tokens.renewed()
+    }
+
+    /// Logs a device in again, since its token `stale` is not good any more. Callers with the same stale token share one login.
+    pub(super) async fn renew(&self, client: u32, stale: &str, api: &Api) -> Result<Token<'static>, Error> {
+        let user = self.clients[client as usize].user;
+        let login = || async {
+            let login = api.login(&self.user_name(user), PASSWORD, &self.device_name(client)).await?;
+            let expected = self.users[user as usize].id;
+            if login.user != expected {
+                return Err(Error::Unreadable(format!("a login of user {expected} was answered as {}", login.user)));
+            }
+            Ok(login.token.into_boxed_str())
+        };
+        self.tokens.renew(client, stale, login).await
+    }
+
+    /// A request with a device's token; with a new one where the server calls it invalid.
+    pub(super) async fn authorized<'a, T, F>(
+        &'a self,
+        client: u32,
+        api: &Api,
+        call: impl Fn(Token<'a>) -> F,
+    ) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let token = self.token(client);
+        match call(token.clone()).await {
+            Err(error) if error.is_unauthorized() => call(self.renew(client, &token, api).await?).await,
+            result => result,
+        }
     }
 
     /// Makes accounts, friends and conversations through the API. Returns where login placed each device.
@@ -215,7 +288,11 @@ impl World {
         progress.begin("friendships", self.friends.len());
         let world = &*self;
         each(world.friends.iter(), progress, |(a, b)| async move {
-            retry(|| api.add_friend(world.token_of(*a), world.users[*b as usize].id)).await
+            let friend = world.users[*b as usize].id;
+            let client = world.first_client(*a);
+            let befriend =
+                |_| world.authorized(client, api, |token| async move { api.add_friend(&token, friend).await });
+            api.retrying(seed(*a, *b), befriend).await
         })
         .await?;
         progress.begin("conversations", self.conversations.len());
@@ -224,8 +301,7 @@ impl World {
         for (spec, id) in self.conversations.iter_mut().zip(ids) {
             spec.id = id;
         }
-        self.by_conversation = (0..).zip(&self.conversations).map(|(n, c)| (c.id, n)).collect();
-        self.by_conversation.sort_unstable();
+        self.index_ids();
         Ok(placements)
     }
 
@@ -239,23 +315,24 @@ impl World {
         let starts = (0..world.users.len() as u32).step_by(ACCOUNTS_PER_CALL_MAX);
         let calls = starts.map(|start| async move {
             let end = (start + ACCOUNTS_PER_CALL_MAX as u32).min(world.users.len() as u32);
-            let tries = AtomicUsize::new(0);
-            let made = retry(|| {
-                // A try without an answer may have taken the names.
-                let number = tries.fetch_add(1, Ordering::Relaxed);
+            let call = |number: u16| async move {
                 let account = |user| NewAccount {
+                    // A try without an answer may have taken the names.
                     name: format!("{}-{number}", world.user_name(user)),
                     password: PASSWORD.to_owned(),
                     devices: world.clients_of(user).map(|client| world.device_name(client)).collect(),
                 };
-                api.accounts((start..end).map(account).collect())
-            })
-            .await?;
+                let made = api.accounts((start..end).map(account).collect()).await?;
+                Ok(made.map(|made| (number, made)))
+            };
+            let made = api.retrying(seed(start, end), call).await?;
             progress.steps((end - start) as usize);
             Ok::<_, Error>(made)
         });
         let calls: Vec<_> = stream::iter(calls).buffered(LARGE_CALLS_AT_ONCE).try_collect().await?;
         let Some(made) = calls.into_iter().collect::<Option<Vec<_>>>() else { return Ok(None) };
+        let (tries, made): (Vec<u16>, Vec<_>) = made.into_iter().unzip();
+        self.bulk_tries = tries;
         let mut placements = Vec::with_capacity(self.clients.len());
         for (user, logins) in made.into_iter().flat_map(|made| made.accounts).enumerate() {
             for (client, login) in self.clients_of(user as u32).zip(logins) {
@@ -265,7 +342,7 @@ impl World {
             }
         }
         if placements.len() != self.clients.len() {
-            return Err(Error::Transport(format!(
+            return Err(Error::Unreadable(format!(
                 "{} of {} devices were logged in",
                 placements.len(),
                 self.clients.len()
@@ -283,11 +360,7 @@ impl World {
     ) -> Result<Vec<Placement>, Error> {
         progress.begin("accounts", self.users.len());
         let world = &*self;
-        let ids = each(0..world.users.len() as u32, progress, |user| async move {
-            let name = world.user_name(user);
-            retry(|| api.signup(&name, PASSWORD)).await.map(|answer| answer.user)
-        })
-        .await?;
+        let ids = each(0..world.users.len() as u32, progress, |user| world.sign_up(api, user)).await?;
         for (user, id) in self.users.iter_mut().zip(ids) {
             user.id = id;
         }
@@ -295,13 +368,14 @@ impl World {
         let world = &*self;
         let logins = each(0..world.clients.len() as u32, progress, |client| async move {
             let (name, device) = (world.user_name(world.clients[client as usize].user), world.device_name(client));
-            retry(|| async {
+            let (name, device) = (&name, &device);
+            let login = |_| async move {
                 let started = clock::now_us();
-                let login = api.login(&name, PASSWORD, &device).await?;
+                let login = api.login(name, PASSWORD, device).await?;
                 recorder.record(client, Path::Login, clock::now_us() - started);
                 Ok((login.token.into_boxed_str(), login.placement))
-            })
-            .await
+            };
+            api.retrying(seed(client, 0), login).await
         })
         .await?;
         let mut placements = Vec::with_capacity(logins.len());
@@ -312,23 +386,50 @@ impl World {
         Ok(placements)
     }
 
+    /// Makes a user's account. Where an earlier try was done although its answer was lost, the name is taken: by this user.
+    async fn sign_up(&self, api: &Api, user: u32) -> Result<UserId, Error> {
+        let name = &self.user_name(user);
+        let device = &self.device_name(self.first_client(user));
+        let call = |number: u16| async move {
+            match api.signup(name, PASSWORD).await {
+                Ok(made) => Ok(made.user),
+                Err(error) if number > 0 && error.code() == Some(ErrorCode::Conflict) => {
+                    api.login(name, PASSWORD, device).await.map(|login| login.user)
+                }
+                Err(error) => Err(error),
+            }
+        };
+        api.retrying(seed(user, 1), call).await
+    }
+
+    /// Makes a conversation. A try that was done although its answer was lost leaves a conversation that nobody here knows or
+    /// uses; a direct one is the same however often it is made. Adding members again changes nothing.
     async fn create_conversation(&self, api: &Api, index: u32) -> Result<ConversationId, Error> {
         let spec = &self.conversations[index as usize];
-        let token = self.token_of(spec.owner);
+        let owner = self.first_client(spec.owner);
         let others = self.members(index).iter().filter(|m| **m != spec.owner);
         let others: Vec<UserId> = others.map(|m| self.users[*m as usize].id).collect();
         let mut chunks = others.chunks(MEMBERS_PER_CALL_MAX - 1);
-        let new = NewConversation {
+        let new = &NewConversation {
             kind: spec.kind,
             members: chunks.next().unwrap_or_default().to_vec(),
             name: if spec.kind == ConversationKind::Group { "simulated".to_owned() } else { String::new() },
         };
-        let made = retry(|| api.create(token, &new)).await?;
+        let create = |_| self.authorized(owner, api, |token| async move { api.create(&token, new).await });
+        let made = api.retrying(seed(index, 2), create).await?.conversation;
         for chunk in chunks {
-            retry(|| api.add_members(token, made.conversation, chunk.to_vec())).await?;
+            let add = |_| {
+                self.authorized(owner, api, |token| async move { api.add_members(&token, made, chunk.to_vec()).await })
+            };
+            api.retrying(seed(index, 3), add).await?;
         }
-        Ok(made.conversation)
+        Ok(made)
     }
+}
+
+/// The seed of a call's jitter.
+const fn seed(a: u32, b: u32) -> u64 {
+    ((a as u64) << 32) | b as u64
 }
 
 fn members_of<'a>(conversations: &[ConversationSpec], members: &'a [u32], index: u32) -> &'a [u32] {
@@ -351,20 +452,6 @@ where
         }
     });
     stream::iter(calls).buffered(CALLS_AT_ONCE).try_collect().await
-}
-
-/// Tries a call again when the server says that it may help, or did not answer.
-async fn retry<T, F: Future<Output = Result<T, Error>>>(call: impl Fn() -> F) -> Result<T, Error> {
-    let mut tries = 0;
-    loop {
-        tries += 1;
-        match call().await {
-            Err(error) if tries < TRIES && error.code().is_none_or(crate::protocol::ErrorCode::is_retryable) => {
-                tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-            }
-            result => return result,
-        }
-    }
 }
 
 /// How far the setup is. Written by the setup, read by whoever shows it.
@@ -439,7 +526,7 @@ pub(super) mod tests {
     pub(in crate::loadgen) fn tiny_world() -> World {
         let scenario = Scenario::parse(
             "{name: t, population: {users: 2, direct_per_user: 1}, behaviors: {one-to-one: 1}, \
-             phases: [{phase: steady, duration: 1s}]}",
+             phases: [{phase: steady, duration: 1s, rate: 0}]}",
             "t",
         );
         let mut world = World::draw(&scenario.expect("valid"), 1);
@@ -454,7 +541,7 @@ pub(super) mod tests {
     fn a_seed_draws_the_same_world_twice() {
         let text = "{name: t, population: {users: 50, direct_per_user: 3, friends_per_user: 4, \
                     groups: [{count: 3, members: {min: 5, max: 20}}]}, behaviors: {lurker: 1, group-talker: 1}, \
-                    phases: [{phase: steady, duration: 1s}]}";
+                    phases: [{phase: steady, duration: 1s, rate: 0}]}";
         let scenario = Scenario::parse(text, "t").expect("valid");
         let (a, b) = (World::draw(&scenario, 1), World::draw(&scenario, 1));
         assert_eq!(format!("{a:?}"), format!("{b:?}"));

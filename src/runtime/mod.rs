@@ -13,5 +13,5 @@ pub mod queue;
 pub mod tasks;
 
 pub use backoff::Backoff;
-pub use error_chain::error_chain;
+pub use error_chain::{error_chain, is_local_cause};
 pub use tasks::Tasks;

@@ -6,8 +6,10 @@ pub mod human;
 pub mod latency;
 pub mod live;
 pub mod metrics;
+mod printable;
 pub mod prometheus;
 
 pub use latency::{Latency, LatencySummary};
 pub use live::LiveSnapshot;
 pub use metrics::{Counter, Gauge, Metrics, PartitionFigures, Registry, Timer};
+pub use printable::{printable, printable_lines};

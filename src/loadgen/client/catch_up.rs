@@ -1,70 +1,121 @@
 //! How a device fetches what it missed: after a connect, where there is a gap, and for the last time at the end.
 
 use std::sync::Arc;
-use std::time::Duration;
 
+use rand::RngExt;
 use serde_json::json;
 
+use super::conversation::DeviceConversation;
 use super::cursor::Seen;
-use super::device::{Device, NEVER};
-use super::mailbox::Page;
-use super::{Command, Shared, history_seconds};
-use crate::loadgen::api::{Error, Source};
-use crate::loadgen::recorder::{Path, add, sub};
+use super::device::{Call, Device};
+use super::event::{Action, CallError, Page};
+use super::mutant::{Mutant, is_planted};
+use crate::loadgen::recorder::Path;
+use crate::loadgen::run::{Consequence, history_seconds};
+use crate::loadgen::stats::add;
+use crate::protocol::MessageId;
 use crate::protocol::api::{InboxEntry, MessagesSync};
-use crate::protocol::{ErrorCode, MessageId};
-use crate::runtime::clock;
 
-/// A gap is closed by a sync after this time. Source: DESIGN section 2, "Sync".
+/// A gap is closed by a sync after this time.
 const GAP_WAIT_US: u64 = 1_000_000;
 
-/// Messages in one page.
-const PAGE: usize = 200;
+/// Longest wait between two syncs of a gap that stays; the wait doubles with each one that changes nothing.
+const GAP_WAIT_MAX_US: u64 = 16_000_000;
 
-/// Conversations in one page of the inbox.
-const INBOX_PAGE: usize = 500;
-
-/// Longest that the last sync of a device may take.
-const FINAL_SYNC: Duration = Duration::from_secs(40);
+/// What became of a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    /// There is more to fetch at once.
+    More,
+    /// This was the last page for now.
+    Last,
+    /// The call failed, or its answer changed nothing though there is more: try again later.
+    Stuck,
+    /// The user is no member any more.
+    Gone,
+}
 
 impl Device {
-    /// Lists the inbox in the background.
-    pub(super) fn list_inbox(&self) {
+    /// Begins to fetch everything that was said while this device could not hear it.
+    pub(super) fn catch_up(&mut self) {
+        self.stop_catching_up();
+        self.catching_up = Some(0);
         if self.conversations.is_empty() {
             // Nothing can have been said to it: what costs a call for each of a million idle devices tells nothing.
-            return self.shared.mailboxes[self.client as usize].put(Command::Heads(Ok(Vec::new())));
+            return self.check_caught_up();
         }
-        let (shared, client) = (Arc::clone(&self.shared), self.client);
-        self.shared.tasks.spawn("load.inbox_sync", async move {
-            let result = inbox(&shared, client).await;
-            shared.mailboxes[client as usize].put(Command::Heads(result));
-        });
+        self.reconnection().call_backoff.reset();
+        self.list_inbox();
     }
 
-    pub(super) fn on_heads(&mut self, result: Result<Vec<InboxEntry>, Error>) {
-        if !self.is_connected() {
+    /// Ends the catching up, and ignores what is under way for it.
+    pub(super) fn stop_catching_up(&mut self) {
+        self.generation = self.generation.wrapping_add(1);
+        self.catching_up = None;
+        if self.is_reconnecting() {
+            self.reconnection().listing = Call::Idle;
+        }
+        for conversation in &mut self.conversations {
+            conversation.stop_catching_up();
+            conversation.settle();
+        }
+    }
+
+    pub(super) fn list_inbox(&mut self) {
+        self.reconnection().listing = Call::UnderWay;
+        let generation = self.generation;
+        self.act(Action::ListInbox { generation });
+    }
+
+    pub(super) fn on_inbox(&mut self, generation: u32, result: Result<Vec<InboxEntry>, CallError>) {
+        if generation != self.generation && !is_planted(Mutant::StaleAnswerTaken) {
             return;
         }
-        let Ok(heads) = result else {
-            self.shared.stats.error("inbox_sync");
-            return self.list_inbox();
+        let heads = match result {
+            Ok(heads) => heads,
+            Err(error) => return self.on_inbox_failed(&error),
         };
+        self.reconnection().listing = Call::Idle;
         let mut left = 0;
         for entry in heads {
-            let found = self.shared.world.conversation_index(entry.conversation).and_then(|c| self.find(c));
+            let found = self.run.world.conversation_index(entry.conversation).and_then(|c| self.find(c));
             let Some(at) = found else { continue };
             let conversation = &mut self.conversations[at];
             if entry.head.0 <= conversation.cursor.upto() {
                 continue;
             }
             left += 1;
-            conversation.behind().is_catching_up = true;
-            if !conversation.is_syncing() {
+            let behind = conversation.behind();
+            behind.is_catching_up = true;
+            if !is_planted(Mutant::HeadForgotten) {
+                behind.head = behind.head.max(entry.head.0);
+            }
+            if !behind.is_syncing {
                 self.start_sync(at);
             }
         }
         self.catching_up = Some(left);
         self.check_caught_up();
+    }
+
+    fn on_inbox_failed(&mut self, error: &CallError) {
+        self.call_failed("inbox_sync", error);
+        let mut rng = self.rng();
+        let now = self.now_us;
+        let reconnection = self.reconnection();
+        let wait = error.retry_after().unwrap_or_default() + reconnection.call_backoff.next_wait(&mut rng);
+        let wait_us = if is_planted(Mutant::RetryWithoutWait) { 0 } else { wait.as_micros() as u64 };
+        reconnection.listing = Call::RetryAt(now + wait_us);
+    }
+
+    /// Counts a failed call that will be repeated, and gets a new token where that is the reason.
+    fn call_failed(&mut self, call: &'static str, error: &CallError) {
+        self.run.stats.call_failed(call, error);
+        self.run.consequence(Consequence::Error, self.now_us);
+        if *error == CallError::Unauthorized {
+            self.log_in();
+        }
+        self.count_retry();
     }
 
     fn check_caught_up(&mut self) {
@@ -74,173 +125,149 @@ impl Device {
         }
     }
 
-    /// Syncs a conversation with a gap, unless the gap is closed by then.
+    /// Syncs a conversation that is behind, unless it has caught up by then. The wait doubles with each sync that changed
+    /// nothing.
     pub(super) fn sync_later(&mut self, at: usize) {
-        let due_us = self.now_us + GAP_WAIT_US;
+        let attempts = self.conversations[at].behind().attempts;
+        let wait_us = (GAP_WAIT_US << attempts.min(8)).min(GAP_WAIT_MAX_US);
+        let jitter_us = if attempts == 0 { 0 } else { self.rng().random_range(0..=wait_us / 4) };
+        self.sync_at(at, self.now_us + wait_us + jitter_us);
+    }
+
+    fn sync_at(&mut self, at: usize, due_us: u64) {
         let behind = self.conversations[at].behind();
         if behind.sync_due_us == 0 {
             behind.sync_due_us = due_us;
-            self.syncs_due_us = self.syncs_due_us.min(due_us);
         }
     }
 
     /// Syncs what is due.
     pub(super) fn sync_due(&mut self) {
-        self.syncs_due_us = NEVER;
         for at in 0..self.conversations.len() {
-            match self.conversations[at].sync_due_us() {
-                Some(due_us) if due_us <= self.now_us => {
-                    add(&self.shared.stats.gaps_synced, 1);
-                    self.start_sync(at);
-                }
-                Some(due_us) => self.syncs_due_us = self.syncs_due_us.min(due_us),
-                None => {}
+            if self.conversations[at].sync_due_us().is_some_and(|due_us| due_us <= self.now_us) {
+                add(&self.run.stats.gaps_synced, 1);
+                self.start_sync(at);
             }
         }
     }
 
-    /// Fetches the next page of a conversation in the background.
+    /// Fetches the next page of a conversation.
     pub(super) fn start_sync(&mut self, at: usize) {
         let conversation = &mut self.conversations[at];
         let behind = conversation.behind();
         behind.is_syncing = true;
         behind.sync_due_us = 0;
-        let (index, after) = (conversation.index, conversation.cursor.upto());
-        let (shared, client) = (Arc::clone(&self.shared), self.client);
-        self.shared.tasks.spawn("load.messages_sync", async move {
-            let page = fetch(&shared, client, index, after).await;
-            shared.mailboxes[client as usize].put(Command::Page(Box::new(page)));
-        });
+        let (conversation, after) = (conversation.index, conversation.cursor.upto());
+        self.act(Action::FetchPage { conversation, after });
     }
 
     pub(super) fn on_page(&mut self, page: Page) {
         let Some(at) = self.find(page.conversation) else { return };
-        let more = self.take_page(at, page);
+        let upto = self.conversations[at].cursor.upto();
+        let retry_after = page.result.as_ref().err().and_then(CallError::retry_after);
+        let progress = self.take_page(at, page);
         let conversation = &mut self.conversations[at];
-        conversation.behind().is_syncing = false;
-        if more == Some(true) {
-            return self.start_sync(at);
+        let has_moved = conversation.cursor.upto() > upto;
+        let behind = conversation.behind();
+        behind.is_syncing = false;
+        behind.attempts = if has_moved { 0 } else { behind.attempts.saturating_add(1) };
+        let is_behind = conversation.is_behind();
+        match progress {
+            Progress::More => return self.start_sync(at),
+            Progress::Last if is_behind => self.sync_later(at),
+            Progress::Stuck => {
+                let asked_us = retry_after.map_or(0, |wait| wait.as_micros() as u64);
+                self.sync_later(at);
+                let behind = self.conversations[at].behind();
+                behind.sync_due_us =
+                    if is_planted(Mutant::RetryWithoutWait) { self.now_us } else { behind.sync_due_us + asked_us };
+            }
+            Progress::Last | Progress::Gone => {
+                let behind = conversation.behind();
+                behind.sync_due_us = 0;
+                behind.attempts = 0;
+            }
         }
-        let was_catching_up = std::mem::take(&mut conversation.behind().is_catching_up);
-        if conversation.is_behind() && more.is_some() {
-            self.sync_later(at);
-        } else {
-            conversation.behind().sync_due_us = 0;
-            conversation.settle();
+        let is_done = match progress {
+            Progress::Gone => true,
+            Progress::Stuck | Progress::More => false,
+            Progress::Last => !is_behind || is_planted(Mutant::HeadForgotten),
+        };
+        if is_done {
+            self.conversation_caught_up(at);
         }
-        if was_catching_up {
+        self.conversations[at].settle();
+    }
+
+    fn conversation_caught_up(&mut self, at: usize) {
+        if self.conversations[at].end_catching_up() {
             self.catching_up = self.catching_up.map(|left| left.saturating_sub(1));
             self.check_caught_up();
         }
     }
 
-    /// Takes a page; returns whether there is more to fetch at once, or `None` when the user is no member any more.
-    fn take_page(&mut self, at: usize, page: Page) -> Option<bool> {
-        let answer = match page.result {
-            Ok(answer) => answer,
-            Err(error) if error.code() == Some(ErrorCode::NotAMember) => {
-                self.conversations[at].behind().head = 0;
-                return None;
-            }
-            Err(_) => {
-                self.shared.stats.error("messages_sync");
-                // Tried again a second later, as a gap.
-                let conversation = &mut self.conversations[at];
-                let next = conversation.cursor.upto() + 1;
-                let behind = conversation.behind();
-                behind.head = behind.head.max(next);
-                return Some(false);
-            }
-        };
-        let shared = Arc::clone(&self.shared);
-        shared.recorder.record(self.client, Path::Sync, clock::now_us() - page.started_us);
-        self.note_sync(at, page.after, page.started_s, &answer);
-        let rows: Vec<Seen> = answer.messages.iter().filter_map(|message| self.check(message)).collect();
-        let mut show = Vec::new();
+    /// Nothing is left to fetch of a conversation that live messages have brought up to date.
+    pub(super) fn rest(&mut self, at: usize) {
         let conversation = &mut self.conversations[at];
-        let before = conversation.cursor.upto();
-        conversation.cursor.on_page(&rows, answer.stable.0, answer.has_more, &mut show);
-        let moved = conversation.cursor.upto() > before;
-        self.show(at, &show);
-        Some(answer.has_more && moved)
+        if !conversation.has_work() || conversation.is_behind() || conversation.is_syncing() {
+            return;
+        }
+        conversation.behind().sync_due_us = 0;
+        self.conversation_caught_up(at);
+        self.conversations[at].settle();
     }
 
-    fn note_sync(&self, at: usize, after: u64, started_s: f64, answer: &MessagesSync) {
+    fn take_page(&mut self, at: usize, page: Page) -> Progress {
+        let answer = match page.result {
+            Ok(answer) => answer,
+            Err(CallError::NotAMember) => {
+                self.conversations[at].behind().head = 0;
+                return Progress::Gone;
+            }
+            Err(error) => {
+                self.call_failed("messages_sync", &error);
+                return Progress::Stuck;
+            }
+        };
+        let run = Arc::clone(&self.run);
+        run.recorder.record(self.client, Path::Sync, page.ended_us.saturating_sub(page.started_us));
+        self.note_sync(at, page.after, page.started_us, &answer);
+        let rows: Vec<Seen> = answer.messages.iter().filter_map(|message| self.check(message, false)).collect();
+        let mut show = Vec::new();
+        let conversation = &mut self.conversations[at];
+        let announced = conversation.announced();
+        let before = conversation.cursor.upto();
+        conversation.cursor.on_page(&rows, answer.stable.0, answer.has_more, &mut show);
+        for seen in &mut show {
+            // A large channel announces a message, and the fetch is part of its delivery.
+            seen.is_live |= seen.id <= announced;
+        }
+        let has_moved = conversation.cursor.upto() > before;
+        self.show(at, &show);
+        match (answer.has_more, has_moved) {
+            (true, true) => Progress::More,
+            (true, false) => Progress::Stuck,
+            (false, _) => Progress::Last,
+        }
+    }
+
+    fn note_sync(&self, at: usize, after: u64, started_us: u64, answer: &MessagesSync) {
         let (user, device) = self.name();
-        self.shared.note("sync", || {
-            let conversation = self.shared.world.conversations[self.conversations[at].index as usize].id;
+        self.run.note("sync", || {
+            let conversation = self.run.world.conversations[self.conversations[at].index as usize].id;
             let rows: Vec<_> = answer.messages.iter().map(|m| json!([m.id, m.uuid])).collect();
             let reach =
                 if answer.has_more { answer.messages.last().map_or(MessageId(after), |m| m.id) } else { answer.stable };
+            let started_s = history_seconds(started_us);
             json!({"user": user, "dev": device, "conv": conversation, "after": after, "msgs": rows, "t0": started_s,
                    "upto": reach.min(answer.stable), "vis": false})
         });
     }
-
-    /// Syncs every conversation to its end; returns whether that worked.
-    pub(super) async fn final_sync(&mut self) -> bool {
-        let left = self.pending.len() as u64;
-        add(&self.shared.stats.unresolved, left);
-        sub(&self.shared.stats.pending, left);
-        if self.conversations.is_empty() {
-            return true;
-        }
-        let deadline = clock::instant() + FINAL_SYNC;
-        loop {
-            let behind = self.sync_round().await;
-            if behind == Some(0) {
-                return true;
-            }
-            if clock::instant() >= deadline {
-                return false;
-            }
-            tokio::time::sleep(Duration::from_millis(500)).await;
-        }
-    }
-
-    /// Syncs what the inbox calls new; returns how many conversations are behind all the same.
-    async fn sync_round(&mut self) -> Option<usize> {
-        let shared = Arc::clone(&self.shared);
-        let heads = inbox(&shared, self.client).await.ok()?;
-        let mut behind = 0;
-        for entry in heads {
-            let Some(at) = shared.world.conversation_index(entry.conversation).and_then(|c| self.find(c)) else {
-                continue;
-            };
-            loop {
-                let conversation = &self.conversations[at];
-                if entry.head.0 <= conversation.cursor.upto() {
-                    break;
-                }
-                let page = fetch(&shared, self.client, conversation.index, conversation.cursor.upto()).await;
-                self.now_us = clock::now_us();
-                if page.result.is_err() || self.take_page(at, page) != Some(true) {
-                    break;
-                }
-            }
-            behind += usize::from(entry.head.0 > self.conversations[at].cursor.upto());
-        }
-        Some(behind)
-    }
 }
 
-async fn inbox(shared: &Shared, client: u32) -> Result<Vec<InboxEntry>, Error> {
-    let token = &shared.world.clients[client as usize].token;
-    let mut all: Vec<InboxEntry> = Vec::new();
-    loop {
-        let after = all.last().map(|entry| entry.conversation);
-        let page = shared.api.inbox_sync(token, after, INBOX_PAGE).await?;
-        all.extend(page.conversations);
-        if !page.has_more {
-            return Ok(all);
-        }
+impl DeviceConversation {
+    /// Ends this conversation's part of the catching up; returns whether it had one.
+    fn end_catching_up(&mut self) -> bool {
+        std::mem::take(&mut self.behind().is_catching_up)
     }
-}
-
-async fn fetch(shared: &Shared, client: u32, conversation: u32, after: u64) -> Page {
-    let token = &shared.world.clients[client as usize].token;
-    let id = shared.world.conversations[conversation as usize].id;
-    let started_us = clock::now_us();
-    let result = shared.api.messages_sync(token, id, MessageId(after), PAGE, Source::Any).await;
-    Page { conversation, after, started_us, started_s: history_seconds(started_us), result }
 }

@@ -42,13 +42,17 @@ impl Default for Record {
 /// What a conversation waits for.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Behind {
-    /// The newest id heard of in a `head` frame.
+    /// The newest id that is known to exist: of a `head` frame, or of the inbox.
     pub(super) head: u64,
+    /// The newest id of a `head` frame.
+    pub(super) announced: u64,
     /// When to sync, in µs; 0 for never.
     pub(super) sync_due_us: u64,
     pub(super) is_syncing: bool,
     /// True while this sync belongs to the catching up after a connect.
     pub(super) is_catching_up: bool,
+    /// Syncs in a row that changed nothing.
+    pub(super) attempts: u8,
 }
 
 impl DeviceConversation {
@@ -59,6 +63,11 @@ impl DeviceConversation {
     /// What there is to do, to be changed.
     pub(super) fn behind(&mut self) -> &mut Behind {
         self.behind.get_or_insert_default()
+    }
+
+    /// Whether there is anything to do.
+    pub(super) const fn has_work(&self) -> bool {
+        self.behind.is_some()
     }
 
     /// Gives the memory back when there is nothing to do any more.
@@ -74,6 +83,11 @@ impl DeviceConversation {
 
     pub(super) fn is_syncing(&self) -> bool {
         self.behind.as_ref().is_some_and(|behind| behind.is_syncing)
+    }
+
+    /// The newest id of a `head` frame that is not shown yet; 0 for none.
+    pub(super) fn announced(&self) -> u64 {
+        self.behind.as_ref().map_or(0, |behind| behind.announced)
     }
 
     /// When to sync next, unless a sync is under way.

@@ -14,6 +14,8 @@ pub(crate) struct Seen {
     pub(crate) id: u64,
     /// Who sent what, when.
     pub(crate) tag: Tag,
+    /// Whether the server pushed it, or announced it; otherwise a sync found it.
+    pub(crate) is_live: bool,
 }
 
 /// What became of a live frame.
@@ -100,7 +102,7 @@ mod tests {
 
     fn seen(id: u64) -> Seen {
         let tag = Tag { run: 1, conversation: 1, client: 1, counter: id as u32, intended_us: 0, sent_us: 0 };
-        Seen { id, tag }
+        Seen { id, tag, is_live: true }
     }
 
     fn ids(show: &[Seen]) -> Vec<u64> {

@@ -1,28 +1,42 @@
-//! A device's loop. Inputs: its socket, its mailbox, alarms.
+//! A simulated device: a state machine without I/O. Events and the time go in, actions come out.
 //!
-//! There may be a million of them: what is needed only while connecting or catching up lives in a [`Journey`], and is given
-//! back afterwards.
+//! [`Device::handle`] takes what happened, [`Device::on_time`] does what is due, [`Device::take_actions`] returns what is to be
+//! done. [`Device::due_us`] is the only place that decides when the device is woken next: it derives that time from the state,
+//! so no timer can be set without being scheduled. `driver` does the I/O.
+//!
+//! There may be a million devices: what is needed only while connecting or catching up lives in a [`Reconnection`], which is
+//! freed afterwards.
 
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::time::Duration;
 
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 use serde_json::json;
 
 use super::conversation::DeviceConversation;
-use super::link::{Link, LinkError, SocketLink};
-use super::poll::PollLink;
-use super::{Command, Shared, Trouble};
+use super::event::{Action, CallError, ConnectError, Event, LinkError};
+use super::mutant::{Mutant, is_planted};
+use super::{Command, grid};
 use crate::loadgen::body::Tag;
-use crate::loadgen::recorder::{Path, add, sub};
-use crate::loadgen::scenario::{Behavior, Transport};
+use crate::loadgen::recorder::Path;
+use crate::loadgen::run::{Consequence, Run};
+use crate::loadgen::scenario::Behavior;
+use crate::loadgen::stats::{add, sub};
 use crate::protocol::api::Placement;
 use crate::protocol::close_code::Reconnect;
-use crate::protocol::frames::ConversationFrame;
+use crate::protocol::frames::{ConversationFrame, WelcomeFrame};
 use crate::protocol::{ClientFrame, CloseCode, DeviceName, ServerFrame, ServerName};
-use crate::runtime::{Backoff, clock};
+use crate::runtime::Backoff;
 
 /// Longest that a person who leaves waits for the answer to a message.
 const LEAVE_WAIT_US: u64 = 2_000_000;
+
+/// Longest wait for anything after a ping. Then the connection is dead.
+const PONG_WAIT_US: u64 = 10_000_000;
+
+/// First and longest wait before a failed API call is repeated, beyond what the server asked for.
+const CALL_BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(20));
 
 /// A time that never comes.
 pub(super) const NEVER: u64 = u64::MAX;
@@ -40,288 +54,386 @@ pub(in crate::loadgen) struct DeviceState {
 pub(super) struct Pending {
     pub(super) tag: Tag,
     pub(super) bytes: u32,
+    /// Writes so far.
+    pub(super) tries: u16,
     pub(super) next_try_us: u64,
 }
 
+/// Whether there is a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Connection {
+    Down,
+    Connecting,
+    Open,
+}
+
+/// A call of the API that is repeated until it succeeds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Call {
+    Idle,
+    UnderWay,
+    /// Repeat it at this time (µs).
+    RetryAt(u64),
+}
+
 /// From wanting a connection until it has caught up.
-struct Journey {
+pub(super) struct Reconnection {
     /// When being connected became due; 0 once it was measured.
     wanted_since_us: u64,
     connect_at_us: u64,
     backoff: Backoff,
     /// The server that could not be reached last.
     avoid: Option<ServerName>,
-    /// Where login said to connect, the first time.
+    /// Where login said to connect.
     placement: Option<Placement>,
     /// When the connection was lost, and by which fault.
     lost: Option<(u64, Option<usize>)>,
+    /// The server said when to come back.
+    moved_until_us: u64,
+    pub(super) listing: Call,
+    pub(super) call_backoff: Backoff,
+    login: Call,
+    login_backoff: Backoff,
 }
 
 /// A simulated device.
 pub(in crate::loadgen) struct Device {
-    pub(super) shared: Arc<Shared>,
+    pub(super) run: Arc<Run>,
     pub(super) client: u32,
     pub(super) user: u32,
-    link: Option<Link>,
-    /// A connection that this device has vanished from: open, and neither read nor written.
-    ghost: Option<Box<Link>>,
+    /// Number of the catch-up under way, to tell its answers from those of an earlier one.
+    pub(super) generation: u32,
+    /// Calls and connects that were repeated.
+    retries: u32,
+    /// When the event that is being handled happened.
+    pub(super) now_us: u64,
     /// A slow reader does not read before.
     reads_at_us: u64,
     /// When the connection was welcomed.
     pub(super) opened_us: u64,
-    /// When what is being worked on was read.
-    pub(super) now_us: u64,
+    /// When the first connection was welcomed since the device was wanted; 0 while it is away by plan. A lost connection does
+    /// not change it.
+    pub(super) there_since_us: u64,
+    /// When the server was last heard.
+    heard_us: u64,
+    /// When a ping was written that nothing was heard after; 0 for none.
+    pinged_us: u64,
     beat_due_us: u64,
-    /// When the first of `pending` is to be written (again).
-    pub(super) sends_due_us: u64,
-    /// When the first conversation is to be synced.
-    pub(super) syncs_due_us: u64,
-    /// When the next alarm rings.
-    armed_us: u64,
     /// When to go offline at the latest, once what was sent is answered.
     leave_by_us: u64,
     finish_by_us: u64,
     pub(super) pending: Vec<Pending>,
     /// Rising by index.
     pub(super) conversations: Box<[DeviceConversation]>,
-    journey: Option<Box<Journey>>,
-    /// Syncs that are left before this connection has caught up; `None` when it has.
+    reconnection: Option<Box<Reconnection>>,
+    actions: Vec<Action>,
+    /// Conversations that are left before this connection has caught up; `None` when it has.
     pub(super) catching_up: Option<u32>,
+    connection: Connection,
     is_wanted: bool,
     ever_connected: bool,
+    /// Whether everything was synced, once the device has finished.
+    outcome: Option<bool>,
 }
 
 impl Device {
-    pub(in crate::loadgen) fn new(shared: &Arc<Shared>, client: u32, placement: Placement) -> Self {
-        let user = shared.world.clients[client as usize].user;
-        let own = shared.world.conversations_of(user);
+    pub(in crate::loadgen) fn new(run: &Arc<Run>, client: u32, placement: Option<Placement>) -> Self {
+        let user = run.world.clients[client as usize].user;
+        let own = run.world.conversations_of(user);
         let mut device = Self {
             client,
             user,
-            link: None,
-            ghost: None,
+            generation: 0,
+            retries: 0,
+            now_us: 0,
             reads_at_us: 0,
             opened_us: 0,
-            now_us: 0,
+            there_since_us: 0,
+            heard_us: 0,
+            pinged_us: 0,
             beat_due_us: NEVER,
-            sends_due_us: NEVER,
-            syncs_due_us: NEVER,
-            armed_us: 0,
             leave_by_us: NEVER,
             finish_by_us: NEVER,
             pending: Vec::new(),
             conversations: own.iter().map(|index| DeviceConversation::new(*index)).collect(),
-            journey: None,
+            reconnection: None,
+            actions: Vec::new(),
             catching_up: None,
+            connection: Connection::Down,
             is_wanted: false,
             ever_connected: false,
-            shared: Arc::clone(shared),
+            outcome: None,
+            run: Arc::clone(run),
         };
-        device.journey().placement = Some(placement);
+        device.reconnection().placement = placement;
         device
     }
 
-    pub(super) fn name(&self) -> (String, DeviceName) {
-        self.shared.device_name(self.client)
+    /// Takes one event that happened at `now_us`.
+    pub(in crate::loadgen) fn handle(&mut self, now_us: u64, event: Event) {
+        self.now_us = now_us;
+        match event {
+            Event::Command(command) => self.on_command(command),
+            Event::Opened(welcome) => self.on_opened(&welcome),
+            Event::ConnectFailed(error) => self.on_connect_failed(error),
+            Event::Heard => (self.heard_us, self.pinged_us) = (now_us, 0),
+            Event::Frame(frame) => self.on_frame(*frame),
+            Event::Closed(error) => self.disconnected(&error),
+            Event::Inbox { generation, result } => self.on_inbox(generation, result),
+            Event::Page(page) => self.on_page(*page),
+            Event::LoggedIn(result) => self.on_logged_in(result),
+        }
     }
 
-    fn journey(&mut self) -> &mut Journey {
-        let reconnect = self.shared.scenario.reconnect;
-        self.journey.get_or_insert_with(|| {
-            Box::new(Journey {
+    /// What is to be done, in order.
+    pub(in crate::loadgen) fn take_actions(&mut self) -> Vec<Action> {
+        std::mem::take(&mut self.actions)
+    }
+
+    pub(super) fn act(&mut self, action: Action) {
+        self.actions.push(action);
+    }
+
+    /// Whether everything was synced, once the device has finished.
+    pub(in crate::loadgen) const fn outcome(&self) -> Option<bool> {
+        self.outcome
+    }
+
+    /// What is left of it.
+    pub(in crate::loadgen) fn into_state(self) -> DeviceState {
+        let is_drained = self.outcome == Some(true);
+        DeviceState { client: self.client, user: self.user, conversations: self.conversations, is_drained }
+    }
+
+    pub(super) fn name(&self) -> (String, DeviceName) {
+        self.run.device_name(self.client)
+    }
+
+    pub(super) const fn is_reconnecting(&self) -> bool {
+        self.reconnection.is_some()
+    }
+
+    pub(super) fn reconnection(&mut self) -> &mut Reconnection {
+        let reconnect = self.run.scenario.reconnect;
+        let (first, max) = CALL_BACKOFF;
+        self.reconnection.get_or_insert_with(|| {
+            Box::new(Reconnection {
                 wanted_since_us: 0,
                 connect_at_us: 0,
                 backoff: Backoff::new(reconnect.first, reconnect.max),
                 avoid: None,
                 placement: None,
                 lost: None,
+                moved_until_us: 0,
+                listing: Call::Idle,
+                call_backoff: Backoff::new(first, max),
+                login: Call::Idle,
+                login_backoff: Backoff::new(first, max),
             })
         })
     }
 
-    /// Lives until it is told to finish and has.
-    ///
-    /// The rare and large parts (connecting, the last sync) are boxed, so that they take no memory while waiting.
-    pub(in crate::loadgen) async fn run(mut self: Box<Self>) {
-        while !self.is_finished() {
-            if self.is_due_to_connect() {
-                Box::pin(self.connect()).await;
-            }
-            self.wait().await;
-            for command in self.shared.mailboxes[self.client as usize].take() {
-                self.on_command(command);
-            }
-            self.on_time();
-            if self.leave_by_us < NEVER && (self.pending.is_empty() || self.now_us >= self.leave_by_us) {
-                Box::pin(self.go_offline()).await;
-            }
-            if let Err(error) = self.flush().await {
-                self.disconnected(&error);
-            }
-        }
-        Box::pin(self.end()).await;
+    /// Randomness of this device: the same for the same seed and the same number of retries.
+    pub(super) fn rng(&self) -> StdRng {
+        let mixed = (u64::from(self.client) << 32) ^ (u64::from(self.generation) << 16) ^ u64::from(self.retries);
+        StdRng::seed_from_u64(self.run.scenario.seed.rotate_left(17) ^ mixed)
     }
 
-    /// Syncs for the last time and leaves what it has to the engine.
-    async fn end(mut self: Box<Self>) {
-        let is_drained = self.final_sync().await;
-        let (user, device) = self.name();
-        self.shared.note("end", || json!({"user": user, "dev": device, "drained": is_drained}));
-        self.go_offline().await;
-        let Self { shared, client, user, conversations, .. } = *self;
-        let state = DeviceState { client, user, conversations, is_drained };
-        shared.ended.lock().expect("no panic while held").push(state);
-    }
-
-    const fn is_finished(&self) -> bool {
-        let is_quiet = self.pending.is_empty() && self.catching_up.is_none() && self.link.is_some();
-        self.finish_by_us < NEVER && (is_quiet || self.now_us >= self.finish_by_us)
+    /// Counts something that is done again.
+    pub(super) fn count_retry(&mut self) {
+        self.retries = self.retries.saturating_add(1);
+        self.run.stats.retried(self.retries);
     }
 
     pub(super) const fn is_connected(&self) -> bool {
-        self.link.is_some()
+        matches!(self.connection, Connection::Open)
     }
 
-    fn is_due_to_connect(&self) -> bool {
-        let is_due = self.journey.as_ref().is_none_or(|journey| self.now_us >= journey.connect_at_us);
-        self.is_wanted && self.link.is_none() && is_due
+    /// Whether frames are to be read now. A slow reader reads rarely.
+    pub(in crate::loadgen) const fn is_reading(&self, now_us: u64) -> bool {
+        now_us >= self.reads_at_us
     }
 
-    /// Waits for the socket, the mailbox or the next thing that is due, and takes what was read.
-    async fn wait(&mut self) {
-        self.set_alarm();
-        let (frames, result) = std::future::poll_fn(|context| self.poll_wait(context)).await;
-        self.now_us = clock::now_us();
-        // At the end everybody reads what there is.
-        if !frames.is_empty() && self.finish_by_us == NEVER && self.is_slow_reader() {
-            self.reads_at_us = self.now_us + self.shared.scenario.read_pause.as_micros() as u64;
-        }
-        // What came before an error counts.
-        for frame in frames {
-            self.on_frame(frame);
-        }
-        if let Err(error) = result {
-            self.disconnected(&error);
-        }
+    pub(super) const fn is_finishing(&self) -> bool {
+        self.finish_by_us < NEVER
     }
 
-    /// Ready with what was read, and with nothing where somebody else has news. No frame is kept while it waits: room for a
-    /// few would be a third of what an idle device takes.
-    fn poll_wait(&mut self, context: &mut Context<'_>) -> Poll<(Vec<ServerFrame>, Result<(), LinkError>)> {
-        let Self { shared, link, .. } = self;
-        let news = shared.mailboxes[self.client as usize].poll_news(context);
-        let is_reading = self.now_us >= self.reads_at_us;
-        let mut frames = Vec::new();
-        // Both are polled, so that both know whom to wake.
-        let read = match link {
-            Some(link) if is_reading => link.poll_read(context, &mut frames, &shared.traffic),
-            _ => Poll::Pending,
-        };
-        match read {
-            Poll::Ready(result) => Poll::Ready((frames, result)),
-            Poll::Pending => news.map(|()| (frames, Ok(()))),
-        }
+    /// Whether its person reads slowly.
+    pub(super) fn is_slow_reader(&self) -> bool {
+        self.run.world.users[self.user as usize].behavior == Behavior::SlowReader
     }
 
-    /// Writes what was pushed.
-    async fn flush(&mut self) -> Result<(), LinkError> {
-        let Some(link) = self.link.as_mut().filter(|link| link.has_output()) else { return Ok(()) };
-        if link.try_flush(&self.shared.traffic)? {
-            return Ok(());
-        }
-        // Rare and large, so boxed.
-        Box::pin(link.flush(&self.shared.traffic)).await
-    }
+    // ---- time
 
-    /// Asks to be woken for what is due next, unless an alarm rings before that anyway.
-    fn set_alarm(&mut self) {
+    /// When something is due next; [`NEVER`] where nothing is.
+    pub(in crate::loadgen) fn due_us(&self) -> u64 {
         let mut due = self.finish_by_us.min(self.leave_by_us);
-        if let Some(link) = &self.link {
-            due = due
-                .min(link.due_us().unwrap_or(NEVER))
-                .min(self.beat_due_us)
-                .min(self.sends_due_us)
-                .min(self.syncs_due_us);
+        if let Some(reconnection) = &self.reconnection {
+            if self.is_wanted && self.connection == Connection::Down && reconnection.login == Call::Idle {
+                due = due.min(reconnection.connect_at_us);
+            }
+            for call in [reconnection.listing, reconnection.login] {
+                if let Call::RetryAt(at_us) = call {
+                    due = due.min(at_us);
+                }
+            }
+        } else if self.is_wanted && self.connection == Connection::Down {
+            due = 0;
+        }
+        if self.is_connected() {
+            due = due.min(self.beat_due_us).min(self.sends_due_us()).min(self.alive_due_us());
             if self.reads_at_us > self.now_us {
                 due = due.min(self.reads_at_us);
             }
-        } else if self.is_wanted {
-            due = due.min(self.journey.as_ref().map_or(0, |journey| journey.connect_at_us));
         }
-        let is_armed = self.armed_us > self.now_us && self.armed_us <= due;
-        if due < NEVER && !is_armed {
-            self.armed_us = due;
-            self.shared.alarms.set(self.client, due);
+        if self.is_connected() || self.is_finishing() {
+            due = due.min(self.syncs_due_us());
         }
+        due
+    }
+
+    /// When the first message without an answer is to be written (again).
+    fn sends_due_us(&self) -> u64 {
+        self.pending.iter().map(|pending| pending.next_try_us).min().unwrap_or(NEVER)
+    }
+
+    /// When the first conversation is to be synced.
+    fn syncs_due_us(&self) -> u64 {
+        if is_planted(Mutant::SyncTimerForgotten) {
+            return NEVER;
+        }
+        self.conversations.iter().filter_map(DeviceConversation::sync_due_us).min().unwrap_or(NEVER)
+    }
+
+    /// When a silent connection is to be pinged, or given up.
+    fn alive_due_us(&self) -> u64 {
+        let ping_after_us = self.run.scenario.ping_after.as_micros() as u64;
+        if ping_after_us == 0 || is_planted(Mutant::DeadConnectionKept) {
+            NEVER
+        } else if self.pinged_us > 0 {
+            self.pinged_us + PONG_WAIT_US
+        } else {
+            self.heard_us.max(self.reads_at_us) + ping_after_us
+        }
+    }
+
+    /// Does what is due at `now_us`.
+    pub(in crate::loadgen) fn on_time(&mut self, now_us: u64) {
+        self.now_us = now_us;
+        self.call_again();
+        self.connect_if_due();
+        if self.is_connected() {
+            if now_us >= self.alive_due_us() {
+                self.check_alive();
+            }
+            if now_us >= self.beat_due_us {
+                self.beat();
+            }
+            if now_us >= self.sends_due_us() {
+                self.send_pending();
+            }
+        }
+        if (self.is_connected() || self.is_finishing()) && now_us >= self.syncs_due_us() {
+            self.sync_due();
+        }
+        if self.leave_by_us < NEVER && (self.pending.is_empty() || now_us >= self.leave_by_us) {
+            self.go_offline();
+        }
+        if now_us >= self.finish_by_us {
+            self.end(false);
+        }
+    }
+
+    /// Repeats calls whose time has come.
+    fn call_again(&mut self) {
+        let now = self.now_us;
+        let is_due = |call: Call| matches!(call, Call::RetryAt(at_us) if now >= at_us);
+        let Some(reconnection) = &mut self.reconnection else { return };
+        let (list, log_in) = (is_due(reconnection.listing), is_due(reconnection.login));
+        if list {
+            self.list_inbox();
+        }
+        if log_in {
+            self.reconnection().login = Call::UnderWay;
+            self.act(Action::LogIn);
+        }
+    }
+
+    fn connect_if_due(&mut self) {
+        if !self.is_wanted || self.connection != Connection::Down {
+            return;
+        }
+        let now = self.now_us;
+        let reconnection = self.reconnection();
+        if now < reconnection.connect_at_us || reconnection.login != Call::Idle {
+            return;
+        }
+        let (placement, avoid) = (reconnection.placement.take(), reconnection.avoid.clone());
+        self.connection = Connection::Connecting;
+        self.act(Action::Connect { placement, avoid });
+    }
+
+    /// Pings a silent connection; gives one up that stays silent.
+    fn check_alive(&mut self) {
+        if self.pinged_us > 0 {
+            self.act(Action::Drop);
+            return self.disconnected(&LinkError::Lost("nothing was heard after a ping".to_owned()));
+        }
+        self.pinged_us = self.now_us;
+        self.push(ClientFrame::Ping);
+    }
+
+    /// The server owes an answer: a connection that is silent since is probably dead.
+    pub(super) fn doubt_connection(&mut self, since_us: u64) {
+        let pings = !self.run.scenario.ping_after.is_zero();
+        if pings && self.pinged_us == 0 && self.heard_us < since_us {
+            self.pinged_us = self.now_us;
+            self.push(ClientFrame::Ping);
+        }
+    }
+
+    fn beat(&mut self) {
+        if self.beat_due_us > self.opened_us {
+            self.run.recorder.late_by(self.now_us.saturating_sub(self.beat_due_us));
+        }
+        self.push(ClientFrame::Beat);
+        add(&self.run.stats.beats, 1);
+        self.run.presence[self.user as usize].on_beat(self.now_us);
+        self.run.note("hb", || {
+            let (user, device) = self.name();
+            json!({"user": user, "dev": device})
+        });
+        let scenario = &self.run.scenario;
+        let interval = scenario.heartbeat.as_micros() as u64;
+        let due_us = self.beat_due_us.max(self.now_us.saturating_sub(interval)) + interval;
+        self.beat_due_us = grid::align(due_us, scenario.heartbeat_grid.as_micros() as u64, self.run.unix_offset_us);
     }
 
     // ---- connecting
 
-    async fn connect(&mut self) {
-        let result = self.try_connect().await;
-        self.now_us = clock::now_us();
-        if let Err(error) = result {
-            self.shared.stats.error("connect");
-            self.shared.trouble(Trouble::Error, self.now_us);
-            tracing::debug!(client = self.client, error, "connect failed");
-            self.back_off();
-        }
-    }
-
-    /// Puts the next try to connect off.
-    fn back_off(&mut self) {
+    fn on_opened(&mut self, welcome: &WelcomeFrame) {
         let now = self.now_us;
-        let journey = self.journey();
-        journey.connect_at_us = now + journey.backoff.next_wait(&mut rand::rng()).as_micros() as u64;
-    }
-
-    async fn try_connect(&mut self) -> Result<(), String> {
-        let shared = Arc::clone(&self.shared);
-        let token = &shared.world.clients[self.client as usize].token;
-        let placement = if let Some(placement) = self.journey().placement.take() {
-            placement
-        } else {
-            shared.api.placement(token, self.journey().avoid.as_ref()).await.map_err(|e| e.to_string())?
-        };
-        let source = shared.sources.get(self.client as usize % shared.sources.len().max(1)).copied();
-        let (traffic, transport) = (&shared.traffic, shared.scenario.transport);
-        let opened = match transport {
-            Transport::Websocket => {
-                let opened = SocketLink::open(&placement.url, token, source, traffic).await;
-                opened.map(|(link, welcome, frames)| (Link::Socket(link), welcome, frames))
-            }
-            Transport::LongPoll | Transport::Poll => {
-                let interval = (transport == Transport::Poll).then_some(shared.scenario.poll_interval);
-                let opened = PollLink::open(&shared.pollers, &placement.url, token, interval, traffic).await;
-                opened.map(|(link, welcome, frames)| (Link::Poll(Box::new(link)), welcome, frames))
-            }
-        };
-        self.journey().avoid = opened.is_err().then_some(placement.server);
-        let (link, welcome, frames) = opened.map_err(|e| e.to_string())?;
-        self.now_us = clock::now_us();
-        self.opened_us = self.now_us;
-        self.link = Some(link);
-        self.ghost = None;
+        self.connection = Connection::Open;
+        (self.opened_us, self.heard_us, self.pinged_us) = (now, now, 0);
         self.reads_at_us = 0;
-        let wanted_since_us = std::mem::take(&mut self.journey().wanted_since_us);
+        if self.there_since_us == 0 {
+            self.there_since_us = now;
+        }
+        let wanted_since_us = std::mem::take(&mut self.reconnection().wanted_since_us);
+        let run = Arc::clone(&self.run);
         if wanted_since_us > 0 {
-            shared.recorder.record(self.client, Path::Connect, self.now_us.saturating_sub(wanted_since_us));
+            run.recorder.record(self.client, Path::Connect, now.saturating_sub(wanted_since_us));
         }
-        add(&shared.stats.connections, 1);
+        add(&run.stats.connections, 1);
         let is_first = !std::mem::replace(&mut self.ever_connected, true);
-        add(if is_first { &shared.stats.ever_connected } else { &shared.stats.reconnects }, 1);
-        shared.mailboxes[self.client as usize].set_server(Some(shared.server_index(&welcome.server)));
-        let (user, device) = self.name();
-        shared.note(
-            "conn",
-            || json!({"user": user, "dev": device, "conn": welcome.session, "srv": welcome.server.as_str()}),
-        );
-        shared.note("watch", || json!({"user": user}));
+        add(if is_first { &run.stats.ever_connected } else { &run.stats.reconnects }, 1);
+        run.places.enter(self.client, &welcome.server);
+        run.note("conn", || {
+            let (user, device) = self.name();
+            json!({"user": user, "dev": device, "conn": welcome.session, "srv": welcome.server.as_str()})
+        });
+        run.note("watch", || json!({"user": self.name().0}));
         self.after_welcome();
-        for frame in frames {
-            self.on_frame(frame);
-        }
-        Ok(())
     }
 
     /// Beat, subscribe, send again what is pending, and catch up.
@@ -333,204 +445,274 @@ impl Device {
         for pending in &mut self.pending {
             pending.next_try_us = 0;
         }
-        self.sends_due_us = if self.pending.is_empty() { NEVER } else { 0 };
-        self.catching_up = Some(0);
-        self.list_inbox();
+        // A device that finishes is catching up already, for the last time.
+        if !self.is_finishing() {
+            self.catch_up();
+        }
     }
+
+    fn on_connect_failed(&mut self, error: ConnectError) {
+        self.connection = Connection::Down;
+        let run = Arc::clone(&self.run);
+        run.stats.connect_failed(&error);
+        run.consequence(Consequence::Error, self.now_us);
+        tracing::debug!(client = self.client, %error, "connect failed");
+        let retry_after = error.retry_after;
+        self.reconnection().avoid = error.server;
+        if error.cause.is_unauthorized() {
+            self.log_in();
+        }
+        self.back_off(retry_after);
+        self.count_retry();
+    }
+
+    /// Puts the next try to connect off: by a backoff, and at least by what the server asked for.
+    fn back_off(&mut self, retry_after: Option<Duration>) {
+        let mut rng = self.rng();
+        let now = self.now_us;
+        let reconnection = self.reconnection();
+        let wait = retry_after.unwrap_or_default() + reconnection.backoff.next_wait(&mut rng);
+        reconnection.connect_at_us = (now + wait.as_micros() as u64).max(reconnection.moved_until_us);
+    }
+
+    /// Gets a new token, unless that is under way.
+    pub(super) fn log_in(&mut self) {
+        if self.reconnection().login == Call::Idle {
+            self.reconnection().login = Call::UnderWay;
+            self.act(Action::LogIn);
+        }
+    }
+
+    fn on_logged_in(&mut self, result: Result<(), CallError>) {
+        let now = self.now_us;
+        match result {
+            Ok(()) => {
+                let reconnection = self.reconnection();
+                reconnection.login = Call::Idle;
+                reconnection.login_backoff.reset();
+                // What failed for the old token is due now.
+                if let Call::RetryAt(at_us) = &mut reconnection.listing {
+                    *at_us = now;
+                }
+                reconnection.connect_at_us = reconnection.connect_at_us.min(now);
+            }
+            Err(error) => {
+                self.run.stats.call_failed("login", &error);
+                let mut rng = self.rng();
+                let wait =
+                    error.retry_after().unwrap_or_default() + self.reconnection().login_backoff.next_wait(&mut rng);
+                self.reconnection().login = Call::RetryAt(now + wait.as_micros() as u64);
+                self.count_retry();
+            }
+        }
+    }
+
+    /// Called when the connection has everything that was said while it was away.
+    pub(super) fn caught_up(&mut self) {
+        if self.is_finishing() {
+            return self.end(true);
+        }
+        if !self.is_connected() {
+            return;
+        }
+        let Some((lost_us, fault)) = self.reconnection.take().and_then(|reconnection| reconnection.lost) else {
+            return;
+        };
+        self.run.recorder.record(self.client, Path::Recovery, self.now_us.saturating_sub(lost_us));
+        if let Some(fault) = fault {
+            self.run.recovered_from(fault, self.now_us);
+        }
+    }
+
+    pub(super) fn push(&mut self, frame: ClientFrame) {
+        if self.is_connected() {
+            self.act(Action::Write(frame));
+        }
+    }
+
+    fn disconnected(&mut self, error: &LinkError) {
+        if self.connection != Connection::Open {
+            return;
+        }
+        let is_planned = self.reconnection.as_ref().is_some_and(|r| r.moved_until_us > 0)
+            || matches!(error, LinkError::Closed(code) if *code == CloseCode::Moved.code());
+        let why = error.name();
+        if !is_planned {
+            self.run.stats.connection_lost(error);
+        }
+        // A server that went away without a close frame is likely to be gone.
+        let avoid = matches!(error, LinkError::Lost(_)).then(|| self.run.places.server_of(self.client)).flatten();
+        self.closed(&why);
+        let fault = self.run.disconnected_by_fault();
+        let now = self.now_us;
+        let reconnection = self.reconnection();
+        reconnection.avoid = avoid;
+        reconnection.lost.get_or_insert((now, fault));
+        let code = if let LinkError::Closed(code) = error { CloseCode::from_code(*code) } else { None };
+        if code == Some(CloseCode::Unauthorized) {
+            self.log_in();
+        } else if code.is_some_and(|code| code.reconnect() == Reconnect::No) {
+            self.run.event(format!("device {} was closed for good: {error}", self.client));
+            self.is_wanted = false;
+        }
+        self.back_off(None);
+    }
+
+    /// What follows from any end of a connection.
+    fn closed(&mut self, why: &str) {
+        self.connection = Connection::Down;
+        let run = Arc::clone(&self.run);
+        sub(&run.stats.connections, 1);
+        run.places.leave(self.client);
+        run.note("disc", || {
+            let (user, device) = self.name();
+            json!({"user": user, "dev": device, "why": why})
+        });
+        run.note("unwatch", || json!({"user": self.name().0}));
+        if !self.is_finishing() {
+            self.stop_catching_up();
+        }
+    }
+
+    /// The server will close the connection, and says when to come back.
+    pub(super) fn on_moved(&mut self, retry_after_ms: u64) {
+        let until_us = self.now_us + retry_after_ms.min(600_000) * 1_000;
+        self.reconnection().moved_until_us = until_us.max(1);
+    }
+
+    /// Leaves the socket open and does not touch it again before the next connection stands.
+    fn vanish(&mut self) {
+        self.leave_plan();
+        if self.is_connected() {
+            self.act(Action::Abandon);
+            self.closed("vanished");
+        }
+    }
+
+    fn go_offline(&mut self) {
+        self.leave_plan();
+        if self.is_connected() {
+            self.run.note("bye", || {
+                let (user, device) = self.name();
+                json!({"user": user, "dev": device})
+            });
+            self.act(Action::Close);
+            self.closed("bye");
+        }
+    }
+
+    /// The device is not wanted any more.
+    fn leave_plan(&mut self) {
+        self.is_wanted = false;
+        self.leave_by_us = NEVER;
+        self.there_since_us = 0;
+        if self.connection == Connection::Connecting {
+            self.connection = Connection::Down;
+            self.act(Action::Drop);
+        }
+    }
+
+    // ---- membership
 
     /// Who is added to a conversation again looks at what was said meanwhile.
     fn on_joined(&mut self, conversation: u32) {
         let Some(at) = self.find(conversation).filter(|_| self.is_connected()) else { return };
         self.subscribe_to(conversation);
-        if !self.conversations[at].behind().is_syncing {
+        if !self.conversations[at].is_syncing() {
             self.start_sync(at);
         }
     }
 
     /// Asks for the heads of a large conversation. That lasts as long as connection and membership do.
     fn subscribe_to(&mut self, conversation: u32) {
-        let spec = &self.shared.world.conversations[conversation as usize];
+        let spec = &self.run.world.conversations[conversation as usize];
         if spec.is_large() {
             let frame = ClientFrame::Subscribe(ConversationFrame { conversation: spec.id });
-            self.push(&frame);
+            self.push(frame);
         }
     }
 
-    /// Called when the connection has everything that was said while it was away.
-    pub(super) fn caught_up(&mut self) {
-        let Some((lost_us, fault)) = self.journey.take().and_then(|journey| journey.lost) else { return };
-        self.shared.recorder.record(self.client, Path::Recovery, self.now_us - lost_us);
-        if let Some(fault) = fault {
-            let mut faults = self.shared.faults.lock().expect("no panic while held");
-            let track = &mut faults[fault];
-            track.recovery.record_us(self.now_us.saturating_sub(track.at_us));
-        }
-    }
-
-    pub(super) fn push(&mut self, frame: &ClientFrame) {
-        if let Some(link) = &mut self.link {
-            link.push(frame);
-        }
-    }
-
-    fn disconnected(&mut self, error: &LinkError) {
-        if self.link.take().is_none() {
-            return;
-        }
-        let why = match error {
-            LinkError::Closed(code) => format!("close_{code}"),
-            LinkError::Lost(_) => "lost".to_owned(),
-            LinkError::Refused(_) | LinkError::Broken(_) => "broken".to_owned(),
-        };
-        self.shared.stats.error(&why);
-        // A server that went away without a word is likely to be gone.
-        let avoid = matches!(error, LinkError::Lost(_)).then(|| self.shared.server_of(self.client)).flatten();
-        self.closed(&why);
-        let fault = {
-            let mut faults = self.shared.faults.lock().expect("no panic while held");
-            let last = faults.len().checked_sub(1);
-            if let Some(last) = last {
-                faults[last].disconnected += 1;
-            }
-            last
-        };
-        let now = self.now_us;
-        let journey = self.journey();
-        journey.avoid = avoid;
-        journey.lost.get_or_insert((now, fault));
-        let comes_back = match error {
-            LinkError::Closed(code) => {
-                CloseCode::from_code(*code).is_none_or(|code| code.reconnect() == Reconnect::Yes)
-            }
-            _ => true,
-        };
-        if !comes_back {
-            self.shared.event(format!("device {} was closed for good: {error}", self.client));
-            self.is_wanted = false;
-        }
-        self.back_off();
-    }
-
-    /// What follows from any end of a connection.
-    fn closed(&mut self, why: &str) {
-        let shared = &self.shared;
-        sub(&shared.stats.connections, 1);
-        shared.mailboxes[self.client as usize].set_server(None);
-        let (user, device) = self.name();
-        shared.note("disc", || json!({"user": user, "dev": device, "why": why}));
-        shared.note("unwatch", || json!({"user": user}));
-        self.catching_up = None;
-        for conversation in &mut self.conversations {
-            conversation.stop_catching_up();
-            conversation.settle();
-        }
-    }
-
-    /// Whether its person reads slowly.
-    pub(super) fn is_slow_reader(&self) -> bool {
-        self.shared.world.users[self.user as usize].behavior == Behavior::SlowReader
-    }
-
-    /// Leaves the socket open and does not touch it again before the next connection stands.
-    fn vanish(&mut self) {
-        self.is_wanted = false;
-        self.leave_by_us = NEVER;
-        if let Some(link) = self.link.take() {
-            self.ghost = Some(Box::new(link));
-            self.closed("vanished");
-        }
-    }
-
-    async fn go_offline(&mut self) {
-        self.is_wanted = false;
-        self.leave_by_us = NEVER;
-        if let Some(link) = self.link.take() {
-            let (user, device) = self.name();
-            self.shared.note("bye", || json!({"user": user, "dev": device}));
-            link.close(&self.shared.traffic).await;
-            self.closed("bye");
-        }
-    }
-
-    // ---- what is due
-
-    fn on_time(&mut self) {
-        if self.link.is_none() {
-            return;
-        }
-        if self.now_us >= self.beat_due_us {
-            self.beat();
-        }
-        if self.now_us >= self.sends_due_us {
-            self.send_pending();
-        }
-        if self.now_us >= self.syncs_due_us {
-            self.sync_due();
-        }
-    }
-
-    fn beat(&mut self) {
-        if self.beat_due_us > self.opened_us {
-            self.shared.recorder.late_by(self.now_us - self.beat_due_us);
-        }
-        self.push(&ClientFrame::Beat);
-        add(&self.shared.stats.beats, 1);
-        self.shared.presence[self.user as usize].on_beat(self.now_us);
-        self.shared.note("hb", || {
-            let (user, device) = self.name();
-            json!({"user": user, "dev": device})
-        });
-        let scenario = &self.shared.scenario;
-        let interval = scenario.heartbeat.as_micros() as u64;
-        let due_us = self.beat_due_us.max(self.now_us.saturating_sub(interval)) + interval;
-        let due_unix_ms = clock::unix_ms() + due_us.saturating_sub(self.now_us) / 1_000;
-        self.beat_due_us = due_us + until_grid_ms(due_unix_ms, scenario.heartbeat_grid.as_millis() as u64) * 1_000;
-    }
+    // ---- commands
 
     fn on_command(&mut self, command: Command) {
         match command {
-            Command::Online(due_us) => {
-                self.is_wanted = true;
-                self.leave_by_us = NEVER;
-                if self.link.is_none() {
-                    let journey = self.journey();
-                    journey.wanted_since_us = due_us;
-                    journey.connect_at_us = 0;
-                }
-            }
+            Command::Online(due_us) => self.come_online(due_us),
             Command::Vanish => self.vanish(),
             Command::Offline => self.leave_by_us = self.now_us + LEAVE_WAIT_US,
             Command::Send { conversation, intended_us, bytes } => self.on_send_due(conversation, intended_us, bytes),
             Command::Joined(conversation) => self.on_joined(conversation),
-            Command::Heads(result) => self.on_heads(result),
-            Command::Page(page) => self.on_page(*page),
-            Command::Finish(by_us) => {
-                self.finish_by_us = by_us;
-                self.reads_at_us = 0;
-            }
+            Command::Finish(by_us) => self.finish(by_us),
         }
+    }
+
+    fn come_online(&mut self, due_us: u64) {
+        self.is_wanted = true;
+        self.leave_by_us = NEVER;
+        if self.connection == Connection::Down {
+            let reconnection = self.reconnection();
+            reconnection.wanted_since_us = due_us;
+            reconnection.connect_at_us = 0;
+        }
+    }
+
+    /// Nothing new is sent any more, and what has no answer never gets one that counts. Syncs for the last time.
+    fn finish(&mut self, by_us: u64) {
+        if !is_planted(Mutant::PendingKeptAtFinish) {
+            self.abandon_pending();
+        }
+        self.finish_by_us = by_us;
+        self.reads_at_us = 0;
+        self.catch_up();
+    }
+
+    /// Ends the device.
+    fn end(&mut self, is_drained: bool) {
+        if self.outcome.is_some() {
+            return;
+        }
+        self.outcome = Some(is_drained);
+        self.finish_by_us = NEVER;
+        self.abandon_pending();
+        self.run.note("end", || {
+            let (user, device) = self.name();
+            json!({"user": user, "dev": device, "drained": is_drained})
+        });
+        self.go_offline();
     }
 
     /// Where a conversation is among the device's own.
     pub(super) fn find(&self, conversation: u32) -> Option<usize> {
         self.conversations.binary_search_by_key(&conversation, |c| c.index).ok()
     }
-}
 
-/// From a time until the next multiple of `grid_ms`; 0 where there is no grid. Processes of one machine have one clock, and so
-/// one grid.
-const fn until_grid_ms(at_ms: u64, grid_ms: u64) -> u64 {
-    if grid_ms == 0 { 0 } else { at_ms.next_multiple_of(grid_ms) - at_ms }
+    /// A slow reader has read something: it pauses, except at the end, where everybody reads what there is.
+    pub(in crate::loadgen) fn has_read(&mut self, now_us: u64) {
+        if self.is_slow_reader() && !self.is_finishing() {
+            self.reads_at_us = now_us + self.run.scenario.read_pause.as_micros() as u64;
+        }
+    }
+
+    /// Handles a frame, unless the connection that it came from has ended meanwhile.
+    pub(in crate::loadgen) fn on_frame_of_connection(&mut self, now_us: u64, frame: ServerFrame) {
+        if self.is_connected() {
+            self.handle(now_us, Event::Frame(Box::new(frame)));
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::until_grid_ms;
+impl Device {
+    pub(in crate::loadgen) const fn client(&self) -> u32 {
+        self.client
+    }
 
-    #[test]
-    fn a_time_on_the_grid_stays_and_others_wait_for_the_next() {
-        let waits = [0, 1, 19, 20, 21].map(|at_ms| until_grid_ms(1_000 + at_ms, 20));
-        assert_eq!(waits, [0, 19, 1, 0, 19]);
-        assert_eq!(until_grid_ms(1_007, 0), 0);
+    /// What keeps a device from resting: no connection, something to fetch, something unanswered.
+    pub(in crate::loadgen) fn unrest(&self) -> Option<String> {
+        let behind = self.conversations.iter().filter(|c| c.is_behind()).count();
+        let is_quiet = self.is_connected() && self.catching_up.is_none() && self.pending.is_empty() && behind == 0;
+        let Self { connection, catching_up, pending, .. } = self;
+        (!is_quiet).then(|| {
+            format!("is {connection:?}, catching up {catching_up:?}, {} pending, {behind} behind", pending.len())
+        })
     }
 }

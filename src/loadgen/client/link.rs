@@ -11,17 +11,22 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
+use super::event::LinkError;
 use super::poll::PollLink;
+use crate::protocol::api::ApiError;
 use crate::protocol::frames::{FrameError, WelcomeFrame};
 use crate::protocol::websocket::{self, Decoder, Event, Role};
 use crate::protocol::{ClientFrame, SUBPROTOCOL, ServerFrame};
-use crate::runtime::net;
+use crate::runtime::{clock, net};
 
 /// Longest that connecting may take, each of: TCP, upgrade, welcome.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Longest that a write may wait for the server to read.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Longest that a refused upgrade's answer may be.
+const REFUSAL_BYTES_MAX: usize = 16 * 1024;
 
 /// Largest message that a client takes.
 const MESSAGE_BYTES_MAX: u32 = 1 << 20;
@@ -30,27 +35,6 @@ const READ_BYTES: usize = 64 * 1024;
 
 thread_local! {
     static READ_BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into_boxed_slice());
-}
-
-/// Why there is no connection (any more).
-#[derive(Debug, Clone, thiserror::Error)]
-pub(super) enum LinkError {
-    /// The socket failed or was closed without a word.
-    #[error("connection lost: {0}")]
-    Lost(String),
-    /// The upgrade was refused.
-    #[error("refused: {0}")]
-    Refused(String),
-    /// The server closed with a code.
-    #[error("closed with {0}")]
-    Closed(u16),
-    /// The server said something that is not of the protocol.
-    #[error("protocol broken: {0}")]
-    Broken(String),
-}
-
-fn lost(error: &std::io::Error) -> LinkError {
-    LinkError::Lost(error.to_string())
 }
 
 /// What went over the wire. Written by all devices.
@@ -98,10 +82,10 @@ impl Link {
         }
     }
 
-    /// When it wants to be read at the latest, if that is not when something comes.
+    /// When it is to be looked at, if nothing comes before.
     pub(super) fn due_us(&self) -> Option<u64> {
         match self {
-            Self::Socket(_) => None,
+            Self::Socket(link) => link.due_us(),
             Self::Poll(link) => link.due_us(),
         }
     }
@@ -122,19 +106,11 @@ impl Link {
         }
     }
 
-    /// Writes what can be written at once. Returns whether that was everything.
-    pub(super) fn try_flush(&mut self, traffic: &Traffic) -> Result<bool, LinkError> {
+    /// Writes what was pushed, as far as the other end takes it; ready when everything is written.
+    pub(super) fn poll_flush(&mut self, context: &mut Context<'_>, traffic: &Traffic) -> Poll<Result<(), LinkError>> {
         match self {
-            Self::Socket(link) => link.try_flush(traffic),
-            Self::Poll(_) => Ok(false),
-        }
-    }
-
-    /// Writes everything that was pushed.
-    pub(super) async fn flush(&mut self, traffic: &Traffic) -> Result<(), LinkError> {
-        match self {
-            Self::Socket(link) => link.flush(traffic).await,
-            Self::Poll(link) => link.flush(traffic).await,
+            Self::Socket(link) => link.poll_flush(context, traffic),
+            Self::Poll(link) => link.poll_flush(context, traffic),
         }
     }
 
@@ -152,6 +128,8 @@ pub(super) struct SocketLink {
     stream: TcpStream,
     decoder: Decoder,
     outgoing: Vec<u8>,
+    /// Since when a write waits for the server to read; 0 where none does.
+    blocked_since_us: u64,
 }
 
 impl SocketLink {
@@ -164,12 +142,12 @@ impl SocketLink {
         traffic: &Traffic,
     ) -> Result<(Self, WelcomeFrame, Vec<ServerFrame>), LinkError> {
         let (authority, path) = parse_url(url)?;
-        let connect = async { net::connect(authority, source).await.map_err(|e| lost(&e)) };
+        let connect = async { net::connect(authority, source).await.map_err(|e| LinkError::of_socket(&e)) };
         let stream = within("TCP connect", connect).await?;
         net::set_options(&stream);
         let rest = within("upgrade", upgrade(&stream, authority, path, token)).await?;
         let decoder = Decoder::new(Role::Client, MESSAGE_BYTES_MAX);
-        let mut link = Self { stream, decoder, outgoing: Vec::new() };
+        let mut link = Self { stream, decoder, outgoing: Vec::new(), blocked_since_us: 0 };
         let mut frames = Vec::new();
         link.feed(rest, &mut frames)?;
         let welcome = within("welcome", link.wait_for_welcome(&mut frames, traffic)).await?;
@@ -185,7 +163,11 @@ impl SocketLink {
             if !frames.is_empty() {
                 return match frames.remove(0) {
                     ServerFrame::Welcome(welcome) => Ok(welcome),
-                    ServerFrame::Error(error) => Err(LinkError::Refused(error.message)),
+                    ServerFrame::Error(error) => Err(LinkError::Refused {
+                        status: 0,
+                        text: error.message,
+                        retry_after: error.retry_after_ms.map(Duration::from_millis),
+                    }),
                     other => Err(LinkError::Broken(format!("{} before welcome", other.encode()))),
                 };
             }
@@ -204,10 +186,10 @@ impl SocketLink {
         frames: &mut Vec<ServerFrame>,
         traffic: &Traffic,
     ) -> Poll<Result<(), LinkError>> {
-        let Self { stream, decoder, outgoing } = self;
+        let Self { stream, decoder, outgoing, .. } = self;
         loop {
             // One reader: no place in a list of waiters is needed.
-            ready!(stream.poll_read_ready(context)).map_err(|e| lost(&e))?;
+            ready!(stream.poll_read_ready(context)).map_err(|e| LinkError::of_socket(&e))?;
             let read = READ_BUFFER.with_borrow_mut(|buffer| match stream.try_read(buffer) {
                 Ok(0) => Some(Err(LinkError::Lost("the server closed the socket".to_owned()))),
                 Ok(read) => {
@@ -215,7 +197,7 @@ impl SocketLink {
                     Some(decode(decoder, outgoing, &mut buffer[..read], frames))
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => None,
-                Err(error) => Some(Err(lost(&error))),
+                Err(error) => Some(Err(LinkError::of_socket(&error))),
             });
             if let Some(read) = read {
                 return Poll::Ready(read);
@@ -233,45 +215,50 @@ impl SocketLink {
         !self.outgoing.is_empty()
     }
 
-    /// Writes what the kernel takes at once. Returns whether that was everything.
-    pub(super) fn try_flush(&mut self, traffic: &Traffic) -> Result<bool, LinkError> {
-        let written = match self.stream.try_write(&self.outgoing) {
-            Ok(written) => written,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
-            Err(error) => return Err(lost(&error)),
-        };
-        traffic.sent(written);
-        if written == self.outgoing.len() {
-            // Given back, not kept.
-            self.outgoing = Vec::new();
-        } else {
-            self.outgoing.drain(..written);
-        }
-        Ok(self.outgoing.is_empty())
+    /// When a blocked write is given up.
+    fn due_us(&self) -> Option<u64> {
+        (self.blocked_since_us > 0).then(|| self.blocked_since_us + WRITE_TIMEOUT.as_micros() as u64)
     }
 
-    /// Writes everything that was pushed.
-    pub(super) async fn flush(&mut self, traffic: &Traffic) -> Result<(), LinkError> {
-        let bytes = std::mem::take(&mut self.outgoing);
-        traffic.sent(bytes.len());
-        match tokio::time::timeout(WRITE_TIMEOUT, write_all(&self.stream, &bytes)).await {
-            Ok(result) => result,
-            Err(_) => Err(LinkError::Lost("the server does not read".to_owned())),
+    /// Writes what was pushed, as far as the kernel takes it; ready when everything is written.
+    fn poll_flush(&mut self, context: &mut Context<'_>, traffic: &Traffic) -> Poll<Result<(), LinkError>> {
+        while !self.outgoing.is_empty() {
+            match self.stream.try_write(&self.outgoing) {
+                Ok(written) => {
+                    traffic.sent(written);
+                    self.outgoing.drain(..written);
+                    self.blocked_since_us = 0;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.blocked_since_us =
+                        if self.blocked_since_us == 0 { clock::now_us() } else { self.blocked_since_us };
+                    if self.due_us().is_some_and(|due_us| clock::now_us() >= due_us) {
+                        let what = "write: the server does not read";
+                        return Poll::Ready(Err(LinkError::TimedOut { what, limit: WRITE_TIMEOUT }));
+                    }
+                    ready!(self.stream.poll_write_ready(context)).map_err(|e| LinkError::of_socket(&e))?;
+                }
+                Err(error) => return Poll::Ready(Err(LinkError::of_socket(&error))),
+            }
         }
+        // Given back, not kept.
+        self.outgoing = Vec::new();
+        Poll::Ready(Ok(()))
     }
 
     /// Says goodbye; what the server answers is not waited for.
     pub(super) async fn close(mut self, traffic: &Traffic) {
         self.outgoing.extend_from_slice(&websocket::close_frame(Some(1000), "", Some(rand::random())));
+        let flushed = std::future::poll_fn(|context| self.poll_flush(context, traffic));
         // The connection ends either way.
-        let _ = self.flush(traffic).await;
+        let _ = tokio::time::timeout(WRITE_TIMEOUT, flushed).await;
     }
 }
 
-async fn within<T>(what: &str, step: impl Future<Output = Result<T, LinkError>>) -> Result<T, LinkError> {
+async fn within<T>(what: &'static str, step: impl Future<Output = Result<T, LinkError>>) -> Result<T, LinkError> {
     match tokio::time::timeout(STEP_TIMEOUT, step).await {
         Ok(result) => result,
-        Err(_) => Err(LinkError::Lost(format!("no {what} within {STEP_TIMEOUT:?}"))),
+        Err(_) => Err(LinkError::TimedOut { what, limit: STEP_TIMEOUT }),
     }
 }
 
@@ -280,9 +267,9 @@ async fn write_all(stream: &TcpStream, mut bytes: &[u8]) -> Result<(), LinkError
         match stream.try_write(bytes) {
             Ok(written) => bytes = &bytes[written..],
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                stream.writable().await.map_err(|e| lost(&e))?;
+                stream.writable().await.map_err(|e| LinkError::of_socket(&e))?;
             }
-            Err(error) => return Err(lost(&error)),
+            Err(error) => return Err(LinkError::of_socket(&error)),
         }
     }
     Ok(())
@@ -314,8 +301,7 @@ fn decode(
 }
 
 fn parse_url(url: &str) -> Result<(&str, &str), LinkError> {
-    let rest =
-        url.strip_prefix("ws://").ok_or_else(|| LinkError::Refused(format!("{url:?} is not a ws:// address")))?;
+    let rest = url.strip_prefix("ws://").ok_or_else(|| LinkError::Broken(format!("{url:?} is not a ws:// address")))?;
     let slash = rest.find('/').unwrap_or(rest.len());
     Ok((&rest[..slash], if slash < rest.len() { &rest[slash..] } else { "/" }))
 }
@@ -331,25 +317,42 @@ async fn upgrade(stream: &TcpStream, authority: &str, path: &str, token: &str) -
     write_all(stream, request.as_bytes()).await?;
     let mut answer = Vec::with_capacity(512);
     loop {
-        stream.readable().await.map_err(|e| lost(&e))?;
+        stream.readable().await.map_err(|e| LinkError::of_socket(&e))?;
         match stream.try_read_buf(&mut answer) {
             Ok(0) => return Err(LinkError::Lost("closed during the upgrade".to_owned())),
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
-            Err(error) => return Err(lost(&error)),
+            Err(error) => return Err(LinkError::of_socket(&error)),
         }
         let mut headers = [httparse::EMPTY_HEADER; 32];
         let mut response = httparse::Response::new(&mut headers);
         let parsed = response.parse(&answer).map_err(|e| LinkError::Broken(format!("upgrade answer: {e}")))?;
-        let httparse::Status::Complete(head) = parsed else { continue };
+        let httparse::Status::Complete(head) = parsed else {
+            if answer.len() > REFUSAL_BYTES_MAX {
+                return Err(LinkError::Broken("the answer to the upgrade has no end".to_owned()));
+            }
+            continue;
+        };
         if response.code != Some(101) {
-            let body = String::from_utf8_lossy(&answer[head..]).into_owned();
-            return Err(LinkError::Refused(format!("{} {body}", response.code.unwrap_or(0))));
+            return Err(refusal(&response, &answer[head..]));
         }
         let accept = response.headers.iter().find(|h| h.name.eq_ignore_ascii_case("sec-websocket-accept"));
         if accept.map(|h| h.value) != Some(derive_accept_key(key.as_bytes()).as_bytes()) {
             return Err(LinkError::Broken("wrong Sec-WebSocket-Accept".to_owned()));
         }
         return Ok(answer.split_off(head));
+    }
+}
+
+/// What a refused upgrade says, and when to try again.
+fn refusal(response: &httparse::Response<'_, '_>, body: &[u8]) -> LinkError {
+    let header = response.headers.iter().find(|h| h.name.eq_ignore_ascii_case("retry-after"));
+    let seconds = header.and_then(|h| std::str::from_utf8(h.value).ok()?.trim().parse().ok());
+    let parsed = serde_json::from_slice::<ApiError>(body).ok();
+    let asked = parsed.as_ref().and_then(|error| error.retry_after_ms).map(Duration::from_millis);
+    LinkError::Refused {
+        status: response.code.unwrap_or(0),
+        text: parsed.map_or_else(|| String::from_utf8_lossy(body).into_owned(), |error| error.message),
+        retry_after: asked.or(seconds.map(Duration::from_secs)),
     }
 }

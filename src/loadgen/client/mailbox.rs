@@ -1,4 +1,4 @@
-//! How a device is woken: commands for it, and one alarm clock for all devices.
+//! How a device is woken: events for it, and one alarm clock for all devices.
 //!
 //! A device waits for three things at once: its socket, its mailbox, the clock. A timer of the runtime for each device would
 //! cost memory while it waits and time whenever it is set anew, which is after every frame; here a device is one entry in a
@@ -6,63 +6,36 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use futures_util::task::AtomicWaker;
 use tokio::sync::Notify;
 
-use crate::loadgen::api::Error;
-use crate::protocol::api::{InboxEntry, MessagesSync};
+use super::event::{Command, Event};
 use crate::runtime::clock;
-
-/// What a device is told to do, and what its own background calls bring back.
-pub(in crate::loadgen) enum Command {
-    /// Be connected; it was due at this time (µs).
-    Online(u64),
-    /// Close the connection and stay away.
-    Offline,
-    /// Be gone without a word: the socket stays open, and nobody reads or writes it any more.
-    Vanish,
-    /// Send a message of some size that is due at this time (µs).
-    Send { conversation: u32, intended_us: u64, bytes: u32 },
-    /// The user is a member of a conversation again, and got to know it as people do.
-    Joined(u32),
-    /// The inbox was listed.
-    Heads(Result<Vec<InboxEntry>, Error>),
-    /// A page of a conversation came.
-    Page(Box<Page>),
-    /// Finish until this time (µs): nothing new is sent, what is pending is answered, everything is synced.
-    Finish(u64),
-}
-
-/// A page of a conversation.
-pub(in crate::loadgen) struct Page {
-    pub(super) conversation: u32,
-    pub(super) after: u64,
-    pub(super) started_us: u64,
-    /// Start of the call on the boot clock, for the history.
-    pub(super) started_s: f64,
-    pub(super) result: Result<MessagesSync, Error>,
-}
 
 /// Where a device is reached, and what others may know of it.
 #[derive(Default)]
 pub(in crate::loadgen) struct Mailbox {
     /// Written by anybody, taken by the device.
-    commands: Mutex<Vec<Command>>,
+    events: Mutex<Vec<Event>>,
     /// Set by whoever wants the device to look; cleared by the device.
     has_news: AtomicBool,
     waker: AtomicWaker,
     /// Whether the scenario wants the device online. Written by the pacing.
     is_planned: AtomicBool,
-    /// Index of the device's server plus one; 0 while it is not connected. Written by the device.
-    server: AtomicU16,
 }
 
 impl Mailbox {
+    /// Gives the device a command of the plan.
     pub(in crate::loadgen) fn put(&self, command: Command) {
-        self.commands.lock().expect("no panic while held").push(command);
+        self.deliver(Event::Command(command));
+    }
+
+    /// Gives the device what a call of its own brought back.
+    pub(super) fn deliver(&self, event: Event) {
+        self.events.lock().expect("no panic while held").push(event);
         self.wake();
     }
 
@@ -78,8 +51,8 @@ impl Mailbox {
         if self.has_news.swap(false, Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    pub(super) fn take(&self) -> Vec<Command> {
-        std::mem::take(&mut *self.commands.lock().expect("no panic while held"))
+    pub(super) fn take(&self) -> Vec<Event> {
+        std::mem::take(&mut *self.events.lock().expect("no panic while held"))
     }
 
     pub(in crate::loadgen) fn plan(&self, online: bool) {
@@ -88,15 +61,6 @@ impl Mailbox {
 
     pub(in crate::loadgen) fn is_online_by_plan(&self) -> bool {
         self.is_planned.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn set_server(&self, index: Option<u16>) {
-        self.server.store(index.map_or(0, |index| index + 1), Ordering::Relaxed);
-    }
-
-    /// Index of the server that the device is connected to.
-    pub(super) fn server(&self) -> Option<u16> {
-        self.server.load(Ordering::Relaxed).checked_sub(1)
     }
 }
 

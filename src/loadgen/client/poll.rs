@@ -11,7 +11,8 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 
-use super::link::{LinkError, Traffic};
+use super::event::LinkError;
+use super::link::Traffic;
 use crate::protocol::api::{ApiError, PollAnswer};
 use crate::protocol::frames::WelcomeFrame;
 use crate::protocol::limits::POLL_WAIT_MAX;
@@ -20,6 +21,9 @@ use crate::runtime::clock;
 
 /// Longest that a request may take beyond what it waits.
 const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Most frames of one request. Source: docs/protocol.md, "Without a WebSocket".
+const FRAMES_MAX: usize = 64;
 
 /// Largest answer.
 const ANSWER_BYTES_MAX: usize = 8 << 20;
@@ -50,6 +54,8 @@ pub(super) struct PollLink {
     early: Vec<ServerFrame>,
     /// The request under way that fetches.
     fetching: Option<BoxFuture<'static, Result<Got, LinkError>>>,
+    /// The request under way that sends.
+    sending: Option<BoxFuture<'static, Result<Got, LinkError>>>,
     /// When the next one is due.
     next_us: u64,
 }
@@ -79,15 +85,19 @@ async fn exchange(http: Http, url: String, token: String, body: String, limit: D
         let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
         let body = body.map_err(|e| LinkError::Lost(e.to_string()))?.to_bytes();
         if !status.is_success() {
-            let text = serde_json::from_slice::<ApiError>(&body).map_or_else(|_| status.to_string(), |e| e.message);
-            // The session is gone: as a socket that was closed without a word.
+            let error = serde_json::from_slice::<ApiError>(&body).ok();
+            let retry_after = error.as_ref().and_then(|e| e.retry_after_ms).map(Duration::from_millis);
+            let text = error.map_or_else(|| status.to_string(), |e| e.message);
+            // The session is gone: as a socket that was closed without a close frame.
             let is_gone = status == hyper::StatusCode::NOT_FOUND;
-            return Err(if is_gone { LinkError::Lost(text) } else { LinkError::Refused(text) });
+            let refused = |text| LinkError::Refused { status: status.as_u16(), text, retry_after };
+            return Err(if is_gone { LinkError::Lost(text) } else { refused(text) });
         }
         let answer = serde_json::from_slice(&body).map_err(broken)?;
         Ok(Got { answer, bytes: (sent, body.len() as u64 + 120) })
     };
-    tokio::time::timeout(limit, exchange).await.unwrap_or_else(|_| Err(LinkError::Lost("no answer".to_owned())))
+    let late = |_| Err(LinkError::TimedOut { what: "answer to a poll", limit });
+    tokio::time::timeout(limit, exchange).await.unwrap_or_else(late)
 }
 
 /// The frames of an answer; an error where the session is over.
@@ -100,8 +110,8 @@ fn decode(answer: &PollAnswer, frames: &mut Vec<ServerFrame>) -> Result<(), Link
 
 /// Where requests go for a WebSocket address: `http://host:port/poll`, and the server that a gateway's address names.
 fn address(url: &str) -> Result<(String, Option<&str>), LinkError> {
-    let refused = || LinkError::Refused(format!("{url:?} is not a ws:// address"));
-    let (authority, path) = url.strip_prefix("ws://").and_then(|rest| rest.split_once('/')).ok_or_else(refused)?;
+    let wrong = || LinkError::Broken(format!("{url:?} is not a ws:// address"));
+    let (authority, path) = url.strip_prefix("ws://").and_then(|rest| rest.split_once('/')).ok_or_else(wrong)?;
     let server = path.split_once('/').map(|(_, server)| server).filter(|server| !server.is_empty());
     Ok((format!("http://{authority}{POLL_PATH}"), server))
 }
@@ -138,6 +148,7 @@ impl PollLink {
             outgoing: Vec::new(),
             early: Vec::new(),
             fetching: None,
+            sending: None,
             next_us: 0,
         };
         Ok((link, welcome, frames))
@@ -187,15 +198,26 @@ impl PollLink {
     }
 
     pub(super) const fn has_output(&self) -> bool {
-        !self.outgoing.is_empty()
+        !self.outgoing.is_empty() || self.sending.is_some()
     }
 
-    /// Sends everything that was pushed, in one request.
-    pub(super) async fn flush(&mut self, traffic: &Traffic) -> Result<(), LinkError> {
-        let body = format!("[{}]", std::mem::take(&mut self.outgoing).join(","));
-        let got = self.request(Duration::ZERO, body).await?;
-        traffic.request(got.bytes);
-        decode(&got.answer, &mut self.early)
+    /// Sends what was pushed, in one request after the other; ready when everything is sent.
+    pub(super) fn poll_flush(&mut self, context: &mut Context<'_>, traffic: &Traffic) -> Poll<Result<(), LinkError>> {
+        loop {
+            if let Some(sending) = &mut self.sending {
+                let got = ready!(sending.as_mut().poll(context));
+                self.sending = None;
+                let got = got?;
+                traffic.request(got.bytes);
+                decode(&got.answer, &mut self.early)?;
+            }
+            if self.outgoing.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            let count = self.outgoing.len().min(FRAMES_MAX);
+            let body = format!("[{}]", self.outgoing.drain(..count).collect::<Vec<_>>().join(","));
+            self.sending = Some(self.request(Duration::ZERO, body));
+        }
     }
 
     /// Ends the session; what the server answers does not matter.

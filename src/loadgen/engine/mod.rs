@@ -24,12 +24,13 @@ use tokio::sync::watch::Sender;
 pub(super) use self::watch::Scraper;
 use self::watch::Watcher;
 use super::api::{Api, Source};
-use super::client::{Alarms, Command, Device, DeviceState, Mailbox, Pollers, Shared, Traffic, UserPresence};
+use super::client::{self, Alarms, Command, DeviceState, Mailbox, Pollers, Traffic};
 use super::control::StackControl;
 use super::history::History;
-use super::ledger::{AuditedDevice, Ledger, audit_conversation};
-use super::recorder::{Recorder, Stats};
+use super::ledger::{AuditedDevice, audit_conversation};
+use super::recorder::Recorder;
 use super::result::{FaultRecord, GeneratorHealth, LAG, ProcessUsage, RunResult};
+use super::run::{FaultTrack, Run, Shared};
 use super::scenario::Scenario;
 use super::world::{Progress, World};
 use crate::protocol::MessageFrame;
@@ -49,6 +50,9 @@ const SETTLE_INTERRUPTED: Duration = Duration::from_secs(3);
 
 /// Time in which nothing is sent, so that live frames arrive before devices sync for the last time.
 const QUIET: Duration = Duration::from_millis(700);
+
+/// Longest that the last sync of a device may take, with [`FINISH_MAX_EACH`] for each device.
+const FINAL_SYNC: Duration = Duration::from_secs(40);
 
 /// Longest that devices may take to end, with [`FINISH_MAX_EACH`] for each. One that does not counts as not drained.
 const FINISH_MAX: Duration = Duration::from_mins(3);
@@ -134,7 +138,8 @@ pub async fn run(scenario: &Scenario, options: RunOptions) -> Result<RunResult, 
     let mut world = World::draw(scenario, run);
     let recorder = Recorder::new();
     let placements = set_up(scenario, &api, &mut world, &recorder, &options).await?;
-    let shared = Arc::new(share(scenario, run, world, api, recorder, history, options.sources.clone()));
+    let run = Run::new(run, scenario.clone(), world, recorder, history);
+    let shared = Arc::new(share(run, api, options.sources.clone()));
     note_members(&shared);
     let watcher =
         Watcher::start(Arc::clone(&shared), options.live.clone(), options.stack_threads, options.part.is_some());
@@ -143,6 +148,8 @@ pub async fn run(scenario: &Scenario, options: RunOptions) -> Result<RunResult, 
         None => clock::now_us(),
     };
     let mut result = load(&shared, placements, &options, &watcher, started_us).await;
+    let (requests, tokens_renewed) = (shared.api.counts(), shared.world.tokens_renewed());
+    tracing::debug!(?requests, tokens_renewed, "the API's client");
     watcher.finish(result.verdict);
     shared.tasks.stop();
     if let Some(Err(error)) = shared.history.as_ref().map(History::close) {
@@ -242,36 +249,18 @@ async fn set_up(
     }
 }
 
-fn share(
-    scenario: &Scenario,
-    run: u32,
-    world: World,
-    api: Api,
-    recorder: Recorder,
-    history: Option<History>,
-    sources: Vec<IpAddr>,
-) -> Shared {
+fn share(run: Run, api: Api, sources: Vec<IpAddr>) -> Shared {
     Shared {
-        run,
-        scenario: scenario.clone(),
         api,
-        recorder,
-        ledger: Ledger::new(world.conversations.len()),
-        stats: Stats::default(),
-        history,
         alarms: Alarms::default(),
-        mailboxes: world.clients.iter().map(|_| Mailbox::default()).collect(),
-        presence: world.users.iter().map(|_| UserPresence::default()).collect(),
-        servers: std::sync::Mutex::default(),
-        faults: std::sync::Mutex::default(),
-        events: std::sync::Mutex::default(),
+        mailboxes: run.world.clients.iter().map(|_| Mailbox::default()).collect(),
         tasks: Tasks::new(),
         devices: Tasks::new(),
         ended: std::sync::Mutex::default(),
         traffic: Traffic::default(),
         pollers: Pollers::default(),
         sources,
-        world,
+        run: Arc::new(run),
     }
 }
 
@@ -373,8 +362,7 @@ fn start_devices(shared: &Arc<Shared>, placements: Vec<Placement>) {
     let ringing = Arc::clone(shared);
     shared.tasks.spawn_until_stopped("load.alarms", async move { ringing.alarms.run(&ringing.mailboxes).await });
     for (client, placement) in (0..).zip(placements) {
-        let device = Box::new(Device::new(shared, client, placement));
-        shared.devices.spawn("load.device", device.run());
+        client::start(shared, client, placement);
     }
 }
 
@@ -385,15 +373,18 @@ async fn finish_devices(shared: &Arc<Shared>, was_interrupted: bool) {
     for mailbox in &shared.mailboxes {
         mailbox.put(Command::Online(0));
     }
-    // First everything is answered, then everything is quiet, then all devices sync.
-    while super::recorder::get(&shared.stats.pending) > 0 && clock::now_us() < now + settle.as_micros() as u64 {
+    // First everything that is owed is answered, then everything is quiet, then all devices sync. What has no answer by then
+    // never gets one that counts: a message that is acknowledged after somebody has synced for the last time could not be judged.
+    while shared.stats.owed() > 0 && clock::now_us() < now + settle.as_micros() as u64 {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     tokio::time::sleep(QUIET).await;
+    let limit = FINISH_MAX_EACH * shared.mailboxes.len() as u32;
+    let by_us = clock::now_us() + (FINAL_SYNC + limit).as_micros() as u64;
     for mailbox in &shared.mailboxes {
-        mailbox.put(Command::Finish(now + settle.as_micros() as u64));
+        mailbox.put(Command::Finish(by_us));
     }
-    shared.devices.join(FINISH_MAX + FINISH_MAX_EACH * shared.mailboxes.len() as u32).await;
+    shared.devices.join(FINISH_MAX + limit).await;
 }
 
 /// The user's word to stop. Where the load was stopped by it, its end is waited for all the same: a second word ends the process.
@@ -459,12 +450,15 @@ async fn audit(
 /// Everything that the owner of a conversation can read. `read_us`: when anybody could last read anything.
 async fn read_back(shared: &Shared, index: u32, read_us: &AtomicU64) -> Option<Vec<MessageFrame>> {
     let spec = &shared.world.conversations[index as usize];
-    let token = shared.world.token_of(spec.owner);
+    let (api, owner) = (&shared.api, shared.world.first_client(spec.owner));
     let mut all: Vec<MessageFrame> = Vec::new();
     let mut tries = 0;
     while clock::now_us() < read_us.load(Ordering::Relaxed) + AUDIT_SILENCE_MAX_US {
         let after = all.last().map(|m| m.id).unwrap_or_default();
-        match shared.api.messages_sync(token, spec.id, after, SYNC_LIMIT_MAX, Source::Store).await {
+        let page = shared.world.authorized(owner, api, |token| async move {
+            api.messages_sync(&token, spec.id, after, SYNC_LIMIT_MAX, Source::Store).await
+        });
+        match page.await {
             Ok(page) => {
                 read_us.store(clock::now_us(), Ordering::Relaxed);
                 let is_stuck = page.messages.is_empty();
@@ -491,7 +485,7 @@ async fn read_back(shared: &Shared, index: u32, read_us: &AtomicU64) -> Option<V
 
 fn faults(shared: &Shared) -> Vec<FaultRecord> {
     let tracks = shared.faults.lock().expect("no panic while held").clone();
-    let record = |track: super::client::FaultTrack| FaultRecord {
+    let record = |track: FaultTrack| FaultRecord {
         what: track.what,
         at_s: track.at_s,
         disconnected: track.disconnected,
@@ -501,7 +495,8 @@ fn faults(shared: &Shared) -> Vec<FaultRecord> {
         lasted_s: track.ended_us.saturating_sub(track.at_us) as f64 / 1e6,
         errors: track.errors,
         late_acks: track.late_acks,
-        calm_after_s: (track.trouble_us > track.ended_us).then(|| (track.trouble_us - track.ended_us) as f64 / 1e6),
+        calm_after_s: (track.last_consequence_us > track.ended_us)
+            .then(|| (track.last_consequence_us - track.ended_us) as f64 / 1e6),
         error: track.error,
     };
     tracks.into_iter().map(record).collect()

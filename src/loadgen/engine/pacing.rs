@@ -11,11 +11,12 @@ use serde_json::json;
 
 use super::RunOptions;
 use super::watch::Watcher;
-use crate::loadgen::client::{Command, FaultTrack, Shared, history_seconds};
+use crate::loadgen::client::Command;
 use crate::loadgen::control::StackControl;
-use crate::loadgen::recorder::add;
+use crate::loadgen::run::{FaultTrack, Shared, history_seconds};
 use crate::loadgen::scenario::schedule::Schedule;
 use crate::loadgen::scenario::{Behavior, Churn, PhaseKind};
+use crate::loadgen::stats::add;
 use crate::protocol::api::ConversationKind;
 use crate::runtime::{Tasks, clock};
 
@@ -149,7 +150,7 @@ async fn comings_and_goings(shared: Arc<Shared>, started_us: u64) {
         if online {
             add(&shared.stats.wanted, 1);
         } else {
-            crate::loadgen::recorder::sub(&shared.stats.wanted, 1);
+            crate::loadgen::stats::sub(&shared.stats.wanted, 1);
         }
         let flapper = shared.scenario.flapper;
         let stay = match (behavior, online) {
@@ -191,10 +192,16 @@ async fn change_members(shared: Arc<Shared>, churn: Churn, changes: Tasks) {
 /// Removes a member and adds the member again a while later.
 async fn change_member(shared: &Shared, group: u32, member: u32, churn: Churn) {
     let spec = &shared.world.conversations[group as usize];
-    let (token, user) = (shared.world.token_of(spec.owner), shared.world.users[member as usize].id);
+    let (api, user) = (&shared.api, shared.world.users[member as usize].id);
+    let owner = shared.world.first_client(spec.owner);
     for _ in 0..CHANGE_TRIES {
         let began_us = clock::now_us();
-        if shared.api.remove_member(token, spec.id, user).await.is_err() {
+        if shared
+            .world
+            .authorized(owner, api, |token| async move { api.remove_member(&token, spec.id, user).await })
+            .await
+            .is_err()
+        {
             shared.stats.error("remove_member");
             tokio::time::sleep(Duration::from_millis(500)).await;
             continue;
@@ -210,7 +217,10 @@ async fn change_member(shared: &Shared, group: u32, member: u32, churn: Churn) {
     for _ in 0..CHANGE_TRIES {
         let began_us = clock::now_us();
         shared.ledger.joins(group, member, began_us);
-        let added = shared.api.add_members(token, spec.id, vec![user]).await;
+        let added = shared
+            .world
+            .authorized(owner, api, |token| async move { api.add_members(&token, spec.id, vec![user]).await })
+            .await;
         note_change(shared, "join", group, member, began_us);
         if added.is_ok() {
             for client in shared.world.clients_of(member) {

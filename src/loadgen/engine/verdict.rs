@@ -1,10 +1,11 @@
 //! From counts to a word, and why.
 
-use crate::loadgen::client::{DeviceState, Shared};
+use crate::loadgen::client::DeviceState;
 use crate::loadgen::ledger::Kind;
-use crate::loadgen::recorder::get;
 use crate::loadgen::result::{Counts, FaultRecord, RunResult, Verdict};
+use crate::loadgen::run::Shared;
 use crate::loadgen::scenario::Scenario;
+use crate::loadgen::stats::get;
 use crate::telemetry::Latency;
 use crate::telemetry::human::human_value;
 
@@ -134,7 +135,7 @@ mod tests {
 
     fn scenario() -> Scenario {
         let text = "{name: t, population: {users: 2, direct_per_user: 1}, behaviors: {one-to-one: 1}, \
-                    phases: [{phase: steady, duration: 1s}], thresholds: ['acked > 5']}";
+                    phases: [{phase: steady, duration: 1s, rate: 1}], thresholds: ['acked > 5']}";
         Scenario::parse(text, "t").expect("valid")
     }
 

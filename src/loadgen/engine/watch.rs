@@ -7,9 +7,10 @@ use std::time::Duration;
 use tokio::sync::watch::Sender;
 
 use crate::loadgen::api::Api;
-use crate::loadgen::client::Shared;
-use crate::loadgen::recorder::{Path, get, named, summaries};
+use crate::loadgen::recorder::{Path, named, summaries};
 use crate::loadgen::result::Verdict;
+use crate::loadgen::run::Shared;
+use crate::loadgen::stats::get;
 use crate::runtime::{clock, machine};
 use crate::telemetry::live::{CLOSING_PHASES, ServerSnapshot, Totals, heat_of};
 use crate::telemetry::prometheus::{self, Scraped};

@@ -287,7 +287,7 @@ mod tests {
             act(&ledger);
             kinds(&ledger)
         };
-        let seen = |id, counter| Seen { id, tag: tag(0, counter) };
+        let seen = |id, counter| Seen { id, tag: tag(0, counter), is_live: true };
         assert_eq!(shown(&|l| _ = l.on_shown(&world, 1, &seen(1, 1), 1, false)), [Kind::Duplicated]);
         assert_eq!(shown(&|l| _ = l.on_shown(&world, 1, &seen(1, 1), 2, true)), [Kind::OutOfOrder]);
         assert_eq!(

@@ -175,7 +175,7 @@ impl Ledger {
     pub(super) fn on_ack(&self, tag: &Tag, id: MessageId) {
         let mut ledger = self.conversation(tag.conversation);
         ledger.acked_sum = ledger.acked_sum.wrapping_add(tag.hash_with(id));
-        self.compare(&mut ledger, &Seen { id: id.0, tag: *tag }, "acknowledged");
+        self.compare(&mut ledger, &Seen { id: id.0, tag: *tag, is_live: true }, "acknowledged");
     }
 
     /// A message is shown to a person. `newest` is the greatest id shown before on this device in this conversation.
@@ -215,7 +215,7 @@ impl Ledger {
     /// Compares a message with what others saw under its id, and its uuid with other ids.
     fn compare(&self, ledger: &mut ConversationLedger, seen: &Seen, how: &str) {
         let window = ledger.window.get_or_insert_default();
-        let Seen { id, tag } = seen;
+        let Seen { id, tag, .. } = seen;
         for entry in window.entries.iter().filter(|entry| entry.id > 0) {
             let is_same_message = (entry.client, entry.counter) == (tag.client, tag.counter);
             if entry.id == *id && is_same_message {

@@ -1,21 +1,34 @@
 //! A scenario: data with a name. Parsed from YAML, checked with file, line and the valid values in the error.
 
+mod check;
+mod name;
+mod places;
 pub mod schedule;
 pub mod threshold;
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::name::{NAME_CHARS_MAX, check_name};
+use self::places::Places;
 use self::threshold::Threshold;
 use crate::protocol::fault;
+use crate::telemetry::printable_lines;
 
 /// A scenario that can't be run, with the place and the fix.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct ScenarioError(String);
+
+impl ScenarioError {
+    fn new(text: &str) -> Self {
+        Self(printable_lines(text).into_owned())
+    }
+}
 
 /// What to simulate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -47,6 +60,9 @@ pub struct Scenario {
     /// Beats go out together at multiples of this time; zero where each has its own.
     #[serde(default, with = "humantime_serde")]
     pub heartbeat_grid: Duration,
+    /// Silence of the server after which a client pings it; without anything after that, the connection is dead. Zero for never.
+    #[serde(default = "defaults::ping_after", with = "humantime_serde")]
+    pub ping_after: Duration,
     /// How a client comes back.
     #[serde(default)]
     pub reconnect: Reconnect,
@@ -90,6 +106,9 @@ mod defaults {
     }
     pub(super) const fn heartbeat() -> Duration {
         crate::protocol::limits::HEARTBEAT
+    }
+    pub(super) const fn ping_after() -> Duration {
+        Duration::from_secs(30)
     }
     pub(super) const fn poll_interval() -> Duration {
         Duration::from_secs(3)
@@ -399,25 +418,37 @@ macro_rules! as_text {
 }
 pub(crate) use as_text;
 
-/// Most users of one run.
-const USERS_MAX: u32 = 1 << 24;
+/// Largest file of a scenario.
+const FILE_BYTES_MAX: u64 = 1 << 20;
 
 impl Scenario {
     /// Reads and checks a file.
     pub fn read(path: &Path) -> Result<Self, ScenarioError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|e| ScenarioError(format!("{}: {e}; scenarios lie in the folder scenarios/", path.display())))?;
+        let named = |e: &dyn std::fmt::Display| ScenarioError::new(&format!("{}: {e}", path.display()));
+        let missing = |e: std::io::Error| named(&format!("{e}; scenarios lie in the folder scenarios/"));
+        let file = std::fs::File::open(path).map_err(missing)?;
+        let mut text = String::new();
+        file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(|e| named(&e))?;
+        if text.len() as u64 > FILE_BYTES_MAX {
+            return Err(named(&format!("larger than {FILE_BYTES_MAX} bytes: no scenario")));
+        }
         Self::parse(&text, &path.display().to_string())
     }
 
     /// Parses and checks a text; `origin` names it in errors.
     pub fn parse(text: &str, origin: &str) -> Result<Self, ScenarioError> {
         let scenario: Self = serde_saphyr::from_str(text).map_err(|e| located(origin, &e))?;
-        scenario.check().map_err(|(key, problem)| {
-            let line = line_of(text, key).map(|n| format!(":{n}")).unwrap_or_default();
-            ScenarioError(format!("{origin}{line}: {key}: {problem}"))
-        })?;
-        Ok(scenario)
+        let places = Places::read(text);
+        let problems = check::problems(&scenario, places.as_ref());
+        if problems.is_empty() {
+            return Ok(scenario);
+        }
+        let shown = problems.iter().map(|check::Problem { path, text }| {
+            let place = places.as_ref().and_then(|places| places.find(path));
+            let place = place.map_or_else(String::new, |(line, column)| format!(":{line}:{column}"));
+            format!("{origin}{place}: {path}: {text}")
+        });
+        Err(ScenarioError::new(&shown.collect::<Vec<_>>().join("\n")))
     }
 
     /// Connections at the same time, at most.
@@ -429,87 +460,14 @@ impl Scenario {
     /// Time of all phases.
     #[must_use]
     pub fn duration(&self) -> Duration {
-        self.phases.iter().map(|p| p.duration).sum()
-    }
-
-    /// Checks what types can't say; an error has the key and the problem.
-    fn check(&self) -> Result<(), (&'static str, String)> {
-        let p = &self.population;
-        if !(2..USERS_MAX).contains(&p.users) {
-            return Err(("users", format!("{} users: valid are 2 to {}", p.users, USERS_MAX - 1)));
-        }
-        let range = |key, range: Range, lowest: u32, highest: u32| {
-            if range.min < lowest || range.max > highest || range.min > range.max {
-                let Range { min, max } = range;
-                let problem = format!("min {min}, max {max}: valid are {lowest} <= min <= max <= {highest}");
-                return Err((key, problem));
-            }
-            Ok(())
-        };
-        range("devices_per_user", p.devices_per_user, 1, 8)?;
-        range("message_bytes", p.message_bytes, 80, 60_000)?;
-        for groups in &p.groups {
-            range("members", groups.members, 2, p.users)?;
-        }
-        if self.behaviors.values().all(|weight| *weight == 0) {
-            return Err(("behaviors", "every weight is 0: give at least one behaviour a weight".to_owned()));
-        }
-        let weight = |b| self.behaviors.get(&b).copied().unwrap_or(0);
-        if weight(Behavior::OneToOne) > 0 && p.direct_per_user == 0 {
-            let problem = "one-to-one talkers need conversations: set population.direct_per_user above 0";
-            return Err(("behaviors", problem.to_owned()));
-        }
-        if weight(Behavior::GroupTalker) > 0 && p.groups.iter().all(|g| g.count == 0) {
-            let problem = "group talkers need groups: add population.groups";
-            return Err(("behaviors", problem.to_owned()));
-        }
-        if self.phases.is_empty() {
-            return Err(("phases", "there is none: add at least {phase: steady, duration: 10s, rate: 10}".to_owned()));
-        }
-        for phase in &self.phases {
-            if phase.duration.is_zero() {
-                return Err(("phases", format!("{} lasts 0 s", phase.phase.name())));
-            }
-            let rates = [phase.rate, phase.rate_to.unwrap_or(0.0)];
-            if rates.iter().any(|r| !r.is_finite() || *r < 0.0 || *r > 1e6) {
-                return Err(("phases", format!("{} has a rate outside 0 to 1000000 per second", phase.phase.name())));
-            }
-        }
-        if self.poll_interval < Duration::from_millis(50) {
-            return Err(("poll_interval", "at least 50ms".to_owned()));
-        }
-        if self.heartbeat < Duration::from_millis(100) {
-            return Err(("heartbeat", "at least 100ms".to_owned()));
-        }
-        if self.heartbeat_grid > self.heartbeat / 10 {
-            return Err(("heartbeat_grid", "at most a tenth of heartbeat".to_owned()));
-        }
-        if !self.heartbeat_grid.subsec_nanos().is_multiple_of(1_000_000) {
-            return Err(("heartbeat_grid", "whole milliseconds".to_owned()));
-        }
-        let duration = self.duration();
-        if let Some(late) = self.faults.iter().find(|f| f.at + f.action.lasts() > duration) {
-            let problem = format!("{} at {:?} ends after the load, which lasts {duration:?}", late.action, late.at);
-            return Err(("faults", problem));
-        }
-        Ok(())
+        self.phases.iter().fold(Duration::ZERO, |total, phase| total.saturating_add(phase.duration))
     }
 }
 
 /// The parser's error, with the place in front.
 fn located(origin: &str, error: &serde_saphyr::Error) -> ScenarioError {
     let place = error.location().map(|l| format!(":{}:{}", l.line(), l.column())).unwrap_or_default();
-    ScenarioError(format!("{origin}{place}: {error}"))
-}
-
-/// The first line that holds a key.
-fn line_of(text: &str, key: &str) -> Option<usize> {
-    let wanted = format!("{key}:");
-    let holds = |line: &str| {
-        let before = |at: usize| line[..at].chars().next_back().is_none_or(|c| !c.is_alphanumeric() && c != '_');
-        line.match_indices(&wanted).any(|(at, _)| before(at))
-    };
-    text.lines().position(holds).map(|n| n + 1)
+    ScenarioError::new(&format!("{origin}{place}: {error}"))
 }
 
 #[cfg(test)]
@@ -522,7 +480,7 @@ population: {users: 10, direct_per_user: 2}
 behaviors:
   one-to-one: 1
 phases:
-  - {phase: steady, duration: 5s, rate: 10}
+  - {phase: steady, duration: 5s, rate: 40}
 thresholds: ['ack_ms.p99 < 50', 'lost == 0']
 ";
 
@@ -559,13 +517,13 @@ thresholds: ['ack_ms.p99 < 50', 'lost == 0']
     }
 
     #[test]
-    fn values_out_of_range_are_named_with_their_line() {
-        assert!(error(&GOOD.replace("users: 10", "users: 1")).starts_with("x.yaml:3: users:"));
-        assert!(error(&GOOD.replace("one-to-one", "group-talker")).contains("population.groups"));
-        assert!(error(&GOOD.replace("duration: 5s", "duration: 0s")).contains("lasts 0 s"));
-        assert!(error(&format!("{GOOD}\nheartbeat_grid: 1s\n")).contains("at most a tenth of heartbeat"));
-        assert!(error(&format!("{GOOD}\nheartbeat_grid: 1500us\n")).contains("whole milliseconds"));
+    fn what_can_not_be_read_is_named() {
         assert!(error("").contains("x.yaml"));
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("large.yaml");
+        std::fs::write(&path, vec![b'#'; FILE_BYTES_MAX as usize + 1]).expect("writes");
+        assert!(Scenario::read(&path).expect_err("too large").to_string().contains("larger than 1048576 bytes"));
+        assert!(Scenario::read(Path::new("/dev/zero")).expect_err("no end").to_string().starts_with("/dev/zero: "));
     }
 
     #[test]

@@ -137,7 +137,8 @@ impl FromStr for Threshold {
         let Some((measure, comparison, limit)) = found else {
             return Err(format!("threshold {text:?} has no comparison: write it as \"delivery_ms.p99 < 50\""));
         };
-        let limit = limit.parse().map_err(|_| format!("threshold {text:?}: {limit:?} is not a number"))?;
+        let parsed = limit.parse().ok().filter(|limit: &f64| limit.is_finite());
+        let limit = parsed.ok_or_else(|| format!("threshold {text:?}: {limit:?} is not a finite number"))?;
         Ok(Self { measure: parse_measure(measure)?, comparison, limit })
     }
 }

@@ -1,0 +1,289 @@
+//! The loop that does a device's I/O. Inputs: its connection (or the try to make one), its mailbox, alarms. Nothing is awaited
+//! but all of them together, so none of them can hold up another.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures_util::future::BoxFuture;
+
+use super::device::{Device, NEVER};
+use super::event::{Action, CallError, ConnectError, Event, LinkError, Page};
+use super::link::{Link, SocketLink};
+use super::poll::PollLink;
+use crate::loadgen::api::{Error, Source};
+use crate::loadgen::run::Shared;
+use crate::loadgen::scenario::Transport;
+use crate::protocol::api::{InboxEntry, Placement};
+use crate::protocol::frames::WelcomeFrame;
+use crate::protocol::{ClientFrame, MessageId, ServerFrame, ServerName};
+use crate::runtime::clock;
+
+/// Messages in one page.
+const PAGE: usize = 200;
+
+/// Conversations in one page of the inbox.
+const INBOX_PAGE: usize = 500;
+
+/// A connection that stands: the link, the server's first frame, and the frames behind it.
+type Opened = (Link, WelcomeFrame, Vec<ServerFrame>);
+
+/// What a device is connected by.
+enum Wire {
+    Down,
+    Connecting(BoxFuture<'static, Result<Opened, ConnectError>>),
+    Up(Link),
+}
+
+/// What ended a wait.
+enum Wake {
+    /// Time passed, or the mailbox has something.
+    News,
+    Opened(Result<Opened, ConnectError>),
+    /// What was read, and whether the connection still stands.
+    Read(Vec<ServerFrame>, Result<(), LinkError>),
+}
+
+/// A device and what it does I/O with.
+struct Driver {
+    shared: Arc<Shared>,
+    client: u32,
+    device: Device,
+    wire: Wire,
+    /// A connection that this device has vanished from: open, and neither read nor written.
+    ghost: Option<Box<Link>>,
+    /// When the next alarm rings.
+    armed_us: u64,
+}
+
+/// Starts a device.
+pub(in crate::loadgen) fn start(shared: &Arc<Shared>, client: u32, placement: Placement) {
+    let device = Device::new(&shared.run, client, Some(placement));
+    let shared = Arc::clone(shared);
+    let devices = shared.devices.clone();
+    let driver = Box::new(Driver { shared, client, device, wire: Wire::Down, ghost: None, armed_us: 0 });
+    devices.spawn("load.device", driver.run());
+}
+
+impl Driver {
+    /// Lives until the device has finished.
+    async fn run(mut self: Box<Self>) {
+        while self.device.outcome().is_none() {
+            self.set_alarm();
+            let wake = std::future::poll_fn(|context| self.poll_wake(context)).await;
+            self.on_wake(wake);
+        }
+        Box::pin(self.end()).await;
+    }
+
+    /// Closes the connection and leaves what the device has to the engine.
+    async fn end(mut self: Box<Self>) {
+        if let Wire::Up(link) = std::mem::replace(&mut self.wire, Wire::Down) {
+            link.close(&self.shared.traffic).await;
+        }
+        let Self { shared, device, .. } = *self;
+        shared.ended.lock().expect("no panic while held").push(device.into_state());
+    }
+
+    /// Asks to be woken for what is due next, unless an alarm rings before that anyway.
+    fn set_alarm(&mut self) {
+        let mut due_us = self.device.due_us();
+        if let Wire::Up(link) = &self.wire {
+            due_us = due_us.min(link.due_us().unwrap_or(NEVER));
+        }
+        let now_us = self.device.now_us;
+        let is_armed = self.armed_us > now_us && self.armed_us <= due_us;
+        if due_us < NEVER && !is_armed {
+            self.armed_us = due_us;
+            self.shared.alarms.set(self.client, due_us);
+        }
+    }
+
+    /// Ready with what was read, with a connection, or with nothing where there is news. No frame is kept while it waits: room
+    /// for a few would be a third of what an idle device takes.
+    fn poll_wake(&mut self, context: &mut Context<'_>) -> Poll<Wake> {
+        // Everything is polled, so that everything knows whom to wake.
+        let news = self.shared.mailboxes[self.client as usize].poll_news(context);
+        let wake = match &mut self.wire {
+            Wire::Down => Poll::Pending,
+            Wire::Connecting(opening) => opening.as_mut().poll(context).map(Wake::Opened),
+            Wire::Up(link) => {
+                let is_reading = self.device.is_reading(self.device.now_us);
+                poll_link(link, is_reading, &self.shared, context)
+            }
+        };
+        // Whatever it was woken for, the mailbox is emptied.
+        if wake.is_pending() { news.map(|()| Wake::News) } else { wake }
+    }
+
+    fn on_wake(&mut self, wake: Wake) {
+        let now_us = clock::now_us();
+        match wake {
+            Wake::News => {}
+            Wake::Opened(Ok((link, welcome, frames))) => {
+                self.wire = Wire::Up(link);
+                self.ghost = None;
+                self.device.handle(now_us, Event::Opened(Box::new(welcome)));
+                self.on_frames(now_us, frames);
+            }
+            Wake::Opened(Err(error)) => {
+                self.wire = Wire::Down;
+                self.device.handle(now_us, Event::ConnectFailed(error));
+            }
+            Wake::Read(frames, result) => {
+                self.device.handle(now_us, Event::Heard);
+                if !frames.is_empty() {
+                    self.device.has_read(now_us);
+                }
+                // What came before an error counts.
+                self.on_frames(now_us, frames);
+                if let Err(error) = result {
+                    self.wire = Wire::Down;
+                    self.device.handle(now_us, Event::Closed(error));
+                }
+            }
+        }
+        for event in self.shared.mailboxes[self.client as usize].take() {
+            self.device.handle(now_us, event);
+        }
+        self.device.on_time(now_us);
+        for action in self.device.take_actions() {
+            self.act(action);
+        }
+    }
+
+    fn on_frames(&mut self, now_us: u64, frames: Vec<ServerFrame>) {
+        for frame in frames {
+            self.device.on_frame_of_connection(now_us, frame);
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Write(frame) => self.write(&frame),
+            Action::Connect { placement, avoid } => {
+                let (shared, client) = (Arc::clone(&self.shared), self.client);
+                self.wire = Wire::Connecting(Box::pin(connect(shared, client, placement, avoid)));
+            }
+            Action::Close => {
+                let wire = std::mem::replace(&mut self.wire, Wire::Down);
+                if self.device.outcome().is_some() {
+                    // The end of the loop closes it.
+                    self.wire = wire;
+                } else if let Wire::Up(link) = wire {
+                    let shared = Arc::clone(&self.shared);
+                    self.shared.tasks.spawn("load.close", async move { link.close(&shared.traffic).await });
+                }
+            }
+            Action::Drop => self.wire = Wire::Down,
+            Action::Abandon => {
+                if let Wire::Up(link) = std::mem::replace(&mut self.wire, Wire::Down) {
+                    self.ghost = Some(Box::new(link));
+                }
+            }
+            Action::ListInbox { generation } => self.call("load.inbox_sync", move |shared, client| async move {
+                let result = inbox(&shared, client).await.map_err(CallError::from);
+                Event::Inbox { generation, result }
+            }),
+            Action::FetchPage { conversation, after } => {
+                self.call("load.messages_sync", move |shared, client| async move {
+                    Event::Page(Box::new(fetch(&shared, client, conversation, after).await))
+                });
+            }
+            Action::LogIn => self.call("load.login", |shared, client| async move {
+                let stale = shared.world.token(client);
+                let renewed = shared.world.renew(client, &stale, &shared.api).await;
+                Event::LoggedIn(renewed.map(|_| ()).map_err(CallError::from))
+            }),
+        }
+    }
+
+    fn write(&mut self, frame: &ClientFrame) {
+        if let Wire::Up(link) = &mut self.wire {
+            link.push(frame);
+        }
+    }
+
+    /// Makes a call of the API in the background; what it brings back goes to the mailbox.
+    fn call<F>(&self, name: &'static str, call: impl FnOnce(Arc<Shared>, u32) -> F)
+    where
+        F: Future<Output = Event> + Send + 'static,
+    {
+        let (shared, client) = (Arc::clone(&self.shared), self.client);
+        let event = call(Arc::clone(&self.shared), client);
+        self.shared.tasks.spawn(name, async move {
+            let event = event.await;
+            shared.mailboxes[client as usize].deliver(event);
+        });
+    }
+}
+
+/// Writes what was pushed and reads what there is.
+fn poll_link(link: &mut Link, is_reading: bool, shared: &Shared, context: &mut Context<'_>) -> Poll<Wake> {
+    if link.has_output()
+        && let Poll::Ready(Err(error)) = link.poll_flush(context, &shared.traffic)
+    {
+        return Poll::Ready(Wake::Read(Vec::new(), Err(error)));
+    }
+    if !is_reading {
+        return Poll::Pending;
+    }
+    let mut frames = Vec::new();
+    link.poll_read(context, &mut frames, &shared.traffic).map(|result| Wake::Read(frames, result))
+}
+
+/// Connects to where the API or login said.
+async fn connect(
+    shared: Arc<Shared>,
+    client: u32,
+    placement: Option<Placement>,
+    avoid: Option<ServerName>,
+) -> Result<Opened, ConnectError> {
+    let token = shared.world.token(client);
+    let placement = match placement {
+        Some(placement) => placement,
+        None => shared.api.placement(&token, avoid.as_ref()).await.map_err(|error| {
+            let error = CallError::from(error);
+            ConnectError { server: None, retry_after: error.retry_after(), cause: LinkError::Placement(error) }
+        })?,
+    };
+    let source = shared.sources.get(client as usize % shared.sources.len().max(1)).copied();
+    let (traffic, transport) = (&shared.traffic, shared.scenario.transport);
+    let opened = match transport {
+        Transport::Websocket => {
+            let opened = SocketLink::open(&placement.url, &token, source, traffic).await;
+            opened.map(|(link, welcome, frames)| (Link::Socket(link), welcome, frames))
+        }
+        Transport::LongPoll | Transport::Poll => {
+            let interval = (transport == Transport::Poll).then_some(shared.scenario.poll_interval);
+            let opened = PollLink::open(&shared.pollers, &placement.url, &token, interval, traffic).await;
+            opened.map(|(link, welcome, frames)| (Link::Poll(Box::new(link)), welcome, frames))
+        }
+    };
+    opened.map_err(|cause| {
+        let retry_after = if let LinkError::Refused { retry_after, .. } = &cause { *retry_after } else { None };
+        ConnectError { server: Some(placement.server), retry_after, cause }
+    })
+}
+
+async fn inbox(shared: &Shared, client: u32) -> Result<Vec<InboxEntry>, Error> {
+    let token = shared.world.token(client);
+    let mut all: Vec<InboxEntry> = Vec::new();
+    loop {
+        let after = all.last().map(|entry| entry.conversation);
+        let page = shared.api.inbox_sync(&token, after, INBOX_PAGE).await?;
+        // A page that says "more" and holds nothing would be asked for for ever.
+        let is_last = !page.has_more || page.conversations.is_empty();
+        all.extend(page.conversations);
+        if is_last {
+            return Ok(all);
+        }
+    }
+}
+
+async fn fetch(shared: &Shared, client: u32, conversation: u32, after: u64) -> Page {
+    let token = shared.world.token(client);
+    let id = shared.world.conversations[conversation as usize].id;
+    let started_us = clock::now_us();
+    let result = shared.api.messages_sync(&token, id, MessageId(after), PAGE, Source::Any).await;
+    Page { conversation, after, started_us, ended_us: clock::now_us(), result: result.map_err(CallError::from) }
+}

@@ -1,0 +1,116 @@
+//! Counters of a run.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::client::{CallError, ConnectError, LinkError};
+
+/// Counters of a run. Written by clients, read by the engine.
+#[derive(Default)]
+pub(super) struct Stats {
+    pub(super) intended: AtomicU64,
+    pub(super) sent: AtomicU64,
+    pub(super) acked: AtomicU64,
+    pub(super) refused: AtomicU64,
+    pub(super) unresolved: AtomicU64,
+    pub(super) delivered: AtomicU64,
+    pub(super) frames: AtomicU64,
+    pub(super) repeated_on_wire: AtomicU64,
+    /// Devices that were connected at least once.
+    pub(super) ever_connected: AtomicU64,
+    pub(super) reconnects: AtomicU64,
+    pub(super) connections: AtomicU64,
+    pub(super) wanted: AtomicU64,
+    pub(super) gaps_synced: AtomicU64,
+    pub(super) beats: AtomicU64,
+    /// Connections that were lost or closed against the plan.
+    pub(super) disconnects: AtomicU64,
+    /// Frames and answers that can't be read, or break the protocol.
+    pub(super) protocol_errors: AtomicU64,
+    /// API calls that failed, other than by backpressure.
+    pub(super) http_errors: AtomicU64,
+    /// Answers that asked to be tried again later.
+    pub(super) throttled: AtomicU64,
+    /// Calls and connects that were repeated: all, and the most of one device.
+    pub(super) retries: AtomicU64,
+    pub(super) retries_per_device_max: AtomicU64,
+    /// What this machine could not do: files, ports, memory.
+    pub(super) local_errors: AtomicU64,
+    /// Errors by code.
+    pub(super) errors: Mutex<BTreeMap<String, u64>>,
+}
+
+impl Stats {
+    /// Messages that were due and have no answer yet, whether or not a device has noticed that they are due.
+    pub(super) fn owed(&self) -> u64 {
+        let answered = get(&self.acked) + get(&self.refused) + get(&self.unresolved);
+        get(&self.intended).saturating_sub(answered)
+    }
+
+    /// A device did something again, for the `of_device`th time.
+    pub(super) fn retried(&self, of_device: u32) {
+        add(&self.retries, 1);
+        self.retries_per_device_max.fetch_max(u64::from(of_device), Ordering::Relaxed);
+    }
+
+    /// A try to connect failed.
+    pub(super) fn connect_failed(&self, error: &ConnectError) {
+        match &error.cause {
+            LinkError::Placement(error) => return self.call_failed("placement", error),
+            LinkError::Local(_) => add(&self.local_errors, 1),
+            LinkError::Broken(_) => add(&self.protocol_errors, 1),
+            _ if error.retry_after.is_some() => return add(&self.throttled, 1),
+            LinkError::Lost(_) | LinkError::TimedOut { .. } | LinkError::Refused { .. } | LinkError::Closed(_) => {}
+        }
+        self.error(&format!("connect_{}", error.cause.name()));
+    }
+
+    /// A connection ended against the plan.
+    pub(super) fn connection_lost(&self, error: &LinkError) {
+        add(&self.disconnects, 1);
+        match error {
+            LinkError::Broken(_) => add(&self.protocol_errors, 1),
+            LinkError::Local(_) => add(&self.local_errors, 1),
+            _ => {}
+        }
+        self.error(&error.name());
+    }
+
+    /// An API call failed.
+    pub(super) fn call_failed(&self, call: &str, error: &CallError) {
+        let name = match error {
+            CallError::Throttled(_) => return add(&self.throttled, 1),
+            CallError::Unauthorized => "unauthorized",
+            CallError::NotAMember => "not_a_member",
+            CallError::Local(_) => {
+                add(&self.local_errors, 1);
+                "local"
+            }
+            CallError::Failed(name) => {
+                add(&self.http_errors, 1);
+                name
+            }
+        };
+        self.error(&format!("{call}_{name}"));
+    }
+
+    pub(super) fn error(&self, code: &str) {
+        *self.errors.lock().expect("no panic while held").entry(code.to_owned()).or_default() += 1;
+    }
+}
+
+/// Adds to a counter.
+pub(super) fn add(counter: &AtomicU64, n: u64) {
+    counter.fetch_add(n, Ordering::Relaxed);
+}
+
+/// Takes from a counter.
+pub(super) fn sub(counter: &AtomicU64, n: u64) {
+    counter.fetch_sub(n, Ordering::Relaxed);
+}
+
+/// Reads a counter.
+pub(super) fn get(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}

@@ -1,0 +1,192 @@
+//! Tokens that expired during a run, and the ones that replaced them. Clients that never renew take no memory here.
+
+use std::collections::HashMap;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+
+use super::api::Error;
+use super::retry::Retry;
+use crate::runtime::clock;
+
+/// Logins at the same time: tokens that were made together expire together.
+const LOGINS_AT_ONCE: usize = 16;
+
+/// Failed logins of a client are repeated this long. A run ends before.
+const BUDGET: Duration = Duration::from_hours(18);
+
+/// A client's token.
+#[derive(Debug, Clone)]
+pub(super) enum Token<'a> {
+    /// From the setup.
+    Initial(&'a str),
+    /// From a login during the run.
+    Renewed(Arc<str>),
+}
+
+impl Deref for Token<'_> {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        match self {
+            Self::Initial(token) => token,
+            Self::Renewed(token) => token,
+        }
+    }
+}
+
+/// One client's renewals.
+#[derive(Debug)]
+struct Renewal {
+    /// `None` until the first login succeeds. Written under `turn`.
+    token: Mutex<Option<Arc<str>>>,
+    /// Held during a login: others wait for its outcome instead of logging in too.
+    turn: tokio::sync::Mutex<Turn>,
+}
+
+#[derive(Debug)]
+struct Turn {
+    retry: Retry,
+    /// No login before, on the run's clock.
+    next_us: u64,
+}
+
+/// Renewed tokens of a run, by client.
+#[derive(Debug)]
+pub(super) struct Tokens {
+    renewals: Mutex<HashMap<u32, Arc<Renewal>>>,
+    /// Logins that replaced a token. Zero: no lock is needed to know that nobody has a renewed one.
+    renewed: AtomicU64,
+    logins: Semaphore,
+}
+
+impl Default for Tokens {
+    fn default() -> Self {
+        Self { renewals: Mutex::default(), renewed: AtomicU64::new(0), logins: Semaphore::new(LOGINS_AT_ONCE) }
+    }
+}
+
+impl Tokens {
+    /// A client's token: the latest renewed one, or `initial`.
+    pub(super) fn get<'a>(&self, client: u32, initial: &'a str) -> Token<'a> {
+        if self.renewed() == 0 {
+            return Token::Initial(initial);
+        }
+        let renewal = self.renewals.lock().expect("no panic while held").get(&client).cloned();
+        let token = renewal.and_then(|renewal| renewal.token.lock().expect("no panic while held").clone());
+        token.map_or(Token::Initial(initial), Token::Renewed)
+    }
+
+    /// Logins that replaced a token so far.
+    pub(super) fn renewed(&self) -> u64 {
+        self.renewed.load(Ordering::Relaxed)
+    }
+
+    /// Replaces a client's token that the server calls invalid. Of several callers with the same stale token one logs in, and
+    /// the others get what it got. After a failed login the next one waits: exponentially, with jitter, and as long as the server
+    /// asks for.
+    ///
+    /// # Errors
+    /// That of this login.
+    pub(super) async fn renew<F>(
+        &self,
+        client: u32,
+        stale: &str,
+        login: impl FnOnce() -> F,
+    ) -> Result<Token<'static>, Error>
+    where
+        F: Future<Output = Result<Box<str>, Error>>,
+    {
+        let renewal = self.renewal(client);
+        let mut turn = renewal.turn.lock().await;
+        let current = renewal.token.lock().expect("no panic while held").clone();
+        if let Some(current) = current.filter(|current| **current != *stale) {
+            return Ok(Token::Renewed(current));
+        }
+        clock::sleep_until_us(turn.next_us).await;
+        let permit = self.logins.acquire().await.map_err(|e| Error::transport(e.to_string()))?;
+        let answer = login().await;
+        drop(permit);
+        match answer {
+            Ok(token) => {
+                let token: Arc<str> = token.into();
+                *renewal.token.lock().expect("no panic while held") = Some(Arc::clone(&token));
+                turn.retry.reset();
+                turn.next_us = 0;
+                self.renewed.fetch_add(1, Ordering::Relaxed);
+                Ok(Token::Renewed(token))
+            }
+            Err(error) => {
+                let now_us = clock::now_us();
+                // Past the budget no login is worth another try.
+                let wait = turn.retry.next(now_us, error.retry_after()).unwrap_or(BUDGET);
+                turn.next_us = now_us + wait.as_micros() as u64;
+                Err(error)
+            }
+        }
+    }
+
+    fn renewal(&self, client: u32) -> Arc<Renewal> {
+        let mut renewals = self.renewals.lock().expect("no panic while held");
+        Arc::clone(renewals.entry(client).or_insert_with(|| {
+            Arc::new(Renewal { token: Mutex::default(), turn: tokio::sync::Mutex::new(Turn::new(client)) })
+        }))
+    }
+}
+
+impl Turn {
+    const fn new(client: u32) -> Self {
+        Self { retry: Retry::with_budget(client as u64, BUDGET), next_us: 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::clock;
+
+    /// A login that gives `token-1`, `token-2`, … and takes a while.
+    struct Logins(AtomicU64);
+
+    impl Logins {
+        async fn one(&self) -> Result<Box<str>, Error> {
+            let number = self.0.fetch_add(1, Ordering::Relaxed) + 1;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            Ok(format!("token-{number}").into())
+        }
+    }
+
+    #[tokio::test]
+    async fn of_many_who_renew_one_logs_in() {
+        let (tokens, logins) = (Tokens::default(), Logins(AtomicU64::new(0)));
+        assert_eq!(&*tokens.get(7, "initial"), "initial");
+        let renewals = (0..50).map(|_| tokens.renew(7, "initial", || logins.one()));
+        for token in futures_util::future::join_all(renewals).await {
+            assert_eq!(&*token.expect("logs in"), "token-1");
+        }
+        assert_eq!((tokens.renewed(), &*tokens.get(7, "initial")), (1, "token-1"));
+        assert_eq!(&*tokens.get(8, "initial"), "initial", "others keep theirs");
+        assert_eq!(&*tokens.renew(7, "token-1", || logins.one()).await.expect("logs in"), "token-2");
+        assert_eq!(&*tokens.renew(7, "token-1", || logins.one()).await.expect("is there"), "token-2", "a late caller");
+        assert_eq!((tokens.renewed(), tokens.renewals.lock().expect("free").len()), (2, 1));
+    }
+
+    #[tokio::test]
+    async fn a_failed_login_is_not_repeated_at_once() {
+        let tokens = Tokens::default();
+        let failing = || async { Err(Error::transport("down")) };
+        assert!(tokens.renew(1, "initial", failing).await.is_err());
+        let before_us = clock::now_us();
+        assert!(tokens.renew(1, "initial", failing).await.is_err());
+        assert!(clock::now_us() - before_us >= 90_000, "half of the first ceiling at least");
+        assert_eq!(&*tokens.get(1, "initial"), "initial");
+        let works = || async { Ok("new".into()) };
+        assert_eq!(&*tokens.renew(1, "initial", works).await.expect("logs in"), "new");
+        let before_us = clock::now_us();
+        assert_eq!(&*tokens.renew(1, "new", || async { Ok("newer".into()) }).await.expect("logs in"), "newer");
+        assert!(clock::now_us() - before_us < 90_000, "a success ends the waiting");
+    }
+}
