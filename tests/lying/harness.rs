@@ -14,7 +14,7 @@ use crate::modes;
 use crate::run::{Outcome, Stacks, run};
 
 /// Runs at a time, where `--test-threads` does not say.
-const AT_ONCE: usize = 6;
+const AT_ONCE: usize = 8;
 
 /// Exit code of a test binary with failures.
 const FAILED: u8 = 101;

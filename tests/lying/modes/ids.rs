@@ -20,7 +20,7 @@ pub(crate) const MODES: &[Mode] = &[
         name: "lie::shown_under_a_second_id",
         lie: Lie {
             server: |p, _, frame| {
-                let again = message_of(&frame).filter(|_| p.one_in("again", 40)).map(|message| {
+                let again = message_of(&frame).filter(|m| is_direct(p, m) && p.one_in("again", 10)).map(|message| {
                     p.lied();
                     MessageFrame { id: message.id.next(), ..message.clone() }
                 });
@@ -29,7 +29,7 @@ pub(crate) const MODES: &[Mode] = &[
             },
             ..Lie::NONE
         },
-        // The next message has that id.
+        // The next message has that id. In talk of two it comes much later.
         expect: Expect::violated(&[("duplicated", Is("lies"))]).also(&["id_reuse", "lost"]),
         ..Mode::LIE
     },
@@ -236,6 +236,10 @@ fn audit_rows(p: &Proxy, call: &Call, answer: &mut Answer, change: fn(&mut Vec<M
             p.tally.add("conversations_changed", 1);
         }
     });
+}
+
+fn is_direct(p: &Proxy, message: &MessageFrame) -> bool {
+    p.facts().rooms().get(&message.conversation).is_some_and(|room| room.members.len() == 2)
 }
 
 fn renumber(p: &Proxy, call: &mut Call) -> crate::proxy::http::Reply {

@@ -25,8 +25,8 @@ const MESSAGE_BYTES_MAX: u32 = 1 << 20;
 /// Things on their way to one client.
 const OUTGOING_MAX: usize = 16_384;
 
-/// Bytes in one write of [`Wire::Crumbs`].
-const CRUMB_BYTES: u64 = 9;
+/// Most bytes in one write of [`Wire::Crumbs`].
+const CRUMB_BYTES: u64 = 64;
 
 /// What becomes of a device's wish to connect.
 #[derive(Debug, Clone, Copy)]
