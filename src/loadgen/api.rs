@@ -386,3 +386,53 @@ impl Api {
         self.get(&format!("/inbox/sync?limit={limit}{after}"), token).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(status: u16, header: Option<&str>, body: &str) -> Error {
+        let mut headers = HeaderMap::new();
+        if let Some(value) = header {
+            headers.insert(RETRY_AFTER, value.parse().expect("a header"));
+        }
+        Error::refused(StatusCode::from_u16(status).expect("a status"), &headers, body.as_bytes())
+    }
+
+    const OVERLOADED: &str = r#"{"code":"overloaded","message":"busy","retry_after_ms":1500}"#;
+
+    #[test]
+    fn the_later_of_both_retry_times_counts_and_a_date_does_not() {
+        let after = |header, body| refused(503, header, body).retry_after();
+        assert_eq!(after(None, OVERLOADED), Some(Duration::from_millis(1_500)));
+        assert_eq!(after(Some("1"), OVERLOADED), Some(Duration::from_millis(1_500)));
+        assert_eq!(after(Some("2"), OVERLOADED), Some(Duration::from_secs(2)));
+        assert_eq!(after(Some("2"), "<html>busy</html>"), Some(Duration::from_secs(2)));
+        assert_eq!(after(Some("Fri, 31 Dec 2999 23:59:59 GMT"), "busy"), None);
+        assert_eq!(after(Some("-1"), "busy"), None);
+        assert_eq!(after(None, "busy"), None);
+    }
+
+    #[test]
+    fn backpressure_refusals_and_faults_are_told_apart() {
+        let busy = refused(503, None, OVERLOADED);
+        assert!(busy.is_throttled() && busy.is_retryable() && !busy.is_local());
+        assert_eq!((busy.code(), busy.status()), (Some(ErrorCode::Overloaded), Some(StatusCode::SERVICE_UNAVAILABLE)));
+        let plain = refused(503, None, "no upstream");
+        assert!(!plain.is_throttled() && plain.is_retryable() && plain.code().is_none());
+        assert!(refused(429, Some("1"), "").is_throttled());
+        assert!(!refused(500, Some("1"), "").is_throttled(), "a fault, whatever it asks for");
+        let expired = refused(401, None, r#"{"code":"unauthorized","message":"the token has expired"}"#);
+        assert!(expired.is_unauthorized() && !expired.is_retryable());
+        assert!(refused(401, None, "login").is_unauthorized());
+        assert!(!refused(409, None, r#"{"code":"conflict","message":"taken"}"#).is_retryable());
+        assert!(!Error::Unreadable("x".to_owned()).is_retryable());
+    }
+
+    #[test]
+    fn a_servers_words_are_short_and_not_obeyed() {
+        let text = refused(500, None, &format!("\u{1b}[2J{}", "x".repeat(10_000))).to_string();
+        assert!(text.starts_with("500 Internal Server Error: \\u{1b}[2Jx") && text.ends_with('…'), "{text}");
+        assert!(text.len() < 400, "{}", text.len());
+    }
+}

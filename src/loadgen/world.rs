@@ -28,6 +28,35 @@ const MANY_USERS: usize = 3_000;
 
 pub(super) const PASSWORD: &str = "simulated user";
 
+/// Largest population that is drawn only to be looked at.
+const LOOKED_AT_USERS_MAX: u32 = 100_000;
+
+/// Whether anybody can send, of the population that the scenario's seed draws: a talker may have been drawn into no conversation of
+/// the kind that it talks in. Larger populations are not looked at: of many somebody can.
+///
+/// # Errors
+/// Says that nobody can.
+pub fn check_talkers(scenario: &Scenario) -> Result<(), String> {
+    let asked = scenario.phases.iter().any(|phase| phase.rate > 0.0 || phase.rate_to.is_some_and(|rate| rate > 0.0));
+    if !asked || scenario.population.users > LOOKED_AT_USERS_MAX {
+        return Ok(());
+    }
+    let world = World::draw(scenario, 0);
+    let talks = |user: u32| {
+        let behavior = world.users[user as usize].behavior;
+        let mut kinds = world.conversations_of(user).iter().map(|c| world.conversations[*c as usize].kind);
+        kinds.any(|kind| behavior.talks_in(kind))
+    };
+    if (0..scenario.population.users).any(talks) {
+        return Ok(());
+    }
+    Err(format!(
+        "with seed {} none of {} users talks and has a conversation to talk in: give talkers more weight, add conversations, or \
+         change the seed",
+        scenario.seed, scenario.population.users
+    ))
+}
+
 /// A simulated user.
 #[derive(Debug, Clone)]
 pub(super) struct User {
@@ -372,7 +401,7 @@ impl World {
             let login = |_| async move {
                 let started = clock::now_us();
                 let login = api.login(name, PASSWORD, device).await?;
-                recorder.record(client, Path::Login, clock::now_us() - started);
+                recorder.record(client, Path::Login, started, clock::now_us() - started);
                 Ok((login.token.into_boxed_str(), login.placement))
             };
             api.retrying(seed(client, 0), login).await
@@ -535,6 +564,19 @@ pub(super) mod tests {
         }
         world.conversations[0].id = ConversationId(1);
         world
+    }
+
+    #[test]
+    fn a_seed_that_draws_no_talker_is_noticed() {
+        let text = "{name: t, population: {users: 40, groups: [{count: 1, members: {min: 2, max: 2}}]}, \
+                    behaviors: {lurker: 1000000, group-talker: 1}, phases: [{phase: steady, duration: 1s, rate: 9}]}";
+        let scenario = Scenario::parse(text, "t").expect("valid");
+        let refused = check_talkers(&scenario).expect_err("nobody talks");
+        assert!(refused.contains("with seed 1 none of 40 users"), "{refused}");
+        let all = text.replace("lurker: 1000000, ", "");
+        assert_eq!(check_talkers(&Scenario::parse(&all, "t").expect("valid")), Ok(()));
+        let silent = text.replace("rate: 9", "rate: 0");
+        assert_eq!(check_talkers(&Scenario::parse(&silent, "t").expect("valid")), Ok(()));
     }
 
     #[test]

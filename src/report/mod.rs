@@ -7,24 +7,34 @@ pub mod json;
 pub mod line;
 pub mod series;
 pub mod summary;
+mod untrusted;
 
 use std::io;
 use std::path::Path;
 
 use crate::loadgen::RunResult;
 use crate::loadgen::result::SCHEMA_VERSION;
+use crate::loadgen::scenario::check_name;
 pub use crate::telemetry::human::{human_bytes, human_count, human_us, human_value};
-use crate::telemetry::{LatencySummary, LiveSnapshot};
+use crate::telemetry::{LatencySummary, LiveSnapshot, printable};
+
+pub use self::untrusted::cleaned;
+
+/// The whole result, in the folder of a run.
+pub const RESULT_FILE: &str = "result.json";
+
+/// Largest file of a result.
+const RESULT_BYTES_MAX: u64 = 64 << 20;
 
 /// Reads the result of a run from its folder, or from a file such as `result.json`.
 ///
 /// # Errors
 /// Names the file and what is wrong with it.
 pub fn read(path: &Path) -> io::Result<RunResult> {
-    let path = if path.is_dir() { path.join("result.json") } else { path.to_owned() };
+    let path = if path.is_dir() { path.join(RESULT_FILE) } else { path.to_owned() };
     let named = |kind, error: &dyn std::fmt::Display| io::Error::new(kind, format!("{}: {error}", path.display()));
-    let text = std::fs::read_to_string(&path).map_err(|e| named(e.kind(), &e))?;
-    let result: RunResult = serde_json::from_str(&text)
+    let bytes = untrusted::read(&path, RESULT_BYTES_MAX).map_err(|e| named(e.kind(), &e))?;
+    let result: RunResult = untrusted::parse(&bytes)
         .map_err(|e| named(io::ErrorKind::InvalidData, &format!("not a result of chatctl load: {e}")))?;
     if result.schema != SCHEMA_VERSION {
         let problem =
@@ -35,41 +45,85 @@ pub fn read(path: &Path) -> io::Result<RunResult> {
 }
 
 /// Writes everything that is made of a run into a folder, which is made if need be: `result.json`, `summary.txt`,
-/// `report.html`, `latency.csv`, `series.csv`, and one `.hlog` per path, tagged with it.
+/// `report.html`, `latency.csv`, `series.csv`, and one `.hlog` per path, tagged with it. A result that was read back has no
+/// seconds: `.hlog` files that are there are left alone.
 ///
 /// # Errors
-/// Names the file.
+/// Names the files that could not be written. The others are.
 pub fn write_all(folder: &Path, result: &RunResult, series: &[LiveSnapshot]) -> io::Result<()> {
     let named = |path: &Path, error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
     std::fs::create_dir_all(folder).map_err(|e| named(folder, e))?;
-    let write = |name: &str, content: &[u8]| {
+    let mut failed: Option<io::Error> = None;
+    let mut write = |name: &str, content: io::Result<Vec<u8>>| {
         let path = folder.join(name);
-        std::fs::write(&path, content).map_err(|e| named(&path, e))
+        let written = content.and_then(|content| write_whole(&path, &content)).map_err(|e| named(&path, e));
+        if let Err(error) = written {
+            let text = failed.take().map_or_else(|| error.to_string(), |before| format!("{before}; {error}"));
+            failed = Some(io::Error::new(error.kind(), text));
+        }
     };
-    write("result.json", json::render(result).as_bytes())?;
-    write("summary.txt", summary::render(result, summary::Style::Plain).as_bytes())?;
-    write("report.html", html::render(result, series).as_bytes())?;
-    write("latency.csv", csv(result).as_bytes())?;
-    write("series.csv", series::csv(series).as_bytes())?;
+    write(RESULT_FILE, Ok(json::render(result).into_bytes()));
+    write("summary.txt", Ok(summary::render(result, summary::Style::Plain).into_bytes()));
+    write("report.html", Ok(html::render(result, series).into_bytes()));
+    write("latency.csv", Ok(csv(result).into_bytes()));
+    write("series.csv", Ok(series::csv(series).into_bytes()));
     for (path, histogram) in &result.histograms {
-        write(&format!("{path}.hlog"), &hlog::render(path, histogram, result)?)?;
+        let rendered = check_name(path).map_err(io::Error::other).and_then(|()| hlog::render(path, histogram, result));
+        let file = format!("{}.hlog", if rendered.is_ok() { path } else { "histogram" });
+        if rendered.is_ok() && result.intervals.rows().is_empty() && folder.join(&file).exists() {
+            continue;
+        }
+        write(&file, rendered);
     }
-    Ok(())
+    failed.map_or(Ok(()), Err)
+}
+
+/// Writes a file so that it is there in whole or not at all: half of a result is none.
+///
+/// # Errors
+/// The file system's.
+pub fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
+    // A device or a pipe, such as /dev/stdout, can't be replaced.
+    if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        return std::fs::write(path, content);
+    }
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.part", std::process::id()));
+    let part = path.with_file_name(name);
+    let written = std::fs::write(&part, content).and_then(|()| std::fs::rename(&part, path));
+    if written.is_err() {
+        // It may not be there at all.
+        let _ = std::fs::remove_file(&part);
+    }
+    written
 }
 
 /// The latencies of a run as CSV, one line per path; times in µs.
 #[must_use]
 pub fn csv(result: &RunResult) -> String {
-    let mut out = "path,samples,min_us,mean_us,p50_us,p90_us,p99_us,p999_us,max_us\n".to_owned();
+    let mut out = "path,samples,min_us,mean_us,p50_us,p75_us,p90_us,p95_us,p99_us,p999_us,max_us\n".to_owned();
     for (path, s) in &result.latency {
-        let LatencySummary { count, min_us, mean_us, p50_us, p90_us, p99_us, p999_us, max_us } = s;
-        out.push_str(&format!("{path},{count},{min_us},{mean_us:.1},{p50_us},{p90_us},{p99_us},{p999_us},{max_us}\n"));
+        let LatencySummary { count, min_us, mean_us, p50_us, p75_us, p90_us, p95_us, p99_us, p999_us, max_us } = s;
+        let path = csv_field(path);
+        out.push_str(&format!(
+            "{path},{count},{min_us},{mean_us:.1},{p50_us},{p75_us},{p90_us},{p95_us},{p99_us},{p999_us},{max_us}\n"
+        ));
     }
     out
 }
 
-/// Text that stands in HTML or XML.
+/// Text that stands in a column of CSV.
+fn csv_field(text: &str) -> String {
+    let text = printable(text);
+    let is_plain = text.chars().all(|c| c.is_alphanumeric() || "_-. ".contains(c));
+    // A program that opens the file takes a text that begins so for a formula.
+    let text = if text.starts_with(['=', '+', '-', '@']) { format!("'{text}") } else { text.into_owned() };
+    if is_plain { text } else { format!("\"{}\"", text.replace('"', "\"\"")) }
+}
+
+/// Text that stands in HTML or XML. Characters that XML can't hold are shown by their codes.
 fn escape(text: &str) -> String {
+    let text = printable(text);
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
@@ -94,5 +148,9 @@ mod tests {
         assert!(refused.to_string().contains("later.json") && refused.to_string().ends_with("schema 2"), "{refused}");
         let hlog = std::fs::read_to_string(folder.path().join("ack.hlog")).expect("is there");
         assert!(hlog.contains("Tag=ack") && hlog.contains("HIST"), "{hlog}");
+        let csv =
+            csv(&RunResult { latency: [("ack".to_owned(), LatencySummary::default())].into(), ..RunResult::default() });
+        let columns: Vec<usize> = csv.lines().map(|line| line.split(',').count()).collect();
+        assert_eq!(columns, [11, 11], "{csv}");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{human_bytes, human_count, human_us, human_value};
+use super::{human_bytes, human_count, human_us};
 use crate::loadgen::RunResult;
 use crate::loadgen::recorder::Path;
 use crate::loadgen::result::Verdict;
@@ -35,10 +35,12 @@ pub fn render(result: &RunResult, style: Style) -> String {
     latencies(&mut out, result);
     faults(&mut out, result);
     generator(&mut out, result);
+    foreign_load(&mut out, result);
     memory(&mut out, result);
     workers(&mut out, result);
     processes(&mut out, result);
     thresholds(&mut out, result);
+    warnings(&mut out, result);
     verdict(&mut out, result, style);
     out
 }
@@ -113,18 +115,20 @@ fn messages(out: &mut String, r: &RunResult) {
 fn latencies(out: &mut String, r: &RunResult) {
     let _ = writeln!(
         out,
-        "\n{:<26}{:>10} {:>10} {:>10} {:>10} {:>10} {:>10}",
-        "latency from due time", "samples", "p50", "p90", "p99", "p99.9", "max"
+        "\n{:<25}{:>10}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}",
+        "latency from due time", "samples", "p50", "p75", "p90", "p95", "p99", "p99.9", "max"
     );
     for path in Path::ALL {
         let Some(s) = r.latency.get(path.name()).filter(|s| s.count > 0) else { continue };
         let _ = writeln!(
             out,
-            "{:<26}{:>10} {:>10} {:>10} {:>10} {:>10} {:>10}",
+            "{:<25}{:>10}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}",
             path.name(),
             human_count(s.count),
             human_us(s.p50_us),
+            human_us(s.p75_us),
             human_us(s.p90_us),
+            human_us(s.p95_us),
             human_us(s.p99_us),
             human_us(s.p999_us),
             human_us(s.max_us)
@@ -147,15 +151,16 @@ fn faults(out: &mut String, r: &RunResult) {
         };
         let end = match fault.calm_after_s {
             Some(s) => format!("the last {s:.2} s after its end"),
-            None if fault.errors + fault.late_acks > 0 => "none after its end".to_owned(),
+            None if fault.errors + fault.late_acks + fault.late_deliveries > 0 => "none after its end".to_owned(),
             None => "nothing to recover from".to_owned(),
         };
         let _ = writeln!(out, "\nfault      {} at {:.1} s: {lost}", fault.what, fault.at_s);
         let _ = writeln!(
             out,
-            "           {} errors and {} ACKs over a second late; {end}",
+            "           {} errors, {} ACKs and {} deliveries over a second late; {end}",
             human_count(fault.errors),
-            human_count(fault.late_acks)
+            human_count(fault.late_acks),
+            human_count(fault.late_deliveries)
         );
     }
 }
@@ -164,7 +169,8 @@ fn generator(out: &mut String, r: &RunResult) {
     let g = &r.generator;
     let _ = writeln!(
         out,
-        "\ngenerator  late p99 {}, max {} ({} samples); {:.2} s of processor time, {:.1} µs per frame and beat; {} resident",
+        "\ngenerator  late p50 {}, p99 {}, max {} ({} samples); {:.2} s of processor time, {:.1} µs per frame and beat; {} resident",
+        human_us(g.lag.p50_us),
         human_us(g.lag.p99_us),
         human_us(g.lag.max_us),
         human_count(g.lag.count),
@@ -182,6 +188,29 @@ fn generator(out: &mut String, r: &RunResult) {
                 delivered => format!(", {:.1} s per million deliveries", g.stack_cpu_s * 1e6 / delivered as f64),
             }
         );
+    }
+}
+
+/// What others took of the generator's machine.
+fn foreign_load(out: &mut String, r: &RunResult) {
+    let g = &r.generator;
+    if g.cores == 0.0 {
+        return;
+    }
+    let foreign = match (g.foreign_cores_mean, g.foreign_cores_max) {
+        (Some(mean), Some(max)) => format!("other programs used {mean:.2} on average, {max:.2} at most"),
+        _ => "what other programs used of them can't be told from the target".to_owned(),
+    };
+    let _ = writeln!(
+        out,
+        "machine    {:.0} cores; {foreign}; other machines of the host took {:.2}, {:.2} at most",
+        g.cores, g.steal_cores_mean, g.steal_cores_max
+    );
+}
+
+fn warnings(out: &mut String, r: &RunResult) {
+    for (n, warning) in r.warnings.iter().enumerate() {
+        let _ = writeln!(out, "{}{warning}", if n == 0 { "\nwarning    " } else { "           " });
     }
 }
 
@@ -268,10 +297,10 @@ fn thresholds(out: &mut String, r: &RunResult) {
         return;
     }
     out.push('\n');
-    for outcome in &r.thresholds {
+    // Of the conditions that every run has, those that failed.
+    for outcome in r.thresholds.iter().filter(|outcome| !outcome.is_default || !outcome.passed) {
         let mark = if outcome.passed { "ok  " } else { "FAIL" };
-        let value = outcome.value.map_or("nothing measured".to_owned(), human_value);
-        let _ = writeln!(out, "{mark}       {:<32} {value}", outcome.threshold);
+        let _ = writeln!(out, "{mark}       {:<32} {}", outcome.threshold, outcome.measured());
     }
 }
 
@@ -300,8 +329,13 @@ mod tests {
         let ack = LatencySummary { count: 12_345, p50_us: 900, p99_us: 1_500, max_us: 2_000, ..Default::default() };
         r.latency.insert("ack".to_owned(), ack);
         r.reasons.push("because".to_owned());
+        r.warnings.push("take care".to_owned());
+        r.generator.cores = 2.0;
+        (r.generator.foreign_cores_mean, r.generator.foreign_cores_max) = (Some(0.25), Some(1.9));
         let text = render(&r, Style::Plain);
         assert!(text.contains("12 345") && text.contains("900 µs") && text.contains("1.5 ms"), "{text}");
+        assert!(text.contains("2 cores; other programs used 0.25 on average, 1.90 at most"), "{text}");
+        assert!(text.contains("\nwarning    take care\n"), "{text}");
         assert!(text.trim_end().ends_with("PASS\n           because"), "{text}");
         assert!(!text.contains('\x1b'));
     }

@@ -8,10 +8,14 @@ mod error_chain;
 pub mod limits;
 pub mod machine;
 pub mod net;
+mod pacing_thread;
 pub mod process;
 pub mod queue;
 pub mod tasks;
+pub mod temporary;
 
 pub use backoff::Backoff;
 pub use error_chain::{error_chain, is_local_cause};
+pub use pacing_thread::{Bell, PacingThread};
 pub use tasks::Tasks;
+pub use temporary::TemporaryFolder;

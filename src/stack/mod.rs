@@ -6,10 +6,12 @@
 //! | `node` | one server: its own runtime, its listeners, its role |
 //! | `running` | a whole stack in this process: start, stop, kill, drain |
 //! | `processes` | a stack whose servers are processes of their own |
+//! | `fault_check` | which faults a stack can have done to it |
 //! | `haproxy` | another balancer in the gateway's place |
 //! | `profile` | stacks with a name |
 
 pub mod config;
+pub mod fault_check;
 pub mod haproxy;
 mod node;
 pub mod plan;

@@ -12,7 +12,7 @@ use super::node::{Home, Node};
 use crate::backends::registry::Role;
 use crate::backends::{self, BackendError, Backends};
 use crate::protocol::ServerName;
-use crate::runtime::Tasks;
+use crate::runtime::{Tasks, TemporaryFolder};
 use crate::server::chat::ChatError;
 use crate::server::chat::tamper::Tamper;
 use crate::server::{Deps, auth};
@@ -121,17 +121,18 @@ pub struct Stack {
     data: DataFolder,
 }
 
-/// Removes a folder that the stack made for itself.
-struct DataFolder {
-    path: PathBuf,
-    is_temporary: bool,
+/// Where a stack's data is.
+enum DataFolder {
+    Given(PathBuf),
+    /// Removed with the stack.
+    Temporary(TemporaryFolder),
 }
 
-impl Drop for DataFolder {
-    fn drop(&mut self) {
-        if self.is_temporary {
-            // What can't be removed lies in the system's temporary folder.
-            let _ = std::fs::remove_dir_all(&self.path);
+impl DataFolder {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Given(path) => path,
+            Self::Temporary(folder) => folder.path(),
         }
     }
 }
@@ -143,7 +144,7 @@ impl Drop for DataFolder {
 pub async fn migrate(config: &Config) -> Result<(), StackError> {
     config.check().map_err(StackError::Config)?;
     let data = data_folder(config)?;
-    backends::open(&engines(config, &data.path)).await?;
+    backends::open(&engines(config, data.path())).await?;
     Ok(())
 }
 
@@ -190,8 +191,8 @@ impl Stack {
     ) -> Result<Self, StackError> {
         config.check().map_err(StackError::Config)?;
         let data = data_folder(&config)?;
-        let backends = change(backends::open(&engines(&config, &data.path)).await?);
-        let secret = secret(&data.path)?;
+        let backends = change(backends::open(&engines(&config, data.path())).await?);
+        let secret = secret(data.path())?;
         let tokens = Arc::new(auth::Tokens::new(&secret, config.token_lifetime.as_secs()));
         let metrics = Registry::default();
         let mut stack = Self { nodes: Vec::new(), config, metrics, backends, data };
@@ -235,7 +236,7 @@ impl Stack {
     /// Where the embedded engines keep their data.
     #[must_use]
     pub fn data(&self) -> &Path {
-        &self.data.path
+        self.data.path()
     }
 
     /// The engines, for tests that look behind the servers.
@@ -278,15 +279,12 @@ impl Stack {
 }
 
 fn data_folder(config: &Config) -> Result<DataFolder, StackError> {
-    let (path, is_temporary) = if let Some(path) = &config.data {
-        (path.clone(), false)
-    } else {
-        // Not the time: two stacks of one process may start in the same microsecond.
-        let name = format!("chatctl-{}-{}", std::process::id(), uuid::Uuid::new_v4().simple());
-        (std::env::temp_dir().join(name), true)
+    let Some(path) = config.data.clone() else {
+        let failed = |source| StackError::Data { path: std::env::temp_dir(), source };
+        return TemporaryFolder::create().map(DataFolder::Temporary).map_err(failed);
     };
     std::fs::create_dir_all(&path).map_err(|source| StackError::Data { path: path.clone(), source })?;
-    Ok(DataFolder { path, is_temporary })
+    Ok(DataFolder::Given(path))
 }
 
 /// The deployment's secret: made once, readable by its owner only.

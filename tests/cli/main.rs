@@ -1,6 +1,8 @@
 //! The command as a person meets it: messages and exit codes.
 
+mod edges;
 mod processes;
+mod regressions;
 mod scale;
 
 use std::io::{BufRead, BufReader};

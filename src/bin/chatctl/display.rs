@@ -38,12 +38,19 @@ pub(crate) fn choose_ui(asked: Ui) -> Ui {
 /// Most seconds of a run that are kept in memory; of a longer one every second, every fourth, … is.
 const KEPT_MAX: usize = 20_000;
 
-/// Keeps every snapshot, and writes it down as it comes where there is a folder.
-pub(crate) async fn record(
-    mut shown: watch::Receiver<LiveSnapshot>,
-    out: Option<PathBuf>,
-) -> std::io::Result<Vec<LiveSnapshot>> {
-    let mut writer = out.as_deref().map(report::series::Writer::create).transpose()?;
+/// The seconds of a run.
+pub(crate) struct Recorded {
+    pub(crate) series: Vec<LiveSnapshot>,
+    /// Why they were not written down to the end.
+    pub(crate) problem: Option<String>,
+}
+
+/// Keeps every snapshot, and writes it down as it comes where there is a folder. A disk that is full does not end the run.
+pub(crate) async fn record(mut shown: watch::Receiver<LiveSnapshot>, out: Option<PathBuf>) -> Recorded {
+    let mut problem = None;
+    let mut writer = out
+        .as_deref()
+        .and_then(|out| report::series::Writer::create(out).map_err(|e| problem = Some(e.to_string())).ok());
     let mut series: Vec<LiveSnapshot> = Vec::new();
     let (mut last_s, mut seen, mut stride) = (0.0, 0_usize, 1);
     while shown.changed().await.is_ok() {
@@ -54,8 +61,9 @@ pub(crate) async fn record(
         }
         last_s = snapshot.elapsed_s;
         snapshot.histograms.clear();
-        if let Some(writer) = &mut writer {
-            writer.append(&snapshot)?;
+        if let Some(Err(error)) = writer.as_mut().map(|writer| writer.append(&snapshot)) {
+            problem = Some(format!("{}: {error}", report::series::FILE));
+            writer = None;
         }
         if seen.is_multiple_of(stride) {
             series.push(snapshot);
@@ -70,7 +78,7 @@ pub(crate) async fn record(
             });
         }
     }
-    Ok(series)
+    Recorded { series, problem }
 }
 
 /// Shows the run beside it. The returned future ends when the display has.

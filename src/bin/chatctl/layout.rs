@@ -93,6 +93,22 @@ impl Against {
         Ok(Generators::There(addresses))
     }
 
+    /// Parts that the run is known to be cut into.
+    pub(crate) fn parts(&self) -> Result<usize, Failure> {
+        let generators = self.generators()?;
+        if let (Generators::There(_), Some(Sources(all))) = (&generators, &self.source_addresses) {
+            return Err(Failure::usage(format!(
+                "--source-addresses with {} addresses: they are for generators of this machine",
+                all.len()
+            )));
+        }
+        Ok(match generators {
+            Generators::Auto => 1,
+            Generators::Here(count) => count,
+            Generators::There(addresses) => addresses.len(),
+        })
+    }
+
     /// Whether a stack is started for the run.
     pub(crate) fn has_own_stack(&self) -> bool {
         self.target.is_none()
@@ -179,6 +195,7 @@ pub(crate) fn plan(
     note: impl Fn(&str),
 ) -> Result<Plan, Failure> {
     let own_stack = against.has_own_stack();
+    against.parts()?;
     let is_in_process = own_stack && scenario.stack.engines == EngineChoice::Embedded;
     let devices = scenario.connections_max();
     let files = machine::raise_open_files();
@@ -213,12 +230,6 @@ pub(crate) fn plan(
     let generators = processes.max(addresses.len()).max(1) as u64;
     let each = devices.div_ceil(generators);
     let sources = match &against.source_addresses {
-        Some(Sources(all)) if is_elsewhere => {
-            return Err(Failure::usage(format!(
-                "--source-addresses with {} addresses: they are for generators of this machine",
-                all.len()
-            )));
-        }
         Some(Sources(all)) => {
             check_sources(all)?;
             shared_out(all, generators as usize)

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use chatctl::loadgen::Scenario;
-use chatctl::loadgen::result::{RunResult, Verdict};
+use chatctl::loadgen::result::RunResult;
 use chatctl::report::{self, summary};
 use chatctl::runtime::Tasks;
 
@@ -13,9 +13,11 @@ use crate::display::{self, Ui};
 use crate::exit::{self, Failure};
 use crate::layout::Against;
 use crate::output::{errln, outln};
+use crate::preflight;
 use crate::runner::{self, Outcome, Setting};
 use crate::table::Table;
 use crate::up::init_logging;
+use crate::writable;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -44,37 +46,37 @@ pub(crate) struct Args {
     check: bool,
 }
 
+/// A run that came to its end.
+struct Done {
+    result: RunResult,
+    code: u8,
+}
+
 pub(crate) fn run(args: Args) -> Result<u8, Failure> {
     let scenarios = args.scenarios.iter().map(|path| read(path, &args)).collect::<Result<Vec<_>, _>>()?;
+    let runtime = runner::runtime()?;
+    runtime.block_on(async {
+        for (path, scenario) in args.scenarios.iter().zip(&scenarios) {
+            preflight::check(path, scenario, &args.against).await?;
+        }
+        Ok::<(), Failure>(())
+    })?;
     if args.check {
         for (path, scenario) in args.scenarios.iter().zip(&scenarios) {
             outln!("{}: valid, {:.0} s", path.display(), scenario.duration().as_secs_f64());
         }
         return Ok(exit::PASS);
     }
-    let mut names = HashSet::new();
-    if let Some(twice) = scenarios.iter().find(|scenario| !names.insert(&scenario.name))
-        && (args.out.is_some() || args.history.is_some())
-    {
-        let text = format!("two scenarios are named {:?}: their files would write over each other", twice.name);
-        return Err(Failure::usage(text));
-    }
+    probe(&scenarios, &args)?;
     let ui = display::choose_ui(args.ui);
     if ui != Ui::Tui {
         init_logging();
     }
-    let histories = args.history.as_ref().filter(|_| scenarios.len() > 1);
-    for (flag, folder) in [("--out", args.out.as_ref()), ("--history", histories)] {
-        let Some(folder) = folder else { continue };
-        // Found out before the load rather than after it.
-        std::fs::create_dir_all(folder).map_err(|e| Failure::usage(format!("{flag} {}: {e}", folder.display())))?;
-    }
-    let runtime = runner::runtime()?;
     let interrupt = Tasks::new();
     runtime.block_on(async { runner::watch_signals(&interrupt) })?;
     if let [scenario] = &scenarios[..] {
         let out = args.out.clone();
-        return runtime.block_on(run_one(scenario, &args, ui, out.as_deref(), &interrupt)).map(|result| code(&result));
+        return runtime.block_on(run_one(scenario, &args, ui, out.as_deref(), &interrupt)).map(|done| done.code);
     }
     let mut outcomes = Vec::new();
     for scenario in &scenarios {
@@ -89,7 +91,36 @@ pub(crate) fn run(args: Args) -> Result<u8, Failure> {
         }
     }
     outln!("\n{}\n{}", overview(&outcomes), costs(&outcomes));
-    Ok(gravest(outcomes.iter().map(|(_, outcome)| outcome.as_ref().map_or_else(|f| f.code, code))))
+    Ok(exit::gravest(outcomes.iter().map(|(_, outcome)| outcome.as_ref().map_or_else(|f| f.code, |done| done.code))))
+}
+
+/// Finds out before the load whether its files can be written.
+fn probe(scenarios: &[Scenario], args: &Args) -> Result<(), Failure> {
+    let mut names = HashSet::new();
+    if let Some(twice) = scenarios.iter().find(|scenario| !names.insert(&scenario.name))
+        && (args.out.is_some() || args.history.is_some())
+    {
+        let text = format!("two scenarios are named {:?}: their files would write over each other", twice.name);
+        return Err(Failure::usage(text));
+    }
+    for scenario in scenarios {
+        if let Some(folder) = &args.out {
+            let folder = if scenarios.len() > 1 { folder.join(&scenario.name) } else { folder.clone() };
+            writable::probe_folder("--out", &folder)?;
+            for file in [report::RESULT_FILE, report::series::FILE] {
+                writable::probe_file("--out", &folder.join(file))?;
+            }
+        }
+        if let Some(path) = history(scenario, args) {
+            if scenarios.len() > 1
+                && let Some(folder) = path.parent()
+            {
+                writable::probe_folder("--history", folder)?;
+            }
+            writable::probe_file("--history", &path)?;
+        }
+    }
+    Ok(())
 }
 
 fn read(path: &Path, args: &Args) -> Result<Scenario, Failure> {
@@ -104,33 +135,35 @@ fn history(scenario: &Scenario, args: &Args) -> Option<PathBuf> {
     Some(if args.scenarios.len() > 1 { path.join(format!("{}.jsonl", scenario.name)) } else { path.clone() })
 }
 
-/// Runs a scenario and prints what came of it.
+/// Runs a scenario and prints what came of it. What can't be written then does not hide the verdict.
 async fn run_one(
     scenario: &Scenario,
     args: &Args,
     ui: Ui,
     out: Option<&Path>,
     interrupt: &Tasks,
-) -> Result<RunResult, Failure> {
-    if let Some(out) = out {
-        std::fs::create_dir_all(out).map_err(|e| Failure::usage(format!("--out {}: {e}", out.display())))?;
-    }
+) -> Result<Done, Failure> {
     let (against, history) = (&args.against, history(scenario, args));
     let setting = Setting { against, ui, history, out, metrics: args.metrics, interrupt };
-    let Outcome { result, series, logs } = runner::run(scenario, &setting).await?;
+    let Outcome { result, series, logs, mut problems } = runner::run(scenario, &setting).await?;
     outln!("\n{}", summary::render(&result, summary::Style::of_output()).trim_end());
     if let Some(folder) = out {
-        report::write_all(folder, &result, &series).map_err(Failure::environment)?;
-        outln!("\nwritten to {}", folder.display());
+        problems.extend(report::write_all(folder, &result, &series).err().map(|e| e.to_string()));
+        if problems.is_empty() {
+            outln!("\nwritten to {}", folder.display());
+        }
     }
     if let Some(logs) = logs {
         outln!("logs of the servers in {}", logs.display());
     }
-    Ok(result)
+    for problem in &problems {
+        errln!("chatctl: not everything was written: {problem}");
+    }
+    Ok(Done { code: exit::with_problems(exit::of(&result), &problems), result })
 }
 
 /// One line for each of several scenarios.
-fn overview(outcomes: &[(String, Result<RunResult, Failure>)]) -> Table<9> {
+fn overview(outcomes: &[(String, Result<Done, Failure>)]) -> Table<9> {
     let mut table = Table::new([
         "SCENARIO",
         "VERDICT",
@@ -143,7 +176,7 @@ fn overview(outcomes: &[(String, Result<RunResult, Failure>)]) -> Table<9> {
         "RECOVERED AFTER",
     ]);
     for (name, outcome) in outcomes {
-        let Ok(result) = outcome else {
+        let Ok(Done { result, .. }) = outcome else {
             let dash = || "-".to_owned();
             table.row([name.clone(), "ERROR".to_owned(), dash(), dash(), dash(), dash(), dash(), dash(), dash()]);
             continue;
@@ -167,7 +200,7 @@ fn overview(outcomes: &[(String, Result<RunResult, Failure>)]) -> Table<9> {
 }
 
 /// What each of several scenarios took, side by side.
-fn costs(outcomes: &[(String, Result<RunResult, Failure>)]) -> Table<9> {
+fn costs(outcomes: &[(String, Result<Done, Failure>)]) -> Table<9> {
     let mut table = Table::new([
         "SCENARIO",
         "ACK P50",
@@ -180,7 +213,7 @@ fn costs(outcomes: &[(String, Result<RunResult, Failure>)]) -> Table<9> {
         "STACK CPU",
     ]);
     for (name, outcome) in outcomes {
-        let Ok(result) = outcome else { continue };
+        let Ok(Done { result, .. }) = outcome else { continue };
         let c = &result.counts;
         let quantiles = |path: &str| {
             let seen = result.latency.get(path).filter(|l| l.count > 0);
@@ -202,34 +235,4 @@ fn costs(outcomes: &[(String, Result<RunResult, Failure>)]) -> Table<9> {
         ]);
     }
     table
-}
-
-pub(crate) fn code(result: &RunResult) -> u8 {
-    match result.verdict {
-        Verdict::Pass => exit::PASS,
-        Verdict::ThresholdFailed => exit::THRESHOLD,
-        Verdict::LedgerViolated => exit::LEDGER,
-        Verdict::Invalid => exit::INVALID,
-        Verdict::Interrupted => exit::INTERRUPTED,
-    }
-}
-
-/// The exit code of several runs.
-fn gravest(codes: impl Iterator<Item = u8>) -> u8 {
-    const ORDER: [u8; 7] =
-        [exit::LEDGER, exit::INTERRUPTED, exit::USAGE, exit::ENVIRONMENT, exit::INVALID, exit::THRESHOLD, exit::PASS];
-    codes.min_by_key(|code| ORDER.iter().position(|c| c == code)).unwrap_or(exit::PASS)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_gravest_code_of_several_runs_is_the_one_that_counts() {
-        let of = |codes: &[u8]| gravest(codes.iter().copied());
-        assert_eq!(of(&[0, 1, 5]), exit::INVALID);
-        assert_eq!(of(&[1, 4, 3]), exit::LEDGER);
-        assert_eq!(of(&[0, 0]), exit::PASS);
-    }
 }

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::sync::OnceLock;
 
 use chatctl::runtime::Tasks;
+use chatctl::telemetry::printable_lines;
 
 /// Why the first write to standard output failed that did.
 static FAILED: OnceLock<io::Error> = OnceLock::new();
@@ -36,9 +37,10 @@ pub(crate) fn print(text: fmt::Arguments<'_>, is_line: bool) {
     }
 }
 
+/// What an error says may come from a server or a file: a terminal does not obey it.
 pub(crate) fn print_error(text: fmt::Arguments<'_>) {
     // There is nowhere left to say that this failed.
-    let _ = writeln!(io::stderr().lock(), "{text}");
+    let _ = writeln!(io::stderr().lock(), "{}", printable_lines(&text.to_string()));
 }
 
 /// Whether standard output could be written so far.

@@ -6,16 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use chatctl::loadgen::Scenario;
 use chatctl::loadgen::control::StackControl;
 use chatctl::loadgen::result::ProcessUsage;
 use chatctl::loadgen::scenario::EngineChoice;
+use chatctl::loadgen::{Scenario, Target};
 use chatctl::protocol::Fault;
 use chatctl::server::auth::PasswordCost;
 use chatctl::stack::processes::control::{Client, Request};
 use chatctl::stack::processes::{Options, Status};
 use chatctl::stack::profile::Profile;
-use chatctl::stack::{Config, Stack, Supervisor};
+use chatctl::stack::{Config, Stack, Supervisor, fault_check};
 use tokio::sync::Mutex;
 
 use crate::exit::Failure;
@@ -31,15 +31,13 @@ pub(crate) enum OwnStack {
     Processes(Arc<Supervisor>),
     /// Started by `chatctl up`, in this folder.
     Up(PathBuf),
+    /// Not started: what could be done to it is known all the same.
+    Planned(Box<Config>),
 }
 
 impl OwnStack {
-    /// Starts what a scenario asks for. `folder` is for the logs of processes.
-    pub(crate) async fn start(
-        scenario: &Scenario,
-        folder: &Path,
-        note: impl Fn(String) + Send + Sync + 'static,
-    ) -> Result<Self, Failure> {
+    /// The settings of the stack that a scenario asks for.
+    pub(crate) fn config(scenario: &Scenario) -> Config {
         let spec = &scenario.stack;
         let profile = match spec.engines {
             EngineChoice::Embedded => Profile::Embedded,
@@ -61,10 +59,20 @@ impl OwnStack {
         };
         config.api.password_cost = THROWAWAY_PASSWORD_COST;
         config.api.bulk_accounts = true;
+        config.processes.relays = scenario.faults.iter().any(|fault| matches!(fault.action, Fault::Cut { .. }));
+        config
+    }
+
+    /// Starts what a scenario asks for. `folder` is for the logs of processes.
+    pub(crate) async fn start(
+        scenario: &Scenario,
+        folder: &Path,
+        note: impl Fn(String) + Send + Sync + 'static,
+    ) -> Result<Self, Failure> {
+        let config = Self::config(scenario);
         if !config.processes.enabled {
             return Ok(Self::InProcess(Arc::new(Mutex::new(Some(Stack::start(config).await?)))));
         }
-        config.processes.relays = scenario.faults.iter().any(|fault| matches!(fault.action, Fault::Cut { .. }));
         let program = std::env::current_exe().map_err(Failure::environment)?;
         let options = Options { folder: folder.to_owned(), program, note: Box::new(note) };
         let supervisor = Supervisor::start(config, options).await;
@@ -72,10 +80,10 @@ impl OwnStack {
     }
 
     /// The stack that `chatctl up` runs in a folder, if the target is its.
-    pub(crate) async fn find(target: &str, folder: &Path) -> Option<Self> {
+    pub(crate) async fn find(target: &Target, folder: &Path) -> Option<Self> {
         let mut client = Client::connect(folder).await.ok()?;
         let status: Status = client.ask(&Request::Status, |_| ()).await.ok()?;
-        (status.api_url.as_deref() == Some(target.trim_end_matches('/'))).then(|| Self::Up(folder.to_owned()))
+        (status.api_url.as_deref() == Some(target.as_str())).then(|| Self::Up(folder.to_owned()))
     }
 
     /// Address for HTTP.
@@ -83,7 +91,7 @@ impl OwnStack {
         match self {
             Self::InProcess(stack) => stack.lock().await.as_ref().and_then(Stack::api_url),
             Self::Processes(supervisor) => supervisor.api_url(),
-            Self::Up(_) => None,
+            Self::Up(_) | Self::Planned(_) => None,
         }
     }
 
@@ -97,13 +105,13 @@ impl OwnStack {
                 }
             }
             Self::Processes(supervisor) => supervisor.stop().await,
-            Self::Up(_) => {}
+            Self::Up(_) | Self::Planned(_) => {}
         }
     }
 
     async fn status(&self) -> Option<Status> {
         match self {
-            Self::InProcess(_) => None,
+            Self::InProcess(_) | Self::Planned(_) => None,
             Self::Processes(supervisor) => Some(supervisor.status().await),
             Self::Up(folder) => Client::connect(folder).await.ok()?.ask(&Request::Status, |_| ()).await.ok(),
         }
@@ -119,17 +127,12 @@ async fn ask(folder: &Path, request: &Request) -> Result<(), String> {
 impl StackControl for OwnStack {
     async fn check(&self, fault: &Fault) -> Result<(), String> {
         match self {
-            Self::InProcess(stack) => match fault {
-                Fault::Kill(name) | Fault::Drain(name) => {
-                    let nodes = stack.lock().await.as_ref().map(Stack::nodes).unwrap_or_default();
-                    if nodes.iter().any(|node| node.name.as_str() == name) {
-                        return Ok(());
-                    }
-                    let there = nodes.iter().map(|node| node.name.to_string()).collect::<Vec<_>>().join(", ");
-                    Err(format!("there is no server {name}: there are {there}"))
-                }
-                _ => Err("a stack in one process knows only kill and drain: set stack.engines to real".to_owned()),
-            },
+            Self::InProcess(stack) => {
+                let nodes = stack.lock().await.as_ref().map(Stack::nodes).unwrap_or_default();
+                let servers: Vec<String> = nodes.iter().map(|node| node.name.to_string()).collect();
+                fault_check::in_process(fault, &servers)
+            }
+            Self::Planned(config) => fault_check::check_planned(config, fault),
             Self::Processes(supervisor) => supervisor.check_fault(fault).await,
             Self::Up(folder) => ask(folder, &Request::CheckFault(fault.clone())).await,
         }
@@ -148,6 +151,7 @@ impl StackControl for OwnStack {
             }
             Self::Processes(supervisor) => supervisor.do_fault(fault.clone()).await,
             Self::Up(folder) => ask(folder, &Request::DoFault(fault.clone())).await,
+            Self::Planned(_) => Err("the stack was not started".to_owned()),
         }
     }
 

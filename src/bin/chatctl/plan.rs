@@ -6,7 +6,7 @@ use std::time::Duration;
 use chatctl::loadgen::Scenario;
 use chatctl::loadgen::result::{ConnectionMemory, RunResult, Verdict};
 use chatctl::report::human_count;
-use chatctl::runtime::{Tasks, machine};
+use chatctl::runtime::{Tasks, TemporaryFolder, machine};
 use chatctl::stack::plan::{self, Constants, Demand, Figure, Line, Plan};
 
 use crate::child_run::ChildRun;
@@ -16,6 +16,7 @@ use crate::output::{self, outln};
 use crate::runner;
 use crate::table::Table;
 use crate::up::init_logging;
+use crate::writable;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -256,18 +257,14 @@ const DIRECT: &str = include_str!("../../../scenarios/calibrate/direct.yaml");
 fn calibrate(path: &Path) -> Result<Constants, Failure> {
     init_logging();
     // Found out before four minutes of measuring.
-    let open = std::fs::OpenOptions::new().append(true).create(true).open(path);
-    open.map_err(|e| Failure::usage(format!("--constants {}: {e}", path.display())))?;
-    let folder = std::env::temp_dir().join(format!("chatctl-{}-calibrate", std::process::id()));
-    std::fs::create_dir_all(&folder).map_err(|e| Failure::environment(format!("{}: {e}", folder.display())))?;
+    writable::probe_file("--constants", path)?;
+    let folder = TemporaryFolder::create().map_err(Failure::environment)?;
     let runtime = runner::runtime()?;
     let measured = runtime.block_on(async {
         let interrupt = Tasks::new();
         runner::watch_signals(&interrupt)?;
-        measure(&Bench { folder: &folder, interrupt: &interrupt }).await
+        measure(&Bench { folder: folder.path(), interrupt: &interrupt }).await
     });
-    // What stays there is in nobody's way.
-    let _ = std::fs::remove_dir_all(&folder);
     let constants = measured?;
     let text = serde_json::to_string_pretty(&constants).map_err(Failure::environment)? + "\n";
     std::fs::write(path, text).map_err(|e| Failure::environment(format!("{}: {e}", path.display())))?;

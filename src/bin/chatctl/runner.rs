@@ -6,14 +6,15 @@ use std::sync::Arc;
 
 use chatctl::loadgen::control::StackControl;
 use chatctl::loadgen::fleet::{self, FleetOptions, Secret, Worker};
-use chatctl::loadgen::result::RunResult;
-use chatctl::loadgen::{RunError, RunOptions, Scenario};
+use chatctl::loadgen::result::{RunResult, Verdict};
+use chatctl::loadgen::{HISTORY_INCOMPLETE, RunError, RunOptions, Scenario};
+use chatctl::report;
 use chatctl::runtime::limits::Machine;
-use chatctl::runtime::{Tasks, machine};
+use chatctl::runtime::{Tasks, TemporaryFolder, machine};
 use chatctl::telemetry::LiveSnapshot;
 use tokio::sync::watch;
 
-use crate::display::{self, Ui};
+use crate::display::{self, Recorded, Ui};
 use crate::exit::{self, Failure};
 use crate::layout::{self, Against, Plan};
 use crate::output::outln;
@@ -39,6 +40,8 @@ pub(crate) struct Outcome {
     pub(crate) series: Vec<LiveSnapshot>,
     /// Where the logs of the stack's processes are, if they are kept.
     pub(crate) logs: Option<PathBuf>,
+    /// What could not be written while it ran.
+    pub(crate) problems: Vec<String>,
 }
 
 /// Names of threads that belong to the stack: its servers and the embedded engines.
@@ -59,24 +62,7 @@ pub(crate) fn runtime_of(threads: usize) -> Result<tokio::runtime::Runtime, Fail
         .map_err(Failure::environment)
 }
 
-/// The first signal interrupts the run, the second ends the process.
-pub(crate) fn watch_signals(interrupt: &Tasks) -> Result<(), Failure> {
-    use tokio::signal::unix::{SignalKind, signal};
-    for kind in [SignalKind::interrupt(), SignalKind::terminate()] {
-        let mut signals = signal(kind).map_err(Failure::environment)?;
-        let interrupt = interrupt.clone();
-        Tasks::new().spawn("load.signals", async move {
-            while signals.recv().await.is_some() {
-                if interrupt.is_stopped() {
-                    ratatui::restore();
-                    std::process::exit(exit::INTERRUPTED.into());
-                }
-                interrupt.stop();
-            }
-        });
-    }
-    Ok(())
-}
+pub(crate) use crate::signals::watch as watch_signals;
 
 /// Runs a scenario.
 pub(crate) async fn run(scenario: &Scenario, setting: &Setting<'_>) -> Result<Outcome, Failure> {
@@ -89,18 +75,32 @@ pub(crate) async fn run(scenario: &Scenario, setting: &Setting<'_>) -> Result<Ou
     }
     let plan = layout::plan(&scenario, &machine, setting.against, |line| setting.note(line))?;
     // The logs of processes stay where the run's files go, or as long as somebody may want to read them.
-    let temporary = std::env::temp_dir().join(format!("chatctl-{}-{}", std::process::id(), scenario.name));
-    let folder = setting.out.map_or(temporary.clone(), |out| out.join("stack"));
+    let temporary = match setting.out {
+        None => Some(TemporaryFolder::create().map_err(Failure::environment)?),
+        Some(_) => None,
+    };
+    let folder = match (&temporary, setting.out) {
+        (Some(temporary), _) => temporary.path().to_owned(),
+        (None, out) => out.map(|out| out.join("stack")).unwrap_or_default(),
+    };
     let ran = run_shown(&scenario, setting, plan, &folder).await;
-    let is_pass = matches!(&ran, Ok((result, _)) if result.verdict == chatctl::loadgen::result::Verdict::Pass);
-    if setting.out.is_none() && is_pass {
-        // Not there, when the stack was in this process.
-        let _ = std::fs::remove_dir_all(&temporary);
+    let logs = Some(folder.join("logs")).filter(|logs| logs.exists());
+    let are_wanted = match &ran {
+        Ok((result, _)) => {
+            !matches!(result.verdict, Verdict::Pass | Verdict::Interrupted) || exit::of(result) == exit::LEDGER
+        }
+        Err(failure) => failure.code != exit::INTERRUPTED,
+    };
+    let logs = logs.filter(|_| are_wanted);
+    if let Some(temporary) = temporary.filter(|_| logs.is_some()) {
+        temporary.keep();
     }
-    let (mut result, series) = ran?;
+    let (mut result, recorded) = ran.map_err(|failure| failure.with_logs(logs.as_deref()))?;
+    let Recorded { series, problem } = recorded;
+    let mut problems: Vec<String> = problem.into_iter().collect();
+    problems.extend(result.reasons.iter().filter(|reason| reason.starts_with(HISTORY_INCOMPLETE)).cloned());
     result.reconnects_per_s_max = series.iter().map(|second| second.rates.reconnects).fold(0.0, f64::max);
-    let logs = folder.join("logs");
-    Ok(Outcome { result, series, logs: (!is_pass && logs.exists()).then_some(logs) })
+    Ok(Outcome { result: report::cleaned(result), series, logs, problems })
 }
 
 impl Setting<'_> {
@@ -118,7 +118,7 @@ async fn run_shown(
     setting: &Setting<'_>,
     plan: Plan,
     folder: &Path,
-) -> Result<(RunResult, Vec<LiveSnapshot>), Failure> {
+) -> Result<(RunResult, Recorded), Failure> {
     let against = setting.against;
     // Before the stack: who can't be reached, and a port that is taken, are found out at once.
     let tasks = Tasks::new();
@@ -127,13 +127,14 @@ async fn run_shown(
     if let Some(address) = setting.metrics {
         crate::metrics::serve(address, shown.clone(), &tasks)?;
     }
-    let stack = if let Some(target) = &against.target {
+    let aimed_at = against.target()?;
+    let stack = if let Some(target) = &aimed_at {
         OwnStack::find(target, &against.at.stack).await
     } else {
         Some(start_stack(scenario, setting, folder).await?)
     };
-    let target = match (&against.target, &stack) {
-        (Some(target), _) => Some(target.clone()),
+    let target = match (&aimed_at, &stack) {
+        (Some(target), _) => Some(target.to_string()),
         (None, Some(stack)) => stack.api_url().await,
         (None, None) => None,
     };
@@ -173,7 +174,7 @@ async fn run_shown(
     };
     // Display and record end with the run, which drops the sender of snapshots.
     let shows = display::show(setting.ui, shown, setting.interrupt.clone());
-    let (result, (), series) = tokio::join!(generate, shows, recorded);
+    let (result, (), recorded) = tokio::join!(generate, shows, recorded);
     tasks.stop();
     if let Some(stack) = stack {
         stack.stop().await;
@@ -185,7 +186,7 @@ async fn run_shown(
         }
         RunError::Environment(message) => Failure::environment(message),
     })?;
-    Ok((result, series.map_err(Failure::environment)?))
+    Ok((result, recorded))
 }
 
 /// Starts or reaches the workers of a plan.
@@ -203,9 +204,7 @@ async fn workers(plan: &Plan, against: &Against, tasks: &Tasks) -> Result<Vec<Wo
         let secret: Secret = crate::worker::secret(against.secret_file.as_deref())?;
         for address in &plan.addresses {
             let worker = Worker::connect(address, &secret).await.map_err(Failure::environment)?;
-            let is_loopback =
-                |target: &str| ["//127.", "//localhost", "//[::1]"].iter().any(|here| target.contains(here));
-            if !worker.is_here() && against.target.as_deref().is_none_or(is_loopback) {
+            if !worker.is_here() && against.target()?.is_none_or(|target| target.is_loopback()) {
                 return Err(Failure::usage(format!(
                     "worker {address} is on another machine and can't reach a stack on loopback: give --target with an address \
                      that it can reach"

@@ -12,6 +12,7 @@ use chatctl::stack::{Config, Stack};
 use crate::control::At;
 use crate::exit::{self, Failure};
 use crate::output::{errln, outln};
+use crate::signals;
 use crate::up_processes;
 
 /// Settings of `up` and `serve` alike; flags override the file.
@@ -165,19 +166,15 @@ fn run(config: Config, is_supervised: bool) -> Result<u8, Failure> {
     })
 }
 
-/// SIGINT, SIGTERM, and the end of whoever supervises.
+/// SIGINT, SIGTERM, SIGHUP, and the end of whoever supervises.
 pub(crate) struct Stops {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
+    signals: Vec<tokio::signal::unix::Signal>,
     orphaned: Option<tokio::sync::oneshot::Receiver<()>>,
 }
 
 impl Stops {
     pub(crate) fn new() -> Result<Self, Failure> {
-        use tokio::signal::unix::{SignalKind, signal};
-        let open = |kind| signal(kind).map_err(Failure::environment);
-        let (interrupt, terminate) = (open(SignalKind::interrupt())?, open(SignalKind::terminate())?);
-        Ok(Self { interrupt, terminate, orphaned: None })
+        Ok(Self { signals: signals::stops()?, orphaned: None })
     }
 
     /// Counts the end of standard input as a stop. A thread of its own reads, since such a read can't be given up.
@@ -202,8 +199,7 @@ impl Stops {
             }
         };
         tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
+            () = signals::next(&mut self.signals) => {}
             () = orphaned => self.orphaned = None,
         }
     }

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use self::name::{NAME_CHARS_MAX, check_name};
 use self::places::Places;
 use self::threshold::Threshold;
+use crate::protocol::api::ConversationKind;
 use crate::protocol::fault;
 use crate::telemetry::printable_lines;
 
@@ -278,6 +279,17 @@ impl Behavior {
     pub const fn talks(self) -> bool {
         matches!(self, Self::OneToOne | Self::GroupTalker | Self::Flapper)
     }
+
+    /// Whether it sends messages in a conversation of a kind.
+    #[must_use]
+    pub const fn talks_in(self, kind: ConversationKind) -> bool {
+        match self {
+            Self::OneToOne => matches!(kind, ConversationKind::Direct),
+            Self::GroupTalker => matches!(kind, ConversationKind::Group),
+            Self::Flapper => true,
+            Self::Lurker | Self::PresenceOnly | Self::HalfOpen | Self::SlowReader => false,
+        }
+    }
 }
 
 /// A stretch of the run.
@@ -449,6 +461,14 @@ impl Scenario {
             format!("{origin}{place}: {path}: {text}")
         });
         Err(ScenarioError::new(&shown.collect::<Vec<_>>().join("\n")))
+    }
+
+    /// Where in a scenario's file a value stands, such as `phases[2].rate`: `file:line:column`, or the file alone.
+    #[must_use]
+    pub fn place(file: &Path, path: &str) -> String {
+        let text = std::fs::read_to_string(file).ok();
+        let found = text.and_then(|text| Places::read(&text)?.find(path));
+        found.map_or_else(|| file.display().to_string(), |(line, column)| format!("{}:{line}:{column}", file.display()))
     }
 
     /// Connections at the same time, at most.

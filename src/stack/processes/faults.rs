@@ -12,6 +12,7 @@ use super::supervisor::Supervisor;
 use crate::backends::redis::Redis;
 use crate::protocol::Fault;
 use crate::runtime::process::Tell;
+use crate::stack::fault_check;
 
 /// Tries to start an engine: its port may be held for a moment by a connection of a client.
 const START_TRIES: usize = 3;
@@ -28,15 +29,9 @@ impl Supervisor {
     /// # Errors
     /// Says what is in the way, and the fix.
     pub async fn check_fault(&self, fault: &Fault) -> Result<(), String> {
+        let servers: Vec<String> = self.servers().iter().map(|server| server.name.to_string()).collect();
+        fault_check::of_processes(fault, &servers, &self.engine_kinds())?;
         match (self.target(fault.target()).await?, fault) {
-            (Target::Engine(engine, _), Fault::Drain(_)) => Err(format!("{engine} is an engine: restart or stop it")),
-            (Target::Server(server), Fault::Flush(_)) => Err(format!("{} keeps nothing: stop it", server.name)),
-            (Target::Engine(engine, _), Fault::Flush(_)) if engine != "redis" => {
-                Err(format!("{engine} can't be flushed, only redis can"))
-            }
-            (Target::Engine(engine, _), Fault::Cut { .. }) => {
-                Err(format!("{engine} is no server: cut a server from it"))
-            }
             (Target::Server(_), Fault::Cut { server, engine, .. }) => self.relay(server, engine).map(|_| ()),
             _ => Ok(()),
         }
@@ -116,17 +111,13 @@ impl Supervisor {
         if let Some(server) = self.find(name) {
             return Ok(Target::Server(server));
         }
-        let name = if name == "mysql" { "mariadb" } else { name };
+        let name = fault_check::engine_name(name);
         let engines = self.engine_kinds();
         if !engines.iter().any(|engine| engine == name) {
             let valid = self.servers().iter().map(|s| s.name.to_string()).chain(engines).collect::<Vec<_>>().join(", ");
             return Err(format!("there is no server or engine {name:?}: valid are {valid}"));
         }
-        let Some(local) = self.local_engines() else {
-            return Err(format!(
-                "{name} can't be reached by faults: set processes.engines_command to the command that starts it"
-            ));
-        };
+        let local = self.local_engines().ok_or_else(|| fault_check::out_of_reach(name))?;
         local.pid(name).await?;
         Ok(Target::Engine(name.to_owned(), local))
     }
