@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::api::Api;
-use super::client::{Alarms, DeviceState, Mailbox, Pollers, Traffic, UserPresence};
+use super::client::{Alarms, DeviceState, Mailbox, Pollers, Traffic};
 use super::history::History;
-use super::ledger::Ledger;
+use super::ledger::{Ledger, Presence};
 use super::recorder::Recorder;
 use super::scenario::Scenario;
 use super::stats::Stats;
@@ -38,8 +38,6 @@ pub(super) struct Run {
     pub(super) ledger: Ledger,
     pub(super) stats: Stats,
     pub(super) history: Option<History>,
-    /// One per user.
-    pub(super) presence: Vec<UserPresence>,
     /// Where each device is connected.
     pub(super) places: Places,
     /// What was done to the stack so far, and its consequences.
@@ -118,10 +116,10 @@ impl Run {
             id,
             unix_offset_us: clock::unix_us().wrapping_sub(clock::now_us()),
             recorder,
-            ledger: Ledger::new(id, world.conversations.len(), clock::unix_ms()),
+            ledger: Ledger::new(id, world.conversations.len(), clock::unix_ms())
+                .with_presence(Presence::new(&scenario, &world)),
             stats: Stats::default(),
             history,
-            presence: world.users.iter().map(|_| UserPresence::default()).collect(),
             places: Places::of(world.clients.len()),
             faults: Mutex::default(),
             events: Mutex::default(),

@@ -32,6 +32,7 @@ pub fn render(result: &RunResult, style: Style) -> String {
     let mut out = String::new();
     head(&mut out, result);
     messages(&mut out, result);
+    ledger(&mut out, result);
     latencies(&mut out, result);
     faults(&mut out, result);
     generator(&mut out, result);
@@ -53,33 +54,42 @@ fn head(out: &mut String, r: &RunResult) {
 fn messages(out: &mut String, r: &RunResult) {
     let c = &r.counts;
     let n = human_count;
+    let busiest = match r.reconnects_per_s_max {
+        most if most > 0.0 => format!(", at most {most:.0} in a second"),
+        _ => String::new(),
+    };
     let _ = writeln!(
         out,
-        "devices    {} of {} connected, {} reconnects{}",
+        "devices    {} of {} connected, {} disconnects against the plan, {} reconnects{busiest}",
         n(c.clients - c.never_connected.min(c.clients)),
         n(c.clients),
-        n(c.reconnects),
-        if r.reconnects_per_s_max > 0.0 {
-            format!(", at most {:.0} in a second", r.reconnects_per_s_max)
-        } else {
-            String::new()
-        }
+        n(c.disconnects),
+        n(c.reconnects)
     );
     let lag = r.generator.lag;
     let _ =
         writeln!(out, "heartbeats {} sent; 99 % of what was due went out within {}", n(c.beats), human_us(lag.p99_us));
     let _ = writeln!(
         out,
-        "messages   {} due, {} sent, {} acknowledged, {} refused, {} unresolved",
+        "messages   {} scheduled, {} due, {} sent, {} acknowledged, {} refused{}, {} unresolved",
+        n(c.scheduled),
         n(c.intended),
         n(c.sent),
         n(c.acked),
         n(c.refused),
+        if c.refused_removed > 0 {
+            format!(" (and {} of removed members)", n(c.refused_removed))
+        } else {
+            String::new()
+        },
         n(c.unresolved)
     );
+    let pushed = c
+        .pushed_percent()
+        .map_or_else(String::new, |percent| format!(", {percent:.2} % of those that had to be pushed"));
     let _ = writeln!(
         out,
-        "delivered  {} to persons; {} repeats on the wire dropped by clients; {} gaps closed by sync",
+        "delivered  {}{pushed}; {} duplicates dropped by clients; {} gaps filled by sync",
         n(c.delivered),
         n(c.repeated_on_wire),
         n(c.gaps_synced)
@@ -91,24 +101,47 @@ fn messages(out: &mut String, r: &RunResult) {
         human_bytes(c.bytes_in),
         n(c.poll_requests)
     );
-    let _ = writeln!(
-        out,
-        "ledger     lost {}  duplicated {}  out of order {}  id reuse {}  leaked {}  altered {}  presence wrong {}",
-        n(c.lost),
-        n(c.duplicated),
-        n(c.out_of_order),
-        n(c.id_reuse),
-        n(c.leaked),
-        n(c.altered),
-        n(c.presence_wrong)
-    );
-    let _ = writeln!(out, "audit      {} conversations read back in full, {} not", n(c.audited), n(c.unaudited));
+    if c.retries + c.throttled + c.tokens_renewed > 0 {
+        let _ = writeln!(
+            out,
+            "retries    {} requests and connects, at most {} of one device; {} answers asked to come back later; {} tokens renewed",
+            n(c.retries),
+            n(c.retries_per_device_max),
+            n(c.throttled),
+            n(c.tokens_renewed)
+        );
+    }
     if !r.errors.is_empty() {
         let errors: Vec<String> = r.errors.iter().map(|(code, n)| format!("{code} {n}")).collect();
         let _ = writeln!(out, "errors     {}", errors.join(", "));
     }
+}
+
+/// What was broken, and what was checked, with how much of it.
+fn ledger(out: &mut String, r: &RunResult) {
+    let violations = r.counts.violations();
+    let broken: Vec<String> =
+        violations.iter().map(|(kind, n)| format!("{} {}", kind.replace('_', " "), human_count(*n))).collect();
+    let _ = writeln!(out, "ledger     {}", if broken.is_empty() { "clean".to_owned() } else { broken.join("  ") });
     for violation in r.violations.iter().take(10) {
         let _ = writeln!(out, "           {violation}");
+    }
+    let c = &r.counts;
+    let _ = writeln!(
+        out,
+        "audit      {} conversations read back in full, {} not; {} other members' views",
+        human_count(c.audited),
+        human_count(c.unaudited),
+        human_count(c.read_views)
+    );
+    if r.checks.is_empty() {
+        return;
+    }
+    let _ = writeln!(out, "\n{:<14}{:>12} {:>12} {:>10}", "check", "expected", "seen", "wrong");
+    for check in &r.checks {
+        let (expected, seen, wrong) = (human_count(check.expected), human_count(check.seen), human_count(check.wrong));
+        let line = format!("{:<14}{expected:>12} {seen:>12} {wrong:>10}   {}", check.name, check.note);
+        let _ = writeln!(out, "{}", line.trim_end());
     }
 }
 
@@ -145,7 +178,7 @@ fn faults(out: &mut String, r: &RunResult) {
                 fault.disconnected, fault.recovered
             ),
             None => format!(
-                "{} devices lost their connection, {} came back, less than 99 %",
+                "{} devices lost their connection, {} came back: less than 99 %, so it has not recovered",
                 fault.disconnected, fault.recovered
             ),
         };
@@ -321,6 +354,7 @@ fn verdict(out: &mut String, r: &RunResult, style: Style) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::loadgen::result::Check;
     use crate::telemetry::LatencySummary;
 
     #[test]
@@ -338,5 +372,26 @@ mod tests {
         assert!(text.contains("\nwarning    take care\n"), "{text}");
         assert!(text.trim_end().ends_with("PASS\n           because"), "{text}");
         assert!(!text.contains('\x1b'));
+        assert!(text.contains("ledger     clean"), "{text}");
+    }
+
+    #[test]
+    fn a_summary_says_what_was_checked_and_what_could_not_be_judged() {
+        let mut r = RunResult::default();
+        r.counts.lost = 3;
+        r.counts.presence_missed = 1;
+        let check = |name: &str, expected, seen, wrong, note: &str| Check {
+            name: name.to_owned(),
+            expected,
+            seen,
+            wrong,
+            note: note.to_owned(),
+        };
+        r.checks.push(check("stored", 2_966, 2_963, 3, ""));
+        r.checks.push(check("access", 0, 0, 0, "nobody was removed"));
+        let text = render(&r, Style::Plain);
+        assert!(text.contains("ledger     lost 3  presence missed 1"), "{text}");
+        assert!(text.contains("stored               2 966        2 963          3\n"), "{text}");
+        assert!(text.contains("access                   0            0          0   nobody was removed\n"), "{text}");
     }
 }

@@ -400,7 +400,9 @@ impl Device {
         }
         self.push(ClientFrame::Beat);
         add(&self.run.stats.beats, 1);
-        self.run.presence[self.user as usize].on_beat(self.now_us);
+        let late_us = if self.beat_due_us > self.opened_us { self.now_us.saturating_sub(self.beat_due_us) } else { 0 };
+        let found = self.run.ledger.presence.on_beat(self.user, self.now_us, late_us);
+        self.run.ledger.on_presence(&self.run.world, found);
         self.run.note("hb", || {
             let (user, device) = self.name();
             json!({"user": user, "dev": device})
@@ -435,6 +437,7 @@ impl Device {
             json!({"user": user, "dev": device, "conn": welcome.session, "srv": welcome.server.as_str()})
         });
         run.note("watch", || json!({"user": self.name().0}));
+        run.ledger.presence.on_watch(self.user, now);
         self.after_welcome();
     }
 
@@ -545,6 +548,10 @@ impl Device {
         // A server that went away without a close frame is likely to be gone.
         let avoid = matches!(error, LinkError::Lost(_)).then(|| self.run.places.server_of(self.client)).flatten();
         self.closed(&why);
+        if !is_planned {
+            let found = self.run.ledger.presence.on_lost(self.user);
+            self.run.ledger.on_presence(&self.run.world, found);
+        }
         // One that loses its connection again before it has caught up is still away by the first loss.
         let is_first = self.reconnection().lost.is_none();
         let fault = is_first.then(|| self.run.disconnected_by_fault()).flatten();
@@ -573,6 +580,8 @@ impl Device {
             json!({"user": user, "dev": device, "why": why})
         });
         run.note("unwatch", || json!({"user": self.name().0}));
+        let found = run.ledger.presence.on_unwatch(self.user, self.now_us);
+        run.ledger.on_presence(&run.world, found);
         if !self.is_finishing() {
             self.stop_catching_up();
         }

@@ -12,7 +12,6 @@
 //! | `link`, `poll` | its WebSocket; the same without a socket: long-poll and poll |
 //! | `mailbox` | how it is reached |
 //! | `alarms` | when it is woken |
-//! | `presence` | when users beat and who was told |
 //! | `grid` | heartbeats that go out together |
 //! | `mutant` | faults that tests put back |
 
@@ -28,7 +27,6 @@ mod link;
 mod mailbox;
 mod mutant;
 mod poll;
-mod presence;
 mod talk;
 
 pub(super) use alarms::Alarms;
@@ -38,7 +36,6 @@ pub(super) use event::{CallError, Command, ConnectError, LinkError};
 pub(super) use link::Traffic;
 pub(super) use mailbox::Mailbox;
 pub(super) use poll::Pollers;
-pub(super) use presence::UserPresence;
 
 #[cfg(test)]
 pub(super) use {

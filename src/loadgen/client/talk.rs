@@ -8,7 +8,6 @@ use serde_json::json;
 use super::cursor::{Arrival, Seen};
 use super::device::{Device, Pending};
 use super::mutant::{Mutant, is_planted};
-use super::presence::OfflineTold;
 use crate::loadgen::body::Tag;
 use crate::loadgen::ledger::{Delivery, Kind, MESSAGE_KIND, Membership, Refusal};
 use crate::loadgen::recorder::{LagOf, Path};
@@ -16,7 +15,7 @@ use crate::loadgen::run::{Consequence, LATE_US, Run};
 use crate::loadgen::scenario::Transport;
 use crate::loadgen::stats::add;
 use crate::protocol::api::ConversationKind;
-use crate::protocol::frames::{AckFrame, ErrorFrame, HeadFrame, PresenceFrame, PresenceState, SendFrame};
+use crate::protocol::frames::{AckFrame, ErrorFrame, HeadFrame, PresenceFrame, SendFrame};
 use crate::protocol::{ClientFrame, MessageFrame, ServerFrame};
 
 /// Time without an answer after which a message is sent again; it doubles with each try.
@@ -309,23 +308,11 @@ impl Device {
     }
 
     fn on_presence(&self, frame: &PresenceFrame) {
-        let Some(user) = self.run.world.user_index(frame.user) else { return };
-        let now = self.now_us;
-        let record = |path, us| self.run.recorder.record(self.client, path, now.saturating_sub(us), us);
         self.run.note("pres", || json!({"by": self.name().0, "user": frame.user, "state": frame.state}));
-        let presence = &self.run.presence[user as usize];
-        match frame.state {
-            PresenceState::Online => {
-                if let Some(us) = presence.online_told(self.opened_us, now) {
-                    record(Path::PresenceOnline, us);
-                }
-            }
-            PresenceState::Offline => match presence.offline_told(now) {
-                OfflineTold::InTime(us) => record(Path::PresenceOffline, us),
-                OfflineTold::Wrong(us) => self.run.ledger.violation(Kind::PresenceWrong, || {
-                    format!("{} was told offline {:.1} s after the last beat", frame.user, us as f64 / 1e6)
-                }),
-            },
+        let notice = (frame.user, frame.state);
+        let told = self.run.ledger.on_presence_notice(&self.run.world, self.user, notice, self.now_us);
+        if let Some((path, took_us)) = told {
+            self.run.recorder.record(self.client, path, self.now_us.saturating_sub(took_us), took_us);
         }
     }
 }

@@ -378,6 +378,8 @@ fn start_devices(shared: &Arc<Shared>, placements: Vec<Placement>) {
 /// Brings every device online, lets it get its answers, and has it sync for the last time.
 async fn finish_devices(shared: &Arc<Shared>, was_interrupted: bool) {
     let now = clock::now_us();
+    // Everybody comes and goes now: who is told of whom proves nothing any more.
+    shared.ledger.on_presence(&shared.world, shared.ledger.presence.close(now));
     let settle = if was_interrupted { SETTLE_INTERRUPTED } else { SETTLE };
     for mailbox in &shared.mailboxes {
         mailbox.put(Command::Online(0));

@@ -288,6 +288,7 @@ async fn do_faults(shared: Arc<Shared>, control: Arc<dyn StackControl>, started_
             tracks.len() - 1
         };
         last_at = Some(fault.at);
+        shared.ledger.presence.fault_began(at_us);
         let (shared, control) = (Arc::clone(&shared), Arc::clone(&control));
         under_way.spawn("load.fault", async move {
             shared.event(format!("fault: {}", fault.action));
@@ -299,6 +300,7 @@ async fn do_faults(shared: Arc<Shared>, control: Arc<dyn StackControl>, started_
             }
             let mut tracks = shared.faults.lock().expect("no panic while held");
             tracks[index].ended_us = clock::now_us();
+            shared.ledger.presence.fault_ended(at_us, tracks[index].ended_us);
             if let Err(error) = done {
                 tracks[index].error.get_or_insert_with(|| error.clone());
                 drop(tracks);

@@ -25,8 +25,11 @@ pub(in crate::loadgen) struct Tallies {
     pub(super) claims_dropped: AtomicU64,
     /// Members' views that were asked for and could not be read.
     pub(in crate::loadgen) views_unread: AtomicU64,
-    /// Changes of presence of which nothing can be said.
-    pub(in crate::loadgen) presence_unsure: AtomicU64,
+    /// Presence notices, changes that had to be told, those told in time, and those of which nothing can be said.
+    pub(super) presence_notices: AtomicU64,
+    pub(in crate::loadgen) presence_expected: AtomicU64,
+    pub(in crate::loadgen) presence_seen: AtomicU64,
+    pub(super) presence_unsure: AtomicU64,
 }
 
 fn check(name: &str, expected: u64, seen: u64, wrong: u64) -> Check {

@@ -12,6 +12,7 @@
 //! | `answers` | sends, ACKs and refusals as they come |
 //! | `delivery` | what a delivery counts as |
 //! | `presence` | beats, and what friends must and must not be told |
+//! | `told` | what the judgement of presence found, counted and described |
 //! | `audit` | the end: everything stored against everything known |
 //! | `checks` | what the verdict rests on, and how much of it |
 //! | `ranges` | sets of numbers without holes |
@@ -23,7 +24,9 @@ mod delivery;
 mod fates;
 mod kind;
 mod members;
+mod presence;
 pub(super) mod ranges;
+mod told;
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -34,6 +37,7 @@ pub(super) use audit::{AuditedDevice, audit_conversation, audit_view};
 pub(super) use checks::{Tallies, checks};
 pub(super) use delivery::{Delivery, Membership};
 pub(super) use kind::Kind;
+pub(super) use presence::Presence;
 
 use self::fates::Fates;
 use self::members::Stays;
@@ -112,6 +116,7 @@ pub(super) struct Ledger {
     counts: [AtomicU64; Kind::ALL.len()],
     described: Mutex<Vec<String>>,
     pub(super) tallies: Tallies,
+    pub(super) presence: Presence,
 }
 
 impl Ledger {
@@ -123,7 +128,13 @@ impl Ledger {
             counts: Default::default(),
             described: Mutex::default(),
             tallies: Tallies::default(),
+            presence: Presence::default(),
         }
+    }
+
+    /// The same with users who have friends.
+    pub(super) fn with_presence(self, presence: Presence) -> Self {
+        Self { presence, ..self }
     }
 
     /// Counts a violation and keeps the first ones in words.
