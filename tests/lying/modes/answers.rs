@@ -1,0 +1,193 @@
+//! The HTTP API: errors, silence, throttling, tokens that end; and that nobody is flooded for it.
+
+use std::time::Duration;
+
+use chatctl::protocol::{ErrorCode, ServerFrame};
+
+use super::message_of;
+use crate::mode::Want::{Is, Least, Number, Within};
+use crate::mode::{Expect, Mode, StackKind};
+use crate::proxy::http::{Answer, Call, Endpoint, Reply};
+use crate::proxy::socket::{Out, Socket};
+use crate::proxy::{Lie, Proxy};
+use crate::scenarios;
+
+pub(crate) const MODES: &[Mode] = &[
+    Mode {
+        name: "lie::inbox_answers_500",
+        lie: Lie { request: |p, call| fail(p, matches!(call.api, Endpoint::Inbox), Answer::internal), ..Lie::NONE },
+        expect: Expect::failed(
+            "undrained",
+            &[("undrained", Is("clients")), ("http_errors", Within("one", "lies")), ("lost", Number(0))],
+        )
+        .extra(|p, _| within_budget(p, "inbox", 150)),
+        takes_s: 50,
+        ..Mode::LIE
+    },
+    Mode {
+        name: "lie::pages_answer_500",
+        lie: Lie {
+            server: |p, s, frame| leave_behind(p, s, frame),
+            request: |p, call| fail(p, call.device_page().is_some(), Answer::internal),
+            ..Lie::NONE
+        },
+        expect: Expect::failed(
+            "undrained",
+            &[("undrained", Is("behind")), ("http_errors", Within("one", "lies")), ("lost", Number(0))],
+        )
+        // Four conversations and some groups may be behind at a time.
+        .extra(|p, _| within_budget(p, "messages", 600)),
+        takes_s: 50,
+        ..Mode::LIE
+    },
+    Mode {
+        name: "lie::pages_cannot_be_read",
+        lie: Lie {
+            server: |p, s, frame| leave_behind(p, s, frame),
+            answer: |p, call, answer| {
+                if call.device_page().is_some() {
+                    p.lied();
+                    answer.body.truncate(answer.body.len() / 2);
+                }
+            },
+            ..Lie::NONE
+        },
+        expect: Expect::failed(
+            "undrained",
+            &[("undrained", Is("behind")), ("protocol_errors", Within("one", "lies")), ("lost", Number(0))],
+        ),
+        takes_s: 50,
+        ..Mode::LIE
+    },
+    Mode {
+        name: "lie::audit_answers_500",
+        lie: Lie { request: |p, call| fail(p, call.audit_page().is_some(), Answer::internal), ..Lie::NONE },
+        expect: Expect::failed(
+            "unaudited",
+            &[("unaudited", Is("conversations")), ("http_errors", Within("one", "lies")), ("lost", Number(0))],
+        ),
+        takes_s: 20,
+        ..Mode::LIE
+    },
+    Mode {
+        name: "lie::audit_refuses_the_owners",
+        lie: Lie {
+            request: |p, call| fail(p, call.audit_page().is_some(), || Answer::error(403, ErrorCode::NotAMember, None)),
+            ..Lie::NONE
+        },
+        expect: Expect::failed("unaudited", &[("unaudited", Is("conversations")), ("lost", Number(0))]),
+        takes_s: 20,
+        ..Mode::LIE
+    },
+    Mode {
+        name: "lie::inbox_never_answers",
+        scenario: scenarios::BRIEF,
+        lie: Lie {
+            request: |p, call| {
+                if matches!(call.api, Endpoint::Inbox) {
+                    p.lied();
+                    return Reply::Hang;
+                }
+                Reply::Pass
+            },
+            ..Lie::NONE
+        },
+        expect: Expect::failed("undrained", &[("undrained", Is("clients")), ("lost", Number(0))]),
+        takes_s: 60,
+        ..Mode::LIE
+    },
+    Mode {
+        name: "lie::placement_answers_500_after_a_cut",
+        lie: Lie {
+            server: |_, _, frame| {
+                let is_welcome = matches!(frame, ServerFrame::Welcome(_));
+                let mut outs = Out::pass(frame);
+                outs.extend(is_welcome.then(|| Out::cut().after(Duration::from_millis(1_500))));
+                outs
+            },
+            request: |p, call| fail(p, matches!(call.api, Endpoint::Placement), Answer::internal),
+            ..Lie::NONE
+        },
+        expect: Expect::failed("http_errors", &[("http_errors", Within("one", "lies")), ("disconnects", Is("cut"))])
+            .extra(|p, _| within_budget(p, "placement", 40)),
+        takes_s: 30,
+        ..Mode::LIE
+    },
+    Mode {
+        name: "lie::throttled_for_8_seconds",
+        lie: Lie {
+            request: |p, call| {
+                let is_early = p.age() < Duration::from_secs(8);
+                fail(p, is_early && matches!(call.api, Endpoint::Inbox), || Answer::throttled(1_000))
+            },
+            ..Lie::NONE
+        },
+        // A server may say so; a client that asks more often than once a second, with some to spare, harms it.
+        expect: Expect::passed(&[("throttled", Is("lies")), ("http_errors", Number(0))])
+            .extra(|p, _| within_budget(p, "inbox", 14)),
+        takes_s: 16,
+        ..Mode::LIE
+    },
+    Mode {
+        name: "lie::token_refused_in_mid_run",
+        lie: Lie { request: refuse_old_tokens, ..Lie::NONE },
+        expect: Expect::passed(&[("tokens_renewed", Is("refused_devices"))]),
+        ..Mode::LIE
+    },
+    Mode {
+        name: "lie::token_lives_for_4_seconds",
+        scenario: scenarios::CHURN,
+        stack: StackKind::ShortTokens,
+        lie: Lie {
+            answer: |p, _, answer| {
+                if answer.status == 401 {
+                    p.lied();
+                }
+            },
+            ..Lie::NONE
+        },
+        expect: Expect::passed(&[("tokens_renewed", Least(1))]),
+        takes_s: 14,
+        ..Mode::LIE
+    },
+];
+
+fn fail(p: &Proxy, is_wanted: bool, answer: fn() -> Answer) -> Reply {
+    if !is_wanted {
+        return Reply::Pass;
+    }
+    p.lied();
+    Reply::Answer(answer())
+}
+
+/// Whether no device asked more often than so.
+pub(crate) fn within_budget(p: &Proxy, endpoint: &str, most: u64) -> Result<(), String> {
+    match p.asked_max(endpoint) {
+        asked if asked <= most => Ok(()),
+        asked => Err(format!("a device asked {endpoint} {asked} times, {most} are plenty")),
+    }
+}
+
+/// Drops one push in forty: the device has a gap from then on.
+fn leave_behind(p: &Proxy, s: &Socket, frame: ServerFrame) -> Vec<Out> {
+    if message_of(&frame).is_some() && p.one_in("push", 40) {
+        if p.first(format!("behind {}", s.who.user)) {
+            p.tally.add("behind", 1);
+        }
+        return Vec::new();
+    }
+    Out::pass(frame)
+}
+
+/// After two seconds, tokens from before are refused once and for all.
+fn refuse_old_tokens(p: &Proxy, call: &mut Call) -> Reply {
+    let (Some(token), Some(who)) = (&call.token, &call.who) else { return Reply::Pass };
+    if p.age() < Duration::from_secs(2) || !p.facts().is_first_token(token) {
+        return Reply::Pass;
+    }
+    if p.first(format!("refused {} {}", who.user, who.device)) {
+        p.tally.add("refused_devices", 1);
+    }
+    p.lied();
+    Reply::Answer(Answer::error(401, ErrorCode::Unauthorized, None))
+}

@@ -1,0 +1,300 @@
+//! What a sound server may do: it ends in a pass, or in a threshold that is not met for slowness or cuts, and never in an
+//! accusation.
+
+use std::time::Duration;
+
+use chatctl::protocol::frames::{ErrorFrame, MovedFrame};
+use chatctl::protocol::{ClientFrame, CloseCode, ErrorCode, ServerFrame, websocket};
+use serde_json::Value;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, OpCode};
+
+use super::message_of;
+use crate::mode::Want::{Is, Number};
+use crate::mode::{Expect, Mode};
+use crate::proxy::http::{Answer, Call, Endpoint, Reply};
+use crate::proxy::socket::{Out, Socket, Upgrade};
+use crate::proxy::{Lie, Proxy, Wire};
+
+pub(crate) const MODES: &[Mode] = &[
+    Mode {
+        name: "sound::cut",
+        lie: Lie { server: cut_some, ..Lie::NONE },
+        expect: Expect::not_accused(&[("unresolved", Number(0)), ("undrained", Number(0))]),
+        ..Mode::SOUND
+    },
+    Mode {
+        name: "sound::cut_and_slow_upgrade",
+        lie: Lie { server: cut_some, connect: |_, _| Upgrade::Slow(Duration::from_secs(3)), ..Lie::NONE },
+        expect: Expect::not_accused(&[
+            ("unresolved", Number(0)),
+            ("undrained", Number(0)),
+            ("never_connected", Number(0)),
+        ]),
+        takes_s: 12,
+        ..Mode::SOUND
+    },
+    Mode {
+        name: "sound::slow_sync",
+        lie: Lie {
+            server: |p, s, frame| {
+                if message_of(&frame).is_some() && p.one_in("push", 30) { Vec::new() } else { cut_some(p, s, frame) }
+            },
+            request: |p, call| slow(p, call, 1_500),
+            ..Lie::NONE
+        },
+        expect: Expect::not_accused(&[("undrained", Number(0))]),
+        takes_s: 12,
+        ..Mode::SOUND
+    },
+    Mode {
+        name: "sound::throttled",
+        lie: Lie { server: cut_some, request: throttle, client: overloaded_at_first, ..Lie::NONE },
+        expect: Expect::not_accused(&[("unresolved", Number(0)), ("undrained", Number(0)), ("http_errors", Number(0))]),
+        ..Mode::SOUND
+    },
+    Mode {
+        name: "sound::duplicates_on_the_wire",
+        lie: Lie {
+            server: |p, _, frame| match frame {
+                ServerFrame::Message(_) | ServerFrame::Ack(_) => {
+                    p.lied();
+                    let again = Out::frame(&frame).after(Duration::from_millis(p.below(50)));
+                    Out::pass(frame).into_iter().chain([again]).collect()
+                }
+                _ => Out::pass(frame),
+            },
+            ..Lie::NONE
+        },
+        expect: Expect::passed(&[]),
+        ..Mode::SOUND
+    },
+    Mode {
+        name: "sound::reordered_on_the_wire",
+        lie: Lie {
+            server: |p, _, frame| match frame {
+                ServerFrame::Message(_) | ServerFrame::Ack(_) => {
+                    p.lied();
+                    vec![Out::frame(&frame).after(Duration::from_millis(p.below(200)))]
+                }
+                _ => Out::pass(frame),
+            },
+            ..Lie::NONE
+        },
+        expect: Expect::passed(&[]),
+        ..Mode::SOUND
+    },
+    Mode {
+        name: "sound::half_open",
+        lie: Lie {
+            server: |p, s, frame| {
+                let is_welcome = matches!(frame, ServerFrame::Welcome(_)) && p.first(s.who.user);
+                let mut outs = Out::pass(frame);
+                if is_welcome && p.one_in("welcome", 4) {
+                    p.lied();
+                    outs.push(Out::blackhole().after(Duration::from_millis(300 + p.below(1_000))));
+                }
+                outs
+            },
+            ..Lie::NONE
+        },
+        expect: Expect::not_accused(&[]),
+        takes_s: 30,
+        ..Mode::SOUND
+    },
+    Mode {
+        name: "sound::everything_delayed",
+        lie: Lie {
+            server: |p, _, frame| {
+                p.lied();
+                vec![Out::frame(&frame).after(Duration::from_millis(300))]
+            },
+            request: |p, call| slow(p, call, 300),
+            ..Lie::NONE
+        },
+        expect: Expect::passed(&[]),
+        ..Mode::SOUND
+    },
+    Mode {
+        name: "sound::late_acks",
+        lie: Lie {
+            server: |p, _, frame| {
+                if matches!(frame, ServerFrame::Ack(_)) && p.one_in("ack", 10) {
+                    p.lied();
+                    // Behind the retry, whose ACK comes first.
+                    return vec![Out::frame(&frame).after(Duration::from_millis(5_500))];
+                }
+                Out::pass(frame)
+            },
+            ..Lie::NONE
+        },
+        expect: Expect::passed(&[("unresolved", Number(0))]),
+        takes_s: 10,
+        ..Mode::SOUND
+    },
+    Mode {
+        name: "sound::crumbs",
+        lie: Lie { wire: Wire::Crumbs, server: noted, ..Lie::NONE },
+        expect: Expect::passed(&[("protocol_errors", Number(0))]),
+        ..Mode::SOUND
+    },
+    Mode {
+        name: "sound::lumps",
+        lie: Lie { wire: Wire::Lumps(Duration::from_millis(80)), server: noted, ..Lie::NONE },
+        expect: Expect::passed(&[("protocol_errors", Number(0))]),
+        ..Mode::SOUND
+    },
+    Mode {
+        name: "sound::drained",
+        lie: Lie { server: drain, ..Lie::NONE },
+        expect: Expect::passed(&[("disconnects", Number(0)), ("reconnects", Is("closed"))]),
+        ..Mode::SOUND
+    },
+    Mode {
+        name: "sound::fields_of_a_newer_version",
+        lie: Lie { server: with_more_fields, answer: with_more_fields_too, ..Lie::NONE },
+        expect: Expect::passed(&[("protocol_errors", Number(0))]),
+        ..Mode::SOUND
+    },
+    Mode {
+        name: "sound::fragments_and_pings",
+        lie: Lie { server: in_fragments, ..Lie::NONE },
+        expect: Expect::passed(&[("protocol_errors", Number(0))]),
+        ..Mode::SOUND
+    },
+    Mode {
+        name: "sound::holes_between_ids",
+        lie: Lie {
+            server: |p, _, frame| {
+                if let ServerFrame::Ack(ack) = &frame {
+                    p.lied();
+                    p.numbers.double(ack.conversation);
+                }
+                if let Some(message) = message_of(&frame) {
+                    p.numbers.double(message.conversation);
+                }
+                Out::pass(p.numbers.frame(frame))
+            },
+            request: |p, call| {
+                p.numbers.request(call);
+                Reply::Pass
+            },
+            answer: |p, call, answer| p.numbers.answer(call, answer),
+            ..Lie::NONE
+        },
+        expect: Expect::passed(&[]),
+        ..Mode::SOUND
+    },
+];
+
+fn noted(p: &Proxy, _: &Socket, frame: ServerFrame) -> Vec<Out> {
+    p.lied();
+    Out::pass(frame)
+}
+
+/// Cuts half of the connections at some time in the first two seconds.
+fn cut_some(p: &Proxy, _: &Socket, frame: ServerFrame) -> Vec<Out> {
+    let is_welcome = matches!(frame, ServerFrame::Welcome(_)) && p.age() < Duration::from_millis(1_500);
+    let mut outs = Out::pass(frame);
+    if is_welcome && p.below(2) == 0 {
+        p.lied();
+        outs.push(Out::cut().after(Duration::from_millis(200 + p.below(1_200))));
+    }
+    outs
+}
+
+/// Answers of syncs and placements take their time.
+fn slow(p: &Proxy, call: &mut Call, ms: u64) -> Reply {
+    match call.api {
+        Endpoint::Messages(_) | Endpoint::Inbox | Endpoint::Placement => {
+            p.lied();
+            Reply::Later(Duration::from_millis(ms))
+        }
+        _ => Reply::Pass,
+    }
+}
+
+/// For two seconds, half of the syncs and placements are to come back later.
+fn throttle(p: &Proxy, call: &mut Call) -> Reply {
+    let is_one = matches!(call.api, Endpoint::Messages(_) | Endpoint::Inbox | Endpoint::Placement);
+    if is_one && p.age() < Duration::from_secs(2) && p.below(2) == 0 {
+        p.lied();
+        return Reply::Answer(Answer::throttled(300));
+    }
+    Reply::Pass
+}
+
+/// One message in ten is taken only when it is sent again.
+fn overloaded_at_first(p: &Proxy, s: &Socket, frame: ClientFrame) -> Vec<ClientFrame> {
+    match &frame {
+        ClientFrame::Send(send) if p.first(send.uuid) && p.one_in("send", 10) => {
+            p.lied();
+            let (uuid, message) = (Some(send.uuid), "so says the proxy".to_owned());
+            let error = ErrorFrame { uuid, code: ErrorCode::Overloaded, message, retry_after_ms: Some(200) };
+            s.put(Out::frame(&ServerFrame::Error(error)));
+            Vec::new()
+        }
+        _ => vec![frame],
+    }
+}
+
+/// Each device's first connection is moved.
+fn drain(p: &Proxy, s: &Socket, frame: ServerFrame) -> Vec<Out> {
+    let is_welcome = matches!(frame, ServerFrame::Welcome(_)) && p.first(s.who.user);
+    let mut outs = Out::pass(frame);
+    if is_welcome {
+        p.lied();
+        let moved = ServerFrame::Moved(MovedFrame { reason: "drain".to_owned(), retry_after_ms: 100 });
+        let wait = Duration::from_millis(400 + p.below(800));
+        outs.push(Out::frame(&moved).after(wait));
+        outs.push(Out::close(CloseCode::Moved.code()).after(wait));
+    }
+    outs
+}
+
+fn add_field(text: &str) -> Option<String> {
+    let mut value: Value = serde_json::from_str(text).ok()?;
+    value.as_object_mut()?.insert("since_the_next_version".to_owned(), serde_json::json!({"a": [1, null]}));
+    Some(value.to_string())
+}
+
+fn with_more_fields(p: &Proxy, _: &Socket, frame: ServerFrame) -> Vec<Out> {
+    if matches!(frame, ServerFrame::Ack(_)) {
+        return Out::pass(frame);
+    }
+    p.lied();
+    vec![Out::text(&add_field(&frame.encode()).expect("an object"))]
+}
+
+fn with_more_fields_too(p: &Proxy, _: &Call, answer: &mut Answer) {
+    if let Some(more) = std::str::from_utf8(&answer.body).ok().and_then(add_field) {
+        p.lied();
+        answer.body = more.into_bytes();
+    }
+}
+
+/// Each text in two fragments with a ping between.
+fn in_fragments(p: &Proxy, _: &Socket, frame: ServerFrame) -> Vec<Out> {
+    p.lied();
+    let mut whole = websocket::text_frame(&frame.encode(), None);
+    let header = whole.len() - frame.encode().len();
+    let text = whole.split_off(header);
+    let (first, second) = text.split_at(text.len() / 2);
+    let mut bytes = Vec::new();
+    fragment(0x01, first, &mut bytes);
+    websocket::encode(OpCode::Control(Control::Ping), b"there?", None, &mut bytes);
+    fragment(0x80, second, &mut bytes);
+    vec![Out::bytes(bytes)]
+}
+
+/// A frame with a hand-made first byte.
+fn fragment(first: u8, payload: &[u8], out: &mut Vec<u8>) {
+    out.push(first);
+    match payload.len() {
+        short @ 0..126 => out.push(short as u8),
+        long => {
+            out.push(126);
+            out.extend_from_slice(&(long as u16).to_be_bytes());
+        }
+    }
+    out.extend_from_slice(payload);
+}
