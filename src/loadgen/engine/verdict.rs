@@ -161,7 +161,9 @@ fn invalid_reasons(scenario: &Scenario, result: &RunResult) -> Vec<String> {
             counts.skipped, counts.scheduled
         ));
     }
-    if counts.sent + counts.beats == 0 {
+    if counts.never_connected == counts.clients && counts.clients > 0 {
+        // Nobody was let in: that is the target's, and says enough.
+    } else if counts.sent + counts.beats == 0 {
         reasons.push("no load: nothing was sent and nobody beat".to_owned());
     } else if counts.sent > 0 && result.latency.get(Path::Ack.name()).is_none_or(|ack| ack.count == 0) {
         reasons.push("nothing was measured: no message was due outside the warm-up".to_owned());

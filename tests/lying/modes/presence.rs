@@ -42,7 +42,7 @@ pub(crate) const MODES: &[Mode] = &[
             ..Lie::NONE
         },
         // Who was there when the friend came had to be told; those who came later had to be shown who is there.
-        Expect::violated(&[("presence_missed", Within("changes_surely", "lies"))]),
+        Expect::violated(&[("presence_missed", Within("one", "lies"))]),
     ),
     friends(
         "lie::presence_of_strangers",
@@ -103,7 +103,8 @@ pub(crate) const MODES: &[Mode] = &[
             }
             _ => Out::pass(frame),
         }),
-        Expect::violated(&[("presence_wrong", Is("lies"))]).also(&["presence_missed"]),
+        // Between 30 and 35 s after the last beat an "online" is not wrong, but it is not what had to be told.
+        Expect::violated(&[("presence_missed", Is("lies"))]).also(&["presence_wrong"]),
     ),
 ];
 
