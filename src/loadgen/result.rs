@@ -207,7 +207,7 @@ impl Counts {
         Self {
             recovery_ms_max: self.recovery_ms_max.max(other.recovery_ms_max),
             retries_per_device_max: self.retries_per_device_max.max(other.retries_per_device_max),
-            ..self.zip(other, |a, b| a.saturating_add(b))
+            ..self.zip(other, u64::saturating_add)
         }
     }
 

@@ -151,7 +151,7 @@ impl Device {
         }
         let Pending { tag, open_tries, .. } = self.pending.remove(at);
         let refusal = Refusal { code: error.code, has_other_tries: open_tries > 0 };
-        let is_explained = run.ledger.on_refused(&run.world, &tag, &refusal);
+        let is_explained = run.ledger.on_refused(&run.world, &tag, refusal);
         add(if is_explained { &run.stats.refused_removed } else { &run.stats.refused }, 1);
         run.recorder.unanswered(self.client, tag.intended_us, self.now_us);
         let definite = error.code.is_definite();
