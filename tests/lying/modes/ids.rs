@@ -97,7 +97,13 @@ pub(crate) const MODES: &[Mode] = &[
             answer: |p, call, answer| p.numbers.answer(call, answer),
             ..Lie::NONE
         },
-        expect: Expect::violated(&[("id_reuse", Within("lies", "plenty"))]).also(&["lost", "duplicated"]),
+        // Views that have two messages of one id can't be compared row by row.
+        expect: Expect::violated(&[("id_reuse", Within("lies", "plenty"))]).also(&[
+            "lost",
+            "duplicated",
+            "out_of_order",
+            "altered",
+        ]),
         ..Mode::LIE
     },
     Mode {
