@@ -1,6 +1,6 @@
 //! What is run through the proxy: small and short, with one kind of traffic each.
 
-/// One-to-one talk and groups; everybody is connected before the first message.
+/// One-to-one talk and groups; everybody is connected a while before the first message.
 pub(crate) const TALK: &str = "
 name: talk
 population:
@@ -9,7 +9,7 @@ population:
   groups: [{count: 4, members: {min: 6, max: 10}}]
 behaviors: {one-to-one: 1, group-talker: 1}
 connect_over: 300ms
-phases: [{phase: warm-up, duration: 700ms, rate: 0.001}, {phase: steady, duration: 3s, rate: 60}]
+phases: [{phase: warm-up, duration: 1500ms, rate: 0.001}, {phase: steady, duration: 3s, rate: 60}]
 generator_lag_max: 10s
 ";
 
@@ -73,7 +73,7 @@ population:
 behaviors: {one-to-one: 1}
 connect_over: 3s
 heartbeat: 1s
-phases: [{phase: steady, duration: 5s, rate: 20}]
+phases: [{phase: steady, duration: 8s, rate: 20}]
 generator_lag_max: 10s
 ";
 

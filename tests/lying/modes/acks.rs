@@ -76,7 +76,7 @@ pub(crate) const MODES: &[Mode] = &[
             },
             ..Lie::NONE
         },
-        // Others see it under the id that it has.
+        // Others see it under the id that it has, and everything behind it has lower ones.
         expect: Expect::violated(&[("id_reuse", Is("lies"))]).also(&["ack_wrong", "duplicated", "id_went_back"]),
         ..Mode::LIE
     },

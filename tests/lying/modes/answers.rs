@@ -118,12 +118,14 @@ pub(crate) const MODES: &[Mode] = &[
         lie: Lie {
             request: |p, call| {
                 let is_early = p.age() < Duration::from_secs(8);
-                fail(p, is_early && matches!(call.api, Endpoint::Inbox), || Answer::throttled(1_000))
+                let is_throttled = is_early && matches!(call.api, Endpoint::Inbox);
+                p.tally.add("throttled", u64::from(is_throttled));
+                fail(p, is_throttled, || Answer::throttled(1_000))
             },
             ..Lie::NONE
         },
         // A server may say so; a client that asks more often than once a second, with some to spare, harms it.
-        expect: Expect::passed(&[("throttled", Is("lies")), ("http_errors", Number(0))])
+        expect: Expect::passed(&[("throttled", Is("throttled")), ("http_errors", Number(0))])
             .extra(|p, _| within_budget(p, "inbox", 14)),
         takes_s: 16,
         ..Mode::LIE

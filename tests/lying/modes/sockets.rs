@@ -136,7 +136,7 @@ fn close_after(p: &Proxy, frame: ServerFrame, code: CloseCode) -> Vec<Out> {
     let mut outs = Out::pass(frame);
     if is_welcome {
         p.lied();
-        outs.push(Out::close(code.code()).after(Duration::from_millis(1_800)));
+        outs.push(Out::close(code.code()).after(Duration::from_millis(2_500)));
     }
     outs
 }

@@ -218,6 +218,9 @@ impl Proxy {
         };
         self.facts().before(&call);
         let mut answer = http::forward(&self.client, &self.upstream, &call, token.as_deref()).await;
+        if matches!(answer.status, 429 | 503) {
+            self.tally.add("throttled", 1);
+        }
         self.facts().after(&call, &answer);
         (self.lie.answer)(self, &call, &mut answer);
         answer.send_sockets_to(&call, self.address);
@@ -339,9 +342,14 @@ impl Proxy {
         self.rng.lock().expect("no panic while held").random_range(0..n)
     }
 
+    /// When the first device was welcomed; 0 before.
+    pub(crate) fn first_welcome_us(&self) -> u64 {
+        self.first_welcome_us.load(Ordering::Relaxed)
+    }
+
     /// Time since the first device was welcomed.
     pub(crate) fn age(&self) -> Duration {
-        match self.first_welcome_us.load(Ordering::Relaxed) {
+        match self.first_welcome_us() {
             0 => Duration::ZERO,
             first_us => Duration::from_micros(clock::now_us().saturating_sub(first_us)),
         }
