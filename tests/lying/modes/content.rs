@@ -122,14 +122,14 @@ pub(crate) const MODES: &[Mode] = &[
     Mode {
         name: "lie::sender_changed_in_audit",
         lie: audited(|p, call, answer| {
-            store_changed(p, call, answer, |p, row| *row = with_another_sender(p, row.clone()))
+            store_changed(p, call, answer, |p, row| *row = with_another_sender(p, row.clone()));
         }),
         expect: ALTERED,
         ..Mode::LIE
     },
     Mode {
         name: "lie::kind_changed_in_audit",
-        lie: audited(|p, call, answer| store_changed(p, call, answer, |_, row| row.kind = "file".to_owned())),
+        lie: audited(|p, call, answer| store_changed(p, call, answer, |_, row| "file".clone_into(&mut row.kind))),
         expect: ALTERED,
         ..Mode::LIE
     },

@@ -338,7 +338,9 @@ fn mix_in(p: &Proxy, call: &Call, answer: &mut Answer) {
             let others = facts.devices().iter().map(|who| who.user);
             let strangers: Vec<_> = others.filter(|other| !facts.is_member(query.conversation, *other)).collect();
             drop(facts);
-            strangers.into_iter().for_each(|stranger| p.hold(format!("foreign {stranger}"), row.clone()));
+            for stranger in strangers {
+                p.hold(format!("foreign {stranger}"), row.clone());
+            }
         }
         if let Some(foreign) = foreign.filter(|row| !p.is_member(row.conversation, user)) {
             p.lied();
@@ -355,7 +357,7 @@ const TOO_MUCH: u64 = 20;
 fn starve(p: &Proxy, s: &Socket, frame: ServerFrame) -> Vec<Out> {
     let Some(message) = message_of(&frame) else { return Out::pass(frame) };
     let key = format!("{} {}", s.who.user, message.conversation);
-    if s.who.user.0 % 3 != 0 || p.has(format!("promised {key}")) {
+    if !s.who.user.0.is_multiple_of(3) || p.has(format!("promised {key}")) {
         return Out::pass(frame);
     }
     if p.first(format!("starves {key}")) {
