@@ -8,6 +8,44 @@ use crate::protocol::{MessageFrame, MessageId};
 
 const FILLER: &str = "abcdefghijklmnopqrstuvwxyz0123456789 the quick brown fox jumps over the lazy dog ";
 
+/// Which message a uuid stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Identity {
+    /// Which run.
+    pub(super) run: u32,
+    /// Index of the conversation, in 24 bits.
+    pub(super) conversation: u32,
+    /// Index of the sending client, in 24 bits.
+    pub(super) client: u32,
+    /// As in [`Tag::counter`].
+    pub(super) counter: u32,
+}
+
+impl Identity {
+    /// Reads what [`Tag::uuid`] wrote; any other uuid of version 8 reads as some message that nobody sent.
+    pub(super) fn of(uuid: Uuid) -> Option<Self> {
+        let b = uuid.as_bytes();
+        let four = |at: usize| u32::from_be_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]]);
+        (uuid.get_version_num() == 8).then(|| Self {
+            run: four(0),
+            conversation: four(8) & 0x00ff_ffff,
+            client: u32::from_be_bytes([0, b[4], b[5], b[7]]),
+            counter: four(12),
+        })
+    }
+
+    /// Hash of the message's identity and an id, for sums that do not depend on the order.
+    pub(super) fn hash_with(&self, id: MessageId) -> u64 {
+        let identity = (u64::from(self.client) << 32) | u64::from(self.counter);
+        mix(identity ^ mix(u64::from(self.conversation) ^ mix(id.0)))
+    }
+}
+
+/// Hash of a message's id and its time, for sums that do not depend on the order.
+pub(super) const fn at_hash(id: u64, at: u64) -> u64 {
+    mix(mix(id) ^ at)
+}
+
 /// What a body says of its message. Indexes are into the run's world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Tag {
@@ -77,10 +115,14 @@ impl Tag {
         Self::parse(&message.body).filter(|tag| tag.uuid() == message.uuid)
     }
 
-    /// Hash of the message's identity and an id, for sums that do not depend on the order.
+    /// Which message it is, without its times.
+    pub(super) const fn identity(&self) -> Identity {
+        Identity { run: self.run, conversation: self.conversation, client: self.client, counter: self.counter }
+    }
+
+    /// [`Identity::hash_with`].
     pub(super) fn hash_with(&self, id: MessageId) -> u64 {
-        let identity = (u64::from(self.client) << 32) | u64::from(self.counter);
-        mix(identity ^ mix(u64::from(self.conversation) ^ mix(id.0)))
+        self.identity().hash_with(id)
     }
 }
 
@@ -143,5 +185,13 @@ mod tests {
         assert_ne!(other(|t| t.client += 1), tag().uuid());
         assert_ne!(other(|t| t.conversation += 1), tag().uuid());
         assert_eq!(tag().uuid().get_version_num(), 8);
+    }
+
+    #[test]
+    fn a_uuid_says_which_message_it_stands_for() {
+        let tag = Tag { conversation: 0x00ab_cdef, client: 0x0012_3456, ..tag() };
+        let Tag { run, conversation, client, counter, .. } = tag;
+        assert_eq!(Identity::of(tag.uuid()), Some(Identity { run, conversation, client, counter }));
+        assert_eq!(Identity::of(Uuid::nil()), None);
     }
 }

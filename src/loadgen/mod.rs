@@ -14,6 +14,7 @@
 //! | `tokens` | tokens that were renewed |
 //! | `retry` | when a failed request is repeated: no I/O |
 //! | `history` | every event as a line of JSON |
+//! | `intervals` | what was measured second by second |
 //! | `result` | the outcome, versioned |
 //! | `capacity` | the search for the highest load that holds: no I/O |
 
@@ -25,6 +26,7 @@ pub mod control;
 mod engine;
 pub mod fleet;
 mod history;
+pub mod intervals;
 mod ledger;
 #[cfg(test)]
 mod model;

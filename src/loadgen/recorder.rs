@@ -1,8 +1,12 @@
-//! Latencies by path, in µs from the intended time.
+//! Latencies by path, in µs from the time at which something was due.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Mutex, MutexGuard, OnceLock};
 
+use super::result::PhaseRecord;
+use super::scenario::{Phase, PhaseKind};
+use super::stats::{add, get};
 use crate::telemetry::{Latency, LatencySummary};
 
 /// What took its time.
@@ -12,10 +16,19 @@ pub enum Path {
     Connect,
     /// `POST /login`.
     Login,
-    /// From the intended send to the ACK.
+    /// From the time at which a message is due until its sender's device takes it: the generator's own part of what
+    /// follows.
+    SendLag,
+    /// The same of everything else that is due at a time: connects, leaves, beats, changes of membership, faults.
+    TimerLag,
+    /// From the time at which a message is due to its ACK.
     Ack,
-    /// From the intended send to each device that was connected: all of the four below.
+    /// From the first write of a message to its ACK.
+    AckService,
+    /// From the time at which a message is due to each device that was connected: all of the four below.
     Delivery,
+    /// The same from the first write.
+    DeliveryService,
     /// One-to-one, sender and recipient on the same server.
     DeliverySameServer,
     /// One-to-one, sender and recipient on different servers.
@@ -40,11 +53,15 @@ pub enum Path {
 
 impl Path {
     /// All paths.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 18] = [
         Self::Connect,
         Self::Login,
+        Self::SendLag,
+        Self::TimerLag,
         Self::Ack,
+        Self::AckService,
         Self::Delivery,
+        Self::DeliveryService,
         Self::DeliverySameServer,
         Self::DeliveryOtherServer,
         Self::DeliveryGroup,
@@ -63,8 +80,12 @@ impl Path {
         match self {
             Self::Connect => "connect",
             Self::Login => "login",
+            Self::SendLag => "send_lag",
+            Self::TimerLag => "timer_lag",
             Self::Ack => "ack",
+            Self::AckService => "ack_service",
             Self::Delivery => "delivery",
+            Self::DeliveryService => "delivery_service",
             Self::DeliverySameServer => "delivery_same_server",
             Self::DeliveryOtherServer => "delivery_other_server",
             Self::DeliveryGroup => "delivery_group",
@@ -78,10 +99,20 @@ impl Path {
         }
     }
 
-    /// True for what is measured over the whole run, warm-up or not.
+    /// The time from the first write, of a path that is also measured from the due time.
     #[must_use]
-    pub fn is_measured_in_warm_up(name: &str) -> bool {
-        Self::ALL.into_iter().any(|path| path.is_always_measured() && path.name() == name)
+    pub const fn service(self) -> Option<Self> {
+        match self {
+            Self::Ack => Some(Self::AckService),
+            Self::Delivery => Some(Self::DeliveryService),
+            _ => None,
+        }
+    }
+
+    /// True for what begins when a message is due, and so has the generator's lag in it.
+    #[must_use]
+    pub const fn is_from_a_send(self) -> bool {
+        matches!(self, Self::Ack | Self::Delivery) || self.is_part_of_delivery()
     }
 
     /// True for the paths whose sum is [`Path::Delivery`].
@@ -96,100 +127,268 @@ impl Path {
     const fn is_always_measured(self) -> bool {
         matches!(self, Self::Connect | Self::Login | Self::Recovery | Self::PresenceOnline | Self::PresenceOffline)
     }
+
+    /// True for what the generator itself was late by.
+    const fn is_lag(self) -> bool {
+        matches!(self, Self::SendLag | Self::TimerLag)
+    }
 }
 
-/// Latencies of one interval, by path. Indexed rather than mapped: this is what every received message touches.
-type Interval = [Option<Box<Latency>>; Path::ALL.len()];
+/// What was done after it was due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LagOf {
+    /// A message.
+    Send,
+    /// A beat, a connect, a change of membership, a fault.
+    Other,
+}
+
+/// Latencies by path. Indexed rather than mapped: this is what every received message touches.
+type ByPath = [Option<Box<Latency>>; Path::ALL.len()];
 
 const SHARDS: usize = 8;
 
 /// All latencies of a run. Sharded by client, so that threads rarely meet.
 ///
-/// A latency is recorded once, in its shard's interval; the interval is folded into the run's totals when somebody looks.
+/// Each latency belongs to the phase in which what it measures was *due*, however late it is recorded. It is recorded once, in
+/// its shard; shards are folded into the run's totals when somebody looks.
 pub(super) struct Recorder {
-    shards: [Mutex<Interval>; SHARDS],
+    /// Latencies by part of the run (see [`PhaseBounds::part_at`]).
+    shards: [Mutex<Vec<ByPath>>; SHARDS],
     folded: Mutex<Folded>,
-    /// How late the generator did things. Written by whoever is late.
-    lag: Mutex<(Latency, Latency)>,
+    /// Set once, when the load begins.
+    bounds: OnceLock<PhaseBounds>,
+}
+
+/// The phases of the load. Part 0 is what was due before them, part n the n-th, the last what is due after them.
+struct PhaseBounds {
+    /// When each phase begins and, last, when the load ends, on the run's clock in µs.
+    bounds_us: Vec<u64>,
+    phases: Vec<PhaseKind>,
+    counts: Vec<PhaseCounts>,
+}
+
+/// Messages that were due in a phase, and what came of them.
+#[derive(Default)]
+struct PhaseCounts {
+    due: AtomicU64,
+    acked: AtomicU64,
+    delivered: AtomicU64,
+}
+
+impl PhaseBounds {
+    fn part_at(&self, due_us: u64) -> usize {
+        self.bounds_us.partition_point(|bound| *bound <= due_us)
+    }
+
+    fn counts_at(&self, due_us: u64) -> Option<&PhaseCounts> {
+        self.counts.get(self.part_at(due_us).checked_sub(1)?)
+    }
+
+    fn is_measured(&self, part: usize) -> bool {
+        part > 0 && self.phases.get(part - 1).is_some_and(|phase| *phase != PhaseKind::WarmUp)
+    }
 }
 
 /// What was folded. Written by `fold`.
 #[derive(Default)]
 struct Folded {
-    /// False during warm-up.
-    is_measuring: bool,
-    overall: BTreeMap<Path, Latency>,
+    /// By part of the run.
+    parts: Vec<BTreeMap<Path, Latency>>,
     /// Since the last [`Recorder::take_interval`].
-    interval: BTreeMap<Path, Latency>,
+    interval: IntervalLatencies,
+}
+
+/// What was recorded in an interval.
+#[derive(Default)]
+pub(super) struct IntervalLatencies {
+    /// What counts.
+    pub(super) measured: BTreeMap<Path, Latency>,
+    /// What was due in a warm-up or after the load.
+    pub(super) unmeasured: BTreeMap<Path, Latency>,
+    /// Whether the interval ended in a phase that counts.
+    pub(super) is_measured: bool,
+}
+
+impl IntervalLatencies {
+    /// All of it, for the eye.
+    pub(super) fn all(&self) -> BTreeMap<Path, Latency> {
+        let mut all = self.measured.clone();
+        for (path, latency) in &self.unmeasured {
+            all.entry(*path).or_default().merge(latency);
+        }
+        all
+    }
 }
 
 impl Recorder {
     pub(super) fn new() -> Self {
-        Self { shards: Default::default(), folded: Mutex::default(), lag: Mutex::default() }
+        Self { shards: Default::default(), folded: Mutex::default(), bounds: OnceLock::new() }
     }
 
-    /// Begins or ends measuring; what was recorded before counts by the old state.
-    pub(super) fn measure(&self, on: bool) {
-        self.fold().is_measuring = on;
+    /// The load begins. What was recorded before was due before it.
+    pub(super) fn begin(&self, started_us: u64, phases: &[Phase]) {
+        let ends_us = phases.iter().scan(started_us, |at_us, phase| {
+            *at_us += phase.duration.as_micros() as u64;
+            Some(*at_us)
+        });
+        let bounds = PhaseBounds {
+            bounds_us: std::iter::once(started_us).chain(ends_us).collect(),
+            phases: phases.iter().map(|phase| phase.phase).collect(),
+            counts: phases.iter().map(|_| PhaseCounts::default()).collect(),
+        };
+        assert!(self.bounds.set(bounds).is_ok(), "a load begins once");
     }
 
-    pub(super) fn record(&self, client: u32, path: Path, us: u64) {
+    fn part_at(&self, due_us: u64) -> usize {
+        self.bounds.get().map_or(0, |bounds| bounds.part_at(due_us))
+    }
+
+    /// Records that something that was due at `due_us` took `us`.
+    pub(super) fn record(&self, client: u32, path: Path, due_us: u64, us: u64) {
+        let part = self.part_at(due_us);
         let mut shard = self.shards[client as usize % SHARDS].lock().expect("no panic while held");
-        shard[path as usize].get_or_insert_default().record_us(us);
+        if shard.len() <= part {
+            shard.resize_with(part + 1, ByPath::default);
+        }
+        shard[part][path as usize].get_or_insert_default().record_us(us);
+    }
+
+    /// A message is due.
+    pub(super) fn due(&self, due_us: u64) {
+        if let Some(counts) = self.bounds.get().and_then(|bounds| bounds.counts_at(due_us)) {
+            add(&counts.due, 1);
+        }
+    }
+
+    /// A message that was first written at `sent_us` was acknowledged at `now_us`.
+    pub(super) fn acked(&self, client: u32, due_us: u64, sent_us: u64, now_us: u64) {
+        self.record(client, Path::Ack, due_us, now_us.saturating_sub(due_us));
+        self.record(client, Path::AckService, due_us, now_us.saturating_sub(sent_us));
+        if let Some(counts) = self.bounds.get().and_then(|bounds| bounds.counts_at(due_us)) {
+            add(&counts.acked, 1);
+        }
+    }
+
+    /// A message was refused for good, or has no answer at the end: as an ACK, it took at least until `now_us`.
+    pub(super) fn unanswered(&self, client: u32, due_us: u64, now_us: u64) {
+        self.record(client, Path::Ack, due_us, now_us.saturating_sub(due_us));
+    }
+
+    /// A message that was first written at `sent_us` was shown to a device at `now_us`.
+    pub(super) fn delivered(&self, client: u32, path: Path, due_us: u64, sent_us: u64, now_us: u64) {
+        self.record(client, path, due_us, now_us.saturating_sub(due_us));
+        if path.is_part_of_delivery() {
+            self.record(client, Path::DeliveryService, due_us, now_us.saturating_sub(sent_us));
+        }
+        if let Some(counts) = self.bounds.get().and_then(|bounds| bounds.counts_at(due_us)) {
+            add(&counts.delivered, 1);
+        }
+    }
+
+    /// Notes that the generator did something at `now_us` that was due at `due_us`.
+    pub(super) fn late_by(&self, client: u32, what: LagOf, due_us: u64, now_us: u64) {
+        let path = match what {
+            LagOf::Send => Path::SendLag,
+            LagOf::Other => Path::TimerLag,
+        };
+        self.record(client, path, due_us, now_us.saturating_sub(due_us));
     }
 
     /// Folds the shards into the totals.
     fn fold(&self) -> MutexGuard<'_, Folded> {
         let mut folded = self.folded.lock().expect("no panic while held");
+        let is_measured = |part| self.bounds.get().is_some_and(|bounds| bounds.is_measured(part));
         for shard in &self.shards {
             let taken = std::mem::take(&mut *shard.lock().expect("no panic while held"));
-            for (path, latency) in Path::ALL.into_iter().zip(taken) {
-                let Some(latency) = latency else { continue };
-                folded.add(path, &latency);
-                if path.is_part_of_delivery() {
-                    folded.add(Path::Delivery, &latency);
+            for (part, by_path) in taken.into_iter().enumerate() {
+                for (path, latency) in Path::ALL.into_iter().zip(by_path) {
+                    let Some(latency) = latency else { continue };
+                    let is_measured = is_measured(part);
+                    folded.add(part, path, &latency, is_measured);
+                    if path.is_part_of_delivery() {
+                        folded.add(part, Path::Delivery, &latency, is_measured);
+                    }
                 }
             }
         }
         folded
     }
 
-    /// Notes that the generator did something `us` after it was due.
-    pub(super) fn late_by(&self, us: u64) {
-        let mut lag = self.lag.lock().expect("no panic while held");
-        lag.0.record_us(us);
-        lag.1.record_us(us);
-    }
-
-    /// The lag of the whole run so far.
+    /// How late the generator did everything that was due up to the end of the load. When a hundred thousand devices leave
+    /// at once after it, nothing is measured any more.
     pub(super) fn lag(&self) -> Latency {
-        self.lag.lock().expect("no panic while held").0.clone()
+        let after = self.bounds.get().map_or(usize::MAX, |bounds| bounds.bounds_us.len());
+        let folded = self.fold();
+        let parts = folded.parts.iter().enumerate().filter(|(part, _)| *part < after);
+        let mut lag = Latency::default();
+        for (_, latency) in parts.flat_map(|(_, by_path)| by_path).filter(|(path, _)| path.is_lag()) {
+            lag.merge(latency);
+        }
+        lag
     }
 
-    /// The lag of the interval, which begins anew.
-    pub(super) fn take_lag(&self) -> LatencySummary {
-        std::mem::take(&mut self.lag.lock().expect("no panic while held").1).summary()
-    }
-
-    /// Everything measured so far.
+    /// Everything measured so far: what was due in a phase that is measured and, of what happens once per client, all.
     pub(super) fn overall(&self) -> BTreeMap<Path, Latency> {
-        self.fold().overall.clone()
+        let folded = self.fold();
+        let mut overall: BTreeMap<Path, Latency> = BTreeMap::new();
+        for (part, by_path) in folded.parts.iter().enumerate() {
+            let is_measured = self.bounds.get().is_some_and(|bounds| bounds.is_measured(part));
+            for (path, latency) in by_path.iter().filter(|(path, _)| is_measured || path.is_always_measured()) {
+                overall.entry(*path).or_default().merge(latency);
+            }
+        }
+        overall
     }
 
-    /// What came since the last call, and whether it counts.
-    pub(super) fn take_interval(&self) -> (BTreeMap<Path, Latency>, bool) {
-        let mut folded = self.fold();
-        (std::mem::take(&mut folded.interval), folded.is_measuring)
+    /// What was recorded since the last call, and whether what is due at `now_us` counts.
+    pub(super) fn take_interval(&self, now_us: u64) -> IntervalLatencies {
+        let interval = std::mem::take(&mut self.fold().interval);
+        let is_measured = self.bounds.get().is_some_and(|bounds| bounds.is_measured(bounds.part_at(now_us)));
+        IntervalLatencies { is_measured, ..interval }
+    }
+
+    /// What was due in each phase, and what came of it.
+    pub(super) fn phases(&self) -> Vec<PhaseRecord> {
+        let Some(bounds) = self.bounds.get() else { return Vec::new() };
+        let folded = self.fold();
+        let seconds = |us: u64| (us - bounds.bounds_us[0]) as f64 / 1e6;
+        let record = |index: usize| {
+            let latencies = folded.parts.get(index + 1).cloned().unwrap_or_default();
+            let counts = &bounds.counts[index];
+            PhaseRecord {
+                phase: bounds.phases[index],
+                from_s: seconds(bounds.bounds_us[index]),
+                to_s: seconds(bounds.bounds_us[index + 1]),
+                due: get(&counts.due),
+                acked: get(&counts.acked),
+                delivered: get(&counts.delivered),
+                latency: summaries(&latencies),
+                histograms: named(latencies),
+            }
+        };
+        (0..bounds.phases.len()).map(record).collect()
     }
 }
 
 impl Folded {
-    fn add(&mut self, path: Path, latency: &Latency) {
-        self.interval.entry(path).or_default().merge(latency);
-        if path.is_always_measured() || self.is_measuring {
-            self.overall.entry(path).or_default().merge(latency);
+    fn add(&mut self, part: usize, path: Path, latency: &Latency, is_measured: bool) {
+        if self.parts.len() <= part {
+            self.parts.resize_with(part + 1, BTreeMap::new);
         }
+        self.parts[part].entry(path).or_default().merge(latency);
+        let interval = &mut self.interval;
+        let counts = is_measured || path.is_always_measured();
+        let by_path = if counts { &mut interval.measured } else { &mut interval.unmeasured };
+        by_path.entry(path).or_default().merge(latency);
     }
+}
+
+/// The lag of all kinds, of an interval.
+pub(super) fn lag_of(interval: &BTreeMap<Path, Latency>) -> LatencySummary {
+    let mut lag = Latency::default();
+    interval.iter().filter(|(path, _)| path.is_lag()).for_each(|(_, latency)| lag.merge(latency));
+    lag.summary()
 }
 
 /// The same by name.
@@ -204,26 +403,91 @@ pub(super) fn summaries(latencies: &BTreeMap<Path, Latency>) -> BTreeMap<String,
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::loadgen::scenario::Arrivals;
+
+    const S: u64 = 1_000_000;
 
     fn count(latencies: &BTreeMap<Path, Latency>, path: Path) -> u64 {
         latencies.get(&path).map_or(0, Latency::count)
     }
 
+    /// A warm-up of 10 s, then a steady phase of 20, from second 100 on.
+    fn recorder() -> Recorder {
+        let phase = |phase, seconds| Phase {
+            phase,
+            duration: Duration::from_secs(seconds),
+            rate: 1.0,
+            rate_to: None,
+            arrivals: Arrivals::Constant,
+        };
+        let recorder = Recorder::new();
+        recorder.record(1, Path::Login, 90 * S, 100);
+        recorder.begin(100 * S, &[phase(PhaseKind::WarmUp, 10), phase(PhaseKind::Steady, 20)]);
+        recorder
+    }
+
     #[test]
     fn a_warm_up_is_shown_and_not_measured() {
-        let recorder = Recorder::new();
-        recorder.record(1, Path::DeliveryGroup, 100);
-        recorder.record(1, Path::Connect, 100);
-        recorder.measure(true);
-        recorder.record(2, Path::DeliveryGroup, 200);
-        recorder.record(3, Path::DeliverySameServer, 300);
+        let recorder = recorder();
+        recorder.record(1, Path::DeliveryGroup, 105 * S, 100);
+        recorder.record(1, Path::Connect, 105 * S, 100);
+        recorder.record(2, Path::DeliveryGroup, 110 * S, 200);
+        recorder.record(3, Path::DeliverySameServer, 129 * S, 300);
         let overall = recorder.overall();
-        assert_eq!([Path::DeliveryGroup, Path::Delivery, Path::Connect].map(|p| count(&overall, p)), [1, 2, 1]);
-        let (interval, is_measured) = recorder.take_interval();
-        assert!(is_measured);
-        assert_eq!([Path::DeliveryGroup, Path::Delivery].map(|p| count(&interval, p)), [2, 3]);
-        assert!(recorder.take_interval().0.is_empty());
+        assert_eq!([Path::DeliveryGroup, Path::Delivery].map(|p| count(&overall, p)), [1, 2]);
+        assert_eq!([Path::Connect, Path::Login].map(|p| count(&overall, p)), [1, 1]);
+        let interval = recorder.take_interval(115 * S);
+        assert!(interval.is_measured);
+        assert_eq!(
+            [Path::DeliveryGroup, Path::Delivery, Path::Connect].map(|p| count(&interval.measured, p)),
+            [1, 2, 1]
+        );
+        assert_eq!(
+            [Path::DeliveryGroup, Path::Delivery, Path::Connect].map(|p| count(&interval.unmeasured, p)),
+            [1, 1, 0]
+        );
+        assert_eq!([Path::DeliveryGroup, Path::Delivery].map(|p| count(&interval.all(), p)), [2, 3]);
+        let interval = recorder.take_interval(109 * S);
+        assert!(interval.all().is_empty() && !interval.is_measured);
         assert_eq!(count(&recorder.overall(), Path::Delivery), 2);
+    }
+
+    #[test]
+    fn what_was_due_in_the_warm_up_does_not_count_however_late_it_comes() {
+        let recorder = recorder();
+        recorder.due(109 * S);
+        recorder.due(129 * S);
+        recorder.acked(1, 109 * S, 109 * S, 128 * S);
+        recorder.delivered(2, Path::DeliveryGroup, 109 * S, 109 * S, 129 * S);
+        // Due in time, and there only after the end of the load.
+        recorder.acked(1, 129 * S, 130 * S, 133 * S);
+        recorder.delivered(2, Path::DeliveryGroup, 129 * S, 130 * S, 135 * S);
+        let overall = recorder.overall();
+        let seconds = |path| overall.get(&path).map(|l| (l.count(), (l.max_us() as f64 / 1e6).round()));
+        assert_eq!([Path::Ack, Path::AckService].map(seconds), [Some((1, 4.0)), Some((1, 3.0))]);
+        assert_eq!([Path::Delivery, Path::DeliveryService].map(seconds), [Some((1, 6.0)), Some((1, 5.0))]);
+        let phases = recorder.phases();
+        assert_eq!(
+            phases.iter().map(|p| (p.phase, p.from_s, p.to_s)).collect::<Vec<_>>(),
+            [(PhaseKind::WarmUp, 0.0, 10.0), (PhaseKind::Steady, 10.0, 30.0)]
+        );
+        assert_eq!(phases.iter().map(|p| (p.due, p.acked, p.delivered)).collect::<Vec<_>>(), [(1, 1, 1), (1, 1, 1)]);
+        assert_eq!(phases[0].latency["ack"].count, 1);
+    }
+
+    #[test]
+    fn the_lag_of_the_load_is_kept_apart_from_that_of_its_end() {
+        let recorder = recorder();
+        recorder.late_by(1, LagOf::Other, 101 * S, 101 * S + 50);
+        recorder.late_by(2, LagOf::Send, 111 * S, 111 * S + 70);
+        recorder.late_by(2, LagOf::Other, 131 * S, 140 * S);
+        let lag = recorder.lag().summary();
+        assert_eq!((lag.count, lag.max_us), (2, 70));
+        let overall = recorder.overall();
+        assert_eq!([Path::SendLag, Path::TimerLag].map(|p| count(&overall, p)), [1, 0], "of what is measured only");
+        assert_eq!(lag_of(&recorder.take_interval(0).all()).count, 3);
     }
 }

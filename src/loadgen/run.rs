@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::api::Api;
-use super::client::{Alarms, DeviceState, Mailbox, Pollers, Traffic, UserPresence};
+use super::client::{Alarms, DeviceState, Mailbox, Pollers, Traffic};
 use super::history::History;
-use super::ledger::Ledger;
+use super::ledger::{Ledger, Presence};
 use super::recorder::Recorder;
 use super::scenario::Scenario;
 use super::stats::Stats;
@@ -23,8 +23,8 @@ use crate::telemetry::Latency;
 /// Events kept for people.
 const EVENTS_MAX: usize = 100;
 
-/// An ACK is late past this, where consequences of a fault are counted.
-pub(super) const LATE_ACK_US: u64 = 1_000_000;
+/// An ACK or a delivery is late past this, where consequences of a fault are counted.
+pub(super) const LATE_US: u64 = 1_000_000;
 
 /// Who takes part in a run, what is counted, what is judged. No I/O; no clock is read after it was made.
 pub(super) struct Run {
@@ -38,8 +38,6 @@ pub(super) struct Run {
     pub(super) ledger: Ledger,
     pub(super) stats: Stats,
     pub(super) history: Option<History>,
-    /// One per user.
-    pub(super) presence: Vec<UserPresence>,
     /// Where each device is connected.
     pub(super) places: Places,
     /// What was done to the stack so far, and its consequences.
@@ -92,6 +90,9 @@ pub(super) struct FaultTrack {
     pub(super) ended_us: u64,
     pub(super) errors: u64,
     pub(super) late_acks: u64,
+    /// How long it is meant to last; 0 for what is done in a moment.
+    pub(super) planned_us: u64,
+    pub(super) late_deliveries: u64,
     /// When the last consequence was, on the run's clock.
     pub(super) last_consequence_us: u64,
     pub(super) error: Option<String>,
@@ -102,8 +103,10 @@ pub(super) struct FaultTrack {
 pub(super) enum Consequence {
     /// A refused send, a failed connect or call.
     Error,
-    /// An ACK later than [`LATE_ACK_US`].
+    /// An ACK later than [`LATE_US`].
     LateAck,
+    /// A delivery later than that.
+    LateDelivery,
 }
 
 impl Run {
@@ -113,10 +116,10 @@ impl Run {
             id,
             unix_offset_us: clock::unix_us().wrapping_sub(clock::now_us()),
             recorder,
-            ledger: Ledger::new(world.conversations.len()),
+            ledger: Ledger::new(id, world.conversations.len(), clock::unix_ms())
+                .with_presence(Presence::new(&scenario, &world)),
             stats: Stats::default(),
             history,
-            presence: world.users.iter().map(|_| UserPresence::default()).collect(),
             places: Places::of(world.clients.len()),
             faults: Mutex::default(),
             events: Mutex::default(),
@@ -141,6 +144,7 @@ impl Run {
             match consequence {
                 Consequence::Error => track.errors += 1,
                 Consequence::LateAck => track.late_acks += 1,
+                Consequence::LateDelivery => track.late_deliveries += 1,
             }
             track.last_consequence_us = now_us;
         }

@@ -9,10 +9,14 @@ use super::client::{CallError, ConnectError, LinkError};
 /// Counters of a run. Written by clients, read by the engine.
 #[derive(Default)]
 pub(super) struct Stats {
+    /// Messages that the rates asked for, whether or not somebody could send them.
+    pub(super) scheduled: AtomicU64,
     pub(super) intended: AtomicU64,
     pub(super) sent: AtomicU64,
     pub(super) acked: AtomicU64,
     pub(super) refused: AtomicU64,
+    /// Refused because the sender was being removed.
+    pub(super) refused_removed: AtomicU64,
     pub(super) unresolved: AtomicU64,
     pub(super) delivered: AtomicU64,
     pub(super) frames: AtomicU64,
@@ -24,6 +28,11 @@ pub(super) struct Stats {
     pub(super) wanted: AtomicU64,
     pub(super) gaps_synced: AtomicU64,
     pub(super) beats: AtomicU64,
+    pub(super) push_expected: AtomicU64,
+    pub(super) pushed: AtomicU64,
+    /// Of the audit: member views read, reads tried for removed members.
+    pub(super) read_views: AtomicU64,
+    pub(super) access_probes: AtomicU64,
     /// Connections that were lost or closed against the plan.
     pub(super) disconnects: AtomicU64,
     /// Frames and answers that can't be read, or break the protocol.
@@ -44,7 +53,7 @@ pub(super) struct Stats {
 impl Stats {
     /// Messages that were due and have no answer yet, whether or not a device has noticed that they are due.
     pub(super) fn owed(&self) -> u64 {
-        let answered = get(&self.acked) + get(&self.refused) + get(&self.unresolved);
+        let answered = get(&self.acked) + get(&self.refused) + get(&self.refused_removed) + get(&self.unresolved);
         get(&self.intended).saturating_sub(answered)
     }
 

@@ -401,7 +401,7 @@ impl World {
             let login = |_| async move {
                 let started = clock::now_us();
                 let login = api.login(name, PASSWORD, device).await?;
-                recorder.record(client, Path::Login, clock::now_us() - started);
+                recorder.record(client, Path::Login, started, clock::now_us() - started);
                 Ok((login.token.into_boxed_str(), login.placement))
             };
             api.retrying(seed(client, 0), login).await

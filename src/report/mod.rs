@@ -46,7 +46,8 @@ pub fn read(path: &Path) -> io::Result<RunResult> {
 }
 
 /// Writes everything that is made of a run into a folder, which is made if need be: `result.json`, `summary.txt`,
-/// `report.html`, `latency.csv`, `series.csv`, and one `.hlog` per path, tagged with it.
+/// `report.html`, `latency.csv`, `series.csv`, and one `.hlog` per path, tagged with it. A result that was read back has no
+/// seconds: `.hlog` files that are there are left alone.
 ///
 /// # Errors
 /// Names the files that could not be written. The others are.
@@ -69,7 +70,11 @@ pub fn write_all(folder: &Path, result: &RunResult, series: &[LiveSnapshot]) -> 
     write("series.csv", Ok(series::csv(series).into_bytes()));
     for (path, histogram) in &result.histograms {
         let rendered = check_name(path).map_err(io::Error::other).and_then(|()| hlog::render(path, histogram, result));
-        write(&format!("{}.hlog", if rendered.is_ok() { path } else { "histogram" }), rendered);
+        let file = format!("{}.hlog", if rendered.is_ok() { path } else { "histogram" });
+        if rendered.is_ok() && result.intervals.rows().is_empty() && folder.join(&file).exists() {
+            continue;
+        }
+        write(&file, rendered);
     }
     failed.map_or(Ok(()), Err)
 }
@@ -97,11 +102,13 @@ pub fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
 /// The latencies of a run as CSV, one line per path; times in µs.
 #[must_use]
 pub fn csv(result: &RunResult) -> String {
-    let mut out = "path,samples,min_us,mean_us,p50_us,p90_us,p99_us,p999_us,max_us\n".to_owned();
+    let mut out = "path,samples,min_us,mean_us,p50_us,p75_us,p90_us,p95_us,p99_us,p999_us,max_us\n".to_owned();
     for (path, s) in &result.latency {
-        let LatencySummary { count, min_us, mean_us, p50_us, p90_us, p99_us, p999_us, max_us } = s;
+        let LatencySummary { count, min_us, mean_us, p50_us, p75_us, p90_us, p95_us, p99_us, p999_us, max_us } = s;
         let path = csv_field(path);
-        out.push_str(&format!("{path},{count},{min_us},{mean_us:.1},{p50_us},{p90_us},{p99_us},{p999_us},{max_us}\n"));
+        out.push_str(&format!(
+            "{path},{count},{min_us},{mean_us:.1},{p50_us},{p75_us},{p90_us},{p95_us},{p99_us},{p999_us},{max_us}\n"
+        ));
     }
     out
 }
@@ -142,5 +149,9 @@ mod tests {
         assert!(refused.to_string().contains("later.json") && refused.to_string().ends_with("schema 2"), "{refused}");
         let hlog = std::fs::read_to_string(folder.path().join("ack.hlog")).expect("is there");
         assert!(hlog.contains("Tag=ack") && hlog.contains("HIST"), "{hlog}");
+        let csv =
+            csv(&RunResult { latency: [("ack".to_owned(), LatencySummary::default())].into(), ..RunResult::default() });
+        let columns: Vec<usize> = csv.lines().map(|line| line.split(',').count()).collect();
+        assert_eq!(columns, [11, 11], "{csv}");
     }
 }

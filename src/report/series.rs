@@ -76,8 +76,9 @@ pub fn read(folder: &Path) -> io::Result<Vec<LiveSnapshot>> {
 
 /// Columns of `series.csv`.
 const CSV_HEAD: &str = "elapsed_s,phase,connections_wanted,connections,due_per_s,acked_per_s,delivered_per_s,\
-    reconnects_per_s,delivery_count,delivery_p50_us,delivery_p90_us,delivery_p99_us,delivery_p999_us,delivery_max_us,\
-    ack_p50_us,ack_p99_us,lag_records,lag_s,generator_late_p99_us,generator_cores,violations";
+    reconnects_per_s,delivery_count,delivery_p50_us,delivery_p75_us,delivery_p90_us,delivery_p95_us,delivery_p99_us,\
+    delivery_p999_us,delivery_max_us,ack_p50_us,ack_p99_us,lag_records,lag_s,generator_late_p50_us,generator_late_p99_us,\
+    generator_cores,machine_cores,foreign_cores,steal_cores,violations";
 
 /// The series as CSV: one line per second of the load. Times as the names say.
 #[must_use]
@@ -86,10 +87,13 @@ pub fn csv(series: &[LiveSnapshot]) -> String {
     for s in series.iter().filter(|s| s.elapsed_s > 0.0) {
         let delivery = s.interval.get("delivery").copied().unwrap_or_default();
         let ack = s.interval.get("ack").copied().unwrap_or_default();
+        let machine = s.machine.unwrap_or_default();
+        let foreign = machine.foreign_cores.map(|cores| format!("{cores:.2}")).unwrap_or_default();
         let lag_records: u64 = s.servers.values().map(|server| server.lag_records).sum();
         let _ = writeln!(
             out,
-            "{:.3},{},{},{},{:.1},{:.1},{:.1},{:.1},{},{},{},{},{},{},{},{},{lag_records},{:.3},{},{:.2},{}",
+            "{:.3},{},{},{},{:.1},{:.1},{:.1},{:.1},{},{},{},{},{},{},{},{},{},{},{lag_records},{:.3},{},{},{:.2},{:.2},\
+             {foreign},{:.2},{}",
             s.elapsed_s,
             super::csv_field(&s.phase),
             s.connections_wanted,
@@ -100,15 +104,20 @@ pub fn csv(series: &[LiveSnapshot]) -> String {
             s.rates.reconnects,
             delivery.count,
             delivery.p50_us,
+            delivery.p75_us,
             delivery.p90_us,
+            delivery.p95_us,
             delivery.p99_us,
             delivery.p999_us,
             delivery.max_us,
             ack.p50_us,
             ack.p99_us,
             lag_s(s),
+            s.generator_lag_us_p50,
             s.generator_lag_us_p99,
             s.generator_cores,
+            machine.used_cores,
+            machine.steal_cores,
             s.violations.values().sum::<u64>(),
         );
     }
@@ -152,6 +161,6 @@ mod tests {
     fn every_row_of_the_csv_has_all_columns() {
         let text = csv(&[snapshot(0.0, &[]), snapshot(1.0, &[])]);
         let columns: Vec<usize> = text.lines().map(|line| line.split(',').count()).collect();
-        assert_eq!(columns, [21, 21], "{text}");
+        assert_eq!(columns, [27, 27], "{text}");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{human_bytes, human_count, human_us, human_value};
+use super::{human_bytes, human_count, human_us};
 use crate::loadgen::RunResult;
 use crate::loadgen::recorder::Path;
 use crate::loadgen::result::Verdict;
@@ -32,13 +32,16 @@ pub fn render(result: &RunResult, style: Style) -> String {
     let mut out = String::new();
     head(&mut out, result);
     messages(&mut out, result);
+    ledger(&mut out, result);
     latencies(&mut out, result);
     faults(&mut out, result);
     generator(&mut out, result);
+    foreign_load(&mut out, result);
     memory(&mut out, result);
     workers(&mut out, result);
     processes(&mut out, result);
     thresholds(&mut out, result);
+    warnings(&mut out, result);
     verdict(&mut out, result, style);
     out
 }
@@ -51,33 +54,42 @@ fn head(out: &mut String, r: &RunResult) {
 fn messages(out: &mut String, r: &RunResult) {
     let c = &r.counts;
     let n = human_count;
+    let busiest = match r.reconnects_per_s_max {
+        most if most > 0.0 => format!(", at most {most:.0} in a second"),
+        _ => String::new(),
+    };
     let _ = writeln!(
         out,
-        "devices    {} of {} connected, {} reconnects{}",
+        "devices    {} of {} connected, {} disconnects against the plan, {} reconnects{busiest}",
         n(c.clients - c.never_connected.min(c.clients)),
         n(c.clients),
-        n(c.reconnects),
-        if r.reconnects_per_s_max > 0.0 {
-            format!(", at most {:.0} in a second", r.reconnects_per_s_max)
-        } else {
-            String::new()
-        }
+        n(c.disconnects),
+        n(c.reconnects)
     );
     let lag = r.generator.lag;
     let _ =
         writeln!(out, "heartbeats {} sent; 99 % of what was due went out within {}", n(c.beats), human_us(lag.p99_us));
     let _ = writeln!(
         out,
-        "messages   {} due, {} sent, {} acknowledged, {} refused, {} unresolved",
+        "messages   {} scheduled, {} due, {} sent, {} acknowledged, {} refused{}, {} unresolved",
+        n(c.scheduled),
         n(c.intended),
         n(c.sent),
         n(c.acked),
         n(c.refused),
+        if c.refused_removed > 0 {
+            format!(" (and {} of removed members)", n(c.refused_removed))
+        } else {
+            String::new()
+        },
         n(c.unresolved)
     );
+    let pushed = c
+        .pushed_percent()
+        .map_or_else(String::new, |percent| format!(", {percent:.2} % of those that had to be pushed"));
     let _ = writeln!(
         out,
-        "delivered  {} to persons; {} repeats on the wire dropped by clients; {} gaps closed by sync",
+        "delivered  {}{pushed}; {} duplicates dropped by clients; {} gaps filled by sync",
         n(c.delivered),
         n(c.repeated_on_wire),
         n(c.gaps_synced)
@@ -89,42 +101,67 @@ fn messages(out: &mut String, r: &RunResult) {
         human_bytes(c.bytes_in),
         n(c.poll_requests)
     );
-    let _ = writeln!(
-        out,
-        "ledger     lost {}  duplicated {}  out of order {}  id reuse {}  leaked {}  altered {}  presence wrong {}",
-        n(c.lost),
-        n(c.duplicated),
-        n(c.out_of_order),
-        n(c.id_reuse),
-        n(c.leaked),
-        n(c.altered),
-        n(c.presence_wrong)
-    );
-    let _ = writeln!(out, "audit      {} conversations read back in full, {} not", n(c.audited), n(c.unaudited));
+    if c.retries + c.throttled + c.tokens_renewed > 0 {
+        let _ = writeln!(
+            out,
+            "retries    {} requests and connects, at most {} of one device; {} answers asked to come back later; {} tokens renewed",
+            n(c.retries),
+            n(c.retries_per_device_max),
+            n(c.throttled),
+            n(c.tokens_renewed)
+        );
+    }
     if !r.errors.is_empty() {
         let errors: Vec<String> = r.errors.iter().map(|(code, n)| format!("{code} {n}")).collect();
         let _ = writeln!(out, "errors     {}", errors.join(", "));
     }
+}
+
+/// What was broken, and what was checked, with how much of it.
+fn ledger(out: &mut String, r: &RunResult) {
+    let violations = r.counts.violations();
+    let broken: Vec<String> =
+        violations.iter().map(|(kind, n)| format!("{} {}", kind.replace('_', " "), human_count(*n))).collect();
+    let _ = writeln!(out, "ledger     {}", if broken.is_empty() { "clean".to_owned() } else { broken.join("  ") });
     for violation in r.violations.iter().take(10) {
         let _ = writeln!(out, "           {violation}");
+    }
+    let c = &r.counts;
+    let _ = writeln!(
+        out,
+        "audit      {} conversations read back in full, {} not; {} other members' views",
+        human_count(c.audited),
+        human_count(c.unaudited),
+        human_count(c.read_views)
+    );
+    if r.checks.is_empty() {
+        return;
+    }
+    let _ = writeln!(out, "\n{:<14}{:>12} {:>12} {:>10}", "check", "expected", "seen", "wrong");
+    for check in &r.checks {
+        let (expected, seen, wrong) = (human_count(check.expected), human_count(check.seen), human_count(check.wrong));
+        let line = format!("{:<14}{expected:>12} {seen:>12} {wrong:>10}   {}", check.name, check.note);
+        let _ = writeln!(out, "{}", line.trim_end());
     }
 }
 
 fn latencies(out: &mut String, r: &RunResult) {
     let _ = writeln!(
         out,
-        "\n{:<26}{:>10} {:>10} {:>10} {:>10} {:>10} {:>10}",
-        "latency from due time", "samples", "p50", "p90", "p99", "p99.9", "max"
+        "\n{:<25}{:>10}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}",
+        "latency from due time", "samples", "p50", "p75", "p90", "p95", "p99", "p99.9", "max"
     );
     for path in Path::ALL {
         let Some(s) = r.latency.get(path.name()).filter(|s| s.count > 0) else { continue };
         let _ = writeln!(
             out,
-            "{:<26}{:>10} {:>10} {:>10} {:>10} {:>10} {:>10}",
+            "{:<25}{:>10}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}",
             path.name(),
             human_count(s.count),
             human_us(s.p50_us),
+            human_us(s.p75_us),
             human_us(s.p90_us),
+            human_us(s.p95_us),
             human_us(s.p99_us),
             human_us(s.p999_us),
             human_us(s.max_us)
@@ -141,21 +178,22 @@ fn faults(out: &mut String, r: &RunResult) {
                 fault.disconnected, fault.recovered
             ),
             None => format!(
-                "{} devices lost their connection, {} came back, less than 99 %",
+                "{} devices lost their connection, {} came back: less than 99 %, so it has not recovered",
                 fault.disconnected, fault.recovered
             ),
         };
         let end = match fault.calm_after_s {
             Some(s) => format!("the last {s:.2} s after its end"),
-            None if fault.errors + fault.late_acks > 0 => "none after its end".to_owned(),
+            None if fault.errors + fault.late_acks + fault.late_deliveries > 0 => "none after its end".to_owned(),
             None => "nothing to recover from".to_owned(),
         };
         let _ = writeln!(out, "\nfault      {} at {:.1} s: {lost}", fault.what, fault.at_s);
         let _ = writeln!(
             out,
-            "           {} errors and {} ACKs over a second late; {end}",
+            "           {} errors, {} ACKs and {} deliveries over a second late; {end}",
             human_count(fault.errors),
-            human_count(fault.late_acks)
+            human_count(fault.late_acks),
+            human_count(fault.late_deliveries)
         );
     }
 }
@@ -164,7 +202,8 @@ fn generator(out: &mut String, r: &RunResult) {
     let g = &r.generator;
     let _ = writeln!(
         out,
-        "\ngenerator  late p99 {}, max {} ({} samples); {:.2} s of processor time, {:.1} µs per frame and beat; {} resident",
+        "\ngenerator  late p50 {}, p99 {}, max {} ({} samples); {:.2} s of processor time, {:.1} µs per frame and beat; {} resident",
+        human_us(g.lag.p50_us),
         human_us(g.lag.p99_us),
         human_us(g.lag.max_us),
         human_count(g.lag.count),
@@ -182,6 +221,29 @@ fn generator(out: &mut String, r: &RunResult) {
                 delivered => format!(", {:.1} s per million deliveries", g.stack_cpu_s * 1e6 / delivered as f64),
             }
         );
+    }
+}
+
+/// What others took of the generator's machine.
+fn foreign_load(out: &mut String, r: &RunResult) {
+    let g = &r.generator;
+    if g.cores == 0.0 {
+        return;
+    }
+    let foreign = match (g.foreign_cores_mean, g.foreign_cores_max) {
+        (Some(mean), Some(max)) => format!("other programs used {mean:.2} on average, {max:.2} at most"),
+        _ => "what other programs used of them can't be told from the target".to_owned(),
+    };
+    let _ = writeln!(
+        out,
+        "machine    {:.0} cores; {foreign}; other machines of the host took {:.2}, {:.2} at most",
+        g.cores, g.steal_cores_mean, g.steal_cores_max
+    );
+}
+
+fn warnings(out: &mut String, r: &RunResult) {
+    for (n, warning) in r.warnings.iter().enumerate() {
+        let _ = writeln!(out, "{}{warning}", if n == 0 { "\nwarning    " } else { "           " });
     }
 }
 
@@ -268,10 +330,10 @@ fn thresholds(out: &mut String, r: &RunResult) {
         return;
     }
     out.push('\n');
-    for outcome in &r.thresholds {
+    // Of the conditions that every run has, those that failed.
+    for outcome in r.thresholds.iter().filter(|outcome| !outcome.is_default || !outcome.passed) {
         let mark = if outcome.passed { "ok  " } else { "FAIL" };
-        let value = outcome.value.map_or("nothing measured".to_owned(), human_value);
-        let _ = writeln!(out, "{mark}       {:<32} {value}", outcome.threshold);
+        let _ = writeln!(out, "{mark}       {:<32} {}", outcome.threshold, outcome.measured());
     }
 }
 
@@ -292,6 +354,7 @@ fn verdict(out: &mut String, r: &RunResult, style: Style) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::loadgen::result::Check;
     use crate::telemetry::LatencySummary;
 
     #[test]
@@ -300,9 +363,35 @@ mod tests {
         let ack = LatencySummary { count: 12_345, p50_us: 900, p99_us: 1_500, max_us: 2_000, ..Default::default() };
         r.latency.insert("ack".to_owned(), ack);
         r.reasons.push("because".to_owned());
+        r.warnings.push("take care".to_owned());
+        r.generator.cores = 2.0;
+        (r.generator.foreign_cores_mean, r.generator.foreign_cores_max) = (Some(0.25), Some(1.9));
         let text = render(&r, Style::Plain);
         assert!(text.contains("12 345") && text.contains("900 µs") && text.contains("1.5 ms"), "{text}");
+        assert!(text.contains("2 cores; other programs used 0.25 on average, 1.90 at most"), "{text}");
+        assert!(text.contains("\nwarning    take care\n"), "{text}");
         assert!(text.trim_end().ends_with("PASS\n           because"), "{text}");
         assert!(!text.contains('\x1b'));
+        assert!(text.contains("ledger     clean"), "{text}");
+    }
+
+    #[test]
+    fn a_summary_says_what_was_checked_and_what_could_not_be_judged() {
+        let mut r = RunResult::default();
+        r.counts.lost = 3;
+        r.counts.presence_missed = 1;
+        let check = |name: &str, expected, seen, wrong, note: &str| Check {
+            name: name.to_owned(),
+            expected,
+            seen,
+            wrong,
+            note: note.to_owned(),
+        };
+        r.checks.push(check("stored", 2_966, 2_963, 3, ""));
+        r.checks.push(check("access", 0, 0, 0, "nobody was removed"));
+        let text = render(&r, Style::Plain);
+        assert!(text.contains("ledger     lost 3  presence missed 1"), "{text}");
+        assert!(text.contains("stored               2 966        2 963          3\n"), "{text}");
+        assert!(text.contains("access                   0            0          0   nobody was removed\n"), "{text}");
     }
 }

@@ -3,6 +3,8 @@
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use rustix::time::{ClockId, Timespec};
+
 /// Milliseconds since 1970 on the wall clock.
 #[must_use]
 pub fn unix_ms() -> u64 {
@@ -33,7 +35,7 @@ pub fn now_ms_u32() -> u32 {
 #[must_use]
 #[expect(clippy::cast_precision_loss, reason = "nanoseconds of a second fit a double")]
 pub fn boot_seconds() -> f64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let time = rustix::time::clock_gettime(ClockId::Monotonic);
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
@@ -44,27 +46,50 @@ pub fn instant() -> Instant {
     Instant::now()
 }
 
-/// When [`now_us`] was 0.
+/// When [`now_us`] was 0, as an instant and on `CLOCK_MONOTONIC`.
+#[derive(Clone, Copy)]
+struct Start {
+    instant: Instant,
+    monotonic: Timespec,
+}
+
+/// Readings of both clocks of which the closest pair is taken: one of them may be cut in two by another thread.
+const START_READINGS: usize = 5;
+
 #[expect(clippy::disallowed_methods, reason = "this module is the wrapper")]
-fn start() -> Instant {
-    static START: OnceLock<Instant> = OnceLock::new();
-    *START.get_or_init(Instant::now)
+fn start() -> Start {
+    static START: OnceLock<Start> = OnceLock::new();
+    *START.get_or_init(|| {
+        let read = || {
+            let (before, monotonic) = (Instant::now(), rustix::time::clock_gettime(ClockId::Monotonic));
+            (before.elapsed(), Start { instant: before, monotonic })
+        };
+        let readings = (0..START_READINGS).map(|_| read());
+        readings.min_by_key(|(apart, _)| *apart).map(|(_, start)| start).expect("there is more than one reading")
+    })
 }
 
 fn since_start() -> Duration {
-    start().elapsed()
+    start().instant.elapsed()
+}
+
+/// `CLOCK_MONOTONIC` at the time at which [`now_us`] says `at_us`, for absolute sleeps.
+pub(super) fn monotonic_at_us(at_us: u64) -> Timespec {
+    let offset = Timespec { tv_sec: (at_us / 1_000_000) as i64, tv_nsec: (at_us % 1_000_000 * 1_000) as i64 };
+    // A time that the clock can't hold is as good as the last one that it can.
+    start().monotonic.checked_add(offset).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 })
 }
 
 /// The instant at which [`now_us`] says `at_us`: never earlier, however long this thread is held up meanwhile.
 #[must_use]
 pub fn instant_at_us(at_us: u64) -> Instant {
-    start() + Duration::from_micros(at_us)
+    start().instant + Duration::from_micros(at_us)
 }
 
 /// Sleeps until [`now_us`] says `at_us`; returns at once when that has passed.
 ///
 /// A loop over times that have all passed still lets other tasks run. The runtime's own timer would take at least a
-/// millisecond for each.
+/// millisecond for each. It is late by up to a millisecond; what must not be has a [`super::PacingThread`].
 pub async fn sleep_until_us(at_us: u64) {
     if now_us() >= at_us {
         return tokio::task::consume_budget().await;
@@ -83,6 +108,15 @@ mod tests {
         std::thread::sleep(Duration::from_millis(2));
         assert_eq!(asked, instant_at_us(at_us));
         assert_eq!(instant_at_us(at_us + 7) - asked, Duration::from_micros(7));
+    }
+
+    #[test]
+    fn absolute_sleeps_and_the_run_have_one_clock() {
+        let (before, now) = (now_us(), rustix::time::clock_gettime(ClockId::Monotonic));
+        let earliest = monotonic_at_us(before);
+        let latest = monotonic_at_us(now_us() + 1);
+        assert!(earliest <= now && now <= latest, "{earliest:?} {now:?} {latest:?}");
+        assert!(monotonic_at_us(u64::MAX) > latest);
     }
 
     #[tokio::test(start_paused = true)]

@@ -75,16 +75,67 @@ pub fn avoid_huge_pages() {
     let _ = rustix::thread::disable_transparent_huge_pages(true);
 }
 
-/// Processor time that all processes of this machine have used since it started, waiting not counted; `None` where `/proc`
-/// does not tell.
+/// Processor time of the whole machine since it started, by what it went to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CpuTimes {
+    /// Programs, and the kernel on behalf of one.
+    pub programs: Duration,
+    /// Interrupts, most network traffic among them: on behalf of nobody in particular.
+    pub interrupts: Duration,
+    /// Other machines of the same host, while something here was ready to run.
+    pub steal: Duration,
+    /// Processors of the machine.
+    pub cores: usize,
+}
+
+/// Processor time of this machine; `None` where `/proc` does not tell.
 #[must_use]
-pub fn used_cpu() -> Option<Duration> {
-    let stat = std::fs::read_to_string("/proc/stat").ok()?;
-    let ticks: Vec<u64> = stat.lines().next()?.split_whitespace().skip(1).filter_map(|n| n.parse().ok()).collect();
-    // user, nice, system, idle, iowait, irq, softirq, steal: source `proc_stat(5)`.
-    let [user, nice, system, _, _, irq, softirq, ..] = ticks.as_slice() else { return None };
-    let used = user + nice + system + irq + softirq;
-    Some(Duration::from_millis(used * 1_000 / rustix::param::clock_ticks_per_second()))
+pub fn cpu_times() -> Option<CpuTimes> {
+    parse_cpu_times(&std::fs::read_to_string("/proc/stat").ok()?)
+}
+
+fn parse_cpu_times(stat: &str) -> Option<CpuTimes> {
+    let all = stat.lines().next()?.strip_prefix("cpu ")?;
+    let ticks: Vec<u64> = all.split_whitespace().filter_map(|n| n.parse().ok()).collect();
+    // user, nice, system, idle, iowait, irq, softirq, steal; guests are in user and nice. Source: `proc_stat(5)`.
+    let [user, nice, system, _, _, irq, softirq, steal, ..] = *ticks.as_slice() else { return None };
+    Some(CpuTimes {
+        programs: of_ticks(user + nice + system),
+        interrupts: of_ticks(irq + softirq),
+        steal: of_ticks(steal),
+        cores: stat.lines().skip(1).take_while(|line| line.starts_with("cpu")).count(),
+    })
+}
+
+fn of_ticks(ticks: u64) -> Duration {
+    Duration::from_millis(ticks * 1_000 / rustix::param::clock_ticks_per_second())
+}
+
+/// Processor time of another process; `None` where there is none of this number.
+#[must_use]
+pub fn cpu_of(pid: u32) -> Option<Duration> {
+    parse_process_cpu(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+fn parse_process_cpu(stat: &str) -> Option<Duration> {
+    // The name is in brackets and may hold anything. Behind it the fields count from 3, utime is 14 and stime 15: source
+    // `proc_pid_stat(5)`.
+    let fields: Vec<&str> = stat[stat.rfind(')')? + 1..].split_whitespace().collect();
+    let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
+    Some(of_ticks(field(14)? + field(15)?))
+}
+
+/// Time in which something of this machine, or of the control group that this process is in, was ready to run and had no
+/// processor; `None` where the kernel does not tell.
+#[must_use]
+pub fn cpu_pressure() -> Option<Duration> {
+    parse_pressure(&std::fs::read_to_string("/proc/pressure/cpu").ok()?)
+}
+
+fn parse_pressure(text: &str) -> Option<Duration> {
+    let some = text.lines().find(|line| line.starts_with("some "))?;
+    let total = some.split_whitespace().find_map(|field| field.strip_prefix("total="))?;
+    total.parse().ok().map(Duration::from_micros)
 }
 
 /// Processor time of the whole process.
@@ -120,4 +171,33 @@ pub fn describe() -> String {
     });
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     format!("{} x {}, Linux {}", cores(), cpu.as_deref().unwrap_or("unknown processor"), kernel.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processor_times_are_told_apart() {
+        let stat = "cpu  100 20 30 4000 50 6 7 800 0 0\ncpu0 50 10 15 2000 25 3 3 400 0 0\ncpu1 50 10 15 2000 25 3 4 400 0 0\nintr 1 2\n";
+        let times = parse_cpu_times(stat).expect("of that form");
+        assert_eq!(times.cores, 2);
+        assert_eq!([times.programs, times.interrupts, times.steal].map(|t| t.as_millis()), [1_500, 130, 8_000]);
+        assert_eq!(parse_cpu_times("cpu  1 2 3\n"), None);
+    }
+
+    #[test]
+    fn a_process_has_its_time_whatever_its_name() {
+        let stat = "12 (a) b (c)) S 1 12 12 0 -1 4194560 100 0 0 0 250 50 0 0 20 0 8 0 1000 1 1";
+        assert_eq!(parse_process_cpu(stat), Some(Duration::from_secs(3)));
+        assert!(cpu_of(std::process::id()).is_some() && cpu_of(0).is_none());
+    }
+
+    #[test]
+    fn pressure_is_the_time_in_which_something_waited() {
+        let text =
+            "some avg10=1.53 avg60=0.87 avg300=0.73 total=1500000\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=7\n";
+        assert_eq!(parse_pressure(text), Some(Duration::from_millis(1_500)));
+        assert_eq!(parse_pressure("none"), None);
+    }
 }

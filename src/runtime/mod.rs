@@ -9,6 +9,7 @@ pub mod files;
 pub mod limits;
 pub mod machine;
 pub mod net;
+mod pacing_thread;
 pub mod process;
 pub mod queue;
 pub mod tasks;
@@ -16,5 +17,6 @@ pub mod temporary;
 
 pub use backoff::Backoff;
 pub use error_chain::{error_chain, is_local_cause};
+pub use pacing_thread::{Bell, PacingThread};
 pub use tasks::Tasks;
 pub use temporary::TemporaryFolder;

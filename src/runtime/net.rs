@@ -69,6 +69,14 @@ pub async fn connect(authority: &str, source: Option<IpAddr>) -> io::Result<TcpS
     Err(last)
 }
 
+/// Whether a `host:port` is an address of this machine. One that can't be resolved is not.
+pub async fn is_of_this_machine(authority: &str) -> bool {
+    let Ok(addresses) = tokio::net::lookup_host(authority).await else { return false };
+    // The kernel binds nothing but its own addresses.
+    let is_own = |address: SocketAddr| std::net::UdpSocket::bind(SocketAddr::new(address.ip(), 0)).is_ok();
+    addresses.into_iter().any(is_own)
+}
+
 /// Small frames go out at once.
 pub fn set_options(stream: &TcpStream) {
     // A socket that was closed meanwhile refuses; its next read says so.
@@ -94,4 +102,15 @@ pub fn is_transient_accept_error(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
     ) || matches!(error.raw_os_error(), Some(23 | 24)) // ENFILE, EMFILE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_of_this_machine;
+
+    #[tokio::test]
+    async fn loopback_is_here_and_documentation_is_not() {
+        assert!(is_of_this_machine("127.0.0.1:80").await && is_of_this_machine("[::1]:80").await);
+        assert!(!is_of_this_machine("192.0.2.1:80").await && !is_of_this_machine("no address").await);
+    }
 }

@@ -42,6 +42,11 @@ impl Tasks {
         });
     }
 
+    /// Does work that takes longer than a task may hold its thread, in a thread for such work. `None` where it panicked.
+    pub async fn block<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        tokio::task::spawn_blocking(work).await.ok()
+    }
+
     /// Tells every task of the group to stop.
     pub fn stop(&self) {
         self.stop.cancel();

@@ -24,9 +24,7 @@ pub struct Latency(Histogram<u64>);
 
 impl Serialize for Latency {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut bytes = Vec::new();
-        let written = V2DeflateSerializer::new().serialize(&self.0, &mut bytes);
-        written.map_err(|e| serde::ser::Error::custom(format!("histogram: {e:?}")))?;
+        let bytes = self.to_bytes().map_err(serde::ser::Error::custom)?;
         serializer.serialize_str(&BASE64.encode(bytes))
     }
 }
@@ -38,12 +36,7 @@ impl<'de> Deserialize<'de> for Latency {
             return Err(D::Error::custom(format!("a histogram of {} bytes: at most {TEXT_BYTES_MAX}", text.len())));
         }
         let bytes = BASE64.decode(text).map_err(|e| D::Error::custom(format!("not a histogram: {e}")))?;
-        let read: Result<Histogram<u64>, _> = HistogramReader::new().deserialize(&mut bytes.as_slice());
-        let read = read.map_err(|e| D::Error::custom(format!("not a histogram: {e:?}")))?;
-        // One of another make may have other limits; its counts are taken over.
-        let mut latency = Self::default();
-        latency.0.add(&read).map_err(|e| D::Error::custom(format!("not a histogram of latencies: {e:?}")))?;
-        Ok(latency)
+        Self::from_bytes(&bytes).map_err(D::Error::custom)
     }
 }
 
@@ -56,6 +49,30 @@ impl Default for Latency {
 }
 
 impl Latency {
+    /// The V2 form, deflated.
+    ///
+    /// # Errors
+    /// Says why it can't be written.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, String> {
+        let mut bytes = Vec::new();
+        let written = V2DeflateSerializer::new().serialize(&self.0, &mut bytes);
+        written.map_err(|e| format!("histogram: {e:?}"))?;
+        Ok(bytes)
+    }
+
+    /// Reads that form.
+    ///
+    /// # Errors
+    /// Says what is wrong with it.
+    pub fn from_bytes(mut bytes: &[u8]) -> Result<Self, String> {
+        let read: Result<Histogram<u64>, _> = HistogramReader::new().deserialize(&mut bytes);
+        let read = read.map_err(|e| format!("not a histogram: {e:?}"))?;
+        // One of another make may have other limits; its counts are taken over.
+        let mut latency = Self::default();
+        latency.0.add(&read).map_err(|e| format!("not a histogram of latencies: {e:?}"))?;
+        Ok(latency)
+    }
+
     /// Adds one latency, in µs.
     pub fn record_us(&mut self, us: u64) {
         self.0.record(us.clamp(1, LATENCY_US_MAX)).expect("the histogram grows up to the clamp");
@@ -64,6 +81,14 @@ impl Latency {
     /// Adds all of another's.
     pub fn merge(&mut self, other: &Self) {
         self.0.add(&other.0).expect("the histogram grows");
+    }
+
+    /// What is left without those of another, which are all among these; `None` where they are not.
+    #[must_use]
+    pub fn without(&self, other: &Self) -> Option<Self> {
+        let mut left = self.0.clone();
+        left.subtract(&other.0).ok()?;
+        Some(Self(left))
     }
 
     /// Adds `count` latencies of `us` each.
@@ -114,7 +139,9 @@ impl Latency {
             min_us: if self.0.is_empty() { 0 } else { self.0.min() },
             mean_us: self.0.mean(),
             p50_us: self.percentile_us(50.0),
+            p75_us: self.percentile_us(75.0),
             p90_us: self.percentile_us(90.0),
+            p95_us: self.percentile_us(95.0),
             p99_us: self.percentile_us(99.0),
             p999_us: self.percentile_us(99.9),
             max_us: self.0.max(),
@@ -133,8 +160,14 @@ pub struct LatencySummary {
     pub mean_us: f64,
     /// Median.
     pub p50_us: u64,
+    /// 75th percentile.
+    #[serde(default)]
+    pub p75_us: u64,
     /// 90th percentile.
     pub p90_us: u64,
+    /// 95th percentile.
+    #[serde(default)]
+    pub p95_us: u64,
     /// 99th percentile.
     pub p99_us: u64,
     /// 99.9th percentile.
@@ -170,6 +203,17 @@ mod tests {
         for rubbish in ["\"\"", "\"AAAA\"", "\"no base 64\"", "7"] {
             assert!(serde_json::from_str::<Latency>(rubbish).is_err(), "{rubbish}");
         }
+    }
+
+    #[test]
+    fn what_is_left_is_what_the_others_do_not_have() {
+        let (mut all, mut some) = (Latency::default(), Latency::default());
+        all.record_many_us(1_000, 3);
+        all.record_us(2_000_000);
+        some.record_many_us(1_000, 2);
+        let left = all.without(&some).expect("they are among them");
+        assert_eq!((left.count(), left.count_above_us(1_500)), (2, 1));
+        assert_eq!(some.without(&all), None);
     }
 
     #[test]

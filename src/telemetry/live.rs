@@ -45,7 +45,10 @@ pub struct LiveSnapshot {
     pub violations: BTreeMap<String, u64>,
     /// Errors seen so far, by code.
     pub errors: BTreeMap<String, u64>,
-    /// How late the generator was, 99th percentile of the last interval, in µs.
+    /// How late the generator was, median of the last interval, in µs.
+    #[serde(default)]
+    pub generator_lag_us_p50: u64,
+    /// The same, 99th percentile.
     pub generator_lag_us_p99: u64,
     /// Largest lag so far, in µs.
     pub generator_lag_us_max: u64,
@@ -54,6 +57,9 @@ pub struct LiveSnapshot {
     /// Processors that everything on the generator's machine used over the last interval.
     #[serde(default)]
     pub machine_cores: f64,
+    /// The same, and who used them; `None` in the first interval.
+    #[serde(default)]
+    pub machine: Option<MachineLoad>,
     /// Resident memory of the process, in bytes.
     pub resident_bytes: u64,
     /// `running`, then the final verdict's word.
@@ -63,9 +69,51 @@ pub struct LiveSnapshot {
     /// Whether the last interval counts, or is warm-up.
     #[serde(default)]
     pub is_measured: bool,
-    /// Latencies of the last interval by path, to be merged with those of other generators; not in files.
+    /// Latencies of the last interval by path, to be merged with those of other generators; not in files. Those that count.
     #[serde(skip)]
     pub histograms: BTreeMap<String, Latency>,
+    /// Those that do not, since what they measure was due in a warm-up or after the load.
+    #[serde(skip)]
+    pub unmeasured: BTreeMap<String, Latency>,
+}
+
+/// What the processors of the generator's machine did over an interval, in processors that were busy all the time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MachineLoad {
+    /// Processors of the machine.
+    pub cores: f64,
+    /// Everything that ran.
+    pub used_cores: f64,
+    /// Programs that are neither the generator nor the stack; `None` where that can't be told.
+    pub foreign_cores: Option<f64>,
+    /// What other machines of the same host took while something here was ready to run.
+    pub steal_cores: f64,
+    /// Share of the time in which something waited for a processor; `None` where the kernel does not tell.
+    pub pressure: Option<f64>,
+}
+
+impl MachineLoad {
+    /// What others took from the run.
+    #[must_use]
+    pub fn taken_cores(&self) -> f64 {
+        self.foreign_cores.unwrap_or(0.0) + self.steal_cores
+    }
+
+    /// Two intervals of some lengths as one.
+    #[must_use]
+    pub fn joined(self, seconds: f64, other: Self, other_seconds: f64) -> Self {
+        let all = (seconds + other_seconds).max(f64::MIN_POSITIVE);
+        let mean = |a: f64, b: f64| (a * seconds + b * other_seconds) / all;
+        let both = |a: Option<f64>, b: Option<f64>| a.zip(b).map(|(a, b)| mean(a, b));
+        Self {
+            cores: self.cores.max(other.cores),
+            used_cores: mean(self.used_cores, other.used_cores),
+            foreign_cores: both(self.foreign_cores, other.foreign_cores),
+            steal_cores: mean(self.steal_cores, other.steal_cores),
+            pressure: both(self.pressure, other.pressure),
+        }
+    }
 }
 
 /// Steps of a heat map per factor of ten.

@@ -2,6 +2,7 @@
 
 mod edges;
 mod processes;
+mod regressions;
 mod scale;
 
 use std::io::{BufRead, BufReader};

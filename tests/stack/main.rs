@@ -7,6 +7,7 @@ mod engines;
 mod faults;
 mod gateway;
 mod poll;
+mod precision;
 mod presence;
 mod proofs;
 mod talk;

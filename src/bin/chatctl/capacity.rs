@@ -6,6 +6,7 @@ use std::time::Duration;
 use chatctl::loadgen::Scenario;
 use chatctl::loadgen::capacity::{self, Cause, Found, Outcome, Rules, Search, Steady, Step};
 use chatctl::loadgen::result::{RunResult, Verdict};
+use chatctl::loadgen::scenario::threshold::Threshold;
 use chatctl::report::{human_count, human_us};
 use chatctl::runtime::{Tasks, machine};
 use serde::Serialize;
@@ -29,7 +30,7 @@ pub(crate) struct Args {
     /// How close the answer is to be to the lowest load that fails, in percent
     #[arg(long, value_name = "PERCENT", default_value_t = 5.0)]
     precision: f64,
-    /// Trials that the answer must hold in
+    /// By how many more trials the answer must hold than it fails
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
     repeats: u32,
     /// First rate to try, in messages per second; the scenario's highest without it
@@ -38,6 +39,10 @@ pub(crate) struct Args {
     /// Highest rate to try, in messages per second
     #[arg(long, value_name = "RATE", default_value_t = 1e6)]
     max: f64,
+    /// Threshold of every trial beside the scenario's own, such as "delivery_ms.p99 < 200"; repeatable. Where none limits a
+    /// latency: ack_ms.p99 < 500 and delivery_ms.p99 < 500
+    #[arg(long, value_name = "THRESHOLD")]
+    threshold: Vec<Threshold>,
     /// File for the answer as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -47,20 +52,36 @@ pub(crate) struct Args {
 #[derive(Debug, Serialize)]
 struct Answer {
     scenario: String,
+    /// Thresholds of every trial that the scenario does not have itself.
+    added_thresholds: Vec<String>,
     /// Highest rate that held; `None` where there is no answer.
     messages_per_s: Option<f64>,
     /// Deliveries per second at that rate.
     deliveries_per_s: Option<f64>,
+    /// Trials at that rate that held.
+    held: u32,
+    /// All trials at that rate.
+    trials: u32,
     /// Lowest rate that failed.
     fails_at: Option<f64>,
-    /// Trials at the highest rate, all of which held.
-    trials: u32,
+    /// Trials at that rate that failed.
+    failed: u32,
+    /// All trials at that rate.
+    trials_at_fails_at: u32,
+    /// The rate at which half of the trials fail is above this with 97.5 %; `None` where the trials do not say.
+    interval_low: Option<f64>,
+    /// It is below this with 97.5 %.
+    interval_high: Option<f64>,
+    /// Whether the search ended by its own rules, and not because it had no more trials.
+    is_settled: bool,
     /// Deliveries per second and chat server.
     deliveries_per_s_and_server: Option<f64>,
     /// Deliveries per second of the stack's processor time.
     deliveries_per_cpu_s: Option<f64>,
     /// Why it does not go further.
     stopped_by: String,
+    /// Guarantees that were broken on the way, with their rates.
+    broken: Vec<String>,
     machine: String,
 }
 
@@ -77,12 +98,31 @@ struct Trial {
 struct Trials {
     /// Those that held.
     held: Vec<Trial>,
-    /// Why the lowest rate that failed did.
-    failed: Option<(f64, Cause)>,
+    /// Why the others failed, with their rates.
+    failed: Vec<(f64, Cause)>,
+}
+
+impl Trials {
+    /// Why a rate failed: what most of its trials say. Without any, why the lowest that failed did.
+    fn cause(&self, rate: Option<f64>) -> Option<&Cause> {
+        let lowest = || self.failed.iter().map(|(rate, _)| *rate).min_by(f64::total_cmp);
+        let rate = rate.or_else(lowest)?;
+        let causes: Vec<&Cause> = self.failed.iter().filter(|(r, _)| (r - rate).abs() < 1e-9).map(|(_, c)| c).collect();
+        let local = causes.iter().filter(|cause| cause.is_local()).count();
+        let is_local = 2 * local > causes.len();
+        causes.into_iter().rev().find(|cause| cause.is_local() == is_local)
+    }
+
+    /// Broken guarantees, in words.
+    fn broken(&self) -> Vec<String> {
+        let broken = self.failed.iter().filter(|(_, cause)| matches!(cause, Cause::Ledger(_)));
+        broken.map(|(rate, cause)| format!("at {rate:.1} messages/s: {}", cause.text())).collect()
+    }
 }
 
 pub(crate) fn run(args: Args) -> Result<u8, Failure> {
-    let scenario = Scenario::read(&args.scenario).map_err(Failure::usage)?;
+    let mut scenario = Scenario::read(&args.scenario).map_err(Failure::usage)?;
+    let added = capacity::add_thresholds(&mut scenario, &args.threshold);
     let start = args.start.unwrap_or_else(|| capacity::peak_rate(&scenario));
     if !(start > 0.0 && start.is_finite() && args.max >= start) {
         let problem = "the first rate must be above 0 and at most --max: give --start, or a rate in the scenario";
@@ -99,48 +139,55 @@ pub(crate) fn run(args: Args) -> Result<u8, Failure> {
     let runtime = runner::runtime()?;
     runtime.block_on(async {
         runner::watch_signals(&interrupt)?;
-        search(&args, &scenario, start, &interrupt).await
+        search(&args, &scenario, start, added, &interrupt).await
     })
 }
 
-async fn search(args: &Args, scenario: &Scenario, start: f64, interrupt: &Tasks) -> Result<u8, Failure> {
+async fn search(
+    args: &Args,
+    scenario: &Scenario,
+    start: f64,
+    added: Vec<String>,
+    interrupt: &Tasks,
+) -> Result<u8, Failure> {
     let rules = Rules { start, max: args.max, precision: args.precision / 100.0, repeats: args.repeats };
     let mut search = Search::new(rules);
     let mut trials = Trials::default();
-    outln!("capacity   {}: trials of {:?}, thresholds and ledger must hold", scenario.name, args.trial);
+    outln!(
+        "capacity   {}: trials of {:?}; thresholds and ledger must hold, and 99 % of what is offered",
+        scenario.name,
+        args.trial
+    );
+    if args.threshold.is_empty() && !added.is_empty() {
+        outln!("thresholds the scenario limits no latency: {} must hold too", added.join(" and "));
+    } else if !added.is_empty() {
+        outln!("thresholds {} must hold too", added.join(" and "));
+    }
     for number in 1.. {
-        match search.next() {
+        let (found, why) = match search.next() {
             Step::Try(rate) => {
                 out!("trial {number:<4} {:>9} messages/s ", human_count(rate.round() as u64));
                 output::interrupt_unread(interrupt);
                 let trial = try_rate(args, scenario, rate, interrupt).await.inspect_err(|_| outln!(""))?;
-                outln!("{}", line(&trial));
                 if trial.result.verdict == Verdict::Interrupted {
+                    outln!("{}", line(&trial, None));
                     return Err(Failure { code: exit::INTERRUPTED, message: "interrupted: no answer".to_owned() });
                 }
-                match capacity::cause(&trial.result, machine::cores(), trial.steady.busy_cores) {
-                    None => {
-                        search.note(rate, Outcome::Holds);
-                        trials.held.push(trial);
-                    }
-                    Some(cause) => {
-                        search.note(rate, Outcome::Fails);
-                        if trials.failed.as_ref().is_none_or(|(lowest, _)| rate < *lowest) {
-                            trials.failed = Some((rate, cause));
-                        }
-                    }
+                let cores = capacity::Cores(machine::cores());
+                let cause = capacity::cause(&trial.result, rate, cores, &trial.steady);
+                outln!("{}", line(&trial, cause.as_ref()));
+                search.note(rate, cause.as_ref().map_or(Outcome::Holds, Cause::outcome));
+                match cause {
+                    None => trials.held.push(trial),
+                    Some(cause) => trials.failed.push((rate, cause)),
                 }
+                continue;
             }
-            Step::Found(found) => return answer(args, scenario, &trials, Some(found), None),
-            Step::HoldsToTheEnd(found) => {
-                let why = format!("nothing failed up to --max {}", args.max);
-                return answer(args, scenario, &trials, Some(found), Some(why));
-            }
-            Step::NothingHolds { lowest } => {
-                let why = format!("even {lowest:.1} messages/s fail");
-                return answer(args, scenario, &trials, None, Some(why));
-            }
-        }
+            Step::Found(found) => (Some(found), None),
+            Step::HoldsToTheEnd(found) => (Some(found), Some(format!("nothing failed up to --max {}", args.max))),
+            Step::NothingHolds { lowest } => (None, Some(format!("even {lowest:.1} messages/s fail"))),
+        };
+        return answer(args, scenario, &trials, found, why, added);
     }
     unreachable!("the search ends")
 }
@@ -155,15 +202,19 @@ async fn try_rate(args: &Args, scenario: &Scenario, rate: f64, interrupt: &Tasks
 }
 
 /// What a trial showed, in a line.
-fn line(trial: &Trial) -> String {
+fn line(trial: &Trial, cause: Option<&Cause>) -> String {
     let result = &trial.result;
     let p99 = result.latency.get("delivery").map_or("-".to_owned(), |s| human_us(s.p99_us));
-    let why = result.reasons.first().map(|reason| format!("  {reason}")).unwrap_or_default();
+    let word = match (cause, result.verdict) {
+        // By its own verdict it passed.
+        (Some(_), Verdict::Pass) => "FAIL",
+        (_, verdict) => verdict.word(),
+    };
+    let why = cause.map(|cause| format!("  {}", cause.text())).unwrap_or_default();
     format!(
-        "{:>9} deliveries/s  p99 {p99:>8}  generator late p99 {:>8}  {}{why}",
+        "{:>9} deliveries/s  p99 {p99:>8}  generator late p99 {:>8}  {word}{why}",
         human_count(trial.steady.deliveries_per_s.round() as u64),
         human_us(result.generator.lag.p99_us),
-        result.verdict.word()
     )
 }
 
@@ -173,84 +224,133 @@ fn answer(
     trials: &Trials,
     found: Option<Found>,
     why: Option<String>,
+    added_thresholds: Vec<String>,
 ) -> Result<u8, Failure> {
-    let cause = trials.failed.as_ref().map(|(_, cause)| cause);
-    let is_generator = matches!(cause, Some(Cause::Generator(_)));
+    let fails_at = found.and_then(|found| (found.fails_at > found.rate).then_some(found.fails_at));
+    let cause = if found.is_some() && fails_at.is_none() { None } else { trials.cause(fails_at) };
+    let is_local = cause.is_some_and(Cause::is_local);
     let stopped_by = match (&why, cause) {
         (Some(why), Some(cause)) => format!("{why}; {}", cause.text()),
         (Some(why), None) => why.clone(),
         (None, Some(cause)) => cause.text().to_owned(),
-        (None, None) => "nothing".to_owned(),
+        (None, None) => "the number of trials".to_owned(),
     };
     outln!("");
     let mut out = Answer {
         scenario: scenario.name.clone(),
+        added_thresholds,
         messages_per_s: None,
         deliveries_per_s: None,
-        fails_at: None,
+        held: 0,
         trials: 0,
+        fails_at,
+        failed: 0,
+        trials_at_fails_at: 0,
+        interval_low: None,
+        interval_high: None,
+        is_settled: found.is_none_or(|found| found.is_settled),
         deliveries_per_s_and_server: None,
         deliveries_per_cpu_s: None,
-        stopped_by: stopped_by.clone(),
+        stopped_by,
+        broken: trials.broken(),
         machine: machine::describe(),
     };
     if let Some(found) = found {
-        let best: Vec<&Trial> = trials.held.iter().filter(|t| (t.rate - found.rate).abs() < 1e-9).collect();
-        let sum = |figure: fn(&Trial) -> f64| best.iter().map(|trial| figure(trial)).sum::<f64>();
-        let deliveries = sum(|t| t.steady.deliveries_per_s) / best.len().max(1) as f64;
-        let stack_s = sum(|t| t.result.stack_cpu_s());
-        let delivered = sum(|t| t.result.counts.delivered as f64);
-        let servers = scenario.stack.chat_servers.max(1) as f64;
-        let own_stack = args.against.target.is_none();
-        (out.trials, out.fails_at) = (found.trials, (found.fails_at > found.rate).then_some(found.fails_at));
-        (out.messages_per_s, out.deliveries_per_s) = (Some(found.rate), Some(deliveries));
-        out.deliveries_per_s_and_server = own_stack.then_some(deliveries / servers);
-        out.deliveries_per_cpu_s = (stack_s > 0.0).then_some(delivered / stack_s);
+        fill(&mut out, args, scenario, trials, found);
     }
-    print_answer(&out, found, is_generator);
+    print_answer(&out, found.is_some(), is_local);
+    let code = match (found, is_local) {
+        _ if !out.broken.is_empty() => exit::LEDGER,
+        (_, true) => exit::INVALID,
+        (None, false) => exit::THRESHOLD,
+        (Some(_), false) => exit::PASS,
+    };
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&out).map_err(Failure::environment)? + "\n";
         std::fs::write(path, text).map_err(|e| Failure::environment(format!("{}: {e}", path.display())))?;
     }
-    Ok(match (found, is_generator) {
-        (_, true) => exit::INVALID,
-        (None, false) => exit::THRESHOLD,
-        (Some(_), false) => exit::PASS,
-    })
+    Ok(code)
 }
 
-fn print_answer(out: &Answer, found: Option<Found>, is_generator: bool) {
+/// Fills in what was found.
+fn fill(out: &mut Answer, args: &Args, scenario: &Scenario, trials: &Trials, found: Found) {
+    let best: Vec<&Trial> = trials.held.iter().filter(|t| (t.rate - found.rate).abs() < 1e-9).collect();
+    let sum = |figure: fn(&Trial) -> f64| best.iter().map(|trial| figure(trial)).sum::<f64>();
+    let deliveries = sum(|t| t.steady.deliveries_per_s) / best.len().max(1) as f64;
+    let stack_s = sum(|t| t.result.stack_cpu_s());
+    let delivered = sum(|t| t.result.counts.delivered as f64);
+    let servers = scenario.stack.chat_servers.max(1) as f64;
+    let own_stack = args.against.target.is_none();
+    (out.held, out.trials) = found.held;
+    (out.failed, out.trials_at_fails_at) = found.failed;
+    out.interval_low = (found.interval.0 > 0.0).then_some(found.interval.0);
+    out.interval_high = found.interval.1.is_finite().then_some(found.interval.1);
+    (out.messages_per_s, out.deliveries_per_s) = (Some(found.rate), Some(deliveries));
+    out.deliveries_per_s_and_server = own_stack.then_some(deliveries / servers);
+    out.deliveries_per_cpu_s = (stack_s > 0.0).then_some(delivered / stack_s);
+}
+
+fn print_answer(out: &Answer, is_found: bool, is_local: bool) {
     let whole = |n: f64| human_count(n.round() as u64);
-    match (found, is_generator) {
-        (Some(found), true) => outln!(
-            "no answer  the generator was the limit: the stack holds at least {} messages/s, and nothing is known of more.\n\
-             \x20          Give it more processors: --workers with other machines, or a stack elsewhere with --target",
-            whole(found.rate)
+    let rate = whole(out.messages_per_s.unwrap_or(0.0));
+    match (is_found, is_local) {
+        (true, true) => outln!(
+            "no answer  the generator or its machine was the limit: the stack holds at least {rate} messages/s, and nothing is known \
+             of more.\n\
+             \x20          Give it more processors: --workers with other machines, or a stack elsewhere with --target"
         ),
-        (None, true) => outln!("no answer  the generator was the limit at every rate: nothing is known of the stack"),
-        (None, false) => outln!("capacity   none: the scenario does not hold at any rate"),
-        (Some(found), false) => {
+        (false, true) => {
             outln!(
-                "capacity   {} messages/s, {} deliveries/s; between {} (held in {} of {} trials) and {}",
-                whole(found.rate),
+                "no answer  the generator or its machine was the limit at every rate: nothing is known of the stack"
+            );
+        }
+        (false, false) => outln!("capacity   none: the scenario does not hold at any rate"),
+        (true, false) => {
+            outln!(
+                "capacity   {rate} messages/s, {} deliveries/s; held in {} of {} trials{}",
                 whole(out.deliveries_per_s.unwrap_or(0.0)),
-                whole(found.rate),
-                found.trials,
-                found.trials,
-                out.fails_at.map_or("any".to_owned(), |rate| format!("{} (failed)", whole(rate)))
+                out.held,
+                out.trials,
+                out.fails_at.map_or(String::new(), |rate| format!(
+                    "; {} failed in {} of {}",
+                    whole(rate),
+                    out.failed,
+                    out.trials_at_fails_at
+                ))
             );
-            outln!(
-                "confidence with 95 %, less than {:.0} % of further trials at this rate fail",
-                found.fails_less_often_than() * 100.0
-            );
+            outln!("confidence {}", confidence(out));
             if let Some(each) = out.deliveries_per_s_and_server {
                 outln!("per server {} deliveries/s", whole(each));
             }
             if let Some(each) = out.deliveries_per_cpu_s {
-                outln!("per core   {} deliveries per second of the stack's processor time", whole(each));
+                outln!("per core   {} deliveries per second of the stack's own processor time", whole(each));
             }
         }
     }
+    if !out.is_settled {
+        outln!(
+            "open       the search ended with its last trial, before its own end: too many trials contradict each other"
+        );
+    }
+    for broken in &out.broken {
+        outln!("broken     a guarantee, {broken}");
+    }
     outln!("stopped by {}", out.stopped_by);
     outln!("machine    {}", out.machine);
+}
+
+/// What the trials say of the limit, in words.
+fn confidence(out: &Answer) -> String {
+    let whole = |n: f64| human_count(n.round() as u64);
+    let what = "the rate at which half of the trials fail";
+    match (out.interval_low, out.interval_high) {
+        (Some(low), Some(high)) => format!("95 %: {what} lies between {} and {}", whole(low), whole(high)),
+        (Some(low), None) => {
+            format!("97.5 %: {what} lies above {}; how far is not known from these trials", whole(low))
+        }
+        (None, Some(high)) => {
+            format!("97.5 %: {what} lies below {}; how far is not known from these trials", whole(high))
+        }
+        (None, None) => format!("the trials are too few to bound {what} with 95 %: give more --repeats"),
+    }
 }

@@ -13,6 +13,9 @@ use crate::exit::{self, Failure};
 /// Longest that a run may take beyond its scenario: setup, drain, audit.
 const RUN_EXTRA: Duration = Duration::from_mins(10);
 
+/// Exit codes of a run that came to a verdict.
+const HAS_RESULT: [u8; 5] = [exit::PASS, exit::THRESHOLD, exit::LEDGER, exit::INVALID, exit::INTERRUPTED];
+
 /// What a run is told beside its scenario.
 pub(crate) struct ChildRun<'a> {
     pub(crate) program: &'a Path,
@@ -31,6 +34,14 @@ impl ChildRun<'_> {
     /// # Errors
     /// When it can't be started, does not end, has no result, or was interrupted.
     pub(crate) async fn run(&self, interrupt: &Tasks) -> Result<RunResult, Failure> {
+        let result = self.out.join("result.json");
+        match std::fs::remove_file(&result) {
+            // What an earlier run left there must not be taken for this one's.
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Failure::environment(format!("{}: {e}", result.display())));
+            }
+            _ => {}
+        }
         let mut command = tokio::process::Command::new(self.program);
         command.arg("load").arg(self.scenario).arg("--out").arg(self.out).args(["--ui", "none"]).args(self.args);
         command.env_remove("CHATCTL_TARGET");
@@ -55,10 +66,15 @@ impl ChildRun<'_> {
             return Err(interrupted());
         }
         let output = ended.map_err(|_| named(&format!("no end after {longest:?}")))?.map_err(|e| named(&e))?;
-        let code = output.status.code();
-        if code.is_none_or(|code| [exit::USAGE, exit::ENVIRONMENT].contains(&(code as u8))) {
+        let code = output.status.code().map(|code| code as u8);
+        if !code.is_some_and(|code| HAS_RESULT.contains(&code)) {
             let words = String::from_utf8_lossy(&output.stderr);
-            return Err(named(&format!("{}: {}", output.status, words.trim())));
+            let failure = named(&format!("{}: {}", output.status, words.trim()));
+            // What is wrong with the command line is so the next time too.
+            return Err(Failure {
+                code: if code == Some(exit::USAGE) { exit::USAGE } else { failure.code },
+                ..failure
+            });
         }
         report::read(self.out).map_err(Failure::environment)
     }

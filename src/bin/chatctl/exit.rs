@@ -14,7 +14,7 @@ pub(crate) const USAGE: u8 = 2;
 pub(crate) const ENVIRONMENT: u8 = 3;
 /// A guarantee was broken: something was lost, repeated, reordered or leaked.
 pub(crate) const LEDGER: u8 = 4;
-/// The run says nothing, since the generator was too slow or clients never connected.
+/// The run is inconclusive: the generator or its machine was the limit. compare, check: of the new build, or the baseline is unsound.
 pub(crate) const INVALID: u8 = 5;
 /// A build is worse than the one before.
 pub(crate) const WORSE: u8 = 6;
@@ -27,13 +27,13 @@ pub(crate) const INTERRUPTED: u8 = 130;
 pub(crate) const HELP: &str = "\
 Exit codes:
   0    pass
-  1    a threshold failed; capacity: no rate holds
+  1    a threshold failed (compare, check: in a run of the new build); capacity: no rate holds
   2    wrong usage or a bad scenario
-  3    environment: something outside is missing or broken
-  4    the ledger found a violation: lost, duplicated, out of order, leaked
-  5    the run is invalid: the generator was late (capacity: the limit), or clients never connected
-  6    compare, check: the new build is worse
-  7    compare, check: not enough data for an answer
+  3    environment: something outside is missing or broken; check: a run could not be done, or no baseline (--require-baseline)
+  4    the ledger found a violation: lost, duplicated, out of order, leaked (compare, check: in a run of the new build)
+  5    the run is invalid: the generator was late (capacity: the limit); compare, check: so are runs, or the baseline is unsound
+  6    compare, check: the new build is worse by more than a limit
+  7    compare, check: not enough data: an interval reaches past its limit
   130  interrupted, or nobody reads standard output any more; results are written all the same";
 
 /// The exit code of a run. A broken guarantee outranks everything, also that the run was interrupted.

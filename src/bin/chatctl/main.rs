@@ -3,7 +3,9 @@
 // They panic when the reader went away.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+mod baseline;
 mod capacity;
+mod check;
 mod child_run;
 mod compare;
 mod config;
@@ -51,10 +53,10 @@ enum Verb {
     Capacity(capacity::Args),
     /// Work out what a deployment of some size needs.
     Plan(plan::Args),
-    /// Hold runs of two builds against each other.
+    /// Compare the results of two builds.
     Compare(compare::CompareArgs),
     /// Run a scenario several times beside a baseline: better, same, worse, or not enough data.
-    Check(compare::CheckArgs),
+    Check(check::CheckArgs),
     /// Make the report of a finished run once more.
     Report(report::ReportArgs),
     /// Show a finished run on the live screen.
@@ -101,7 +103,7 @@ fn main() -> std::process::ExitCode {
         Verb::Capacity(args) => capacity::run(args),
         Verb::Plan(args) => plan::run(args),
         Verb::Compare(args) => compare::run_compare(args),
-        Verb::Check(args) => compare::run_check(args),
+        Verb::Check(args) => check::run(args),
         Verb::Report(args) => report::run_report(args),
         Verb::Replay(args) => report::run_replay(args),
         Verb::Doctor(args) => doctor::run(args),

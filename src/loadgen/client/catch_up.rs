@@ -230,7 +230,7 @@ impl Device {
             }
         };
         let run = Arc::clone(&self.run);
-        run.recorder.record(self.client, Path::Sync, page.ended_us.saturating_sub(page.started_us));
+        run.recorder.record(self.client, Path::Sync, page.started_us, page.ended_us.saturating_sub(page.started_us));
         self.note_sync(at, page.after, page.started_us, &answer);
         let rows: Vec<Seen> = answer.messages.iter().filter_map(|message| self.check(message, false)).collect();
         let mut show = Vec::new();

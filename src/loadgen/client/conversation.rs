@@ -1,6 +1,7 @@
 //! What a device has of one conversation. There are ten or more for each simulated user: every field counts.
 
 use super::cursor::{Cursor, Seen};
+use crate::loadgen::body::at_hash;
 use crate::loadgen::ledger::ranges::Ranges;
 use crate::protocol::MessageId;
 
@@ -25,12 +26,14 @@ pub(in crate::loadgen) struct Record {
     pub(in crate::loadgen) shown: Ranges<u64>,
     /// Sum of [`crate::loadgen::body::Tag::hash_with`] over what was shown.
     pub(in crate::loadgen) shown_sum: u64,
+    /// Sum of [`at_hash`] over what was shown.
+    pub(in crate::loadgen) at_sum: u64,
     /// Counters of own messages that were acknowledged.
     pub(in crate::loadgen) acked: Ranges<u32>,
 }
 
 impl Record {
-    const EMPTY: Self = Self { shown: Ranges::EMPTY, shown_sum: 0, acked: Ranges::EMPTY };
+    const EMPTY: Self = Self { shown: Ranges::EMPTY, shown_sum: 0, at_sum: 0, acked: Ranges::EMPTY };
 }
 
 impl Default for Record {
@@ -119,6 +122,7 @@ impl DeviceConversation {
         let record = self.record.get_or_insert_default();
         let newest = record.shown.max().unwrap_or(0);
         record.shown_sum = record.shown_sum.wrapping_add(seen.tag.hash_with(MessageId(seen.id)));
+        record.at_sum = record.at_sum.wrapping_add(at_hash(seen.id, seen.at));
         (newest, record.shown.insert(seen.id))
     }
 

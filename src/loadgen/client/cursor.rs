@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use crate::loadgen::body::Tag;
+use crate::protocol::frames::AckFrame;
 
 /// A message on its way to being shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,8 +15,17 @@ pub(crate) struct Seen {
     pub(crate) id: u64,
     /// Who sent what, when.
     pub(crate) tag: Tag,
+    /// The server's time of it, in ms since 1970.
+    pub(crate) at: u64,
     /// Whether the server pushed it, or announced it; otherwise a sync found it.
     pub(crate) is_live: bool,
+}
+
+impl Seen {
+    /// A device's own message: its ACK is its copy.
+    pub(crate) const fn acked(tag: &Tag, ack: &AckFrame) -> Self {
+        Self { id: ack.id.0, tag: *tag, at: ack.at, is_live: true }
+    }
 }
 
 /// What became of a live frame.
@@ -102,7 +112,7 @@ mod tests {
 
     fn seen(id: u64) -> Seen {
         let tag = Tag { run: 1, conversation: 1, client: 1, counter: id as u32, intended_us: 0, sent_us: 0 };
-        Seen { id, tag, is_live: true }
+        Seen { id, tag, at: 0, is_live: true }
     }
 
     fn ids(show: &[Seen]) -> Vec<u64> {

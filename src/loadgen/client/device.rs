@@ -19,7 +19,7 @@ use super::event::{Action, CallError, ConnectError, Event, LinkError};
 use super::mutant::{Mutant, is_planted};
 use super::{Command, grid};
 use crate::loadgen::body::Tag;
-use crate::loadgen::recorder::Path;
+use crate::loadgen::recorder::{LagOf, Path};
 use crate::loadgen::run::{Consequence, Run};
 use crate::loadgen::scenario::Behavior;
 use crate::loadgen::stats::{add, sub};
@@ -56,6 +56,8 @@ pub(super) struct Pending {
     pub(super) bytes: u32,
     /// Writes so far.
     pub(super) tries: u16,
+    /// Writes that had no definite answer: more than one where a connection or an answer was lost.
+    pub(super) open_tries: u16,
     pub(super) next_try_us: u64,
 }
 
@@ -394,11 +396,13 @@ impl Device {
 
     fn beat(&mut self) {
         if self.beat_due_us > self.opened_us {
-            self.run.recorder.late_by(self.now_us.saturating_sub(self.beat_due_us));
+            self.run.recorder.late_by(self.client, LagOf::Other, self.beat_due_us, self.now_us);
         }
         self.push(ClientFrame::Beat);
         add(&self.run.stats.beats, 1);
-        self.run.presence[self.user as usize].on_beat(self.now_us);
+        let late_us = if self.beat_due_us > self.opened_us { self.now_us.saturating_sub(self.beat_due_us) } else { 0 };
+        let found = self.run.ledger.presence.on_beat(self.user, self.now_us, late_us);
+        self.run.ledger.on_presence(&self.run.world, found);
         self.run.note("hb", || {
             let (user, device) = self.name();
             json!({"user": user, "dev": device})
@@ -422,7 +426,7 @@ impl Device {
         let wanted_since_us = std::mem::take(&mut self.reconnection().wanted_since_us);
         let run = Arc::clone(&self.run);
         if wanted_since_us > 0 {
-            run.recorder.record(self.client, Path::Connect, now.saturating_sub(wanted_since_us));
+            run.recorder.record(self.client, Path::Connect, wanted_since_us, now.saturating_sub(wanted_since_us));
         }
         add(&run.stats.connections, 1);
         let is_first = !std::mem::replace(&mut self.ever_connected, true);
@@ -433,6 +437,7 @@ impl Device {
             json!({"user": user, "dev": device, "conn": welcome.session, "srv": welcome.server.as_str()})
         });
         run.note("watch", || json!({"user": self.name().0}));
+        run.ledger.presence.on_watch(self.user, now);
         self.after_welcome();
     }
 
@@ -518,7 +523,7 @@ impl Device {
         let Some((lost_us, fault)) = self.reconnection.take().and_then(|reconnection| reconnection.lost) else {
             return;
         };
-        self.run.recorder.record(self.client, Path::Recovery, self.now_us.saturating_sub(lost_us));
+        self.run.recorder.record(self.client, Path::Recovery, lost_us, self.now_us.saturating_sub(lost_us));
         if let Some(fault) = fault {
             self.run.recovered_from(fault, self.now_us);
         }
@@ -543,7 +548,13 @@ impl Device {
         // A server that went away without a close frame is likely to be gone.
         let avoid = matches!(error, LinkError::Lost(_)).then(|| self.run.places.server_of(self.client)).flatten();
         self.closed(&why);
-        let fault = self.run.disconnected_by_fault();
+        if !is_planned {
+            let found = self.run.ledger.presence.on_lost(self.user);
+            self.run.ledger.on_presence(&self.run.world, found);
+        }
+        // One that loses its connection again before it has caught up is still away by the first loss.
+        let is_first = self.reconnection().lost.is_none();
+        let fault = is_first.then(|| self.run.disconnected_by_fault()).flatten();
         let now = self.now_us;
         let reconnection = self.reconnection();
         reconnection.avoid = avoid;
@@ -569,6 +580,8 @@ impl Device {
             json!({"user": user, "dev": device, "why": why})
         });
         run.note("unwatch", || json!({"user": self.name().0}));
+        let found = run.ledger.presence.on_unwatch(self.user, self.now_us);
+        run.ledger.on_presence(&run.world, found);
         if !self.is_finishing() {
             self.stop_catching_up();
         }
@@ -645,7 +658,11 @@ impl Device {
         }
     }
 
+    /// `due_us`: 0 where it was due at no time of the plan.
     fn come_online(&mut self, due_us: u64) {
+        if due_us > 0 {
+            self.run.recorder.late_by(self.client, LagOf::Other, due_us, self.now_us);
+        }
         self.is_wanted = true;
         self.leave_by_us = NEVER;
         if self.connection == Connection::Down {

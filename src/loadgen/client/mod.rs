@@ -10,11 +10,12 @@
 //! | `event` | what goes into the state machine, and what comes out |
 //! | `driver` | the loop that does its I/O |
 //! | `link`, `poll` | its WebSocket; the same without a socket: long-poll and poll |
-//! | `mailbox` | how it is woken |
-//! | `presence` | when users beat and who was told |
+//! | `mailbox` | how it is reached |
+//! | `alarms` | when it is woken |
 //! | `grid` | heartbeats that go out together |
 //! | `mutant` | faults that tests put back |
 
+mod alarms;
 mod catch_up;
 mod conversation;
 pub(super) mod cursor;
@@ -26,16 +27,15 @@ mod link;
 mod mailbox;
 mod mutant;
 mod poll;
-mod presence;
 mod talk;
 
+pub(super) use alarms::Alarms;
 pub(super) use device::DeviceState;
 pub(super) use driver::start;
 pub(super) use event::{CallError, Command, ConnectError, LinkError};
 pub(super) use link::Traffic;
-pub(super) use mailbox::{Alarms, Mailbox};
+pub(super) use mailbox::Mailbox;
 pub(super) use poll::Pollers;
-pub(super) use presence::UserPresence;
 
 #[cfg(test)]
 pub(super) use {

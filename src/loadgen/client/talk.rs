@@ -8,14 +8,14 @@ use serde_json::json;
 use super::cursor::{Arrival, Seen};
 use super::device::{Device, Pending};
 use super::mutant::{Mutant, is_planted};
-use super::presence::OfflineTold;
 use crate::loadgen::body::Tag;
-use crate::loadgen::ledger::Kind;
-use crate::loadgen::recorder::Path;
-use crate::loadgen::run::{Consequence, LATE_ACK_US, Run};
+use crate::loadgen::ledger::{Delivery, Kind, MESSAGE_KIND, Membership, Refusal};
+use crate::loadgen::recorder::{LagOf, Path};
+use crate::loadgen::run::{Consequence, LATE_US, Run};
+use crate::loadgen::scenario::Transport;
 use crate::loadgen::stats::add;
 use crate::protocol::api::ConversationKind;
-use crate::protocol::frames::{AckFrame, ErrorFrame, HeadFrame, PresenceFrame, PresenceState, SendFrame};
+use crate::protocol::frames::{AckFrame, ErrorFrame, HeadFrame, PresenceFrame, SendFrame};
 use crate::protocol::{ClientFrame, MessageFrame, ServerFrame};
 
 /// Time without an answer after which a message is sent again; it doubles with each try.
@@ -26,9 +26,6 @@ const RETRY_WAIT_MAX_US: u64 = 20_000_000;
 
 /// Wait after an error that names none.
 const ERROR_WAIT_US: u64 = 1_000_000;
-
-/// The kind of every message of a run.
-pub(in crate::loadgen) const MESSAGE_KIND: &str = "text";
 
 impl Device {
     // ---- sending
@@ -42,9 +39,9 @@ impl Device {
         let own = &mut self.conversations[at];
         own.counter += 1;
         let tag = Tag { run, conversation, client: self.client, counter: own.counter, intended_us, sent_us: 0 };
-        self.pending.push(Pending { tag, bytes, tries: 0, next_try_us: 0 });
+        self.pending.push(Pending { tag, bytes, tries: 0, open_tries: 0, next_try_us: 0 });
         // From here on the target is at work, or keeps the device waiting.
-        self.run.recorder.late_by(self.now_us.saturating_sub(intended_us));
+        self.run.recorder.late_by(self.client, LagOf::Send, intended_us, self.now_us);
     }
 
     /// Writes what is due of the messages without an answer, in the order in which they were due at first.
@@ -64,6 +61,7 @@ impl Device {
             let wait_us = (RETRY_WAIT_US << pending.tries.min(4)).min(RETRY_WAIT_MAX_US);
             pending.next_try_us = now + (wait_us as f64 * (1.0 + jitter)) as u64;
             pending.tries = pending.tries.saturating_add(1);
+            pending.open_tries = pending.open_tries.saturating_add(1);
             if pending.tag.sent_us == 0 {
                 pending.tag.sent_us = now;
             }
@@ -78,7 +76,10 @@ impl Device {
     }
 
     fn send(&mut self, tag: &Tag, bytes: u32, is_retry: bool) {
-        add(&self.run.stats.sent, u64::from(!is_retry));
+        if !is_retry {
+            add(&self.run.stats.sent, 1);
+            self.run.ledger.on_sent(tag);
+        }
         let conversation = self.run.world.conversations[tag.conversation as usize].id;
         let uuid = if is_retry && is_planted(Mutant::RetryUnderNewUuid) {
             Tag { counter: tag.counter | 1 << 30, ..*tag }.uuid()
@@ -104,24 +105,28 @@ impl Device {
     }
 
     fn on_ack(&mut self, ack: &AckFrame) {
-        // Not there: the answer to a retry of something answered already.
-        let Some(at) = self.find_pending(ack.uuid) else { return };
-        let tag = self.pending.remove(at).tag;
         let run = Arc::clone(&self.run);
+        // Not there: the answer to a retry of something answered already, or to nothing.
+        let Some(at) = self.find_pending(ack.uuid) else {
+            return run.ledger.on_other_ack(&run.world, self.client, ack);
+        };
+        if !run.ledger.on_ack(&run.world, &self.pending[at].tag, ack, self.now_us) {
+            return;
+        }
+        let tag = self.pending.remove(at).tag;
         add(&run.stats.acked, 1);
         let took_us = self.now_us.saturating_sub(tag.intended_us);
-        run.recorder.record(self.client, Path::Ack, took_us);
-        if took_us > LATE_ACK_US {
+        run.recorder.acked(self.client, tag.intended_us, tag.sent_us, self.now_us);
+        if took_us > LATE_US {
             run.consequence(Consequence::LateAck, self.now_us);
         }
         run.note("ack", || {
             let (user, device) = self.name();
             json!({"conv": ack.conversation, "user": user, "uuid": ack.uuid, "id": ack.id, "dev": device})
         });
-        run.ledger.on_ack(&tag, ack.id);
         let Some(at) = self.find(tag.conversation) else { return };
         self.conversations[at].note_acked(tag.counter);
-        self.on_seen(at, Seen { id: ack.id.0, tag, is_live: true });
+        self.on_seen(at, Seen::acked(&tag, ack));
     }
 
     fn on_error(&mut self, error: &ErrorFrame) {
@@ -133,6 +138,8 @@ impl Device {
             run.stats.error(error.code.as_str());
         }
         let Some((uuid, at)) = found else { return };
+        let pending = &mut self.pending[at];
+        pending.open_tries = pending.open_tries.saturating_sub(u16::from(error.code.is_definite()));
         if error.code.is_retryable() {
             run.consequence(Consequence::Error, self.now_us);
             let asked_us = error.retry_after_ms.map_or(ERROR_WAIT_US, |ms| ms.saturating_mul(1_000));
@@ -142,9 +149,11 @@ impl Device {
             self.pending[at].next_try_us = self.now_us.saturating_add(wait_us);
             return self.count_retry();
         }
-        let tag = self.pending.remove(at).tag;
-        add(&run.stats.refused, 1);
-        run.recorder.record(self.client, Path::Ack, self.now_us.saturating_sub(tag.intended_us));
+        let Pending { tag, open_tries, .. } = self.pending.remove(at);
+        let refusal = Refusal { code: error.code, has_other_tries: open_tries > 0 };
+        let is_explained = run.ledger.on_refused(&run.world, &tag, &refusal);
+        add(if is_explained { &run.stats.refused_removed } else { &run.stats.refused }, 1);
+        run.recorder.unanswered(self.client, tag.intended_us, self.now_us);
         let definite = error.code.is_definite();
         run.note("fail", || json!({"uuid": uuid, "code": error.code, "definite": definite}));
     }
@@ -154,7 +163,7 @@ impl Device {
         let pending = std::mem::take(&mut self.pending);
         add(&self.run.stats.unresolved, pending.len() as u64);
         for Pending { tag, .. } in pending {
-            self.run.recorder.record(self.client, Path::Ack, self.now_us.saturating_sub(tag.intended_us));
+            self.run.recorder.unanswered(self.client, tag.intended_us, self.now_us);
         }
     }
 
@@ -169,7 +178,9 @@ impl Device {
             ServerFrame::Presence(presence) => self.on_presence(&presence),
             ServerFrame::Head(head) => self.on_head(&head),
             ServerFrame::Moved(moved) => self.on_moved(moved.retry_after_ms),
-            ServerFrame::Welcome(_) | ServerFrame::Receipt(_) | ServerFrame::Typing(_) | ServerFrame::Pong => {}
+            ServerFrame::Receipt(_) => self.run.ledger.on_unsent_notice("receipt", self.client),
+            ServerFrame::Typing(_) => self.run.ledger.on_unsent_notice("typing notice", self.client),
+            ServerFrame::Welcome(_) | ServerFrame::Pong => {}
         }
     }
 
@@ -187,26 +198,11 @@ impl Device {
         }
     }
 
-    /// Reads the tag of a message and checks that the frame around it fits; a body that was changed is a violation.
+    /// Reads a message that came; one that nobody sent, or that was changed, is a violation.
     pub(super) fn check(&self, message: &MessageFrame, is_live: bool) -> Option<Seen> {
-        let world = &self.run.world;
-        let fits = |tag: &Tag| {
-            let sender = world.clients.get(tag.client as usize).map(|c| world.users[c.user as usize].id);
-            let conversation = world.conversations.get(tag.conversation as usize).map(|c| c.id);
-            conversation == Some(message.conversation)
-                && sender == Some(message.sender)
-                && tag.run == self.run.id
-                && message.kind == MESSAGE_KIND
-                && message.reply_to.is_none()
-        };
-        if let Some(tag) = Tag::of(message).filter(fits) {
-            Some(Seen { id: message.id.0, tag, is_live })
-        } else {
-            self.run.ledger.on_altered(|| {
-                format!("{} id {} came to client {} changed", message.conversation, message.id, self.client)
-            });
-            None
-        }
+        let place = || format!("{} id {} came to client {}", message.conversation, message.id, self.client);
+        let tag = self.run.ledger.read(&self.run.world, message, place)?;
+        Some(Seen { id: message.id.0, tag, at: message.at, is_live })
     }
 
     fn on_message(&mut self, message: &MessageFrame) {
@@ -247,64 +243,76 @@ impl Device {
     /// Shows messages to the person: the ledger checks them, the recorder times them.
     pub(super) fn show(&mut self, at: usize, messages: &[Seen]) {
         let run = Arc::clone(&self.run);
-        let mut delivered = 0;
         for seen in messages {
             let (newest, is_first_time) = self.conversations[at].note_shown(seen);
-            let was_there = run.ledger.on_shown(&run.world, self.user, seen, newest, is_first_time);
+            let membership = run.ledger.on_shown(&run.world, self.user, seen, newest, is_first_time);
             run.note("recv", || {
                 let (user, device) = self.name();
                 let conversation = run.world.conversations[seen.tag.conversation as usize].id;
                 json!({"user": user, "dev": device, "conv": conversation, "uuid": seen.tag.uuid(), "id": seen.id})
             });
             if seen.tag.client != self.client {
-                delivered += 1;
-                self.time_delivery(&run, seen, was_there);
+                self.count_delivery(&run, seen, membership);
             }
         }
-        add(&run.stats.delivered, delivered);
     }
 
-    /// Records how long a message took to this device, on the path that it went. `was_there`: as a member, when it was sent.
-    fn time_delivery(&self, run: &Run, seen: &Seen, was_there: bool) {
+    /// Records how long a message took to this device, on the path that it went, and whether it came by push.
+    fn count_delivery(&self, run: &Run, seen: &Seen, membership: Membership) {
+        add(&run.stats.delivered, 1);
         let tag = &seen.tag;
-        let took = self.now_us.saturating_sub(tag.intended_us);
-        // A device that was cut against the plan was there all the same.
-        if !was_there || self.there_since_us == 0 || self.there_since_us > tag.intended_us {
-            return run.recorder.record(self.client, Path::DeliveryAfterReconnect, took);
+        let poll_us = match run.scenario.transport {
+            Transport::Poll => run.scenario.poll_interval.as_micros() as u64,
+            Transport::Websocket | Transport::LongPoll => 0,
+        };
+        let pause_us = if self.is_slow_reader() { run.scenario.read_pause.as_micros() as u64 } else { 0 };
+        let delivery = Delivery {
+            due_us: tag.intended_us,
+            sent_us: tag.sent_us,
+            shown_us: self.now_us,
+            here_since_us: self.there_since_us,
+            opened_us: if self.is_connected() { self.opened_us } else { 0 },
+            is_catching_up: self.catching_up.is_some(),
+            membership,
+            came_by_push: seen.is_live,
+            reads_every_us: poll_us.max(pause_us),
+        };
+        if let Some(came) = delivery.push() {
+            add(&run.stats.push_expected, 1);
+            add(&run.stats.pushed, u64::from(came));
         }
-        if self.is_slow_reader() {
-            return run.recorder.record(self.client, Path::DeliverySlowReader, took);
+        let took_us = self.now_us.saturating_sub(tag.intended_us);
+        let path = self.delivery_path(tag, &delivery);
+        run.recorder.delivered(self.client, path, tag.intended_us, tag.sent_us, self.now_us);
+        let is_live = !matches!(path, Path::DeliveryAfterReconnect | Path::DeliverySlowReader);
+        if is_live && took_us > LATE_US + poll_us {
+            run.consequence(Consequence::LateDelivery, self.now_us);
         }
-        let spec = &run.world.conversations[tag.conversation as usize];
-        let path = if spec.is_large() {
+    }
+
+    fn delivery_path(&self, tag: &Tag, delivery: &Delivery) -> Path {
+        let spec = &self.run.world.conversations[tag.conversation as usize];
+        if delivery.is_after_reconnect() {
+            Path::DeliveryAfterReconnect
+        } else if self.is_slow_reader() {
+            Path::DeliverySlowReader
+        } else if spec.is_large() {
             Path::DeliveryChannel
         } else if spec.kind == ConversationKind::Group {
             Path::DeliveryGroup
-        } else if run.places.are_together(self.client, tag.client) {
+        } else if self.run.places.are_together(self.client, tag.client) {
             Path::DeliverySameServer
         } else {
             Path::DeliveryOtherServer
-        };
-        run.recorder.record(self.client, path, took);
+        }
     }
 
     fn on_presence(&self, frame: &PresenceFrame) {
-        let Some(user) = self.run.world.user_index(frame.user) else { return };
-        let now = self.now_us;
         self.run.note("pres", || json!({"by": self.name().0, "user": frame.user, "state": frame.state}));
-        let presence = &self.run.presence[user as usize];
-        match frame.state {
-            PresenceState::Online => {
-                if let Some(us) = presence.online_told(self.opened_us, now) {
-                    self.run.recorder.record(self.client, Path::PresenceOnline, us);
-                }
-            }
-            PresenceState::Offline => match presence.offline_told(now) {
-                OfflineTold::InTime(us) => self.run.recorder.record(self.client, Path::PresenceOffline, us),
-                OfflineTold::Wrong(us) => self.run.ledger.violation(Kind::PresenceWrong, || {
-                    format!("{} was told offline {:.1} s after the last beat", frame.user, us as f64 / 1e6)
-                }),
-            },
+        let notice = (frame.user, frame.state);
+        let told = self.run.ledger.on_presence_notice(&self.run.world, self.user, notice, self.now_us);
+        if let Some((path, took_us)) = told {
+            self.run.recorder.record(self.client, path, self.now_us.saturating_sub(took_us), took_us);
         }
     }
 }

@@ -2,10 +2,18 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `pacing` | what is due when: arrivals, coming and going, membership changes, faults |
+//! | `audit` | every conversation read back at the end |
+//! | `agenda` | what is due when: arrivals, coming and going |
+//! | `pacing` | does it then; membership changes, faults |
 //! | `watch` | the live snapshot |
+//! | `machine_load` | whose the machine's processor time is |
+//! | `blame` | what of the outcome is the generator's or its machine's |
 //! | `verdict` | from counts to a word |
 
+mod agenda;
+mod audit;
+mod blame;
+pub(super) mod machine_load;
 mod pacing;
 pub(super) mod verdict;
 mod watch;
@@ -13,29 +21,27 @@ mod watch;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::{StreamExt, stream};
 use serde_json::json;
 use tokio::sync::watch::Sender;
 
+use self::pacing::Pacer;
 pub(super) use self::watch::Scraper;
 use self::watch::Watcher;
-use super::api::{Api, Source};
-use super::client::{self, Alarms, Command, DeviceState, Mailbox, Pollers, Traffic};
+use super::api::Api;
+use super::client::{self, Alarms, Command, Mailbox, Pollers, Traffic};
 use super::control::StackControl;
 use super::history::History;
-use super::ledger::{AuditedDevice, audit_conversation};
+use super::ledger::checks;
 use super::recorder::Recorder;
 use super::result::{FaultRecord, GeneratorHealth, LAG, ProcessUsage, RunResult};
 use super::run::{FaultTrack, Run, Shared};
 use super::scenario::Scenario;
 use super::world::{Progress, World};
+use crate::protocol::Fault;
 use crate::protocol::api::Placement;
-use crate::protocol::limits::SYNC_LIMIT_MAX;
-use crate::protocol::{Fault, MessageFrame};
 use crate::runtime::{Tasks, clock, machine};
 use crate::telemetry::LiveSnapshot;
 
@@ -59,15 +65,6 @@ const FINISH_MAX: Duration = Duration::from_mins(3);
 
 /// Fifty generators of one machine end together.
 const FINISH_MAX_EACH: Duration = Duration::from_millis(20);
-
-/// Conversations read back at the same time.
-const AUDITS_AT_ONCE: usize = 16;
-
-/// Tries to read one page of the audit.
-const AUDIT_TRIES: usize = 10;
-
-/// An audit that could read nothing for this long is over: there may be a million conversations left to ask for.
-const AUDIT_SILENCE_MAX_US: u64 = 60_000_000;
 
 /// Why there is no result.
 #[derive(Debug, thiserror::Error)]
@@ -144,13 +141,14 @@ pub async fn run(scenario: &Scenario, options: RunOptions) -> Result<RunResult, 
     let run = Run::new(run, scenario.clone(), world, recorder, history);
     let shared = Arc::new(share(run, api, options.sources.clone()));
     note_members(&shared);
-    let watcher =
-        Watcher::start(Arc::clone(&shared), options.live.clone(), options.stack_threads, options.part.is_some());
+    let no_thread = |e| RunError::Environment(format!("can't start the thread that paces the load: {e}"));
+    let pacer = Pacer::start(&shared).map_err(no_thread)?;
+    let watcher = Watcher::start(Arc::clone(&shared), &options);
     let started_us = match &options.part {
         Some(part) => wait_for_others(part, &options.interrupt).await?,
         None => clock::now_us(),
     };
-    let mut result = load(&shared, placements, &options, &watcher, started_us).await;
+    let mut result = load(&shared, placements, &options, (&watcher, &pacer), started_us).await;
     let (requests, tokens_renewed) = (shared.api.counts(), shared.world.tokens_renewed());
     tracing::debug!(?requests, tokens_renewed, "the API's client");
     watcher.finish(result.verdict);
@@ -296,21 +294,20 @@ async fn load(
     shared: &Arc<Shared>,
     placements: Vec<Placement>,
     options: &RunOptions,
-    watcher: &Watcher,
+    (watcher, pacer): (&Watcher, &Pacer),
     started_us: u64,
 ) -> RunResult {
     let started_at_ms = clock::unix_ms();
     let stack_cpu = || options.stack_threads.map_or(Duration::ZERO, machine::threads_cpu);
     let (cpu_before, stack_before) = (machine::process_cpu(), stack_cpu());
     let processes_before = own_usage(options).await;
+    shared.recorder.begin(started_us, &shared.scenario.phases);
     start_devices(shared, placements);
-    let was_interrupted = pacing::run_phases(shared, options, watcher, started_us).await;
+    let was_interrupted = pacing::run_phases(shared, pacer, options, watcher, started_us).await;
     let duration = Duration::from_micros(clock::now_us() - started_us);
     let (cpu, stack) = (machine::process_cpu().saturating_sub(cpu_before), stack_cpu().saturating_sub(stack_before));
     let resident_bytes = machine::resident_bytes().unwrap_or(0);
     let processes = used_since(&processes_before, own_usage(options).await);
-    // Up to here: when a hundred thousand devices leave at once, nothing is measured any more.
-    let lag = shared.recorder.lag();
     watcher.phase("drain");
     let told_to_stop = || told_to_stop(&options.interrupt, was_interrupted);
     tokio::select! {
@@ -319,9 +316,9 @@ async fn load(
     }
     let states = std::mem::take(&mut *shared.ended.lock().expect("no panic while held"));
     watcher.phase("audit");
-    let unaudited = audit(shared, &states, watcher, told_to_stop()).await;
+    let unaudited = audit::audit(shared, &states, watcher, told_to_stop()).await;
     let was_interrupted = options.interrupt.is_stopped();
-    let histograms = shared.recorder.overall();
+    let (histograms, lag) = (shared.recorder.overall(), shared.recorder.lag());
     let mut result = RunResult {
         duration_s: duration.as_secs_f64(),
         counts: verdict::counts(shared, &states, unaudited),
@@ -331,16 +328,21 @@ async fn load(
         errors: shared.stats.errors.lock().expect("no panic while held").clone(),
         faults: faults(shared),
         processes,
+        phases: shared.recorder.phases(),
         generator: GeneratorHealth {
             lag: lag.summary(),
             cpu_s: cpu.saturating_sub(stack).as_secs_f64(),
             stack_cpu_s: stack.as_secs_f64(),
             resident_bytes,
+            ..GeneratorHealth::default()
         },
+        intervals: watcher.intervals(shared),
         ..RunResult::begun(&shared.scenario, started_at_ms)
     };
     result.histograms.insert(LAG.to_owned(), lag);
-    result.counts.recovery_ms_max = verdict::recovery_ms_max(&result.faults);
+    result.note_machine();
+    result.counts.recovery_ms_max = verdict::recovery_ms_max(&result.faults, result.duration_s);
+    result.checks = checks(&result.counts, &shared.ledger.tallies);
     verdict::decide(&shared.scenario, &mut result, was_interrupted);
     result
 }
@@ -368,8 +370,6 @@ pub(super) fn used_since(before: &[ProcessUsage], now: Vec<ProcessUsage>) -> Vec
 }
 
 fn start_devices(shared: &Arc<Shared>, placements: Vec<Placement>) {
-    let ringing = Arc::clone(shared);
-    shared.tasks.spawn_until_stopped("load.alarms", async move { ringing.alarms.run(&ringing.mailboxes).await });
     for (client, placement) in (0..).zip(placements) {
         client::start(shared, client, placement);
     }
@@ -378,6 +378,8 @@ fn start_devices(shared: &Arc<Shared>, placements: Vec<Placement>) {
 /// Brings every device online, lets it get its answers, and has it sync for the last time.
 async fn finish_devices(shared: &Arc<Shared>, was_interrupted: bool) {
     let now = clock::now_us();
+    // Everybody comes and goes now: who is told of whom proves nothing any more.
+    shared.ledger.on_presence(&shared.world, shared.ledger.presence.close(now));
     let settle = if was_interrupted { SETTLE_INTERRUPTED } else { SETTLE };
     for mailbox in &shared.mailboxes {
         mailbox.put(Command::Online(0));
@@ -405,93 +407,6 @@ async fn told_to_stop(interrupt: &Tasks, was_interrupted: bool) {
     }
 }
 
-/// Reads every conversation back and holds it against what was acknowledged and shown, until told to stop. Returns how many
-/// were not read.
-async fn audit(
-    shared: &Arc<Shared>,
-    states: &[DeviceState],
-    watcher: &Watcher,
-    told_to_stop: impl Future<Output = ()>,
-) -> u64 {
-    let mut devices: Vec<Vec<AuditedDevice<'_>>> = shared.world.conversations.iter().map(|_| Vec::new()).collect();
-    for state in states {
-        for conversation in &state.conversations {
-            let record = conversation.record();
-            devices[conversation.index as usize].push(AuditedDevice {
-                client: state.client,
-                user: state.user,
-                shown: &record.shown,
-                shown_sum: record.shown_sum,
-                acked: &record.acked,
-                is_drained: state.is_drained,
-            });
-        }
-    }
-    let total = devices.len() as u64;
-    let read_us = &AtomicU64::new(clock::now_us());
-    let audits = devices.iter().enumerate().map(|(index, devices)| async move {
-        let index = index as u32;
-        let Some(stored) = read_back(shared, index, read_us).await else { return 0 };
-        let conversation = &shared.world.conversations[index as usize];
-        shared.note("final", || {
-            let rows: Vec<_> = stored.iter().map(|m| json!([m.id, m.uuid])).collect();
-            let auditor = shared.world.users[conversation.owner as usize].id;
-            json!({"conv": conversation.id, "user": auditor, "msgs": rows, "complete": true})
-        });
-        audit_conversation(&shared.ledger, &shared.world, index, &stored, devices);
-        1
-    });
-    let mut results = stream::iter(audits).buffer_unordered(AUDITS_AT_ONCE);
-    let (mut done, mut read) = (0, 0);
-    tokio::pin!(told_to_stop);
-    loop {
-        let audited = tokio::select! {
-            audited = results.next() => audited,
-            () = &mut told_to_stop => None,
-        };
-        let Some(audited) = audited else { return total - read };
-        read += audited;
-        done += 1;
-        watcher.progress(f64::from(done) / total as f64, format!("conversations {done}/{total}"));
-    }
-}
-
-/// Everything that the owner of a conversation can read. `read_us`: when anybody could last read anything.
-async fn read_back(shared: &Shared, index: u32, read_us: &AtomicU64) -> Option<Vec<MessageFrame>> {
-    let spec = &shared.world.conversations[index as usize];
-    let (api, owner) = (&shared.api, shared.world.first_client(spec.owner));
-    let mut all: Vec<MessageFrame> = Vec::new();
-    let mut tries = 0;
-    while clock::now_us() < read_us.load(Ordering::Relaxed) + AUDIT_SILENCE_MAX_US {
-        let after = all.last().map(|m| m.id).unwrap_or_default();
-        let page = shared.world.authorized(owner, api, |token| async move {
-            api.messages_sync(&token, spec.id, after, SYNC_LIMIT_MAX, Source::Store).await
-        });
-        match page.await {
-            Ok(page) => {
-                read_us.store(clock::now_us(), Ordering::Relaxed);
-                let is_stuck = page.messages.is_empty();
-                all.extend(page.messages);
-                if !page.has_more {
-                    return Some(all);
-                }
-                tries += usize::from(is_stuck);
-            }
-            Err(error) => {
-                tracing::debug!(%error, conversation = %spec.id, "audit");
-                tries += 1;
-            }
-        }
-        if tries >= AUDIT_TRIES {
-            return None;
-        }
-        if tries > 0 {
-            tokio::time::sleep(Duration::from_millis(300)).await;
-        }
-    }
-    None
-}
-
 fn faults(shared: &Shared) -> Vec<FaultRecord> {
     let tracks = shared.faults.lock().expect("no panic while held").clone();
     let record = |track: FaultTrack| FaultRecord {
@@ -504,8 +419,9 @@ fn faults(shared: &Shared) -> Vec<FaultRecord> {
         lasted_s: track.ended_us.saturating_sub(track.at_us) as f64 / 1e6,
         errors: track.errors,
         late_acks: track.late_acks,
-        calm_after_s: (track.last_consequence_us > track.ended_us)
-            .then(|| (track.last_consequence_us - track.ended_us) as f64 / 1e6),
+        late_deliveries: track.late_deliveries,
+        planned_s: track.planned_us as f64 / 1e6,
+        calm_after_s: verdict::calm_after_s(track.at_us + track.planned_us, track.last_consequence_us),
         error: track.error,
     };
     tracks.into_iter().map(record).collect()

@@ -1,24 +1,27 @@
-//! What is due when. Every task here works from a plan of times, so that a late generator is late by a known amount and
-//! never slows the load down to what the server can bear.
+//! Does what is due when it is. Everything here works from a list of times, so that a late generator is late by a known amount
+//! and never slows the load down to what the server can bear.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use rand::SeedableRng;
 use rand::rngs::StdRng;
-use rand::seq::{IndexedRandom, IteratorRandom};
-use rand::{RngExt, SeedableRng};
+use rand::seq::IndexedRandom;
 use serde_json::json;
+use tokio::sync::Notify;
 
 use super::RunOptions;
+use super::agenda::{Agenda, Deed, Due};
+use super::audit::probe_removed;
 use super::watch::Watcher;
 use crate::loadgen::client::Command;
 use crate::loadgen::control::StackControl;
+use crate::loadgen::recorder::LagOf;
 use crate::loadgen::run::{FaultTrack, Shared, history_seconds};
-use crate::loadgen::scenario::schedule::Schedule;
-use crate::loadgen::scenario::{Behavior, Churn, PhaseKind};
-use crate::loadgen::stats::add;
+use crate::loadgen::scenario::Churn;
+use crate::loadgen::stats::{add, sub};
 use crate::protocol::api::ConversationKind;
-use crate::runtime::{Tasks, clock};
+use crate::runtime::{PacingThread, Tasks, clock};
 
 /// Tries of one membership change.
 const CHANGE_TRIES: usize = 20;
@@ -29,46 +32,141 @@ const CHANGES_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest that faults under way at the end of the load may take.
 const FAULTS_TIMEOUT: Duration = Duration::from_mins(2);
 
+/// Does what is due at its time, in a thread of its own, which also rings the devices' alarms.
+pub(super) struct Pacer {
+    paced: Arc<Paced>,
+    /// Ends when it is dropped.
+    _thread: PacingThread,
+}
+
+/// What the thread does. Shared with whoever ends it.
+#[derive(Default)]
+struct Paced {
+    /// `None` before the load and when it is over.
+    agenda: Mutex<Option<(Agenda, Option<Due>)>>,
+    /// Notified when it is.
+    over: Notify,
+}
+
+impl Pacer {
+    /// Starts the thread. Nothing but alarms is due before [`Pacer::begin`].
+    pub(super) fn start(shared: &Arc<Shared>) -> std::io::Result<Self> {
+        let paced = Arc::new(Paced::default());
+        let (own, shared) = (Arc::clone(&paced), Arc::clone(shared));
+        let bell = Arc::clone(shared.alarms.bell());
+        let thread = PacingThread::start("gen-pacing", bell, move |now_us| {
+            let next_us = own.do_due(&shared, now_us);
+            shared.alarms.ring(now_us, next_us, |client| shared.mailboxes[client as usize].wake())
+        })?;
+        Ok(Self { paced, _thread: thread })
+    }
+
+    /// From now on what a list says is due.
+    fn begin(&self, shared: &Shared, mut agenda: Agenda) {
+        let first = agenda.next(&shared.world, |_, _| true);
+        *self.paced.agenda.lock().expect("no panic while held") = Some((agenda, first));
+        shared.alarms.bell().ring();
+    }
+
+    /// From now on nothing is due.
+    fn end(&self) {
+        *self.paced.agenda.lock().expect("no panic while held") = None;
+    }
+
+    /// Waits until everything of the list is done.
+    async fn is_over(&self) {
+        while self.paced.agenda.lock().expect("no panic while held").is_some() {
+            self.paced.over.notified().await;
+        }
+    }
+}
+
+impl Paced {
+    /// Does what is due at `now_us`; returns when the next is.
+    fn do_due(&self, shared: &Shared, now_us: u64) -> Option<u64> {
+        let mut agenda = self.agenda.lock().expect("no panic while held");
+        let (list, next) = agenda.as_mut()?;
+        while let Some(due) = next.take_if(|due| due.at_us <= now_us) {
+            act(shared, due);
+            // Drawn before it is waited for.
+            *next = list
+                .next(&shared.world, |conversation, user| shared.ledger.is_member(&shared.world, conversation, user));
+        }
+        let next_us = next.map(|due| due.at_us);
+        if next_us.is_none() {
+            *agenda = None;
+            self.over.notify_one();
+        }
+        next_us
+    }
+}
+
+/// Hands out one thing that is due.
+fn act(shared: &Shared, due: Due) {
+    let at_us = due.at_us;
+    let come_or_go = |client: u32, online: bool, command: Command| {
+        if online {
+            add(&shared.stats.wanted, 1);
+        } else {
+            // What has no time of its own is late by what the thread is.
+            shared.recorder.late_by(client, LagOf::Other, at_us, clock::now_us());
+            sub(&shared.stats.wanted, 1);
+        }
+        shared.mailboxes[client as usize].put(command);
+    };
+    match due.what {
+        Deed::Connect(client) => come_or_go(client, true, Command::Online(at_us)),
+        Deed::Leave(client) => come_or_go(client, false, Command::Offline),
+        Deed::Vanish(client) => come_or_go(client, false, Command::Vanish),
+        Deed::Skip => add(&shared.stats.scheduled, 1),
+        Deed::Send { client, conversation, bytes } => {
+            add(&shared.stats.scheduled, 1);
+            add(&shared.stats.intended, 1);
+            shared.recorder.due(at_us);
+            shared.mailboxes[client as usize].put(Command::Send { conversation, intended_us: at_us, bytes });
+        }
+    }
+}
+
 /// Runs all phases; returns whether the run was interrupted.
-pub(super) async fn run_phases(shared: &Arc<Shared>, options: &RunOptions, watcher: &Watcher, started_us: u64) -> bool {
+pub(super) async fn run_phases(
+    shared: &Arc<Shared>,
+    pacer: &Pacer,
+    options: &RunOptions,
+    watcher: &Watcher,
+    started_us: u64,
+) -> bool {
     let beside = Tasks::new();
     let changes = Tasks::new();
     let faults = Tasks::new();
-    beside.spawn_until_stopped("load.comings", comings_and_goings(Arc::clone(shared), started_us));
     if let Some(churn) = shared.scenario.churn {
-        beside.spawn_until_stopped("load.churn", change_members(Arc::clone(shared), churn, changes.clone()));
+        let changing = change_members(Arc::clone(shared), churn, started_us, changes.clone());
+        beside.spawn_until_stopped("load.churn", changing);
     }
     if let Some(control) = &options.control {
         let faults = do_faults(Arc::clone(shared), Arc::clone(control), started_us, faults.clone());
         beside.spawn_until_stopped("load.faults", faults);
     }
     watcher.begin(started_us);
-    let talkers = Talkers::of(shared);
-    let mut begins_us = started_us;
+    let place = options.part.as_ref().map_or(0.0, |part| f64::from(part.index) / f64::from(part.of));
+    pacer.begin(shared, Agenda::new(&shared.scenario, &shared.world, started_us, place));
+    let mut ends_us = started_us;
     let mut was_interrupted = false;
-    for (number, phase) in shared.scenario.phases.iter().enumerate() {
+    for phase in &shared.scenario.phases {
         watcher.phase(phase.phase.name());
-        shared.recorder.measure(phase.phase != PhaseKind::WarmUp);
-        let place = options.part.as_ref().map_or(0.0, |part| f64::from(part.index) / f64::from(part.of));
-        let schedule = Schedule::new(phase, shared.scenario.seed.wrapping_add(number as u64 + 1)).shifted(place);
-        let ends_us = begins_us + phase.duration.as_micros() as u64;
-        let mut rng = StdRng::seed_from_u64(shared.scenario.seed ^ 0x7a1c ^ number as u64);
-        let send = async {
-            for due in schedule {
-                let due_us = begins_us + due;
-                clock::sleep_until_us(due_us).await;
-                talkers.send(shared, &mut rng, due_us);
-            }
-            clock::sleep_until_us(ends_us).await;
-        };
+        ends_us += phase.duration.as_micros() as u64;
         tokio::select! {
-            () = send => {}
+            () = shared.alarms.sleep_until_us(ends_us) => {}
             () = options.interrupt.stopped() => {
                 was_interrupted = true;
                 break;
             }
         }
-        begins_us = ends_us;
+    }
+    if was_interrupted {
+        pacer.end();
+    } else {
+        pacer.is_over().await;
     }
     beside.stop();
     beside.join(Duration::from_secs(10)).await;
@@ -79,104 +177,24 @@ pub(super) async fn run_phases(shared: &Arc<Shared>, options: &RunOptions, watch
     was_interrupted
 }
 
-/// Who may talk: clients that have a conversation of the kind that their user talks in.
-struct Talkers {
-    clients: Vec<u32>,
-}
-
-/// Whether a user talks in a conversation.
-fn talks_in(shared: &Shared, user: u32, conversation: u32) -> bool {
-    let kind = shared.world.conversations[conversation as usize].kind;
-    match shared.world.users[user as usize].behavior {
-        Behavior::OneToOne => kind == ConversationKind::Direct,
-        Behavior::GroupTalker => kind == ConversationKind::Group,
-        other => other.talks(),
-    }
-}
-
-impl Talkers {
-    fn of(shared: &Shared) -> Self {
-        let talks = |user: &u32| shared.world.conversations_of(*user).iter().any(|c| talks_in(shared, *user, *c));
-        let users = (0..shared.world.users.len() as u32).filter(talks);
-        Self { clients: users.flat_map(|user| shared.world.clients_of(user)).collect() }
-    }
-
-    /// Somebody who is online by plan: who is away does not write. (Who lost the connection does, and is late for it.)
-    fn choose(&self, shared: &Shared, rng: &mut StdRng) -> Option<u32> {
-        const TRIES: usize = 20;
-        (0..TRIES).find_map(|_| {
-            let chosen = self.clients.choose(rng)?;
-            shared.mailboxes[*chosen as usize].is_online_by_plan().then_some(*chosen)
-        })
-    }
-
-    /// Has somebody send a message that is due now.
-    fn send(&self, shared: &Shared, rng: &mut StdRng, due_us: u64) {
-        let Some(client) = self.choose(shared, rng) else { return };
-        let user = shared.world.clients[client as usize].user;
-        let conversations = shared.world.conversations_of(user).iter().filter(|c| talks_in(shared, user, **c));
-        let Some(conversation) = conversations.choose(rng).copied() else { return };
-        let sizes = shared.scenario.population.message_bytes;
-        let bytes = rng.random_range(sizes.min..=sizes.max);
-        // Who was removed knows it, and does not write there.
-        if shared.ledger.is_member(&shared.world, conversation, user) {
-            add(&shared.stats.intended, 1);
-            shared.mailboxes[client as usize].put(Command::Send { conversation, intended_us: due_us, bytes });
-        }
-    }
-}
-
-/// Connects everybody over `connect_over`, then has flappers and the presence-only go and come.
-async fn comings_and_goings(shared: Arc<Shared>, started_us: u64) {
-    let mut rng = StdRng::seed_from_u64(shared.scenario.seed ^ 0xf1a9);
-    let total = shared.mailboxes.len() as u64;
-    let over_us = shared.scenario.connect_over.as_micros() as u64;
-    // (when, client, whether to be online), the earliest last.
-    let mut plan: Vec<(u64, u32, bool)> =
-        (0..total).map(|n| (started_us + over_us * n / total, n as u32, true)).collect();
-    plan.sort_unstable_by(|a, b| b.cmp(a));
-    while let Some((due_us, client, online)) = plan.pop() {
-        clock::sleep_until_us(due_us).await;
-        shared.recorder.late_by(clock::now_us().saturating_sub(due_us));
-        let user = shared.world.clients[client as usize].user;
-        let behavior = shared.world.users[user as usize].behavior;
-        let command = match (online, behavior) {
-            (true, _) => Command::Online(due_us),
-            (false, Behavior::HalfOpen) => Command::Vanish,
-            (false, _) => Command::Offline,
-        };
-        shared.mailboxes[client as usize].plan(online);
-        shared.mailboxes[client as usize].put(command);
-        if online {
-            add(&shared.stats.wanted, 1);
-        } else {
-            crate::loadgen::stats::sub(&shared.stats.wanted, 1);
-        }
-        let flapper = shared.scenario.flapper;
-        let stay = match (behavior, online) {
-            (Behavior::Flapper | Behavior::PresenceOnly | Behavior::HalfOpen, true) => flapper.online,
-            (Behavior::Flapper | Behavior::HalfOpen, false) => flapper.away,
-            (Behavior::PresenceOnly, false) => flapper.presence_away,
-            _ => continue,
-        };
-        let next_us = due_us + (stay.as_micros() as f64 * rng.random_range(0.7..1.3)) as u64;
-        let at = plan.partition_point(|entry| entry.0 > next_us);
-        plan.insert(at, (next_us, client, !online));
-    }
+/// Waits for what is due at a time and is done by a task; counts how late it is.
+async fn wait_for(shared: &Shared, due_us: u64) {
+    shared.alarms.sleep_until_us(due_us).await;
+    shared.recorder.late_by(0, LagOf::Other, due_us, clock::now_us());
 }
 
 /// Removes members of groups and adds them again, one after the other.
-async fn change_members(shared: Arc<Shared>, churn: Churn, changes: Tasks) {
+async fn change_members(shared: Arc<Shared>, churn: Churn, started_us: u64, changes: Tasks) {
     let mut rng = StdRng::seed_from_u64(shared.scenario.seed ^ 0xc4u64);
     let groups: Vec<u32> = (0_u32..)
         .zip(&shared.world.conversations)
         .filter(|(n, c)| c.kind == ConversationKind::Group && shared.world.members(*n).len() > 2)
         .map(|(n, _)| n)
         .collect();
-    let mut due_us = clock::now_us();
+    let mut due_us = started_us;
     loop {
         due_us += churn.every.as_micros() as u64;
-        clock::sleep_until_us(due_us).await;
+        wait_for(&shared, due_us).await;
         let Some(group) = groups.choose(&mut rng).copied() else { return };
         let spec = &shared.world.conversations[group as usize];
         let Some(member) = shared.world.members(group).choose(&mut rng).copied().filter(|m| *m != spec.owner) else {
@@ -194,8 +212,10 @@ async fn change_member(shared: &Shared, group: u32, member: u32, churn: Churn) {
     let spec = &shared.world.conversations[group as usize];
     let (api, user) = (&shared.api, shared.world.users[member as usize].id);
     let owner = shared.world.first_client(spec.owner);
+    let mut removed_us = clock::now_us();
     for _ in 0..CHANGE_TRIES {
         let began_us = clock::now_us();
+        shared.ledger.leaving(&shared.world, group, member, began_us);
         if shared
             .world
             .authorized(owner, api, |token| async move { api.remove_member(&token, spec.id, user).await })
@@ -206,23 +226,26 @@ async fn change_member(shared: &Shared, group: u32, member: u32, churn: Churn) {
             tokio::time::sleep(Duration::from_millis(500)).await;
             continue;
         }
-        shared.ledger.left(group, member, clock::now_us());
+        removed_us = clock::now_us();
+        shared.ledger.left(&shared.world, group, member, removed_us);
         note_change(shared, "leave", group, member, began_us);
+        probe_removed(shared, group, member).await;
         break;
     }
-    tokio::time::sleep(churn.back_after).await;
-    if shared.ledger.is_member(&shared.world, group, member) {
+    wait_for(shared, removed_us + churn.back_after.as_micros() as u64).await;
+    if !shared.ledger.has_left(&shared.world, group, member) {
         return;
     }
     for _ in 0..CHANGE_TRIES {
         let began_us = clock::now_us();
-        shared.ledger.joins(group, member, began_us);
+        shared.ledger.joining(&shared.world, group, member, began_us);
         let added = shared
             .world
             .authorized(owner, api, |token| async move { api.add_members(&token, spec.id, vec![user]).await })
             .await;
         note_change(shared, "join", group, member, began_us);
         if added.is_ok() {
+            shared.ledger.joined(&shared.world, group, member, clock::now_us());
             for client in shared.world.clients_of(member) {
                 shared.mailboxes[client as usize].put(Command::Joined(group));
             }
@@ -249,20 +272,23 @@ async fn do_faults(shared: Arc<Shared>, control: Arc<dyn StackControl>, started_
     faults.sort_by_key(|fault| fault.at);
     let mut last_at = None;
     for fault in faults {
-        clock::sleep_until_us(started_us + fault.at.as_micros() as u64).await;
+        wait_for(&shared, started_us + fault.at.as_micros() as u64).await;
         let at_us = clock::now_us();
         let index = {
             let mut tracks = shared.faults.lock().expect("no panic while held");
             let what = fault.action.to_string();
+            let planned_us = fault.action.lasts().as_micros() as u64;
             if let Some(track) = tracks.last_mut().filter(|_| last_at == Some(fault.at)) {
                 track.what = format!("{} + {what}", track.what);
+                track.planned_us = track.planned_us.max(planned_us);
             } else {
                 let at_s = (at_us - started_us) as f64 / 1e6;
-                tracks.push(FaultTrack { what, at_us, at_s, ..FaultTrack::default() });
+                tracks.push(FaultTrack { what, at_us, at_s, planned_us, ..FaultTrack::default() });
             }
             tracks.len() - 1
         };
         last_at = Some(fault.at);
+        shared.ledger.presence.fault_began(at_us);
         let (shared, control) = (Arc::clone(&shared), Arc::clone(&control));
         under_way.spawn("load.fault", async move {
             shared.event(format!("fault: {}", fault.action));
@@ -274,6 +300,7 @@ async fn do_faults(shared: Arc<Shared>, control: Arc<dyn StackControl>, started_
             }
             let mut tracks = shared.faults.lock().expect("no panic while held");
             tracks[index].ended_us = clock::now_us();
+            shared.ledger.presence.fault_ended(at_us, tracks[index].ended_us);
             if let Err(error) = done {
                 tracks[index].error.get_or_insert_with(|| error.clone());
                 drop(tracks);

@@ -1,46 +1,76 @@
-//! From counts to a word, and why.
+//! Derives verdict and reasons from counts, thresholds and ledger.
+//!
+//! A broken guarantee outweighs everything, an interruption included. INVALID is for local causes only: what the generator or
+//! its machine could not do. Whatever else is missing is the target's, and fails a threshold.
 
+use super::blame::{self, Blame};
 use crate::loadgen::client::DeviceState;
 use crate::loadgen::ledger::Kind;
+use crate::loadgen::recorder::Path;
 use crate::loadgen::result::{Counts, FaultRecord, RunResult, Verdict};
 use crate::loadgen::run::Shared;
-use crate::loadgen::scenario::Scenario;
+use crate::loadgen::scenario::{PhaseKind, Scenario, threshold};
 use crate::loadgen::stats::get;
 use crate::telemetry::Latency;
-use crate::telemetry::human::human_value;
 
 /// Everything that was counted.
 pub(super) fn counts(shared: &Shared, states: &[DeviceState], unaudited: u64) -> Counts {
     let stats = &shared.stats;
     let ledger = &shared.ledger;
     let clients = shared.mailboxes.len() as u64;
+    let (scheduled, intended) = (get(&stats.scheduled), get(&stats.intended));
+    let answered = get(&stats.acked) + get(&stats.refused) + get(&stats.refused_removed);
     Counts {
         lost: ledger.count(Kind::Lost),
         duplicated: ledger.count(Kind::Duplicated),
         out_of_order: ledger.count(Kind::OutOfOrder),
         id_reuse: ledger.count(Kind::IdReuse),
+        id_went_back: ledger.count(Kind::IdWentBack),
         leaked: ledger.count(Kind::Leaked),
         altered: ledger.count(Kind::Altered),
+        false_refusal: ledger.count(Kind::FalseRefusal),
+        ack_wrong: ledger.count(Kind::AckWrong),
+        forged: ledger.count(Kind::Forged),
         presence_wrong: ledger.count(Kind::PresenceWrong),
-        intended: get(&stats.intended),
+        presence_missed: ledger.count(Kind::PresenceMissed),
+        presence_leaked: ledger.count(Kind::PresenceLeaked),
+        scheduled,
+        skipped: scheduled.saturating_sub(intended),
+        intended,
         sent: get(&stats.sent),
         acked: get(&stats.acked),
         refused: get(&stats.refused),
-        unresolved: get(&stats.unresolved),
+        refused_removed: get(&stats.refused_removed),
+        // Every message that was due has one fate: what none of the others explains has no answer.
+        unresolved: intended.saturating_sub(answered),
         delivered: get(&stats.delivered),
+        push_expected: get(&stats.push_expected),
+        pushed: get(&stats.pushed),
         frames: get(&stats.frames),
         repeated_on_wire: get(&stats.repeated_on_wire),
         gaps_synced: get(&stats.gaps_synced),
         beats: get(&stats.beats),
+        presence_expected: get(&ledger.tallies.presence_expected),
+        presence_seen: get(&ledger.tallies.presence_seen),
         poll_requests: get(&shared.traffic.requests),
         bytes_out: get(&shared.traffic.bytes_out),
         bytes_in: get(&shared.traffic.bytes_in),
         clients,
         never_connected: clients - get(&stats.ever_connected),
+        disconnects: get(&stats.disconnects),
+        reconnects: get(&stats.reconnects),
+        protocol_errors: get(&stats.protocol_errors),
+        http_errors: get(&stats.http_errors),
+        throttled: get(&stats.throttled),
+        retries: get(&stats.retries),
+        retries_per_device_max: get(&stats.retries_per_device_max),
+        tokens_renewed: shared.world.tokens_renewed(),
+        local_errors: get(&stats.local_errors),
         undrained: clients - states.iter().filter(|s| s.is_drained).count() as u64,
         audited: shared.world.conversations.len() as u64 - unaudited,
         unaudited,
-        reconnects: get(&stats.reconnects),
+        read_views: get(&stats.read_views),
+        access_probes: get(&stats.access_probes),
         recovery_ms_max: 0,
     }
 }
@@ -53,33 +83,40 @@ pub(in crate::loadgen) fn recovered_99_s(disconnected: u64, recovery: &Latency) 
     is_known.then(|| recovery.percentile_us(percent()) as f64 / 1e6)
 }
 
-/// Longest time from the end of a fault until its last consequence: an error, a late ACK, a device that was not back yet.
-pub(in crate::loadgen) fn recovery_ms_max(faults: &[FaultRecord]) -> u64 {
+/// Time from the end of a fault until its last consequence, in seconds; `None` when there was none after it.
+pub(super) fn calm_after_s(ended_us: u64, trouble_us: u64) -> Option<f64> {
+    (trouble_us > ended_us).then(|| (trouble_us - ended_us) as f64 / 1e6)
+}
+
+/// Longest time from the end of a fault until its last consequence: an error, a late ACK or delivery, a device that was not
+/// back yet. A fault ends when it was meant to: the time that a restart takes is part of what it does to users. Where
+/// fewer than 99 % of the devices came back, the recovery took at least until the end of the load.
+pub(in crate::loadgen) fn recovery_ms_max(faults: &[FaultRecord], load_s: f64) -> u64 {
     let after = |fault: &FaultRecord| {
-        let back_s = fault.recovered_99_s.map_or(0.0, |s| s - fault.lasted_s);
+        let back_s = match fault.recovered_99_s {
+            Some(s) => s - fault.planned_s,
+            None if fault.disconnected > 0 => load_s - fault.at_s - fault.planned_s,
+            None => 0.0,
+        };
         fault.calm_after_s.unwrap_or(0.0).max(back_s)
     };
     (faults.iter().map(after).fold(0.0, f64::max) * 1e3).round() as u64
 }
 
-/// Decides: a broken guarantee outweighs an invalid run, which outweighs a threshold.
+/// Decides: a broken guarantee outweighs an interruption, which outweighs an invalid run, which outweighs a threshold.
 pub(in crate::loadgen) fn decide(scenario: &Scenario, result: &mut RunResult, was_interrupted: bool) {
-    result.thresholds = scenario.thresholds.iter().map(|t| t.judge(result)).collect();
+    let own = scenario.thresholds.iter().map(|t| t.judge(result));
+    let defaults = threshold::defaults(scenario);
+    result.thresholds = own.chain(defaults.iter().filter_map(|t| t.judge_default(result))).collect();
     let broken: Vec<String> = result.counts.violations().into_iter().map(|(kind, n)| format!("{kind}: {n}")).collect();
-    let invalid = invalid_reasons(scenario, result);
-    let failed: Vec<String> = result
-        .thresholds
-        .iter()
-        .filter(|outcome| !outcome.passed)
-        .map(|outcome| match outcome.value {
-            Some(value) => format!("threshold {}: measured {}", outcome.threshold, human_value(value)),
-            None => format!("threshold {}: nothing was measured", outcome.threshold),
-        })
-        .collect();
-    result.verdict = if was_interrupted {
-        Verdict::Interrupted
-    } else if !broken.is_empty() {
+    let Blame { invalid: local, warnings } = blame::of(scenario, result);
+    let invalid = [local, invalid_reasons(scenario, result)].concat();
+    result.warnings.extend(warnings);
+    let failed = failed_reasons(result);
+    result.verdict = if !broken.is_empty() {
         Verdict::LedgerViolated
+    } else if was_interrupted {
+        Verdict::Interrupted
     } else if !invalid.is_empty() {
         Verdict::Invalid
     } else if !failed.is_empty() {
@@ -87,41 +124,50 @@ pub(in crate::loadgen) fn decide(scenario: &Scenario, result: &mut RunResult, wa
     } else {
         Verdict::Pass
     };
-    result.reasons = [broken, invalid, failed].concat();
+    let interrupted = if was_interrupted { vec!["interrupted".to_owned()] } else { Vec::new() };
+    result.reasons = [broken, interrupted, invalid, failed].concat();
 }
 
-/// Why the run says nothing, if it does.
+/// What the target did not do.
+fn failed_reasons(result: &RunResult) -> Vec<String> {
+    let thresholds = result.thresholds.iter().filter(|outcome| !outcome.passed);
+    let mut reasons: Vec<String> =
+        thresholds.map(|outcome| format!("threshold {}: {}", outcome.threshold, outcome.measured())).collect();
+    for fault in result.faults.iter().filter(|fault| fault.disconnected > 0 && fault.recovered_99_s.is_none()) {
+        let FaultRecord { what, disconnected, recovered, .. } = fault;
+        reasons.push(format!("fault {what:?}: {recovered} of {disconnected} devices came back, less than 99 %"));
+    }
+    reasons
+}
+
+/// Share of the scheduled messages that may go unsent because nobody could send them, in percent.
+const SKIPPED_PERCENT_MAX: f64 = 2.0;
+
+/// Why the run is inconclusive, if it is.
 fn invalid_reasons(scenario: &Scenario, result: &RunResult) -> Vec<String> {
+    let lost = result.workers.iter().filter_map(|worker| Some((worker, worker.lost.as_ref()?)));
+    let mut reasons: Vec<String> = lost.map(|(worker, why)| format!("worker {} was {why}", worker.name)).collect();
     let counts = &result.counts;
-    let mut reasons = Vec::new();
-    let lag_max_us = scenario.generator_lag_max.as_micros() as u64;
-    if result.generator.lag.p99_us > lag_max_us {
-        let lag_ms = result.generator.lag.p99_us as f64 / 1e3;
+    if counts.local_errors > 0 && counts.never_connected > 0 {
         reasons.push(format!(
-            "the generator was late: p99 {lag_ms:.1} ms, limit {} ms; lower the rate or use more cores",
-            lag_max_us / 1_000
+            "{} devices never connected, and {} connects failed by a limit of the generator's machine; see `chatctl doctor`",
+            counts.never_connected, counts.local_errors
         ));
     }
-    for worker in &result.workers {
-        if let Some(why) = &worker.lost {
-            reasons.push(format!("worker {} was {why}", worker.name));
-        } else if worker.lag_us_p99 > lag_max_us {
-            let lag_ms = worker.lag_us_p99 as f64 / 1e3;
-            reasons.push(format!(
-                "worker {} was late: p99 {lag_ms:.1} ms, limit {} ms",
-                worker.name,
-                lag_max_us / 1_000
-            ));
-        }
+    if let Some(percent) = counts.skipped_percent().filter(|percent| *percent > SKIPPED_PERCENT_MAX) {
+        reasons.push(format!(
+            "{} of {} scheduled messages ({percent:.1} %) could not be sent: no talker was online and a member; lower the rate \
+             or add talkers",
+            counts.skipped, counts.scheduled
+        ));
     }
-    let mut add = |n: u64, text: &str| {
-        if n > 0 {
-            reasons.push(format!("{n} {text}"));
-        }
-    };
-    add(counts.never_connected, "devices never connected");
-    add(counts.undrained, "devices could not sync at the end, so nothing is known of what they missed");
-    add(counts.unaudited, "conversations could not be read back");
+    if counts.sent + counts.beats == 0 {
+        reasons.push("no load: nothing was sent and nobody beat".to_owned());
+    } else if counts.sent > 0 && result.latency.get(Path::Ack.name()).is_none_or(|ack| ack.count == 0) {
+        reasons.push("nothing was measured: no message was due outside the warm-up".to_owned());
+    } else if scenario.phases.iter().all(|phase| phase.phase == PhaseKind::WarmUp) {
+        reasons.push("nothing was measured: every phase is a warm-up".to_owned());
+    }
     for fault in result.faults.iter().filter_map(|f| f.error.as_ref().map(|e| (f, e))) {
         reasons.push(format!("fault {:?} failed: {}", fault.0.what, fault.1));
     }
@@ -139,23 +185,108 @@ mod tests {
         Scenario::parse(text, "t").expect("valid")
     }
 
+    fn sound(counts: Counts) -> RunResult {
+        let mut result = RunResult { counts: Counts { sent: 10, scheduled: 10, ..counts }, ..RunResult::default() };
+        result.latency.insert("ack".to_owned(), LatencySummary { count: 10, ..LatencySummary::default() });
+        result
+    }
+
     fn decided(counts: Counts, lag_us: u64, was_interrupted: bool) -> RunResult {
-        let mut result = RunResult { counts, ..RunResult::default() };
+        let mut result = sound(counts);
         result.generator.lag = LatencySummary { p99_us: lag_us, ..LatencySummary::default() };
         decide(&scenario(), &mut result, was_interrupted);
         result
     }
 
+    const GOOD: fn() -> Counts = || Counts { acked: 10, ..Counts::default() };
+
     #[test]
     fn the_gravest_finding_is_the_verdict() {
-        let good = Counts { acked: 10, ..Counts::default() };
-        assert_eq!(decided(good, 0, false).verdict, Verdict::Pass);
+        assert_eq!(decided(GOOD(), 0, false).verdict, Verdict::Pass);
         assert_eq!(decided(Counts::default(), 0, false).verdict, Verdict::ThresholdFailed);
         assert_eq!(decided(Counts::default(), 200_000, false).verdict, Verdict::Invalid);
-        assert_eq!(decided(Counts { never_connected: 1, ..good }, 0, false).verdict, Verdict::Invalid);
         let lost = decided(Counts { lost: 1, ..Counts::default() }, 200_000, false);
         assert_eq!(lost.verdict, Verdict::LedgerViolated);
         assert_eq!(lost.reasons.len(), 3, "every finding is told: {:?}", lost.reasons);
-        assert_eq!(decided(good, 0, true).verdict, Verdict::Interrupted);
+        assert_eq!(decided(GOOD(), 0, true).verdict, Verdict::Interrupted);
+        let interrupted = decided(Counts { lost: 1, ..GOOD() }, 0, true);
+        assert_eq!(interrupted.verdict, Verdict::LedgerViolated, "ctrl-c does not undo a broken guarantee");
+        assert_eq!(interrupted.reasons, ["lost: 1", "interrupted"]);
+    }
+
+    #[test]
+    fn every_violation_fails_the_ledger() {
+        for name in
+            ["lost", "id_went_back", "false_refusal", "ack_wrong", "forged", "presence_missed", "presence_leaked"]
+        {
+            let mut value = serde_json::to_value(GOOD()).expect("writes");
+            value[name] = 1.into();
+            let counts = serde_json::from_value(value).expect("reads");
+            assert_eq!(decided(counts, 0, false).verdict, Verdict::LedgerViolated, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_the_target_did_not_do_fails_and_what_this_machine_could_not_is_inconclusive() {
+        let never = Counts { never_connected: 1, ..GOOD() };
+        assert_eq!(decided(never, 0, false).verdict, Verdict::ThresholdFailed);
+        assert_eq!(decided(Counts { local_errors: 1, ..never }, 0, false).verdict, Verdict::Invalid);
+        assert_eq!(decided(Counts { local_errors: 1, ..GOOD() }, 0, false).verdict, Verdict::Pass);
+        for name in ["undrained", "unaudited", "unresolved", "refused", "disconnects", "protocol_errors", "http_errors"]
+        {
+            let mut value = serde_json::to_value(GOOD()).expect("writes");
+            value[name] = 1.into();
+            let counts = serde_json::from_value(value).expect("reads");
+            assert_eq!(decided(counts, 0, false).verdict, Verdict::ThresholdFailed, "{name}");
+        }
+        for name in ["throttled", "retries", "refused_removed", "gaps_synced", "repeated_on_wire"] {
+            let mut value = serde_json::to_value(GOOD()).expect("writes");
+            value[name] = 1.into();
+            let counts = serde_json::from_value(value).expect("reads");
+            assert_eq!(decided(counts, 0, false).verdict, Verdict::Pass, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_run_without_load_is_never_a_pass() {
+        let mut nothing = RunResult { counts: GOOD(), ..RunResult::default() };
+        decide(&scenario(), &mut nothing, false);
+        assert_eq!(nothing.verdict, Verdict::Invalid, "{:?}", nothing.reasons);
+        let mut warm_up_only =
+            RunResult { counts: Counts { sent: 10, scheduled: 10, ..GOOD() }, ..RunResult::default() };
+        decide(&scenario(), &mut warm_up_only, false);
+        assert_eq!(warm_up_only.verdict, Verdict::Invalid, "{:?}", warm_up_only.reasons);
+        let skipping = |skipped| {
+            let mut result = sound(GOOD());
+            (result.counts.scheduled, result.counts.skipped) = (600, skipped);
+            decide(&scenario(), &mut result, false);
+            result.verdict
+        };
+        assert_eq!([12, 13, 525].map(skipping), [Verdict::Pass, Verdict::Invalid, Verdict::Invalid]);
+    }
+
+    #[test]
+    fn recovery_is_told_as_users_see_it() {
+        let fault = |recovered_99_s, planned_s, lasted_s| FaultRecord {
+            disconnected: 100,
+            recovered_99_s,
+            planned_s,
+            lasted_s,
+            at_s: 10.0,
+            ..FaultRecord::default()
+        };
+        let restart = fault(Some(61.0), 0.0, 58.5);
+        assert_eq!(recovery_ms_max(&[restart], 120.0), 61_000, "a restart's own length is part of it");
+        let pause = fault(Some(12.0), 10.0, 10.1);
+        assert_eq!(recovery_ms_max(&[pause.clone()], 120.0), 2_000, "a pause ends when it was meant to");
+        let never = FaultRecord { recovered: 80, ..fault(None, 0.0, 0.1) };
+        assert_eq!(recovery_ms_max(&[pause, never.clone()], 120.0), 110_000, "at least until the end of the load");
+        let mut result = sound(GOOD());
+        result.faults.push(never);
+        decide(&scenario(), &mut result, false);
+        assert_eq!(result.verdict, Verdict::ThresholdFailed);
+        assert!(result.reasons[0].contains("80 of 100"), "{:?}", result.reasons);
+        let untouched = FaultRecord { calm_after_s: Some(1.5), ..FaultRecord::default() };
+        assert_eq!(recovery_ms_max(&[untouched], 120.0), 1_500);
     }
 }

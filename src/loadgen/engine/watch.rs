@@ -6,15 +6,18 @@ use std::time::Duration;
 
 use tokio::sync::watch::Sender;
 
+use super::RunOptions;
+use super::machine_load::{Own, OwnProcesses, Sampler};
 use crate::loadgen::api::Api;
-use crate::loadgen::recorder::{Path, named, summaries};
+use crate::loadgen::intervals::Intervals;
+use crate::loadgen::recorder::{IntervalLatencies, Path, lag_of, named, summaries};
 use crate::loadgen::result::Verdict;
 use crate::loadgen::run::Shared;
 use crate::loadgen::stats::get;
-use crate::runtime::{clock, machine};
-use crate::telemetry::live::{CLOSING_PHASES, ServerSnapshot, Totals, heat_of};
+use crate::runtime::{Tasks, clock, machine};
+use crate::telemetry::live::{CLOSING_PHASES, MachineLoad, ServerSnapshot, Totals, heat_of};
 use crate::telemetry::prometheus::{self, Scraped};
-use crate::telemetry::{Counter, Gauge, LatencySummary, LiveSnapshot};
+use crate::telemetry::{Counter, Gauge, Latency, LatencySummary, LiveSnapshot};
 
 /// Time between two snapshots.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -31,30 +34,50 @@ struct State {
     phase: String,
     started_us: u64,
     progress: Option<(f64, String)>,
+    /// Written by the task.
+    intervals: Intervals,
+    /// What was measured before the load, such as logins: part of its first interval.
+    before_load: BTreeMap<Path, Latency>,
 }
 
 impl Watcher {
-    pub(super) fn start(
-        shared: Arc<Shared>,
-        live: Sender<LiveSnapshot>,
-        stack_threads: Option<&'static [&'static str]>,
-        is_part: bool,
-    ) -> Self {
+    pub(super) fn start(shared: Arc<Shared>, options: &RunOptions) -> Self {
+        let live = options.live.clone();
+        let (stack_threads, is_part) = (options.stack_threads, options.part.is_some());
+        let (target, control) = (options.target.clone(), options.control.clone());
         let state: Arc<Mutex<State>> = Arc::default();
         let (task_live, task_state) = (live.clone(), Arc::clone(&state));
         let tasks = shared.tasks.clone();
         tasks.spawn_until_stopped("load.watch", async move {
             let mut before = Before::default();
             let mut scraper = Scraper::new(shared.api.clone());
+            let mut processes = OwnProcesses::of(&target, control, stack_threads.is_some()).await;
             loop {
                 tokio::time::sleep(INTERVAL).await;
                 // Who looks after the whole does it for all parts.
                 let servers = if is_part { BTreeMap::new() } else { scraper.scrape().await };
-                let snapshot = snapshot(&shared, &task_state, servers, &mut before, stack_threads, is_part);
+                let own = if is_part { Own::default() } else { processes.look(&[]).await.clone() };
+                let (shared, state) = (Arc::clone(&shared), Arc::clone(&task_state));
+                // It takes milliseconds, in which no device may wait for a thread of the runtime.
+                let made = Tasks::block(move || {
+                    let snapshot = snapshot(&shared, &state, servers, &own, &mut before, stack_threads, is_part);
+                    (snapshot, before)
+                });
+                let Some((snapshot, after)) = made.await else { return };
+                before = after;
                 task_live.send_replace(snapshot);
             }
         });
         Self { live, state }
+    }
+
+    /// Everything measured, by interval, once nothing more comes.
+    pub(super) fn intervals(&self, shared: &Shared) -> Intervals {
+        let mut state = self.state.lock().expect("no panic while held");
+        let now_us = clock::now_us();
+        let rest = shared.recorder.take_interval(now_us);
+        state.note_interval(now_us, None, &rest);
+        std::mem::take(&mut state.intervals)
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
@@ -86,6 +109,24 @@ impl Watcher {
     }
 }
 
+impl State {
+    /// Keeps what was recorded up to now.
+    fn note_interval(&mut self, now_us: u64, machine: Option<MachineLoad>, interval: &IntervalLatencies) {
+        if self.started_us == 0 {
+            for (path, latency) in &interval.measured {
+                self.before_load.entry(*path).or_default().merge(latency);
+            }
+            return;
+        }
+        let mut measured = std::mem::take(&mut self.before_load);
+        for (path, latency) in &interval.measured {
+            measured.entry(*path).or_default().merge(latency);
+        }
+        let elapsed_s = now_us.saturating_sub(self.started_us) as f64 / 1e6;
+        self.intervals.push(elapsed_s, machine, &named(measured));
+    }
+}
+
 /// What the last snapshot saw, for rates.
 #[derive(Default)]
 struct Before {
@@ -93,9 +134,8 @@ struct Before {
     totals: Totals,
     cpu: Duration,
     stack_cpu: Duration,
-    /// Of the whole machine.
-    used: Duration,
     lag_us_max: u64,
+    sampler: Sampler,
 }
 
 /// Reads the figures of all servers, and makes rates of them.
@@ -176,6 +216,7 @@ fn snapshot(
     shared: &Shared,
     state: &Mutex<State>,
     servers: BTreeMap<String, ServerSnapshot>,
+    own: &Own,
     before: &mut Before,
     stack_threads: Option<&'static [&'static str]>,
     is_part: bool,
@@ -194,19 +235,24 @@ fn snapshot(
     };
     let (cpu, stack_cpu) = (machine::process_cpu(), stack_threads.map_or(Duration::ZERO, machine::threads_cpu));
     let generator_cpu = cpu.saturating_sub(before.cpu).saturating_sub(stack_cpu.saturating_sub(before.stack_cpu));
-    let used = machine::used_cpu().unwrap_or_default();
-    let state = state.lock().expect("no panic while held");
-    let mut lag = shared.recorder.take_lag();
-    if CLOSING_PHASES.contains(&state.phase.as_str()) {
+    let machine = before.sampler.sample(own);
+    let mut state = state.lock().expect("no panic while held");
+    let recorded = shared.recorder.take_interval(now);
+    let interval = recorded.all();
+    let mut lag = lag_of(&interval);
+    let is_over = CLOSING_PHASES.contains(&state.phase.as_str());
+    if is_over {
         // Everybody leaves at once: what is late then is not counted, and not shown.
         lag = LatencySummary::default();
+    }
+    if !is_part {
+        state.note_interval(now, machine.filter(|_| !is_over), &recorded);
     }
     before.lag_us_max = before.lag_us_max.max(lag.max_us);
     let planned_s = shared.scenario.duration().as_secs_f64();
     let elapsed_s = if state.started_us == 0 { 0.0 } else { (now - state.started_us) as f64 / 1e6 };
     let by_time = || ((elapsed_s / planned_s).min(1.0), format!("{elapsed_s:.0}/{planned_s:.0} s"));
     let (progress, progress_text) = state.progress.clone().unwrap_or_else(by_time);
-    let (interval, is_measured) = shared.recorder.take_interval();
     let snapshot = LiveSnapshot {
         scenario: shared.scenario.name.clone(),
         phase: state.phase.clone(),
@@ -220,22 +266,25 @@ fn snapshot(
         rates,
         interval: summaries(&interval),
         heat: interval.get(&Path::Delivery).map(heat_of).unwrap_or_default(),
-        is_measured,
-        histograms: named(interval),
+        is_measured: recorded.is_measured,
+        histograms: named(recorded.measured),
+        unmeasured: named(recorded.unmeasured),
         // Whoever looks after the whole adds up the intervals of all parts.
         overall: if is_part { BTreeMap::new() } else { summaries(&shared.recorder.overall()) },
         servers,
         violations: shared.ledger.violations(),
         errors: shared.stats.errors.lock().expect("no panic while held").clone(),
+        generator_lag_us_p50: lag.p50_us,
         generator_lag_us_p99: lag.p99_us,
         generator_lag_us_max: before.lag_us_max,
         generator_cores: generator_cpu.as_secs_f64() / seconds,
-        machine_cores: used.saturating_sub(before.used).as_secs_f64() / seconds,
+        machine_cores: machine.map_or(0.0, |machine| machine.used_cores),
+        machine,
         resident_bytes: machine::resident_bytes().unwrap_or(0),
         verdict: "running".to_owned(),
         events: shared.events.lock().expect("no panic while held").clone(),
     };
-    (before.at_us, before.used) = (now, used);
+    before.at_us = now;
     before.totals = totals;
     (before.cpu, before.stack_cpu) = (cpu, stack_cpu);
     snapshot

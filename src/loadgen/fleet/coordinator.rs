@@ -17,11 +17,13 @@ use super::split::split;
 use super::wire::{self, FromWorker, Job, Reader, Secret, ToWorker, WireError, Writer};
 use crate::loadgen::Scenario;
 use crate::loadgen::control::StackControl;
+use crate::loadgen::engine::machine_load::{OwnProcesses, Sampler};
 use crate::loadgen::engine::{self, RunError, Scraper, verdict};
-use crate::loadgen::result::{ConnectionMemory, ProcessUsage, RunResult, WorkerRecord};
+use crate::loadgen::intervals::Intervals;
+use crate::loadgen::result::{ConnectionMemory, LAG, ProcessUsage, RunResult, WorkerRecord};
 use crate::runtime::{Tasks, clock, machine, net};
 use crate::telemetry::LiveSnapshot;
-use crate::telemetry::live::{CLOSING_PHASES, ServerSnapshot};
+use crate::telemetry::live::{CLOSING_PHASES, MachineLoad, ServerSnapshot};
 
 /// Longest that connecting to a worker may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -237,8 +239,9 @@ struct Fleet<'a> {
     /// What the workers took before they had their jobs.
     idle_bytes: u64,
     results: Vec<(usize, RunResult)>,
-    /// The servers as they were last seen. Written by [`watch_servers`].
-    servers: Arc<Mutex<BTreeMap<String, ServerSnapshot>>>,
+    /// The servers and this machine as they were last seen. Written by [`watch`].
+    seen: Arc<Mutex<Seen>>,
+    intervals: Intervals,
     /// When the load begins; 0 before.
     started_us: u64,
     events: Vec<String>,
@@ -258,6 +261,7 @@ pub async fn run(scenario: &Scenario, options: FleetOptions) -> Result<RunResult
     };
     let count = options.workers.len() as u32;
     let idle_bytes = options.workers.iter().map(|worker| worker.idle_bytes).sum();
+    let workers_here = workers_here(&options.workers);
     let (heard, mut events) = mpsc::channel::<Event>(EVENTS_MAX);
     let tasks = Tasks::new();
     let mut members = Vec::new();
@@ -286,13 +290,16 @@ pub async fn run(scenario: &Scenario, options: FleetOptions) -> Result<RunResult
         members,
         idle_bytes,
         results: Vec::new(),
-        servers: Arc::default(),
+        seen: Arc::default(),
+        intervals: Intervals::default(),
         started_us: 0,
         events: Vec::new(),
         failed: None,
         was_interrupted: false,
     };
-    tasks.spawn_until_stopped("fleet.servers", watch_servers(Scraper::new(api), Arc::clone(&fleet.servers)));
+    let processes = OwnProcesses::of(&options.target, options.control.clone(), options.stack_threads.is_some()).await;
+    let watched = watch(Scraper::new(api), processes, workers_here, Arc::clone(&fleet.seen));
+    tasks.spawn_until_stopped("fleet.watch", watched);
     let around = Around {
         control: options.control.clone(),
         stack_threads: options.stack_threads,
@@ -310,12 +317,32 @@ pub async fn run(scenario: &Scenario, options: FleetOptions) -> Result<RunResult
     Ok(result)
 }
 
-/// Reads the servers' figures once per second. In a task: a stack that answers slowly must not keep the coordinator from
-/// hearing its workers.
-async fn watch_servers(mut scraper: Scraper, seen: Arc<Mutex<BTreeMap<String, ServerSnapshot>>>) {
+/// What is seen beside the workers' reports.
+#[derive(Default)]
+struct Seen {
+    servers: BTreeMap<String, ServerSnapshot>,
+    /// `None` where no worker is on this machine.
+    machine: Option<MachineLoad>,
+}
+
+/// The processes of workers of this machine; `None` where there is no such worker, or one whose process is not known.
+fn workers_here(workers: &[Worker]) -> Option<Vec<u32>> {
+    let here = workers.iter().filter(|worker| worker.is_here);
+    let pids: Vec<u32> = here.map(|worker| worker.child.as_ref().and_then(Child::id)).collect::<Option<_>>()?;
+    (!pids.is_empty()).then_some(pids)
+}
+
+/// Reads the servers' figures and this machine's once per second. In a task: a stack that answers slowly must not keep the
+/// coordinator from hearing its workers.
+async fn watch(mut scraper: Scraper, mut processes: OwnProcesses, workers: Option<Vec<u32>>, seen: Arc<Mutex<Seen>>) {
+    let mut sampler = Sampler::default();
     loop {
         let servers = scraper.scrape().await;
-        *seen.lock().expect("no panic while held") = servers;
+        let machine = match &workers {
+            Some(workers) => sampler.sample(processes.look(workers).await),
+            None => None,
+        };
+        *seen.lock().expect("no panic while held") = Seen { servers, machine };
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
@@ -440,7 +467,9 @@ impl Fleet<'_> {
         member.heard_us = clock::now_us();
         match said {
             Ok(FromWorker::Ready) => member.state = State::Ready,
-            Ok(FromWorker::Snapshot { snapshot, histograms }) => self.view.take(index, *snapshot, histograms),
+            Ok(FromWorker::Snapshot { snapshot, histograms, unmeasured }) => {
+                self.view.take(index, *snapshot, histograms, &unmeasured);
+            }
             Ok(FromWorker::Done { result }) => {
                 member.state = State::Over;
                 self.results.push((index, *result));
@@ -517,8 +546,12 @@ impl Fleet<'_> {
         for index in silent {
             self.lose(index, &format!("it said nothing for {SILENCE_MAX:?}")).await;
         }
-        let servers = self.servers.lock().expect("no panic while held").clone();
+        let (servers, machine) = {
+            let seen = self.seen.lock().expect("no panic while held");
+            (seen.servers.clone(), seen.machine)
+        };
         let mut snapshot = self.view.snapshot(servers);
+        snapshot.machine = machine;
         snapshot.scenario.clone_from(&self.scenario.name);
         snapshot.planned_s = self.scenario.duration().as_secs_f64();
         let ready = self.members.iter().filter(|m| m.state == State::Ready).count();
@@ -539,6 +572,10 @@ impl Fleet<'_> {
         // "done" is said once, by the whole.
         if snapshot.phase == "done" {
             "audit".clone_into(&mut snapshot.phase);
+        }
+        let is_over = CLOSING_PHASES.contains(&snapshot.phase.as_str());
+        if self.started_us > 0 {
+            self.intervals.push(snapshot.elapsed_s, machine.filter(|_| !is_over), &snapshot.histograms);
         }
         snapshot.events.extend(self.events.iter().cloned());
         self.live.send_replace(snapshot);
@@ -563,6 +600,12 @@ impl Fleet<'_> {
             merge::add_result(&mut sum, result, &mut self.members[index].record);
         }
         merge::summarize(&mut sum);
+        sum.intervals = std::mem::take(&mut self.intervals);
+        let ended_s = clock::now_us().saturating_sub(self.started_us) as f64 / 1e6;
+        let of_paths =
+            sum.histograms.iter().filter(|(path, _)| *path != LAG).map(|(path, l)| (path.clone(), l.clone()));
+        sum.intervals.complete(ended_s, &of_paths.collect());
+        sum.note_machine();
         sum.workers = self.members.iter().map(|m| m.record.clone()).collect();
         (sum, incomplete)
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::loadgen::engine::verdict;
 use crate::loadgen::recorder::Path;
-use crate::loadgen::result::{Counts, FaultRecord, LAG, RunResult, WorkerRecord};
+use crate::loadgen::result::{Check, FaultRecord, LAG, RunResult, WorkerRecord};
 use crate::telemetry::live::{CLOSING_PHASES, ServerSnapshot, Totals, heat_of};
 use crate::telemetry::{Latency, LiveSnapshot};
 
@@ -16,6 +16,8 @@ const TEXTS_MAX: usize = 100;
 pub(super) struct View {
     newest: Vec<LiveSnapshot>,
     interval: BTreeMap<String, Latency>,
+    /// Of the interval, what does not count.
+    unmeasured: BTreeMap<String, Latency>,
     overall: BTreeMap<String, Latency>,
     is_measured: bool,
 }
@@ -26,13 +28,18 @@ impl View {
     }
 
     /// Takes a worker's report.
-    pub(super) fn take(&mut self, worker: usize, snapshot: LiveSnapshot, histograms: BTreeMap<String, Latency>) {
+    pub(super) fn take(
+        &mut self,
+        worker: usize,
+        snapshot: LiveSnapshot,
+        histograms: BTreeMap<String, Latency>,
+        unmeasured: &BTreeMap<String, Latency>,
+    ) {
         for (path, latency) in histograms {
-            if snapshot.is_measured || Path::is_measured_in_warm_up(&path) {
-                self.overall.entry(path.clone()).or_default().merge(&latency);
-            }
+            self.overall.entry(path.clone()).or_default().merge(&latency);
             self.interval.entry(path).or_default().merge(&latency);
         }
+        merge(&mut self.unmeasured, unmeasured);
         self.is_measured |= snapshot.is_measured;
         self.newest[worker] = snapshot;
     }
@@ -50,13 +57,16 @@ impl View {
 
     /// One snapshot of all; the interval begins anew. Rates are sums of the workers' own.
     pub(super) fn snapshot(&mut self, servers: BTreeMap<String, ServerSnapshot>) -> LiveSnapshot {
-        let interval = std::mem::take(&mut self.interval);
+        let (histograms, unmeasured) = (std::mem::take(&mut self.interval), std::mem::take(&mut self.unmeasured));
+        let mut interval = histograms.clone();
+        merge(&mut interval, &unmeasured);
         let mut all = LiveSnapshot {
             interval: summaries(&interval),
             heat: interval.get(Path::Delivery.name()).map(heat_of).unwrap_or_default(),
             overall: summaries(&self.overall),
             is_measured: std::mem::take(&mut self.is_measured),
-            histograms: interval,
+            histograms,
+            unmeasured,
             servers,
             verdict: "running".to_owned(),
             ..LiveSnapshot::default()
@@ -73,6 +83,7 @@ impl View {
             add_totals(&mut all.rates, s.rates);
             add_counts(&mut all.violations, &s.violations);
             add_counts(&mut all.errors, &s.errors);
+            all.generator_lag_us_p50 = all.generator_lag_us_p50.max(s.generator_lag_us_p50);
             all.generator_lag_us_p99 = all.generator_lag_us_p99.max(s.generator_lag_us_p99);
             all.generator_lag_us_max = all.generator_lag_us_max.max(s.generator_lag_us_max);
             all.generator_cores += s.generator_cores;
@@ -86,6 +97,12 @@ impl View {
             }
         }
         all
+    }
+}
+
+fn merge(sum: &mut BTreeMap<String, Latency>, more: &BTreeMap<String, Latency>) {
+    for (path, latency) in more {
+        sum.entry(path.clone()).or_default().merge(latency);
     }
 }
 
@@ -115,13 +132,22 @@ pub(super) fn add_result(sum: &mut RunResult, part: RunResult, worker: &mut Work
     worker.cpu_s = part.generator.cpu_s;
     worker.resident_bytes = part.generator.resident_bytes;
     sum.duration_s = sum.duration_s.max(part.duration_s);
-    sum.counts = added(&sum.counts, &part.counts);
-    for (path, histogram) in part.histograms {
-        sum.histograms.entry(path).or_default().merge(&histogram);
+    sum.counts = sum.counts.plus(&part.counts);
+    merge(&mut sum.histograms, &part.histograms);
+    if sum.phases.is_empty() {
+        sum.phases = part.phases;
+    } else {
+        for (sum, part) in sum.phases.iter_mut().zip(part.phases) {
+            sum.due += part.due;
+            sum.acked += part.acked;
+            sum.delivered += part.delivered;
+            merge(&mut sum.histograms, &part.histograms);
+        }
     }
     let room = TEXTS_MAX.saturating_sub(sum.violations.len());
     sum.violations.extend(part.violations.into_iter().take(room));
     add_counts(&mut sum.errors, &part.errors);
+    add_checks(&mut sum.checks, part.checks);
     sum.generator.cpu_s += part.generator.cpu_s;
     sum.generator.resident_bytes += part.generator.resident_bytes;
     if sum.faults.is_empty() {
@@ -137,19 +163,39 @@ pub(super) fn add_result(sum: &mut RunResult, part: RunResult, worker: &mut Work
 pub(super) fn summarize(sum: &mut RunResult) {
     sum.latency = summaries(&sum.histograms);
     sum.generator.lag = sum.latency.remove(LAG).unwrap_or_default();
+    for phase in &mut sum.phases {
+        phase.latency = summaries(&phase.histograms);
+    }
     for fault in &mut sum.faults {
         fault.recovered = fault.recovery.count();
         fault.recovered_99_s = verdict::recovered_99_s(fault.disconnected, &fault.recovery);
     }
-    sum.counts.recovery_ms_max = verdict::recovery_ms_max(&sum.faults);
+    sum.counts.recovery_ms_max = verdict::recovery_ms_max(&sum.faults, sum.duration_s);
+}
+
+fn add_checks(sum: &mut Vec<Check>, more: Vec<Check>) {
+    for check in more {
+        let Some(sum) = sum.iter_mut().find(|sum| sum.name == check.name) else {
+            sum.push(check);
+            continue;
+        };
+        sum.expected += check.expected;
+        sum.seen += check.seen;
+        sum.wrong += check.wrong;
+        if sum.note.is_empty() {
+            sum.note = check.note;
+        }
+    }
 }
 
 fn add_fault(sum: &mut FaultRecord, part: FaultRecord) {
     sum.lasted_s = sum.lasted_s.max(part.lasted_s);
+    sum.planned_s = sum.planned_s.max(part.planned_s);
     sum.recovery.merge(&part.recovery);
     sum.disconnected += part.disconnected;
     sum.errors += part.errors;
     sum.late_acks += part.late_acks;
+    sum.late_deliveries += part.late_deliveries;
     sum.calm_after_s = match (sum.calm_after_s, part.calm_after_s) {
         (Some(a), Some(b)) => Some(a.max(b)),
         (a, b) => a.or(b),
@@ -157,19 +203,23 @@ fn add_fault(sum: &mut FaultRecord, part: FaultRecord) {
     sum.error = sum.error.take().or(part.error);
 }
 
-fn added(a: &Counts, b: &Counts) -> Counts {
-    a.zip(b, |a, b| a + b)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::loadgen::result::Counts;
 
     fn part(us: u64, count: u64, lost: u64) -> RunResult {
         let mut latency = Latency::default();
         latency.record_many_us(us, count);
         let mut result = RunResult { duration_s: 10.0, ..RunResult::default() };
-        result.counts = Counts { lost, acked: count, clients: 5, ..Counts::default() };
+        result.counts = Counts { lost, acked: count, clients: 5, retries_per_device_max: count, ..Counts::default() };
+        result.checks = vec![Check {
+            name: "stored".to_owned(),
+            expected: count,
+            seen: count - lost,
+            wrong: lost,
+            ..Check::default()
+        }];
         result.histograms.insert("ack".to_owned(), latency.clone());
         result.histograms.insert(LAG.to_owned(), latency.clone());
         let fault = FaultRecord { disconnected: count, recovery: latency, errors: 1, ..FaultRecord::default() };
@@ -188,6 +238,8 @@ mod tests {
         assert_eq!((ack.count, ack.p50_us, ack.p90_us / 1_000), (100, 1_000, 1));
         assert!(ack.p99_us > 890_000 && !sum.latency.contains_key(LAG));
         assert_eq!((sum.counts.lost, sum.counts.acked, sum.counts.clients), (2, 100, 10));
+        assert_eq!(sum.counts.retries_per_device_max, 90, "of greatest values the greatest");
+        assert_eq!(sum.checks.iter().map(|c| (c.expected, c.seen, c.wrong)).collect::<Vec<_>>(), [(100, 98, 2)]);
         let fault = &sum.faults[0];
         assert_eq!((fault.disconnected, fault.recovered, fault.errors), (100, 100, 2));
         assert!(fault.recovered_99_s.is_some_and(|s| s > 0.89), "{fault:?}");
@@ -198,13 +250,17 @@ mod tests {
         let mut view = View::new(2);
         let mut latency = Latency::default();
         latency.record_us(700);
-        let histograms =
-            || BTreeMap::from([("ack".to_owned(), latency.clone()), ("login".to_owned(), latency.clone())]);
-        view.take(0, LiveSnapshot { connections: 3, ..LiveSnapshot::default() }, histograms());
-        view.take(1, LiveSnapshot { connections: 4, is_measured: true, ..LiveSnapshot::default() }, histograms());
+        let of = |path: &str| BTreeMap::from([(path.to_owned(), latency.clone())]);
+        view.take(0, LiveSnapshot { connections: 3, ..LiveSnapshot::default() }, of("login"), &of("ack"));
+        view.take(
+            1,
+            LiveSnapshot { connections: 4, is_measured: true, ..LiveSnapshot::default() },
+            of("ack"),
+            &of("ack"),
+        );
         let snapshot = view.snapshot(BTreeMap::new());
-        assert_eq!((snapshot.connections, snapshot.interval["ack"].count, snapshot.overall["ack"].count), (7, 2, 1));
-        assert_eq!(snapshot.overall["login"].count, 2);
+        assert_eq!((snapshot.connections, snapshot.interval["ack"].count, snapshot.overall["ack"].count), (7, 3, 1));
+        assert_eq!((snapshot.overall["login"].count, snapshot.histograms["ack"].count()), (1, 1));
         assert!(view.snapshot(BTreeMap::new()).interval.is_empty(), "an interval is shown once");
     }
 }

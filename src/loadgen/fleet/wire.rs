@@ -138,7 +138,11 @@ pub(super) enum FromWorker {
     /// Everything is set up.
     Ready,
     /// How it looks.
-    Snapshot { snapshot: Box<LiveSnapshot>, histograms: BTreeMap<String, Latency> },
+    Snapshot {
+        snapshot: Box<LiveSnapshot>,
+        histograms: BTreeMap<String, Latency>,
+        unmeasured: BTreeMap<String, Latency>,
+    },
     /// What came of it.
     Done { result: Box<RunResult> },
     /// There is no result. `usage`: what was asked for can't be done here.

@@ -229,7 +229,8 @@ async fn run(job: Job, doors: &Arc<Doors>, outgoing: mpsc::Sender<FromWorker>, i
         while shown.changed().await.is_ok() {
             let mut snapshot = Box::new(shown.borrow_and_update().clone());
             let histograms = std::mem::take(&mut snapshot.histograms);
-            if outgoing.send(FromWorker::Snapshot { snapshot, histograms }).await.is_err() {
+            let unmeasured = std::mem::take(&mut snapshot.unmeasured);
+            if outgoing.send(FromWorker::Snapshot { snapshot, histograms, unmeasured }).await.is_err() {
                 return;
             }
         }

@@ -1,22 +1,50 @@
 //! What was expected against what came.
 //!
 //! Live, each device's messages are checked as they are shown: repeats, order, membership, body, and that everybody sees the
-//! same message under an id. At the end each conversation is read back in full and held against what was acknowledged
-//! and what each member's device was shown. Memory is by range, by conversation and by membership change, never by message.
+//! same message under an id. At the end each conversation is read back in full, as its members see it, and held against what
+//! was acknowledged, refused and shown. Memory is by range, by conversation and by membership change, never by message.
+//!
+//! | file | what |
+//! |---|---|
+//! | `kind` | the broken guarantees |
+//! | `members` | who was a member when, as far as that is sure |
+//! | `fates` | what was sent, refused and acknowledged in a conversation |
+//! | `answers` | sends, ACKs and refusals as they come |
+//! | `delivery` | what a delivery counts as |
+//! | `presence` | beats, and what friends must and must not be told |
+//! | `told` | what the judgement of presence found, counted and described |
+//! | `audit` | the end: everything stored against everything known |
+//! | `checks` | what the verdict rests on, and how much of it |
+//! | `ranges` | sets of numbers without holes |
 
+mod answers;
 mod audit;
+mod checks;
+mod delivery;
+mod fates;
+mod kind;
+mod members;
+mod presence;
 pub(super) mod ranges;
+mod told;
 
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-pub(super) use audit::{AuditedDevice, audit_conversation};
+pub(super) use answers::Refusal;
+pub(super) use audit::{AuditedDevice, audit_conversation, audit_view};
+pub(super) use checks::{Tallies, checks};
+pub(super) use delivery::{Delivery, Membership};
+pub(super) use kind::Kind;
+pub(super) use presence::Presence;
 
-use super::body::Tag;
+use self::fates::Fates;
+use self::members::Stays;
+use super::body::{Identity, Tag};
 use super::client::cursor::Seen;
 use super::world::World;
-use crate::protocol::{MessageId, UserId};
+use crate::protocol::{MessageFrame, UserId};
 
 /// Violations that are described in words; all are counted.
 const DESCRIBED_MAX: usize = 50;
@@ -25,63 +53,34 @@ const DESCRIBED_MAX: usize = 50;
 /// sees differently is found at the end, by the sums of the audit.
 const WINDOW: usize = 8;
 
-/// A broken guarantee.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    Lost,
-    Duplicated,
-    OutOfOrder,
-    IdReuse,
-    Leaked,
-    Altered,
-    PresenceWrong,
-}
-
-impl Kind {
-    const ALL: [Self; 7] = [
-        Self::Lost,
-        Self::Duplicated,
-        Self::OutOfOrder,
-        Self::IdReuse,
-        Self::Leaked,
-        Self::Altered,
-        Self::PresenceWrong,
-    ];
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Lost => "lost",
-            Self::Duplicated => "duplicated",
-            Self::OutOfOrder => "out of order",
-            Self::IdReuse => "id reuse",
-            Self::Leaked => "leaked",
-            Self::Altered => "altered",
-            Self::PresenceWrong => "presence wrong",
-        }
-    }
-}
-
-/// A stretch of membership, on the run's clock in µs. `left_us` is when a removal was confirmed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stay {
-    joined_us: u64,
-    left_us: Option<u64>,
-}
+/// The `kind` of every message that simulated clients send.
+pub(super) const MESSAGE_KIND: &str = "text";
 
 /// What a conversation's ledger holds; small, for there may be millions.
 #[derive(Default)]
 struct ConversationLedger {
     /// Memberships that changed during the run, by user index; everybody else is a member throughout or never.
-    stays: Option<Box<HashMap<u32, Vec<Stay>>>>,
+    stays: Option<Box<HashMap<u32, Stays>>>,
     /// Made with the first message.
-    window: Option<Box<Window>>,
+    live: Option<Box<Live>>,
+}
+
+/// What is known of a conversation that had a message.
+#[derive(Default)]
+struct Live {
+    window: Window,
     /// Sum of [`Tag::hash_with`] over acknowledged messages.
     acked_sum: u64,
+    fates: Fates,
 }
 
 impl ConversationLedger {
-    fn stays(&self, user: u32) -> Option<&Vec<Stay>> {
+    fn stays(&self, user: u32) -> Option<&Stays> {
         self.stays.as_ref()?.get(&user)
+    }
+
+    fn live(&mut self) -> &mut Live {
+        self.live.get_or_insert_default()
     }
 }
 
@@ -100,20 +99,42 @@ struct WindowEntry {
     counter: u32,
 }
 
+impl Window {
+    /// The id under which a message was seen lately.
+    fn id_of(&self, client: u32, counter: u32) -> Option<u64> {
+        let is_it = |entry: &&WindowEntry| entry.id > 0 && (entry.client, entry.counter) == (client, counter);
+        self.entries.iter().find(is_it).map(|entry| entry.id)
+    }
+}
+
 /// The ledger of a run. Written by clients and the engine.
 pub(super) struct Ledger {
+    run: u32,
+    /// Wall-clock time before the first message, in ms since 1970.
+    began_unix_ms: u64,
     conversations: Vec<Mutex<ConversationLedger>>,
     counts: [AtomicU64; Kind::ALL.len()],
     described: Mutex<Vec<String>>,
+    pub(super) tallies: Tallies,
+    pub(super) presence: Presence,
 }
 
 impl Ledger {
-    pub(super) fn new(conversations: usize) -> Self {
+    pub(super) fn new(run: u32, conversations: usize, began_unix_ms: u64) -> Self {
         Self {
+            run,
+            began_unix_ms,
             conversations: (0..conversations).map(|_| Mutex::default()).collect(),
             counts: Default::default(),
             described: Mutex::default(),
+            tallies: Tallies::default(),
+            presence: Presence::default(),
         }
+    }
+
+    /// The same with users who have friends.
+    pub(super) fn with_presence(self, presence: Presence) -> Self {
+        Self { presence, ..self }
     }
 
     /// Counts a violation and keeps the first ones in words.
@@ -135,7 +156,7 @@ impl Ledger {
 
     /// Violations so far, by kind, without zeros.
     pub(super) fn violations(&self) -> std::collections::BTreeMap<String, u64> {
-        let kinds = Kind::ALL.into_iter().map(|kind| (kind.name().to_owned(), self.count(kind)));
+        let kinds = Kind::ALL.iter().map(|kind| (kind.name().to_owned(), self.count(*kind)));
         kinds.filter(|(_, n)| *n > 0).collect()
     }
 
@@ -143,44 +164,110 @@ impl Ledger {
         self.conversations[index as usize].lock().expect("no panic while held")
     }
 
+    // ---- membership
+
+    fn change(&self, world: &World, conversation: u32, user: u32, change: impl FnOnce(&mut Stays)) {
+        let mut ledger = self.conversation(conversation);
+        let stays = ledger.stays.get_or_insert_default().entry(user);
+        change(stays.or_insert_with(|| Stays::new(world.is_original_member(conversation, user))));
+    }
+
+    /// A call begins that removes a member.
+    pub(super) fn leaving(&self, world: &World, conversation: u32, user: u32, now_us: u64) {
+        self.change(world, conversation, user, |stays| stays.leaving(now_us));
+    }
+
     /// A removal was confirmed.
-    pub(super) fn left(&self, conversation: u32, user: u32, now_us: u64) {
-        let mut ledger = self.conversation(conversation);
-        let stays = ledger
-            .stays
-            .get_or_insert_default()
-            .entry(user)
-            .or_insert_with(|| vec![Stay { joined_us: 0, left_us: None }]);
-        if let Some(stay) = stays.last_mut() {
-            stay.left_us = Some(now_us);
-        }
+    pub(super) fn left(&self, world: &World, conversation: u32, user: u32, now_us: u64) {
+        self.change(world, conversation, user, |stays| stays.left(now_us));
     }
 
-    /// An addition begins: from now on the user may see messages.
-    pub(super) fn joins(&self, conversation: u32, user: u32, now_us: u64) {
-        let mut ledger = self.conversation(conversation);
-        ledger.stays.get_or_insert_default().entry(user).or_default().push(Stay { joined_us: now_us, left_us: None });
+    /// A call begins that adds a member: from now on the user may see messages.
+    pub(super) fn joining(&self, world: &World, conversation: u32, user: u32, now_us: u64) {
+        self.change(world, conversation, user, |stays| stays.joining(now_us));
     }
 
-    /// Whether a user is a member now, as far as the run knows.
-    pub(super) fn is_member(&self, world: &World, conversation: u32, user: u32) -> bool {
+    /// An addition was confirmed.
+    pub(super) fn joined(&self, world: &World, conversation: u32, user: u32, now_us: u64) {
+        self.change(world, conversation, user, |stays| stays.joined(now_us));
+    }
+
+    fn ask<T>(&self, world: &World, conversation: u32, user: u32, ask: impl FnOnce(&Stays) -> T) -> T {
         let ledger = self.conversation(conversation);
         match ledger.stays(user) {
-            Some(stays) => stays.last().is_some_and(|stay| stay.left_us.is_none()),
-            None => world.is_original_member(conversation, user),
+            Some(stays) => ask(stays),
+            None => ask(&Stays::new(world.is_original_member(conversation, user))),
         }
     }
 
-    /// The server said that a message is stored under an id.
-    pub(super) fn on_ack(&self, tag: &Tag, id: MessageId) {
-        let mut ledger = self.conversation(tag.conversation);
-        ledger.acked_sum = ledger.acked_sum.wrapping_add(tag.hash_with(id));
-        self.compare(&mut ledger, &Seen { id: id.0, tag: *tag, is_live: true }, "acknowledged");
+    /// Whether a user surely is a member now.
+    pub(super) fn is_member(&self, world: &World, conversation: u32, user: u32) -> bool {
+        self.ask(world, conversation, user, Stays::is_sure)
+    }
+
+    /// Whether a user surely was removed and is not back.
+    pub(super) fn has_left(&self, world: &World, conversation: u32, user: u32) -> bool {
+        self.ask(world, conversation, user, Stays::has_left)
+    }
+
+    /// Members of a conversation who surely were removed and are not back.
+    pub(super) fn removed(&self, conversation: u32) -> Vec<u32> {
+        let ledger = self.conversation(conversation);
+        let stays = ledger.stays.iter().flat_map(|stays| stays.iter());
+        stays.filter(|(_, stays)| stays.has_left()).map(|(user, _)| *user).collect()
+    }
+
+    // ---- messages
+
+    /// Reads a message that came, or that is stored: its tag, where it is one that a simulated client sent and nothing in it
+    /// was changed. Anything else is a violation, described by `place`.
+    pub(super) fn read(&self, world: &World, message: &MessageFrame, place: impl FnOnce() -> String) -> Option<Tag> {
+        let tag = Tag::of(message).filter(|tag| self.was_sent(world, tag.identity()));
+        let Some(tag) = tag else {
+            // A uuid that was sent tells whose message was changed; any other is nobody's.
+            let is_known = Identity::of(message.uuid).is_some_and(|identity| self.was_sent(world, identity));
+            if is_known {
+                self.violation(Kind::Altered, || format!("{} with another body", place()));
+            } else {
+                self.violation(Kind::Forged, || format!("{} as {}, which nobody sent", place(), message.uuid));
+            }
+            return None;
+        };
+        let sender = world.users[world.clients[tag.client as usize].user as usize].id;
+        let changed = if world.conversations[tag.conversation as usize].id != message.conversation {
+            "in another conversation"
+        } else if sender != message.sender {
+            "from another sender"
+        } else if message.kind != MESSAGE_KIND {
+            "with another kind"
+        } else if message.reply_to.is_some() {
+            "as a reply"
+        } else {
+            return Some(tag);
+        };
+        self.violation(Kind::Altered, || format!("{} {changed}", place()));
+        None
+    }
+
+    /// Whether a simulated client of this run wrote that message.
+    fn was_sent(&self, world: &World, identity: Identity) -> bool {
+        let Identity { run, conversation, client, counter } = identity;
+        let is_here = run == self.run
+            && (conversation as usize) < self.conversations.len()
+            && (client as usize) < world.clients.len();
+        is_here && self.conversation(conversation).live.as_ref().is_some_and(|l| l.fates.was_sent(client, counter))
     }
 
     /// A message is shown to a person. `newest` is the greatest id shown before on this device in this conversation.
-    /// Returns whether the person was a member when it was sent; history is for those who come later, too.
-    pub(super) fn on_shown(&self, world: &World, user: u32, seen: &Seen, newest: u64, is_first_time: bool) -> bool {
+    /// Returns what is known of the person's membership; history is for those who come later, too.
+    pub(super) fn on_shown(
+        &self,
+        world: &World,
+        user: u32,
+        seen: &Seen,
+        newest: u64,
+        is_first_time: bool,
+    ) -> Membership {
         let place =
             || format!("{} id {} on a device of user {user}", world.conversation_name(seen.tag.conversation), seen.id);
         if !is_first_time {
@@ -189,32 +276,34 @@ impl Ledger {
             self.violation(Kind::OutOfOrder, || format!("{} after id {newest}", place()));
         }
         let mut ledger = self.conversation(seen.tag.conversation);
-        self.compare(&mut ledger, seen, "shown");
+        let live = ledger.live();
+        self.compare(&mut live.window, seen, "shown");
+        let was_refused = live.fates.contradicts_refusal(seen.tag.client, seen.tag.counter);
         let sent_us = seen.tag.sent_us;
-        // History is for everybody who is a member now: what counts is whether a stay was still on, or not yet confirmed
-        // as over, when the message was sent.
-        let (may_see, was_there) = if let Some(stays) = ledger.stays(user) {
-            let lasted = |stay: &Stay| stay.left_us.is_none_or(|left| sent_us <= left);
-            (stays.iter().any(lasted), stays.iter().any(|stay| stay.joined_us <= sent_us && lasted(stay)))
+        let (may_see, membership) = if let Some(stays) = ledger.stays(user) {
+            let (was_member, is_settled) = (stays.was_member(sent_us), stays.was_settled_since(sent_us));
+            (stays.may_see(sent_us), Membership { was_member, is_settled })
         } else {
             let is_member = world.is_original_member(seen.tag.conversation, user);
-            (is_member, is_member)
+            (is_member, Membership { was_member: is_member, is_settled: is_member })
         };
         drop(ledger);
+        if was_refused {
+            self.violation(Kind::FalseRefusal, || format!("{} was refused", place()));
+        }
         if !may_see {
             self.violation(Kind::Leaked, || format!("{}, who was removed before it was sent", place()));
         }
-        was_there
+        membership
     }
 
-    /// A message came whose body is not the one that was sent.
-    pub(super) fn on_altered(&self, what: impl FnOnce() -> String) {
-        self.violation(Kind::Altered, what);
+    /// A receipt or a typing notice came: simulated clients send none.
+    pub(super) fn on_unsent_notice(&self, what: &str, client: u32) {
+        self.violation(Kind::Forged, || format!("a {what} that nobody sent came to client {client}"));
     }
 
     /// Compares a message with what others saw under its id, and its uuid with other ids.
-    fn compare(&self, ledger: &mut ConversationLedger, seen: &Seen, how: &str) {
-        let window = ledger.window.get_or_insert_default();
+    fn compare(&self, window: &mut Window, seen: &Seen, how: &str) {
         let Seen { id, tag, .. } = seen;
         for entry in window.entries.iter().filter(|entry| entry.id > 0) {
             let is_same_message = (entry.client, entry.counter) == (tag.client, tag.counter);
@@ -242,3 +331,6 @@ impl Ledger {
 pub(super) fn user_name(world: &World, user: u32) -> UserId {
     world.users[user as usize].id
 }
+
+#[cfg(test)]
+mod tests;

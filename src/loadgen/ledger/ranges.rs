@@ -6,6 +6,8 @@ pub(in crate::loadgen) trait Whole: Copy + Ord {
     const EMPTY: (Self, Self);
     /// The next number.
     fn next(self) -> Self;
+    /// The number as one of 64 bits.
+    fn wide(self) -> u64;
 }
 
 impl Whole for u32 {
@@ -13,12 +15,18 @@ impl Whole for u32 {
     fn next(self) -> Self {
         self + 1
     }
+    fn wide(self) -> u64 {
+        self.into()
+    }
 }
 
 impl Whole for u64 {
     const EMPTY: (Self, Self) = (1, 0);
     fn next(self) -> Self {
         self + 1
+    }
+    fn wide(self) -> u64 {
+        self
     }
 }
 
@@ -92,6 +100,12 @@ impl<N: Whole> Ranges<N> {
         rest.get(at).is_some_and(|r| r.0 <= n)
     }
 
+    /// How many numbers are in the set.
+    #[must_use]
+    pub(in crate::loadgen) fn len(&self) -> u64 {
+        self.ranges().map(|(from, to)| to.wide() - from.wide() + 1).sum()
+    }
+
     /// The greatest number, if there is one.
     #[must_use]
     pub(in crate::loadgen) fn max(&self) -> Option<N> {
@@ -123,7 +137,7 @@ mod tests {
             let (mut ranges, mut set) = (Ranges::default(), BTreeSet::new());
             for n in numbers {
                 prop_assert_eq!(ranges.insert(n), set.insert(n));
-                prop_assert_eq!(ranges.iter().count(), set.len());
+                prop_assert_eq!((ranges.iter().count(), ranges.len()), (set.len(), set.len() as u64));
             }
             prop_assert_eq!(ranges.iter().collect::<Vec<_>>(), set.iter().copied().collect::<Vec<_>>());
             prop_assert!((0..60).all(|n| ranges.contains(n) == set.contains(&n)));

@@ -113,12 +113,13 @@ fn audit(sim: &mut Sim) {
                     user: state.user,
                     shown: &record.shown,
                     shown_sum: record.shown_sum,
+                    at_sum: record.at_sum,
                     acked: &record.acked,
                     is_drained: state.is_drained,
                 })
             })
             .collect();
-        audit_conversation(&sim.run.ledger, &sim.run.world, index, &sim.stored(index), &devices);
+        audit_conversation(&sim.run.ledger, &sim.run.world, index, &sim.stored(index), &devices, sim.unix_ms());
     }
 }
 

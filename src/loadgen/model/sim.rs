@@ -408,7 +408,7 @@ impl Sim {
         let index = self.index_of(frame.conversation);
         let sender = self.run.world.users[self.run.world.clients[client as usize].user as usize].id;
         let skip = u64::from(self.chance(self.weather.skipped_id));
-        match self.server.send(index, frame, sender, skip, self.now_us / MS) {
+        match self.server.send(index, frame, sender, skip, self.unix_ms()) {
             Sent::Reserved(id) => {
                 let at_us = self.soon(self.weather.commit_us);
                 self.at(at_us, Happening::Commit(index, id, client, number));
@@ -492,6 +492,11 @@ impl Sim {
     /// Devices that hold on to a connection that is dead.
     pub(super) fn on_dead_connections(&self) -> usize {
         self.wires.iter().filter(|wire| matches!(wire, Wire::Dead(_))).count()
+    }
+
+    /// The server's clock.
+    pub(super) fn unix_ms(&self) -> u64 {
+        (self.now_us + self.run.unix_offset_us) / MS
     }
 
     /// Everything that is stored of a conversation.

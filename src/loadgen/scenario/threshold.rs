@@ -1,13 +1,15 @@
-//! Conditions of a pass: `delivery_ms.p99 < 50`, `lost == 0`.
+//! Conditions of a pass: `delivery_ms.p99 < 50`, `lost == 0`, `pushed_percent >= 99`; and those that every run has.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::as_text;
+use super::{Scenario, as_text};
 use crate::loadgen::recorder::Path;
 use crate::loadgen::result::{Counts, RunResult};
+use crate::telemetry::LatencySummary;
+use crate::telemetry::human::human_value;
 
 /// One condition.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,13 +23,44 @@ pub struct Threshold {
 enum Measure {
     Latency(Path, Statistic),
     Count(&'static str),
+    /// [`Counts::pushed_percent`].
+    PushedPercent,
+}
+
+/// Name of [`Measure::PushedPercent`].
+const PUSHED_PERCENT: &str = "pushed_percent";
+
+/// Conditions of every run whose scenario does not name their measures: what a user would call a failure.
+const DEFAULTS: [&str; 7] = [
+    "refused == 0",
+    "unresolved == 0",
+    "never_connected == 0",
+    "undrained == 0",
+    "unaudited == 0",
+    "protocol_errors == 0",
+    "pushed_percent >= 99",
+];
+
+/// The same for runs without faults: a fault takes connections and answers away, and is judged by the recovery from it.
+const DEFAULTS_WITHOUT_FAULTS: [&str; 2] = ["disconnects == 0", "http_errors == 0"];
+
+/// The conditions that a scenario has beside its own.
+#[must_use]
+pub fn defaults(scenario: &Scenario) -> Vec<Threshold> {
+    let without_faults = scenario.faults.is_empty().then_some(DEFAULTS_WITHOUT_FAULTS);
+    let all = DEFAULTS.into_iter().chain(without_faults.into_iter().flatten());
+    let all = all.map(|text| text.parse::<Threshold>().expect("the defaults are valid"));
+    all.filter(|default| scenario.thresholds.iter().all(|own| own.measure != default.measure)).collect()
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Statistic {
+/// A figure of a latency.
+pub(in crate::loadgen) enum Statistic {
     Mean,
     P50,
+    P75,
     P90,
+    P95,
     P99,
     P999,
     Max,
@@ -35,15 +68,78 @@ enum Statistic {
 }
 
 impl Statistic {
-    const ALL: [(&'static str, Self); 7] = [
+    const ALL: [(&'static str, Self); 9] = [
         ("mean", Self::Mean),
         ("p50", Self::P50),
+        ("p75", Self::P75),
         ("p90", Self::P90),
+        ("p95", Self::P95),
         ("p99", Self::P99),
         ("p999", Self::P999),
         ("max", Self::Max),
         ("count", Self::Count),
     ];
+
+    fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(_, s)| *s == self).map_or("", |(name, _)| *name)
+    }
+
+    /// Its value in µs; `None` of a count, which is no time.
+    pub(in crate::loadgen) const fn of_us(self, summary: &LatencySummary) -> Option<f64> {
+        Some(match self {
+            Self::Count => return None,
+            Self::Mean => summary.mean_us,
+            Self::P50 => summary.p50_us as f64,
+            Self::P75 => summary.p75_us as f64,
+            Self::P90 => summary.p90_us as f64,
+            Self::P95 => summary.p95_us as f64,
+            Self::P99 => summary.p99_us as f64,
+            Self::P999 => summary.p999_us as f64,
+            Self::Max => summary.max_us as f64,
+        })
+    }
+
+    /// Samples without which it says nothing: at least one has to lie above the percentile.
+    const fn samples_min(self) -> u64 {
+        match self {
+            Self::Count => 0,
+            Self::Mean | Self::Max => 1,
+            Self::P50 => 2,
+            Self::P75 => 4,
+            Self::P90 => 10,
+            Self::P95 => 20,
+            Self::P99 => 100,
+            Self::P999 => 1_000,
+        }
+    }
+
+    /// Whether so many samples say something.
+    pub(in crate::loadgen) const fn is_known_from(self, samples: u64) -> bool {
+        samples >= self.samples_min()
+    }
+}
+
+/// A latency that has to stay below a limit.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(in crate::loadgen) struct UpperLimit {
+    pub(in crate::loadgen) path: Path,
+    pub(in crate::loadgen) statistic: Statistic,
+    pub(in crate::loadgen) limit_us: f64,
+    comparison: Comparison,
+}
+
+impl UpperLimit {
+    /// Whether a value keeps it.
+    pub(in crate::loadgen) fn holds(&self, us: f64) -> bool {
+        self.comparison.holds(us, self.limit_us)
+    }
+}
+
+impl fmt::Display for UpperLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (path, statistic) = (self.path.name(), self.statistic.name());
+        write!(f, "{path}_ms.{statistic} {} {}", self.comparison.operator(), self.limit_us / 1e3)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +161,10 @@ impl Comparison {
         (">", Self::Greater),
     ];
 
+    fn operator(self) -> &'static str {
+        Self::ALL.iter().find(|(_, c)| *c == self).map_or("", |(text, _)| *text)
+    }
+
     fn holds(self, value: f64, limit: f64) -> bool {
         match self {
             Self::Less => value < limit,
@@ -77,38 +177,80 @@ impl Comparison {
 }
 
 /// What a threshold made of a result.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Outcome {
     /// The condition as it was written.
     pub threshold: String,
     /// What was measured; `None` when there were no samples.
     pub value: Option<f64>,
-    /// Whether it holds. A latency without samples does not.
+    /// Whether it holds. A latency without the samples that its statistic needs does not.
     pub passed: bool,
+    /// Whether it is one that every run has, rather than one of the scenario's own.
+    pub is_default: bool,
+    /// Why nothing could be measured, or too little; empty where the value says it all.
+    pub note: String,
+}
+
+impl Outcome {
+    /// What was measured, for people.
+    #[must_use]
+    pub fn measured(&self) -> String {
+        match self.value {
+            _ if !self.note.is_empty() => self.note.clone(),
+            Some(value) => human_value(value),
+            None => "nothing was measured".to_owned(),
+        }
+    }
 }
 
 impl Threshold {
+    /// The latency that it keeps below a limit, if that is what it does.
+    pub(in crate::loadgen) fn upper_limit(&self) -> Option<UpperLimit> {
+        let is_upper = matches!(self.comparison, Comparison::Less | Comparison::LessOrEqual);
+        match self.measure {
+            Measure::Latency(path, statistic) if is_upper && statistic != Statistic::Count => {
+                Some(UpperLimit { path, statistic, limit_us: self.limit * 1e3, comparison: self.comparison })
+            }
+            _ => None,
+        }
+    }
+
     /// Holds it against a result.
     #[must_use]
     pub fn judge(&self, result: &RunResult) -> Outcome {
-        let value = match &self.measure {
-            Measure::Count(name) => result.counts.get(name),
+        let (value, note) = match &self.measure {
+            Measure::Count(name) => (result.counts.get(name), String::new()),
+            Measure::PushedPercent => (result.counts.pushed_percent(), String::new()),
             Measure::Latency(path, statistic) => {
-                let summary = result.latency.get(path.name()).copied().unwrap_or_default();
-                let us = match statistic {
-                    Statistic::Count => summary.count as f64 * 1_000.0,
-                    Statistic::Mean => summary.mean_us,
-                    Statistic::P50 => summary.p50_us as f64,
-                    Statistic::P90 => summary.p90_us as f64,
-                    Statistic::P99 => summary.p99_us as f64,
-                    Statistic::P999 => summary.p999_us as f64,
-                    Statistic::Max => summary.max_us as f64,
+                let samples = result.latency.get(path.name()).map_or(0, |summary| summary.count);
+                let needs = statistic.samples_min();
+                let note = if (1..needs).contains(&samples) {
+                    format!("{samples} samples, needs {needs}")
+                } else {
+                    String::new()
                 };
-                (summary.count > 0 || *statistic == Statistic::Count).then_some(us / 1_000.0)
+                (measure_ms(result, *path, *statistic), note)
             }
         };
-        let passed = value.is_some_and(|value| self.comparison.holds(value, self.limit));
-        Outcome { threshold: self.to_string(), value, passed }
+        let passed = note.is_empty() && value.is_some_and(|value| self.comparison.holds(value, self.limit));
+        Outcome { threshold: self.to_string(), value, passed, is_default: false, note }
+    }
+
+    /// The same for a condition that every run has: where there was nothing to measure, it asks for nothing.
+    #[must_use]
+    pub fn judge_default(&self, result: &RunResult) -> Option<Outcome> {
+        let outcome = self.judge(result);
+        outcome.value.is_some().then_some(Outcome { is_default: true, ..outcome })
+    }
+}
+
+/// A statistic of a path in ms; `None` without samples.
+fn measure_ms(result: &RunResult, path: Path, statistic: Statistic) -> Option<f64> {
+    let summary = result.latency.get(path.name()).copied().unwrap_or_default();
+    match statistic.of_us(&summary) {
+        None => Some(summary.count as f64),
+        Some(us) => (summary.count > 0).then_some(us / 1e3),
     }
 }
 
@@ -116,13 +258,12 @@ impl fmt::Display for Threshold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.measure {
             Measure::Count(name) => f.write_str(name)?,
+            Measure::PushedPercent => f.write_str(PUSHED_PERCENT)?,
             Measure::Latency(path, statistic) => {
-                let name = Statistic::ALL.iter().find(|(_, s)| s == statistic).map_or("", |(name, _)| *name);
-                write!(f, "{}_ms.{name}", path.name())?;
+                write!(f, "{}_ms.{}", path.name(), statistic.name())?;
             }
         }
-        let operator = Comparison::ALL.iter().find(|(_, c)| *c == self.comparison).map_or("", |(text, _)| *text);
-        write!(f, " {operator} {}", self.limit)
+        write!(f, " {} {}", self.comparison.operator(), self.limit)
     }
 }
 
@@ -147,6 +288,9 @@ fn parse_measure(text: &str) -> Result<Measure, String> {
     if let Some(name) = Counts::NAMES.iter().find(|name| **name == text) {
         return Ok(Measure::Count(name));
     }
+    if text == PUSHED_PERCENT {
+        return Ok(Measure::PushedPercent);
+    }
     let latency = text.split_once("_ms.").and_then(|(path, statistic)| {
         let path = Path::ALL.iter().find(|p| p.name() == path)?;
         let (_, statistic) = Statistic::ALL.iter().find(|(name, _)| *name == statistic)?;
@@ -156,7 +300,7 @@ fn parse_measure(text: &str) -> Result<Measure, String> {
         let paths: Vec<String> = Path::ALL.iter().map(|p| format!("{}_ms", p.name())).collect();
         let statistics: Vec<&str> = Statistic::ALL.iter().map(|(name, _)| *name).collect();
         format!(
-            "unknown measure {text:?}: valid are {} with one of .{}, and the counts {}",
+            "unknown measure {text:?}: valid are {} with one of .{}, {PUSHED_PERCENT}, and the counts {}",
             paths.join(", "),
             statistics.join(" ."),
             Counts::NAMES.join(", ")
@@ -169,27 +313,92 @@ as_text!(Threshold);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::Latency;
 
     #[test]
     fn a_threshold_reads_back_what_it_writes() {
-        for text in ["delivery_ms.p99 < 50", "lost == 0", "connect_ms.max <= 1000", "delivered > 10"] {
+        for text in [
+            "delivery_ms.p99 < 50",
+            "lost == 0",
+            "connect_ms.max <= 1000",
+            "delivered > 10",
+            "pushed_percent >= 99",
+            "ack_ms.p95 < 5",
+        ] {
             assert_eq!(text.parse::<Threshold>().expect("valid").to_string(), text);
         }
     }
 
     #[test]
     fn what_is_not_known_is_refused_with_what_is() {
-        for bad in ["delivery_ms.p98 < 5", "delivery < 5", "lost", "lost == none"] {
+        for bad in [
+            "delivery_ms.p98 < 5",
+            "delivery < 5",
+            "lost",
+            "lost == none",
+            "lost < nan",
+            "acked > inf",
+            "acked < 1e999",
+        ] {
             assert!(bad.parse::<Threshold>().is_err(), "{bad}");
         }
         assert!("happiness == 1".parse::<Threshold>().expect_err("unknown").contains("duplicated"));
     }
 
+    fn measured(samples: u64) -> RunResult {
+        let mut latency = Latency::default();
+        latency.record_many_us(10_000, samples);
+        let mut result = RunResult::default();
+        result.latency.insert("delivery".to_owned(), latency.summary());
+        result.histograms.insert("delivery".to_owned(), latency);
+        result
+    }
+
+    fn judged(text: &str, result: &RunResult) -> Outcome {
+        text.parse::<Threshold>().expect("valid").judge(result)
+    }
+
     #[test]
     fn a_latency_without_samples_does_not_pass() {
-        let threshold: Threshold = "delivery_ms.p99 < 50".parse().expect("valid");
-        let outcome = threshold.judge(&RunResult::default());
+        let outcome = judged("delivery_ms.p99 < 50", &RunResult::default());
         assert_eq!((outcome.value, outcome.passed), (None, false));
-        assert!("lost == 0".parse::<Threshold>().expect("valid").judge(&RunResult::default()).passed);
+        assert!(judged("lost == 0", &RunResult::default()).passed);
+        assert!(judged("delivery_ms.count == 0", &RunResult::default()).passed);
+    }
+
+    #[test]
+    fn a_percentile_needs_a_sample_above_it() {
+        for (statistic, needs) in [("p50", 2), ("p75", 4), ("p90", 10), ("p95", 20), ("p99", 100), ("p999", 1_000)] {
+            let text = format!("delivery_ms.{statistic} < 50");
+            let few = judged(&text, &measured(needs - 1));
+            assert!(!few.passed, "{few:?}");
+            assert_eq!(few.measured(), format!("{} samples, needs {needs}", needs - 1));
+            let enough = judged(&text, &measured(needs));
+            assert!(enough.passed && enough.note.is_empty(), "{enough:?}");
+        }
+    }
+
+    fn scenario(rest: &str) -> Scenario {
+        let text = format!(
+            "{{name: t, population: {{users: 2, direct_per_user: 1}}, behaviors: {{one-to-one: 1}}, \
+             phases: [{{phase: steady, duration: 9s, rate: 1}}]{rest}}}"
+        );
+        Scenario::parse(&text, "t").expect("valid")
+    }
+
+    #[test]
+    fn every_run_fails_on_what_a_user_calls_a_failure_unless_the_scenario_says_otherwise() {
+        let names = |rest| defaults(&scenario(rest)).iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(names("").len(), 9);
+        let own = names(", thresholds: ['refused < 10', 'unresolved > 3']");
+        assert!(own.iter().all(|name| !name.starts_with("refused") && !name.starts_with("unresolved")), "{own:?}");
+        let with_faults = names(", faults: [{at: 1s, do: kill chat-1}]");
+        assert!(with_faults.iter().all(|name| *name != "disconnects == 0" && *name != "http_errors == 0"));
+        let mut result = RunResult::default();
+        let push = "pushed_percent >= 99".parse::<Threshold>().expect("valid");
+        assert_eq!(push.judge_default(&result), None, "nothing had to be pushed");
+        assert!(!push.judge(&result).passed, "who asks for it gets an answer");
+        (result.counts.push_expected, result.counts.pushed) = (100, 98);
+        assert!(push.judge_default(&result).is_some_and(|outcome| !outcome.passed && outcome.is_default));
     }
 }

@@ -2,48 +2,106 @@
 
 use std::fmt::Write;
 
-use super::{Answer, Comparison, human, percent};
+use super::{Answer, Comparison, Side, Weight, change, interval, plain, value};
+
+/// Problems that are listed one by one.
+const LISTED_MAX: usize = 10;
+
+const fn mark(answer: Answer) -> &'static str {
+    match answer {
+        Answer::Same => "➖",
+        Answer::NotWorse | Answer::Better => "✅",
+        Answer::SlightlyWorse => "🔸",
+        Answer::BaselineMade => "🆕",
+        Answer::NotEnoughData => "❔",
+        Answer::Worse => "❌",
+        Answer::UnsoundBaseline | Answer::Invalid | Answer::NotRun => "⚠️",
+        Answer::Failed | Answer::Violated => "⛔",
+    }
+}
+
+/// What the answer means for the reader of a pull request.
+const fn meaning(answer: Answer) -> &'static str {
+    match answer {
+        Answer::Same => "Every change lies within its limit.",
+        Answer::NotWorse => "Nothing is worse by as much as its limit; something may be better.",
+        Answer::Better => "Something is better by more than its limit, and nothing is worse.",
+        Answer::SlightlyWorse => "Something became worse, by less than its limit.",
+        Answer::BaselineMade => {
+            "There was no baseline: **nothing was compared**. This build is the baseline from now on."
+        }
+        Answer::NotEnoughData => {
+            "**This is no regression that was found, and no \"same\" either**: an interval reaches past its limit. More runs, or a quieter machine, would settle it."
+        }
+        Answer::Worse => "**A regression**: something is worse by more than its limit, and not by chance.",
+        Answer::UnsoundBaseline => {
+            "**The baseline is unsound**: its own runs broke a guarantee or are inconclusive. Make one from a sound build."
+        }
+        Answer::Invalid => "Runs of the new build are inconclusive: the generator or its machine was the limit.",
+        Answer::NotRun => "Runs could not be done.",
+        Answer::Failed => "**The new build failed** a threshold of the scenario, whatever the figures are.",
+        Answer::Violated => "**The new build broke a guarantee**, whatever the figures are.",
+    }
+}
 
 /// The comparison as Markdown.
 #[must_use]
 pub fn render(c: &Comparison) -> String {
-    let mark = |answer: Answer| match answer {
-        Answer::Same => "➖ same",
-        Answer::Better => "✅ better",
-        Answer::Worse => "❌ worse",
-        Answer::NotEnoughData => "❔ not enough data",
-    };
     let mut out = format!(
-        "### chatctl: {} — {}\n\n| figure | base | new | change | 95 % interval | would have seen | |\n\
-         | --- | ---: | ---: | ---: | ---: | ---: | --- |\n",
-        c.scenario.replace('|', "\\|"),
-        mark(c.answer)
+        "### chatctl: {} — {} {}\n\n{}\n",
+        escape(&c.scenario),
+        mark(c.answer),
+        c.answer.word(),
+        meaning(c.answer)
     );
+    for (side, name) in [(Side::New, "new build"), (Side::Base, "baseline")] {
+        if let Some(defects) = c.defects(side) {
+            let _ = writeln!(out, "\nRuns of the {name}: {defects}.");
+        }
+    }
+    if !c.problems.is_empty() {
+        out.push('\n');
+    }
+    for problem in c.problems.iter().take(LISTED_MAX) {
+        let _ = writeln!(out, "- {}", escape(&problem.text()));
+    }
+    if !c.findings.is_empty() {
+        out.push_str("\n| figure | base | new | change | 90 % interval | limit | |\n| --- | ---: | ---: | ---: | ---: | ---: | --- |\n");
+    }
     for f in &c.findings {
+        let watched = if f.weight == Weight::Watch { " (watched)" } else { "" };
         let _ = writeln!(
             out,
-            "| {} | {} | {} | {} | {} … {} | ±{:.1} % | {} |",
-            f.figure.name(),
-            human(f.base_us),
-            human(f.new_us),
-            percent(f.change),
-            percent(f.interval.0),
-            percent(f.interval.1),
-            f.detectable * 100.0,
-            mark(f.answer)
+            "| {} | {} | {} | {} | {} | {} | {} {}{watched} |",
+            escape(&f.name),
+            value(f.unit, f.base),
+            value(f.unit, f.new),
+            f.change.map_or("–".to_owned(), |c| change(f.unit, c)),
+            interval(f),
+            change(f.unit, f.limit),
+            mark(f.answer),
+            f.answer.word()
         );
     }
     let how = if c.are_interleaved { "in turn" } else { "**not in turn**" };
-    let _ = writeln!(
-        out,
-        "\n{} runs of base and {} of new, {how}. A change matters from {:.0} % on; a build against itself raises at most 1 \
-         false alarm in 100.",
-        c.runs.0,
-        c.runs.1,
-        c.rules.min_effect * 100.0
-    );
+    let _ = writeln!(out, "\n{} runs of base and {} of new, {how}.", c.runs.0, c.runs.1);
     for note in &c.notes {
-        let _ = writeln!(out, "\n> {note}");
+        let _ = writeln!(out, "\n> {}", escape(note));
+    }
+    out
+}
+
+/// Text that may stand in a line or a table's cell, and is nothing but text there.
+fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in plain(text).chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '@' => out.push_str("&#64;"),
+            '|' | '`' | '*' | '_' | '[' | ']' | '\\' | '#' => out.extend(['\\', c]),
+            c => out.push(c),
+        }
     }
     out
 }

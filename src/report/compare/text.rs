@@ -2,42 +2,60 @@
 
 use std::fmt::Write;
 
-use super::{Comparison, human, percent};
+use super::{Answer, Comparison, Side, Weight, change, interval, plain, value};
+
+/// Problems that are listed one by one.
+const LISTED_MAX: usize = 5;
 
 /// The comparison as text, its answer last.
 #[must_use]
 pub fn render(c: &Comparison) -> String {
-    let how =
-        if c.are_interleaved { "in turn" } else { "not in turn: what the machine did meanwhile is in the change" };
-    let mut out = format!("scenario   {}; {} runs of base, {} of new, {how}\n\n", c.scenario, c.runs.0, c.runs.1);
-    let _ = writeln!(
-        out,
-        "{:<24}{:>10} {:>10} {:>9} {:>20} {:>10} {:>8} {:>14}  answer",
-        "figure", "base", "new", "change", "95 % interval", "chance", "noise", "would have seen"
-    );
-    for f in &c.findings {
-        let interval = format!("{} … {}", percent(f.interval.0), percent(f.interval.1));
+    let how = if c.answer == Answer::BaselineMade {
+        "nothing to compare with"
+    } else if c.are_interleaved {
+        "in turn"
+    } else {
+        "not in turn: what the machine did meanwhile is in the change"
+    };
+    let mut out =
+        format!("scenario   {}; {} runs of base, {} of new, {how}\n\n", plain(&c.scenario), c.runs.0, c.runs.1);
+    if !c.findings.is_empty() {
         let _ = writeln!(
             out,
-            "{:<24}{:>10} {:>10} {:>9} {interval:>20} {:>10.4} {:>6.1} % {:>13.1} %  {}",
-            f.figure.name(),
-            human(f.base_us),
-            human(f.new_us),
-            percent(f.change),
+            "{:<34}{:>10} {:>10} {:>10} {:>24} {:>10} {:>8} {:>8}  answer",
+            "figure", "base", "new", "change", "90 % interval", "limit", "chance", "noise"
+        );
+    }
+    for f in &c.findings {
+        let watched = if f.weight == Weight::Watch { " (watched)" } else { "" };
+        let _ = writeln!(
+            out,
+            "{:<34}{:>10} {:>10} {:>10} {:>24} {:>10} {:>8.4} {:>8}  {}{watched}",
+            f.name,
+            value(f.unit, f.base),
+            value(f.unit, f.new),
+            f.change.map_or("–".to_owned(), |c| change(f.unit, c)),
+            interval(f),
+            change(f.unit, f.limit),
             f.chance_of_rise.min(f.chance_of_fall),
-            f.noise * 100.0,
-            f.detectable * 100.0,
+            f.noise.map_or("–".to_owned(), |n| format!("{:.1} %", n * 100.0)),
             f.answer.word()
         );
     }
-    for note in &c.notes {
-        let _ = writeln!(out, "note       {note}");
+    for problem in c.problems.iter().take(LISTED_MAX) {
+        let _ = writeln!(out, "problem    {}", plain(&problem.text()));
     }
-    let _ = writeln!(
-        out,
-        "\nanswer     {} (a change matters from {:.0} % on; false alarms at most 1 in 100)",
-        c.answer.word(),
-        c.rules.min_effect * 100.0
-    );
+    if c.problems.len() > LISTED_MAX {
+        let _ = writeln!(out, "           and {} more", c.problems.len() - LISTED_MAX);
+    }
+    for note in &c.notes {
+        let _ = writeln!(out, "note       {}", plain(note));
+    }
+    for side in [Side::Base, Side::New] {
+        if let Some(defects) = c.defects(side) {
+            let _ = writeln!(out, "runs       of {}: {defects}", side.word());
+        }
+    }
+    let _ = writeln!(out, "\nanswer     {}", c.answer.word());
     out
 }

@@ -63,9 +63,11 @@ fn head(page: &mut String, r: &RunResult) {
         escape(&r.target),
         utc(r.started_at_ms)
     );
-    if !r.reasons.is_empty() {
-        let reasons = r.reasons.iter().map(|reason| format!("<p>{}</p>", escape(reason))).collect::<Vec<_>>().concat();
-        let _ = writeln!(page, "<div class=\"reasons\">{reasons}</div>");
+    let paragraph = |text: &String| format!("<p>{}</p>", escape(text));
+    let warning = |text: &String| format!("<p>warning: {}</p>", escape(text));
+    let texts: String = r.reasons.iter().map(paragraph).chain(r.warnings.iter().map(warning)).collect();
+    if !texts.is_empty() {
+        let _ = writeln!(page, "<div class=\"reasons\">{texts}</div>");
     }
 }
 
@@ -163,19 +165,24 @@ fn over_time(page: &mut String, series: &[LiveSnapshot], marks: &[(f64, String)]
     }
     // Everybody leaving at the end is no load: how late that is says nothing of the run.
     let late = |s: &LiveSnapshot| (s.elapsed_s <= s.planned_s).then_some(s.generator_lag_us_p99 as f64);
+    let late_p50 = |s: &LiveSnapshot| (s.elapsed_s <= s.planned_s).then_some(s.generator_lag_us_p50 as f64);
     page.push_str(&chart(
         "Generator",
         "how late the generator itself was, 99th percentile per second: where it is late, nothing else can be trusted",
         |lines| Axis::from_zero(values(lines)),
         micros,
-        vec![line("late p99", &late)],
+        vec![line("late p99", &late), line("late p50", &late_p50)],
     ));
     page.push_str(&chart(
-        "Generator processor time",
-        "",
+        "Processor time",
+        "of the generator, and of everybody else on its machine",
         |lines| Axis::from_zero(values(lines)),
         |v| format!("{v:.2} cores"),
-        vec![line("cores", &|s| Some(s.generator_cores))],
+        vec![
+            line("generator", &|s| Some(s.generator_cores)),
+            line("other programs", &|s| s.machine?.foreign_cores),
+            line("other machines of the host", &|s| Some(s.machine?.steal_cores).filter(|cores| *cores > 0.0)),
+        ],
     ));
     page.push_str("</div>\n");
 }
@@ -255,16 +262,20 @@ fn spectrum(latency: &Latency) -> Vec<(f64, f64)> {
 
 fn latency(page: &mut String, r: &RunResult) {
     page.push_str("<h2>Latency from due time, without warm-up</h2>\n<div class=\"scroll\"><table class=\"latency\"><tr><th>path</th>");
-    page.push_str("<th>samples</th><th>p50</th><th>p90</th><th>p99</th><th>p99.9</th><th>max</th></tr>");
+    page.push_str(
+        "<th>samples</th><th>p50</th><th>p75</th><th>p90</th><th>p95</th><th>p99</th><th>p99.9</th><th>max</th></tr>",
+    );
     for path in Path::ALL {
         let Some(s) = r.latency.get(path.name()).filter(|s| s.count > 0) else { continue };
         let _ = write!(page, "<tr><td>{}</td><td>{}</td>", path.name(), human_count(s.count));
-        for us in [s.p50_us, s.p90_us, s.p99_us, s.p999_us, s.max_us] {
+        for us in [s.p50_us, s.p75_us, s.p90_us, s.p95_us, s.p99_us, s.p999_us, s.max_us] {
             let _ = write!(page, "<td>{}</td>", human_us(us));
         }
         page.push_str("</tr>");
     }
-    page.push_str("</table></div>\n<p class=\"narrow\">Samples, p90 and p99.9 are shown in a wider window.</p>\n");
+    page.push_str(
+        "</table></div>\n<p class=\"narrow\">Samples, p75, p90, p95 and p99.9 are shown in a wider window.</p>\n",
+    );
     let lines: Vec<Line> = Path::ALL
         .into_iter()
         .filter(|path| !matches!(path, Path::DeliveryAfterReconnect | Path::PresenceOffline | Path::Recovery))
@@ -373,8 +384,9 @@ fn generator(page: &mut String, r: &RunResult) {
     let g = &r.generator;
     let _ = write!(
         page,
-        "<h2>Generator</h2>\n<p class=\"sub\">late p99 {}, max {} over {} actions; {:.2} s of processor time, {:.1} µs per \
+        "<h2>Generator</h2>\n<p class=\"sub\">late p50 {}, p99 {}, max {} over {} actions; {:.2} s of processor time, {:.1} µs per \
          frame and beat; {} resident{}</p>\n",
+        human_us(g.lag.p50_us),
         human_us(g.lag.p99_us),
         human_us(g.lag.max_us),
         human_count(g.lag.count),

@@ -7,6 +7,23 @@ use ratatui::symbols::Marker;
 use ratatui::widgets::{Axis, Chart, Dataset, GraphType, Row, Table};
 
 use super::{State, block, coloured, dim, heading, us};
+use crate::telemetry::LatencySummary;
+
+/// A percentile: its name, whether it is on narrow screens too, and where it is in a summary.
+type Column = (&'static str, bool, fn(&LatencySummary) -> u64);
+
+const COLUMNS: [Column; 7] = [
+    ("p50", true, |s| s.p50_us),
+    ("p75", false, |s| s.p75_us),
+    ("p90", true, |s| s.p90_us),
+    ("p95", false, |s| s.p95_us),
+    ("p99", true, |s| s.p99_us),
+    ("p99.9", true, |s| s.p999_us),
+    ("max", true, |s| s.max_us),
+];
+
+/// Columns of a screen that has room for all.
+const WIDTH_OF_ALL: u16 = 98;
 
 pub(super) fn draw(frame: &mut Frame<'_>, area: Rect, state: &State) {
     let rows = state.snapshot.overall.len() as u16 + 3;
@@ -36,16 +53,11 @@ fn draw_chart(frame: &mut Frame<'_>, area: Rect, state: &State) {
 }
 
 fn draw_table(frame: &mut Frame<'_>, area: Rect, state: &State) {
-    let row = |(name, s): (&String, &crate::telemetry::LatencySummary)| {
-        Row::new(vec![
-            name.clone(),
-            s.count.to_string(),
-            us(s.p50_us),
-            us(s.p90_us),
-            us(s.p99_us),
-            us(s.p999_us),
-            us(s.max_us),
-        ])
+    let is_wide = area.width >= WIDTH_OF_ALL;
+    let columns = || COLUMNS.iter().filter(|column| is_wide || column.1);
+    let row = |(name, s): (&String, &LatencySummary)| {
+        let figures = columns().map(|(_, _, of)| us(of(s)));
+        Row::new([name.clone(), s.count.to_string()].into_iter().chain(figures).collect::<Vec<_>>())
     };
     // What is looked at first comes first: on a short screen the end is cut off.
     let rank = |name: &str| match name {
@@ -56,8 +68,8 @@ fn draw_table(frame: &mut Frame<'_>, area: Rect, state: &State) {
     };
     let mut paths: Vec<_> = state.snapshot.overall.iter().collect();
     paths.sort_by_key(|(name, _)| rank(name));
-    let widths = [24, 8, 8, 8, 8, 8, 8].map(Constraint::Length);
-    let header = Row::new(["path", "samples", "p50", "p90", "p99", "p99.9", "max"]).style(heading());
+    let widths = [24, 8].into_iter().chain(columns().map(|_| 8)).map(Constraint::Length);
+    let header = Row::new(["path", "samples"].into_iter().chain(columns().map(|(name, _, _)| *name))).style(heading());
     let table = Table::new(paths.into_iter().map(row), widths).header(header);
     frame.render_widget(table.block(block(state, " since the warm-up, from due time ")), area);
 }

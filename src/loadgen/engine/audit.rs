@@ -1,0 +1,246 @@
+//! The end of a run: every conversation read back as its members see it, and held against the ledger.
+//!
+//! The owner's view is read of each conversation; of other members', all in small conversations and a few, drawn from the
+//! seed, in larger ones: as many as a run can afford. Who was removed must be refused.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::{StreamExt, stream};
+use serde_json::json;
+
+use super::watch::Watcher;
+use crate::loadgen::api::{Error, Source};
+use crate::loadgen::client::DeviceState;
+use crate::loadgen::ledger::{AuditedDevice, Kind, audit_conversation, audit_view};
+use crate::loadgen::retry::Retry;
+use crate::loadgen::run::Shared;
+use crate::loadgen::stats::add;
+use crate::protocol::limits::SYNC_LIMIT_MAX;
+use crate::protocol::{ErrorCode, MessageFrame, MessageId};
+use crate::runtime::clock;
+
+/// Conversations read back at the same time.
+const AUDITS_AT_ONCE: usize = 16;
+
+/// Longest that one page of the audit is asked for.
+const PAGE_BUDGET: Duration = Duration::from_secs(20);
+
+/// An audit that could read nothing for this long is over: there may be a million conversations left to ask for.
+const AUDIT_SILENCE_MAX_US: u64 = 60_000_000;
+
+/// Conversations up to this size are read as every member sees them.
+const MEMBERS_ALL_READ_MAX: usize = 8;
+
+/// Members whose views are read of larger ones.
+const MEMBERS_READ: usize = 4;
+
+/// Members' views of a whole run that are read, about.
+const VIEWS_MAX: u64 = 20_000;
+
+/// Reads every conversation back and holds it against what was acknowledged and shown, until told to stop. Returns how many
+/// were not read.
+pub(super) async fn audit(
+    shared: &Arc<Shared>,
+    states: &[DeviceState],
+    watcher: &Watcher,
+    told_to_stop: impl Future<Output = ()>,
+) -> u64 {
+    let devices = devices_by_conversation(shared, states);
+    let total = devices.len() as u64;
+    let auditor = &Auditor::new(shared);
+    let audits = (0..).zip(&devices).map(|(index, devices)| auditor.audit(index, devices));
+    let mut results = stream::iter(audits).buffer_unordered(AUDITS_AT_ONCE);
+    let (mut done, mut read) = (0, 0);
+    tokio::pin!(told_to_stop);
+    loop {
+        let audited = tokio::select! {
+            audited = results.next() => audited,
+            () = &mut told_to_stop => None,
+        };
+        let Some(audited) = audited else { return total - read };
+        read += u64::from(audited);
+        done += 1;
+        watcher.progress(f64::from(done) / total as f64, format!("conversations {done}/{total}"));
+    }
+}
+
+fn devices_by_conversation<'a>(shared: &Shared, states: &'a [DeviceState]) -> Vec<Vec<AuditedDevice<'a>>> {
+    let mut devices: Vec<Vec<AuditedDevice<'_>>> = shared.world.conversations.iter().map(|_| Vec::new()).collect();
+    for state in states {
+        for conversation in &state.conversations {
+            let record = conversation.record();
+            devices[conversation.index as usize].push(AuditedDevice {
+                client: state.client,
+                user: state.user,
+                shown: &record.shown,
+                shown_sum: record.shown_sum,
+                at_sum: record.at_sum,
+                acked: &record.acked,
+                is_drained: state.is_drained,
+            });
+        }
+    }
+    devices
+}
+
+/// Reads what members see.
+struct Auditor<'a> {
+    shared: &'a Shared,
+    /// When anything could last be read, on the run's clock.
+    read_us: AtomicU64,
+    /// Views of members that could be read.
+    views: u64,
+}
+
+impl<'a> Auditor<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        let members = (0..shared.world.conversations.len() as u32).map(|c| shared.world.members(c).len());
+        let views = members.map(|members| views_of(members) as u64).sum();
+        Self { shared, read_us: AtomicU64::new(clock::now_us()), views }
+    }
+
+    /// Audits one conversation; returns whether it could be read.
+    async fn audit(&self, index: u32, devices: &[AuditedDevice<'_>]) -> bool {
+        let shared = self.shared;
+        let conversation = &shared.world.conversations[index as usize];
+        let Some(stored) = self.read_back(index, conversation.owner).await else { return false };
+        shared.note("final", || {
+            let rows: Vec<_> = stored.iter().map(|m| json!([m.id, m.uuid])).collect();
+            let auditor = shared.world.users[conversation.owner as usize].id;
+            json!({"conv": conversation.id, "user": auditor, "msgs": rows, "complete": true})
+        });
+        audit_conversation(&shared.ledger, &shared.world, index, &stored, devices, clock::unix_ms());
+        for member in self.other_members(index) {
+            match self.read_back(index, member).await {
+                Some(view) => {
+                    add(&shared.stats.read_views, 1);
+                    audit_view(&shared.ledger, &shared.world, index, &stored, (member, &view), devices);
+                }
+                None => add(&shared.ledger.tallies.views_unread, 1),
+            }
+        }
+        for removed in shared.ledger.removed(index) {
+            probe_removed(shared, index, removed).await;
+        }
+        true
+    }
+
+    /// The members whose views are read beside the owner's, drawn from the seed.
+    fn other_members(&self, index: u32) -> Vec<u32> {
+        let world = &self.shared.world;
+        let owner = world.conversations[index as usize].owner;
+        let draw = |member: u32| drawn(self.shared.scenario.seed, index, member);
+        let is_afforded = |member: &u32| draw(*member) % self.views.max(1) < VIEWS_MAX;
+        let is_member = |member: &u32| self.shared.ledger.is_member(world, index, *member);
+        let others = world.members(index).iter().copied().filter(|member| *member != owner);
+        let mut others: Vec<u32> = others.filter(is_member).collect();
+        others.sort_by_key(|member| draw(*member));
+        others.truncate(views_of(world.members(index).len()));
+        others.retain(is_afforded);
+        others
+    }
+
+    /// Everything that a member of a conversation can read; `None` when it can't be read.
+    async fn read_back(&self, index: u32, member: u32) -> Option<Vec<MessageFrame>> {
+        let (shared, world) = (self.shared, &self.shared.world);
+        let (api, id, client) = (&shared.api, world.conversations[index as usize].id, world.first_client(member));
+        let mut all: Vec<MessageFrame> = Vec::new();
+        let mut retry = Retry::with_budget(drawn(shared.scenario.seed, index, member), PAGE_BUDGET);
+        while clock::now_us() < self.read_us.load(Ordering::Relaxed) + AUDIT_SILENCE_MAX_US {
+            let after = all.last().map(|m| m.id).unwrap_or_default();
+            let page = world.authorized(client, api, |token| async move {
+                api.messages_sync(&token, id, after, SYNC_LIMIT_MAX, Source::Store).await
+            });
+            let retry_after = match page.await {
+                Ok(page) => {
+                    self.read_us.store(clock::now_us(), Ordering::Relaxed);
+                    // A page that says that there is more and has nothing is asked for again, as one that failed.
+                    let is_stuck = page.messages.is_empty();
+                    all.extend(page.messages);
+                    if !page.has_more {
+                        return Some(all);
+                    }
+                    if !is_stuck {
+                        retry.reset();
+                        continue;
+                    }
+                    None
+                }
+                Err(error) => {
+                    tracing::debug!(%error, conversation = %id, "audit");
+                    count_failure(shared, &error);
+                    error.retry_after()
+                }
+            };
+            tokio::time::sleep(retry.next(clock::now_us(), retry_after)?).await;
+            add(&shared.stats.retries, 1);
+        }
+        None
+    }
+}
+
+/// How many other members' views are read of a conversation with so many members.
+fn views_of(members: usize) -> usize {
+    if members <= MEMBERS_ALL_READ_MAX { members.saturating_sub(1) } else { MEMBERS_READ }
+}
+
+/// A number for a member of a conversation that depends on the seed. The finalizer of `splitmix64`.
+const fn drawn(seed: u64, conversation: u32, member: u32) -> u64 {
+    let x = seed ^ (((conversation as u64) << 32) | member as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+/// Tries to read a conversation as somebody who was removed: the API must refuse it.
+pub(super) async fn probe_removed(shared: &Shared, conversation: u32, user: u32) {
+    let id = shared.world.conversations[conversation as usize].id;
+    let (api, client) = (&shared.api, shared.world.first_client(user));
+    let answer = shared.world.authorized(client, api, |token| async move {
+        api.messages_sync(&token, id, MessageId(0), SYNC_LIMIT_MAX, Source::Any).await
+    });
+    let answer = answer.await;
+    // Somebody who was added meanwhile may read it.
+    if !shared.ledger.has_left(&shared.world, conversation, user) {
+        return;
+    }
+    match answer {
+        Ok(page) => {
+            add(&shared.stats.access_probes, 1);
+            shared.ledger.violation(Kind::Leaked, || {
+                let (user, rows) = (shared.world.users[user as usize].id, page.messages.len());
+                format!("{id} let {user}, who was removed, read {rows} messages over HTTP")
+            });
+        }
+        Err(error)
+            if matches!(error.code(), Some(ErrorCode::NotAMember | ErrorCode::Forbidden | ErrorCode::NotFound)) =>
+        {
+            add(&shared.stats.access_probes, 1);
+        }
+        Err(error) => count_failure(shared, &error),
+    }
+}
+
+/// Counts an API call that failed: backpressure, or an error of the target.
+fn count_failure(shared: &Shared, error: &Error) {
+    let counter = if error.is_throttled() { &shared.stats.throttled } else { &shared.stats.http_errors };
+    add(counter, 1);
+    shared.stats.error("audit");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_conversations_are_read_by_all_and_large_ones_by_a_few() {
+        assert_eq!([2, 8, 9, 300].map(views_of), [1, 7, 4, 4]);
+        let draws: std::collections::BTreeSet<u64> =
+            (0..100).flat_map(|c| (0..100).map(move |m| drawn(7, c, m))).collect();
+        assert_eq!(draws.len(), 10_000);
+        assert_eq!(drawn(7, 3, 4), drawn(7, 3, 4));
+        assert_ne!(drawn(7, 3, 4), drawn(8, 3, 4));
+    }
+}

@@ -1,0 +1,237 @@
+//! What of an outcome is the generator's or its machine's, and not the target's: scheduling lag, and processor time that other
+//! programs and other machines of the host took. Nothing else is a local cause.
+//!
+//! A figure that is too high is held against the lag at the same statistic, and against what is left without the seconds in
+//! which the machine was not the run's own. What still fails then is the target's.
+
+use std::collections::BTreeSet;
+
+use crate::loadgen::intervals::{Interval, Intervals};
+use crate::loadgen::recorder::Path;
+use crate::loadgen::result::RunResult;
+use crate::loadgen::scenario::Scenario;
+use crate::loadgen::scenario::threshold::{Threshold, UpperLimit};
+use crate::telemetry::LatencySummary;
+use crate::telemetry::human::human_us;
+use crate::telemetry::live::MachineLoad;
+
+/// Processors that others took from which on they count, in one second and on average over a run.
+const TAKEN_CORES_MIN: f64 = 0.3;
+
+/// Share of the processors that is in use where work waits for one.
+const BUSY_SHARE: f64 = 0.9;
+
+/// Share of a figure that the generator's lag may be.
+const LAG_SHARE_MAX: f64 = 0.2;
+
+/// The generator may be late twice in one latency: when it sends, and when it takes what came.
+const LAGS_IN_A_LATENCY: f64 = 2.0;
+
+/// Share of the seconds that must be left for what is left to be judged.
+const LEFT_SHARE_MIN: f64 = 0.5;
+
+/// Seconds that are named.
+const NAMED_MAX: usize = 5;
+
+/// What the generator and its machine did to the outcome.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Blame {
+    /// Why nothing can be said of the target.
+    pub(super) invalid: Vec<String>,
+    /// What whoever reads the figures has to know.
+    pub(super) warnings: Vec<String>,
+}
+
+/// Holds the outcome of a run, its thresholds judged, against what the generator and its machine did.
+pub(super) fn of(scenario: &Scenario, result: &RunResult) -> Blame {
+    let mut blame = Blame::default();
+    let limits: Vec<UpperLimit> = scenario.thresholds.iter().filter_map(Threshold::upper_limit).collect();
+    let contended = seconds_of(&result.intervals, |row| row.machine.is_some_and(|m| is_contended(&m)));
+    lag_limit(scenario, result, &contended, &mut blame);
+    for limit in &limits {
+        judge(limit, result, &contended, &mut blame);
+    }
+    lag_shares(&limits, result, &mut blame);
+    if blame.invalid.is_empty() {
+        late_seconds(scenario, &limits, result, &mut blame);
+    }
+    taken(result, &contended, &mut blame);
+    blame
+}
+
+/// True where others took processor time and none was left.
+fn is_contended(machine: &MachineLoad) -> bool {
+    let busy = machine.used_cores + machine.steal_cores;
+    machine.taken_cores() >= TAKEN_CORES_MIN && busy >= BUSY_SHARE * machine.cores
+}
+
+/// Numbers of the intervals of which something holds.
+fn seconds_of(intervals: &Intervals, holds: impl Fn(&Interval) -> bool) -> BTreeSet<usize> {
+    (0..).zip(intervals.rows()).filter(|(_, row)| holds(row)).map(|(at, _)| at).collect()
+}
+
+/// The scenario's own limit of the lag, over the whole run and for each worker.
+fn lag_limit(scenario: &Scenario, result: &RunResult, contended: &BTreeSet<usize>, blame: &mut Blame) {
+    let lag_max_us = scenario.generator_lag_max.as_micros() as u64;
+    let late = |p99_us: u64| format!("was late: p99 {:.1} ms, limit {} ms", p99_us as f64 / 1e3, lag_max_us / 1_000);
+    if result.generator.lag.p99_us > lag_max_us {
+        let advice = if contended.is_empty() {
+            "; lower the rate or use more cores".to_owned()
+        } else {
+            format!(", while {}", who_took(result, contended))
+        };
+        blame.invalid.push(format!("the generator {}{advice}", late(result.generator.lag.p99_us)));
+    }
+    for worker in result.workers.iter().filter(|w| w.lost.is_none() && w.lag_us_p99 > lag_max_us) {
+        blame.invalid.push(format!("worker {} {}", worker.name, late(worker.lag_us_p99)));
+    }
+}
+
+/// Whether a threshold that failed did so by the generator's lag, or by seconds in which others had the machine.
+fn judge(limit: &UpperLimit, result: &RunResult, contended: &BTreeSet<usize>, blame: &mut Blame) {
+    let value = |summary: &LatencySummary| limit.statistic.of_us(summary).filter(|_| summary.count > 0);
+    let Some(value_us) = result.latency.get(limit.path.name()).and_then(value) else { return };
+    if limit.holds(value_us) {
+        return;
+    }
+    let us = |us: f64| human_us(us as u64);
+    let lag_us = send_lag(limit, result).and_then(|lag| value(&lag)).unwrap_or(0.0);
+    if limit.holds(value_us - LAGS_IN_A_LATENCY * lag_us) {
+        let service = limit.path.service().and_then(|path| result.latency.get(path.name())).and_then(value);
+        let service = service.map(|s| format!(" (from the first write {})", us(s))).unwrap_or_default();
+        blame.invalid.push(format!(
+            "{limit} fails with {}{service} by the generator's own lag, which is {} at the same statistic",
+            us(value_us),
+            us(lag_us)
+        ));
+        return;
+    }
+    let late = seconds_of(&result.intervals, |row| is_late(limit, row));
+    let bad = &late | contended;
+    if bad.is_empty() {
+        return;
+    }
+    let counted = seconds_of(&result.intervals, |row| row.latency(limit.path.name()).is_some());
+    // What was due in a bad second may come in the next.
+    let is_left = |at: &usize| !bad.contains(at) && !at.checked_sub(1).is_some_and(|before| bad.contains(&before));
+    let left = counted.iter().filter(|at| is_left(at)).count();
+    let rest = result.intervals.merged(limit.path.name(), |at, _| is_left(&at)).summary();
+    let is_enough = left as f64 >= LEFT_SHARE_MIN * counted.len() as f64 && limit.statistic.is_known_from(rest.count);
+    let bad_counted: BTreeSet<usize> = bad.intersection(&counted).copied().collect();
+    let why = if contended.is_empty() {
+        let lags = late.iter().map(|at| result.intervals.rows()[*at].send_lag().p99_us);
+        format!("the generator was late by up to p99 {}", human_us(lags.max().unwrap_or(0)))
+    } else {
+        who_took(result, contended)
+    };
+    let seconds = named_seconds(&result.intervals, &bad_counted);
+    let rest_us = limit.statistic.of_us(&rest).unwrap_or(0.0);
+    if !is_enough {
+        let of = format!("{} of {} seconds", bad_counted.len(), counted.len());
+        let value = us(value_us);
+        blame.invalid.push(format!("{limit} fails with {value}, and whose fault it is can't be said: in {of} {why}"));
+    } else if limit.holds(rest_us) {
+        let (value, rest) = (us(value_us), us(rest_us));
+        blame
+            .invalid
+            .push(format!("{limit} fails with {value} only by {seconds}, in which {why}; without them {rest}"));
+    } else {
+        blame.warnings.push(format!("{limit} fails without {seconds} too, in which {why}: {}", us(rest_us)));
+    }
+}
+
+/// The lag that is in the latencies of a path.
+fn send_lag(limit: &UpperLimit, result: &RunResult) -> Option<LatencySummary> {
+    result.latency.get(Path::SendLag.name()).copied().filter(|_| limit.path.is_from_a_send())
+}
+
+/// True where the lag of an interval alone explains that its latencies are above a limit.
+fn is_late(limit: &UpperLimit, row: &Interval) -> bool {
+    if !limit.path.is_from_a_send() {
+        return false;
+    }
+    let Some(latency) = row.latency(limit.path.name()).map(|latency| latency.summary()) else { return false };
+    let value = |summary: &LatencySummary| limit.statistic.of_us(summary).unwrap_or(0.0);
+    let (value_us, lag_us) = (value(&latency), value(&row.send_lag()));
+    !limit.holds(value_us) && limit.holds(value_us - LAGS_IN_A_LATENCY * lag_us)
+}
+
+/// A warning where the lag is a large part of a latency that is judged.
+fn lag_shares(limits: &[UpperLimit], result: &RunResult, blame: &mut Blame) {
+    let paths: BTreeSet<Path> = limits.iter().map(|limit| limit.path).filter(|path| path.is_from_a_send()).collect();
+    let Some(lag) = result.latency.get(Path::SendLag.name()).filter(|lag| lag.count > 0) else { return };
+    for path in paths {
+        let Some(latency) = result.latency.get(path.name()).filter(|latency| latency.count > 0) else { continue };
+        let share = lag.p50_us as f64 / latency.p50_us.max(1) as f64;
+        if share > LAG_SHARE_MAX {
+            blame.warnings.push(format!(
+                "the generator's own lag, p50 {}, is {:.0} % of the p50 of {}, {}",
+                human_us(lag.p50_us),
+                share * 100.0,
+                path.name(),
+                human_us(latency.p50_us)
+            ));
+        }
+    }
+}
+
+/// A warning that names the seconds in which the generator was late, against the lowest limit that is judged.
+fn late_seconds(scenario: &Scenario, limits: &[UpperLimit], result: &RunResult, blame: &mut Blame) {
+    let judged = limits.iter().filter(|limit| limit.path.is_from_a_send()).map(|limit| limit.limit_us * LAG_SHARE_MAX);
+    let lag_max_us = judged.fold(scenario.generator_lag_max.as_micros() as f64, f64::min);
+    let late = seconds_of(&result.intervals, |row| row.send_lag().p99_us as f64 > lag_max_us);
+    let worst = late.iter().map(|at| result.intervals.rows()[*at].send_lag().p99_us).max();
+    if let Some(worst) = worst {
+        let seconds = named_seconds(&result.intervals, &late);
+        blame.warnings.push(format!("the generator was late in {seconds}: p99 up to {}", human_us(worst)));
+    }
+}
+
+/// A warning where others took processor time, whether or not it changed the outcome.
+fn taken(result: &RunResult, contended: &BTreeSet<usize>, blame: &mut Blame) {
+    let generator = &result.generator;
+    let mean = generator.foreign_cores_mean.unwrap_or(0.0) + generator.steal_cores_mean;
+    if !contended.is_empty() {
+        let (seconds, who) = (named_seconds(&result.intervals, contended), who_took(result, contended));
+        blame.warnings.push(format!("in {seconds} {who}, and none was left"));
+    } else if mean >= TAKEN_CORES_MIN {
+        blame.warnings.push(who_took(result, &seconds_of(&result.intervals, |row| row.machine.is_some())));
+    }
+}
+
+/// `other programs used 1.80 of 2 cores, other machines of the host 0.10`, on average over some intervals.
+fn who_took(result: &RunResult, seconds: &BTreeSet<usize>) -> String {
+    let rows = seconds.iter().filter_map(|at| result.intervals.rows().get(*at));
+    let loads: Vec<MachineLoad> = rows.filter_map(|row| row.machine).collect();
+    let mean = |of: fn(&MachineLoad) -> f64| loads.iter().map(of).sum::<f64>() / loads.len().max(1) as f64;
+    let (foreign, steal) = (mean(|m| m.foreign_cores.unwrap_or(0.0)), mean(|m| m.steal_cores));
+    let cores = loads.first().map_or(0.0, |m| m.cores);
+    let hosts = || format!("other machines of the host took {steal:.2}");
+    match (foreign >= 0.01, steal >= 0.01) {
+        (false, true) => format!("{} of {cores:.0} cores", hosts()),
+        (_, true) => format!("other programs used {foreign:.2} of {cores:.0} cores, {}", hosts()),
+        _ => format!("other programs used {foreign:.2} of {cores:.0} cores"),
+    }
+}
+
+/// `second 12`, `seconds 3, 12, 13`, `seconds 1, 2, 3, 4, 5 and 20 more`; the first second is 1.
+fn named_seconds(intervals: &Intervals, seconds: &BTreeSet<usize>) -> String {
+    let names: Vec<String> = seconds
+        .iter()
+        .filter_map(|at| intervals.rows().get(*at))
+        .take(NAMED_MAX)
+        .map(|row| match (row.from_s.floor() as u64 + 1, row.to_s.ceil() as u64) {
+            (from, to) if to > from + 1 => format!("{from}–{to}"),
+            (from, _) => from.to_string(),
+        })
+        .collect();
+    let word = if seconds.len() == 1 { "second" } else { "seconds" };
+    match seconds.len().saturating_sub(NAMED_MAX) {
+        0 => format!("{word} {}", names.join(", ")),
+        more => format!("{word} {} and {more} more", names.join(", ")),
+    }
+}
+
+#[cfg(test)]
+#[path = "blame_tests.rs"]
+mod tests;

@@ -1,0 +1,154 @@
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::loadgen::result::WorkerRecord;
+use crate::telemetry::Latency;
+
+/// One second of a run: what each of its 100 messages took, the lag that is in that, and the machine.
+#[derive(Clone, Copy)]
+struct Second {
+    ack_us: u64,
+    lag_us: u64,
+    machine: MachineLoad,
+}
+
+const QUIET: MachineLoad =
+    MachineLoad { cores: 2.0, used_cores: 0.4, foreign_cores: Some(0.02), steal_cores: 0.0, pressure: None };
+const TWO_BUSY_LOOPS: MachineLoad =
+    MachineLoad { cores: 2.0, used_cores: 2.0, foreign_cores: Some(1.8), steal_cores: 0.0, pressure: Some(1.0) };
+
+const fn second(ack_us: u64, lag_us: u64) -> Second {
+    Second { ack_us, lag_us, machine: QUIET }
+}
+
+fn scenario(thresholds: &str) -> Scenario {
+    let text = format!(
+        "{{name: t, population: {{users: 2, direct_per_user: 1}}, behaviors: {{one-to-one: 1}}, \
+         phases: [{{phase: steady, duration: 1s}}], thresholds: [{thresholds}]}}"
+    );
+    Scenario::parse(&text, "t").expect("valid")
+}
+
+fn latencies(us: u64, count: u64) -> Latency {
+    let mut latency = Latency::default();
+    latency.record_many_us(us, count);
+    latency
+}
+
+fn result(seconds: &[Second]) -> RunResult {
+    let mut result = RunResult::default();
+    let mut whole: BTreeMap<String, Latency> = BTreeMap::new();
+    for (at, second) in seconds.iter().enumerate() {
+        let Second { ack_us, lag_us, machine } = *second;
+        let paths = [("ack", ack_us), ("ack_service", ack_us.saturating_sub(lag_us)), ("send_lag", lag_us)];
+        let row: BTreeMap<String, Latency> =
+            paths.into_iter().map(|(path, us)| (path.to_owned(), latencies(us, 100))).collect();
+        for (path, latency) in &row {
+            whole.entry(path.clone()).or_default().merge(latency);
+        }
+        result.intervals.push((at + 1) as f64, Some(machine), &row);
+    }
+    result.latency = whole.iter().map(|(path, latency)| (path.clone(), latency.summary())).collect();
+    result.generator.lag = result.latency["send_lag"];
+    result.note_machine();
+    result
+}
+
+fn blamed(thresholds: &str, seconds: &[Second]) -> Blame {
+    of(&scenario(thresholds), &result(seconds))
+}
+
+#[test]
+fn a_slow_server_on_a_quiet_machine_is_the_targets() {
+    assert_eq!(blamed("'ack_ms.p99 < 50'", &[second(80_000, 60); 20]), Blame::default());
+    assert_eq!(blamed("'ack_ms.p99 < 50'", &[second(10_000, 60); 20]), Blame::default());
+}
+
+#[test]
+fn a_threshold_that_fails_by_the_lag_is_inconclusive() {
+    let blame = blamed("'ack_ms.p99 < 50'", &[second(54_000, 5_000); 20]);
+    assert_eq!(blame.invalid.len(), 1, "{blame:?}");
+    let text = &blame.invalid[0];
+    assert!(text.starts_with("ack_ms.p99 < 50 fails with 54.0 ms (from the first write 49.0 ms)"), "{text}");
+    assert!(text.contains("5.0 ms"), "{text}");
+}
+
+#[test]
+fn lag_that_does_not_decide_excuses_nothing() {
+    let blame = blamed("'ack_ms.p99 < 50'", &[second(150_000, 20_000); 20]);
+    assert_eq!(blame.invalid, [""; 0], "{blame:?}");
+    assert_eq!(blame.warnings.len(), 1, "the seconds are named: {blame:?}");
+}
+
+#[test]
+fn foreign_load_is_named_with_its_figure() {
+    let slow = Second { machine: TWO_BUSY_LOOPS, ..second(808_000, 60_000) };
+    let blame = blamed("'ack_ms.p99 < 50'", &[slow; 20]);
+    assert_eq!(blame.invalid.len(), 1, "{blame:?}");
+    assert!(blame.invalid[0].contains("in 20 of 20 seconds other programs used 1.80 of 2 cores"), "{blame:?}");
+    let fast = Second { machine: TWO_BUSY_LOOPS, ..second(20_000, 60) };
+    let blame = blamed("'ack_ms.p99 < 50'", &[fast; 20]);
+    assert_eq!(blame.invalid, [""; 0], "what passes all the same passes");
+    assert!(blame.warnings[0].contains("1.80 of 2 cores"), "{blame:?}");
+}
+
+#[test]
+fn a_bad_second_is_named_and_what_is_left_is_judged() {
+    let mut seconds = [second(10_000, 60); 20];
+    seconds[11] = Second { machine: TWO_BUSY_LOOPS, ..second(900_000, 100) };
+    let blame = blamed("'ack_ms.p99 < 50'", &seconds);
+    assert_eq!(blame.invalid.len(), 1, "{blame:?}");
+    assert!(blame.invalid[0].contains("only by second 12, in which other programs used 1.80"), "{blame:?}");
+    // The same second on a server that is slow anyway.
+    let mut seconds = [second(90_000, 60); 20];
+    seconds[11].machine = TWO_BUSY_LOOPS;
+    let blame = blamed("'ack_ms.p99 < 50'", &seconds);
+    assert_eq!(blame.invalid, [""; 0]);
+    assert!(blame.warnings.iter().any(|w| w.contains("fails without second 12 too")), "{blame:?}");
+}
+
+#[test]
+fn a_second_in_which_the_generator_was_late_is_named() {
+    let mut seconds = [second(10_000, 60); 40];
+    seconds[29] = second(90_000, 70_000);
+    let blame = blamed("'ack_ms.p99 < 50'", &seconds);
+    assert!(blame.invalid.len() == 1 && blame.invalid[0].contains("at the same statistic"), "{blame:?}");
+    let blame = blamed("'ack_ms.p50 < 50'", &seconds);
+    assert_eq!(blame.invalid, [""; 0]);
+    assert!(blame.warnings[0].starts_with("the generator was late in second 30: p99 up to 70"), "{blame:?}");
+}
+
+#[test]
+fn lag_that_is_a_large_part_of_what_is_judged_is_a_warning() {
+    let warned = |lag_us| blamed("'ack_ms.p99 < 50'", &[second(400, lag_us); 20]).warnings;
+    assert_eq!(warned(70), [""; 0]);
+    assert_eq!(warned(100), ["the generator's own lag, p50 100 µs, is 25 % of the p50 of ack, 400 µs"]);
+    assert_eq!(blamed("'lost == 0'", &[second(400, 100); 20]).warnings, [""; 0], "nothing of it is judged");
+}
+
+#[test]
+fn the_scenarios_own_limit_of_the_lag_stands() {
+    let blame = blamed("'lost == 0'", &[second(300_000, 120_000); 20]);
+    let late = "the generator was late: p99 120";
+    assert!(blame.invalid[0].starts_with(late) && blame.invalid[0].ends_with("use more cores"), "{blame:?}");
+    let slow = Second { machine: TWO_BUSY_LOOPS, ..second(300_000, 120_000) };
+    let blame = blamed("'lost == 0'", &[slow; 20]);
+    assert!(blame.invalid[0].ends_with("while other programs used 1.80 of 2 cores"), "{blame:?}");
+    let mut result = result(&[second(400, 40); 20]);
+    result.workers.push(WorkerRecord { name: "w".to_owned(), lag_us_p99: 200_000, ..WorkerRecord::default() });
+    assert_eq!(of(&scenario(""), &result).invalid, ["worker w was late: p99 200.0 ms, limit 100 ms"]);
+}
+
+#[test]
+fn other_machines_of_the_host_count_like_other_programs() {
+    let stolen = MachineLoad { used_cores: 1.0, foreign_cores: Some(0.0), steal_cores: 1.0, ..QUIET };
+    let blame = blamed("'ack_ms.p99 < 50'", &[Second { machine: stolen, ..second(200_000, 500) }; 20]);
+    assert!(blame.invalid[0].contains("other machines of the host took 1.00 of 2 cores"), "{blame:?}");
+}
+
+#[test]
+fn where_it_is_not_known_whose_load_it_is_nobody_else_is_blamed() {
+    let unknown = MachineLoad { foreign_cores: None, ..TWO_BUSY_LOOPS };
+    let blame = blamed("'ack_ms.p99 < 50'", &[Second { machine: unknown, ..second(200_000, 500) }; 20]);
+    assert_eq!(blame.invalid, [""; 0]);
+}

@@ -1,0 +1,466 @@
+//! Presence, judged both ways: what friends were told against the beats, and what they had to be told.
+//!
+//! A user's beats alone say whether the user is there. A silence is the time between two beats, or from the last beat on.
+//! `SLACK` is for notices and beats that cross each other.
+//!
+//! | silence | "offline" | "online" when the user is back |
+//! |---|---|---|
+//! | under 29 s | must not be told | may be repeated |
+//! | 29 to 36 s | may be told | must be told to whoever was told "offline" |
+//! | over 36 s | must be told by the 36th second | must be told |
+//!
+//! "Must" holds for a friend who watches from before the change until the limit. A friend who connects must be told of whoever
+//! surely is there. What falls into a fault, on a connection that was lost, or behind the end of the load, is not judged.
+//!
+//! No I/O; time is a parameter, on the run's clock in µs.
+
+mod beats;
+#[cfg(test)]
+mod tests;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
+
+use self::beats::{Beats, Change};
+use crate::loadgen::scenario::{Behavior, Scenario, Transport};
+use crate::loadgen::world::World;
+use crate::protocol::frames::PresenceState;
+use crate::protocol::limits::OFFLINE_AFTER;
+
+/// Tolerance for beats and notices on their way.
+const SLACK_US: u64 = 1_000_000;
+
+/// Shortest silence after which "offline" may be told.
+const OFFLINE_EARLIEST_US: u64 = OFFLINE_AFTER.as_micros() as u64 - SLACK_US;
+
+/// Longest silence before "offline" must be told. Source: invariant I8, 35 s.
+const OFFLINE_LATEST_US: u64 = 35_000_000 + SLACK_US;
+
+/// Longest time from a change until "online" must be told.
+const ONLINE_LATEST_US: u64 = 2_000_000 + SLACK_US;
+
+/// Time after a fault in which nobody is told "offline" on purpose, and a while to settle. Source: DESIGN section 2, "Presence".
+const AFTER_FAULT_US: u64 = 40_000_000;
+
+/// What a judgement found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::loadgen) enum Finding {
+    /// A change that had to be told was.
+    Seen,
+    /// A change that had to be told was not, or too late: the watching user, the friend, what.
+    Missed(u32, u32, PresenceState),
+    /// A notice contradicts the beats: the same, and the silence of the friend in µs; `None` where no beat was ever sent.
+    Wrong(u32, u32, PresenceState, Option<u64>),
+    /// Somebody was told of somebody who is no friend.
+    Leaked,
+    /// A change was told after so many µs: from the beat that made it, or from the last one before it.
+    Took(PresenceState, u64),
+    /// A change that can't be judged.
+    Unsure,
+}
+
+/// What a watching user was told of one friend.
+#[derive(Debug, Default, Clone, Copy)]
+struct Pair {
+    /// Index of the friend.
+    friend: u32,
+    told: Option<PresenceState>,
+    told_us: u64,
+    /// The last beat before the silence that the last "offline" belonged to.
+    offline_of_us: u64,
+    /// The last beat before the silence that was judged last.
+    judged_us: u64,
+    /// Since when "online" is owed; 0 while it is not.
+    owed_us: u64,
+    /// Whether it is owed for a change, rather than because the watcher came.
+    is_change: bool,
+}
+
+/// A user: beats, and what the user is told of friends.
+#[derive(Debug, Default)]
+struct User {
+    beats: Beats,
+    /// Connected devices.
+    devices: u32,
+    /// Since when the user watches without a break; 0 while nobody does.
+    since_us: u64,
+    /// Rising by friend.
+    pairs: Box<[Pair]>,
+}
+
+/// The presence of all users of a run. Empty where nobody has friends. Written by devices and the engine.
+#[derive(Default)]
+pub(in crate::loadgen) struct Presence {
+    users: Vec<Mutex<User>>,
+    /// Where the friends of each user begin in `friends`.
+    friends_at: Vec<u32>,
+    friends: Vec<u32>,
+    /// Users whose devices read late on purpose: what they are told is not timed.
+    is_slow: Vec<bool>,
+    /// Longest time that a notice waits for a client that polls.
+    reads_every_us: u64,
+    /// How late the generator was at the most: a notice may have waited so long for it.
+    lag_us: AtomicU64,
+    /// Times in which changes are not judged.
+    disturbed: Mutex<Vec<(u64, u64)>>,
+    /// From then on nothing is owed; 0 before.
+    closed_us: AtomicU64,
+}
+
+/// A judge of one moment.
+struct Judge<'a> {
+    presence: &'a Presence,
+    watcher: u32,
+    now_us: u64,
+    findings: Vec<Finding>,
+}
+
+impl Presence {
+    pub(in crate::loadgen) fn new(scenario: &Scenario, world: &World) -> Self {
+        if world.friends.is_empty() {
+            return Self::default();
+        }
+        let mut friends: Vec<Vec<u32>> = vec![Vec::new(); world.users.len()];
+        for (a, b) in &world.friends {
+            friends[*a as usize].push(*b);
+            friends[*b as usize].push(*a);
+        }
+        let mut presence = Self {
+            is_slow: world.users.iter().map(|user| user.behavior == Behavior::SlowReader).collect(),
+            reads_every_us: match scenario.transport {
+                Transport::Poll => scenario.poll_interval.as_micros() as u64,
+                Transport::Websocket | Transport::LongPoll => 0,
+            },
+            ..Self::default()
+        };
+        for mut own in friends {
+            own.sort_unstable();
+            own.dedup();
+            presence.friends_at.push(presence.friends.len() as u32);
+            let pairs = own.iter().map(|friend| Pair { friend: *friend, ..Pair::default() }).collect();
+            presence.users.push(Mutex::new(User { pairs, ..User::default() }));
+            presence.friends.extend(own);
+        }
+        presence.friends_at.push(presence.friends.len() as u32);
+        presence
+    }
+
+    fn user(&self, user: u32) -> MutexGuard<'_, User> {
+        self.users[user as usize].lock().expect("no panic while held")
+    }
+
+    fn friends(&self, user: u32) -> &[u32] {
+        &self.friends[self.friends_at[user as usize] as usize..self.friends_at[user as usize + 1] as usize]
+    }
+
+    /// Beats of a user's friends, in the order of the pairs. Taken before the user is locked: two users are never locked at once.
+    fn beats_of_friends(&self, user: u32) -> Vec<Beats> {
+        self.friends(user).iter().map(|friend| self.user(*friend).beats).collect()
+    }
+
+    fn is_judged(&self, watcher: u32) -> bool {
+        !self.is_slow[watcher as usize]
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed_us.load(Ordering::Relaxed) > 0
+    }
+
+    /// What a limit is longer by: notices wait for clients that poll, and for a generator that is late.
+    fn late_us(&self) -> u64 {
+        self.reads_every_us + self.lag_us.load(Ordering::Relaxed)
+    }
+
+    fn judge(&self, watcher: u32, now_us: u64) -> Judge<'_> {
+        Judge { presence: self, watcher, now_us, findings: Vec::new() }
+    }
+
+    /// A fault begins: until it ends, and a while longer, changes are not judged.
+    pub(in crate::loadgen) fn fault_began(&self, at_us: u64) {
+        self.disturbed.lock().expect("no panic while held").push((at_us, u64::MAX));
+    }
+
+    /// The fault that began at a time is over.
+    pub(in crate::loadgen) fn fault_ended(&self, began_us: u64, now_us: u64) {
+        let mut disturbed = self.disturbed.lock().expect("no panic while held");
+        if let Some(entry) = disturbed.iter_mut().find(|entry| **entry == (began_us, u64::MAX)) {
+            entry.1 = now_us.saturating_add(AFTER_FAULT_US);
+        }
+    }
+
+    fn was_disturbed(&self, from_us: u64, until_us: u64) -> bool {
+        let disturbed = self.disturbed.lock().expect("no panic while held");
+        disturbed.iter().any(|(from, until)| *from <= until_us && from_us <= *until)
+    }
+
+    /// A device of a user is about to beat, `late_us` after it was due. Must be called before anybody can be told.
+    pub(in crate::loadgen) fn on_beat(&self, user: u32, now_us: u64, late_us: u64) -> Vec<Finding> {
+        if self.users.is_empty() {
+            return Vec::new();
+        }
+        self.lag_us.fetch_max(late_us, Ordering::Relaxed);
+        let (before, change) = {
+            let mut user = self.user(user);
+            (user.beats, user.beats.on_beat(now_us))
+        };
+        if change == Change::None || self.is_closed() {
+            return Vec::new();
+        }
+        let mut findings = Vec::new();
+        for watcher in self.friends(user) {
+            if !self.is_judged(*watcher) {
+                continue;
+            }
+            let mut judge = self.judge(*watcher, now_us);
+            let mut watching = self.user(*watcher);
+            let since_us = watching.since_us;
+            let Some(pair) = watching.pair(user) else { continue };
+            judge.settle_online(pair);
+            judge.settle_offline(pair, &before, since_us);
+            let is_owed = match change {
+                Change::Came => since_us > 0 && since_us + SLACK_US <= now_us,
+                // Perhaps told, perhaps not: whoever was, must hear that the user is back.
+                Change::Perhaps => pair.told == Some(PresenceState::Offline) && pair.offline_of_us == before.last_us,
+                Change::None => false,
+            };
+            if is_owed {
+                (pair.owed_us, pair.is_change) = (now_us, change == Change::Came);
+            }
+            drop(watching);
+            findings.append(&mut judge.findings);
+        }
+        findings
+    }
+
+    /// A device of a user was welcomed.
+    pub(in crate::loadgen) fn on_watch(&self, user: u32, now_us: u64) {
+        if self.users.is_empty() {
+            return;
+        }
+        let beats = self.beats_of_friends(user);
+        let mut watching = self.user(user);
+        watching.devices += 1;
+        if watching.devices > 1 {
+            return;
+        }
+        watching.since_us = now_us;
+        let greets = self.is_judged(user) && !self.is_closed();
+        for (pair, beats) in watching.pairs.iter_mut().zip(beats) {
+            pair.told = None;
+            let is_there = beats.is_surely_there(now_us, self.late_us());
+            (pair.owed_us, pair.is_change) = (if greets && is_there { now_us } else { 0 }, false);
+        }
+    }
+
+    /// A connection of a user's device ended, for whatever reason.
+    pub(in crate::loadgen) fn on_unwatch(&self, user: u32, now_us: u64) -> Vec<Finding> {
+        if self.users.is_empty() {
+            return Vec::new();
+        }
+        let mut judge = self.judge(user, now_us);
+        let beats = self.beats_of_friends(user);
+        let mut watching = self.user(user);
+        self.settle(&mut judge, &mut watching, &beats);
+        watching.devices = watching.devices.saturating_sub(1);
+        // What goes on on another device begins anew: it is not known which one would have been told.
+        watching.since_us = if watching.devices > 0 { now_us } else { 0 };
+        judge.findings
+    }
+
+    /// A connection of a user's device was lost against the plan: its last beats may not have arrived.
+    pub(in crate::loadgen) fn on_lost(&self, user: u32) -> Vec<Finding> {
+        if self.users.is_empty() {
+            return Vec::new();
+        }
+        self.user(user).beats.doubt();
+        let mut findings = Vec::new();
+        for watcher in self.friends(user) {
+            let mut watching = self.user(*watcher);
+            if let Some(pair) = watching.pair(user).filter(|pair| pair.owed_us > 0) {
+                pair.owed_us = 0;
+                findings.push(Finding::Unsure);
+            }
+        }
+        findings
+    }
+
+    /// The load ends: what is owed by now is judged, and nothing is owed any more.
+    pub(in crate::loadgen) fn close(&self, now_us: u64) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        for watcher in 0..self.users.len() as u32 {
+            let mut judge = self.judge(watcher, now_us);
+            let beats = self.beats_of_friends(watcher);
+            self.settle(&mut judge, &mut self.user(watcher), &beats);
+            findings.append(&mut judge.findings);
+        }
+        self.closed_us.store(now_us.max(1), Ordering::Relaxed);
+        findings
+    }
+
+    fn settle(&self, judge: &mut Judge<'_>, watching: &mut User, beats: &[Beats]) {
+        let since_us = watching.since_us;
+        if since_us == 0 || self.is_closed() || !self.is_judged(judge.watcher) {
+            return;
+        }
+        for (pair, beats) in watching.pairs.iter_mut().zip(beats) {
+            judge.settle_online(pair);
+            judge.settle_offline(pair, beats, since_us);
+        }
+    }
+
+    /// A device of `watcher` was told of a user; `None` stands for somebody outside the run.
+    pub(in crate::loadgen) fn on_notice(
+        &self,
+        watcher: u32,
+        friend: Option<u32>,
+        state: PresenceState,
+        now_us: u64,
+    ) -> Vec<Finding> {
+        let known =
+            friend.filter(|friend| !self.users.is_empty() && self.friends(watcher).binary_search(friend).is_ok());
+        let Some(friend) = known else {
+            return if friend == Some(watcher) { Vec::new() } else { vec![Finding::Leaked] };
+        };
+        if !self.is_judged(watcher) {
+            return Vec::new();
+        }
+        let beats = self.user(friend).beats;
+        let mut judge = self.judge(watcher, now_us);
+        let mut watching = self.user(watcher);
+        let since_us = watching.since_us;
+        let Some(pair) = watching.pair(friend) else { return Vec::new() };
+        match state {
+            PresenceState::Online => judge.online(pair, &beats),
+            PresenceState::Offline => judge.offline(pair, &beats, since_us),
+        }
+        (pair.told, pair.told_us) = (Some(state), now_us);
+        judge.findings
+    }
+}
+
+impl User {
+    fn pair(&mut self, friend: u32) -> Option<&mut Pair> {
+        let at = self.pairs.binary_search_by_key(&friend, |pair| pair.friend).ok()?;
+        Some(&mut self.pairs[at])
+    }
+}
+
+impl Judge<'_> {
+    /// Counts what was told, or not told, about a change that had to be told between two times.
+    fn owed(&mut self, pair: &Pair, state: PresenceState, was_told: bool, from_us: u64) {
+        let finding = if was_told {
+            Finding::Seen
+        } else if self.presence.was_disturbed(from_us, self.now_us) {
+            Finding::Unsure
+        } else {
+            Finding::Missed(self.watcher, pair.friend, state)
+        };
+        self.findings.push(finding);
+    }
+
+    fn online_latest_us(&self) -> u64 {
+        ONLINE_LATEST_US + self.presence.late_us()
+    }
+
+    fn offline_latest_us(&self) -> u64 {
+        OFFLINE_LATEST_US + self.presence.late_us()
+    }
+
+    /// Ends what is owed: told never, or still in time when something else happened.
+    fn settle_online(&mut self, pair: &mut Pair) {
+        if pair.owed_us == 0 {
+            return;
+        }
+        if self.now_us > pair.owed_us + self.online_latest_us() {
+            self.owed(pair, PresenceState::Online, false, pair.owed_us);
+        } else {
+            self.findings.push(Finding::Unsure);
+        }
+        pair.owed_us = 0;
+    }
+
+    /// Whether a watcher must be told that a silence became too long: who watches since before it, or was told in it that the
+    /// user is there.
+    fn must_be_told(pair: &Pair, beats: &Beats, since_us: u64) -> bool {
+        let was_told_in_it = pair.told == Some(PresenceState::Online)
+            && since_us <= pair.told_us
+            && (beats.last_us..=beats.last_us + OFFLINE_LATEST_US).contains(&pair.told_us);
+        since_us > 0 && (since_us <= beats.last_us || was_told_in_it)
+    }
+
+    /// Judges a silence that is over its limit, once.
+    fn settle_offline(&mut self, pair: &mut Pair, beats: &Beats, since_us: u64) {
+        let last_us = beats.last_us;
+        if last_us == 0 || pair.judged_us == last_us || self.now_us <= last_us + self.offline_latest_us() {
+            return;
+        }
+        pair.judged_us = last_us;
+        if Self::must_be_told(pair, beats, since_us) {
+            self.owed(pair, PresenceState::Offline, false, last_us);
+        }
+    }
+
+    fn online(&mut self, pair: &mut Pair, beats: &Beats) {
+        let silence_us = self.now_us.saturating_sub(beats.last_us);
+        let was_disturbed = || self.presence.was_disturbed(beats.last_us, self.now_us);
+        let is_after_offline = pair.told == Some(PresenceState::Offline)
+            && pair.offline_of_us == beats.last_us
+            && self.now_us > pair.told_us + SLACK_US;
+        if beats.last_us == 0 {
+            self.findings.push(Finding::Wrong(self.watcher, pair.friend, PresenceState::Online, None));
+        } else if silence_us > self.offline_latest_us() || is_after_offline {
+            let wrong = Finding::Wrong(self.watcher, pair.friend, PresenceState::Online, Some(silence_us));
+            self.findings.push(if was_disturbed() { Finding::Unsure } else { wrong });
+        }
+        if pair.owed_us > 0 {
+            let took_us = self.now_us.saturating_sub(pair.owed_us);
+            if pair.is_change {
+                self.findings.push(Finding::Took(PresenceState::Online, took_us));
+            }
+            self.owed(pair, PresenceState::Online, took_us <= self.online_latest_us(), pair.owed_us);
+            pair.owed_us = 0;
+        }
+    }
+
+    fn offline(&mut self, pair: &mut Pair, beats: &Beats, since_us: u64) {
+        let silence_us = self.now_us.saturating_sub(beats.last_us);
+        // A user of whom no beat was ever sent is offline.
+        if beats.last_us == 0 {
+            return;
+        }
+        if pair.owed_us > 0 {
+            pair.owed_us = 0;
+            self.findings.push(Finding::Unsure);
+        }
+        if silence_us >= OFFLINE_EARLIEST_US {
+            self.offline_in_silence(pair, beats, silence_us, since_us);
+        } else if let Some(silent_since_us) = beats.crossed(self.now_us, self.presence.late_us()) {
+            // The decision and the beat that ended the silence crossed: the friend must be told that the user is back.
+            self.findings.push(Finding::Took(PresenceState::Offline, self.now_us - silent_since_us));
+            if pair.judged_us != silent_since_us {
+                self.findings.push(Finding::Seen);
+                pair.judged_us = silent_since_us;
+            }
+            pair.offline_of_us = silent_since_us;
+            if !self.presence.is_closed() {
+                (pair.owed_us, pair.is_change) = (self.now_us, false);
+            }
+        } else {
+            let wrong = Finding::Wrong(self.watcher, pair.friend, PresenceState::Offline, Some(silence_us));
+            self.findings.push(if beats.is_doubtful() { Finding::Unsure } else { wrong });
+            // Not of a silence: whatever comes next is no contradiction of this one.
+            pair.offline_of_us = 0;
+        }
+    }
+
+    fn offline_in_silence(&mut self, pair: &mut Pair, beats: &Beats, silence_us: u64, since_us: u64) {
+        let is_in_time = silence_us <= self.offline_latest_us();
+        if is_in_time {
+            self.findings.push(Finding::Took(PresenceState::Offline, silence_us));
+        }
+        if pair.judged_us != beats.last_us && Self::must_be_told(pair, beats, since_us) {
+            self.owed(pair, PresenceState::Offline, is_in_time, beats.last_us);
+        }
+        (pair.judged_us, pair.offline_of_us) = (beats.last_us, beats.last_us);
+    }
+}

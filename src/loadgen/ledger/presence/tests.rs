@@ -1,0 +1,225 @@
+//! Each rule, from both sides. User 0 is watched by user 1, who is a friend.
+
+use super::PresenceState::{Offline, Online};
+use super::*;
+
+const S: u64 = 1_000_000;
+
+/// Users 0 and 1 are friends; 2 is friends with 3.
+fn presence() -> Presence {
+    let text = "{name: t, population: {users: 4, friends_per_user: 1}, behaviors: {lurker: 1}, \
+                phases: [{phase: steady, duration: 9s}]}";
+    let scenario = Scenario::parse(text, "t").expect("valid");
+    let mut world = World::draw(&scenario, 1);
+    world.friends = vec![(0, 1), (2, 3)];
+    Presence::new(&scenario, &world)
+}
+
+/// Beats of user 0 every five seconds from one time to another, both included; times in seconds.
+fn beats(p: &Presence, from_s: u64, to_s: u64) -> Vec<Finding> {
+    (from_s..=to_s).step_by(5).flat_map(|s| p.on_beat(0, s * S, 0)).collect()
+}
+
+/// Somebody tells user 1 of user 0.
+fn told(p: &Presence, state: PresenceState, at_us: u64) -> Vec<Finding> {
+    p.on_notice(1, Some(0), state, at_us)
+}
+
+/// A watcher who was there before, and was told of the coming at 10 s. Beats until 30 s.
+fn watched() -> Presence {
+    let p = presence();
+    p.on_watch(1, S);
+    assert_eq!(beats(&p, 10, 10), []);
+    assert_eq!(told(&p, Online, 10 * S + 50), [Finding::Took(Online, 50), Finding::Seen]);
+    assert_eq!(beats(&p, 15, 30), []);
+    p
+}
+
+const MISSED_ONLINE: Finding = Finding::Missed(1, 0, Online);
+const MISSED_OFFLINE: Finding = Finding::Missed(1, 0, Offline);
+
+fn wrong(state: PresenceState, silence_us: u64) -> Finding {
+    Finding::Wrong(1, 0, state, Some(silence_us))
+}
+
+#[test]
+fn offline_is_right_between_thirty_and_thirty_five_seconds() {
+    for (at_s, finding) in [(35, vec![wrong(Offline, 5 * S)]), (58, vec![wrong(Offline, 28 * S)])] {
+        assert_eq!(told(&watched(), Offline, at_s * S), finding);
+    }
+    for silence in [29, 31, 36] {
+        let p = watched();
+        assert_eq!(told(&p, Offline, (30 + silence) * S), [Finding::Took(Offline, silence * S), Finding::Seen]);
+        assert_eq!(p.on_unwatch(1, 100 * S), [], "judged once");
+    }
+    assert_eq!(told(&watched(), Offline, 67 * S), [MISSED_OFFLINE], "too late");
+}
+
+#[test]
+fn offline_must_be_told_to_who_watched_all_the_time() {
+    assert_eq!(watched().on_unwatch(1, 67 * S), [MISSED_OFFLINE]);
+    assert_eq!(watched().on_unwatch(1, 65 * S), [], "gone before the limit");
+    assert_eq!(watched().close(67 * S), [MISSED_OFFLINE]);
+    assert_eq!(watched().close(65 * S), [], "the load ended before the limit");
+    let p = watched();
+    assert_eq!(p.on_beat(0, 70 * S, 0), [MISSED_OFFLINE], "found when the user is back");
+    let p = watched();
+    assert_eq!(p.on_beat(0, 64 * S, 0), [], "perhaps told, perhaps not");
+    // Who comes in the silence owes nothing unless told that the user is there.
+    let late = |is_told: bool| {
+        let p = watched();
+        p.on_unwatch(1, 31 * S);
+        p.on_watch(1, 57 * S);
+        if is_told {
+            told(&p, Online, 57 * S + 10);
+        }
+        p.on_unwatch(1, 80 * S)
+    };
+    assert_eq!(late(false), []);
+    assert_eq!(late(true), [MISSED_OFFLINE]);
+}
+
+#[test]
+fn an_offline_that_crossed_the_beat_is_right_and_must_be_followed_by_online() {
+    let crossed = || {
+        let p = watched();
+        assert_eq!(p.on_beat(0, 61 * S, 0), []);
+        assert_eq!(told(&p, Offline, 61 * S + S / 2), [Finding::Took(Offline, 31 * S + S / 2), Finding::Seen]);
+        p
+    };
+    let p = crossed();
+    assert_eq!(p.on_beat(0, 61 * S + S / 2 + 1, 0), [], "a beat of another device");
+    assert_eq!(told(&p, Online, 62 * S), [Finding::Seen]);
+    assert_eq!(crossed().on_unwatch(1, 65 * S), [MISSED_ONLINE], "the order counts");
+    let p = watched();
+    p.on_beat(0, 61 * S, 0);
+    assert_eq!(told(&p, Offline, 64 * S), [wrong(Offline, 3 * S)], "not for long");
+}
+
+#[test]
+fn online_must_be_told_in_time() {
+    let coming = |told_us: Option<u64>, until_s: u64| {
+        let p = presence();
+        p.on_watch(1, S);
+        p.on_beat(0, 10 * S, 0);
+        let mut findings: Vec<Finding> = told_us.into_iter().flat_map(|at| told(&p, Online, at)).collect();
+        findings.extend(p.on_unwatch(1, until_s * S));
+        findings
+    };
+    assert_eq!(coming(Some(12 * S), 20), [Finding::Took(Online, 2 * S), Finding::Seen]);
+    assert_eq!(coming(None, 20), [MISSED_ONLINE]);
+    assert_eq!(coming(None, 12), [Finding::Unsure], "gone before the limit");
+    assert_eq!(coming(Some(14 * S), 20), [Finding::Took(Online, 4 * S), MISSED_ONLINE], "too late");
+    let p = presence();
+    p.on_watch(1, 10 * S - 1);
+    p.on_beat(0, 10 * S, 0);
+    assert_eq!(p.on_unwatch(1, 20 * S), [], "came at the same moment");
+}
+
+#[test]
+fn who_was_told_offline_must_be_told_that_the_user_is_back() {
+    let p = watched();
+    told(&p, Offline, 61 * S);
+    assert_eq!(p.on_beat(0, 63 * S, 0), []);
+    assert_eq!(p.on_unwatch(1, 70 * S), [MISSED_ONLINE]);
+    let p = watched();
+    assert_eq!(p.on_beat(0, 63 * S, 0), []);
+    assert_eq!(p.on_unwatch(1, 70 * S), [], "never told offline");
+    let p = watched();
+    told(&p, Offline, 61 * S);
+    assert_eq!(p.on_beat(0, 90 * S, 0), []);
+    assert_eq!(told(&p, Online, 91 * S), [Finding::Took(Online, S), Finding::Seen]);
+}
+
+#[test]
+fn online_needs_a_beat() {
+    let p = presence();
+    p.on_watch(1, S);
+    assert_eq!(told(&p, Online, 5 * S), [Finding::Wrong(1, 0, Online, None)]);
+    assert_eq!(told(&watched(), Online, 40 * S), [], "may be repeated");
+    let p = watched();
+    assert_eq!(told(&p, Online, 67 * S), [wrong(Online, 37 * S)], "instead of offline");
+    let p = watched();
+    told(&p, Offline, 61 * S);
+    assert_eq!(told(&p, Online, 61 * S + S / 2), [], "they crossed");
+    told(&p, Offline, 61 * S + S / 2);
+    assert_eq!(told(&p, Online, 63 * S), [wrong(Online, 33 * S)], "no beat since");
+    let p = presence();
+    p.on_watch(1, S);
+    assert_eq!(told(&p, Offline, 5 * S), [], "who never beat is offline");
+}
+
+#[test]
+fn who_comes_is_told_who_is_there() {
+    let greeted = |comes_s: u64, is_told: bool| {
+        let p = presence();
+        beats(&p, 10, 20);
+        p.on_watch(1, comes_s * S);
+        beats(&p, 25, 30);
+        let mut findings = if is_told { told(&p, Online, comes_s * S + S / 2) } else { Vec::new() };
+        findings.extend(p.on_unwatch(1, 40 * S));
+        findings
+    };
+    assert_eq!(greeted(21, true), [Finding::Seen], "and is not timed as a change");
+    assert_eq!(greeted(21, false), [MISSED_ONLINE]);
+    let p = presence();
+    beats(&p, 10, 10);
+    p.on_watch(1, 10 * S + 5);
+    assert_eq!(p.on_unwatch(1, 40 * S), [], "came a moment before");
+    let p = presence();
+    beats(&p, 10, 10);
+    p.on_watch(1, 37 * S);
+    assert_eq!(p.on_unwatch(1, 50 * S), [], "perhaps gone by then");
+}
+
+#[test]
+fn only_friends_are_told() {
+    let p = presence();
+    p.on_watch(1, S);
+    p.on_beat(2, S, 0);
+    assert_eq!(p.on_notice(1, Some(2), Online, 2 * S), [Finding::Leaked]);
+    assert_eq!(p.on_notice(1, None, Offline, 2 * S), [Finding::Leaked]);
+    assert_eq!(p.on_notice(1, Some(1), Online, 2 * S), []);
+    assert_eq!(Presence::default().on_notice(1, Some(2), Online, S), [Finding::Leaked], "nobody has friends");
+}
+
+#[test]
+fn what_a_fault_or_a_lost_connection_explains_is_no_accusation() {
+    let p = watched();
+    p.fault_began(40 * S);
+    p.fault_ended(40 * S, 50 * S);
+    assert_eq!(p.close(100 * S), [Finding::Unsure]);
+    let p = watched();
+    p.on_lost(0);
+    assert_eq!(told(&p, Offline, 55 * S), [Finding::Unsure], "the last beats may not have arrived");
+    let p = watched();
+    p.on_lost(0);
+    p.on_beat(0, 32 * S, 0);
+    assert_eq!(told(&p, Offline, 55 * S), [wrong(Offline, 23 * S)], "this one did");
+    let p = presence();
+    p.on_watch(1, S);
+    p.on_beat(0, 10 * S, 0);
+    assert_eq!(p.on_lost(0), [Finding::Unsure]);
+    assert_eq!(p.on_unwatch(1, 20 * S), []);
+}
+
+#[test]
+fn a_generator_that_is_late_accuses_nobody() {
+    let p = presence();
+    p.on_watch(1, S);
+    p.on_beat(1, 9 * S, 2 * S);
+    p.on_beat(0, 10 * S, 0);
+    assert_eq!(told(&p, Online, 14 * S + S / 2), [Finding::Took(Online, 4 * S + S / 2), Finding::Seen]);
+}
+
+#[test]
+fn one_device_of_several_is_enough() {
+    let p = presence();
+    p.on_watch(1, S);
+    p.on_watch(1, 2 * S);
+    p.on_beat(0, 10 * S, 0);
+    told(&p, Online, 10 * S + 1);
+    assert_eq!(told(&p, Online, 10 * S + 2), [], "the other device");
+    assert_eq!(p.on_unwatch(1, 20 * S), []);
+    assert_eq!(p.on_unwatch(1, 60 * S), [], "watching began anew after the last beat");
+}
