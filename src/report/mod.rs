@@ -15,6 +15,7 @@ use std::path::Path;
 use crate::loadgen::RunResult;
 use crate::loadgen::result::SCHEMA_VERSION;
 use crate::loadgen::scenario::check_name;
+use crate::runtime::files;
 pub use crate::telemetry::human::{human_bytes, human_count, human_us, human_value};
 use crate::telemetry::{LatencySummary, LiveSnapshot, printable};
 
@@ -33,7 +34,7 @@ const RESULT_BYTES_MAX: u64 = 64 << 20;
 pub fn read(path: &Path) -> io::Result<RunResult> {
     let path = if path.is_dir() { path.join(RESULT_FILE) } else { path.to_owned() };
     let named = |kind, error: &dyn std::fmt::Display| io::Error::new(kind, format!("{}: {error}", path.display()));
-    let bytes = untrusted::read(&path, RESULT_BYTES_MAX).map_err(|e| named(e.kind(), &e))?;
+    let bytes = files::read_bytes(&path, RESULT_BYTES_MAX).map_err(|e| named(e.kind(), &e))?;
     let result: RunResult = untrusted::parse(&bytes)
         .map_err(|e| named(io::ErrorKind::InvalidData, &format!("not a result of chatctl load: {e}")))?;
     if result.schema != SCHEMA_VERSION {
