@@ -12,7 +12,7 @@ use crate::telemetry::live::MachineLoad;
 use crate::telemetry::{Latency, LatencySummary};
 
 /// Version of the JSON form. Rises when a field changes its meaning or goes.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// The word at the end of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -540,14 +540,18 @@ thresholds: ['ack_ms.p99 < 50', 'lost == 0']
     }
 
     #[test]
-    fn every_scenario_of_the_folder_is_valid() {
-        for (folder, least) in [("scenarios", 6), ("scenarios/faults", 10)] {
+    fn every_scenario_of_the_folder_is_valid_and_limits_a_latency() {
+        let folders =
+            [("scenarios", 6), ("scenarios/faults", 10), ("scenarios/transports", 3), ("scenarios/calibrate", 3)];
+        for (folder, least) in folders {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
             let mut count = 0;
             for entry in std::fs::read_dir(folder).expect("there is a folder") {
                 let path = entry.expect("readable").path();
                 if path.extension().is_some_and(|e| e == "yaml") {
-                    Scenario::read(&path).unwrap_or_else(|e| panic!("{e}"));
+                    let scenario = Scenario::read(&path).unwrap_or_else(|e| panic!("{e}"));
+                    let limits_latency = scenario.thresholds.iter().any(|t| t.upper_limit().is_some());
+                    assert!(limits_latency, "{} passes however slow the target is", path.display());
                     count += 1;
                 }
             }
