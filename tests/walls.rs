@@ -11,7 +11,7 @@ const TABLE: [(&str, &[&str]); 9] = [
     ("server", &["protocol", "telemetry", "runtime", "backends"]),
     ("stack", &["protocol", "telemetry", "runtime", "backends", "server"]),
     ("loadgen", &["protocol", "runtime", "telemetry"]),
-    ("report", &["loadgen", "telemetry"]),
+    ("report", &["loadgen", "telemetry", "runtime"]),
     ("tui", &["telemetry", "runtime"]),
 ];
 

@@ -170,6 +170,12 @@ pub(super) struct ApiCounts {
     pub(super) local_errors: AtomicU64,
 }
 
+/// An answer that names a user. A newer server may say more.
+#[derive(Debug, serde::Deserialize)]
+pub(super) struct NamedUser {
+    pub(super) user: UserId,
+}
+
 /// Where messages are to come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Source {
@@ -310,7 +316,7 @@ impl Api {
         Ok(String::new())
     }
 
-    pub(super) async fn signup(&self, name: &str, password: &str) -> Result<UserRef, Error> {
+    pub(super) async fn signup(&self, name: &str, password: &str) -> Result<NamedUser, Error> {
         let body = Signup { name: name.to_owned(), password: password.to_owned() };
         self.post("/signup", None, &body).await
     }
@@ -334,7 +340,7 @@ impl Api {
         self.get(&format!("/placement{avoid}"), token).await
     }
 
-    pub(super) async fn add_friend(&self, token: &str, user: UserId) -> Result<UserRef, Error> {
+    pub(super) async fn add_friend(&self, token: &str, user: UserId) -> Result<NamedUser, Error> {
         self.post("/friends", Some(token), &UserRef { user }).await
     }
 

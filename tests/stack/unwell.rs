@@ -73,6 +73,8 @@ connect_over: 300ms
 churn: {every: 150ms, back_after: 150ms}
 phases: [{phase: steady, duration: 9s, rate: 30}]
 generator_lag_max: 10s
+# A removal between a head and its fetch makes a sync of it.
+thresholds: ['pushed_percent >= 80']
 ";
 
 #[tokio::test(flavor = "multi_thread")]

@@ -57,11 +57,6 @@ impl Numbers {
         self.with(conversation, |n| n.shifts.push((from, by)));
     }
 
-    /// Shows twice each id.
-    pub(crate) fn double(&self, conversation: ConversationId) {
-        self.with(conversation, |n| n.is_doubled = true);
-    }
-
     /// Whether anything is said of an id.
     pub(crate) fn has(&self, conversation: ConversationId, id: u64) -> bool {
         self.with(conversation, |n| n.exact.contains_key(&id))
