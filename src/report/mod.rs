@@ -146,7 +146,11 @@ mod tests {
         let of_later = RunResult { schema: SCHEMA_VERSION + 1, ..back };
         std::fs::write(folder.path().join("later.json"), json::render(&of_later)).expect("writes");
         let refused = read(&folder.path().join("later.json")).expect_err("another form");
-        assert!(refused.to_string().contains("later.json") && refused.to_string().ends_with("schema 2"), "{refused}");
+        assert!(
+            refused.to_string().contains("later.json")
+                && refused.to_string().ends_with(&format!("schema {}", SCHEMA_VERSION + 1)),
+            "{refused}"
+        );
         let hlog = std::fs::read_to_string(folder.path().join("ack.hlog")).expect("is there");
         assert!(hlog.contains("Tag=ack") && hlog.contains("HIST"), "{hlog}");
         let csv =
