@@ -304,6 +304,9 @@ impl Device {
         let path = self.delivery_path(tag, &delivery);
         run.recorder.delivered(self.client, path, tag.intended_us, tag.sent_us, self.now_us);
         let is_live = !matches!(path, Path::DeliveryAfterReconnect | Path::DeliverySlowReader);
+        if is_live && seen.is_live {
+            run.ledger.presence.message_took(self.now_us.saturating_sub(tag.sent_us));
+        }
         if is_live && took_us > LATE_US + poll_us {
             run.consequence(Consequence::LateDelivery, self.now_us);
         }

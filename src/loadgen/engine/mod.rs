@@ -314,6 +314,8 @@ async fn load(
         () = finish_devices(shared, was_interrupted) => {}
         () = told_to_stop() => {}
     }
+    // Everything that was late has come.
+    shared.ledger.on_presence(&shared.world, shared.ledger.presence.conclude());
     let states = std::mem::take(&mut *shared.ended.lock().expect("no panic while held"));
     watcher.phase("audit");
     let unaudited = audit::audit(shared, &states, watcher, told_to_stop()).await;

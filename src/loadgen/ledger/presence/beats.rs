@@ -66,11 +66,13 @@ impl Beats {
             && !self.is_doubtful()
     }
 
-    /// The beginning of the silence that ended a moment ago, where an "offline" of it may have crossed the beat.
-    pub(super) fn crossed(&self, now_us: u64, late_us: u64) -> Option<u64> {
-        let has_just_resumed = self.resumed_us > 0 && now_us.saturating_sub(self.resumed_us) < 2 * SLACK_US + late_us;
-        let silence_us = now_us.saturating_sub(self.silent_since_us);
-        let fits = (OFFLINE_EARLIEST_US..=OFFLINE_LATEST_US + 2 * SLACK_US + late_us).contains(&silence_us);
-        (has_just_resumed && fits).then_some(self.silent_since_us)
+    /// The beginning of the latest silence that is over, where an "offline" that comes now may be of it; and how late that
+    /// one must have been for it, beyond one that crossed the beat.
+    pub(super) const fn crossed(&self, now_us: u64) -> Option<(u64, u64)> {
+        if self.resumed_us == 0 {
+            return None;
+        }
+        let since_resumed_us = now_us.saturating_sub(self.resumed_us);
+        Some((self.silent_since_us, since_resumed_us.saturating_sub(2 * SLACK_US - 1)))
     }
 }

@@ -12,6 +12,9 @@
 //! "Must" holds for a friend who watches from before the change until the limit. A friend who connects must be told of whoever
 //! surely is there. What falls into a fault, on a connection that was lost, or behind the end of the load, is not judged.
 //!
+//! A target that is slow is not one that is silent: what a notice's lateness would explain is held back until the end, when it
+//! is known how late the generator was and how long messages took. Lateness itself is what the latencies of presence are for.
+//!
 //! No I/O; time is a parameter, on the run's clock in µs.
 
 mod beats;
@@ -41,6 +44,12 @@ const ONLINE_LATEST_US: u64 = 2_000_000 + SLACK_US;
 
 /// Time after a fault in which nobody is told "offline" on purpose, and a while to settle. Source: DESIGN section 2, "Presence".
 const AFTER_FAULT_US: u64 = 40_000_000;
+
+/// Findings that are held back until the end; past them, each is judged at once.
+const HELD_BACK_MAX: usize = 100_000;
+
+/// A time that never comes, and a lateness that explains anything.
+const NEVER: u64 = u64::MAX;
 
 /// What a judgement found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +110,10 @@ pub(in crate::loadgen) struct Presence {
     reads_every_us: u64,
     /// How late the generator was at the most: a notice may have waited so long for it.
     lag_us: AtomicU64,
+    /// The longest that an ACK took, or a delivery to a device that was there: a notice may have taken as long.
+    slow_us: AtomicU64,
+    /// What lateness may explain: how much of it, and what it is if it does not.
+    held_back: Mutex<Vec<(u64, Finding)>>,
     /// Times in which changes are not judged.
     disturbed: Mutex<Vec<(u64, u64)>>,
     /// From then on nothing is owed; 0 before.
@@ -166,9 +179,26 @@ impl Presence {
         self.closed_us.load(Ordering::Relaxed) > 0
     }
 
-    /// What a limit is longer by: notices wait for clients that poll, and for a generator that is late.
+    /// What a limit is longer by: notices wait for clients that poll, for a generator that is late, for a target that is slow.
     fn late_us(&self) -> u64 {
-        self.reads_every_us + self.lag_us.load(Ordering::Relaxed)
+        self.reads_every_us + self.lag_us.load(Ordering::Relaxed) + self.slow_us.load(Ordering::Relaxed)
+    }
+
+    /// A message took so long, from its first write to its ACK or to a device that was there.
+    pub(in crate::loadgen) fn message_took(&self, us: u64) {
+        if !self.users.is_empty() && us > self.slow_us.load(Ordering::Relaxed) {
+            self.slow_us.fetch_max(us, Ordering::Relaxed);
+        }
+    }
+
+    /// The end, when everything that was late has come: judges what was held back.
+    pub(in crate::loadgen) fn conclude(&self) -> Vec<Finding> {
+        let held_back = std::mem::take(&mut *self.held_back.lock().expect("no panic while held"));
+        let late_us = self.late_us();
+        held_back
+            .into_iter()
+            .map(|(needs_us, finding)| if needs_us > late_us { finding } else { Finding::Unsure })
+            .collect()
     }
 
     fn judge(&self, watcher: u32, now_us: u64) -> Judge<'_> {
@@ -346,24 +376,25 @@ impl User {
 }
 
 impl Judge<'_> {
-    /// Counts what was told, or not told, about a change that had to be told between two times.
-    fn owed(&mut self, pair: &Pair, state: PresenceState, was_told: bool, from_us: u64) {
-        let finding = if was_told {
-            Finding::Seen
-        } else if self.presence.was_disturbed(from_us, self.now_us) {
-            Finding::Unsure
+    /// Something is wrong, unless a notice that was `needs_us` late explains it; what is known so far is not all yet.
+    fn accuse(&mut self, finding: Finding, needs_us: u64) {
+        let mut held_back = self.presence.held_back.lock().expect("no panic while held");
+        if needs_us <= self.presence.late_us() {
+            self.findings.push(Finding::Unsure);
+        } else if needs_us < NEVER && held_back.len() < HELD_BACK_MAX {
+            held_back.push((needs_us, finding));
         } else {
-            Finding::Missed(self.watcher, pair.friend, state)
-        };
-        self.findings.push(finding);
+            self.findings.push(finding);
+        }
     }
 
-    fn online_latest_us(&self) -> u64 {
-        ONLINE_LATEST_US + self.presence.late_us()
-    }
-
-    fn offline_latest_us(&self) -> u64 {
-        OFFLINE_LATEST_US + self.presence.late_us()
+    /// A change that had to be told between a time and now was not, or `needs_us` too late.
+    fn missed(&mut self, pair: &Pair, state: PresenceState, from_us: u64, needs_us: u64) {
+        if self.presence.was_disturbed(from_us, self.now_us) {
+            self.findings.push(Finding::Unsure);
+        } else {
+            self.accuse(Finding::Missed(self.watcher, pair.friend, state), needs_us);
+        }
     }
 
     /// Ends what is owed: told never, or still in time when something else happened.
@@ -371,10 +402,9 @@ impl Judge<'_> {
         if pair.owed_us == 0 {
             return;
         }
-        if self.now_us > pair.owed_us + self.online_latest_us() {
-            self.owed(pair, PresenceState::Online, false, pair.owed_us);
-        } else {
-            self.findings.push(Finding::Unsure);
+        match self.now_us.checked_sub(pair.owed_us + ONLINE_LATEST_US) {
+            Some(needs_us) => self.missed(pair, PresenceState::Online, pair.owed_us, needs_us),
+            None => self.findings.push(Finding::Unsure),
         }
         pair.owed_us = 0;
     }
@@ -391,12 +421,13 @@ impl Judge<'_> {
     /// Judges a silence that is over its limit, once.
     fn settle_offline(&mut self, pair: &mut Pair, beats: &Beats, since_us: u64) {
         let last_us = beats.last_us;
-        if last_us == 0 || pair.judged_us == last_us || self.now_us <= last_us + self.offline_latest_us() {
+        let Some(needs_us) = self.now_us.checked_sub(last_us + OFFLINE_LATEST_US) else { return };
+        if last_us == 0 || pair.judged_us == last_us || needs_us == 0 {
             return;
         }
         pair.judged_us = last_us;
         if Self::must_be_told(pair, beats, since_us) {
-            self.owed(pair, PresenceState::Offline, false, last_us);
+            self.missed(pair, PresenceState::Offline, last_us, needs_us);
         }
     }
 
@@ -406,18 +437,23 @@ impl Judge<'_> {
         let is_after_offline = pair.told == Some(PresenceState::Offline)
             && pair.offline_of_us == beats.last_us
             && self.now_us > pair.told_us + SLACK_US;
+        let wrong = |silence_us| Finding::Wrong(self.watcher, pair.friend, PresenceState::Online, silence_us);
         if beats.last_us == 0 {
-            self.findings.push(Finding::Wrong(self.watcher, pair.friend, PresenceState::Online, None));
-        } else if silence_us > self.offline_latest_us() || is_after_offline {
-            let wrong = Finding::Wrong(self.watcher, pair.friend, PresenceState::Online, Some(silence_us));
-            self.findings.push(if was_disturbed() { Finding::Unsure } else { wrong });
+            self.accuse(wrong(None), NEVER);
+        } else if silence_us > OFFLINE_LATEST_US || is_after_offline {
+            let needs_us = if is_after_offline { NEVER } else { silence_us - OFFLINE_LATEST_US };
+            let needs_us = if was_disturbed() { 0 } else { needs_us };
+            self.accuse(wrong(Some(silence_us)), needs_us);
         }
         if pair.owed_us > 0 {
             let took_us = self.now_us.saturating_sub(pair.owed_us);
             if pair.is_change {
                 self.findings.push(Finding::Took(PresenceState::Online, took_us));
             }
-            self.owed(pair, PresenceState::Online, took_us <= self.online_latest_us(), pair.owed_us);
+            match took_us.saturating_sub(ONLINE_LATEST_US) {
+                needs_us if needs_us <= self.presence.late_us() => self.findings.push(Finding::Seen),
+                needs_us => self.missed(pair, PresenceState::Online, pair.owed_us, needs_us),
+            }
             pair.owed_us = 0;
         }
     }
@@ -434,7 +470,7 @@ impl Judge<'_> {
         }
         if silence_us >= OFFLINE_EARLIEST_US {
             self.offline_in_silence(pair, beats, silence_us, since_us);
-        } else if let Some(silent_since_us) = beats.crossed(self.now_us, self.presence.late_us()) {
+        } else if let Some((silent_since_us, 0)) = beats.crossed(self.now_us) {
             // The decision and the beat that ended the silence crossed: the friend must be told that the user is back.
             self.findings.push(Finding::Took(PresenceState::Offline, self.now_us - silent_since_us));
             if pair.judged_us != silent_since_us {
@@ -447,19 +483,20 @@ impl Judge<'_> {
             }
         } else {
             let wrong = Finding::Wrong(self.watcher, pair.friend, PresenceState::Offline, Some(silence_us));
-            self.findings.push(if beats.is_doubtful() { Finding::Unsure } else { wrong });
+            let explained_by = beats.crossed(self.now_us).map_or(NEVER, |(_, needs_us)| needs_us);
+            self.accuse(wrong, if beats.is_doubtful() { 0 } else { explained_by });
             // Not of a silence: whatever comes next is no contradiction of this one.
             pair.offline_of_us = 0;
         }
     }
 
     fn offline_in_silence(&mut self, pair: &mut Pair, beats: &Beats, silence_us: u64, since_us: u64) {
-        let is_in_time = silence_us <= self.offline_latest_us();
-        if is_in_time {
-            self.findings.push(Finding::Took(PresenceState::Offline, silence_us));
-        }
+        self.findings.push(Finding::Took(PresenceState::Offline, silence_us));
         if pair.judged_us != beats.last_us && Self::must_be_told(pair, beats, since_us) {
-            self.owed(pair, PresenceState::Offline, is_in_time, beats.last_us);
+            match silence_us.saturating_sub(OFFLINE_LATEST_US) {
+                needs_us if needs_us <= self.presence.late_us() => self.findings.push(Finding::Seen),
+                needs_us => self.missed(pair, PresenceState::Offline, beats.last_us, needs_us),
+            }
         }
         (pair.judged_us, pair.offline_of_us) = (beats.last_us, beats.last_us);
     }

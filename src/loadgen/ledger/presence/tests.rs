@@ -17,12 +17,31 @@ fn presence() -> Presence {
 
 /// Beats of user 0 every five seconds from one time to another, both included; times in seconds.
 fn beats(p: &Presence, from_s: u64, to_s: u64) -> Vec<Finding> {
-    (from_s..=to_s).step_by(5).flat_map(|s| p.on_beat(0, s * S, 0)).collect()
+    (from_s..=to_s).step_by(5).flat_map(|s| beat(p, s * S)).collect()
+}
+
+/// What was found, with what was held back.
+fn all(p: &Presence, mut findings: Vec<Finding>) -> Vec<Finding> {
+    findings.extend(p.conclude());
+    findings
 }
 
 /// Somebody tells user 1 of user 0.
 fn told(p: &Presence, state: PresenceState, at_us: u64) -> Vec<Finding> {
-    p.on_notice(1, Some(0), state, at_us)
+    all(p, p.on_notice(1, Some(0), state, at_us))
+}
+
+/// The only device of user 1 leaves.
+fn unwatch(p: &Presence, at_us: u64) -> Vec<Finding> {
+    all(p, p.on_unwatch(1, at_us))
+}
+
+fn close(p: &Presence, at_us: u64) -> Vec<Finding> {
+    all(p, p.close(at_us))
+}
+
+fn beat(p: &Presence, at_us: u64) -> Vec<Finding> {
+    all(p, p.on_beat(0, at_us, 0))
 }
 
 /// A watcher who was there before, and was told of the coming at 10 s. Beats until 30 s.
@@ -50,30 +69,30 @@ fn offline_is_right_between_thirty_and_thirty_five_seconds() {
     for silence in [29, 31, 36] {
         let p = watched();
         assert_eq!(told(&p, Offline, (30 + silence) * S), [Finding::Took(Offline, silence * S), Finding::Seen]);
-        assert_eq!(p.on_unwatch(1, 100 * S), [], "judged once");
+        assert_eq!(unwatch(&p, 100 * S), [], "judged once");
     }
-    assert_eq!(told(&watched(), Offline, 67 * S), [MISSED_OFFLINE], "too late");
+    assert_eq!(told(&watched(), Offline, 67 * S), [Finding::Took(Offline, 37 * S), MISSED_OFFLINE], "too late");
 }
 
 #[test]
 fn offline_must_be_told_to_who_watched_all_the_time() {
-    assert_eq!(watched().on_unwatch(1, 67 * S), [MISSED_OFFLINE]);
-    assert_eq!(watched().on_unwatch(1, 65 * S), [], "gone before the limit");
-    assert_eq!(watched().close(67 * S), [MISSED_OFFLINE]);
-    assert_eq!(watched().close(65 * S), [], "the load ended before the limit");
+    assert_eq!(unwatch(&watched(), 67 * S), [MISSED_OFFLINE]);
+    assert_eq!(unwatch(&watched(), 65 * S), [], "gone before the limit");
+    assert_eq!(close(&watched(), 67 * S), [MISSED_OFFLINE]);
+    assert_eq!(close(&watched(), 65 * S), [], "the load ended before the limit");
     let p = watched();
-    assert_eq!(p.on_beat(0, 70 * S, 0), [MISSED_OFFLINE], "found when the user is back");
+    assert_eq!(beat(&p, 70 * S), [MISSED_OFFLINE], "found when the user is back");
     let p = watched();
-    assert_eq!(p.on_beat(0, 64 * S, 0), [], "perhaps told, perhaps not");
+    assert_eq!(beat(&p, 64 * S), [], "perhaps told, perhaps not");
     // Who comes in the silence owes nothing unless told that the user is there.
     let late = |is_told: bool| {
         let p = watched();
-        p.on_unwatch(1, 31 * S);
+        unwatch(&p, 31 * S);
         p.on_watch(1, 57 * S);
         if is_told {
             told(&p, Online, 57 * S + 10);
         }
-        p.on_unwatch(1, 80 * S)
+        unwatch(&p, 80 * S)
     };
     assert_eq!(late(false), []);
     assert_eq!(late(true), [MISSED_OFFLINE]);
@@ -83,16 +102,16 @@ fn offline_must_be_told_to_who_watched_all_the_time() {
 fn an_offline_that_crossed_the_beat_is_right_and_must_be_followed_by_online() {
     let crossed = || {
         let p = watched();
-        assert_eq!(p.on_beat(0, 61 * S, 0), []);
+        assert_eq!(beat(&p, 61 * S), []);
         assert_eq!(told(&p, Offline, 61 * S + S / 2), [Finding::Took(Offline, 31 * S + S / 2), Finding::Seen]);
         p
     };
     let p = crossed();
-    assert_eq!(p.on_beat(0, 61 * S + S / 2 + 1, 0), [], "a beat of another device");
+    assert_eq!(beat(&p, 61 * S + S / 2 + 1), [], "a beat of another device");
     assert_eq!(told(&p, Online, 62 * S), [Finding::Seen]);
-    assert_eq!(crossed().on_unwatch(1, 65 * S), [MISSED_ONLINE], "the order counts");
+    assert_eq!(unwatch(&crossed(), 65 * S), [MISSED_ONLINE], "the order counts");
     let p = watched();
-    p.on_beat(0, 61 * S, 0);
+    beat(&p, 61 * S);
     assert_eq!(told(&p, Offline, 64 * S), [wrong(Offline, 3 * S)], "not for long");
 }
 
@@ -101,9 +120,9 @@ fn online_must_be_told_in_time() {
     let coming = |told_us: Option<u64>, until_s: u64| {
         let p = presence();
         p.on_watch(1, S);
-        p.on_beat(0, 10 * S, 0);
+        beat(&p, 10 * S);
         let mut findings: Vec<Finding> = told_us.into_iter().flat_map(|at| told(&p, Online, at)).collect();
-        findings.extend(p.on_unwatch(1, until_s * S));
+        findings.extend(unwatch(&p, until_s * S));
         findings
     };
     assert_eq!(coming(Some(12 * S), 20), [Finding::Took(Online, 2 * S), Finding::Seen]);
@@ -112,22 +131,22 @@ fn online_must_be_told_in_time() {
     assert_eq!(coming(Some(14 * S), 20), [Finding::Took(Online, 4 * S), MISSED_ONLINE], "too late");
     let p = presence();
     p.on_watch(1, 10 * S - 1);
-    p.on_beat(0, 10 * S, 0);
-    assert_eq!(p.on_unwatch(1, 20 * S), [], "came at the same moment");
+    beat(&p, 10 * S);
+    assert_eq!(unwatch(&p, 20 * S), [], "came at the same moment");
 }
 
 #[test]
 fn who_was_told_offline_must_be_told_that_the_user_is_back() {
     let p = watched();
     told(&p, Offline, 61 * S);
-    assert_eq!(p.on_beat(0, 63 * S, 0), []);
-    assert_eq!(p.on_unwatch(1, 70 * S), [MISSED_ONLINE]);
+    assert_eq!(beat(&p, 63 * S), []);
+    assert_eq!(unwatch(&p, 70 * S), [MISSED_ONLINE]);
     let p = watched();
-    assert_eq!(p.on_beat(0, 63 * S, 0), []);
-    assert_eq!(p.on_unwatch(1, 70 * S), [], "never told offline");
+    assert_eq!(beat(&p, 63 * S), []);
+    assert_eq!(unwatch(&p, 70 * S), [], "never told offline");
     let p = watched();
     told(&p, Offline, 61 * S);
-    assert_eq!(p.on_beat(0, 90 * S, 0), []);
+    assert_eq!(beat(&p, 90 * S), []);
     assert_eq!(told(&p, Online, 91 * S), [Finding::Took(Online, S), Finding::Seen]);
 }
 
@@ -157,7 +176,7 @@ fn who_comes_is_told_who_is_there() {
         p.on_watch(1, comes_s * S);
         beats(&p, 25, 30);
         let mut findings = if is_told { told(&p, Online, comes_s * S + S / 2) } else { Vec::new() };
-        findings.extend(p.on_unwatch(1, 40 * S));
+        findings.extend(unwatch(&p, 40 * S));
         findings
     };
     assert_eq!(greeted(21, true), [Finding::Seen], "and is not timed as a change");
@@ -165,11 +184,11 @@ fn who_comes_is_told_who_is_there() {
     let p = presence();
     beats(&p, 10, 10);
     p.on_watch(1, 10 * S + 5);
-    assert_eq!(p.on_unwatch(1, 40 * S), [], "came a moment before");
+    assert_eq!(unwatch(&p, 40 * S), [], "came a moment before");
     let p = presence();
     beats(&p, 10, 10);
     p.on_watch(1, 37 * S);
-    assert_eq!(p.on_unwatch(1, 50 * S), [], "perhaps gone by then");
+    assert_eq!(unwatch(&p, 50 * S), [], "perhaps gone by then");
 }
 
 #[test]
@@ -188,19 +207,19 @@ fn what_a_fault_or_a_lost_connection_explains_is_no_accusation() {
     let p = watched();
     p.fault_began(40 * S);
     p.fault_ended(40 * S, 50 * S);
-    assert_eq!(p.close(100 * S), [Finding::Unsure]);
+    assert_eq!(close(&p, 100 * S), [Finding::Unsure]);
     let p = watched();
     p.on_lost(0);
     assert_eq!(told(&p, Offline, 55 * S), [Finding::Unsure], "the last beats may not have arrived");
     let p = watched();
     p.on_lost(0);
-    p.on_beat(0, 32 * S, 0);
+    beat(&p, 32 * S);
     assert_eq!(told(&p, Offline, 55 * S), [wrong(Offline, 23 * S)], "this one did");
     let p = presence();
     p.on_watch(1, S);
-    p.on_beat(0, 10 * S, 0);
+    beat(&p, 10 * S);
     assert_eq!(p.on_lost(0), [Finding::Unsure]);
-    assert_eq!(p.on_unwatch(1, 20 * S), []);
+    assert_eq!(unwatch(&p, 20 * S), []);
 }
 
 #[test]
@@ -208,7 +227,7 @@ fn a_generator_that_is_late_accuses_nobody() {
     let p = presence();
     p.on_watch(1, S);
     p.on_beat(1, 9 * S, 2 * S);
-    p.on_beat(0, 10 * S, 0);
+    beat(&p, 10 * S);
     assert_eq!(told(&p, Online, 14 * S + S / 2), [Finding::Took(Online, 4 * S + S / 2), Finding::Seen]);
 }
 
@@ -217,9 +236,42 @@ fn one_device_of_several_is_enough() {
     let p = presence();
     p.on_watch(1, S);
     p.on_watch(1, 2 * S);
-    p.on_beat(0, 10 * S, 0);
+    beat(&p, 10 * S);
     told(&p, Online, 10 * S + 1);
     assert_eq!(told(&p, Online, 10 * S + 2), [], "the other device");
-    assert_eq!(p.on_unwatch(1, 20 * S), []);
-    assert_eq!(p.on_unwatch(1, 60 * S), [], "watching began anew after the last beat");
+    assert_eq!(unwatch(&p, 20 * S), []);
+    assert_eq!(unwatch(&p, 60 * S), [], "watching began anew after the last beat");
+}
+
+#[test]
+fn a_target_that_is_slow_is_not_one_that_is_silent() {
+    let late = |took_us: u64| {
+        let p = presence();
+        p.on_watch(1, S);
+        p.on_beat(0, 10 * S, 0);
+        let mut findings = p.on_notice(1, Some(0), Online, 18 * S);
+        assert_eq!(
+            findings,
+            [Finding::Took(Online, 8 * S)],
+            "held back: a message of that time may still be on its way"
+        );
+        p.message_took(took_us);
+        findings.extend(p.conclude());
+        findings.remove(1)
+    };
+    assert_eq!(late(2 * S), MISSED_ONLINE);
+    assert_eq!(late(6 * S), Finding::Unsure, "messages took as long");
+    let never = |took_us: u64| {
+        let p = watched();
+        p.on_unwatch(1, 80 * S);
+        p.message_took(took_us);
+        p.conclude()
+    };
+    assert_eq!(never(3 * S), [MISSED_OFFLINE], "no message was as late");
+    assert_eq!(never(20 * S), [Finding::Unsure]);
+    let p = watched();
+    p.on_beat(0, 61 * S, 0);
+    p.on_notice(1, Some(0), Offline, 66 * S);
+    p.message_took(5 * S);
+    assert_eq!(p.conclude(), [Finding::Unsure], "an offline of the silence before, late like everything");
 }
