@@ -325,7 +325,7 @@ async fn load(
         latency: super::recorder::summaries(&histograms),
         histograms: super::recorder::named(histograms),
         violations: shared.ledger.described(),
-        errors: shared.stats.errors.lock().expect("no panic while held").clone(),
+        errors: shared.stats.errors(),
         faults: faults(shared),
         processes,
         phases: shared.recorder.phases(),

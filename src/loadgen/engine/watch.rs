@@ -273,7 +273,7 @@ fn snapshot(
         overall: if is_part { BTreeMap::new() } else { summaries(&shared.recorder.overall()) },
         servers,
         violations: shared.ledger.violations(),
-        errors: shared.stats.errors.lock().expect("no panic while held").clone(),
+        errors: shared.stats.errors(),
         generator_lag_us_p50: lag.p50_us,
         generator_lag_us_p99: lag.p99_us,
         generator_lag_us_max: before.lag_us_max,
