@@ -111,6 +111,11 @@ impl Stats {
     pub(super) fn error(&self, code: &str) {
         *self.errors.lock().expect("no panic while held").entry(code.to_owned()).or_default() += 1;
     }
+
+    /// Errors so far, by code. The lock is free when this returns, which that of a field in the caller's expression would not be.
+    pub(super) fn errors(&self) -> BTreeMap<String, u64> {
+        self.errors.lock().expect("no panic while held").clone()
+    }
 }
 
 /// Adds to a counter.

@@ -7,16 +7,21 @@ use chatctl::loadgen::Scenario;
 use chatctl::loadgen::capacity::{self, Cause, Found, Outcome, Rules, Search, Steady, Step};
 use chatctl::loadgen::result::{RunResult, Verdict};
 use chatctl::loadgen::scenario::threshold::Threshold;
-use chatctl::report::{human_count, human_us};
+use chatctl::report::{self, human_count, human_us};
 use chatctl::runtime::{Tasks, machine};
 use serde::Serialize;
 
 use crate::display::Ui;
 use crate::exit::{self, Failure};
 use crate::layout::Against;
-use crate::output::{self, out, outln};
+use crate::output::{self, errln, out, outln};
+use crate::preflight;
 use crate::runner::{self, Setting};
 use crate::up::init_logging;
+use crate::writable;
+
+/// Highest rate of any trial, in messages per second: that of scenarios.
+const RATE_MAX: f64 = 1e6;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -124,20 +129,27 @@ pub(crate) fn run(args: Args) -> Result<u8, Failure> {
     let mut scenario = Scenario::read(&args.scenario).map_err(Failure::usage)?;
     let added = capacity::add_thresholds(&mut scenario, &args.threshold);
     let start = args.start.unwrap_or_else(|| capacity::peak_rate(&scenario));
-    if !(start > 0.0 && start.is_finite() && args.max >= start) {
+    if !(0.0..=RATE_MAX).contains(&args.max) {
+        return Err(Failure::usage(format!("--max {}: valid are rates up to {RATE_MAX}", args.max)));
+    }
+    if !(start > 0.0 && args.max >= start) {
         let problem = "the first rate must be above 0 and at most --max: give --start, or a rate in the scenario";
         return Err(Failure::usage(format!("--start {start}: {problem}")));
     }
     if !(0.5..=100.0).contains(&args.precision) {
         return Err(Failure::usage(format!("--precision {}: valid are 0.5 to 100 percent", args.precision)));
     }
-    if args.trial < Duration::from_secs(2) {
-        return Err(Failure::usage("--trial: at least 2s, or percentiles say nothing"));
+    if !(Duration::from_secs(2)..=Duration::from_hours(24)).contains(&args.trial) {
+        return Err(Failure::usage("--trial: valid are 2s to 1day; of less, percentiles say nothing"));
     }
+    args.json.as_deref().map_or(Ok(()), |path| writable::probe_file("--json", path))?;
     init_logging();
     let interrupt = Tasks::new();
     let runtime = runner::runtime()?;
     runtime.block_on(async {
+        // Faults are left out of the trials.
+        let first = capacity::trial(&scenario, start, args.trial);
+        preflight::check(&args.scenario, &first, &args.against).await?;
         runner::watch_signals(&interrupt)?;
         search(&args, &scenario, start, added, &interrupt).await
     })
@@ -267,7 +279,10 @@ fn answer(
     };
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&out).map_err(Failure::environment)? + "\n";
-        std::fs::write(path, text).map_err(|e| Failure::environment(format!("{}: {e}", path.display())))?;
+        if let Err(error) = report::write_whole(path, text.as_bytes()) {
+            errln!("chatctl: {}: {error}", path.display());
+            return Ok(exit::with_problems(code, true));
+        }
     }
     Ok(code)
 }

@@ -15,6 +15,7 @@ use crate::child_run::{ChildRun, interrupted};
 use crate::compare::{Reporting, read_all};
 use crate::exit::{self, Failure};
 use crate::output::{self, out, outln};
+use crate::preflight;
 use crate::runner;
 
 #[derive(clap::Args)]
@@ -51,6 +52,8 @@ const REPEAT_AFTER: Duration = Duration::from_secs(1);
 
 pub(crate) fn run(args: CheckArgs) -> Result<u8, Failure> {
     let scenario = Scenario::read(&args.scenario).map_err(Failure::usage)?;
+    preflight::target(args.target.as_deref())?;
+    preflight::population(&args.scenario, &scenario)?;
     args.reporting.probe()?;
     let interrupt = Tasks::new();
     let runtime = runner::runtime()?;

@@ -8,6 +8,7 @@ use chatctl::report::compare::{self, Answer, Comparison, Limits, Rules, Sides};
 
 use crate::exit::{self, Failure};
 use crate::output::outln;
+use crate::writable;
 
 /// How the outcome is reported.
 #[derive(clap::Args)]
@@ -62,14 +63,8 @@ impl Reporting {
 
     /// Finds out before the runs whether the files can be written.
     pub(crate) fn probe(&self) -> Result<(), Failure> {
-        for path in [&self.junit, &self.markdown, &self.json].into_iter().flatten() {
-            let is_new = !path.exists();
-            let open = std::fs::OpenOptions::new().append(true).create(true).open(path);
-            open.map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
-            if is_new {
-                // An empty file would be read as an answer where there is none in the end.
-                std::fs::remove_file(path).map_err(|e| Failure::environment(format!("{}: {e}", path.display())))?;
-            }
+        for (flag, path) in [("--junit", &self.junit), ("--markdown", &self.markdown), ("--json", &self.json)] {
+            path.as_deref().map_or(Ok(()), |path| writable::probe_file(flag, path))?;
         }
         Ok(())
     }
@@ -82,11 +77,13 @@ impl Reporting {
             (&self.markdown, compare::markdown(comparison)),
             (&self.json, json),
         ];
-        for (path, text) in forms {
-            let Some(path) = path else { continue };
-            std::fs::write(path, text).map_err(|e| Failure::environment(format!("{}: {e}", path.display())))?;
-        }
-        Ok(())
+        // One that can't be written does not keep the others from it.
+        let write = |(path, text): (&Option<PathBuf>, String)| {
+            let path = path.as_deref()?;
+            report::write_whole(path, text.as_bytes()).err().map(|e| format!("{}: {e}", path.display()))
+        };
+        let problems: Vec<String> = forms.into_iter().filter_map(write).collect();
+        if problems.is_empty() { Ok(()) } else { Err(Failure::environment(problems.join("\n"))) }
     }
 
     /// Writes the files for a command that ends before it has anything to compare.

@@ -159,7 +159,7 @@ async fn run_one(
     for problem in &problems {
         errln!("chatctl: not everything was written: {problem}");
     }
-    Ok(Done { code: exit::with_problems(exit::of(&result), &problems), result })
+    Ok(Done { code: exit::with_problems(exit::of(&result), !problems.is_empty()), result })
 }
 
 /// One line for each of several scenarios.

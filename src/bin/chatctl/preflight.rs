@@ -12,16 +12,13 @@ use crate::own_stack::OwnStack;
 
 /// Refuses a scenario that can't be run against what it is aimed at. Nothing is started or written.
 pub(crate) async fn check(file: &Path, scenario: &Scenario, against: &Against) -> Result<(), Failure> {
-    let placed = |path: &str, problem: String| {
-        let place = Scenario::place(file, path);
-        Failure::usage(format!("{place}: {path}: {problem}"))
-    };
-    let target = against.target()?;
+    let placed = |path: &str, problem: String| refused(file, path, &problem);
+    let target = target(against.target.as_deref())?;
     let parts = against.parts()?;
     if parts > 1 {
         fleet::split(scenario, parts).map_err(|problem| placed("population", problem))?;
     }
-    loadgen::check_talkers(scenario).map_err(|problem| placed("behaviors", problem))?;
+    population(file, scenario)?;
     let stack = if let Some(target) = &target {
         OwnStack::find(target, &against.at.stack).await
     } else {
@@ -39,10 +36,16 @@ pub(crate) async fn check(file: &Path, scenario: &Scenario, against: &Against) -
     Ok(())
 }
 
-impl Against {
-    /// The address that the run is aimed at, when it is not at a stack of its own.
-    pub(crate) fn target(&self) -> Result<Option<Target>, Failure> {
-        let parsed = self.target.as_deref().map(Target::parse).transpose();
-        parsed.map_err(|problem| Failure::usage(format!("--target: {problem}")))
-    }
+/// Refuses a population in which nobody can send what the phases ask for.
+pub(crate) fn population(file: &Path, scenario: &Scenario) -> Result<(), Failure> {
+    loadgen::check_talkers(scenario).map_err(|problem| refused(file, "behaviors", &problem))
+}
+
+/// The address that a run is aimed at, when it is not at a stack of its own.
+pub(crate) fn target(text: Option<&str>) -> Result<Option<Target>, Failure> {
+    text.map(Target::parse).transpose().map_err(|problem| Failure::usage(format!("--target: {problem}")))
+}
+
+fn refused(file: &Path, path: &str, problem: &str) -> Failure {
+    Failure::usage(format!("{}: {path}: {problem}", Scenario::place(file, path)))
 }

@@ -19,6 +19,7 @@ use crate::exit::{self, Failure};
 use crate::layout::{self, Against, Plan};
 use crate::output::outln;
 use crate::own_stack::OwnStack;
+use crate::preflight;
 
 /// How one run is done, beside its scenario.
 pub(crate) struct Setting<'a> {
@@ -127,7 +128,7 @@ async fn run_shown(
     if let Some(address) = setting.metrics {
         crate::metrics::serve(address, shown.clone(), &tasks)?;
     }
-    let aimed_at = against.target()?;
+    let aimed_at = preflight::target(against.target.as_deref())?;
     let stack = if let Some(target) = &aimed_at {
         OwnStack::find(target, &against.at.stack).await
     } else {
@@ -204,7 +205,9 @@ async fn workers(plan: &Plan, against: &Against, tasks: &Tasks) -> Result<Vec<Wo
         let secret: Secret = crate::worker::secret(against.secret_file.as_deref())?;
         for address in &plan.addresses {
             let worker = Worker::connect(address, &secret).await.map_err(Failure::environment)?;
-            if !worker.is_here() && against.target()?.is_none_or(|target| target.is_loopback()) {
+            if !worker.is_here()
+                && preflight::target(against.target.as_deref())?.is_none_or(|target| target.is_loopback())
+            {
                 return Err(Failure::usage(format!(
                     "worker {address} is on another machine and can't reach a stack on loopback: give --target with an address \
                      that it can reach"

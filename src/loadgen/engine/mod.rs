@@ -321,16 +321,13 @@ async fn load(
     let unaudited = audit::audit(shared, &states, watcher, told_to_stop()).await;
     let was_interrupted = options.interrupt.is_stopped();
     let (histograms, lag) = (shared.recorder.overall(), shared.recorder.lag());
-    // Not in the literal below: its guard would be held until the end of it, while the watcher is waited for, which may be
-    // waiting for that very lock to make a snapshot.
-    let errors = shared.stats.errors.lock().expect("no panic while held").clone();
     let mut result = RunResult {
         duration_s: duration.as_secs_f64(),
         counts: verdict::counts(shared, &states, unaudited),
         latency: super::recorder::summaries(&histograms),
         histograms: super::recorder::named(histograms),
         violations: shared.ledger.described(),
-        errors,
+        errors: shared.stats.errors(),
         faults: faults(shared),
         processes,
         phases: shared.recorder.phases(),

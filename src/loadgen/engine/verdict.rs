@@ -62,7 +62,7 @@ pub(super) fn counts(shared: &Shared, states: &[DeviceState], unaudited: u64) ->
         protocol_errors: get(&stats.protocol_errors),
         http_errors: get(&stats.http_errors),
         throttled: get(&stats.throttled),
-        retries: get(&stats.retries),
+        retries: get(&stats.retries) + get(&shared.api.counts().retries),
         retries_per_device_max: get(&stats.retries_per_device_max),
         tokens_renewed: shared.world.tokens_renewed(),
         local_errors: get(&stats.local_errors),

@@ -286,7 +286,7 @@ fn snapshot(
         overall: if kept.is_some() { summaries(&shared.recorder.overall()) } else { BTreeMap::new() },
         servers,
         violations: shared.ledger.violations(),
-        errors: shared.stats.errors.lock().expect("no panic while held").clone(),
+        errors: shared.stats.errors(),
         generator_lag_us_p50: lag.p50_us,
         generator_lag_us_p99: lag.p99_us,
         generator_lag_us_max: before.lag_us_max,

@@ -6,7 +6,6 @@ use std::time::Duration;
 use super::name::check_name;
 use super::places::Places;
 use super::{Behavior, PhaseKind, Range, Scenario};
-use crate::protocol::limits::FANOUT_ON_WRITE_MEMBERS_MAX;
 
 /// Something that keeps a scenario from being run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -292,70 +291,6 @@ impl Check<'_> {
                 "{text:?} needs {needs} samples, and the measured phases make {most:.0} at most: raise rate or duration"
             );
             self.add(format!("thresholds[{n}]"), problem);
-        }
-    }
-}
-
-impl Scenario {
-    /// The weight of a behaviour.
-    fn weight(&self, behavior: Behavior) -> u32 {
-        self.behaviors.get(&behavior).copied().unwrap_or(0)
-    }
-
-    /// Behaviours that send and have a conversation to send in.
-    fn talkers(&self) -> impl Iterator<Item = Behavior> + '_ {
-        let has_groups = self.population.groups.iter().any(|groups| groups.count > 0);
-        let has_direct = self.population.direct_per_user > 0;
-        let has_place = move |behavior: &Behavior| match behavior {
-            Behavior::OneToOne => has_direct,
-            Behavior::GroupTalker => has_groups,
-            other => other.talks() && (has_direct || has_groups),
-        };
-        Behavior::ALL.into_iter().filter(|behavior| self.weight(*behavior) > 0).filter(has_place)
-    }
-
-    /// Messages of all measured phases, as expected.
-    fn measured_messages(&self) -> f64 {
-        let measured = self.phases.iter().filter(|phase| phase.phase != PhaseKind::WarmUp);
-        let of = |rate: f64, rate_to: Option<f64>| f64::midpoint(rate, rate_to.unwrap_or(rate));
-        measured.map(|phase| of(phase.rate, phase.rate_to) * phase.duration.as_secs_f64()).sum()
-    }
-
-    /// Why a latency path gets no sample at all; `None` where it may.
-    fn missing_for(&self, path: &str) -> Option<&'static str> {
-        let population = &self.population;
-        let channel_members = FANOUT_ON_WRITE_MEMBERS_MAX as u32;
-        let groups = || population.groups.iter().filter(|groups| groups.count > 0);
-        match path {
-            "ack" | "delivery" if self.measured_messages() <= 0.0 => Some("no measured phase has a rate"),
-            "delivery_same_server" | "delivery_other_server" if population.direct_per_user == 0 => {
-                Some("population.direct_per_user is 0")
-            }
-            "delivery_group" if !groups().any(|groups| groups.members.min <= channel_members) => {
-                Some("there is no group of up to 100 members")
-            }
-            "delivery_channel" if !groups().any(|groups| groups.members.max > channel_members) => {
-                Some("there is no group of more than 100 members")
-            }
-            "delivery_slow_reader" if self.weight(Behavior::SlowReader) == 0 => Some("nobody is a slow-reader"),
-            "presence_online" | "presence_offline" if population.friends_per_user == 0 => {
-                Some("population.friends_per_user is 0")
-            }
-            _ => None,
-        }
-    }
-
-    /// Most samples that a latency path can be expected to get; `None` where there is no telling.
-    fn samples_max(&self, path: &str) -> Option<f64> {
-        let expected = self.measured_messages();
-        // Four standard deviations of a Poisson process above its mean.
-        let messages = expected + 4.0 * expected.sqrt();
-        let devices = f64::from(self.population.devices_per_user.max);
-        let members = self.population.groups.iter().map(|groups| groups.members.max).max().unwrap_or(0).max(2);
-        match path {
-            "ack" => Some(messages),
-            path if path.starts_with("delivery") => Some(messages * f64::from(members) * devices),
-            _ => None,
         }
     }
 }

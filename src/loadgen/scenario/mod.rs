@@ -5,6 +5,7 @@ mod name;
 mod places;
 pub mod schedule;
 pub mod threshold;
+mod yields;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,0 +1,232 @@
+//! The setup: accounts, friends and conversations made through the API.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+
+use super::{PASSWORD, World};
+use crate::loadgen::api::{Api, Error};
+use crate::loadgen::recorder::{Path, Recorder};
+use crate::protocol::api::{ACCOUNTS_PER_CALL_MAX, ConversationKind, NewAccount, NewConversation, Placement};
+use crate::protocol::limits::MEMBERS_PER_CALL_MAX;
+use crate::protocol::{ConversationId, ErrorCode, UserId};
+use crate::runtime::clock;
+
+/// API calls under way during setup.
+const CALLS_AT_ONCE: usize = 32;
+
+/// Calls for many accounts under way during setup. There may be fifty generators.
+const LARGE_CALLS_AT_ONCE: usize = 2;
+
+/// Users from which on accounts are made many at a time, where the deployment does that. Below, every account signs up and logs
+/// in as a person would, and `login` is measured.
+const MANY_USERS: usize = 3_000;
+
+impl World {
+    /// Makes accounts, friends and conversations through the API. Returns where login placed each device.
+    pub(in crate::loadgen) async fn create(
+        &mut self,
+        api: &Api,
+        recorder: &Recorder,
+        progress: &Progress,
+    ) -> Result<Vec<Placement>, Error> {
+        let placements = match self.create_many(api, progress).await? {
+            Some(placements) => placements,
+            None => self.create_one_by_one(api, recorder, progress).await?,
+        };
+        self.by_user = (0..).zip(&self.users).map(|(n, user)| (user.id, n)).collect();
+        self.by_user.sort_unstable();
+        progress.begin("friendships", self.friends.len());
+        let world = &*self;
+        each(world.friends.iter(), progress, |(a, b)| async move {
+            let friend = world.users[*b as usize].id;
+            let client = world.first_client(*a);
+            let befriend =
+                |_| world.authorized(client, api, |token| async move { api.add_friend(&token, friend).await });
+            api.retrying(seed(*a, *b), befriend).await
+        })
+        .await?;
+        progress.begin("conversations", self.conversations.len());
+        let ids =
+            each(0..world.conversations.len() as u32, progress, |index| world.create_conversation(api, index)).await?;
+        for (spec, id) in self.conversations.iter_mut().zip(ids) {
+            spec.id = id;
+        }
+        self.index_ids();
+        Ok(placements)
+    }
+
+    /// Makes all accounts and logs all devices in, many per call; `None` where that is not to be had, or not worth it.
+    async fn create_many(&mut self, api: &Api, progress: &Progress) -> Result<Option<Vec<Placement>>, Error> {
+        if self.users.len() < MANY_USERS {
+            return Ok(None);
+        }
+        progress.begin("accounts", self.users.len());
+        let world = &*self;
+        let starts = (0..world.users.len() as u32).step_by(ACCOUNTS_PER_CALL_MAX);
+        let calls = starts.map(|start| async move {
+            let end = (start + ACCOUNTS_PER_CALL_MAX as u32).min(world.users.len() as u32);
+            let call = |number: u16| async move {
+                let account = |user| NewAccount {
+                    // A try without an answer may have taken the names.
+                    name: format!("{}-{number}", world.user_name(user)),
+                    password: PASSWORD.to_owned(),
+                    devices: world.clients_of(user).map(|client| world.device_name(client)).collect(),
+                };
+                let made = api.accounts((start..end).map(account).collect()).await?;
+                Ok(made.map(|made| (number, made)))
+            };
+            let made = api.retrying(seed(start, end), call).await?;
+            progress.steps((end - start) as usize);
+            Ok::<_, Error>(made)
+        });
+        let calls: Vec<_> = stream::iter(calls).buffered(LARGE_CALLS_AT_ONCE).try_collect().await?;
+        let Some(made) = calls.into_iter().collect::<Option<Vec<_>>>() else { return Ok(None) };
+        let (tries, made): (Vec<u16>, Vec<_>) = made.into_iter().unzip();
+        self.bulk_tries = tries;
+        let mut placements = Vec::with_capacity(self.clients.len());
+        for (user, logins) in made.into_iter().flat_map(|made| made.accounts).enumerate() {
+            for (client, login) in self.clients_of(user as u32).zip(logins) {
+                self.users[user].id = login.user;
+                self.clients[client as usize].token = login.token.into_boxed_str();
+                placements.push(login.placement);
+            }
+        }
+        if placements.len() != self.clients.len() {
+            return Err(Error::Unreadable(format!(
+                "{} of {} devices were logged in",
+                placements.len(),
+                self.clients.len()
+            )));
+        }
+        Ok(Some(placements))
+    }
+
+    /// The same with a call for each account and each login, as people would.
+    async fn create_one_by_one(
+        &mut self,
+        api: &Api,
+        recorder: &Recorder,
+        progress: &Progress,
+    ) -> Result<Vec<Placement>, Error> {
+        progress.begin("accounts", self.users.len());
+        let world = &*self;
+        let ids = each(0..world.users.len() as u32, progress, |user| world.sign_up(api, user)).await?;
+        for (user, id) in self.users.iter_mut().zip(ids) {
+            user.id = id;
+        }
+        progress.begin("logins", self.clients.len());
+        let world = &*self;
+        let logins = each(0..world.clients.len() as u32, progress, |client| async move {
+            let (name, device) = (world.user_name(world.clients[client as usize].user), world.device_name(client));
+            let (name, device) = (&name, &device);
+            let login = |_| async move {
+                let started = clock::now_us();
+                let login = api.login(name, PASSWORD, device).await?;
+                recorder.record(client, Path::Login, started, clock::now_us() - started);
+                Ok((login.token.into_boxed_str(), login.placement))
+            };
+            api.retrying(seed(client, 0), login).await
+        })
+        .await?;
+        let mut placements = Vec::with_capacity(logins.len());
+        for (client, (token, placement)) in self.clients.iter_mut().zip(logins) {
+            client.token = token;
+            placements.push(placement);
+        }
+        Ok(placements)
+    }
+
+    /// Makes a user's account. Where an earlier try was done although its answer was lost, the name is taken: by this user.
+    async fn sign_up(&self, api: &Api, user: u32) -> Result<UserId, Error> {
+        let name = &self.user_name(user);
+        let device = &self.device_name(self.first_client(user));
+        let call = |number: u16| async move {
+            match api.signup(name, PASSWORD).await {
+                Ok(made) => Ok(made.user),
+                Err(error) if number > 0 && error.code() == Some(ErrorCode::Conflict) => {
+                    api.login(name, PASSWORD, device).await.map(|login| login.user)
+                }
+                Err(error) => Err(error),
+            }
+        };
+        api.retrying(seed(user, 1), call).await
+    }
+
+    /// Makes a conversation. A try that was done although its answer was lost leaves a conversation that nobody here knows or
+    /// uses; a direct one is the same however often it is made. Adding members again changes nothing.
+    async fn create_conversation(&self, api: &Api, index: u32) -> Result<ConversationId, Error> {
+        let spec = &self.conversations[index as usize];
+        let owner = self.first_client(spec.owner);
+        let others = self.members(index).iter().filter(|m| **m != spec.owner);
+        let others: Vec<UserId> = others.map(|m| self.users[*m as usize].id).collect();
+        let mut chunks = others.chunks(MEMBERS_PER_CALL_MAX - 1);
+        let new = &NewConversation {
+            kind: spec.kind,
+            members: chunks.next().unwrap_or_default().to_vec(),
+            name: if spec.kind == ConversationKind::Group { "simulated".to_owned() } else { String::new() },
+        };
+        let create = |_| self.authorized(owner, api, |token| async move { api.create(&token, new).await });
+        let made = api.retrying(seed(index, 2), create).await?.conversation;
+        for chunk in chunks {
+            let add = |_| {
+                self.authorized(owner, api, |token| async move { api.add_members(&token, made, chunk.to_vec()).await })
+            };
+            api.retrying(seed(index, 3), add).await?;
+        }
+        Ok(made)
+    }
+}
+
+/// The seed of a call's jitter.
+const fn seed(a: u32, b: u32) -> u64 {
+    ((a as u64) << 32) | b as u64
+}
+
+/// Runs a call for each item, several at a time; results come in the items' order.
+async fn each<I, T, R, F>(items: I, progress: &Progress, call: impl Fn(T) -> F) -> Result<Vec<R>, Error>
+where
+    I: Iterator<Item = T>,
+    F: Future<Output = Result<R, Error>>,
+{
+    let calls = items.map(|item| {
+        let call = call(item);
+        async {
+            let result = call.await?;
+            progress.step();
+            Ok(result)
+        }
+    });
+    stream::iter(calls).buffered(CALLS_AT_ONCE).try_collect().await
+}
+
+/// How far the setup is. Written by the setup, read by whoever shows it.
+#[derive(Default)]
+pub(in crate::loadgen) struct Progress {
+    what: std::sync::Mutex<&'static str>,
+    done: AtomicUsize,
+    total: AtomicUsize,
+}
+
+impl Progress {
+    pub(in crate::loadgen) fn begin(&self, what: &'static str, total: usize) {
+        *self.what.lock().expect("no panic while held") = what;
+        self.done.store(0, Ordering::Relaxed);
+        self.total.store(total, Ordering::Relaxed);
+    }
+
+    pub(in crate::loadgen) fn step(&self) {
+        self.steps(1);
+    }
+
+    pub(in crate::loadgen) fn steps(&self, count: usize) {
+        self.done.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// The share done, and a text such as `accounts 120/500`.
+    pub(in crate::loadgen) fn show(&self) -> (f64, String) {
+        let (done, total) = (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed));
+        let share = if total == 0 { 1.0 } else { done as f64 / total as f64 };
+        (share, format!("{} {done}/{total}", self.what.lock().expect("no panic while held")))
+    }
+}
