@@ -98,6 +98,11 @@ impl Tag {
         let (intended_us, sent_us, sum) = (hex()?, hex()?, hex()?);
         let text = parts.next()?;
         let head = &body[..body.len() - text.len() - 17];
+        // A number can be written in several ways; a body is written in one.
+        let is_plain = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f' | b'.');
+        if !body[..body.len() - text.len()].bytes().all(is_plain) {
+            return None;
+        }
         let narrow = |n: u64| u32::try_from(n).ok();
         let tag = Self {
             run: narrow(run)?,

@@ -12,7 +12,7 @@ use crate::telemetry::live::MachineLoad;
 use crate::telemetry::{Latency, LatencySummary};
 
 /// Version of the JSON form. Rises when a field changes its meaning or goes.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// The word at the end of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -207,7 +207,7 @@ impl Counts {
         Self {
             recovery_ms_max: self.recovery_ms_max.max(other.recovery_ms_max),
             retries_per_device_max: self.retries_per_device_max.max(other.retries_per_device_max),
-            ..self.zip(other, |a, b| a.saturating_add(b))
+            ..self.zip(other, u64::saturating_add)
         }
     }
 

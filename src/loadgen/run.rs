@@ -150,19 +150,19 @@ impl Run {
         }
     }
 
-    /// Counts a lost connection for the last fault; returns which fault that was.
-    pub(super) fn disconnected_by_fault(&self) -> Option<usize> {
+    /// Counts a lost connection for the last fault; returns which fault that was, and since when the user waits: since the fault,
+    /// or since the close where a server that drains closed by plan.
+    pub(super) fn disconnected_by_fault(&self, is_planned: bool, now_us: u64) -> Option<(usize, u64)> {
         let mut faults = self.faults.lock().expect("no panic while held");
         let last = faults.len().checked_sub(1)?;
         faults[last].disconnected += 1;
-        Some(last)
+        Some((last, if is_planned { now_us } else { faults[last].at_us }))
     }
 
-    /// Records that a device is back `now_us` after it lost its connection by a fault.
-    pub(super) fn recovered_from(&self, fault: usize, now_us: u64) {
+    /// Records that a device is back from a fault, whose user waited since a time.
+    pub(super) fn recovered_from(&self, (fault, since_us): (usize, u64), now_us: u64) {
         let mut faults = self.faults.lock().expect("no panic while held");
-        let track = &mut faults[fault];
-        track.recovery.record_us(now_us.saturating_sub(track.at_us));
+        faults[fault].recovery.record_us(now_us.saturating_sub(since_us));
     }
 
     /// A device as histories name it: its user's id, and its own name.

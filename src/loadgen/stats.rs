@@ -96,6 +96,10 @@ impl Stats {
                 add(&self.local_errors, 1);
                 "local"
             }
+            CallError::Unreadable(_) => {
+                add(&self.protocol_errors, 1);
+                "unreadable"
+            }
             CallError::Failed(name) => {
                 add(&self.http_errors, 1);
                 name

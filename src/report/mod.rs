@@ -15,6 +15,7 @@ use std::path::Path;
 use crate::loadgen::RunResult;
 use crate::loadgen::result::SCHEMA_VERSION;
 use crate::loadgen::scenario::check_name;
+use crate::runtime::files;
 pub use crate::telemetry::human::{human_bytes, human_count, human_us, human_value};
 use crate::telemetry::{LatencySummary, LiveSnapshot, printable};
 
@@ -33,7 +34,7 @@ const RESULT_BYTES_MAX: u64 = 64 << 20;
 pub fn read(path: &Path) -> io::Result<RunResult> {
     let path = if path.is_dir() { path.join(RESULT_FILE) } else { path.to_owned() };
     let named = |kind, error: &dyn std::fmt::Display| io::Error::new(kind, format!("{}: {error}", path.display()));
-    let bytes = untrusted::read(&path, RESULT_BYTES_MAX).map_err(|e| named(e.kind(), &e))?;
+    let bytes = files::read_bytes(&path, RESULT_BYTES_MAX).map_err(|e| named(e.kind(), &e))?;
     let result: RunResult = untrusted::parse(&bytes)
         .map_err(|e| named(io::ErrorKind::InvalidData, &format!("not a result of chatctl load: {e}")))?;
     if result.schema != SCHEMA_VERSION {
@@ -145,7 +146,11 @@ mod tests {
         let of_later = RunResult { schema: SCHEMA_VERSION + 1, ..back };
         std::fs::write(folder.path().join("later.json"), json::render(&of_later)).expect("writes");
         let refused = read(&folder.path().join("later.json")).expect_err("another form");
-        assert!(refused.to_string().contains("later.json") && refused.to_string().ends_with("schema 2"), "{refused}");
+        assert!(
+            refused.to_string().contains("later.json")
+                && refused.to_string().ends_with(&format!("schema {}", SCHEMA_VERSION + 1)),
+            "{refused}"
+        );
         let hlog = std::fs::read_to_string(folder.path().join("ack.hlog")).expect("is there");
         assert!(hlog.contains("Tag=ack") && hlog.contains("HIST"), "{hlog}");
         let csv =

@@ -1,9 +1,5 @@
 //! Results of unknown origin: files of another build, another machine, or of somebody who wants to do harm.
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::path::Path;
-
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -16,21 +12,6 @@ const NUMBER_MAX: f64 = 1e16;
 
 /// The one number that may be any.
 const SEED: &str = "seed";
-
-/// Reads a file of at most as many bytes.
-pub(super) fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
-    let file = File::open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a file"));
-    }
-    let mut bytes = Vec::new();
-    file.take(bytes_max + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > bytes_max {
-        let problem = format!("larger than {} MiB", bytes_max >> 20);
-        return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
-    }
-    Ok(bytes)
-}
 
 /// Parses JSON whose numbers are bounded and whose texts are fit for a terminal.
 ///
@@ -228,16 +209,5 @@ mod tests {
             (clean.errors.keys().next().map(String::as_str), clean.reasons[0].as_str()),
             (Some("a\\u{1b}b"), "c\\u{d}")
         );
-    }
-
-    #[test]
-    fn what_is_no_file_or_too_large_is_refused() {
-        assert!(read(Path::new("/dev/zero"), 1 << 20).expect_err("no end").to_string().contains("not a file"));
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("large");
-        std::fs::write(&path, vec![0; 1 << 20]).expect("writes");
-        assert_eq!(read(&path, 1 << 20).expect("fits").len(), 1 << 20);
-        std::fs::write(&path, vec![0; (1 << 20) + 1]).expect("writes");
-        assert!(read(&path, 1 << 20).expect_err("too large").to_string().contains("larger than 1 MiB"));
     }
 }

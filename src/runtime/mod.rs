@@ -5,6 +5,7 @@
 pub mod backoff;
 pub mod clock;
 mod error_chain;
+pub mod files;
 pub mod limits;
 pub mod machine;
 pub mod net;

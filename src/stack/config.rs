@@ -15,6 +15,8 @@ use crate::server::{api, chat, gateway, presence};
 /// Most servers of one role in one process.
 pub const SERVERS_MAX: usize = 64;
 
+const DAY: Duration = Duration::from_hours(24);
+
 /// A stack's settings. Every field has a default; a file may set any of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -114,6 +116,26 @@ impl Config {
         if !(1..=1024).contains(&self.partitions) {
             return Err(format!("partitions is {}: valid are 1 to 1024", self.partitions));
         }
+        self.check_times()
+    }
+
+    fn check_times(&self) -> Result<(), String> {
+        let (least, zero) = (Duration::from_millis(1), Duration::ZERO);
+        for (name, time, lowest, highest) in [
+            ("token_lifetime", self.token_lifetime, Duration::from_secs(1), 1_000 * DAY),
+            ("drain_timeout", self.drain_timeout, zero, DAY),
+            ("chat.handshake_timeout", self.chat.handshake_timeout, least, DAY),
+            ("chat.idle_timeout", self.chat.idle_timeout, least, DAY),
+            ("presence.offline_after", self.presence.offline_after, least, DAY),
+            ("presence.grace", self.presence.grace, zero, DAY),
+            ("gateway.first_line_timeout", self.gateway.first_line_timeout, least, DAY),
+        ] {
+            if !(lowest..=highest).contains(&time) {
+                let shown = humantime::format_duration;
+                let (time, lowest, highest) = (shown(time), shown(lowest), shown(highest));
+                return Err(format!("{name} is {time}: valid are {lowest} to {highest}"));
+            }
+        }
         Ok(())
     }
 
@@ -181,6 +203,17 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_without_end_are_refused() {
+        let check = |text: &str| serde_saphyr::from_str::<Config>(text).expect("parses").check();
+        for text in
+            ["drain_timeout: 9999999h", "token_lifetime: 0s", "chat: {idle_timeout: 0s}", "presence: {grace: 9y}"]
+        {
+            assert!(check(text).is_err_and(|problem| problem.contains("valid are")), "{text}");
+        }
+        assert_eq!(check("token_lifetime: 2s"), Ok(()));
+    }
 
     #[test]
     fn the_documented_stack_on_real_engines_is_valid() {

@@ -9,6 +9,7 @@ use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
 
 use crate::protocol::ServerName;
+use crate::runtime::files::{self, SETTINGS_BYTES_MAX};
 use crate::server::placement::rendezvous;
 
 /// Seconds of a day.
@@ -99,8 +100,16 @@ impl Constants {
     /// # Errors
     /// Names the file and what is wrong.
     pub fn read(path: &Path) -> Result<Self, String> {
-        let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
-        serde_json::from_str(&text).map_err(|e| format!("{}: not constants of chatctl plan: {e}", path.display()))
+        let named = |problem: &dyn std::fmt::Display| format!("{}: {problem}", path.display());
+        let text = files::read_text(path, SETTINGS_BYTES_MAX).map_err(|e| named(&e))?;
+        let constants: Self = serde_json::from_str(&text)
+            .map_err(|e| format!("{}: not constants of chatctl plan: {e}", path.display()))?;
+        let is_odd = |f: &Figure| !(f.value > 0.0 && f.value <= 1e15 && f.error >= 0.0 && f.error <= 100.0);
+        if let Some((name, _, figure)) = constants.list().into_iter().find(|(_, _, figure)| is_odd(figure)) {
+            let problem = format!("{name}: {} ± {}: valid are values above 0 up to 1e15", figure.value, figure.error);
+            return Err(named(&problem));
+        }
+        Ok(constants)
     }
 
     /// All of them with their names and units.
@@ -242,11 +251,22 @@ fn rates(d: &Demand) -> Rates {
     }
 }
 
+/// Most chat servers that are planned: each user's place among them is simulated.
+const SERVERS_PLANNED_MAX: f64 = 20_000.0;
+
 /// Works a demand out.
-#[must_use]
-pub fn plan(demand: &Demand, c: &Constants) -> Plan {
+///
+/// # Errors
+/// When it needs more chat servers than anybody runs.
+pub fn plan(demand: &Demand, c: &Constants) -> Result<Plan, String> {
     let rates = rates(demand);
     let (servers, servers_line) = chat_servers(demand, &rates, c);
+    if servers.is_nan() || servers > SERVERS_PLANNED_MAX {
+        return Err(format!(
+            "this needs {servers:.3e} chat servers ({}): at most {SERVERS_PLANNED_MAX} are planned",
+            servers_line.why
+        ));
+    }
     let partitions = (servers * 2.0).max(8.0).log2().ceil().exp2().min(PARTITIONS_MAX as f64);
     let placed = place(demand, servers as u64, partitions as u64);
     let bytes_each = c.server_bytes_per_connection.value + c.kernel_bytes_per_connection.value;
@@ -284,7 +304,7 @@ pub fn plan(demand: &Demand, c: &Constants) -> Plan {
     let egress = rates.deliveries * (demand.message_bytes + c.frame_bytes.value);
     let why = "deliveries, without TLS and TCP headers".to_owned();
     lines.push(line("egress", egress, "bytes/s", c.frame_bytes.error, why));
-    Plan { demand: demand.clone(), lines, chat_servers: servers as u64, partitions: partitions as u64, placed }
+    Ok(Plan { demand: demand.clone(), lines, chat_servers: servers as u64, partitions: partitions as u64, placed })
 }
 
 const fn line(what: &'static str, value: f64, unit: &'static str, error: f64, why: String) -> Line {
@@ -454,7 +474,7 @@ mod tests {
 
     #[test]
     fn the_arithmetic_of_a_plan_by_hand() {
-        let plan = plan(&demand(1e6), &Constants::default());
+        let plan = plan(&demand(1e6), &Constants::default()).expect("is planned");
         assert!((value(&plan, "messages") - 1e6 * 40.0 / 86_400.0 * 3.0).abs() < 1e-6);
         // Half to one, half to 49.
         assert!((value(&plan, "deliveries") / value(&plan, "messages") - 25.0).abs() < 1e-9);
@@ -464,8 +484,17 @@ mod tests {
     }
 
     #[test]
+    fn what_nobody_runs_is_not_planned() {
+        let refused =
+            plan(&Demand { memory_bytes: 100.0, ..demand(1e6) }, &Constants::default()).expect_err("too many");
+        assert!(refused.contains("chat servers") && refused.contains("by memory"), "{refused}");
+        assert!(plan(&Demand { cores: 0.0, ..demand(0.0) }, &Constants::default()).is_ok_and(|p| p.chat_servers == 2));
+    }
+
+    #[test]
     fn twice_the_connections_want_about_twice_the_servers() {
-        let (one, two) = (plan(&demand(5e7), &Constants::default()), plan(&demand(1e8), &Constants::default()));
+        let planned = |connections| plan(&demand(connections), &Constants::default()).expect("is planned");
+        let (one, two) = (planned(5e7), planned(1e8));
         let ratio = two.chat_servers as f64 / one.chat_servers as f64;
         assert!((1.9..2.1).contains(&ratio), "{ratio}");
     }

@@ -155,6 +155,27 @@ fn what_is_no_scenario_is_refused_and_not_read_for_ever() {
     assert!(code == Some(2) && !err.contains(['\u{9b}', '\u{202e}']), "{err}");
 }
 
+#[test]
+fn files_and_values_without_an_end_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = scenario(folder.path(), TINY);
+    let config = folder.path().join("stack.yaml");
+    std::fs::write(&config, "drain_timeout: 9999999h\n").expect("writes");
+    let config = config.display().to_string();
+    for (args, wanted) in [
+        (&["up", "--config", "/dev/zero"][..], "/dev/zero: larger than"),
+        (&["up", "--config", config.as_str()], "drain_timeout is 1140years"),
+        (&["plan", "--constants", "/dev/zero"], "/dev/zero: larger than"),
+        (&["plan", "--memory", "0.0000001"], "chat servers"),
+        (&["plan", "--connections", "100G", "--peak", "100G"], "chat servers"),
+        (&["load", &path, "--secret-file", "/dev/zero", "--workers", "127.0.0.1:9"], "/dev/zero: larger than"),
+    ] {
+        let (code, out, err) = run(args);
+        assert_eq!(code, Some(2), "{args:?}: {out}{err}");
+        assert!(err.contains(wanted), "{args:?}: {err}");
+    }
+}
+
 // ---- files
 
 #[test]

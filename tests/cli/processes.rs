@@ -163,7 +163,9 @@ fn a_stack_of_processes_is_started_changed_and_ended_without_a_trace() {
     assert_eq!(up.run(&["logs", "chat-7"]).0, Some(2));
 
     let scenario = up.folder.path().join("tiny.yaml");
-    std::fs::write(&scenario, crate::TINY).expect("writes");
+    // The first records of a topic may take longer than a sync.
+    let text = format!("{}thresholds: ['pushed_percent >= 50']\n", crate::TINY);
+    std::fs::write(&scenario, text).expect("writes");
     let target = up.status()["api_url"].as_str().expect("an address").to_owned();
     let scenario = scenario.display().to_string();
     let out = up.does(&["load", &scenario, "--target", &target, "--ui", "none"]);

@@ -83,7 +83,9 @@ pub(crate) fn run_all(runtime: &Handle) -> ExitCode {
     let args = Args::read();
     let (wanted, others): (Vec<Test>, Vec<Test>) = tests().into_iter().partition(|test| args.wants(&test.name));
     if args.is_list {
-        wanted.iter().for_each(|test| println!("{}: test", test.name));
+        for test in &wanted {
+            println!("{}: test", test.name);
+        }
         println!("\n{} tests, 0 benchmarks", wanted.len());
         return ExitCode::SUCCESS;
     }

@@ -14,7 +14,7 @@ use crate::mode::{Mode, StackKind};
 use crate::proxy::Proxy;
 
 /// Longest that a run may take. One that does not end is interrupted, which is a failure.
-const RUN_MAX: Duration = Duration::from_secs(120);
+const RUN_MAX: Duration = Duration::from_mins(2);
 
 /// Longest that an interrupted run may take to end.
 const END_MAX: Duration = Duration::from_secs(30);

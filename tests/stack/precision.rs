@@ -74,12 +74,11 @@ fn open(person: &Person) -> TcpStream {
 /// Writes a text frame, with a mask that changes nothing.
 fn write(mut stream: &TcpStream, text: &str) {
     let mut frame = vec![0x81];
-    match u8::try_from(text.len()) {
-        Ok(short @ ..=125) => frame.push(0x80 | short),
-        _ => {
-            frame.push(0x80 | 126);
-            frame.extend_from_slice(&u16::try_from(text.len()).expect("short").to_be_bytes());
-        }
+    if let Ok(short @ ..=125) = u8::try_from(text.len()) {
+        frame.push(0x80 | short);
+    } else {
+        frame.push(0x80 | 0x7e);
+        frame.extend_from_slice(&u16::try_from(text.len()).expect("short").to_be_bytes());
     }
     frame.extend_from_slice(&[0; 4]);
     frame.extend_from_slice(text.as_bytes());

@@ -120,7 +120,7 @@ pub(crate) fn run(args: Args) -> Result<u8, Failure> {
         headroom: args.headroom,
         connections_per_server_max: args.connections_per_server,
     };
-    let plan = plan::plan(&demand, &constants);
+    let plan = plan::plan(&demand, &constants).map_err(Failure::usage)?;
     match args.output {
         Output::Table => print_plan(&plan, &constants),
         Output::Json => {

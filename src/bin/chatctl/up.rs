@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use chatctl::backends::registry::Role;
+use chatctl::runtime::files::{self, SETTINGS_BYTES_MAX};
 use chatctl::runtime::machine;
 use chatctl::stack::profile::Profile;
 use chatctl::stack::{Config, Stack};
@@ -112,7 +113,7 @@ fn profile_config(profile: Profile) -> Config {
 }
 
 pub(crate) fn read_config(path: &std::path::Path) -> Result<Config, Failure> {
-    let text = std::fs::read_to_string(path)
+    let text = files::read_text(path, SETTINGS_BYTES_MAX)
         .map_err(|e| Failure::usage(format!("{}: {e}; give an existing file with --config", path.display())))?;
     serde_saphyr::from_str(&text).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))
 }

@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use chatctl::loadgen::fleet::{self, Secret};
+use chatctl::runtime::files::{self, SETTINGS_BYTES_MAX};
 use chatctl::runtime::{Tasks, machine, net};
 
 use crate::exit::{self, Failure};
@@ -75,13 +76,13 @@ pub(crate) fn secret(file: Option<&Path>) -> Result<Secret, Failure> {
         None => default_file()?,
     };
     let named = |e: &dyn std::fmt::Display| format!("the workers' secret {}: {e}", path.display());
-    match std::fs::read_to_string(&path) {
+    match files::read_text(&path, SETTINGS_BYTES_MAX) {
         Ok(text) => Secret::new(&text).map_err(|e| Failure::usage(named(&e))),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && file.is_none() => {
             let made = make(&path).map_err(|e| Failure::environment(named(&e)));
             // Another process may have made it meanwhile.
             made.or_else(|failure| {
-                std::fs::read_to_string(&path).ok().and_then(|text| Secret::new(&text).ok()).ok_or(failure)
+                files::read_text(&path, SETTINGS_BYTES_MAX).ok().and_then(|text| Secret::new(&text).ok()).ok_or(failure)
             })
         }
         Err(error) => Err(Failure::usage(named(&error))),

@@ -10,6 +10,7 @@ use super::cursor::Seen;
 use super::device::{Call, Device};
 use super::event::{Action, CallError, Page};
 use super::mutant::{Mutant, is_planted};
+use crate::loadgen::ledger::Kind;
 use crate::loadgen::recorder::Path;
 use crate::loadgen::run::{Consequence, history_seconds};
 use crate::loadgen::stats::add;
@@ -232,7 +233,7 @@ impl Device {
         let run = Arc::clone(&self.run);
         run.recorder.record(self.client, Path::Sync, page.started_us, page.ended_us.saturating_sub(page.started_us));
         self.note_sync(at, page.after, page.started_us, &answer);
-        let rows: Vec<Seen> = answer.messages.iter().filter_map(|message| self.check(message, false)).collect();
+        let rows = self.read_rows(page.conversation, page.after, &answer);
         let mut show = Vec::new();
         let conversation = &mut self.conversations[at];
         let announced = conversation.announced();
@@ -249,6 +250,27 @@ impl Device {
             (true, false) => Progress::Stuck,
             (false, _) => Progress::Last,
         }
+    }
+
+    /// The rows of a page that are what was asked for.
+    fn read_rows(&self, conversation: u32, after: u64, answer: &MessagesSync) -> Vec<Seen> {
+        let (run, id) = (&self.run, self.run.world.conversations[conversation as usize].id);
+        let ids = || answer.messages.iter().map(|message| message.id.0);
+        if std::iter::once(after).chain(ids()).zip(ids()).any(|(before, id)| id <= before) {
+            add(&run.stats.protocol_errors, 1);
+            run.stats.error("messages_sync_out_of_order");
+        }
+        let mut rows = Vec::with_capacity(answer.messages.len());
+        for message in &answer.messages {
+            if message.conversation == id {
+                rows.extend(self.check(message, false));
+            } else {
+                run.ledger.violation(Kind::Leaked, || {
+                    format!("{} id {} came in a page of {id}", message.conversation, message.id)
+                });
+            }
+        }
+        rows
     }
 
     fn note_sync(&self, at: usize, after: u64, started_us: u64, answer: &MessagesSync) {

@@ -88,8 +88,8 @@ pub(super) struct Reconnection {
     avoid: Option<ServerName>,
     /// Where login said to connect.
     placement: Option<Placement>,
-    /// When the connection was lost, and by which fault.
-    lost: Option<(u64, Option<usize>)>,
+    /// When the connection was lost; by which fault, and since when the user waits for the end of its consequences.
+    lost: Option<(u64, Option<(usize, u64)>)>,
     /// The server said when to come back.
     moved_until_us: u64,
     pub(super) listing: Call,
@@ -554,8 +554,8 @@ impl Device {
         }
         // One that loses its connection again before it has caught up is still away by the first loss.
         let is_first = self.reconnection().lost.is_none();
-        let fault = is_first.then(|| self.run.disconnected_by_fault()).flatten();
         let now = self.now_us;
+        let fault = is_first.then(|| self.run.disconnected_by_fault(is_planned, now)).flatten();
         let reconnection = self.reconnection();
         reconnection.avoid = avoid;
         reconnection.lost.get_or_insert((now, fault));

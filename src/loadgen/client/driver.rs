@@ -271,10 +271,11 @@ async fn inbox(shared: &Shared, client: u32) -> Result<Vec<InboxEntry>, Error> {
     loop {
         let after = all.last().map(|entry| entry.conversation);
         let page = shared.api.inbox_sync(&token, after, INBOX_PAGE).await?;
-        // A page that says "more" and holds nothing would be asked for for ever.
-        let is_last = !page.has_more || page.conversations.is_empty();
+        if page.has_more && page.conversations.is_empty() {
+            return Err(Error::Unreadable("a page of the inbox says that there is more, and holds nothing".to_owned()));
+        }
         all.extend(page.conversations);
-        if is_last {
+        if !page.has_more {
             return Ok(all);
         }
     }

@@ -180,6 +180,9 @@ pub(in crate::loadgen) enum CallError {
     /// This machine could not make the call.
     #[error("this machine: {0}")]
     Local(String),
+    /// The answer can't be read.
+    #[error("{0}")]
+    Unreadable(String),
     /// Anything else: the name under which it is counted.
     #[error("{0}")]
     Failed(String),
@@ -198,6 +201,9 @@ impl From<api::Error> for CallError {
         }
         if error.code() == Some(ErrorCode::NotAMember) {
             return Self::NotAMember;
+        }
+        if let api::Error::Unreadable(text) = error {
+            return Self::Unreadable(text);
         }
         if error.is_local() {
             return Self::Local(error.to_string());

@@ -283,6 +283,7 @@ fn decode(
 ) -> Result<(), LinkError> {
     let mut closed = None;
     let mut broken: Option<FrameError> = None;
+    let mut is_binary = false;
     let fed = decoder.feed(bytes, &mut |event| match event {
         Event::Text(text) => match ServerFrame::decode(text) {
             Ok(frame) => frames.push(frame),
@@ -290,12 +291,15 @@ fn decode(
         },
         Event::Ping(payload) => outgoing.extend_from_slice(&websocket::pong_frame(payload, Some([0; 4]))),
         Event::Pong(_) => {}
-        Event::Binary(_) => closed = Some(1003),
+        Event::Binary(_) => is_binary = true,
         Event::Close(code) => closed = Some(code.unwrap_or(1005)),
     });
     fed.map_err(|violation| LinkError::Broken(violation.to_string()))?;
     if let Some(error) = broken {
         return Err(LinkError::Broken(error.to_string()));
+    }
+    if is_binary {
+        return Err(LinkError::Broken("a binary message".to_owned()));
     }
     closed.map_or(Ok(()), |code| Err(LinkError::Closed(code)))
 }

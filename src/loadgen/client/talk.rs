@@ -8,7 +8,7 @@ use serde_json::json;
 use super::cursor::{Arrival, Seen};
 use super::device::{Device, Pending};
 use super::mutant::{Mutant, is_planted};
-use crate::loadgen::body::Tag;
+use crate::loadgen::body::{Identity, Tag};
 use crate::loadgen::ledger::{Delivery, Kind, MESSAGE_KIND, Membership, Refusal};
 use crate::loadgen::recorder::{LagOf, Path};
 use crate::loadgen::run::{Consequence, LATE_US, Run};
@@ -137,7 +137,7 @@ impl Device {
         } else {
             run.stats.error(error.code.as_str());
         }
-        let Some((uuid, at)) = found else { return };
+        let Some((uuid, at)) = found else { return self.on_other_refusal(error) };
         let pending = &mut self.pending[at];
         pending.open_tries = pending.open_tries.saturating_sub(u16::from(error.code.is_definite()));
         if error.code.is_retryable() {
@@ -151,11 +151,26 @@ impl Device {
         }
         let Pending { tag, open_tries, .. } = self.pending.remove(at);
         let refusal = Refusal { code: error.code, has_other_tries: open_tries > 0 };
-        let is_explained = run.ledger.on_refused(&run.world, &tag, &refusal);
+        let is_explained = run.ledger.on_refused(&run.world, &tag, refusal);
         add(if is_explained { &run.stats.refused_removed } else { &run.stats.refused }, 1);
         run.recorder.unanswered(self.client, tag.intended_us, self.now_us);
         let definite = error.code.is_definite();
         run.note("fail", || json!({"uuid": uuid, "code": error.code, "definite": definite}));
+    }
+
+    /// A message was refused that has no open try: it was acknowledged, or nobody sent it.
+    fn on_other_refusal(&self, error: &ErrorFrame) {
+        let own = error.uuid.and_then(Identity::of).filter(|own| own.client == self.client && own.run == self.run.id);
+        let Some(Identity { conversation, counter, .. }) = own else { return };
+        let Some(at) = self.find(conversation).filter(|_| error.code.is_definite() && !error.code.is_retryable())
+        else {
+            return;
+        };
+        if self.conversations[at].record().acked.contains(counter) {
+            self.run.ledger.violation(Kind::FalseRefusal, || {
+                format!("message {counter} of client {} was acknowledged, then refused", self.client)
+            });
+        }
     }
 
     /// Messages that have no answer at the end never get one. Each counts as having waited until now.
@@ -212,6 +227,9 @@ impl Device {
             json!({"user": user, "dev": device, "conv": conversation, "uuid": message.uuid, "id": id, "from": message.sender})
         });
         let Some(seen) = self.check(message, true) else { return };
+        if !self.run.ledger.may_arrive(&self.run.world, self.user, &seen) {
+            return;
+        }
         let Some(at) = self.find(seen.tag.conversation) else {
             let client = self.client;
             self.run.ledger.violation(Kind::Leaked, || {
@@ -273,7 +291,7 @@ impl Device {
             shown_us: self.now_us,
             here_since_us: self.there_since_us,
             opened_us: if self.is_connected() { self.opened_us } else { 0 },
-            is_catching_up: self.catching_up.is_some(),
+            is_catching_up: self.catching_up.is_some() && !self.is_finishing(),
             membership,
             came_by_push: seen.is_live,
             reads_every_us: poll_us.max(pause_us),

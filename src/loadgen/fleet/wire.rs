@@ -21,7 +21,7 @@ use crate::loadgen::{RunResult, Scenario};
 use crate::telemetry::{Latency, LiveSnapshot};
 
 /// Version of this protocol. Both sides must have the same.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// Largest value. A result holds some twenty histograms of up to 100 KB.
 const FRAME_BYTES_MAX: usize = 64 << 20;

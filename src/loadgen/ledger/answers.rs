@@ -85,7 +85,7 @@ impl Ledger {
     }
 
     /// A message was refused for good. Returns whether a change of the sender's membership explains that.
-    pub(in crate::loadgen) fn on_refused(&self, world: &World, tag: &Tag, refusal: &Refusal) -> bool {
+    pub(in crate::loadgen) fn on_refused(&self, world: &World, tag: &Tag, refusal: Refusal) -> bool {
         let user = world.clients[tag.client as usize].user;
         if refusal.code.is_definite() && !refusal.has_other_tries {
             let mut ledger = self.conversation(tag.conversation);

@@ -1,6 +1,6 @@
 //! The end of a run: one conversation read back in full, held against what was acknowledged, refused and shown.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::ranges::Ranges;
 use super::{Kind, Ledger, user_name};
@@ -90,9 +90,9 @@ pub(in crate::loadgen) fn audit_view(
         newest = newest.max(row.id.0);
     }
     let seen: HashMap<u64, &MessageFrame> = view.iter().map(|row| (row.id.0, row)).collect();
-    let mut owned = HashMap::new();
+    let mut owned = HashSet::new();
     for row in owners {
-        owned.insert(row.id.0, ());
+        owned.insert(row.id.0);
         let id = row.id;
         match seen.get(&id.0) {
             Some(other) if *other == row => {}
@@ -105,7 +105,7 @@ pub(in crate::loadgen) fn audit_view(
         add(&ledger.tallies.view_rows, 1);
     }
     // What the owner does not see is lost, or nobody's.
-    for row in view.iter().filter(|row| !owned.contains_key(&row.id.0)) {
+    for row in view.iter().filter(|row| !owned.contains(&row.id.0)) {
         let _ = ledger.read(world, row, || format!("{name} id {} is in the history of {user}", row.id));
     }
 }

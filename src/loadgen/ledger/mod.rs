@@ -258,6 +258,20 @@ impl Ledger {
         is_here && self.conversation(conversation).live.as_ref().is_some_and(|l| l.fates.was_sent(client, counter))
     }
 
+    /// A message came live to a device of a user. Returns whether it may be shown: not to somebody who was removed before it
+    /// was sent and is not back.
+    pub(super) fn may_arrive(&self, world: &World, user: u32, seen: &Seen) -> bool {
+        let may_see =
+            self.conversation(seen.tag.conversation).stays(user).is_none_or(|stays| stays.may_see(seen.tag.sent_us));
+        if !may_see {
+            self.violation(Kind::Leaked, || {
+                let (conversation, user) = (world.conversation_name(seen.tag.conversation), user_name(world, user));
+                format!("{conversation} id {} came to {user}, who was removed before it was sent", seen.id)
+            });
+        }
+        may_see
+    }
+
     /// A message is shown to a person. `newest` is the greatest id shown before on this device in this conversation.
     /// Returns what is known of the person's membership; history is for those who come later, too.
     pub(super) fn on_shown(

@@ -303,7 +303,7 @@ fn what_was_refused_is_neither_shown_nor_stored() {
     };
     let definite = refusal(ErrorCode::Forbidden, false);
     let ledger = two_acked();
-    assert!(!ledger.on_refused(&world, &tag(0, 3), &definite));
+    assert!(!ledger.on_refused(&world, &tag(0, 3), definite));
     assert_eq!(kinds(&ledger), []);
     shown(&ledger);
     shown(&ledger);
@@ -311,15 +311,15 @@ fn what_was_refused_is_neither_shown_nor_stored() {
     assert_eq!((kinds(&ledger), ledger.count(Kind::FalseRefusal)), (vec![Kind::FalseRefusal], 1), "one uuid, one lie");
     let ledger = two_acked();
     shown(&ledger);
-    ledger.on_refused(&world, &tag(0, 3), &definite);
+    ledger.on_refused(&world, &tag(0, 3), definite);
     assert_eq!(kinds(&ledger), [Kind::FalseRefusal], "shown before the refusal came");
     let ledger = two_acked();
-    ledger.on_refused(&world, &tag(0, 3), &definite);
+    ledger.on_refused(&world, &tag(0, 3), definite);
     ledger.on_other_ack(&world, 0, &ack(3, &tag(0, 3)));
     assert_eq!(kinds(&ledger), [Kind::FalseRefusal], "acknowledged after all");
     for open in [refusal(ErrorCode::Internal, false), refusal(ErrorCode::Forbidden, true)] {
         let ledger = two_acked();
-        ledger.on_refused(&world, &tag(0, 3), &open);
+        ledger.on_refused(&world, &tag(0, 3), open);
         shown(&ledger);
         assert_eq!(kinds(&ledger), [], "it may have been stored: {open:?}");
     }
@@ -330,10 +330,10 @@ fn a_refusal_is_explained_by_a_change_of_membership_only() {
     let world = tiny_world();
     let ledger = two_acked();
     let not_a_member = refusal(ErrorCode::NotAMember, false);
-    assert!(!ledger.on_refused(&world, &tag(0, 3), &not_a_member), "a member throughout");
+    assert!(!ledger.on_refused(&world, &tag(0, 3), not_a_member), "a member throughout");
     ledger.leaving(&world, 0, 0, 30);
-    assert!(ledger.on_refused(&world, &tag(0, 3), &not_a_member));
-    assert!(!ledger.on_refused(&world, &tag(0, 3), &refusal(ErrorCode::TooLarge, false)));
+    assert!(ledger.on_refused(&world, &tag(0, 3), not_a_member));
+    assert!(!ledger.on_refused(&world, &tag(0, 3), refusal(ErrorCode::TooLarge, false)));
 }
 
 // ---- live

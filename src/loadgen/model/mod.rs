@@ -8,7 +8,7 @@ mod sim;
 use server::Lie;
 use sim::{LOAD_US, MS, S, Sim};
 
-use crate::loadgen::client::{Command, DeviceState, Mutant, plant};
+use crate::loadgen::client::{Command, Device, DeviceState, Mutant, plant};
 use crate::loadgen::ledger::{AuditedDevice, audit_conversation};
 use crate::loadgen::stats::get;
 
@@ -33,7 +33,7 @@ fn faults(seed: u64, lie: Option<Lie>) -> Vec<String> {
     let mut faults = Vec::new();
     sim.go(S + LOAD_US, |_| false);
     // Half of the seeds come to rest before they end; of the others, half end in the middle of the trouble.
-    let rests = seed % 2 == 0;
+    let rests = seed.is_multiple_of(2);
     if rests || seed % 4 == 3 {
         sim.calm();
     }
@@ -101,7 +101,7 @@ fn finish(sim: &mut Sim, faults: &mut Vec<String>) {
 
 /// Holds what is stored against what was shown, as the engine does.
 fn audit(sim: &mut Sim) {
-    let states: Vec<DeviceState> = std::mem::take(&mut sim.devices).into_iter().map(|d| d.into_state()).collect();
+    let states: Vec<DeviceState> = std::mem::take(&mut sim.devices).into_iter().map(Device::into_state).collect();
     for index in 0..sim.run.world.conversations.len() as u32 {
         let devices: Vec<AuditedDevice<'_>> = states
             .iter()
@@ -123,13 +123,12 @@ fn audit(sim: &mut Sim) {
     }
 }
 
-/// How many of `seeds` show a planted fault, and the first words of one.
-fn caught(mutant: Mutant, seeds: u64) -> (usize, String) {
+/// How many of `seeds` show a planted fault.
+fn caught(mutant: Mutant, seeds: u64) -> usize {
     plant(Some(mutant));
-    let found: Vec<Vec<String>> = (0..seeds).map(|seed| faults(seed, None)).filter(|f| !f.is_empty()).collect();
+    let found = (0..seeds).filter(|seed| !faults(*seed, None).is_empty()).count();
     plant(None);
-    let example = found.first().and_then(|faults| faults.first()).cloned().unwrap_or_default();
-    (found.len(), example)
+    found
 }
 
 #[test]
@@ -143,9 +142,7 @@ fn a_sound_client_and_server_end_quiet_under_every_seed() {
 fn every_fault_of_the_client_that_is_put_back_is_caught() {
     let mut unseen = Vec::new();
     for mutant in Mutant::ALL {
-        let (seeds, example) = caught(mutant, MUTANT_SEEDS);
-        println!("{mutant:?}: {seeds} of {MUTANT_SEEDS} seeds, such as: {example}");
-        unseen.extend((seeds == 0).then_some(mutant));
+        unseen.extend((caught(mutant, MUTANT_SEEDS) == 0).then_some(mutant));
     }
     assert!(unseen.is_empty(), "{unseen:?} go unseen");
 }

@@ -76,7 +76,7 @@ impl Weather {
         }
     }
 
-    fn calm(self) -> Self {
+    const fn calm() -> Self {
         Self {
             frame_us: MS,
             call_us: 5 * MS,
@@ -158,7 +158,7 @@ impl Sim {
     /// A simulation of a seed.
     pub(super) fn new(seed: u64, lie: Option<Lie>) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
-        let weather = if lie.is_some() { Weather::draw(&mut rng).calm() } else { Weather::draw(&mut rng) };
+        let weather = if lie.is_some() { Weather::calm() } else { Weather::draw(&mut rng) };
         let run = Arc::new(run_of(seed, &mut rng));
         let clients = run.world.clients.len();
         let devices = (0..clients as u32).map(|client| Device::new(&run, client, None)).collect();
@@ -240,7 +240,7 @@ impl Sim {
 
     /// The load is over: nothing goes wrong any more.
     pub(super) fn calm(&mut self) {
-        self.weather = self.weather.calm();
+        self.weather = Weather::calm();
         self.is_token_good.fill(true);
     }
 
@@ -253,7 +253,7 @@ impl Sim {
             Happening::Wake(client) => self.device(client, |_, _| {}),
             Happening::Event(client, event) => self.device(client, |device, now_us| device.handle(now_us, event)),
             Happening::Connected(client, number, is_refused) => self.connected(client, number, is_refused),
-            Happening::ToServer(client, number, frame) => self.to_server(client, number, frame),
+            Happening::ToServer(client, number, frame) => self.on_client_frame(client, number, frame),
             Happening::ToClient(client, number, frame) => {
                 // What is read from a connection that was closed meanwhile goes nowhere.
                 if self.wires[client as usize] == Wire::Up(number) {
@@ -366,7 +366,7 @@ impl Sim {
         self.device(client, |device, now_us| device.handle(now_us, Event::Opened(Box::new(welcome))));
     }
 
-    fn to_client(&mut self, client: u32, frame: ServerFrame) {
+    fn push_to_client(&mut self, client: u32, frame: ServerFrame) {
         let Wire::Up(number) = self.wires[client as usize] else { return };
         let copies = if self.chance(self.weather.duplicate) { 2 } else { 1 };
         for _ in 0..copies {
@@ -376,13 +376,13 @@ impl Sim {
         }
     }
 
-    fn to_server(&mut self, client: u32, number: u64, frame: ClientFrame) {
+    fn on_client_frame(&mut self, client: u32, number: u64, frame: ClientFrame) {
         if self.wires[client as usize] != Wire::Up(number) {
             return;
         }
         match frame {
             ClientFrame::Send(frame) => self.on_send(client, number, frame),
-            ClientFrame::Ping => self.to_client(client, ServerFrame::Pong),
+            ClientFrame::Ping => self.push_to_client(client, ServerFrame::Pong),
             ClientFrame::Subscribe(frame) => {
                 let index = self.index_of(frame.conversation);
                 self.subscribed[client as usize].push(index);
@@ -403,7 +403,7 @@ impl Sim {
                 (ErrorCode::Internal, None)
             };
             let error = ErrorFrame { uuid: Some(frame.uuid), code, message: String::new(), retry_after_ms };
-            return self.to_client(client, ServerFrame::Error(error));
+            return self.push_to_client(client, ServerFrame::Error(error));
         }
         let index = self.index_of(frame.conversation);
         let sender = self.run.world.users[self.run.world.clients[client as usize].user as usize].id;
@@ -413,7 +413,7 @@ impl Sim {
                 let at_us = self.soon(self.weather.commit_us);
                 self.at(at_us, Happening::Commit(index, id, client, number));
             }
-            Sent::Known(ack) => self.to_client(client, ServerFrame::Ack(ack)),
+            Sent::Known(ack) => self.push_to_client(client, ServerFrame::Ack(ack)),
             Sent::Open => {}
         }
     }
@@ -421,7 +421,7 @@ impl Sim {
     fn commit(&mut self, index: u32, id: u64, client: u32, number: u64) {
         let Some(Committed { ack, message, to_all, hidden_from }) = self.server.commit(index, id) else { return };
         if self.wires[client as usize].number() == Some(number) && !self.chance(self.weather.dropped_ack) {
-            self.to_client(client, ServerFrame::Ack(ack));
+            self.push_to_client(client, ServerFrame::Ack(ack));
         }
         let run = Arc::clone(&self.run);
         let world = &run.world;
@@ -436,10 +436,10 @@ impl Sim {
                     continue;
                 }
                 if !is_large {
-                    self.to_client(device, ServerFrame::Message(message.clone()));
+                    self.push_to_client(device, ServerFrame::Message(message.clone()));
                 } else if self.subscribed[device as usize].contains(&index) {
                     let head = HeadFrame { conversation: message.conversation, id: message.id };
-                    self.to_client(device, ServerFrame::Head(head));
+                    self.push_to_client(device, ServerFrame::Head(head));
                 }
             }
         }

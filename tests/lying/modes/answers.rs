@@ -133,7 +133,7 @@ pub(crate) const MODES: &[Mode] = &[
     Mode {
         name: "lie::token_refused_in_mid_run",
         lie: Lie { request: refuse_old_tokens, ..Lie::NONE },
-        expect: Expect::passed(&[("tokens_renewed", Is("refused_devices"))]),
+        expect: Expect::passed(&[("tokens_renewed", Least(1))]),
         ..Mode::LIE
     },
     Mode {

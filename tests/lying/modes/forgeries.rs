@@ -89,7 +89,7 @@ pub(crate) const MODES: &[Mode] = &[
 
 /// Lets a forgery follow one push in [`EVERY`].
 fn and(p: &Proxy, frame: ServerFrame, forge: fn(&MessageFrame) -> Option<ServerFrame>) -> Vec<Out> {
-    let forged = message_of(&frame).filter(|_| p.one_in("forge", EVERY)).and_then(|message| forge(message));
+    let forged = message_of(&frame).filter(|_| p.one_in("forge", EVERY)).and_then(forge);
     let forged = forged.map(|forged| {
         p.lied();
         Out::frame(&forged)

@@ -132,7 +132,7 @@ pub(crate) const MODES: &[Mode] = &[
 
 /// Closes each device's first connection when everybody talks.
 fn close_after(p: &Proxy, frame: ServerFrame, code: CloseCode) -> Vec<Out> {
-    let is_welcome = matches!(frame, ServerFrame::Welcome(_)) && p.age() < Duration::from_millis(1_000);
+    let is_welcome = matches!(frame, ServerFrame::Welcome(_)) && p.age() < Duration::from_secs(1);
     let mut outs = Out::pass(frame);
     if is_welcome {
         p.lied();
@@ -143,7 +143,7 @@ fn close_after(p: &Proxy, frame: ServerFrame, code: CloseCode) -> Vec<Out> {
 
 /// Puts something behind the first push to one user in three.
 fn behind_push(p: &Proxy, s: &Socket, frame: ServerFrame, junk: Out) -> Vec<Out> {
-    let is_chosen = message_of(&frame).is_some() && s.who.user.0 % 3 == 0 && p.first(s.who.user);
+    let is_chosen = message_of(&frame).is_some() && s.who.user.0.is_multiple_of(3) && p.first(s.who.user);
     let mut outs = Out::pass(frame);
     if is_chosen {
         p.lied();
