@@ -136,6 +136,7 @@ fn outcomes(wanted: Vec<Test>, at_once: usize, runtime: &Handle) -> Vec<(Test, O
     for (test, outcome) in came {
         let word = if outcome.problems.is_empty() { "ok" } else { "FAILED" };
         println!("test {} ... {word} <{:.1}s>", test.name, outcome.took.as_secs_f64());
+        outcome.problems.iter().for_each(|problem| println!("    {problem}"));
         outcomes.push((test, outcome));
     }
     outcomes.sort_by(|a, b| (a.0.mode.name, a.0.seed).cmp(&(b.0.mode.name, b.0.seed)));
