@@ -32,7 +32,8 @@ pub enum Ended {
 pub fn show(mut live: watch::Receiver<LiveSnapshot>, use_colour: bool) -> io::Result<Ended> {
     let mut terminal = ratatui::try_init()?;
     let result = run(&mut terminal, &mut live, use_colour);
-    ratatui::restore();
+    // Not `restore`: it prints what goes wrong, and panics where nobody reads standard error any more.
+    let _ = ratatui::try_restore();
     result
 }
 

@@ -39,7 +39,8 @@ pub(crate) fn watch(interrupt: &Tasks) -> Result<(), Failure> {
         loop {
             next(&mut signals).await;
             if interrupt.is_stopped() {
-                ratatui::restore();
+                // Not `restore`: it prints what goes wrong, and panics where nobody reads standard error any more.
+                let _ = ratatui::try_restore();
                 temporary::remove_all();
                 std::process::exit(exit::INTERRUPTED.into());
             }
