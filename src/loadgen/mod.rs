@@ -15,6 +15,7 @@
 //! | `retry` | when a failed request is repeated: no I/O |
 //! | `history` | every event as a line of JSON |
 //! | `intervals` | what was measured second by second |
+//! | `counts` | what was counted, and what the verdict rests on |
 //! | `result` | the outcome, versioned |
 //! | `capacity` | the search for the highest load that holds: no I/O |
 
@@ -23,6 +24,7 @@ mod body;
 pub mod capacity;
 mod client;
 pub mod control;
+pub mod counts;
 mod engine;
 pub mod fleet;
 mod history;

@@ -18,6 +18,7 @@
 //! No I/O; time is a parameter, on the run's clock in µs.
 
 mod beats;
+mod judge;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +26,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use self::beats::{Beats, Change};
+use self::judge::Judge;
 use crate::loadgen::scenario::{Behavior, Scenario, Transport};
 use crate::loadgen::world::World;
 use crate::protocol::frames::PresenceState;
@@ -118,14 +120,6 @@ pub(in crate::loadgen) struct Presence {
     disturbed: Mutex<Vec<(u64, u64)>>,
     /// From then on nothing is owed; 0 before.
     closed_us: AtomicU64,
-}
-
-/// A judge of one moment.
-struct Judge<'a> {
-    presence: &'a Presence,
-    watcher: u32,
-    now_us: u64,
-    findings: Vec<Finding>,
 }
 
 impl Presence {
@@ -372,132 +366,5 @@ impl User {
     fn pair(&mut self, friend: u32) -> Option<&mut Pair> {
         let at = self.pairs.binary_search_by_key(&friend, |pair| pair.friend).ok()?;
         Some(&mut self.pairs[at])
-    }
-}
-
-impl Judge<'_> {
-    /// Something is wrong, unless a notice that was `needs_us` late explains it; what is known so far is not all yet.
-    fn accuse(&mut self, finding: Finding, needs_us: u64) {
-        let mut held_back = self.presence.held_back.lock().expect("no panic while held");
-        if needs_us <= self.presence.late_us() {
-            self.findings.push(Finding::Unsure);
-        } else if needs_us < NEVER && held_back.len() < HELD_BACK_MAX {
-            held_back.push((needs_us, finding));
-        } else {
-            self.findings.push(finding);
-        }
-    }
-
-    /// A change that had to be told between a time and now was not, or `needs_us` too late.
-    fn missed(&mut self, pair: &Pair, state: PresenceState, from_us: u64, needs_us: u64) {
-        if self.presence.was_disturbed(from_us, self.now_us) {
-            self.findings.push(Finding::Unsure);
-        } else {
-            self.accuse(Finding::Missed(self.watcher, pair.friend, state), needs_us);
-        }
-    }
-
-    /// Ends what is owed: told never, or still in time when something else happened.
-    fn settle_online(&mut self, pair: &mut Pair) {
-        if pair.owed_us == 0 {
-            return;
-        }
-        match self.now_us.checked_sub(pair.owed_us + ONLINE_LATEST_US) {
-            Some(needs_us) => self.missed(pair, PresenceState::Online, pair.owed_us, needs_us),
-            None => self.findings.push(Finding::Unsure),
-        }
-        pair.owed_us = 0;
-    }
-
-    /// Whether a watcher must be told that a silence became too long: who watches since before it, or was told in it that the
-    /// user is there.
-    fn must_be_told(pair: &Pair, beats: &Beats, since_us: u64) -> bool {
-        let was_told_in_it = pair.told == Some(PresenceState::Online)
-            && since_us <= pair.told_us
-            && (beats.last_us..=beats.last_us + OFFLINE_LATEST_US).contains(&pair.told_us);
-        since_us > 0 && (since_us <= beats.last_us || was_told_in_it)
-    }
-
-    /// Judges a silence that is over its limit, once.
-    fn settle_offline(&mut self, pair: &mut Pair, beats: &Beats, since_us: u64) {
-        let last_us = beats.last_us;
-        let Some(needs_us) = self.now_us.checked_sub(last_us + OFFLINE_LATEST_US) else { return };
-        if last_us == 0 || pair.judged_us == last_us || needs_us == 0 {
-            return;
-        }
-        pair.judged_us = last_us;
-        if Self::must_be_told(pair, beats, since_us) {
-            self.missed(pair, PresenceState::Offline, last_us, needs_us);
-        }
-    }
-
-    fn online(&mut self, pair: &mut Pair, beats: &Beats) {
-        let silence_us = self.now_us.saturating_sub(beats.last_us);
-        let was_disturbed = || self.presence.was_disturbed(beats.last_us, self.now_us);
-        let is_after_offline = pair.told == Some(PresenceState::Offline)
-            && pair.offline_of_us == beats.last_us
-            && self.now_us > pair.told_us + SLACK_US;
-        let wrong = |silence_us| Finding::Wrong(self.watcher, pair.friend, PresenceState::Online, silence_us);
-        if beats.last_us == 0 {
-            self.accuse(wrong(None), NEVER);
-        } else if silence_us > OFFLINE_LATEST_US || is_after_offline {
-            let needs_us = if is_after_offline { NEVER } else { silence_us - OFFLINE_LATEST_US };
-            let needs_us = if was_disturbed() { 0 } else { needs_us };
-            self.accuse(wrong(Some(silence_us)), needs_us);
-        }
-        if pair.owed_us > 0 {
-            let took_us = self.now_us.saturating_sub(pair.owed_us);
-            if pair.is_change {
-                self.findings.push(Finding::Took(PresenceState::Online, took_us));
-            }
-            match took_us.saturating_sub(ONLINE_LATEST_US) {
-                needs_us if needs_us <= self.presence.late_us() => self.findings.push(Finding::Seen),
-                needs_us => self.missed(pair, PresenceState::Online, pair.owed_us, needs_us),
-            }
-            pair.owed_us = 0;
-        }
-    }
-
-    fn offline(&mut self, pair: &mut Pair, beats: &Beats, since_us: u64) {
-        let silence_us = self.now_us.saturating_sub(beats.last_us);
-        // A user of whom no beat was ever sent is offline.
-        if beats.last_us == 0 {
-            return;
-        }
-        if pair.owed_us > 0 {
-            pair.owed_us = 0;
-            self.findings.push(Finding::Unsure);
-        }
-        if silence_us >= OFFLINE_EARLIEST_US {
-            self.offline_in_silence(pair, beats, silence_us, since_us);
-        } else if let Some((silent_since_us, 0)) = beats.crossed(self.now_us) {
-            // The decision and the beat that ended the silence crossed: the friend must be told that the user is back.
-            self.findings.push(Finding::Took(PresenceState::Offline, self.now_us - silent_since_us));
-            if pair.judged_us != silent_since_us {
-                self.findings.push(Finding::Seen);
-                pair.judged_us = silent_since_us;
-            }
-            pair.offline_of_us = silent_since_us;
-            if !self.presence.is_closed() {
-                (pair.owed_us, pair.is_change) = (self.now_us, false);
-            }
-        } else {
-            let wrong = Finding::Wrong(self.watcher, pair.friend, PresenceState::Offline, Some(silence_us));
-            let explained_by = beats.crossed(self.now_us).map_or(NEVER, |(_, needs_us)| needs_us);
-            self.accuse(wrong, if beats.is_doubtful() { 0 } else { explained_by });
-            // Not of a silence: whatever comes next is no contradiction of this one.
-            pair.offline_of_us = 0;
-        }
-    }
-
-    fn offline_in_silence(&mut self, pair: &mut Pair, beats: &Beats, silence_us: u64, since_us: u64) {
-        self.findings.push(Finding::Took(PresenceState::Offline, silence_us));
-        if pair.judged_us != beats.last_us && Self::must_be_told(pair, beats, since_us) {
-            match silence_us.saturating_sub(OFFLINE_LATEST_US) {
-                needs_us if needs_us <= self.presence.late_us() => self.findings.push(Finding::Seen),
-                needs_us => self.missed(pair, PresenceState::Offline, beats.last_us, needs_us),
-            }
-        }
-        (pair.judged_us, pair.offline_of_us) = (beats.last_us, beats.last_us);
     }
 }
