@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use super::{Answer, Comparison, Side, Weight, change, interval, plain, value};
+use super::{Answer, Comparison, Side, Weight, change, interval, value};
+use crate::telemetry::printable;
 
 /// Problems that are listed one by one.
 const LISTED_MAX: usize = 10;
@@ -94,7 +95,7 @@ pub fn render(c: &Comparison) -> String {
 /// Text that may stand in a line or a table's cell, and is nothing but text there.
 fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    for c in plain(text).chars() {
+    for c in printable(text).chars() {
         match c {
             '&' => out.push_str("&amp;"),
             '<' => out.push_str("&lt;"),

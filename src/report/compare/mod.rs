@@ -435,11 +435,3 @@ fn sentence(f: &Finding) -> String {
         change(f.unit, f.limit)
     )
 }
-
-/// Text from a result in one line: control characters and those that turn the direction of writing are shown as a sign.
-fn plain(text: &str) -> String {
-    let is_odd = |c: char| {
-        c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}')
-    };
-    text.chars().map(|c| if is_odd(c) { '\u{fffd}' } else { c }).collect()
-}

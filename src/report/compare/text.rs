@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use super::{Answer, Comparison, Side, Weight, change, interval, plain, value};
+use super::{Answer, Comparison, Side, Weight, change, interval, value};
+use crate::telemetry::printable;
 
 /// Problems that are listed one by one.
 const LISTED_MAX: usize = 5;
@@ -18,7 +19,7 @@ pub fn render(c: &Comparison) -> String {
         "not in turn: what the machine did meanwhile is in the change"
     };
     let mut out =
-        format!("scenario   {}; {} runs of base, {} of new, {how}\n\n", plain(&c.scenario), c.runs.0, c.runs.1);
+        format!("scenario   {}; {} runs of base, {} of new, {how}\n\n", printable(&c.scenario), c.runs.0, c.runs.1);
     if !c.findings.is_empty() {
         let _ = writeln!(
             out,
@@ -43,13 +44,13 @@ pub fn render(c: &Comparison) -> String {
         );
     }
     for problem in c.problems.iter().take(LISTED_MAX) {
-        let _ = writeln!(out, "problem    {}", plain(&problem.text()));
+        let _ = writeln!(out, "problem    {}", printable(&problem.text()));
     }
     if c.problems.len() > LISTED_MAX {
         let _ = writeln!(out, "           and {} more", c.problems.len() - LISTED_MAX);
     }
     for note in &c.notes {
-        let _ = writeln!(out, "note       {}", plain(note));
+        let _ = writeln!(out, "note       {}", printable(note));
     }
     for side in [Side::Base, Side::New] {
         if let Some(defects) = c.defects(side) {
