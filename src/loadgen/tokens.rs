@@ -38,13 +38,38 @@ impl Deref for Token<'_> {
     }
 }
 
+/// The token that a server calls invalid.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Stale<'a> {
+    /// This one.
+    Token(&'a str),
+    /// The one that a client had after so many renewals: see [`Tokens::renewals`].
+    After(u32),
+}
+
 /// One client's renewals.
 #[derive(Debug)]
 struct Renewal {
     /// `None` until the first login succeeds. Written under `turn`.
-    token: Mutex<Option<Arc<str>>>,
+    token: Mutex<Option<Issued>>,
     /// Held during a login: others wait for its outcome instead of logging in too.
     turn: tokio::sync::Mutex<Turn>,
+}
+
+/// A client's latest token, and how many it got during the run.
+#[derive(Debug, Clone)]
+struct Issued {
+    token: Arc<str>,
+    renewals: u32,
+}
+
+impl Issued {
+    fn replaces(&self, stale: Stale<'_>) -> bool {
+        match stale {
+            Stale::Token(token) => *self.token != *token,
+            Stale::After(renewals) => self.renewals > renewals,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -72,12 +97,20 @@ impl Default for Tokens {
 impl Tokens {
     /// A client's token: the latest renewed one, or `initial`.
     pub(super) fn get<'a>(&self, client: u32, initial: &'a str) -> Token<'a> {
+        self.issued(client).map_or(Token::Initial(initial), |issued| Token::Renewed(issued.token))
+    }
+
+    /// How often a client's token was replaced so far.
+    pub(super) fn renewals(&self, client: u32) -> u32 {
+        self.issued(client).map_or(0, |issued| issued.renewals)
+    }
+
+    fn issued(&self, client: u32) -> Option<Issued> {
         if self.renewed() == 0 {
-            return Token::Initial(initial);
+            return None;
         }
-        let renewal = self.renewals.lock().expect("no panic while held").get(&client).cloned();
-        let token = renewal.and_then(|renewal| renewal.token.lock().expect("no panic while held").clone());
-        token.map_or(Token::Initial(initial), Token::Renewed)
+        let renewal = self.renewals.lock().expect("no panic while held").get(&client).cloned()?;
+        renewal.token.lock().expect("no panic while held").clone()
     }
 
     /// Logins that replaced a token so far.
@@ -94,7 +127,7 @@ impl Tokens {
     pub(super) async fn renew<F>(
         &self,
         client: u32,
-        stale: &str,
+        stale: Stale<'_>,
         login: impl FnOnce() -> F,
     ) -> Result<Token<'static>, Error>
     where
@@ -103,8 +136,9 @@ impl Tokens {
         let renewal = self.renewal(client);
         let mut turn = renewal.turn.lock().await;
         let current = renewal.token.lock().expect("no panic while held").clone();
-        if let Some(current) = current.filter(|current| **current != *stale) {
-            return Ok(Token::Renewed(current));
+        let renewals = current.as_ref().map_or(0, |current| current.renewals);
+        if let Some(current) = current.filter(|current| current.replaces(stale)) {
+            return Ok(Token::Renewed(current.token));
         }
         clock::sleep_until_us(turn.next_us).await;
         let permit = self.logins.acquire().await.map_err(|e| Error::transport(e.to_string()))?;
@@ -113,7 +147,8 @@ impl Tokens {
         match answer {
             Ok(token) => {
                 let token: Arc<str> = token.into();
-                *renewal.token.lock().expect("no panic while held") = Some(Arc::clone(&token));
+                let issued = Issued { token: Arc::clone(&token), renewals: renewals + 1 };
+                *renewal.token.lock().expect("no panic while held") = Some(issued);
                 turn.retry.reset();
                 turn.next_us = 0;
                 self.renewed.fetch_add(1, Ordering::Relaxed);
@@ -163,30 +198,41 @@ mod tests {
     async fn of_many_who_renew_one_logs_in() {
         let (tokens, logins) = (Tokens::default(), Logins(AtomicU64::new(0)));
         assert_eq!(&*tokens.get(7, "initial"), "initial");
-        let renewals = (0..50).map(|_| tokens.renew(7, "initial", || logins.one()));
+        let renewals = (0..50).map(|_| tokens.renew(7, Stale::Token("initial"), || logins.one()));
         for token in futures_util::future::join_all(renewals).await {
             assert_eq!(&*token.expect("logs in"), "token-1");
         }
         assert_eq!((tokens.renewed(), &*tokens.get(7, "initial")), (1, "token-1"));
         assert_eq!(&*tokens.get(8, "initial"), "initial", "others keep theirs");
-        assert_eq!(&*tokens.renew(7, "token-1", || logins.one()).await.expect("logs in"), "token-2");
-        assert_eq!(&*tokens.renew(7, "token-1", || logins.one()).await.expect("is there"), "token-2", "a late caller");
+        assert_eq!(&*tokens.renew(7, Stale::Token("token-1"), || logins.one()).await.expect("logs in"), "token-2");
+        assert_eq!(
+            &*tokens.renew(7, Stale::Token("token-1"), || logins.one()).await.expect("is there"),
+            "token-2",
+            "a late caller"
+        );
         assert_eq!((tokens.renewed(), tokens.renewals.lock().expect("free").len()), (2, 1));
+        // A connection was refused that was made with the first renewed token, and one made with the second.
+        assert_eq!(&*tokens.renew(7, Stale::After(1), || logins.one()).await.expect("is there"), "token-2");
+        assert_eq!(&*tokens.renew(7, Stale::After(2), || logins.one()).await.expect("logs in"), "token-3");
+        assert_eq!([7, 8].map(|client| tokens.renewals(client)), [3, 0]);
     }
 
     #[tokio::test]
     async fn a_failed_login_is_not_repeated_at_once() {
         let tokens = Tokens::default();
         let failing = || async { Err(Error::transport("down")) };
-        assert!(tokens.renew(1, "initial", failing).await.is_err());
+        assert!(tokens.renew(1, Stale::Token("initial"), failing).await.is_err());
         let before_us = clock::now_us();
-        assert!(tokens.renew(1, "initial", failing).await.is_err());
+        assert!(tokens.renew(1, Stale::Token("initial"), failing).await.is_err());
         assert!(clock::now_us() - before_us >= 90_000, "half of the first ceiling at least");
         assert_eq!(&*tokens.get(1, "initial"), "initial");
         let works = || async { Ok("new".into()) };
-        assert_eq!(&*tokens.renew(1, "initial", works).await.expect("logs in"), "new");
+        assert_eq!(&*tokens.renew(1, Stale::Token("initial"), works).await.expect("logs in"), "new");
         let before_us = clock::now_us();
-        assert_eq!(&*tokens.renew(1, "new", || async { Ok("newer".into()) }).await.expect("logs in"), "newer");
+        assert_eq!(
+            &*tokens.renew(1, Stale::Token("new"), || async { Ok("newer".into()) }).await.expect("logs in"),
+            "newer"
+        );
         assert!(clock::now_us() - before_us < 90_000, "a success ends the waiting");
     }
 }

@@ -28,6 +28,17 @@ impl Backoff {
         Duration::from_micros(rng.random_range(0..=micros))
     }
 
+    /// Waits since something last worked.
+    #[must_use]
+    pub const fn tries(&self) -> u32 {
+        self.tries
+    }
+
+    /// Waits as after so many waits, or more.
+    pub fn at_least(&mut self, tries: u32) {
+        self.tries = self.tries.max(tries);
+    }
+
     /// Starts again at `first`, after something worked.
     pub const fn reset(&mut self) {
         self.tries = 0;
@@ -47,7 +58,12 @@ mod tests {
         assert!(waits[0] <= Duration::from_millis(100));
         assert!(waits.iter().all(|w| *w <= Duration::from_secs(2)));
         assert!(waits.iter().any(|w| *w > Duration::from_secs(1)));
+        assert_eq!(backoff.tries(), 50);
         backoff.reset();
+        assert_eq!(backoff.tries(), 0);
+        backoff.at_least(3);
+        backoff.at_least(1);
+        assert_eq!(backoff.tries(), 3);
         assert!(backoff.next_wait(&mut rng) <= Duration::from_millis(100));
     }
 }

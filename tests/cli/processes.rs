@@ -163,8 +163,10 @@ fn a_stack_of_processes_is_started_changed_and_ended_without_a_trace() {
     assert_eq!(up.run(&["logs", "chat-7"]).0, Some(2));
 
     let scenario = up.folder.path().join("tiny.yaml");
-    // The first records of a topic may take longer than a sync.
-    let text = format!("{}thresholds: ['pushed_percent >= 50']\n", crate::TINY);
+    // Long enough that devices have been there for a while when something is sent: only then a push is owed. The first
+    // records of a topic may take longer than a sync.
+    let longer = crate::TINY.replace("duration: 1s", "duration: 5s");
+    let text = format!("{longer}thresholds: ['pushed_percent >= 50']\n");
     std::fs::write(&scenario, text).expect("writes");
     let target = up.status()["api_url"].as_str().expect("an address").to_owned();
     let scenario = scenario.display().to_string();

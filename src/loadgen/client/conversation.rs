@@ -12,7 +12,7 @@ pub(in crate::loadgen) struct DeviceConversation {
     pub(in crate::loadgen) index: u32,
     /// Messages that this device sent here.
     pub(super) counter: u32,
-    pub(super) cursor: Cursor,
+    pub(in crate::loadgen) cursor: Cursor,
     /// `None` before the first message.
     record: Option<Box<Record>>,
     /// What there is to do; `None` while the conversation is up to date.

@@ -59,6 +59,11 @@ impl Cursor {
         self.held.is_some()
     }
 
+    /// Messages that wait above a hole.
+    pub(crate) fn held(&self) -> impl Iterator<Item = &Seen> {
+        self.held.iter().flat_map(|held| held.values())
+    }
+
     /// Takes a live message; appends what may be shown now to `show`.
     pub(crate) fn on_live(&mut self, seen: Seen, show: &mut Vec<Seen>) -> Arrival {
         if seen.id <= self.upto || self.held.as_ref().is_some_and(|held| held.contains_key(&seen.id)) {

@@ -32,6 +32,9 @@ use crate::runtime::Backoff;
 /// Longest that a person who leaves waits for the answer to a message.
 const LEAVE_WAIT_US: u64 = 2_000_000;
 
+/// A connection that is lost before this has not shown that the next one will last.
+const SHORT_LIVED_US: u64 = 10_000_000;
+
 /// Longest wait for anything after a ping. Then the connection is dead.
 const PONG_WAIT_US: u64 = 10_000_000;
 
@@ -134,6 +137,8 @@ pub(in crate::loadgen) struct Device {
     connection: Connection,
     is_wanted: bool,
     ever_connected: bool,
+    /// Connections in a row that were lost soon after they were made.
+    short_lived: u8,
     /// Whether everything was synced, once the device has finished.
     outcome: Option<bool>,
 }
@@ -164,6 +169,7 @@ impl Device {
             connection: Connection::Down,
             is_wanted: false,
             ever_connected: false,
+            short_lived: 0,
             outcome: None,
             run: Arc::clone(run),
         };
@@ -495,11 +501,16 @@ impl Device {
                 let reconnection = self.reconnection();
                 reconnection.login = Call::Idle;
                 reconnection.login_backoff.reset();
-                // What failed for the old token is due now.
-                if let Call::RetryAt(at_us) = &mut reconnection.listing {
+                // What failed for the old token is due now. What failed with the new one, too, keeps its wait: a server that
+                // gives tokens and takes none is not to be flooded.
+                if reconnection.call_backoff.tries() <= 1
+                    && let Call::RetryAt(at_us) = &mut reconnection.listing
+                {
                     *at_us = now;
                 }
-                reconnection.connect_at_us = reconnection.connect_at_us.min(now);
+                if reconnection.backoff.tries() <= 1 {
+                    reconnection.connect_at_us = reconnection.connect_at_us.min(now);
+                }
             }
             Err(error) => {
                 self.run.stats.call_failed("login", &error);
@@ -556,7 +567,12 @@ impl Device {
         let is_first = self.reconnection().lost.is_none();
         let now = self.now_us;
         let fault = is_first.then(|| self.run.disconnected_by_fault(is_planned, now)).flatten();
+        let is_short = now < self.opened_us.saturating_add(SHORT_LIVED_US);
+        self.short_lived = if is_short { self.short_lived.saturating_add(1) } else { 0 };
+        let failures = u32::from(self.short_lived).saturating_sub(1);
         let reconnection = self.reconnection();
+        // A connection that is made and lost, over and over, is one that can't be made.
+        reconnection.backoff.at_least(failures);
         reconnection.avoid = avoid;
         reconnection.lost.get_or_insert((now, fault));
         let code = if let LinkError::Closed(code) = error { CloseCode::from_code(*code) } else { None };

@@ -13,6 +13,7 @@ use super::poll::PollLink;
 use crate::loadgen::api::{Error, Source};
 use crate::loadgen::run::Shared;
 use crate::loadgen::scenario::Transport;
+use crate::loadgen::tokens::Stale;
 use crate::protocol::api::{InboxEntry, Placement};
 use crate::protocol::frames::WelcomeFrame;
 use crate::protocol::{ClientFrame, MessageId, ServerFrame, ServerName};
@@ -47,6 +48,8 @@ enum Wake {
 struct Driver {
     shared: Arc<Shared>,
     client: u32,
+    /// How often its token had been replaced when its connection was begun.
+    renewals: u32,
     device: Device,
     wire: Wire,
     /// A connection that this device has vanished from: open, and neither read nor written.
@@ -60,7 +63,7 @@ pub(in crate::loadgen) fn start(shared: &Arc<Shared>, client: u32, placement: Pl
     let device = Device::new(&shared.run, client, Some(placement));
     let shared = Arc::clone(shared);
     let devices = shared.devices.clone();
-    let driver = Box::new(Driver { shared, client, device, wire: Wire::Down, ghost: None, armed_us: 0 });
+    let driver = Box::new(Driver { shared, client, renewals: 0, device, wire: Wire::Down, ghost: None, armed_us: 0 });
     devices.spawn("load.device", driver.run());
 }
 
@@ -162,6 +165,7 @@ impl Driver {
             Action::Write(frame) => self.write(&frame),
             Action::Connect { placement, avoid } => {
                 let (shared, client) = (Arc::clone(&self.shared), self.client);
+                self.renewals = shared.world.renewals(client);
                 self.wire = Wire::Connecting(Box::pin(connect(shared, client, placement, avoid)));
             }
             Action::Close => {
@@ -189,11 +193,14 @@ impl Driver {
                     Event::Page(Box::new(fetch(&shared, client, conversation, after).await))
                 });
             }
-            Action::LogIn => self.call("load.login", |shared, client| async move {
-                let stale = shared.world.token(client);
-                let renewed = shared.world.renew(client, &stale, &shared.api).await;
-                Event::LoggedIn(renewed.map(|_| ()).map_err(CallError::from))
-            }),
+            Action::LogIn => {
+                // Calls renew the token that they were made with by themselves: the one that is meant is the connection's.
+                let stale = Stale::After(self.renewals);
+                self.call("load.login", move |shared, client| async move {
+                    let renewed = shared.world.renew(client, stale, &shared.api).await;
+                    Event::LoggedIn(renewed.map(|_| ()).map_err(CallError::from))
+                });
+            }
         }
     }
 

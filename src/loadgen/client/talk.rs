@@ -9,7 +9,7 @@ use super::cursor::{Arrival, Seen};
 use super::device::{Device, Pending};
 use super::mutant::{Mutant, is_planted};
 use crate::loadgen::body::{Identity, Tag};
-use crate::loadgen::ledger::{Delivery, Kind, MESSAGE_KIND, Membership, Refusal};
+use crate::loadgen::ledger::{Copy, Delivery, Kind, MESSAGE_KIND, Membership, Refusal};
 use crate::loadgen::recorder::{LagOf, Path};
 use crate::loadgen::run::{Consequence, LATE_US, Run};
 use crate::loadgen::scenario::Transport;
@@ -251,6 +251,7 @@ impl Device {
             Arrival::Repeated => {
                 if seen.tag.client != self.client {
                     add(&self.run.stats.repeated_on_wire, 1);
+                    add(&self.run.stats.pushed, u64::from(self.run.ledger.unpushed.came(self.copy(&seen))));
                 }
             }
         }
@@ -299,6 +300,9 @@ impl Device {
         if let Some(came) = delivery.push() {
             add(&run.stats.push_expected, 1);
             add(&run.stats.pushed, u64::from(came));
+            if !came {
+                run.ledger.unpushed.note(self.copy(seen));
+            }
         }
         let took_us = self.now_us.saturating_sub(tag.intended_us);
         let path = self.delivery_path(tag, &delivery);
@@ -310,6 +314,10 @@ impl Device {
         if is_live && took_us > LATE_US + poll_us {
             run.consequence(Consequence::LateDelivery, self.now_us);
         }
+    }
+
+    const fn copy(&self, seen: &Seen) -> Copy {
+        Copy { client: self.client, conversation: seen.tag.conversation, id: seen.id }
     }
 
     fn delivery_path(&self, tag: &Tag, delivery: &Delivery) -> Path {

@@ -78,6 +78,7 @@ fn devices_by_conversation<'a>(shared: &Shared, states: &'a [DeviceState]) -> Ve
                 shown_sum: record.shown_sum,
                 at_sum: record.at_sum,
                 acked: &record.acked,
+                held: conversation.cursor.held().copied().collect(),
                 is_drained: state.is_drained,
             });
         }

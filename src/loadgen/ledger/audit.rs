@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::ranges::Ranges;
-use super::{Kind, Ledger, user_name};
+use super::{Kind, Ledger, Seen, user_name};
 use crate::loadgen::body::{Identity, at_hash};
 use crate::loadgen::stats::add;
 use crate::loadgen::world::World;
@@ -24,6 +24,8 @@ pub(in crate::loadgen) struct AuditedDevice<'a> {
     pub(in crate::loadgen) at_sum: u64,
     /// Counters of its own messages that were acknowledged.
     pub(in crate::loadgen) acked: &'a Ranges<u32>,
+    /// Messages that came live and still wait above a hole.
+    pub(in crate::loadgen) held: Vec<Seen>,
     /// True when the device synced to the end.
     pub(in crate::loadgen) is_drained: bool,
 }
@@ -67,6 +69,7 @@ pub(in crate::loadgen) fn audit_conversation(
         rows.iter().filter(|(_, row)| row.is_sound && audit.is_acked(&row.identity)).map(|r| *r.0).collect();
     for device in devices {
         audit.check_device(&rows, &acked, device);
+        audit.check_held(&rows, device);
     }
 }
 
@@ -226,6 +229,23 @@ impl<'a> Audit<'a> {
                 Some(id) => self.ledger.violation(Kind::AckWrong, || format!("{}, and is stored as id {id}", text())),
                 None if self.acked.get(&claim.client).is_some_and(|acked| acked.contains(claim.counter)) => {}
                 None => self.ledger.violation(Kind::Lost, || format!("{}, and is not stored", text())),
+            }
+        }
+    }
+
+    /// What came live and was held above a hole is stored as it came: a server pushes nothing that is not stored.
+    fn check_held(&self, rows: &Rows, device: &AuditedDevice<'_>) {
+        for Seen { id, tag, .. } in &device.held {
+            if rows.get(id).is_some_and(|row| row.identity == tag.identity()) {
+                continue;
+            }
+            let place = || format!("{} id {id} came to {}", self.name, user_name(self.world, device.user));
+            let stored = rows.iter().find(|(_, row)| row.identity == tag.identity());
+            match stored {
+                Some((other, _)) => {
+                    self.ledger.violation(Kind::Duplicated, || format!("{}, and is stored as id {other}", place()));
+                }
+                None => self.ledger.violation(Kind::IdReuse, || format!("{} and is not stored", place())),
             }
         }
     }

@@ -11,6 +11,7 @@
 //! | `fates` | what was sent, refused and acknowledged in a conversation |
 //! | `answers` | sends, ACKs and refusals as they come |
 //! | `delivery` | what a delivery counts as |
+//! | `unpushed` | pushes that are missing so far |
 //! | `presence` | beats, and what friends must and must not be told |
 //! | `told` | what the judgement of presence found, counted and described |
 //! | `audit` | the end: everything stored against everything known |
@@ -27,6 +28,7 @@ mod members;
 mod presence;
 pub(super) mod ranges;
 mod told;
+mod unpushed;
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -38,9 +40,11 @@ pub(super) use checks::{Tallies, checks};
 pub(super) use delivery::{Delivery, Membership};
 pub(super) use kind::Kind;
 pub(super) use presence::Presence;
+pub(super) use unpushed::Copy;
 
 use self::fates::Fates;
 use self::members::Stays;
+use self::unpushed::Unpushed;
 use super::body::{Identity, Tag};
 use super::client::cursor::Seen;
 use super::world::World;
@@ -117,6 +121,7 @@ pub(super) struct Ledger {
     described: Mutex<Vec<String>>,
     pub(super) tallies: Tallies,
     pub(super) presence: Presence,
+    pub(super) unpushed: Unpushed,
 }
 
 impl Ledger {
@@ -129,6 +134,7 @@ impl Ledger {
             described: Mutex::default(),
             tallies: Tallies::default(),
             presence: Presence::default(),
+            unpushed: Unpushed::default(),
         }
     }
 

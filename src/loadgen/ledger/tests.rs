@@ -68,7 +68,7 @@ fn audit_with(ledger: &Ledger, stored: &[MessageFrame], shown: [&[u64]; 2]) {
     let (sums, shown) = (shown.map(sums), shown.map(ranges));
     let device = |n: u32, acked| {
         let (shown, (shown_sum, at_sum)) = (&shown[n as usize], sums[n as usize]);
-        AuditedDevice { client: n, user: n, shown, shown_sum, at_sum, acked, is_drained: true }
+        AuditedDevice { client: n, user: n, shown, shown_sum, at_sum, acked, held: vec![], is_drained: true }
     };
     audit_conversation(ledger, &tiny_world(), 0, stored, &[device(0, &acked), device(1, &none)], AT);
 }
@@ -95,7 +95,16 @@ fn a_device_that_could_not_be_waited_for_is_no_violation() {
     let ledger = two_acked();
     let (shown, none) = (ranges(&[1, 2]), Ranges::default());
     let (shown_sum, at_sum) = sums(&[1, 2]);
-    let other = AuditedDevice { client: 1, user: 1, shown: &shown, shown_sum, at_sum, acked: &none, is_drained: true };
+    let other = AuditedDevice {
+        client: 1,
+        user: 1,
+        shown: &shown,
+        shown_sum,
+        at_sum,
+        acked: &none,
+        held: vec![],
+        is_drained: true,
+    };
     audit_conversation(&ledger, &tiny_world(), 0, &[row(1, tag(0, 1)), row(2, tag(0, 2))], &[other], AT);
     assert_eq!(kinds(&ledger), [], "{:?}", ledger.described());
 }
@@ -155,6 +164,7 @@ fn every_view_of_a_conversation_is_the_same() {
             shown_sum: 0,
             at_sum: 0,
             acked: &acked,
+            held: vec![],
             is_drained: false,
         };
         audit_view(&ledger, &tiny_world(), 0, &owners, (1, view), &[owner]);
@@ -196,7 +206,7 @@ fn one_lost_message_in_ten_million_deliveries_is_found_and_named() {
         .map(|n| {
             let (shown, (shown_sum, at_sum)) = if n == 77 { (&most, most_sums) } else { (&all, all_sums) };
             let acked = if n == 0 { &acked } else { &none };
-            AuditedDevice { client: n, user: n % 2, shown, shown_sum, at_sum, acked, is_drained: true }
+            AuditedDevice { client: n, user: n % 2, shown, shown_sum, at_sum, acked, held: vec![], is_drained: true }
         })
         .collect();
     audit_conversation(&ledger, &world, 0, &stored, &devices, AT);
@@ -211,13 +221,52 @@ fn a_device_that_was_shown_another_message_under_an_id_is_found_long_after() {
     let device = |user, counter| {
         let (shown_sum, acked) = (tag(0, counter).hash_with(MessageId(1)), &Ranges::default());
         let at_sum = at_hash(1, AT);
-        let device = AuditedDevice { client: user, user, shown: &shown, shown_sum, at_sum, acked, is_drained: false };
+        let device = AuditedDevice {
+            client: user,
+            user,
+            shown: &shown,
+            shown_sum,
+            at_sum,
+            acked,
+            held: vec![],
+            is_drained: false,
+        };
         audit_conversation(&ledger, &tiny_world(), 0, &[row(1, tag(0, 1))], &[device], AT);
     };
     device(1, 1);
     assert_eq!(kinds(&ledger), [], "{:?}", ledger.described());
     device(1, 2);
     assert_eq!(kinds(&ledger), [Kind::IdReuse]);
+}
+
+#[test]
+fn what_waits_above_a_hole_at_the_end_is_stored_as_it_came() {
+    let stored = [row(1, tag(0, 1)), row(2, tag(0, 2))];
+    let held = |id, tag: Tag| {
+        let ledger = two_acked();
+        let (shown, acked) = (Ranges::default(), ranges(&[1, 2]));
+        let device = |client, held, acked| AuditedDevice {
+            client,
+            user: client,
+            shown: &shown,
+            shown_sum: 0,
+            at_sum: 0,
+            acked,
+            held,
+            is_drained: false,
+        };
+        let none = Ranges::default();
+        let held = vec![Seen { id, tag, at: AT, is_live: true }];
+        let devices = [device(0, vec![], &acked), device(1, held, &none)];
+        audit_conversation(&ledger, &tiny_world(), 0, &stored, &devices, AT);
+        (kinds(&ledger), ledger.described())
+    };
+    assert_eq!(held(2, tag(0, 2)).0, [], "it was only never shown");
+    let (again, described) = held(9_000, tag(0, 2));
+    assert_eq!(again, [Kind::Duplicated], "{described:?}");
+    assert!(described[0].contains("id 9000") && described[0].contains("id 2"), "{described:?}");
+    assert_eq!(held(3, tag(0, 3)).0, [Kind::IdReuse], "pushed, and not stored");
+    assert_eq!(held(2, tag(0, 1)).0, [Kind::Duplicated], "under the id of another");
 }
 
 // ---- fates

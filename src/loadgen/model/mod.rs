@@ -115,6 +115,7 @@ fn audit(sim: &mut Sim) {
                     shown_sum: record.shown_sum,
                     at_sum: record.at_sum,
                     acked: &record.acked,
+                    held: conversation.cursor.held().copied().collect(),
                     is_drained: state.is_drained,
                 })
             })

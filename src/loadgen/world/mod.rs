@@ -9,7 +9,7 @@ use rand::{RngExt, SeedableRng};
 pub(super) use self::setup::Progress;
 use super::api::{Api, Error};
 use super::scenario::{Behavior, Range, Scenario};
-use super::tokens::{Token, Tokens};
+use super::tokens::{Stale, Token, Tokens};
 use crate::protocol::api::{ACCOUNTS_PER_CALL_MAX, ConversationKind};
 use crate::protocol::limits::FANOUT_ON_WRITE_MEMBERS_MAX;
 use crate::protocol::{ConversationId, DeviceName, UserId};
@@ -258,8 +258,13 @@ impl World {
         self.tokens.renewed()
     }
 
+    /// How often a device's token was replaced during the run.
+    pub(super) fn renewals(&self, client: u32) -> u32 {
+        self.tokens.renewals(client)
+    }
+
     /// Logs a device in again, since its token `stale` is not good any more. Callers with the same stale token share one login.
-    pub(super) async fn renew(&self, client: u32, stale: &str, api: &Api) -> Result<Token<'static>, Error> {
+    pub(super) async fn renew(&self, client: u32, stale: Stale<'_>, api: &Api) -> Result<Token<'static>, Error> {
         let user = self.clients[client as usize].user;
         let login = || async {
             let login = api.login(&self.user_name(user), PASSWORD, &self.device_name(client)).await?;
@@ -284,7 +289,7 @@ impl World {
     {
         let token = self.token(client);
         match call(token.clone()).await {
-            Err(error) if error.is_unauthorized() => call(self.renew(client, &token, api).await?).await,
+            Err(error) if error.is_unauthorized() => call(self.renew(client, Stale::Token(&token), api).await?).await,
             result => result,
         }
     }

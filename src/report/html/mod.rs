@@ -313,18 +313,13 @@ fn thresholds(page: &mut String, r: &RunResult) {
 fn ledger(page: &mut String, r: &RunResult) {
     let c = &r.counts;
     page.push_str("<h2>Ledger</h2>\n<div class=\"tiles\">");
-    let kinds = [
-        (c.lost, "lost"),
-        (c.duplicated, "duplicated"),
-        (c.out_of_order, "out of order"),
-        (c.id_reuse, "id reuse"),
-        (c.leaked, "leaked"),
-        (c.altered, "altered"),
-        (c.presence_wrong, "presence wrong"),
-    ];
-    for (n, what) in kinds {
-        let class = if n == 0 { "good" } else { "bad" };
-        let _ = write!(page, "<div class=\"tile {class}\"><b>{}</b><span>{what}</span></div>", human_count(n));
+    let violations = c.violations();
+    if violations.is_empty() {
+        page.push_str("<div class=\"tile good\"><b>0</b><span>broken guarantees</span></div>");
+    }
+    for (kind, n) in violations {
+        let (n, kind) = (human_count(n), kind.replace('_', " "));
+        let _ = write!(page, "<div class=\"tile bad\"><b>{n}</b><span>{kind}</span></div>");
     }
     let _ = write!(
         page,
@@ -337,6 +332,7 @@ fn ledger(page: &mut String, r: &RunResult) {
         human_count(c.gaps_synced),
         human_count(c.unresolved)
     );
+    checks(page, r);
     if !r.violations.is_empty() {
         let items = r.violations.iter().take(VIOLATIONS_MAX).map(|v| format!("<li>{}</li>", escape(v)));
         let _ = writeln!(page, "<div class=\"scroll\"><ul class=\"ids\">{}</ul></div>", items.collect::<String>());
@@ -350,6 +346,27 @@ fn ledger(page: &mut String, r: &RunResult) {
         }
         page.push_str("</table></div>\n");
     }
+}
+
+/// What the verdict rests on, and how much of it.
+fn checks(page: &mut String, r: &RunResult) {
+    if r.checks.is_empty() {
+        return;
+    }
+    page.push_str(
+        "<div class=\"scroll\"><table><tr><th>check</th><th>expected</th><th>seen</th><th>wrong</th>\
+         <th>what could not be judged</th></tr>",
+    );
+    for check in &r.checks {
+        let class = if check.wrong == 0 { "" } else { "no" };
+        let [expected, seen, wrong] = [check.expected, check.seen, check.wrong].map(human_count);
+        let (name, note) = (escape(&check.name), escape(&check.note));
+        let _ = write!(
+            page,
+            "<tr><td>{name}</td><td>{expected}</td><td>{seen}</td><td class=\"{class}\">{wrong}</td><td>{note}</td></tr>"
+        );
+    }
+    page.push_str("</table></div>\n");
 }
 
 fn faults(page: &mut String, r: &RunResult) {
@@ -482,7 +499,7 @@ fn environment(page: &mut String, r: &RunResult) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::loadgen::result::FaultRecord;
+    use crate::loadgen::result::{Check, FaultRecord};
     use crate::telemetry::LatencySummary;
     use crate::telemetry::live::{ServerSnapshot, heat_of};
 
@@ -495,7 +512,14 @@ mod tests {
             violations: vec!["lost: c1 id 7 never reached a device of u2".to_owned()],
             ..RunResult::default()
         };
-        result.counts.lost = 1;
+        (result.counts.lost, result.counts.presence_leaked) = (1, 4);
+        result.checks.push(Check {
+            name: "reached".to_owned(),
+            expected: 200,
+            seen: 199,
+            wrong: 1,
+            note: "3 devices could not sync at the end".to_owned(),
+        });
         result.latency.insert("delivery".to_owned(), delivery.summary());
         result.histograms.insert("delivery".to_owned(), delivery.clone());
         result.faults.push(FaultRecord { what: "kill chat-2".to_owned(), at_s: 3.0, ..FaultRecord::default() });
@@ -527,6 +551,9 @@ mod tests {
             "chat-2",
             "Queue lag and",
             "class=\"heat\"",
+            "<b>1</b><span>lost</span>",
+            "<b>4</b><span>presence leaked</span>",
+            "<td>reached</td><td>200</td><td>199</td><td class=\"no\">1</td><td>3 devices could not sync at the end</td>",
         ] {
             assert!(page.contains(wanted), "lacks {wanted}");
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chatctl::protocol::{ErrorCode, ServerFrame};
+use chatctl::protocol::{CloseCode, ErrorCode, ServerFrame};
 
 use super::message_of;
 use crate::mode::Want::{Is, Least, Number, Within};
@@ -114,6 +114,37 @@ pub(crate) const MODES: &[Mode] = &[
         ..Mode::LIE
     },
     Mode {
+        name: "lie::no_token_is_taken_for_the_inbox",
+        lie: Lie {
+            request: |p, call| {
+                fail(p, matches!(call.api, Endpoint::Inbox), || Answer::error(401, ErrorCode::Unauthorized, None))
+            },
+            ..Lie::NONE
+        },
+        // Each try logs in and asks again with the new token, which is refused, too.
+        expect: Expect::failed("undrained", &[("undrained", Is("clients")), ("lost", Number(0))])
+            .extra(|p, _| within_budget(p, "inbox", 40)),
+        takes_s: 50,
+        ..Mode::LIE
+    },
+    Mode {
+        name: "lie::closed_for_its_token_at_once",
+        lie: Lie {
+            server: |p, _, frame| after_welcome(p, frame, || Out::close(CloseCode::Unauthorized.code())),
+            ..Lie::NONE
+        },
+        expect: Expect::failed("disconnects", &[("lost", Number(0))]).extra(|p, _| within_budget(p, "inbox", 40)),
+        takes_s: 50,
+        ..Mode::LIE
+    },
+    Mode {
+        name: "lie::no_connection_lasts",
+        lie: Lie { server: |p, _, frame| after_welcome(p, frame, Out::cut), ..Lie::NONE },
+        expect: Expect::failed("disconnects", &[("lost", Number(0))]).extra(|p, _| within_budget(p, "inbox", 40)),
+        takes_s: 50,
+        ..Mode::LIE
+    },
+    Mode {
         name: "lie::throttled_for_8_seconds",
         lie: Lie {
             request: |p, call| {
@@ -133,7 +164,8 @@ pub(crate) const MODES: &[Mode] = &[
     Mode {
         name: "lie::token_refused_in_mid_run",
         lie: Lie { request: refuse_old_tokens, ..Lie::NONE },
-        expect: Expect::passed(&[("tokens_renewed", Least(1))]),
+        // One login for each, however many of its calls were refused.
+        expect: Expect::passed(&[("tokens_renewed", Is("refused_devices"))]),
         ..Mode::LIE
     },
     Mode {
@@ -160,6 +192,17 @@ fn fail(p: &Proxy, is_wanted: bool, answer: fn() -> Answer) -> Reply {
     }
     p.lied();
     Reply::Answer(answer())
+}
+
+/// Ends each connection when its device has just caught up.
+fn after_welcome(p: &Proxy, frame: ServerFrame, end: impl FnOnce() -> Out) -> Vec<Out> {
+    let is_welcome = matches!(frame, ServerFrame::Welcome(_));
+    let mut outs = Out::pass(frame);
+    if is_welcome {
+        p.lied();
+        outs.push(end().after(Duration::from_millis(60)));
+    }
+    outs
 }
 
 /// Whether no device asked more often than so.

@@ -33,6 +33,23 @@ pub(crate) const MODES: &[Mode] = &[
         expect: Expect::violated(&[("duplicated", Least(1))]).also(&["id_reuse", "lost"]),
         ..Mode::LIE
     },
+    // No sync ever reaches that id: the message waits above a hole to the end, and nobody is shown it.
+    Mode {
+        name: "lie::pushed_again_far_above",
+        lie: Lie {
+            server: |p, _, frame| {
+                let again = message_of(&frame).filter(|m| is_direct(p, m) && p.one_in("again", 10)).map(|message| {
+                    p.lied();
+                    MessageFrame { id: MessageId(message.id.0 + 1_000_000), ..message.clone() }
+                });
+                let again = again.map(|again| Out::frame(&ServerFrame::Message(again)));
+                Out::pass(frame).into_iter().chain(again).collect()
+            },
+            ..Lie::NONE
+        },
+        expect: Expect::violated(&[("duplicated", Is("lies"))]),
+        ..Mode::LIE
+    },
     Mode {
         name: "lie::stored_under_two_ids",
         lie: Lie {

@@ -4,12 +4,12 @@
 use std::time::Duration;
 
 use chatctl::protocol::frames::{ErrorFrame, MovedFrame};
-use chatctl::protocol::{ClientFrame, CloseCode, ErrorCode, ServerFrame, websocket};
+use chatctl::protocol::{ClientFrame, CloseCode, ErrorCode, MessageId, ServerFrame, websocket};
 use serde_json::Value;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, OpCode};
 
 use super::message_of;
-use crate::mode::Want::{Is, Number};
+use crate::mode::Want::{Is, Least, Number};
 use crate::mode::{Expect, Mode};
 use crate::proxy::http::{Answer, Call, Endpoint, Reply};
 use crate::proxy::socket::{Out, Socket, Upgrade};
@@ -161,7 +161,55 @@ pub(crate) const MODES: &[Mode] = &[
         expect: Expect::passed(&[("protocol_errors", Number(0))]),
         ..Mode::SOUND
     },
+    // A server may give ids with holes between them: every cursor, head and page agrees on them.
+    Mode {
+        name: "sound::holes_between_ids",
+        lie: Lie { server: doubled, request: ask_doubled, answer: answer_doubled, ..Lie::NONE },
+        expect: Expect::passed(&[("gaps_synced", Least(1))]),
+        ..Mode::SOUND
+    },
 ];
+
+const fn twice(id: MessageId) -> MessageId {
+    MessageId(id.0 * 2)
+}
+
+fn doubled(p: &Proxy, _: &Socket, mut frame: ServerFrame) -> Vec<Out> {
+    match &mut frame {
+        ServerFrame::Message(message) => message.id = twice(message.id),
+        ServerFrame::Ack(ack) => {
+            p.lied();
+            ack.id = twice(ack.id);
+        }
+        ServerFrame::Head(head) => head.id = twice(head.id),
+        _ => {}
+    }
+    Out::pass(frame)
+}
+
+fn ask_doubled(_: &Proxy, call: &mut Call) -> Reply {
+    if let Some((page, _)) = call.page() {
+        call.ask_after(page.after / 2);
+    }
+    Reply::Pass
+}
+
+fn answer_doubled(_: &Proxy, call: &Call, answer: &mut Answer) {
+    answer.edit_inbox(|inbox| {
+        for entry in &mut inbox.conversations {
+            entry.head = twice(entry.head);
+        }
+    });
+    if call.page().is_none() {
+        return;
+    }
+    answer.edit_page(|page| {
+        page.stable = twice(page.stable);
+        for row in &mut page.messages {
+            row.id = twice(row.id);
+        }
+    });
+}
 
 fn noted(p: &Proxy, _: &Socket, frame: ServerFrame) -> Vec<Out> {
     p.lied();

@@ -16,8 +16,6 @@ struct Numbering {
     exact: HashMap<u64, u64>,
     /// From a real id on, so much more (or less).
     shifts: Vec<(u64, i64)>,
-    /// True to show twice the id: every other number is a hole.
-    is_doubled: bool,
 }
 
 impl Numbering {
@@ -26,13 +24,11 @@ impl Numbering {
             return *shown;
         }
         let shift: i64 = self.shifts.iter().filter(|(from, _)| id >= *from).map(|(_, by)| by).sum();
-        let shown = id.saturating_add_signed(shift);
-        if self.is_doubled { shown * 2 } else { shown }
+        id.saturating_add_signed(shift)
     }
 
     /// A real id whose successors are all that is shown above a number, and perhaps some more.
     fn before(&self, shown: u64) -> u64 {
-        let shown = if self.is_doubled { shown / 2 } else { shown };
         let up: i64 = self.shifts.iter().map(|(_, by)| (*by).max(0)).sum();
         if self.exact.is_empty() && up == 0 { shown } else { shown.saturating_sub(up as u64 + 2) }
     }
@@ -100,7 +96,7 @@ impl Numbers {
             page.messages.retain(|row| row.id.0 > query.after);
             page.stable = self.with(query.conversation, |n| {
                 // What is said of single ids is no promise about their neighbours.
-                let plain = Numbering { exact: HashMap::new(), shifts: n.shifts.clone(), is_doubled: n.is_doubled };
+                let plain = Numbering { exact: HashMap::new(), shifts: n.shifts.clone() };
                 MessageId(plain.shown(page.stable.0))
             });
         });
