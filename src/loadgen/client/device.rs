@@ -21,7 +21,6 @@ use super::{Command, grid};
 use crate::loadgen::body::Tag;
 use crate::loadgen::recorder::{LagOf, Path};
 use crate::loadgen::run::{Consequence, Run};
-use crate::loadgen::scenario::Behavior;
 use crate::loadgen::stats::{add, sub};
 use crate::protocol::api::Placement;
 use crate::protocol::close_code::Reconnect;
@@ -262,7 +261,7 @@ impl Device {
 
     /// Whether its person reads slowly.
     pub(super) fn is_slow_reader(&self) -> bool {
-        self.run.world.users[self.user as usize].behavior == Behavior::SlowReader
+        self.run.world.users[self.user as usize].behavior.spec().reading.is_slow()
     }
 
     // ---- time

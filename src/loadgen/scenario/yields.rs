@@ -1,24 +1,27 @@
 //! What a scenario can bring forth: who sends, how many messages are measured, which latencies get samples.
 
-use super::{Behavior, PhaseKind, Scenario};
+use super::{PhaseKind, Scenario};
+use crate::loadgen::behavior::Spec;
 use crate::protocol::limits::FANOUT_ON_WRITE_MEMBERS_MAX;
 
 impl Scenario {
-    /// The weight of a behaviour.
-    pub(super) fn weight(&self, behavior: Behavior) -> u32 {
-        self.behaviors.get(&behavior).copied().unwrap_or(0)
+    /// Behaviours that have a weight.
+    pub(super) fn specs(&self) -> impl Iterator<Item = &'static Spec> + '_ {
+        self.behaviors.iter().filter(|(_, weight)| **weight > 0).map(|(behavior, _)| behavior.spec())
+    }
+
+    pub(super) fn has_direct(&self) -> bool {
+        self.population.direct_per_user > 0
+    }
+
+    pub(super) fn has_groups(&self) -> bool {
+        self.population.groups.iter().any(|groups| groups.count > 0)
     }
 
     /// Behaviours that send and have a conversation to send in.
-    pub(super) fn talkers(&self) -> impl Iterator<Item = Behavior> + '_ {
-        let has_groups = self.population.groups.iter().any(|groups| groups.count > 0);
-        let has_direct = self.population.direct_per_user > 0;
-        let has_place = move |behavior: &Behavior| match behavior {
-            Behavior::OneToOne => has_direct,
-            Behavior::GroupTalker => has_groups,
-            other => other.talks() && (has_direct || has_groups),
-        };
-        Behavior::ALL.into_iter().filter(|behavior| self.weight(*behavior) > 0).filter(has_place)
+    pub(in crate::loadgen) fn talkers(&self) -> impl Iterator<Item = &'static Spec> + '_ {
+        let (has_direct, has_groups) = (self.has_direct(), self.has_groups());
+        self.specs().filter(move |spec| spec.talks.has_place(has_direct, has_groups))
     }
 
     /// Messages of all measured phases, as expected.
@@ -44,7 +47,9 @@ impl Scenario {
             "delivery_channel" if !groups().any(|groups| groups.members.max > channel_members) => {
                 Some("there is no group of more than 100 members")
             }
-            "delivery_slow_reader" if self.weight(Behavior::SlowReader) == 0 => Some("nobody is a slow-reader"),
+            "delivery_slow_reader" if !self.specs().any(|spec| spec.reading.is_slow()) => {
+                Some("nobody is a slow-reader")
+            }
             "presence_online" | "presence_offline" if population.friends_per_user == 0 => {
                 Some("population.friends_per_user is 0")
             }
