@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::name::check_name;
 use super::places::Places;
+use super::threshold::Statistic;
 use super::{PhaseKind, Range, Scenario};
 use crate::loadgen::behavior::Behavior;
 
@@ -253,7 +254,7 @@ impl Check<'_> {
             } else if !talkers.is_empty() && !is_said && phase.rate_to.is_none() {
                 let problem = format!(
                     "the phase {} has none, and {} would send nothing: set it, to 0 where nobody is to send",
-                    phase.phase.name(),
+                    phase.phase.as_str(),
                     talkers.join(", ")
                 );
                 self.add(path, problem);
@@ -266,26 +267,17 @@ impl Check<'_> {
         let scenario = self.scenario;
         self.entries("thresholds", scenario.thresholds.len());
         for (n, threshold) in scenario.thresholds.iter().enumerate() {
-            let text = threshold.to_string();
-            let Some((path, rest)) = text.split_once("_ms.") else { continue };
-            let statistic = rest.split(' ').next().unwrap_or_default();
-            if statistic == "count" {
+            let Some((path, statistic)) = threshold.latency() else { continue };
+            if statistic == Statistic::Count {
                 continue;
             }
+            let text = threshold.to_string();
             if let Some(missing) = scenario.missing_for(path) {
                 self.add(format!("thresholds[{n}]"), format!("{text:?} has nothing to measure: {missing}"));
                 continue;
             }
-            let needs = match statistic {
-                "p999" => 1_000.0,
-                "p99" => 100.0,
-                "p95" => 20.0,
-                "p90" => 10.0,
-                "p75" => 4.0,
-                "p50" => 2.0,
-                _ => 1.0,
-            };
-            let Some(most) = scenario.samples_max(path).filter(|most| *most < needs) else { continue };
+            let needs = statistic.samples_min();
+            let Some(most) = scenario.samples_max(path).filter(|most| *most < needs as f64) else { continue };
             let problem = format!(
                 "{text:?} needs {needs} samples, and the measured phases make {most:.0} at most: raise rate or duration"
             );

@@ -19,6 +19,7 @@ use self::threshold::Threshold;
 use crate::loadgen::behavior::{Behavior, Flapper};
 use crate::protocol::fault;
 use crate::runtime::files::{self, SETTINGS_BYTES_MAX};
+pub use crate::telemetry::PhaseKind;
 use crate::telemetry::printable_lines;
 
 /// A scenario that can't be run, with the place and the fix.
@@ -247,33 +248,6 @@ pub struct Phase {
     /// When messages are due within the rate.
     #[serde(default)]
     pub arrivals: Arrivals,
-}
-
-/// What a phase is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PhaseKind {
-    /// Load that is not measured.
-    WarmUp,
-    /// A rising or falling load.
-    Ramp,
-    /// A steady load.
-    Steady,
-    /// The end of the load.
-    CoolDown,
-}
-
-impl PhaseKind {
-    /// The name in a scenario.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::WarmUp => "warm-up",
-            Self::Ramp => "ramp",
-            Self::Steady => "steady",
-            Self::CoolDown => "cool-down",
-        }
-    }
 }
 
 /// An open model: messages are due whether or not earlier ones were answered.
