@@ -1,11 +1,8 @@
 //! What was measured in each second of the load: latencies by path, and what the generator's machine did meanwhile. The `.hlog`
 //! files come from it, and what the verdict says of single seconds.
 
-use std::collections::BTreeMap;
-
-use super::recorder::Path;
 use crate::telemetry::live::MachineLoad;
-use crate::telemetry::{Latency, LatencySummary};
+use crate::telemetry::{ByPath, Latency, LatencyPath, LatencySummary, PathName};
 
 /// Intervals that are kept; in a longer run neighbours are joined, the shortest and oldest first.
 const KEPT_MAX: usize = 1_200;
@@ -26,27 +23,27 @@ pub struct Interval {
     /// What the machine did. Of the time after the load it is not kept.
     pub machine: Option<MachineLoad>,
     /// Latencies by path, as [`Latency::to_bytes`] makes them: only of what counts, and by when they were recorded.
-    packed: BTreeMap<String, Box<[u8]>>,
+    packed: ByPath<Box<[u8]>>,
 }
 
 impl Interval {
     /// An interval with its latencies; those that can't be written are left out.
     #[must_use]
-    pub fn new(from_s: f64, to_s: f64, machine: Option<MachineLoad>, latencies: &BTreeMap<String, Latency>) -> Self {
-        let pack = |(path, latency): (&String, &Latency)| Some((path.clone(), latency.to_bytes().ok()?.into()));
+    pub fn new(from_s: f64, to_s: f64, machine: Option<MachineLoad>, latencies: &ByPath<Latency>) -> Self {
+        let pack = |(path, latency): (&PathName, &Latency)| Some((path.clone(), latency.to_bytes().ok()?.into()));
         Self { from_s, to_s, machine, packed: latencies.iter().filter_map(pack).collect() }
     }
 
     /// The latencies of a path.
     #[must_use]
-    pub fn latency(&self, path: &str) -> Option<Latency> {
+    pub fn latency(&self, path: impl Into<PathName>) -> Option<Latency> {
         self.packed.get(path).and_then(|bytes| Latency::from_bytes(bytes).ok())
     }
 
     /// How late the generator was with messages.
     #[must_use]
     pub fn send_lag(&self) -> LatencySummary {
-        self.latency(Path::SendLag.name()).map(|lag| lag.summary()).unwrap_or_default()
+        self.latency(LatencyPath::SendLag).map(|lag| lag.summary()).unwrap_or_default()
     }
 
     fn seconds(&self) -> f64 {
@@ -70,7 +67,7 @@ impl Interval {
                 None => Some(bytes.to_vec()),
             };
             if let Some(joined) = joined {
-                self.packed.insert(path.clone(), joined.into());
+                self.packed.insert(path, joined.into());
             }
         }
     }
@@ -78,7 +75,7 @@ impl Interval {
 
 impl Intervals {
     /// Appends an interval; it begins where the last one ended.
-    pub fn push(&mut self, to_s: f64, machine: Option<MachineLoad>, latencies: &BTreeMap<String, Latency>) {
+    pub fn push(&mut self, to_s: f64, machine: Option<MachineLoad>, latencies: &ByPath<Latency>) {
         let from_s = self.rows.last().map_or(0.0, |last| last.to_s);
         self.rows.push(Interval::new(from_s, to_s.max(from_s), machine, latencies));
         if self.rows.len() > KEPT_MAX {
@@ -91,12 +88,12 @@ impl Intervals {
     }
 
     /// Appends what the intervals lack of the latencies of the whole run.
-    pub fn complete(&mut self, to_s: f64, whole: &BTreeMap<String, Latency>) {
-        let lacks = |(path, latency): (&String, &Latency)| {
+    pub fn complete(&mut self, to_s: f64, whole: &ByPath<Latency>) {
+        let lacks = |(path, latency): (&PathName, &Latency)| {
             let left = latency.without(&self.merged(path, |_, _| true))?;
             (left.count() > 0).then(|| (path.clone(), left))
         };
-        let rest: BTreeMap<String, Latency> = whole.iter().filter_map(lacks).collect();
+        let rest: ByPath<Latency> = whole.iter().filter_map(lacks).collect();
         if !rest.is_empty() {
             self.push(to_s, None, &rest);
         }
@@ -109,10 +106,11 @@ impl Intervals {
     }
 
     /// The latencies of a path over the intervals that `take` says.
-    pub fn merged(&self, path: &str, take: impl Fn(usize, &Interval) -> bool) -> Latency {
+    pub fn merged(&self, path: impl Into<PathName>, take: impl Fn(usize, &Interval) -> bool) -> Latency {
+        let path = path.into();
         let mut merged = Latency::default();
         let taken = self.rows.iter().enumerate().filter(|(at, row)| take(*at, row));
-        taken.filter_map(|(_, row)| row.latency(path)).for_each(|latency| merged.merge(&latency));
+        taken.filter_map(|(_, row)| row.latency(&path)).for_each(|latency| merged.merge(&latency));
         merged
     }
 }
@@ -121,10 +119,10 @@ impl Intervals {
 mod tests {
     use super::*;
 
-    fn latencies(us: u64) -> BTreeMap<String, Latency> {
+    fn latencies(us: u64) -> ByPath<Latency> {
         let mut latency = Latency::default();
         latency.record_us(us);
-        BTreeMap::from([("ack".to_owned(), latency)])
+        ByPath::from([(LatencyPath::Ack, latency)])
     }
 
     #[test]
@@ -132,11 +130,11 @@ mod tests {
         let mut intervals = Intervals::default();
         intervals.push(1.0, None, &latencies(5));
         let mut whole = latencies(5);
-        whole.entry("ack".to_owned()).or_default().record_us(7);
+        whole.entry(LatencyPath::Ack).or_default().record_us(7);
         intervals.complete(3.0, &whole);
         intervals.complete(4.0, &whole);
         let rows: Vec<_> =
-            intervals.rows().iter().map(|row| (row.to_s, row.latency("ack").map(|l| l.max_us()))).collect();
+            intervals.rows().iter().map(|row| (row.to_s, row.latency(LatencyPath::Ack).map(|l| l.max_us()))).collect();
         assert_eq!(rows, [(1.0, Some(5)), (3.0, Some(7))]);
     }
 
@@ -153,10 +151,10 @@ mod tests {
         assert!(rows.windows(2).all(|w| (w[0].to_s - w[1].from_s).abs() < 1e-9));
         let longest = rows.iter().map(|row| row.to_s - row.from_s).fold(0.0, f64::max);
         assert!((2.0..=4.0).contains(&longest), "{longest}");
-        let all = intervals.merged("ack", |_, _| true);
+        let all = intervals.merged(LatencyPath::Ack, |_, _| true);
         assert!(all.count() == seconds && all.max_us().abs_diff(seconds) <= seconds / 1_000, "{:?}", all.summary());
         let first = &rows[0];
         assert!(first.machine.is_some_and(|m| m.used_cores > 1.0 && m.used_cores < first.to_s), "{first:?}");
-        assert_eq!(intervals.merged("ack", |_, row| row.to_s <= first.to_s).count(), first.to_s as u64);
+        assert_eq!(intervals.merged(LatencyPath::Ack, |_, row| row.to_s <= first.to_s).count(), first.to_s as u64);
     }
 }

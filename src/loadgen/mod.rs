@@ -3,6 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `scenario/` | what to simulate: parsing with places in the errors, arrival schedules, thresholds |
+//! | `behavior/` | what users do: one file per behaviour |
 //! | `world` | users, devices, conversations, made through the API |
 //! | `client/` | one device: a cursor without I/O, a WebSocket, a loop |
 //! | `engine` | the run: phases, arrivals, faults, draining, audit |
@@ -20,6 +21,7 @@
 //! | `capacity` | the search for the highest load that holds: no I/O |
 
 mod api;
+pub mod behavior;
 mod body;
 pub mod capacity;
 mod client;

@@ -5,134 +5,9 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use super::result::PhaseRecord;
-use super::scenario::{Phase, PhaseKind};
+use super::scenario::Phase;
 use super::stats::{add, get};
-use crate::telemetry::{Latency, LatencySummary};
-
-/// What took its time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Path {
-    /// From the wish to connect to `welcome`.
-    Connect,
-    /// `POST /login`.
-    Login,
-    /// From the time at which a message is due until its sender's device takes it: the generator's own part of what
-    /// follows.
-    SendLag,
-    /// The same of everything else that is due at a time: connects, leaves, beats, changes of membership, faults.
-    TimerLag,
-    /// From the time at which a message is due to its ACK.
-    Ack,
-    /// From the first write of a message to its ACK.
-    AckService,
-    /// From the time at which a message is due to each device that was connected: all of the four below.
-    Delivery,
-    /// The same from the first write.
-    DeliveryService,
-    /// One-to-one, sender and recipient on the same server.
-    DeliverySameServer,
-    /// One-to-one, sender and recipient on different servers.
-    DeliveryOtherServer,
-    /// Groups fanned out on write.
-    DeliveryGroup,
-    /// Large channels: `head`, then fetched through sync.
-    DeliveryChannel,
-    /// Devices that were not connected, or whose user was no member, when the message was due: they got it by sync.
-    DeliveryAfterReconnect,
-    /// Devices that read slowly on purpose: what they waited for is themselves.
-    DeliverySlowReader,
-    /// From a user's first beat to each online friend being told.
-    PresenceOnline,
-    /// From a user's last beat to each online friend being told; 30 to 35 s are right.
-    PresenceOffline,
-    /// One `GET /messages/sync`.
-    Sync,
-    /// From a lost connection to being connected and caught up.
-    Recovery,
-}
-
-impl Path {
-    /// All paths.
-    pub const ALL: [Self; 18] = [
-        Self::Connect,
-        Self::Login,
-        Self::SendLag,
-        Self::TimerLag,
-        Self::Ack,
-        Self::AckService,
-        Self::Delivery,
-        Self::DeliveryService,
-        Self::DeliverySameServer,
-        Self::DeliveryOtherServer,
-        Self::DeliveryGroup,
-        Self::DeliveryChannel,
-        Self::DeliveryAfterReconnect,
-        Self::DeliverySlowReader,
-        Self::PresenceOnline,
-        Self::PresenceOffline,
-        Self::Sync,
-        Self::Recovery,
-    ];
-
-    /// The name in results and thresholds.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Connect => "connect",
-            Self::Login => "login",
-            Self::SendLag => "send_lag",
-            Self::TimerLag => "timer_lag",
-            Self::Ack => "ack",
-            Self::AckService => "ack_service",
-            Self::Delivery => "delivery",
-            Self::DeliveryService => "delivery_service",
-            Self::DeliverySameServer => "delivery_same_server",
-            Self::DeliveryOtherServer => "delivery_other_server",
-            Self::DeliveryGroup => "delivery_group",
-            Self::DeliveryChannel => "delivery_channel",
-            Self::DeliveryAfterReconnect => "delivery_after_reconnect",
-            Self::DeliverySlowReader => "delivery_slow_reader",
-            Self::PresenceOnline => "presence_online",
-            Self::PresenceOffline => "presence_offline",
-            Self::Sync => "sync",
-            Self::Recovery => "recovery",
-        }
-    }
-
-    /// The time from the first write, of a path that is also measured from the due time.
-    #[must_use]
-    pub const fn service(self) -> Option<Self> {
-        match self {
-            Self::Ack => Some(Self::AckService),
-            Self::Delivery => Some(Self::DeliveryService),
-            _ => None,
-        }
-    }
-
-    /// True for what begins when a message is due, and so has the generator's lag in it.
-    #[must_use]
-    pub const fn is_from_a_send(self) -> bool {
-        matches!(self, Self::Ack | Self::Delivery) || self.is_part_of_delivery()
-    }
-
-    /// True for the paths whose sum is [`Path::Delivery`].
-    const fn is_part_of_delivery(self) -> bool {
-        matches!(
-            self,
-            Self::DeliverySameServer | Self::DeliveryOtherServer | Self::DeliveryGroup | Self::DeliveryChannel
-        )
-    }
-
-    /// True for what happens once per client and is measured from the first second, warm-up or not.
-    const fn is_always_measured(self) -> bool {
-        matches!(self, Self::Connect | Self::Login | Self::Recovery | Self::PresenceOnline | Self::PresenceOffline)
-    }
-
-    /// True for what the generator itself was late by.
-    const fn is_lag(self) -> bool {
-        matches!(self, Self::SendLag | Self::TimerLag)
-    }
-}
+use crate::telemetry::{ByPath, Latency, LatencyPath, LatencySummary, PhaseKind};
 
 /// What was done after it was due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,7 +19,7 @@ pub(super) enum LagOf {
 }
 
 /// Latencies by path. Indexed rather than mapped: this is what every received message touches.
-type ByPath = [Option<Box<Latency>>; Path::ALL.len()];
+type Slots = [Option<Box<Latency>>; LatencyPath::ALL.len()];
 
 const SHARDS: usize = 8;
 
@@ -154,7 +29,7 @@ const SHARDS: usize = 8;
 /// its shard; shards are folded into the run's totals when somebody looks.
 pub(super) struct Recorder {
     /// Latencies by part of the run (see [`PhaseBounds::part_at`]).
-    shards: [Mutex<Vec<ByPath>>; SHARDS],
+    shards: [Mutex<Vec<Slots>>; SHARDS],
     folded: Mutex<Folded>,
     /// Set once, when the load begins.
     bounds: OnceLock<PhaseBounds>,
@@ -194,7 +69,7 @@ impl PhaseBounds {
 #[derive(Default)]
 struct Folded {
     /// By part of the run.
-    parts: Vec<BTreeMap<Path, Latency>>,
+    parts: Vec<BTreeMap<LatencyPath, Latency>>,
     /// Since the last [`Recorder::take_interval`].
     interval: IntervalLatencies,
 }
@@ -203,16 +78,16 @@ struct Folded {
 #[derive(Default)]
 pub(super) struct IntervalLatencies {
     /// What counts.
-    pub(super) measured: BTreeMap<Path, Latency>,
+    pub(super) measured: BTreeMap<LatencyPath, Latency>,
     /// What was due in a warm-up or after the load.
-    pub(super) unmeasured: BTreeMap<Path, Latency>,
+    pub(super) unmeasured: BTreeMap<LatencyPath, Latency>,
     /// Whether the interval ended in a phase that counts.
     pub(super) is_measured: bool,
 }
 
 impl IntervalLatencies {
     /// All of it, for the eye.
-    pub(super) fn all(&self) -> BTreeMap<Path, Latency> {
+    pub(super) fn all(&self) -> BTreeMap<LatencyPath, Latency> {
         let mut all = self.measured.clone();
         for (path, latency) in &self.unmeasured {
             all.entry(*path).or_default().merge(latency);
@@ -245,11 +120,11 @@ impl Recorder {
     }
 
     /// Records that something that was due at `due_us` took `us`.
-    pub(super) fn record(&self, client: u32, path: Path, due_us: u64, us: u64) {
+    pub(super) fn record(&self, client: u32, path: LatencyPath, due_us: u64, us: u64) {
         let part = self.part_at(due_us);
         let mut shard = self.shards[client as usize % SHARDS].lock().expect("no panic while held");
         if shard.len() <= part {
-            shard.resize_with(part + 1, ByPath::default);
+            shard.resize_with(part + 1, Slots::default);
         }
         shard[part][path as usize].get_or_insert_default().record_us(us);
     }
@@ -263,8 +138,8 @@ impl Recorder {
 
     /// A message that was first written at `sent_us` was acknowledged at `now_us`.
     pub(super) fn acked(&self, client: u32, due_us: u64, sent_us: u64, now_us: u64) {
-        self.record(client, Path::Ack, due_us, now_us.saturating_sub(due_us));
-        self.record(client, Path::AckService, due_us, now_us.saturating_sub(sent_us));
+        self.record(client, LatencyPath::Ack, due_us, now_us.saturating_sub(due_us));
+        self.record(client, LatencyPath::AckService, due_us, now_us.saturating_sub(sent_us));
         if let Some(counts) = self.bounds.get().and_then(|bounds| bounds.counts_at(due_us)) {
             add(&counts.acked, 1);
         }
@@ -272,14 +147,14 @@ impl Recorder {
 
     /// A message was refused for good, or has no answer at the end: as an ACK, it took at least until `now_us`.
     pub(super) fn unanswered(&self, client: u32, due_us: u64, now_us: u64) {
-        self.record(client, Path::Ack, due_us, now_us.saturating_sub(due_us));
+        self.record(client, LatencyPath::Ack, due_us, now_us.saturating_sub(due_us));
     }
 
     /// A message that was first written at `sent_us` was shown to a device at `now_us`.
-    pub(super) fn delivered(&self, client: u32, path: Path, due_us: u64, sent_us: u64, now_us: u64) {
+    pub(super) fn delivered(&self, client: u32, path: LatencyPath, due_us: u64, sent_us: u64, now_us: u64) {
         self.record(client, path, due_us, now_us.saturating_sub(due_us));
         if path.is_part_of_delivery() {
-            self.record(client, Path::DeliveryService, due_us, now_us.saturating_sub(sent_us));
+            self.record(client, LatencyPath::DeliveryService, due_us, now_us.saturating_sub(sent_us));
         }
         if let Some(counts) = self.bounds.get().and_then(|bounds| bounds.counts_at(due_us)) {
             add(&counts.delivered, 1);
@@ -289,8 +164,8 @@ impl Recorder {
     /// Notes that the generator did something at `now_us` that was due at `due_us`.
     pub(super) fn late_by(&self, client: u32, what: LagOf, due_us: u64, now_us: u64) {
         let path = match what {
-            LagOf::Send => Path::SendLag,
-            LagOf::Other => Path::TimerLag,
+            LagOf::Send => LatencyPath::SendLag,
+            LagOf::Other => LatencyPath::TimerLag,
         };
         self.record(client, path, due_us, now_us.saturating_sub(due_us));
     }
@@ -302,12 +177,12 @@ impl Recorder {
         for shard in &self.shards {
             let taken = std::mem::take(&mut *shard.lock().expect("no panic while held"));
             for (part, by_path) in taken.into_iter().enumerate() {
-                for (path, latency) in Path::ALL.into_iter().zip(by_path) {
+                for (path, latency) in LatencyPath::ALL.into_iter().zip(by_path) {
                     let Some(latency) = latency else { continue };
                     let is_measured = is_measured(part);
                     folded.add(part, path, &latency, is_measured);
                     if path.is_part_of_delivery() {
-                        folded.add(part, Path::Delivery, &latency, is_measured);
+                        folded.add(part, LatencyPath::Delivery, &latency, is_measured);
                     }
                 }
             }
@@ -329,9 +204,9 @@ impl Recorder {
     }
 
     /// Everything measured so far: what was due in a phase that is measured and, of what happens once per client, all.
-    pub(super) fn overall(&self) -> BTreeMap<Path, Latency> {
+    pub(super) fn overall(&self) -> BTreeMap<LatencyPath, Latency> {
         let folded = self.fold();
-        let mut overall: BTreeMap<Path, Latency> = BTreeMap::new();
+        let mut overall: BTreeMap<LatencyPath, Latency> = BTreeMap::new();
         for (part, by_path) in folded.parts.iter().enumerate() {
             let is_measured = self.bounds.get().is_some_and(|bounds| bounds.is_measured(part));
             for (path, latency) in by_path.iter().filter(|(path, _)| is_measured || path.is_always_measured()) {
@@ -372,7 +247,7 @@ impl Recorder {
 }
 
 impl Folded {
-    fn add(&mut self, part: usize, path: Path, latency: &Latency, is_measured: bool) {
+    fn add(&mut self, part: usize, path: LatencyPath, latency: &Latency, is_measured: bool) {
         if self.parts.len() <= part {
             self.parts.resize_with(part + 1, BTreeMap::new);
         }
@@ -385,20 +260,20 @@ impl Folded {
 }
 
 /// The lag of all kinds, of an interval.
-pub(super) fn lag_of(interval: &BTreeMap<Path, Latency>) -> LatencySummary {
+pub(super) fn lag_of(interval: &BTreeMap<LatencyPath, Latency>) -> LatencySummary {
     let mut lag = Latency::default();
     interval.iter().filter(|(path, _)| path.is_lag()).for_each(|(_, latency)| lag.merge(latency));
     lag.summary()
 }
 
 /// The same by name.
-pub(super) fn named(latencies: BTreeMap<Path, Latency>) -> BTreeMap<String, Latency> {
-    latencies.into_iter().map(|(path, latency)| (path.name().to_owned(), latency)).collect()
+pub(super) fn named(latencies: BTreeMap<LatencyPath, Latency>) -> ByPath<Latency> {
+    latencies.into_iter().collect()
 }
 
 /// Summaries by name.
-pub(super) fn summaries(latencies: &BTreeMap<Path, Latency>) -> BTreeMap<String, LatencySummary> {
-    latencies.iter().map(|(path, latency)| (path.name().to_owned(), latency.summary())).collect()
+pub(super) fn summaries(latencies: &BTreeMap<LatencyPath, Latency>) -> ByPath<LatencySummary> {
+    latencies.iter().map(|(path, latency)| (*path, latency.summary())).collect()
 }
 
 #[cfg(test)]
@@ -410,7 +285,7 @@ mod tests {
 
     const S: u64 = 1_000_000;
 
-    fn count(latencies: &BTreeMap<Path, Latency>, path: Path) -> u64 {
+    fn count(latencies: &BTreeMap<LatencyPath, Latency>, path: LatencyPath) -> u64 {
         latencies.get(&path).map_or(0, Latency::count)
     }
 
@@ -424,7 +299,7 @@ mod tests {
             arrivals: Arrivals::Constant,
         };
         let recorder = Recorder::new();
-        recorder.record(1, Path::Login, 90 * S, 100);
+        recorder.record(1, LatencyPath::Login, 90 * S, 100);
         recorder.begin(100 * S, &[phase(PhaseKind::WarmUp, 10), phase(PhaseKind::Steady, 20)]);
         recorder
     }
@@ -432,27 +307,29 @@ mod tests {
     #[test]
     fn a_warm_up_is_shown_and_not_measured() {
         let recorder = recorder();
-        recorder.record(1, Path::DeliveryGroup, 105 * S, 100);
-        recorder.record(1, Path::Connect, 105 * S, 100);
-        recorder.record(2, Path::DeliveryGroup, 110 * S, 200);
-        recorder.record(3, Path::DeliverySameServer, 129 * S, 300);
+        recorder.record(1, LatencyPath::DeliveryGroup, 105 * S, 100);
+        recorder.record(1, LatencyPath::Connect, 105 * S, 100);
+        recorder.record(2, LatencyPath::DeliveryGroup, 110 * S, 200);
+        recorder.record(3, LatencyPath::DeliverySameServer, 129 * S, 300);
         let overall = recorder.overall();
-        assert_eq!([Path::DeliveryGroup, Path::Delivery].map(|p| count(&overall, p)), [1, 2]);
-        assert_eq!([Path::Connect, Path::Login].map(|p| count(&overall, p)), [1, 1]);
+        assert_eq!([LatencyPath::DeliveryGroup, LatencyPath::Delivery].map(|p| count(&overall, p)), [1, 2]);
+        assert_eq!([LatencyPath::Connect, LatencyPath::Login].map(|p| count(&overall, p)), [1, 1]);
         let interval = recorder.take_interval(115 * S);
         assert!(interval.is_measured);
         assert_eq!(
-            [Path::DeliveryGroup, Path::Delivery, Path::Connect].map(|p| count(&interval.measured, p)),
+            [LatencyPath::DeliveryGroup, LatencyPath::Delivery, LatencyPath::Connect]
+                .map(|p| count(&interval.measured, p)),
             [1, 2, 1]
         );
         assert_eq!(
-            [Path::DeliveryGroup, Path::Delivery, Path::Connect].map(|p| count(&interval.unmeasured, p)),
+            [LatencyPath::DeliveryGroup, LatencyPath::Delivery, LatencyPath::Connect]
+                .map(|p| count(&interval.unmeasured, p)),
             [1, 1, 0]
         );
-        assert_eq!([Path::DeliveryGroup, Path::Delivery].map(|p| count(&interval.all(), p)), [2, 3]);
+        assert_eq!([LatencyPath::DeliveryGroup, LatencyPath::Delivery].map(|p| count(&interval.all(), p)), [2, 3]);
         let interval = recorder.take_interval(109 * S);
         assert!(interval.all().is_empty() && !interval.is_measured);
-        assert_eq!(count(&recorder.overall(), Path::Delivery), 2);
+        assert_eq!(count(&recorder.overall(), LatencyPath::Delivery), 2);
     }
 
     #[test]
@@ -461,21 +338,24 @@ mod tests {
         recorder.due(109 * S);
         recorder.due(129 * S);
         recorder.acked(1, 109 * S, 109 * S, 128 * S);
-        recorder.delivered(2, Path::DeliveryGroup, 109 * S, 109 * S, 129 * S);
+        recorder.delivered(2, LatencyPath::DeliveryGroup, 109 * S, 109 * S, 129 * S);
         // Due in time, and there only after the end of the load.
         recorder.acked(1, 129 * S, 130 * S, 133 * S);
-        recorder.delivered(2, Path::DeliveryGroup, 129 * S, 130 * S, 135 * S);
+        recorder.delivered(2, LatencyPath::DeliveryGroup, 129 * S, 130 * S, 135 * S);
         let overall = recorder.overall();
         let seconds = |path| overall.get(&path).map(|l| (l.count(), (l.max_us() as f64 / 1e6).round()));
-        assert_eq!([Path::Ack, Path::AckService].map(seconds), [Some((1, 4.0)), Some((1, 3.0))]);
-        assert_eq!([Path::Delivery, Path::DeliveryService].map(seconds), [Some((1, 6.0)), Some((1, 5.0))]);
+        assert_eq!([LatencyPath::Ack, LatencyPath::AckService].map(seconds), [Some((1, 4.0)), Some((1, 3.0))]);
+        assert_eq!(
+            [LatencyPath::Delivery, LatencyPath::DeliveryService].map(seconds),
+            [Some((1, 6.0)), Some((1, 5.0))]
+        );
         let phases = recorder.phases();
         assert_eq!(
             phases.iter().map(|p| (p.phase, p.from_s, p.to_s)).collect::<Vec<_>>(),
             [(PhaseKind::WarmUp, 0.0, 10.0), (PhaseKind::Steady, 10.0, 30.0)]
         );
         assert_eq!(phases.iter().map(|p| (p.due, p.acked, p.delivered)).collect::<Vec<_>>(), [(1, 1, 1), (1, 1, 1)]);
-        assert_eq!(phases[0].latency["ack"].count, 1);
+        assert_eq!(phases[0].latency[LatencyPath::Ack].count, 1);
     }
 
     #[test]
@@ -487,7 +367,11 @@ mod tests {
         let lag = recorder.lag().summary();
         assert_eq!((lag.count, lag.max_us), (2, 70));
         let overall = recorder.overall();
-        assert_eq!([Path::SendLag, Path::TimerLag].map(|p| count(&overall, p)), [1, 0], "of what is measured only");
+        assert_eq!(
+            [LatencyPath::SendLag, LatencyPath::TimerLag].map(|p| count(&overall, p)),
+            [1, 0],
+            "of what is measured only"
+        );
         assert_eq!(lag_of(&recorder.take_interval(0).all()).count, 3);
     }
 }

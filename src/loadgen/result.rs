@@ -10,7 +10,7 @@ use super::scenario::threshold::Outcome;
 use super::scenario::{PhaseKind, Scenario};
 use crate::runtime::machine;
 use crate::telemetry::live::MachineLoad;
-use crate::telemetry::{Latency, LatencySummary};
+use crate::telemetry::{ByPath, Latency, LatencySummary};
 
 /// Version of the JSON form. Rises when a field changes its meaning or goes.
 pub const SCHEMA_VERSION: u32 = 2;
@@ -86,10 +86,10 @@ pub struct PhaseRecord {
     /// How often they were shown to others than the sender's device, over all devices.
     pub delivered: u64,
     /// Latency of what was due in it, by path.
-    pub latency: BTreeMap<String, LatencySummary>,
+    pub latency: ByPath<LatencySummary>,
     /// The histograms of that.
     #[serde(default)]
-    pub histograms: BTreeMap<String, Latency>,
+    pub histograms: ByPath<Latency>,
 }
 
 /// What one process of the stack, or one engine, took during the load.
@@ -176,7 +176,7 @@ pub struct RunResult {
     /// What was counted.
     pub counts: Counts,
     /// Latency by path, without warm-up.
-    pub latency: BTreeMap<String, LatencySummary>,
+    pub latency: ByPath<LatencySummary>,
     /// What the verdict rests on, by check: expected, seen, wrong, and what could not be judged.
     pub checks: Vec<Check>,
     /// Each threshold with its value; those that every run has are marked.
@@ -191,8 +191,8 @@ pub struct RunResult {
     pub generator: GeneratorHealth,
     /// What each process of the stack took, when whoever runs the load runs the stack.
     pub processes: Vec<ProcessUsage>,
-    /// The histograms themselves, by path, and [`LAG`].
-    pub histograms: BTreeMap<String, Latency>,
+    /// The histograms themselves, by path, and that of [`GeneratorHealth::lag`].
+    pub histograms: ByPath<Latency>,
     /// The phases of the load, in order.
     pub phases: Vec<PhaseRecord>,
     /// What connections took in memory, where server, client and kernel can be told apart.
@@ -296,9 +296,6 @@ fn without_passwords(text: &str) -> String {
     }
     out + rest
 }
-
-/// Name of the histogram of [`GeneratorHealth::lag`] among [`RunResult::histograms`].
-pub const LAG: &str = "generator_lag";
 
 /// Growth of memory from before the first connection (clients: from before their accounts were made) to the end of the load, in
 /// bytes over all connections.

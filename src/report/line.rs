@@ -3,12 +3,12 @@
 use std::fmt::Write;
 
 use super::human_us;
-use crate::telemetry::LiveSnapshot;
+use crate::telemetry::{LatencyPath, LiveSnapshot, RunPhase};
 
 /// A snapshot in one line.
 #[must_use]
 pub fn render(s: &LiveSnapshot) -> String {
-    if s.phase == "setup" || s.phase == "audit" {
+    if matches!(s.phase, RunPhase::Setup | RunPhase::Audit) {
         return format!("{:<9} {:>3.0} %  {}", s.phase, s.progress * 100.0, s.progress_text);
     }
     let mut line = format!(
@@ -22,7 +22,7 @@ pub fn render(s: &LiveSnapshot) -> String {
         s.rates.acked,
         s.rates.delivered
     );
-    if let Some(delivery) = s.interval.get("delivery") {
+    if let Some(delivery) = s.interval.get(LatencyPath::Delivery) {
         let _ = write!(line, "  delivery p50 {} p99 {}", human_us(delivery.p50_us), human_us(delivery.p99_us));
     }
     let lag: u64 = s.servers.values().map(|server| server.lag_records).sum();
@@ -36,15 +36,20 @@ pub fn render(s: &LiveSnapshot) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::PhaseKind;
 
     #[test]
     fn a_line_shows_what_matters_and_shouts_violations() {
-        let mut s =
-            LiveSnapshot { phase: "steady".to_owned(), connections: 5, connections_wanted: 6, ..Default::default() };
+        let mut s = LiveSnapshot {
+            phase: RunPhase::Load(PhaseKind::Steady),
+            connections: 5,
+            connections_wanted: 6,
+            ..Default::default()
+        };
         s.violations.insert("lost".to_owned(), 2);
         let line = render(&s);
         assert!(line.contains("conns 5/6") && line.contains("LOST 2"), "{line}");
-        let setup = LiveSnapshot { phase: "setup".to_owned(), progress: 0.5, ..Default::default() };
+        let setup = LiveSnapshot { phase: RunPhase::Setup, progress: 0.5, ..Default::default() };
         assert!(render(&setup).contains("50 %"));
     }
 }

@@ -69,8 +69,9 @@ pub fn write_all(folder: &Path, result: &RunResult, series: &[LiveSnapshot]) -> 
     write("latency.csv", Ok(csv(result).into_bytes()));
     write("series.csv", Ok(series::csv(series).into_bytes()));
     for (path, histogram) in &result.histograms {
-        let rendered = check_name(path).map_err(io::Error::other).and_then(|()| hlog::render(path, histogram, result));
-        let file = format!("{}.hlog", if rendered.is_ok() { path } else { "histogram" });
+        let rendered =
+            check_name(path.as_str()).map_err(io::Error::other).and_then(|()| hlog::render(path, histogram, result));
+        let file = format!("{}.hlog", if rendered.is_ok() { path.as_str() } else { "histogram" });
         if rendered.is_ok() && result.intervals.rows().is_empty() && folder.join(&file).exists() {
             continue;
         }
@@ -105,7 +106,7 @@ pub fn csv(result: &RunResult) -> String {
     let mut out = "path,samples,min_us,mean_us,p50_us,p75_us,p90_us,p95_us,p99_us,p999_us,max_us\n".to_owned();
     for (path, s) in &result.latency {
         let LatencySummary { count, min_us, mean_us, p50_us, p75_us, p90_us, p95_us, p99_us, p999_us, max_us } = s;
-        let path = csv_field(path);
+        let path = csv_field(path.as_str());
         out.push_str(&format!(
             "{path},{count},{min_us},{mean_us:.1},{p50_us},{p75_us},{p90_us},{p95_us},{p99_us},{p999_us},{max_us}\n"
         ));
@@ -131,6 +132,7 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::LatencyPath;
 
     #[test]
     fn all_files_are_written_and_the_json_reads_back() {
@@ -138,11 +140,11 @@ mod tests {
         let mut result = RunResult { scenario: "tiny".to_owned(), schema: SCHEMA_VERSION, ..RunResult::default() };
         let mut latency = crate::telemetry::Latency::default();
         latency.record_us(1_500);
-        result.histograms.insert("ack".to_owned(), latency);
+        result.histograms.insert(LatencyPath::Ack, latency);
         write_all(folder.path(), &result, &[]).expect("writes");
         let back = read(folder.path()).expect("reads back");
         assert_eq!(back.scenario, "tiny");
-        assert_eq!(back.histograms["ack"].count(), 1);
+        assert_eq!(back.histograms[LatencyPath::Ack].count(), 1);
         let of_later = RunResult { schema: SCHEMA_VERSION + 1, ..back };
         std::fs::write(folder.path().join("later.json"), json::render(&of_later)).expect("writes");
         let refused = read(&folder.path().join("later.json")).expect_err("another form");
@@ -154,7 +156,7 @@ mod tests {
         let hlog = std::fs::read_to_string(folder.path().join("ack.hlog")).expect("is there");
         assert!(hlog.contains("Tag=ack") && hlog.contains("HIST"), "{hlog}");
         let csv =
-            csv(&RunResult { latency: [("ack".to_owned(), LatencySummary::default())].into(), ..RunResult::default() });
+            csv(&RunResult { latency: [(LatencyPath::Ack, LatencySummary::default())].into(), ..RunResult::default() });
         let columns: Vec<usize> = csv.lines().map(|line| line.split(',').count()).collect();
         assert_eq!(columns, [11, 11], "{csv}");
     }

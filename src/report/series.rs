@@ -6,7 +6,7 @@ use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::Path;
 
 use super::untrusted;
-use crate::telemetry::LiveSnapshot;
+use crate::telemetry::{LatencyPath, LiveSnapshot};
 
 /// The file's name in the folder of a run.
 pub const FILE: &str = "series.jsonl";
@@ -85,8 +85,8 @@ const CSV_HEAD: &str = "elapsed_s,phase,connections_wanted,connections,due_per_s
 pub fn csv(series: &[LiveSnapshot]) -> String {
     let mut out = format!("{CSV_HEAD}\n");
     for s in series.iter().filter(|s| s.elapsed_s > 0.0) {
-        let delivery = s.interval.get("delivery").copied().unwrap_or_default();
-        let ack = s.interval.get("ack").copied().unwrap_or_default();
+        let delivery = s.interval.get(LatencyPath::Delivery).copied().unwrap_or_default();
+        let ack = s.interval.get(LatencyPath::Ack).copied().unwrap_or_default();
         let machine = s.machine.unwrap_or_default();
         let foreign = machine.foreign_cores.map(|cores| format!("{cores:.2}")).unwrap_or_default();
         let lag_records: u64 = s.servers.values().map(|server| server.lag_records).sum();
@@ -95,7 +95,7 @@ pub fn csv(series: &[LiveSnapshot]) -> String {
             "{:.3},{},{},{},{:.1},{:.1},{:.1},{:.1},{},{},{},{},{},{},{},{},{},{},{lag_records},{:.3},{},{},{:.2},{:.2},\
              {foreign},{:.2},{}",
             s.elapsed_s,
-            super::csv_field(&s.phase),
+            s.phase,
             s.connections_wanted,
             s.connections,
             s.rates.intended,
@@ -133,10 +133,11 @@ pub fn lag_s(snapshot: &LiveSnapshot) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::{PhaseKind, RunPhase};
 
     fn snapshot(elapsed_s: f64, events: &[&str]) -> LiveSnapshot {
         let events = events.iter().map(|&e| e.to_owned()).collect();
-        LiveSnapshot { elapsed_s, phase: "steady".to_owned(), events, ..LiveSnapshot::default() }
+        LiveSnapshot { elapsed_s, phase: RunPhase::Load(PhaseKind::Steady), events, ..LiveSnapshot::default() }
     }
 
     #[test]

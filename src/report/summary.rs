@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use super::{human_bytes, human_count, human_us};
 use crate::loadgen::RunResult;
-use crate::loadgen::recorder::Path;
 use crate::loadgen::result::Verdict;
+use crate::telemetry::LatencyPath;
 
 /// How it may look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,12 +151,12 @@ fn latencies(out: &mut String, r: &RunResult) {
         "\n{:<25}{:>10}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}",
         "latency from due time", "samples", "p50", "p75", "p90", "p95", "p99", "p99.9", "max"
     );
-    for path in Path::ALL {
-        let Some(s) = r.latency.get(path.name()).filter(|s| s.count > 0) else { continue };
+    for path in LatencyPath::ALL {
+        let Some(s) = r.latency.get(path).filter(|s| s.count > 0) else { continue };
         let _ = writeln!(
             out,
             "{:<25}{:>10}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}",
-            path.name(),
+            path.as_str(),
             human_count(s.count),
             human_us(s.p50_us),
             human_us(s.p75_us),
@@ -361,7 +361,7 @@ mod tests {
     fn a_summary_has_every_percentile_with_its_samples_and_the_verdict_last() {
         let mut r = RunResult { scenario: "tiny".to_owned(), ..RunResult::default() };
         let ack = LatencySummary { count: 12_345, p50_us: 900, p99_us: 1_500, max_us: 2_000, ..Default::default() };
-        r.latency.insert("ack".to_owned(), ack);
+        r.latency.insert(LatencyPath::Ack, ack);
         r.reasons.push("because".to_owned());
         r.warnings.push("take care".to_owned());
         r.generator.cores = 2.0;

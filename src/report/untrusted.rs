@@ -85,15 +85,15 @@ mod tests {
     use super::*;
     use crate::loadgen::result::SCHEMA_VERSION;
     use crate::report;
-    use crate::telemetry::{Latency, LiveSnapshot};
+    use crate::telemetry::{Latency, LatencyPath, LiveSnapshot};
 
     /// A result with something of everything.
     fn full() -> Value {
         let mut latency = Latency::default();
         latency.record_us(1_500);
         let mut result = RunResult { scenario: "full".to_owned(), schema: SCHEMA_VERSION, ..RunResult::default() };
-        result.histograms.insert("ack".to_owned(), latency.clone());
-        result.latency.insert("ack".to_owned(), latency.summary());
+        result.histograms.insert(LatencyPath::Ack, latency.clone());
+        result.latency.insert(LatencyPath::Ack, latency.summary());
         result.reasons.push("because".to_owned());
         result.violations.push("m1 of c1".to_owned());
         result.errors.insert("overloaded".to_owned(), 3);
@@ -200,7 +200,7 @@ mod tests {
     #[test]
     fn cleaning_keeps_the_figures_and_changes_the_words() {
         let mut result = RunResult { duration_s: 0.1 + 0.2, ..RunResult::default() };
-        result.histograms.insert("ack".to_owned(), Latency::default());
+        result.histograms.insert(LatencyPath::Ack, Latency::default());
         result.errors.insert("a\u{1b}b".to_owned(), 1);
         result.reasons.push("c\r".to_owned());
         let clean = cleaned(result);

@@ -4,18 +4,15 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Latency, LatencySummary};
-
-/// The phases behind the load's own, in their order: answers are waited for, everything is read back, the verdict is there.
-pub const CLOSING_PHASES: [&str; 3] = ["drain", "audit", "done"];
+use super::{ByPath, Latency, LatencySummary, RunPhase};
 
 /// A load run at one moment. Written by the generator once per interval, read by whoever shows it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct LiveSnapshot {
     /// Name of the scenario.
     pub scenario: String,
-    /// Name of the phase under way: `setup`, the scenario's own phases, `drain`, `audit`, `done`.
-    pub phase: String,
+    /// The phase under way.
+    pub phase: RunPhase,
     /// How far the phase is, 0 to 1, and what is being counted, for progress bars.
     pub progress: f64,
     /// What the progress counts, such as `accounts 120/500`.
@@ -33,12 +30,12 @@ pub struct LiveSnapshot {
     /// The same, per second over the last interval.
     pub rates: Totals,
     /// Latency of the last interval by path.
-    pub interval: BTreeMap<String, LatencySummary>,
+    pub interval: ByPath<LatencySummary>,
     /// Deliveries of the last interval by latency: see [`heat_of`].
     #[serde(default)]
     pub heat: Vec<u64>,
     /// Latency since the warm-up ended, by path.
-    pub overall: BTreeMap<String, LatencySummary>,
+    pub overall: ByPath<LatencySummary>,
     /// Servers of the stack, from their `/metrics`.
     pub servers: BTreeMap<String, ServerSnapshot>,
     /// Violations found so far, by kind; empty while all is well.
@@ -71,10 +68,10 @@ pub struct LiveSnapshot {
     pub is_measured: bool,
     /// Latencies of the last interval by path, to be merged with those of other generators; not in files. Those that count.
     #[serde(skip)]
-    pub histograms: BTreeMap<String, Latency>,
+    pub histograms: ByPath<Latency>,
     /// Those that do not, since what they measure was due in a warm-up or after the load.
     #[serde(skip)]
-    pub unmeasured: BTreeMap<String, Latency>,
+    pub unmeasured: ByPath<Latency>,
 }
 
 /// What the processors of the generator's machine did over an interval, in processors that were busy all the time.

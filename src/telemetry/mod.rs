@@ -4,12 +4,16 @@
 
 pub mod human;
 pub mod latency;
+mod latency_path;
 pub mod live;
 pub mod metrics;
+mod phase;
 mod printable;
 pub mod prometheus;
 
 pub use latency::{Latency, LatencySummary};
+pub use latency_path::{ByPath, LatencyPath, PathName};
 pub use live::LiveSnapshot;
 pub use metrics::{Counter, Gauge, Metrics, PartitionFigures, Registry, Timer};
+pub use phase::{PhaseKind, RunPhase};
 pub use printable::{printable, printable_lines};

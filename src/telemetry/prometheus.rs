@@ -190,14 +190,13 @@ fn label<'a>(labels: &'a str, name: &str) -> Option<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::LatencySummary;
-    use crate::telemetry::Registry;
+    use crate::telemetry::{LatencyPath, LatencySummary, Registry};
 
     #[test]
     fn prometheus_gets_each_kind_behind_its_heading() {
         let mut s = LiveSnapshot { scenario: "a\"b".to_owned(), connections: 7, ..LiveSnapshot::default() };
         s.overall
-            .insert("ack".to_owned(), LatencySummary { count: 3, p99_us: 2_500, mean_us: 1e6, ..Default::default() });
+            .insert(LatencyPath::Ack, LatencySummary { count: 3, p99_us: 2_500, mean_us: 1e6, ..Default::default() });
         s.violations.insert("lost".to_owned(), 1);
         let text = render_load(&s);
         for wanted in [

@@ -85,13 +85,13 @@ mod tests {
     use ratatui::backend::TestBackend;
 
     use super::*;
-    use crate::telemetry::LatencySummary;
     use crate::telemetry::live::ServerSnapshot;
+    use crate::telemetry::{LatencyPath, LatencySummary, PhaseKind, RunPhase};
 
     fn snapshot() -> LiveSnapshot {
         let mut s = LiveSnapshot {
             scenario: "quickstart".to_owned(),
-            phase: "steady".to_owned(),
+            phase: RunPhase::Load(PhaseKind::Steady),
             elapsed_s: 12.0,
             planned_s: 30.0,
             progress: 0.4,
@@ -101,8 +101,8 @@ mod tests {
             ..LiveSnapshot::default()
         };
         let latency = LatencySummary { count: 10, p50_us: 900, p99_us: 4_200, max_us: 9_000, ..Default::default() };
-        s.interval.insert("delivery".to_owned(), latency);
-        s.overall.insert("delivery".to_owned(), latency);
+        s.interval.insert(LatencyPath::Delivery, latency);
+        s.overall.insert(LatencyPath::Delivery, latency);
         let server = ServerSnapshot { role: "chat".to_owned(), connections: 170, lag_records: 3, ..Default::default() };
         s.servers.insert("chat-1".to_owned(), server);
         s.errors.insert("overloaded".to_owned(), 2);
@@ -145,7 +145,7 @@ mod tests {
         let mut press = |code| on_key(&mut state, KeyEvent::from(code));
         assert!(!press(KeyCode::Char(' ')));
         assert!(press(KeyCode::Char('q')));
-        state.take(LiveSnapshot { phase: "cool-down".to_owned(), ..snapshot() });
+        state.take(LiveSnapshot { phase: RunPhase::Load(PhaseKind::CoolDown), ..snapshot() });
         assert!(screen(&state, 80, 24).contains("FROZEN"));
         assert!(!screen(&state, 80, 24).contains("cool-down"));
         state.toggle_freeze();

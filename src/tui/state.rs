@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::telemetry::LiveSnapshot;
+use crate::telemetry::{LatencyPath, LiveSnapshot, RunPhase};
 
 /// Intervals that charts show.
 const HISTORY: usize = 600;
@@ -45,7 +45,7 @@ impl State {
 
     /// Takes the next snapshot.
     pub(super) fn take(&mut self, snapshot: LiveSnapshot) {
-        if let Some(delivery) = snapshot.interval.get("delivery").filter(|s| s.count > 0) {
+        if let Some(delivery) = snapshot.interval.get(LatencyPath::Delivery).filter(|s| s.count > 0) {
             if self.points.len() == HISTORY {
                 self.points.pop_front();
             }
@@ -62,7 +62,7 @@ impl State {
     }
 
     pub(super) fn is_run_over(&self) -> bool {
-        self.newest.phase == "done"
+        self.newest.phase == RunPhase::Done
     }
 
     pub(super) fn toggle_freeze(&mut self) {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use chatctl::loadgen::result::{RunResult, SCHEMA_VERSION, Verdict};
-use chatctl::telemetry::Latency;
+use chatctl::telemetry::{Latency, LatencyPath};
 
 use super::{TINY, run, scenario};
 
@@ -18,12 +18,12 @@ fn result(number: u32) -> RunResult {
         seed: 1,
         ..RunResult::default()
     };
-    for path in ["ack", "delivery"] {
+    for path in [LatencyPath::Ack, LatencyPath::Delivery] {
         let mut latency = Latency::default();
         for (us, count) in [(2_000, 9_000), (5_000, 850), (12_000, 150)] {
             latency.record_many_us(us + u64::from(number % 5) * us / 500, count);
         }
-        result.histograms.insert(path.to_owned(), latency);
+        result.histograms.insert(path, latency);
     }
     let counts = &mut result.counts;
     (counts.intended, counts.acked, counts.delivered, counts.clients) = (10_000, 10_000, 20_000, 300);
@@ -97,7 +97,7 @@ fn ten_percent_are_not_the_same_and_another_scenario_is_refused() {
         for (us, count) in [(2_200, 9_000), (5_500, 850), (13_200, 150)] {
             latency.record_many_us(us + u64::from(n % 7) * us / 500, count);
         }
-        r.histograms.insert("delivery".to_owned(), latency);
+        r.histograms.insert(LatencyPath::Delivery, latency);
     });
     let (code, out, ..) = compared(path, &good, &slower, &[]);
     assert_eq!(code, Some(6), "{out}");

@@ -10,6 +10,7 @@ use chatctl::runtime::clock;
 use chatctl::server::chat::tamper::Tamper;
 
 use crate::proofs::run;
+use chatctl::telemetry::LatencyPath;
 
 /// One person writes to another at an even pace, so that every second weighs the same.
 const EVEN: &str = "
@@ -35,7 +36,7 @@ impl Tamper for Late {
 
 fn p50_us(result: &RunResult) -> u64 {
     assert_eq!(result.verdict, Verdict::Pass, "{:?} {:?}", result.reasons, result.violations);
-    result.histograms["delivery_group"].percentile_us(50.0)
+    result.histograms[LatencyPath::DeliveryGroup].percentile_us(50.0)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -66,7 +67,7 @@ impl Tamper for Stalls {
 async fn a_stall_of_a_second_shows_with_its_true_weight() {
     let result = run(EVEN, |b| b, Some(Arc::new(Stalls(std::sync::OnceLock::new())))).await;
     assert_eq!(result.verdict, Verdict::Pass, "{:?} {:?}", result.reasons, result.violations);
-    let delivery = &result.histograms["delivery_group"];
+    let delivery = &result.histograms[LatencyPath::DeliveryGroup];
     // One second in ten: a tenth of the messages waited, evenly between nothing and a second. Half of those over half a
     // second, so a twentieth of all; a generator that waits for the server would have seen one message wait.
     let share = delivery.count_above_us(STALL_US / 2) as f64 / delivery.count() as f64;

@@ -16,8 +16,8 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use chatctl::loadgen::result::RunResult;
-use chatctl::telemetry::Latency;
 use chatctl::telemetry::human::human_us;
+use chatctl::telemetry::{Latency, LatencyPath};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use rustix::time::{ClockId, Timespec};
@@ -225,7 +225,7 @@ async fn precision_of_the_generator_beside_a_client_of_plain_threads() {
     let ended = tokio::task::spawn_blocking(move || child.wait()).await.expect("waits").expect("ends");
     let result: RunResult = chatctl::report::read(folder.path()).expect("a result");
     println!("\n{:<10}{:>14}{:>14}{:>10}", "", "own client", "chatctl", "apart");
-    for (path, own) in [("ack", &own.0), ("delivery", &own.1)] {
+    for (path, own) in [(LatencyPath::Ack, &own.0), (LatencyPath::Delivery, &own.1)] {
         for percent in [50.0, 99.0] {
             let (own_us, our_us) = (own.percentile_us(percent), result.histograms[path].percentile_us(percent));
             let apart = (our_us as f64 / own_us as f64 - 1.0) * 100.0;
@@ -237,7 +237,7 @@ async fn precision_of_the_generator_beside_a_client_of_plain_threads() {
             );
         }
     }
-    let lag = result.latency["send_lag"];
+    let lag = result.latency[LatencyPath::SendLag];
     println!("lag of chatctl: p50 {}, p99 {} over {} messages", human_us(lag.p50_us), human_us(lag.p99_us), lag.count);
     assert!(ended.success(), "{:?}", result.reasons);
     stack.stop().await;

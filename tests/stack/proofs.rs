@@ -15,7 +15,7 @@ use chatctl::protocol::{ConversationId, MessageFrame, MessageId, UserId};
 use chatctl::runtime::Tasks;
 use chatctl::server::chat::tamper::Tamper;
 use chatctl::stack::{Config, Stack};
-use chatctl::telemetry::LiveSnapshot;
+use chatctl::telemetry::{LiveSnapshot, RunPhase};
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -91,7 +91,7 @@ async fn who_stops_a_run_that_waits_for_a_stack_that_is_gone_gets_what_is_known(
     let stopping = async {
         shown.wait_for(|s| s.totals.acked > 50.0).await.expect("it runs");
         stack.stop().await;
-        shown.wait_for(|s| s.phase == "drain").await.expect("it runs");
+        shown.wait_for(|s| s.phase == RunPhase::Drain).await.expect("it runs");
         interrupt.stop();
     };
     let (result, ()) = tokio::join!(running, stopping);

@@ -4,6 +4,7 @@
 use chatctl::loadgen::result::Verdict;
 
 use crate::proofs::run;
+use chatctl::telemetry::LatencyPath;
 
 const VANISHING: &str = "
 name: vanishing
@@ -26,7 +27,7 @@ async fn what_was_written_to_a_vanished_phone_is_not_missed() {
     let counts = &result.counts;
     // A third of 24 users live through three to four rounds of being there and vanishing.
     assert!(counts.reconnects > 12, "{counts:?}");
-    let after = result.histograms["delivery_after_reconnect"].count();
+    let after = result.histograms[LatencyPath::DeliveryAfterReconnect].count();
     assert!(after > 0, "what went into the void is fetched by sync: {counts:?}");
     assert_eq!(counts.lost + counts.duplicated + counts.out_of_order, 0, "{counts:?}");
 }
@@ -52,7 +53,8 @@ thresholds: ['disconnects >= 0']
 async fn who_hardly_reads_misses_nothing_and_nobody_else_feels_it() {
     let result = run(FLOOD, |b| b, None).await;
     assert_eq!(result.verdict, Verdict::Pass, "{:?} {:?} {:?}", result.reasons, result.violations, result.errors);
-    let (slow, others) = (&result.histograms["delivery_slow_reader"], &result.histograms["delivery_group"]);
+    let (slow, others) =
+        (&result.histograms[LatencyPath::DeliverySlowReader], &result.histograms[LatencyPath::DeliveryGroup]);
     assert!(slow.count() > 10 && others.count() > 500, "{} and {}", slow.count(), others.count());
     let (slow_us, others_us) = (slow.percentile_us(50.0), others.percentile_us(99.0));
     assert!(slow_us > others_us, "{slow_us} µs for slow readers, {others_us} µs for others");
@@ -81,7 +83,7 @@ thresholds: ['pushed_percent >= 80']
 async fn who_is_added_to_a_large_group_again_hears_of_its_messages_at_once() {
     let result = run(COMING_BACK, |b| b, None).await;
     assert_eq!(result.verdict, Verdict::Pass, "{:?} {:?} {:?}", result.reasons, result.violations, result.errors);
-    let channel = &result.histograms["delivery_channel"];
+    let channel = &result.histograms[LatencyPath::DeliveryChannel];
     assert!(channel.count() > 10_000, "{:?}", result.counts);
     // Without a subscription a device hears of the others' messages when it sends one itself, every four seconds, or never.
     let (most, few) = (channel.percentile_us(50.0), channel.percentile_us(99.0));

@@ -19,6 +19,7 @@ use crate::preflight;
 use crate::runner::{self, Setting};
 use crate::up::init_logging;
 use crate::writable;
+use chatctl::telemetry::LatencyPath;
 
 /// Highest rate of any trial, in messages per second: that of scenarios.
 const RATE_MAX: f64 = 1e6;
@@ -216,7 +217,7 @@ async fn try_rate(args: &Args, scenario: &Scenario, rate: f64, interrupt: &Tasks
 /// What a trial showed, in a line.
 fn line(trial: &Trial, cause: Option<&Cause>) -> String {
     let result = &trial.result;
-    let p99 = result.latency.get("delivery").map_or("-".to_owned(), |s| human_us(s.p99_us));
+    let p99 = result.latency.get(LatencyPath::Delivery).map_or("-".to_owned(), |s| human_us(s.p99_us));
     let word = match (cause, result.verdict) {
         // By its own verdict it passed.
         (Some(_), Verdict::Pass) => "FAIL",

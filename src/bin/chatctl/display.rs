@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use chatctl::report;
 use chatctl::runtime::Tasks;
-use chatctl::telemetry::LiveSnapshot;
+use chatctl::telemetry::{LiveSnapshot, RunPhase};
 use chatctl::tui;
 use tokio::sync::watch;
 
@@ -106,7 +106,7 @@ async fn print_lines(mut shown: watch::Receiver<LiveSnapshot>, interrupt: &Tasks
     let mut last = String::new();
     while shown.changed().await.is_ok() {
         let line = report::line::render(&shown.borrow_and_update());
-        if shown.borrow().phase == "done" {
+        if shown.borrow().phase == RunPhase::Done {
             return;
         }
         if line != last {

@@ -18,6 +18,7 @@ use crate::runner::{self, Outcome, Setting};
 use crate::table::Table;
 use crate::up::init_logging;
 use crate::writable;
+use chatctl::telemetry::LatencyPath;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -215,12 +216,13 @@ fn costs(outcomes: &[(String, Result<Done, Failure>)]) -> Table<9> {
     for (name, outcome) in outcomes {
         let Ok(Done { result, .. }) = outcome else { continue };
         let c = &result.counts;
-        let quantiles = |path: &str| {
+        let quantiles = |path: LatencyPath| {
             let seen = result.latency.get(path).filter(|l| l.count > 0);
             let text = |us: Option<u64>| us.map_or_else(|| "-".to_owned(), report::human_us);
             (text(seen.map(|l| l.p50_us)), text(seen.map(|l| l.p99_us)))
         };
-        let ((ack_p50, ack_p99), (delivery_p50, delivery_p99)) = (quantiles("ack"), quantiles("delivery"));
+        let ((ack_p50, ack_p99), (delivery_p50, delivery_p99)) =
+            (quantiles(LatencyPath::Ack), quantiles(LatencyPath::Delivery));
         let cpu_s = result.stack_cpu_s();
         table.row([
             name.clone(),

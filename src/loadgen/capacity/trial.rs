@@ -7,7 +7,7 @@ use crate::loadgen::result::Verdict;
 use crate::loadgen::scenario::threshold::Threshold;
 use crate::loadgen::scenario::{Phase, PhaseKind};
 use crate::loadgen::{RunResult, Scenario};
-use crate::telemetry::LiveSnapshot;
+use crate::telemetry::{LatencyPath, LiveSnapshot, RunPhase};
 
 /// Generator's share of the processor time that was used, past which it was itself the limit.
 const GENERATOR_SHARE_MAX: f64 = 0.65;
@@ -93,7 +93,8 @@ impl Steady {
     /// Of a run's snapshots; zeros where none is of that time.
     #[must_use]
     pub fn of(series: &[LiveSnapshot]) -> Self {
-        let steady: Vec<&LiveSnapshot> = series.iter().filter(|s| s.phase == PhaseKind::Steady.name()).collect();
+        let steady: Vec<&LiveSnapshot> =
+            series.iter().filter(|s| s.phase == RunPhase::Load(PhaseKind::Steady)).collect();
         let mean = |figure: fn(&LiveSnapshot) -> f64| {
             steady.iter().map(|s| figure(s)).sum::<f64>() / steady.len().max(1) as f64
         };
@@ -125,7 +126,9 @@ fn delivered_share(steady: &[&LiveSnapshot]) -> Option<f64> {
     const SECONDS_MIN: usize = 4;
     let medians: Vec<(f64, f64)> = steady
         .iter()
-        .filter_map(|s| Some((s.elapsed_s, s.interval.get("delivery").filter(|d| d.count > 0)?.p50_us as f64 / 1e6)))
+        .filter_map(|s| {
+            Some((s.elapsed_s, s.interval.get(LatencyPath::Delivery).filter(|d| d.count > 0)?.p50_us as f64 / 1e6))
+        })
         .collect();
     if medians.len() < SECONDS_MIN {
         return None;
@@ -306,12 +309,12 @@ mod tests {
             let at = f64::from(second);
             let delivery = LatencySummary { count: 9, p50_us: (latency_ms(at) * 1e3) as u64, ..Default::default() };
             LiveSnapshot {
-                phase: if second == 0 { "warm-up" } else { "steady" }.to_owned(),
+                phase: RunPhase::Load(if second == 0 { PhaseKind::WarmUp } else { PhaseKind::Steady }),
                 elapsed_s: at,
                 machine_cores: 1.5,
                 rates: Totals { delivered: rate, ..Totals::default() },
                 totals: Totals { intended: rate * at, acked: rate * at * acked, ..Totals::default() },
-                interval: [("delivery".to_owned(), delivery)].into(),
+                interval: [(LatencyPath::Delivery, delivery)].into(),
                 ..LiveSnapshot::default()
             }
         };

@@ -11,11 +11,11 @@ use super::device::{Call, Device};
 use super::event::{Action, CallError, Page};
 use super::mutant::{Mutant, is_planted};
 use crate::loadgen::ledger::Kind;
-use crate::loadgen::recorder::Path;
 use crate::loadgen::run::{Consequence, history_seconds};
 use crate::loadgen::stats::add;
 use crate::protocol::MessageId;
 use crate::protocol::api::{InboxEntry, MessagesSync};
+use crate::telemetry::LatencyPath;
 
 /// A gap is closed by a sync after this time.
 const GAP_WAIT_US: u64 = 1_000_000;
@@ -231,7 +231,12 @@ impl Device {
             }
         };
         let run = Arc::clone(&self.run);
-        run.recorder.record(self.client, Path::Sync, page.started_us, page.ended_us.saturating_sub(page.started_us));
+        run.recorder.record(
+            self.client,
+            LatencyPath::Sync,
+            page.started_us,
+            page.ended_us.saturating_sub(page.started_us),
+        );
         self.note_sync(at, page.after, page.started_us, &answer);
         let rows = self.read_rows(page.conversation, page.after, &answer);
         let mut show = Vec::new();

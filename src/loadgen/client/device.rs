@@ -19,15 +19,15 @@ use super::event::{Action, CallError, ConnectError, Event, LinkError};
 use super::mutant::{Mutant, is_planted};
 use super::{Command, grid};
 use crate::loadgen::body::Tag;
-use crate::loadgen::recorder::{LagOf, Path};
+use crate::loadgen::recorder::LagOf;
 use crate::loadgen::run::{Consequence, Run};
-use crate::loadgen::scenario::Behavior;
 use crate::loadgen::stats::{add, sub};
 use crate::protocol::api::Placement;
 use crate::protocol::close_code::Reconnect;
 use crate::protocol::frames::{ConversationFrame, WelcomeFrame};
 use crate::protocol::{ClientFrame, CloseCode, DeviceName, ServerFrame, ServerName};
 use crate::runtime::Backoff;
+use crate::telemetry::LatencyPath;
 
 /// Longest that a person who leaves waits for the answer to a message.
 const LEAVE_WAIT_US: u64 = 2_000_000;
@@ -268,7 +268,7 @@ impl Device {
 
     /// Whether its person reads slowly.
     pub(super) fn is_slow_reader(&self) -> bool {
-        self.run.world.users[self.user as usize].behavior == Behavior::SlowReader
+        self.run.world.users[self.user as usize].behavior.spec().reading.is_slow()
     }
 
     // ---- time
@@ -432,7 +432,12 @@ impl Device {
         let wanted_since_us = std::mem::take(&mut self.reconnection().wanted_since_us);
         let run = Arc::clone(&self.run);
         if wanted_since_us > 0 {
-            run.recorder.record(self.client, Path::Connect, wanted_since_us, now.saturating_sub(wanted_since_us));
+            run.recorder.record(
+                self.client,
+                LatencyPath::Connect,
+                wanted_since_us,
+                now.saturating_sub(wanted_since_us),
+            );
         }
         add(&run.stats.connections, 1);
         let is_first = !std::mem::replace(&mut self.ever_connected, true);
@@ -534,7 +539,7 @@ impl Device {
         let Some((lost_us, fault)) = self.reconnection.take().and_then(|reconnection| reconnection.lost) else {
             return;
         };
-        self.run.recorder.record(self.client, Path::Recovery, lost_us, self.now_us.saturating_sub(lost_us));
+        self.run.recorder.record(self.client, LatencyPath::Recovery, lost_us, self.now_us.saturating_sub(lost_us));
         if let Some(fault) = fault {
             self.run.recovered_from(fault, self.now_us);
         }

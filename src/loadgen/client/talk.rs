@@ -10,13 +10,14 @@ use super::device::{Device, Pending};
 use super::mutant::{Mutant, is_planted};
 use crate::loadgen::body::{Identity, Tag};
 use crate::loadgen::ledger::{Copy, Delivery, Kind, MESSAGE_KIND, Membership, Refusal};
-use crate::loadgen::recorder::{LagOf, Path};
+use crate::loadgen::recorder::LagOf;
 use crate::loadgen::run::{Consequence, LATE_US, Run};
 use crate::loadgen::scenario::Transport;
 use crate::loadgen::stats::add;
 use crate::protocol::api::ConversationKind;
 use crate::protocol::frames::{AckFrame, ErrorFrame, HeadFrame, PresenceFrame, SendFrame};
 use crate::protocol::{ClientFrame, MessageFrame, ServerFrame};
+use crate::telemetry::LatencyPath;
 
 /// Time without an answer after which a message is sent again; it doubles with each try.
 const RETRY_WAIT_US: u64 = 5_000_000;
@@ -307,7 +308,7 @@ impl Device {
         let took_us = self.now_us.saturating_sub(tag.intended_us);
         let path = self.delivery_path(tag, &delivery);
         run.recorder.delivered(self.client, path, tag.intended_us, tag.sent_us, self.now_us);
-        let is_live = !matches!(path, Path::DeliveryAfterReconnect | Path::DeliverySlowReader);
+        let is_live = !matches!(path, LatencyPath::DeliveryAfterReconnect | LatencyPath::DeliverySlowReader);
         if is_live && seen.is_live {
             run.ledger.presence.message_took(self.now_us.saturating_sub(tag.sent_us));
         }
@@ -320,20 +321,20 @@ impl Device {
         Copy { client: self.client, conversation: seen.tag.conversation, id: seen.id }
     }
 
-    fn delivery_path(&self, tag: &Tag, delivery: &Delivery) -> Path {
+    fn delivery_path(&self, tag: &Tag, delivery: &Delivery) -> LatencyPath {
         let spec = &self.run.world.conversations[tag.conversation as usize];
         if delivery.is_after_reconnect() {
-            Path::DeliveryAfterReconnect
+            LatencyPath::DeliveryAfterReconnect
         } else if self.is_slow_reader() {
-            Path::DeliverySlowReader
+            LatencyPath::DeliverySlowReader
         } else if spec.is_large() {
-            Path::DeliveryChannel
+            LatencyPath::DeliveryChannel
         } else if spec.kind == ConversationKind::Group {
-            Path::DeliveryGroup
+            LatencyPath::DeliveryGroup
         } else if self.run.places.are_together(self.client, tag.client) {
-            Path::DeliverySameServer
+            LatencyPath::DeliverySameServer
         } else {
-            Path::DeliveryOtherServer
+            LatencyPath::DeliveryOtherServer
         }
     }
 

@@ -8,10 +8,10 @@ use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, IteratorRandom};
 use rand::{RngExt, SeedableRng};
 
+use crate::loadgen::behavior::Leave;
+use crate::loadgen::scenario::Scenario;
 use crate::loadgen::scenario::schedule::Schedule;
-use crate::loadgen::scenario::{Behavior, Scenario};
 use crate::loadgen::world::World;
-use crate::protocol::api::ConversationKind;
 
 /// Talkers drawn at random for a message before the next one in order who is online is taken.
 const TRIES: usize = 20;
@@ -151,11 +151,7 @@ struct Talkers {
 /// Whether a user talks in a conversation.
 fn talks_in(world: &World, user: u32, conversation: u32) -> bool {
     let kind = world.conversations[conversation as usize].kind;
-    match world.users[user as usize].behavior {
-        Behavior::OneToOne => kind == ConversationKind::Direct,
-        Behavior::GroupTalker => kind == ConversationKind::Group,
-        other => other.talks(),
-    }
+    world.users[user as usize].behavior.spec().talks.talks_in(kind)
 }
 
 impl Talkers {
@@ -205,7 +201,7 @@ impl Online {
     }
 }
 
-/// Everybody connects over `connect_over`; flappers and the presence-only go and come again.
+/// Everybody connects over `connect_over`; some go and come again.
 struct Comings {
     scenario: Scenario,
     started_us: u64,
@@ -247,21 +243,15 @@ impl Comings {
         let (at_us, client, online) = next;
         is_online.set(client, online);
         let behavior = world.users[world.clients[client as usize].user as usize].behavior;
-        let flapper = self.scenario.flapper;
-        let stay = match (behavior, online) {
-            (Behavior::Flapper | Behavior::PresenceOnly | Behavior::HalfOpen, true) => Some(flapper.online),
-            (Behavior::Flapper | Behavior::HalfOpen, false) => Some(flapper.away),
-            (Behavior::PresenceOnly, false) => Some(flapper.presence_away),
-            _ => None,
-        };
-        if let Some(stay) = stay {
+        let attendance = behavior.spec().attendance;
+        if let Some(stay) = attendance.stay(online, &self.scenario.flapper) {
             let next_us = at_us + (stay.as_micros() as f64 * self.rng.random_range(0.7..1.3)) as u64;
             self.again.push(Reverse((next_us, client, !online)));
         }
-        let what = match (online, behavior) {
-            (true, _) => Deed::Connect(client),
-            (false, Behavior::HalfOpen) => Deed::Vanish(client),
-            (false, _) => Deed::Leave(client),
+        let what = match (online, attendance.leave()) {
+            (true, Leave::Close | Leave::Vanish) => Deed::Connect(client),
+            (false, Leave::Close) => Deed::Leave(client),
+            (false, Leave::Vanish) => Deed::Vanish(client),
         };
         Some(Due { at_us, what })
     }

@@ -7,10 +7,10 @@
 use std::collections::BTreeSet;
 
 use crate::loadgen::intervals::{Interval, Intervals};
-use crate::loadgen::recorder::Path;
 use crate::loadgen::result::RunResult;
 use crate::loadgen::scenario::Scenario;
 use crate::loadgen::scenario::threshold::{Threshold, UpperLimit};
+use crate::telemetry::LatencyPath;
 use crate::telemetry::LatencySummary;
 use crate::telemetry::human::human_us;
 use crate::telemetry::live::MachineLoad;
@@ -90,14 +90,14 @@ fn lag_limit(scenario: &Scenario, result: &RunResult, contended: &BTreeSet<usize
 /// Whether a threshold that failed did so by the generator's lag, or by seconds in which others had the machine.
 fn judge(limit: &UpperLimit, result: &RunResult, contended: &BTreeSet<usize>, blame: &mut Blame) {
     let value = |summary: &LatencySummary| limit.statistic.of_us(summary).filter(|_| summary.count > 0);
-    let Some(value_us) = result.latency.get(limit.path.name()).and_then(value) else { return };
+    let Some(value_us) = result.latency.get(limit.path).and_then(value) else { return };
     if limit.holds(value_us) {
         return;
     }
     let us = |us: f64| human_us(us as u64);
     let lag_us = send_lag(limit, result).and_then(|lag| value(&lag)).unwrap_or(0.0);
     if limit.holds(value_us - LAGS_IN_A_LATENCY * lag_us) {
-        let service = limit.path.service().and_then(|path| result.latency.get(path.name())).and_then(value);
+        let service = limit.path.service().and_then(|path| result.latency.get(path)).and_then(value);
         let service = service.map(|s| format!(" (from the first write {})", us(s))).unwrap_or_default();
         blame.invalid.push(format!(
             "{limit} fails with {}{service} by the generator's own lag, which is {} at the same statistic",
@@ -111,11 +111,11 @@ fn judge(limit: &UpperLimit, result: &RunResult, contended: &BTreeSet<usize>, bl
     if bad.is_empty() {
         return;
     }
-    let counted = seconds_of(&result.intervals, |row| row.latency(limit.path.name()).is_some());
+    let counted = seconds_of(&result.intervals, |row| row.latency(limit.path).is_some());
     // What was due in a bad second may come in the next.
     let is_left = |at: &usize| !bad.contains(at) && !at.checked_sub(1).is_some_and(|before| bad.contains(&before));
     let left = counted.iter().filter(|at| is_left(at)).count();
-    let rest = result.intervals.merged(limit.path.name(), |at, _| is_left(&at)).summary();
+    let rest = result.intervals.merged(limit.path, |at, _| is_left(&at)).summary();
     let is_enough = left as f64 >= LEFT_SHARE_MIN * counted.len() as f64 && limit.statistic.is_known_from(rest.count);
     let bad_counted: BTreeSet<usize> = bad.intersection(&counted).copied().collect();
     let why = if contended.is_empty() {
@@ -142,7 +142,7 @@ fn judge(limit: &UpperLimit, result: &RunResult, contended: &BTreeSet<usize>, bl
 
 /// The lag that is in the latencies of a path.
 fn send_lag(limit: &UpperLimit, result: &RunResult) -> Option<LatencySummary> {
-    result.latency.get(Path::SendLag.name()).copied().filter(|_| limit.path.is_from_a_send())
+    result.latency.get(LatencyPath::SendLag).copied().filter(|_| limit.path.is_from_a_send())
 }
 
 /// True where the lag of an interval alone explains that its latencies are above a limit.
@@ -150,7 +150,7 @@ fn is_late(limit: &UpperLimit, row: &Interval) -> bool {
     if !limit.path.is_from_a_send() {
         return false;
     }
-    let Some(latency) = row.latency(limit.path.name()).map(|latency| latency.summary()) else { return false };
+    let Some(latency) = row.latency(limit.path).map(|latency| latency.summary()) else { return false };
     let value = |summary: &LatencySummary| limit.statistic.of_us(summary).unwrap_or(0.0);
     let (value_us, lag_us) = (value(&latency), value(&row.send_lag()));
     !limit.holds(value_us) && limit.holds(value_us - LAGS_IN_A_LATENCY * lag_us)
@@ -158,17 +158,18 @@ fn is_late(limit: &UpperLimit, row: &Interval) -> bool {
 
 /// A warning where the lag is a large part of a latency that is judged.
 fn lag_shares(limits: &[UpperLimit], result: &RunResult, blame: &mut Blame) {
-    let paths: BTreeSet<Path> = limits.iter().map(|limit| limit.path).filter(|path| path.is_from_a_send()).collect();
-    let Some(lag) = result.latency.get(Path::SendLag.name()).filter(|lag| lag.count > 0) else { return };
+    let paths: BTreeSet<LatencyPath> =
+        limits.iter().map(|limit| limit.path).filter(|path| path.is_from_a_send()).collect();
+    let Some(lag) = result.latency.get(LatencyPath::SendLag).filter(|lag| lag.count > 0) else { return };
     for path in paths {
-        let Some(latency) = result.latency.get(path.name()).filter(|latency| latency.count > 0) else { continue };
+        let Some(latency) = result.latency.get(path).filter(|latency| latency.count > 0) else { continue };
         let share = lag.p50_us as f64 / latency.p50_us.max(1) as f64;
         if share > LAG_SHARE_MAX {
             blame.warnings.push(format!(
                 "the generator's own lag, p50 {}, is {:.0} % of the p50 of {}, {}",
                 human_us(lag.p50_us),
                 share * 100.0,
-                path.name(),
+                path.as_str(),
                 human_us(latency.p50_us)
             ));
         }

@@ -1,8 +1,6 @@
-use std::collections::BTreeMap;
-
 use super::*;
 use crate::loadgen::result::WorkerRecord;
-use crate::telemetry::Latency;
+use crate::telemetry::{ByPath, Latency, LatencyPath};
 
 /// One second of a run: what each of its 100 messages took, the lag that is in that, and the machine.
 #[derive(Clone, Copy)]
@@ -37,19 +35,19 @@ fn latencies(us: u64, count: u64) -> Latency {
 
 fn result(seconds: &[Second]) -> RunResult {
     let mut result = RunResult::default();
-    let mut whole: BTreeMap<String, Latency> = BTreeMap::new();
+    let mut whole: ByPath<Latency> = ByPath::new();
     for (at, second) in seconds.iter().enumerate() {
         let Second { ack_us, lag_us, machine } = *second;
-        let paths = [("ack", ack_us), ("ack_service", ack_us.saturating_sub(lag_us)), ("send_lag", lag_us)];
-        let row: BTreeMap<String, Latency> =
-            paths.into_iter().map(|(path, us)| (path.to_owned(), latencies(us, 100))).collect();
+        let service_us = ack_us.saturating_sub(lag_us);
+        let paths = [(LatencyPath::Ack, ack_us), (LatencyPath::AckService, service_us), (LatencyPath::SendLag, lag_us)];
+        let row: ByPath<Latency> = paths.into_iter().map(|(path, us)| (path, latencies(us, 100))).collect();
         for (path, latency) in &row {
-            whole.entry(path.clone()).or_default().merge(latency);
+            whole.entry(path).or_default().merge(latency);
         }
         result.intervals.push((at + 1) as f64, Some(machine), &row);
     }
-    result.latency = whole.iter().map(|(path, latency)| (path.clone(), latency.summary())).collect();
-    result.generator.lag = result.latency["send_lag"];
+    result.latency = whole.iter().map(|(path, latency)| (path, latency.summary())).collect();
+    result.generator.lag = result.latency[LatencyPath::SendLag];
     result.note_machine();
     result
 }

@@ -36,14 +36,14 @@ use super::control::StackControl;
 use super::history::History;
 use super::ledger::checks;
 use super::recorder::Recorder;
-use super::result::{FaultRecord, GeneratorHealth, LAG, ProcessUsage, RunResult};
+use super::result::{FaultRecord, GeneratorHealth, ProcessUsage, RunResult};
 use super::run::{FaultTrack, Run, Shared};
 use super::scenario::Scenario;
 use super::world::{Progress, World};
 use crate::protocol::Fault;
 use crate::protocol::api::Placement;
 use crate::runtime::{Tasks, clock, machine};
-use crate::telemetry::LiveSnapshot;
+use crate::telemetry::{LiveSnapshot, PathName, RunPhase};
 
 /// Longest that a stack which answers may take to become ready.
 const READY_WAIT: Duration = Duration::from_secs(10);
@@ -238,7 +238,7 @@ async fn set_up(
             let (share, text) = progress.show();
             options.live.send_modify(|snapshot| {
                 snapshot.scenario.clone_from(&scenario.name);
-                "setup".clone_into(&mut snapshot.phase);
+                snapshot.phase = RunPhase::Setup;
                 "running".clone_into(&mut snapshot.verdict);
                 snapshot.planned_s = scenario.duration().as_secs_f64();
                 snapshot.progress = share;
@@ -308,7 +308,7 @@ async fn load(
     let (cpu, stack) = (machine::process_cpu().saturating_sub(cpu_before), stack_cpu().saturating_sub(stack_before));
     let resident_bytes = machine::resident_bytes().unwrap_or(0);
     let processes = used_since(&processes_before, own_usage(options).await);
-    watcher.phase("drain");
+    watcher.phase(RunPhase::Drain);
     let told_to_stop = || told_to_stop(&options.interrupt, was_interrupted);
     tokio::select! {
         () = finish_devices(shared, was_interrupted) => {}
@@ -317,7 +317,7 @@ async fn load(
     // Everything that was late has come.
     shared.ledger.on_presence(&shared.world, shared.ledger.presence.conclude());
     let states = std::mem::take(&mut *shared.ended.lock().expect("no panic while held"));
-    watcher.phase("audit");
+    watcher.phase(RunPhase::Audit);
     let unaudited = audit::audit(shared, &states, watcher, told_to_stop()).await;
     let was_interrupted = options.interrupt.is_stopped();
     let (histograms, lag) = (shared.recorder.overall(), shared.recorder.lag());
@@ -341,7 +341,7 @@ async fn load(
         intervals: watcher.intervals(shared),
         ..RunResult::begun(&shared.scenario, started_at_ms)
     };
-    result.histograms.insert(LAG.to_owned(), lag);
+    result.histograms.insert(PathName::GeneratorLag, lag);
     result.note_machine();
     result.counts.recovery_ms_max = verdict::recovery_ms_max(&result.faults, result.duration_s);
     result.checks = checks(&result.counts, &shared.ledger.tallies);

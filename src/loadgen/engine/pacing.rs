@@ -22,6 +22,7 @@ use crate::loadgen::scenario::Churn;
 use crate::loadgen::stats::{add, sub};
 use crate::protocol::api::ConversationKind;
 use crate::runtime::{PacingThread, Tasks, clock};
+use crate::telemetry::RunPhase;
 
 /// Tries of one membership change.
 const CHANGE_TRIES: usize = 20;
@@ -153,7 +154,7 @@ pub(super) async fn run_phases(
     let mut ends_us = started_us;
     let mut was_interrupted = false;
     for phase in &shared.scenario.phases {
-        watcher.phase(phase.phase.name());
+        watcher.phase(RunPhase::Load(phase.phase));
         ends_us += phase.duration.as_micros() as u64;
         tokio::select! {
             () = shared.alarms.sleep_until_us(ends_us) => {}

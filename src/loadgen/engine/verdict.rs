@@ -6,12 +6,11 @@
 use super::blame::{self, Blame};
 use crate::loadgen::client::DeviceState;
 use crate::loadgen::ledger::Kind;
-use crate::loadgen::recorder::Path;
 use crate::loadgen::result::{Counts, FaultRecord, RunResult, Verdict};
 use crate::loadgen::run::Shared;
 use crate::loadgen::scenario::{PhaseKind, Scenario, threshold};
 use crate::loadgen::stats::get;
-use crate::telemetry::Latency;
+use crate::telemetry::{Latency, LatencyPath};
 
 /// Everything that was counted.
 pub(super) fn counts(shared: &Shared, states: &[DeviceState], unaudited: u64) -> Counts {
@@ -165,7 +164,7 @@ fn invalid_reasons(scenario: &Scenario, result: &RunResult) -> Vec<String> {
         // Nobody was let in: that is the target's, and says enough.
     } else if counts.sent + counts.beats == 0 {
         reasons.push("no load: nothing was sent and nobody beat".to_owned());
-    } else if counts.sent > 0 && result.latency.get(Path::Ack.name()).is_none_or(|ack| ack.count == 0) {
+    } else if counts.sent > 0 && result.latency.get(LatencyPath::Ack).is_none_or(|ack| ack.count == 0) {
         reasons.push("nothing was measured: no message was due outside the warm-up".to_owned());
     } else if scenario.phases.iter().all(|phase| phase.phase == PhaseKind::WarmUp) {
         reasons.push("nothing was measured: every phase is a warm-up".to_owned());
@@ -190,7 +189,7 @@ mod tests {
 
     fn sound(counts: Counts) -> RunResult {
         let mut result = RunResult { counts: Counts { sent: 10, scheduled: 10, ..counts }, ..RunResult::default() };
-        result.latency.insert("ack".to_owned(), LatencySummary { count: 10, ..LatencySummary::default() });
+        result.latency.insert(LatencyPath::Ack, LatencySummary { count: 10, ..LatencySummary::default() });
         result
     }
 

@@ -10,14 +10,14 @@ use super::RunOptions;
 use super::machine_load::{Own, OwnProcesses, Sampler};
 use crate::loadgen::api::Api;
 use crate::loadgen::intervals::Intervals;
-use crate::loadgen::recorder::{IntervalLatencies, Path, lag_of, named, summaries};
+use crate::loadgen::recorder::{IntervalLatencies, lag_of, named, summaries};
 use crate::loadgen::result::Verdict;
 use crate::loadgen::run::Shared;
 use crate::loadgen::stats::get;
 use crate::runtime::{Tasks, clock, machine};
-use crate::telemetry::live::{CLOSING_PHASES, MachineLoad, ServerSnapshot, Totals, heat_of};
+use crate::telemetry::live::{MachineLoad, ServerSnapshot, Totals, heat_of};
 use crate::telemetry::prometheus::{self, Scraped};
-use crate::telemetry::{Counter, Gauge, Latency, LatencySummary, LiveSnapshot};
+use crate::telemetry::{ByPath, Counter, Gauge, Latency, LatencyPath, LatencySummary, LiveSnapshot, RunPhase};
 
 /// Time between two snapshots.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -32,7 +32,7 @@ pub(super) struct Watcher {
 /// Where the run is. Written by the engine, read by the task.
 #[derive(Default)]
 struct State {
-    phase: String,
+    phase: RunPhase,
     started_us: u64,
     progress: Option<(f64, String)>,
 }
@@ -42,7 +42,7 @@ struct State {
 struct Kept {
     intervals: Intervals,
     /// What was measured before the load, such as logins: part of its first interval.
-    before_load: BTreeMap<Path, Latency>,
+    before_load: BTreeMap<LatencyPath, Latency>,
 }
 
 impl Watcher {
@@ -97,9 +97,9 @@ impl Watcher {
         self.change(|state| state.started_us = started_us);
     }
 
-    pub(super) fn phase(&self, name: &str) {
+    pub(super) fn phase(&self, phase: RunPhase) {
         self.change(|state| {
-            name.clone_into(&mut state.phase);
+            state.phase = phase;
             state.progress = None;
         });
     }
@@ -111,7 +111,7 @@ impl Watcher {
     /// The run is over.
     pub(super) fn finish(&self, verdict: Verdict) {
         self.live.send_modify(|snapshot| {
-            "done".clone_into(&mut snapshot.phase);
+            snapshot.phase = RunPhase::Done;
             verdict.word().clone_into(&mut snapshot.verdict);
         });
     }
@@ -244,7 +244,7 @@ fn snapshot(
 ) -> LiveSnapshot {
     let (phase, started_us, progress) = {
         let state = state.lock().expect("no panic while held");
-        (state.phase.clone(), state.started_us, state.progress.clone())
+        (state.phase, state.started_us, state.progress.clone())
     };
     let mut kept = kept.map(|kept| kept.lock().expect("no panic while held"));
     let now = clock::now_us();
@@ -255,7 +255,7 @@ fn snapshot(
     let machine = before.sampler.sample(own);
     let recorded = shared.recorder.take_interval(now);
     let interval = recorded.all();
-    let is_over = CLOSING_PHASES.contains(&phase.as_str());
+    let is_over = phase.is_closing();
     // Everybody leaves at once at the end: what is late then is not counted, and not shown.
     let lag = if is_over { LatencySummary::default() } else { lag_of(&interval) };
     if let Some(kept) = &mut kept {
@@ -278,12 +278,12 @@ fn snapshot(
         totals,
         rates: rates(totals, before.totals, seconds),
         interval: summaries(&interval),
-        heat: interval.get(&Path::Delivery).map(heat_of).unwrap_or_default(),
+        heat: interval.get(&LatencyPath::Delivery).map(heat_of).unwrap_or_default(),
         is_measured: recorded.is_measured,
         histograms: named(recorded.measured),
         unmeasured: named(recorded.unmeasured),
         // Whoever looks after the whole adds up the intervals of all parts.
-        overall: if kept.is_some() { summaries(&shared.recorder.overall()) } else { BTreeMap::new() },
+        overall: if kept.is_some() { summaries(&shared.recorder.overall()) } else { ByPath::new() },
         servers,
         violations: shared.ledger.violations(),
         errors: shared.stats.errors(),

@@ -20,10 +20,10 @@ use crate::loadgen::control::StackControl;
 use crate::loadgen::engine::machine_load::{OwnProcesses, Sampler};
 use crate::loadgen::engine::{self, RunError, Scraper, verdict};
 use crate::loadgen::intervals::Intervals;
-use crate::loadgen::result::{ConnectionMemory, LAG, ProcessUsage, RunResult, WorkerRecord};
+use crate::loadgen::result::{ConnectionMemory, ProcessUsage, RunResult, WorkerRecord};
 use crate::runtime::{Tasks, clock, machine, net};
-use crate::telemetry::LiveSnapshot;
-use crate::telemetry::live::{CLOSING_PHASES, MachineLoad, ServerSnapshot};
+use crate::telemetry::live::{MachineLoad, ServerSnapshot};
+use crate::telemetry::{LiveSnapshot, PathName, PhaseKind, RunPhase};
 
 /// Longest that connecting to a worker may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -311,7 +311,7 @@ pub async fn run(scenario: &Scenario, options: FleetOptions) -> Result<RunResult
     let mut result = result?;
     result.target = options.target;
     options.live.send_modify(|snapshot| {
-        "done".clone_into(&mut snapshot.phase);
+        snapshot.phase = RunPhase::Done;
         result.verdict.word().clone_into(&mut snapshot.verdict);
     });
     Ok(result)
@@ -558,22 +558,22 @@ impl Fleet<'_> {
         let elapsed_us = if self.started_us > 0 { now_us.saturating_sub(self.started_us) } else { 0 };
         snapshot.elapsed_s = elapsed_us as f64 / 1e6;
         if self.started_us == 0 {
-            "setup".clone_into(&mut snapshot.phase);
+            snapshot.phase = RunPhase::Setup;
             let workers = self.members.len();
             snapshot.progress_text = format!("{ready}/{workers} workers ready; {}", snapshot.progress_text);
         } else if let Some(phase) = self.phase_at(elapsed_us) {
-            phase.clone_into(&mut snapshot.phase);
+            snapshot.phase = RunPhase::Load(phase);
             snapshot.progress = (snapshot.elapsed_s / snapshot.planned_s).min(1.0);
             snapshot.progress_text = format!("{:.0}/{:.0} s", snapshot.elapsed_s, snapshot.planned_s);
-        } else if !CLOSING_PHASES.contains(&snapshot.phase.as_str()) {
+        } else if !snapshot.phase.is_closing() {
             // The load's time is over, and a worker's last word is from before that.
-            CLOSING_PHASES[0].clone_into(&mut snapshot.phase);
+            snapshot.phase = RunPhase::Drain;
         }
-        // "done" is said once, by the whole.
-        if snapshot.phase == "done" {
-            "audit".clone_into(&mut snapshot.phase);
+        // Only the whole is ever done.
+        if snapshot.phase == RunPhase::Done {
+            snapshot.phase = RunPhase::Audit;
         }
-        let is_over = CLOSING_PHASES.contains(&snapshot.phase.as_str());
+        let is_over = snapshot.phase.is_closing();
         if self.started_us > 0 {
             self.intervals.push(snapshot.elapsed_s, machine.filter(|_| !is_over), &snapshot.histograms);
         }
@@ -582,11 +582,11 @@ impl Fleet<'_> {
     }
 
     /// The phase of the scenario at a time from the start of the load.
-    fn phase_at(&self, elapsed_us: u64) -> Option<&'static str> {
+    fn phase_at(&self, elapsed_us: u64) -> Option<PhaseKind> {
         let mut ends_us = 0;
         self.scenario.phases.iter().find_map(|phase| {
             ends_us += phase.duration.as_micros() as u64;
-            (elapsed_us < ends_us).then(|| phase.phase.name())
+            (elapsed_us < ends_us).then_some(phase.phase)
         })
     }
 
@@ -602,8 +602,8 @@ impl Fleet<'_> {
         merge::summarize(&mut sum);
         sum.intervals = std::mem::take(&mut self.intervals);
         let ended_s = clock::now_us().saturating_sub(self.started_us) as f64 / 1e6;
-        let of_paths =
-            sum.histograms.iter().filter(|(path, _)| *path != LAG).map(|(path, l)| (path.clone(), l.clone()));
+        let of_paths = sum.histograms.iter().filter(|(path, _)| **path != PathName::GeneratorLag);
+        let of_paths = of_paths.map(|(path, latency)| (path, latency.clone()));
         sum.intervals.complete(ended_s, &of_paths.collect());
         sum.note_machine();
         sum.workers = self.members.iter().map(|m| m.record.clone()).collect();

@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::loadgen::engine::verdict;
-use crate::loadgen::recorder::Path;
-use crate::loadgen::result::{Check, FaultRecord, LAG, RunResult, WorkerRecord};
-use crate::telemetry::live::{CLOSING_PHASES, ServerSnapshot, Totals, heat_of};
-use crate::telemetry::{Latency, LiveSnapshot};
+use crate::loadgen::result::{Check, FaultRecord, RunResult, WorkerRecord};
+use crate::telemetry::live::{ServerSnapshot, Totals, heat_of};
+use crate::telemetry::{ByPath, Latency, LatencyPath, LatencySummary, LiveSnapshot, PathName};
 
 /// Violations and events that are kept in words.
 const TEXTS_MAX: usize = 100;
@@ -15,10 +14,10 @@ const TEXTS_MAX: usize = 100;
 #[derive(Default)]
 pub(super) struct View {
     newest: Vec<LiveSnapshot>,
-    interval: BTreeMap<String, Latency>,
+    interval: ByPath<Latency>,
     /// Of the interval, what does not count.
-    unmeasured: BTreeMap<String, Latency>,
-    overall: BTreeMap<String, Latency>,
+    unmeasured: ByPath<Latency>,
+    overall: ByPath<Latency>,
     is_measured: bool,
 }
 
@@ -32,11 +31,11 @@ impl View {
         &mut self,
         worker: usize,
         snapshot: LiveSnapshot,
-        histograms: BTreeMap<String, Latency>,
-        unmeasured: &BTreeMap<String, Latency>,
+        histograms: ByPath<Latency>,
+        unmeasured: &ByPath<Latency>,
     ) {
         for (path, latency) in histograms {
-            self.overall.entry(path.clone()).or_default().merge(&latency);
+            self.overall.entry(&path).or_default().merge(&latency);
             self.interval.entry(path).or_default().merge(&latency);
         }
         merge(&mut self.unmeasured, unmeasured);
@@ -51,7 +50,7 @@ impl View {
 
     /// The worker that is least far.
     fn slowest(&self) -> Option<&LiveSnapshot> {
-        let place = |s: &LiveSnapshot| CLOSING_PHASES.iter().position(|phase| s.phase == *phase).map_or(0, |at| at + 1);
+        let place = |s: &LiveSnapshot| s.phase.closing_step();
         self.newest.iter().min_by(|a, b| (place(a), a.progress).partial_cmp(&(place(b), b.progress)).expect("no NaN"))
     }
 
@@ -62,7 +61,7 @@ impl View {
         merge(&mut interval, &unmeasured);
         let mut all = LiveSnapshot {
             interval: summaries(&interval),
-            heat: interval.get(Path::Delivery.name()).map(heat_of).unwrap_or_default(),
+            heat: interval.get(LatencyPath::Delivery).map(heat_of).unwrap_or_default(),
             overall: summaries(&self.overall),
             is_measured: std::mem::take(&mut self.is_measured),
             histograms,
@@ -72,7 +71,7 @@ impl View {
             ..LiveSnapshot::default()
         };
         if let Some(slowest) = self.slowest() {
-            all.phase.clone_from(&slowest.phase);
+            all.phase = slowest.phase;
             all.progress = slowest.progress;
             all.progress_text.clone_from(&slowest.progress_text);
         }
@@ -100,14 +99,14 @@ impl View {
     }
 }
 
-fn merge(sum: &mut BTreeMap<String, Latency>, more: &BTreeMap<String, Latency>) {
+fn merge(sum: &mut ByPath<Latency>, more: &ByPath<Latency>) {
     for (path, latency) in more {
-        sum.entry(path.clone()).or_default().merge(latency);
+        sum.entry(path).or_default().merge(latency);
     }
 }
 
-fn summaries(latencies: &BTreeMap<String, Latency>) -> BTreeMap<String, crate::telemetry::LatencySummary> {
-    latencies.iter().map(|(path, latency)| (path.clone(), latency.summary())).collect()
+fn summaries(latencies: &ByPath<Latency>) -> ByPath<LatencySummary> {
+    latencies.iter().map(|(path, latency)| (path, latency.summary())).collect()
 }
 
 fn add_totals(sum: &mut Totals, more: Totals) {
@@ -162,7 +161,7 @@ pub(super) fn add_result(sum: &mut RunResult, part: RunResult, worker: &mut Work
 /// What follows from merged histograms, once all results are in.
 pub(super) fn summarize(sum: &mut RunResult) {
     sum.latency = summaries(&sum.histograms);
-    sum.generator.lag = sum.latency.remove(LAG).unwrap_or_default();
+    sum.generator.lag = sum.latency.remove(PathName::GeneratorLag).unwrap_or_default();
     for phase in &mut sum.phases {
         phase.latency = summaries(&phase.histograms);
     }
@@ -220,8 +219,8 @@ mod tests {
             wrong: lost,
             ..Check::default()
         }];
-        result.histograms.insert("ack".to_owned(), latency.clone());
-        result.histograms.insert(LAG.to_owned(), latency.clone());
+        result.histograms.insert(LatencyPath::Ack, latency.clone());
+        result.histograms.insert(PathName::GeneratorLag, latency.clone());
         let fault = FaultRecord { disconnected: count, recovery: latency, errors: 1, ..FaultRecord::default() };
         result.faults.push(fault);
         result
@@ -234,9 +233,9 @@ mod tests {
         add_result(&mut sum, part(1_000, 90, 0), &mut records[0]);
         add_result(&mut sum, part(900_000, 10, 2), &mut records[1]);
         summarize(&mut sum);
-        let ack = sum.latency["ack"];
+        let ack = sum.latency[LatencyPath::Ack];
         assert_eq!((ack.count, ack.p50_us, ack.p90_us / 1_000), (100, 1_000, 1));
-        assert!(ack.p99_us > 890_000 && !sum.latency.contains_key(LAG));
+        assert!(ack.p99_us > 890_000 && sum.latency.get(PathName::GeneratorLag).is_none());
         assert_eq!((sum.counts.lost, sum.counts.acked, sum.counts.clients), (2, 100, 10));
         assert_eq!(sum.counts.retries_per_device_max, 90, "of greatest values the greatest");
         assert_eq!(sum.checks.iter().map(|c| (c.expected, c.seen, c.wrong)).collect::<Vec<_>>(), [(100, 98, 2)]);
@@ -250,17 +249,25 @@ mod tests {
         let mut view = View::new(2);
         let mut latency = Latency::default();
         latency.record_us(700);
-        let of = |path: &str| BTreeMap::from([(path.to_owned(), latency.clone())]);
-        view.take(0, LiveSnapshot { connections: 3, ..LiveSnapshot::default() }, of("login"), &of("ack"));
+        let of = |path: LatencyPath| ByPath::from([(path, latency.clone())]);
+        view.take(
+            0,
+            LiveSnapshot { connections: 3, ..LiveSnapshot::default() },
+            of(LatencyPath::Login),
+            &of(LatencyPath::Ack),
+        );
         view.take(
             1,
             LiveSnapshot { connections: 4, is_measured: true, ..LiveSnapshot::default() },
-            of("ack"),
-            &of("ack"),
+            of(LatencyPath::Ack),
+            &of(LatencyPath::Ack),
         );
         let snapshot = view.snapshot(BTreeMap::new());
-        assert_eq!((snapshot.connections, snapshot.interval["ack"].count, snapshot.overall["ack"].count), (7, 3, 1));
-        assert_eq!((snapshot.overall["login"].count, snapshot.histograms["ack"].count()), (1, 1));
+        assert_eq!(
+            (snapshot.connections, snapshot.interval[LatencyPath::Ack].count, snapshot.overall[LatencyPath::Ack].count),
+            (7, 3, 1)
+        );
+        assert_eq!((snapshot.overall[LatencyPath::Login].count, snapshot.histograms[LatencyPath::Ack].count()), (1, 1));
         assert!(view.snapshot(BTreeMap::new()).interval.is_empty(), "an interval is shown once");
     }
 }

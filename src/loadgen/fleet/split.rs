@@ -1,7 +1,7 @@
 //! A scenario cut into parts of about the same size.
 
 use crate::loadgen::Scenario;
-use crate::loadgen::scenario::{Behavior, Groups};
+use crate::loadgen::scenario::Groups;
 
 /// Cuts a scenario into `parts`: users, groups and rates are shared out; times, behaviours and faults are the same in each.
 ///
@@ -50,12 +50,7 @@ pub fn split(scenario: &Scenario, parts: usize) -> Result<Vec<Scenario>, String>
 
 /// Shares out the rates by users, over the parts in which somebody has a conversation to talk in.
 fn share_rates(whole: &Scenario, parts: &mut [Scenario]) {
-    let can_talk = |part: &Scenario| {
-        let weight = |b| part.behaviors.get(&b).copied().unwrap_or(0) > 0;
-        let direct = part.population.direct_per_user > 0 && (weight(Behavior::OneToOne) || weight(Behavior::Flapper));
-        let group = !part.population.groups.is_empty() && (weight(Behavior::GroupTalker) || weight(Behavior::Flapper));
-        direct || group
-    };
+    let can_talk = |part: &Scenario| part.talkers().next().is_some();
     let talking: f64 = parts.iter().filter(|p| can_talk(p)).map(|p| f64::from(p.population.users)).sum();
     let with_groups = parts.iter().filter(|p| !p.population.groups.is_empty()).count();
     for part in parts {

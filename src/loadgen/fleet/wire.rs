@@ -3,7 +3,6 @@
 //! Over TCP each side first proves that it knows the shared secret, by an HMAC over both sides' random numbers, without
 //! sending it. What follows is neither encrypted nor signed: it is for networks that the user trusts, or a tunnel.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
@@ -18,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 
 use crate::loadgen::{RunResult, Scenario};
-use crate::telemetry::{Latency, LiveSnapshot};
+use crate::telemetry::{ByPath, Latency, LiveSnapshot};
 
 /// Version of this protocol. Both sides must have the same.
 const VERSION: u32 = 3;
@@ -138,11 +137,7 @@ pub(super) enum FromWorker {
     /// Everything is set up.
     Ready,
     /// How it looks.
-    Snapshot {
-        snapshot: Box<LiveSnapshot>,
-        histograms: BTreeMap<String, Latency>,
-        unmeasured: BTreeMap<String, Latency>,
-    },
+    Snapshot { snapshot: Box<LiveSnapshot>, histograms: ByPath<Latency>, unmeasured: ByPath<Latency> },
     /// What came of it.
     Done { result: Box<RunResult> },
     /// There is no result. `usage`: what was asked for can't be done here.

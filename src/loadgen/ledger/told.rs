@@ -2,15 +2,15 @@
 
 use super::presence::Finding;
 use super::{Kind, Ledger, user_name};
-use crate::loadgen::recorder::Path;
 use crate::loadgen::stats::add;
 use crate::loadgen::world::World;
 use crate::protocol::UserId;
 use crate::protocol::frames::PresenceState;
+use crate::telemetry::LatencyPath;
 
 impl Ledger {
     /// Counts findings. Returns the latency to record, where a change was told.
-    pub(in crate::loadgen) fn on_presence(&self, world: &World, findings: Vec<Finding>) -> Option<(Path, u64)> {
+    pub(in crate::loadgen) fn on_presence(&self, world: &World, findings: Vec<Finding>) -> Option<(LatencyPath, u64)> {
         let mut latency = None;
         for finding in findings {
             match finding {
@@ -34,8 +34,8 @@ impl Ledger {
                     format!("{watcher} was told that {friend} is {}, {since}", word(state))
                 }),
                 Finding::Leaked => {}
-                Finding::Took(PresenceState::Online, us) => latency = Some((Path::PresenceOnline, us)),
-                Finding::Took(PresenceState::Offline, us) => latency = Some((Path::PresenceOffline, us)),
+                Finding::Took(PresenceState::Online, us) => latency = Some((LatencyPath::PresenceOnline, us)),
+                Finding::Took(PresenceState::Offline, us) => latency = Some((LatencyPath::PresenceOffline, us)),
                 Finding::Unsure => add(&self.tallies.presence_unsure, 1),
             }
         }
@@ -49,7 +49,7 @@ impl Ledger {
         watcher: u32,
         (friend, state): (UserId, PresenceState),
         now_us: u64,
-    ) -> Option<(Path, u64)> {
+    ) -> Option<(LatencyPath, u64)> {
         add(&self.tallies.presence_notices, 1);
         let findings = self.presence.on_notice(watcher, world.user_index(friend), state, now_us);
         if findings.contains(&Finding::Leaked) {

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use super::name::check_name;
 use super::places::Places;
-use super::{Behavior, PhaseKind, Range, Scenario};
+use super::threshold::Statistic;
+use super::{PhaseKind, Range, Scenario};
+use crate::loadgen::behavior::Behavior;
 
 /// Something that keeps a scenario from being run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,14 +136,10 @@ impl Check<'_> {
         if scenario.behaviors.values().all(|weight| *weight == 0) {
             self.add("behaviors", "every weight is 0: give at least one behaviour a weight");
         }
-        let has_groups = scenario.population.groups.iter().any(|groups| groups.count > 0);
-        let has_direct = scenario.population.direct_per_user > 0;
-        if scenario.weight(Behavior::OneToOne) > 0 && !has_direct {
-            let problem = "one-to-one talkers need conversations: set population.direct_per_user above 0";
-            self.add("behaviors.one-to-one", problem);
-        }
-        if scenario.weight(Behavior::GroupTalker) > 0 && !has_groups {
-            self.add("behaviors.group-talker", "group talkers need groups: add population.groups");
+        for spec in scenario.specs() {
+            if let Some(problem) = spec.talks.lacks(scenario.has_direct(), scenario.has_groups()) {
+                self.add(format!("behaviors.{}", spec.name), problem);
+            }
         }
     }
 
@@ -240,21 +238,23 @@ impl Check<'_> {
     /// Who is asked to send has to exist, and who sends has to be asked.
     fn talk(&mut self) {
         let scenario = self.scenario;
-        let talkers: Vec<&str> = scenario.talkers().map(Behavior::name).collect();
+        let talkers: Vec<&str> = scenario.talkers().map(|spec| spec.name).collect();
         for (n, phase) in scenario.phases.iter().enumerate() {
             let path = format!("phases[{n}].rate");
             let is_said = self.places.is_none_or(|places| places.has(&path));
             let rate = phase.rate.max(phase.rate_to.unwrap_or(0.0));
             if talkers.is_empty() && rate > 0.0 {
+                let names = Behavior::names(|spec| spec.talks.is_anywhere());
+                let (last, others) = names.split_last().expect("some behaviours send");
                 let problem = format!(
-                    "{rate} messages per second, and nobody sends: give one-to-one, group-talker or flapper a weight, \
-                     and conversations"
+                    "{rate} messages per second, and nobody sends: give {} or {last} a weight, and conversations",
+                    others.join(", ")
                 );
                 self.add(path, problem);
             } else if !talkers.is_empty() && !is_said && phase.rate_to.is_none() {
                 let problem = format!(
                     "the phase {} has none, and {} would send nothing: set it, to 0 where nobody is to send",
-                    phase.phase.name(),
+                    phase.phase.as_str(),
                     talkers.join(", ")
                 );
                 self.add(path, problem);
@@ -267,26 +267,17 @@ impl Check<'_> {
         let scenario = self.scenario;
         self.entries("thresholds", scenario.thresholds.len());
         for (n, threshold) in scenario.thresholds.iter().enumerate() {
-            let text = threshold.to_string();
-            let Some((path, rest)) = text.split_once("_ms.") else { continue };
-            let statistic = rest.split(' ').next().unwrap_or_default();
-            if statistic == "count" {
+            let Some((path, statistic)) = threshold.latency() else { continue };
+            if statistic == Statistic::Count {
                 continue;
             }
+            let text = threshold.to_string();
             if let Some(missing) = scenario.missing_for(path) {
                 self.add(format!("thresholds[{n}]"), format!("{text:?} has nothing to measure: {missing}"));
                 continue;
             }
-            let needs = match statistic {
-                "p999" => 1_000.0,
-                "p99" => 100.0,
-                "p95" => 20.0,
-                "p90" => 10.0,
-                "p75" => 4.0,
-                "p50" => 2.0,
-                _ => 1.0,
-            };
-            let Some(most) = scenario.samples_max(path).filter(|most| *most < needs) else { continue };
+            let needs = statistic.samples_min();
+            let Some(most) = scenario.samples_max(path).filter(|most| *most < needs as f64) else { continue };
             let problem = format!(
                 "{text:?} needs {needs} samples, and the measured phases make {most:.0} at most: raise rate or duration"
             );

@@ -16,9 +16,10 @@ use serde::{Deserialize, Serialize};
 pub use self::name::{NAME_CHARS_MAX, check_name};
 use self::places::Places;
 use self::threshold::Threshold;
-use crate::protocol::api::ConversationKind;
+use crate::loadgen::behavior::{Behavior, Flapper};
 use crate::protocol::fault;
 use crate::runtime::files::{self, SETTINGS_BYTES_MAX};
+pub use crate::telemetry::PhaseKind;
 use crate::telemetry::printable_lines;
 
 /// A scenario that can't be run, with the place and the fix.
@@ -68,7 +69,7 @@ pub struct Scenario {
     /// How a client comes back.
     #[serde(default)]
     pub reconnect: Reconnect,
-    /// What flappers do.
+    /// When users go away and come back.
     #[serde(default)]
     pub flapper: Flapper,
     /// How clients are connected.
@@ -229,70 +230,6 @@ pub struct Groups {
     pub members: Range,
 }
 
-/// What a user does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Behavior {
-    /// Sends in one-to-one conversations.
-    OneToOne,
-    /// Sends in groups.
-    GroupTalker,
-    /// Reads only.
-    Lurker,
-    /// Sends anywhere, goes offline and comes back.
-    Flapper,
-    /// Beats only, and stays away long enough to be seen going offline.
-    PresenceOnly,
-    /// Vanishes without a word, its socket left open, as a phone does that loses its network; comes back on a new one.
-    HalfOpen,
-    /// Reads for a moment, then not at all for a while.
-    SlowReader,
-}
-
-impl Behavior {
-    /// All behaviours.
-    pub const ALL: [Self; 7] = [
-        Self::OneToOne,
-        Self::GroupTalker,
-        Self::Lurker,
-        Self::Flapper,
-        Self::PresenceOnly,
-        Self::HalfOpen,
-        Self::SlowReader,
-    ];
-
-    /// The name in a scenario.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::OneToOne => "one-to-one",
-            Self::GroupTalker => "group-talker",
-            Self::Lurker => "lurker",
-            Self::Flapper => "flapper",
-            Self::PresenceOnly => "presence-only",
-            Self::HalfOpen => "half-open",
-            Self::SlowReader => "slow-reader",
-        }
-    }
-
-    /// Whether it sends messages.
-    #[must_use]
-    pub const fn talks(self) -> bool {
-        matches!(self, Self::OneToOne | Self::GroupTalker | Self::Flapper)
-    }
-
-    /// Whether it sends messages in a conversation of a kind.
-    #[must_use]
-    pub const fn talks_in(self, kind: ConversationKind) -> bool {
-        match self {
-            Self::OneToOne => matches!(kind, ConversationKind::Direct),
-            Self::GroupTalker => matches!(kind, ConversationKind::Group),
-            Self::Flapper => true,
-            Self::Lurker | Self::PresenceOnly | Self::HalfOpen | Self::SlowReader => false,
-        }
-    }
-}
-
 /// A stretch of the run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -311,33 +248,6 @@ pub struct Phase {
     /// When messages are due within the rate.
     #[serde(default)]
     pub arrivals: Arrivals,
-}
-
-/// What a phase is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PhaseKind {
-    /// Load that is not measured.
-    WarmUp,
-    /// A rising or falling load.
-    Ramp,
-    /// A steady load.
-    Steady,
-    /// The end of the load.
-    CoolDown,
-}
-
-impl PhaseKind {
-    /// The name in a scenario.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::WarmUp => "warm-up",
-            Self::Ramp => "ramp",
-            Self::Steady => "steady",
-            Self::CoolDown => "cool-down",
-        }
-    }
 }
 
 /// An open model: messages are due whether or not earlier ones were answered.
@@ -366,27 +276,6 @@ pub struct Reconnect {
 impl Default for Reconnect {
     fn default() -> Self {
         Self { first: Duration::from_millis(500), max: Duration::from_secs(10) }
-    }
-}
-
-/// What flappers and the presence-only do: online, away, online again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Flapper {
-    /// Time online, about.
-    #[serde(with = "humantime_serde")]
-    pub online: Duration,
-    /// Time away of a flapper, about.
-    #[serde(with = "humantime_serde")]
-    pub away: Duration,
-    /// Time away of the presence-only: over 35 s, so that friends see them leave.
-    #[serde(with = "humantime_serde")]
-    pub presence_away: Duration,
-}
-
-impl Default for Flapper {
-    fn default() -> Self {
-        Self { online: Duration::from_secs(6), away: Duration::from_secs(4), presence_away: Duration::from_secs(40) }
     }
 }
 

@@ -6,8 +6,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::{Scenario, as_text};
-use crate::loadgen::recorder::Path;
 use crate::loadgen::result::{Counts, RunResult};
+use crate::telemetry::LatencyPath;
 use crate::telemetry::LatencySummary;
 use crate::telemetry::human::human_value;
 
@@ -21,7 +21,7 @@ pub struct Threshold {
 
 #[derive(Debug, Clone, PartialEq)]
 enum Measure {
-    Latency(Path, Statistic),
+    Latency(LatencyPath, Statistic),
     Count(&'static str),
     /// [`Counts::pushed_percent`].
     PushedPercent,
@@ -100,7 +100,7 @@ impl Statistic {
     }
 
     /// Samples without which it says nothing: at least one has to lie above the percentile.
-    const fn samples_min(self) -> u64 {
+    pub(super) const fn samples_min(self) -> u64 {
         match self {
             Self::Count => 0,
             Self::Mean | Self::Max => 1,
@@ -122,7 +122,7 @@ impl Statistic {
 /// A latency that has to stay below a limit.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(in crate::loadgen) struct UpperLimit {
-    pub(in crate::loadgen) path: Path,
+    pub(in crate::loadgen) path: LatencyPath,
     pub(in crate::loadgen) statistic: Statistic,
     pub(in crate::loadgen) limit_us: f64,
     comparison: Comparison,
@@ -137,7 +137,7 @@ impl UpperLimit {
 
 impl fmt::Display for UpperLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (path, statistic) = (self.path.name(), self.statistic.name());
+        let (path, statistic) = (self.path.as_str(), self.statistic.name());
         write!(f, "{path}_ms.{statistic} {} {}", self.comparison.operator(), self.limit_us / 1e3)
     }
 }
@@ -205,15 +205,19 @@ impl Outcome {
 }
 
 impl Threshold {
+    /// The latency that it is about; `None` of a count.
+    pub(super) const fn latency(&self) -> Option<(LatencyPath, Statistic)> {
+        match self.measure {
+            Measure::Latency(path, statistic) => Some((path, statistic)),
+            Measure::Count(_) | Measure::PushedPercent => None,
+        }
+    }
+
     /// The latency that it keeps below a limit, if that is what it does.
     pub(in crate::loadgen) fn upper_limit(&self) -> Option<UpperLimit> {
         let is_upper = matches!(self.comparison, Comparison::Less | Comparison::LessOrEqual);
-        match self.measure {
-            Measure::Latency(path, statistic) if is_upper && statistic != Statistic::Count => {
-                Some(UpperLimit { path, statistic, limit_us: self.limit * 1e3, comparison: self.comparison })
-            }
-            _ => None,
-        }
+        let (path, statistic) = self.latency().filter(|(_, statistic)| is_upper && *statistic != Statistic::Count)?;
+        Some(UpperLimit { path, statistic, limit_us: self.limit * 1e3, comparison: self.comparison })
     }
 
     /// Holds it against a result.
@@ -223,7 +227,7 @@ impl Threshold {
             Measure::Count(name) => (result.counts.get(name), String::new()),
             Measure::PushedPercent => (result.counts.pushed_percent(), String::new()),
             Measure::Latency(path, statistic) => {
-                let samples = result.latency.get(path.name()).map_or(0, |summary| summary.count);
+                let samples = result.latency.get(*path).map_or(0, |summary| summary.count);
                 let needs = statistic.samples_min();
                 let note = if (1..needs).contains(&samples) {
                     format!("{samples} samples, needs {needs}")
@@ -246,8 +250,8 @@ impl Threshold {
 }
 
 /// A statistic of a path in ms; `None` without samples.
-fn measure_ms(result: &RunResult, path: Path, statistic: Statistic) -> Option<f64> {
-    let summary = result.latency.get(path.name()).copied().unwrap_or_default();
+fn measure_ms(result: &RunResult, path: LatencyPath, statistic: Statistic) -> Option<f64> {
+    let summary = result.latency.get(path).copied().unwrap_or_default();
     match statistic.of_us(&summary) {
         None => Some(summary.count as f64),
         Some(us) => (summary.count > 0).then_some(us / 1e3),
@@ -260,7 +264,7 @@ impl fmt::Display for Threshold {
             Measure::Count(name) => f.write_str(name)?,
             Measure::PushedPercent => f.write_str(PUSHED_PERCENT)?,
             Measure::Latency(path, statistic) => {
-                write!(f, "{}_ms.{}", path.name(), statistic.name())?;
+                write!(f, "{}_ms.{}", path.as_str(), statistic.name())?;
             }
         }
         write!(f, " {} {}", self.comparison.operator(), self.limit)
@@ -292,12 +296,12 @@ fn parse_measure(text: &str) -> Result<Measure, String> {
         return Ok(Measure::PushedPercent);
     }
     let latency = text.split_once("_ms.").and_then(|(path, statistic)| {
-        let path = Path::ALL.iter().find(|p| p.name() == path)?;
+        let path = LatencyPath::parse(path)?;
         let (_, statistic) = Statistic::ALL.iter().find(|(name, _)| *name == statistic)?;
-        Some(Measure::Latency(*path, *statistic))
+        Some(Measure::Latency(path, *statistic))
     });
     latency.ok_or_else(|| {
-        let paths: Vec<String> = Path::ALL.iter().map(|p| format!("{}_ms", p.name())).collect();
+        let paths: Vec<String> = LatencyPath::ALL.iter().map(|p| format!("{p}_ms")).collect();
         let statistics: Vec<&str> = Statistic::ALL.iter().map(|(name, _)| *name).collect();
         format!(
             "unknown measure {text:?}: valid are {} with one of .{}, {PUSHED_PERCENT}, and the counts {}",
@@ -349,8 +353,8 @@ mod tests {
         let mut latency = Latency::default();
         latency.record_many_us(10_000, samples);
         let mut result = RunResult::default();
-        result.latency.insert("delivery".to_owned(), latency.summary());
-        result.histograms.insert("delivery".to_owned(), latency);
+        result.latency.insert(LatencyPath::Delivery, latency.summary());
+        result.histograms.insert(LatencyPath::Delivery, latency);
         result
     }
 

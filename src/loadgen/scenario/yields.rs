@@ -1,24 +1,28 @@
 //! What a scenario can bring forth: who sends, how many messages are measured, which latencies get samples.
 
-use super::{Behavior, PhaseKind, Scenario};
+use super::{PhaseKind, Scenario};
+use crate::loadgen::behavior::Spec;
 use crate::protocol::limits::FANOUT_ON_WRITE_MEMBERS_MAX;
+use crate::telemetry::LatencyPath;
 
 impl Scenario {
-    /// The weight of a behaviour.
-    pub(super) fn weight(&self, behavior: Behavior) -> u32 {
-        self.behaviors.get(&behavior).copied().unwrap_or(0)
+    /// Behaviours that have a weight.
+    pub(super) fn specs(&self) -> impl Iterator<Item = &'static Spec> + '_ {
+        self.behaviors.iter().filter(|(_, weight)| **weight > 0).map(|(behavior, _)| behavior.spec())
+    }
+
+    pub(super) fn has_direct(&self) -> bool {
+        self.population.direct_per_user > 0
+    }
+
+    pub(super) fn has_groups(&self) -> bool {
+        self.population.groups.iter().any(|groups| groups.count > 0)
     }
 
     /// Behaviours that send and have a conversation to send in.
-    pub(super) fn talkers(&self) -> impl Iterator<Item = Behavior> + '_ {
-        let has_groups = self.population.groups.iter().any(|groups| groups.count > 0);
-        let has_direct = self.population.direct_per_user > 0;
-        let has_place = move |behavior: &Behavior| match behavior {
-            Behavior::OneToOne => has_direct,
-            Behavior::GroupTalker => has_groups,
-            other => other.talks() && (has_direct || has_groups),
-        };
-        Behavior::ALL.into_iter().filter(|behavior| self.weight(*behavior) > 0).filter(has_place)
+    pub(in crate::loadgen) fn talkers(&self) -> impl Iterator<Item = &'static Spec> + '_ {
+        let (has_direct, has_groups) = (self.has_direct(), self.has_groups());
+        self.specs().filter(move |spec| spec.talks.has_place(has_direct, has_groups))
     }
 
     /// Messages of all measured phases, as expected.
@@ -29,40 +33,54 @@ impl Scenario {
     }
 
     /// Why a latency path gets no sample at all; `None` where it may.
-    pub(super) fn missing_for(&self, path: &str) -> Option<&'static str> {
+    pub(super) fn missing_for(&self, path: LatencyPath) -> Option<&'static str> {
         let population = &self.population;
         let channel_members = FANOUT_ON_WRITE_MEMBERS_MAX as u32;
         let groups = || population.groups.iter().filter(|groups| groups.count > 0);
-        match path {
-            "ack" | "delivery" if self.measured_messages() <= 0.0 => Some("no measured phase has a rate"),
-            "delivery_same_server" | "delivery_other_server" if population.direct_per_user == 0 => {
-                Some("population.direct_per_user is 0")
+        let (is_missing, why) = match path {
+            LatencyPath::Ack | LatencyPath::Delivery => {
+                (self.measured_messages() <= 0.0, "no measured phase has a rate")
             }
-            "delivery_group" if !groups().any(|groups| groups.members.min <= channel_members) => {
-                Some("there is no group of up to 100 members")
+            LatencyPath::DeliverySameServer | LatencyPath::DeliveryOtherServer => {
+                (!self.has_direct(), "population.direct_per_user is 0")
             }
-            "delivery_channel" if !groups().any(|groups| groups.members.max > channel_members) => {
-                Some("there is no group of more than 100 members")
+            LatencyPath::DeliveryGroup => (
+                !groups().any(|groups| groups.members.min <= channel_members),
+                "there is no group of up to 100 members",
+            ),
+            LatencyPath::DeliveryChannel => (
+                !groups().any(|groups| groups.members.max > channel_members),
+                "there is no group of more than 100 members",
+            ),
+            LatencyPath::DeliverySlowReader => {
+                (!self.specs().any(|spec| spec.reading.is_slow()), "nobody is a slow-reader")
             }
-            "delivery_slow_reader" if self.weight(Behavior::SlowReader) == 0 => Some("nobody is a slow-reader"),
-            "presence_online" | "presence_offline" if population.friends_per_user == 0 => {
-                Some("population.friends_per_user is 0")
+            LatencyPath::PresenceOnline | LatencyPath::PresenceOffline => {
+                (population.friends_per_user == 0, "population.friends_per_user is 0")
             }
-            _ => None,
-        }
+            LatencyPath::Connect
+            | LatencyPath::Login
+            | LatencyPath::SendLag
+            | LatencyPath::TimerLag
+            | LatencyPath::AckService
+            | LatencyPath::DeliveryService
+            | LatencyPath::DeliveryAfterReconnect
+            | LatencyPath::Sync
+            | LatencyPath::Recovery => return None,
+        };
+        is_missing.then_some(why)
     }
 
     /// Most samples that a latency path can be expected to get; `None` where there is no telling.
-    pub(super) fn samples_max(&self, path: &str) -> Option<f64> {
+    pub(super) fn samples_max(&self, path: LatencyPath) -> Option<f64> {
         let expected = self.measured_messages();
         // Four standard deviations of a Poisson process above its mean.
         let messages = expected + 4.0 * expected.sqrt();
         let devices = f64::from(self.population.devices_per_user.max);
         let members = self.population.groups.iter().map(|groups| groups.members.max).max().unwrap_or(0).max(2);
-        match path {
-            "ack" => Some(messages),
-            path if path.starts_with("delivery") => Some(messages * f64::from(members) * devices),
-            _ => None,
+        if path == LatencyPath::Ack {
+            return Some(messages);
         }
+        path.is_delivery().then(|| messages * f64::from(members) * devices)
     }
 }

@@ -8,7 +8,8 @@ use rand::{RngExt, SeedableRng};
 
 pub(super) use self::setup::Progress;
 use super::api::{Api, Error};
-use super::scenario::{Behavior, Range, Scenario};
+use super::behavior::Behavior;
+use super::scenario::{Range, Scenario};
 use super::tokens::{Stale, Token, Tokens};
 use crate::protocol::api::{ACCOUNTS_PER_CALL_MAX, ConversationKind};
 use crate::protocol::limits::FANOUT_ON_WRITE_MEMBERS_MAX;
@@ -31,9 +32,9 @@ pub fn check_talkers(scenario: &Scenario) -> Result<(), String> {
     }
     let world = World::draw(scenario, 0);
     let talks = |user: u32| {
-        let behavior = world.users[user as usize].behavior;
+        let talks = world.users[user as usize].behavior.spec().talks;
         let mut kinds = world.conversations_of(user).iter().map(|c| world.conversations[*c as usize].kind);
-        kinds.any(|kind| behavior.talks_in(kind))
+        kinds.any(|kind| talks.talks_in(kind))
     };
     if (0..scenario.population.users).any(talks) {
         return Ok(());
@@ -313,6 +314,7 @@ fn draw_behavior(rng: &mut StdRng, scenario: &Scenario) -> Behavior {
         }
         at -= weight;
     }
+    // No weights at all.
     Behavior::Lurker
 }
 

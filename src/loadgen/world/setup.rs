@@ -6,11 +6,12 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::{PASSWORD, World};
 use crate::loadgen::api::{Api, Error};
-use crate::loadgen::recorder::{Path, Recorder};
+use crate::loadgen::recorder::Recorder;
 use crate::protocol::api::{ACCOUNTS_PER_CALL_MAX, ConversationKind, NewAccount, NewConversation, Placement};
 use crate::protocol::limits::MEMBERS_PER_CALL_MAX;
 use crate::protocol::{ConversationId, ErrorCode, UserId};
 use crate::runtime::clock;
+use crate::telemetry::LatencyPath;
 
 /// API calls under way during setup.
 const CALLS_AT_ONCE: usize = 32;
@@ -123,7 +124,7 @@ impl World {
             let login = |_| async move {
                 let started = clock::now_us();
                 let login = api.login(name, PASSWORD, device).await?;
-                recorder.record(client, Path::Login, started, clock::now_us() - started);
+                recorder.record(client, LatencyPath::Login, started, clock::now_us() - started);
                 Ok((login.token.into_boxed_str(), login.placement))
             };
             api.retrying(seed(client, 0), login).await

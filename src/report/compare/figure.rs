@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::loadgen::RunResult;
-use crate::loadgen::recorder::Path;
+use crate::telemetry::LatencyPath;
 
 /// Largest rise that is allowed, as a share of the base: 0.05 is 5 %. What is past it is worse.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -96,7 +96,7 @@ impl Percentile {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Figure {
     /// From when a message was due, or a client wanted something, in µs.
-    Latency(Path, Percentile),
+    Latency(LatencyPath, Percentile),
     /// Processor time of the stack for each delivery, in µs.
     StackCpu,
     /// Messages shown to persons per acknowledged message. Less is worse.
@@ -104,18 +104,18 @@ pub(super) enum Figure {
 }
 
 /// Paths whose latencies must be settled.
-const GATE_PATHS: [Path; 2] = [Path::Delivery, Path::Ack];
+const GATE_PATHS: [LatencyPath; 2] = [LatencyPath::Delivery, LatencyPath::Ack];
 
-/// Paths whose latencies are watched; the parts of [`Path::Delivery`] are in it.
-const WATCH_PATHS: [Path; 8] = [
-    Path::Connect,
-    Path::Login,
-    Path::DeliveryAfterReconnect,
-    Path::DeliverySlowReader,
-    Path::PresenceOnline,
-    Path::PresenceOffline,
-    Path::Sync,
-    Path::Recovery,
+/// Paths whose latencies are watched; the parts of [`LatencyPath::Delivery`] are in it.
+const WATCH_PATHS: [LatencyPath; 8] = [
+    LatencyPath::Connect,
+    LatencyPath::Login,
+    LatencyPath::DeliveryAfterReconnect,
+    LatencyPath::DeliverySlowReader,
+    LatencyPath::PresenceOnline,
+    LatencyPath::PresenceOffline,
+    LatencyPath::Sync,
+    LatencyPath::Recovery,
 ];
 
 impl Figure {
@@ -130,7 +130,7 @@ impl Figure {
     /// What it is called.
     pub(super) fn name(self) -> String {
         match self {
-            Self::Latency(path, percentile) => format!("{} {}", path.name().replace('_', " "), percentile.name()),
+            Self::Latency(path, percentile) => format!("{} {}", path.as_str().replace('_', " "), percentile.name()),
             Self::StackCpu => "stack CPU per delivery".to_owned(),
             Self::Deliveries => "deliveries per message".to_owned(),
         }
@@ -171,7 +171,7 @@ impl Figure {
         let counts = &result.counts;
         let value = match self {
             Self::Latency(path, percentile) => {
-                let histogram = result.histograms.get(path.name()).filter(|h| h.count() > 0)?;
+                let histogram = result.histograms.get(path).filter(|h| h.count() > 0)?;
                 let past = histogram.count() as f64 * (1.0 - percentile.percent() / 100.0);
                 // A hair below, since 0.01 is not 1/100.
                 (past >= SAMPLES_PAST - 1e-6).then(|| histogram.percentile_us(percentile.percent()) as f64)?
@@ -282,11 +282,11 @@ mod tests {
         let mut result = RunResult::default();
         let mut latency = Latency::default();
         latency.record_many_us(1_000, 99);
-        result.histograms.insert("delivery".to_owned(), latency.clone());
-        let p99 = Figure::Latency(Path::Delivery, Percentile::P99);
+        result.histograms.insert(LatencyPath::Delivery, latency.clone());
+        let p99 = Figure::Latency(LatencyPath::Delivery, Percentile::P99);
         assert_eq!(p99.of(&result), None);
         latency.record_us(5_000);
-        result.histograms.insert("delivery".to_owned(), latency);
+        result.histograms.insert(LatencyPath::Delivery, latency);
         assert!(p99.of(&result).is_some());
     }
 
@@ -300,7 +300,7 @@ mod tests {
             assert!(Limits::default().get_mut(name).is_some(), "{name}");
         }
         let limit = |path, percentile| Figure::Latency(path, percentile).limit(&limits);
-        assert!((limit(Path::Ack, Percentile::P99) - 0.20).abs() < 1e-9);
-        assert!((limit(Path::Connect, Percentile::P99) - 0.40).abs() < 1e-9);
+        assert!((limit(LatencyPath::Ack, Percentile::P99) - 0.20).abs() < 1e-9);
+        assert!((limit(LatencyPath::Connect, Percentile::P99) - 0.40).abs() < 1e-9);
     }
 }

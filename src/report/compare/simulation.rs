@@ -9,7 +9,7 @@ use rand::{RngExt, SeedableRng};
 use super::stats::tests::normal;
 use super::*;
 use crate::loadgen::result::{Counts, Verdict};
-use crate::telemetry::Latency;
+use crate::telemetry::{Latency, LatencyPath, PathName};
 
 /// Pairs at each look: `chatctl check` by default.
 const LOOKS: [usize; 3] = [10, 20, 40];
@@ -35,13 +35,13 @@ fn run(rng: &mut StdRng, machine: Machine, minute: f64, factor: f64) -> RunResul
         let own = common + normal(rng) * 0.7;
         usual * factor * (minute * 0.1 + own * machine.noise * share).exp()
     };
-    for path in ["delivery", "ack"] {
+    for path in [LatencyPath::Delivery, LatencyPath::Ack] {
         let mut latency = Latency::default();
         let tail = if rng.random::<f64>() < 0.05 { 3.0 } else { 1.0 };
         latency.record_many_us(noisy(rng, 2_000.0, 1.0) as u64, 9_000);
         latency.record_many_us(noisy(rng, 5_000.0, 1.5) as u64, 850);
         latency.record_many_us((noisy(rng, 12_000.0, 3.0) * tail) as u64, 150);
-        result.histograms.insert(path.to_owned(), latency);
+        result.histograms.insert(path, latency);
     }
     let speed = (minute * 0.1 + normal(rng) * machine.noise).exp();
     result.generator.cpu_s = 20.0 * speed * (normal(rng) * 0.01).exp();
@@ -191,7 +191,7 @@ fn two_runs_that_are_far_off_make_neither_worse_nor_the_same() {
             let mut latency = Latency::default();
             latency.record_many_us(2_000, 9_800);
             latency.record_many_us(80_000, 200);
-            r.histograms.insert("delivery".to_owned(), latency);
+            r.histograms.insert(LatencyPath::Delivery, latency);
         }
     };
     let compared = checked_with(4, QUIET, 1.0, 10, two);
@@ -258,24 +258,24 @@ fn a_few_events_are_told_by_what_they_can_show() {
 #[test]
 fn what_one_side_has_and_the_other_has_not_is_not_the_same() {
     let gone = checked_with(1, QUIET, 1.0, 10, |r, _| {
-        r.histograms.remove("delivery");
+        r.histograms.remove(LatencyPath::Delivery);
         r.counts.delivered = 0;
     });
     assert_eq!(gone.answer, Answer::Worse, "nothing is delivered any more: {gone:?}");
     let mut rng = StdRng::seed_from_u64(2);
-    let mut side = |path: Option<&str>| -> Vec<RunResult> {
+    let mut side = |path: Option<LatencyPath>| -> Vec<RunResult> {
         let one = |_| {
             let mut result = run(&mut rng, QUIET, 0.0, 1.0);
             if let Some(path) = path {
                 let mut latency = Latency::default();
                 latency.record_many_us(4_000, 300);
-                result.histograms.insert(path.to_owned(), latency);
+                result.histograms.insert(path, latency);
             }
             result
         };
         (0..20).map(one).collect()
     };
-    let (with, without) = (side(Some("presence_online")), side(None));
+    let (with, without) = (side(Some(LatencyPath::PresenceOnline)), side(None));
     for (base, new) in [(&with, &without), (&without, &with)] {
         let compared = compare(&Sides { base, new, are_interleaved: true }, Rules::default());
         assert_eq!(compared.answer, Answer::NotEnoughData, "{compared:?}");
@@ -387,12 +387,12 @@ fn odd_results_are_compared_without_a_panic() {
                     *count = odd(&mut rng).1;
                 }
                 result.errors = [("x".to_owned(), odd(&mut rng).1), ("y".to_owned(), odd(&mut rng).1)].into();
-                for path in ["delivery", "ack", "connect", "nonsense"] {
+                for path in ["delivery", "ack", "connect", "nonsense"].map(PathName::parse) {
                     let mut latency = Latency::default();
                     if rng.random() {
                         latency.record_many_us(odd(&mut rng).1, odd(&mut rng).1 % 1_000_000);
                     }
-                    result.histograms.insert(path.to_owned(), latency);
+                    result.histograms.insert(path, latency);
                 }
                 result
             };

@@ -7,10 +7,9 @@ use std::fmt::Write;
 use self::chart::{Axis, Chart, HeatMap, Line};
 use super::{escape, human_bytes, human_count, human_us, human_value, series};
 use crate::loadgen::RunResult;
-use crate::loadgen::recorder::Path;
-use crate::loadgen::result::{LAG, Verdict};
+use crate::loadgen::result::Verdict;
 use crate::telemetry::live::{HEAT_STEPS, HEAT_STEPS_PER_DECADE, HEAT_US_MIN};
-use crate::telemetry::{Latency, LiveSnapshot};
+use crate::telemetry::{Latency, LatencyPath, LiveSnapshot, PathName, RunPhase};
 
 /// The style sheet; the page's colours follow the reader's light or dark preference.
 const STYLE: &str = include_str!("page.css");
@@ -84,12 +83,14 @@ fn utc(unix_ms: u64) -> String {
 fn tiles(page: &mut String, r: &RunResult) {
     let c = &r.counts;
     let violations: u64 = c.violations().values().sum();
-    let p99 = |path: &str| r.latency.get(path).filter(|s| s.count > 0).map_or("–".to_owned(), |s| human_us(s.p99_us));
+    let p99 = |path: LatencyPath| {
+        r.latency.get(path).filter(|s| s.count > 0).map_or("–".to_owned(), |s| human_us(s.p99_us))
+    };
     let per_second = |n: u64| human_count((n as f64 / r.duration_s.max(1e-3)).round() as u64);
     let tiles = [
         (if violations == 0 { "good" } else { "bad" }, human_count(violations), "broken guarantees"),
-        ("", p99("delivery"), "delivery p99"),
-        ("", p99("ack"), "ack p99"),
+        ("", p99(LatencyPath::Delivery), "delivery p99"),
+        ("", p99(LatencyPath::Ack), "ack p99"),
         ("", human_count(c.acked), "messages acknowledged"),
         ("", human_count(c.delivered), "deliveries"),
         ("", per_second(c.delivered), "deliveries per second"),
@@ -104,7 +105,7 @@ fn tiles(page: &mut String, r: &RunResult) {
 }
 
 fn over_time(page: &mut String, series: &[LiveSnapshot], marks: &[(f64, String)]) {
-    let shown: Vec<&LiveSnapshot> = series.iter().filter(|s| s.elapsed_s > 0.0 && s.phase != "done").collect();
+    let shown: Vec<&LiveSnapshot> = series.iter().filter(|s| s.elapsed_s > 0.0 && s.phase != RunPhase::Done).collect();
     if shown.len() < 2 {
         return;
     }
@@ -115,7 +116,7 @@ fn over_time(page: &mut String, series: &[LiveSnapshot], marks: &[(f64, String)]
         points: shown.iter().filter_map(|s| Some((s.elapsed_s, value(s)?))).collect(),
     };
     let delivery = |pick: fn(&crate::telemetry::LatencySummary) -> u64| {
-        move |s: &LiveSnapshot| s.interval.get("delivery").filter(|d| d.count > 0).map(|d| pick(d) as f64)
+        move |s: &LiveSnapshot| s.interval.get(LatencyPath::Delivery).filter(|d| d.count > 0).map(|d| pick(d) as f64)
     };
     let chart = |title: &str, note: &str, y: fn(&[Line]) -> Axis, y_text: fn(f64) -> String, lines: Vec<Line>| {
         let lines: Vec<Line> = lines.into_iter().filter(|line| !line.points.is_empty()).collect();
@@ -265,9 +266,9 @@ fn latency(page: &mut String, r: &RunResult) {
     page.push_str(
         "<th>samples</th><th>p50</th><th>p75</th><th>p90</th><th>p95</th><th>p99</th><th>p99.9</th><th>max</th></tr>",
     );
-    for path in Path::ALL {
-        let Some(s) = r.latency.get(path.name()).filter(|s| s.count > 0) else { continue };
-        let _ = write!(page, "<tr><td>{}</td><td>{}</td>", path.name(), human_count(s.count));
+    for path in LatencyPath::ALL {
+        let Some(s) = r.latency.get(path).filter(|s| s.count > 0) else { continue };
+        let _ = write!(page, "<tr><td>{}</td><td>{}</td>", path.as_str(), human_count(s.count));
         for us in [s.p50_us, s.p75_us, s.p90_us, s.p95_us, s.p99_us, s.p999_us, s.max_us] {
             let _ = write!(page, "<td>{}</td>", human_us(us));
         }
@@ -276,10 +277,12 @@ fn latency(page: &mut String, r: &RunResult) {
     page.push_str(
         "</table></div>\n<p class=\"narrow\">Samples, p75, p90, p95 and p99.9 are shown in a wider window.</p>\n",
     );
-    let lines: Vec<Line> = Path::ALL
+    let lines: Vec<Line> = LatencyPath::ALL
         .into_iter()
-        .filter(|path| !matches!(path, Path::DeliveryAfterReconnect | Path::PresenceOffline | Path::Recovery))
-        .filter_map(|path| Some((path.name(), r.histograms.get(path.name()).filter(|h| h.count() > 0)?)))
+        .filter(|path| {
+            !matches!(path, LatencyPath::DeliveryAfterReconnect | LatencyPath::PresenceOffline | LatencyPath::Recovery)
+        })
+        .filter_map(|path| Some((path.as_str(), r.histograms.get(path).filter(|h| h.count() > 0)?)))
         .map(|(name, histogram)| Line { name: name.to_owned(), points: spectrum(histogram) })
         .collect();
     if lines.is_empty() {
@@ -478,7 +481,7 @@ fn processes(page: &mut String, r: &RunResult) {
 
 fn environment(page: &mut String, r: &RunResult) {
     let _ = write!(page, "<h2>Environment</h2>\n<div class=\"scroll\"><table>");
-    let lag = r.histograms.get(LAG).map_or("–".to_owned(), |lag| human_count(lag.count()));
+    let lag = r.histograms.get(PathName::GeneratorLag).map_or("–".to_owned(), |lag| human_count(lag.count()));
     let rows = [
         ("machine of the generator", r.machine.clone()),
         ("chatctl", r.version.clone()),
@@ -500,8 +503,8 @@ fn environment(page: &mut String, r: &RunResult) {
 mod tests {
     use super::*;
     use crate::loadgen::result::{Check, FaultRecord};
-    use crate::telemetry::LatencySummary;
     use crate::telemetry::live::{ServerSnapshot, heat_of};
+    use crate::telemetry::{LatencySummary, PhaseKind};
 
     fn run() -> (RunResult, Vec<LiveSnapshot>) {
         let mut delivery = Latency::default();
@@ -520,15 +523,15 @@ mod tests {
             wrong: 1,
             note: "3 devices could not sync at the end".to_owned(),
         });
-        result.latency.insert("delivery".to_owned(), delivery.summary());
-        result.histograms.insert("delivery".to_owned(), delivery.clone());
+        result.latency.insert(LatencyPath::Delivery, delivery.summary());
+        result.histograms.insert(LatencyPath::Delivery, delivery.clone());
         result.faults.push(FaultRecord { what: "kill chat-2".to_owned(), at_s: 3.0, ..FaultRecord::default() });
         let series = (1..=8).map(|n| {
             let mut s = LiveSnapshot { elapsed_s: f64::from(n), planned_s: 8.0, ..Default::default() };
-            s.phase = "steady".to_owned();
+            s.phase = RunPhase::Load(PhaseKind::Steady);
             s.totals.intended = f64::from(n);
             let latency = LatencySummary { count: 5, p50_us: 900, p99_us: 4_200, max_us: 9_000, ..Default::default() };
-            s.interval.insert("delivery".to_owned(), latency);
+            s.interval.insert(LatencyPath::Delivery, latency);
             s.heat = heat_of(&delivery);
             for name in ["chat-1", "chat-2"] {
                 let server = ServerSnapshot { role: "chat".to_owned(), connections: 170, ..Default::default() };
@@ -591,7 +594,7 @@ mod tests {
     #[test]
     fn the_spectrum_ends_at_the_largest_sample() {
         let (result, _) = run();
-        let points = spectrum(&result.histograms["delivery"]);
+        let points = spectrum(&result.histograms[LatencyPath::Delivery]);
         assert!((points[0].0 - 1.0).abs() < 1e-9);
         let (rarest, slowest) = points[points.len() - 1];
         assert!((rarest - 10_000.0).abs() < 1e-6);

@@ -7,7 +7,7 @@ use ratatui::symbols::Marker;
 use ratatui::widgets::{Axis, Chart, Dataset, GraphType, Row, Table};
 
 use super::{State, block, coloured, dim, heading, us};
-use crate::telemetry::LatencySummary;
+use crate::telemetry::{LatencyPath, LatencySummary, PathName};
 
 /// A percentile: its name, whether it is on narrow screens too, and where it is in a summary.
 type Column = (&'static str, bool, fn(&LatencySummary) -> u64);
@@ -55,16 +55,16 @@ fn draw_chart(frame: &mut Frame<'_>, area: Rect, state: &State) {
 fn draw_table(frame: &mut Frame<'_>, area: Rect, state: &State) {
     let is_wide = area.width >= WIDTH_OF_ALL;
     let columns = || COLUMNS.iter().filter(|column| is_wide || column.1);
-    let row = |(name, s): (&String, &LatencySummary)| {
+    let row = |(name, s): (&PathName, &LatencySummary)| {
         let figures = columns().map(|(_, _, of)| us(of(s)));
-        Row::new([name.clone(), s.count.to_string()].into_iter().chain(figures).collect::<Vec<_>>())
+        Row::new([name.to_string(), s.count.to_string()].into_iter().chain(figures).collect::<Vec<_>>())
     };
     // What is looked at first comes first: on a short screen the end is cut off.
-    let rank = |name: &str| match name {
-        "delivery" => 0,
-        "ack" => 1,
-        _ if name.starts_with("delivery") => 2,
-        _ => 3,
+    let rank = |name: &PathName| match name {
+        PathName::Path(LatencyPath::Delivery) => 0,
+        PathName::Path(LatencyPath::Ack) => 1,
+        PathName::Path(path) if path.is_delivery() => 2,
+        PathName::Path(_) | PathName::GeneratorLag | PathName::Other(_) => 3,
     };
     let mut paths: Vec<_> = state.snapshot.overall.iter().collect();
     paths.sort_by_key(|(name, _)| rank(name));

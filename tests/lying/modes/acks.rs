@@ -11,6 +11,7 @@ use crate::mode::Want::{Is, Number};
 use crate::mode::{Expect, Mode};
 use crate::proxy::socket::{Out, Socket};
 use crate::proxy::{Lie, Proxy};
+use chatctl::telemetry::LatencyPath;
 
 pub(crate) const MODES: &[Mode] = &[
     Mode {
@@ -222,7 +223,7 @@ fn count_waits(p: &Proxy) {
 /// What was never answered counts with the time that it waited.
 fn waits_are_told(p: &Proxy, result: &RunResult) -> Result<(), String> {
     let waited_us = p.tally.get("waited_us_min");
-    let told_us = result.latency.get("ack").map_or(0, |ack| ack.p99_us);
+    let told_us = result.latency.get(LatencyPath::Ack).map_or(0, |ack| ack.p99_us);
     if waited_us > 0 && told_us < waited_us {
         return Err(format!("ACK p99 is told as {told_us} µs, unanswered messages waited at least {waited_us} µs"));
     }

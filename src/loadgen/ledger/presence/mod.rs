@@ -27,7 +27,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use self::beats::{Beats, Change};
 use self::judge::Judge;
-use crate::loadgen::scenario::{Behavior, Scenario, Transport};
+use crate::loadgen::scenario::{Scenario, Transport};
 use crate::loadgen::world::World;
 use crate::protocol::frames::PresenceState;
 use crate::protocol::limits::OFFLINE_AFTER;
@@ -133,7 +133,7 @@ impl Presence {
             friends[*b as usize].push(*a);
         }
         let mut presence = Self {
-            is_slow: world.users.iter().map(|user| user.behavior == Behavior::SlowReader).collect(),
+            is_slow: world.users.iter().map(|user| user.behavior.spec().reading.is_slow()).collect(),
             reads_every_us: match scenario.transport {
                 Transport::Poll => scenario.poll_interval.as_micros() as u64,
                 Transport::Websocket | Transport::LongPoll => 0,
