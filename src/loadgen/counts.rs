@@ -107,6 +107,8 @@ counts!(
     never_connected,
     /// Connections that were lost or closed against the plan; closes of a planned drain are not among them.
     disconnects,
+    /// Tries to connect that failed: refused, lost or timed out. Backpressure and tokens that ended are not among them.
+    connects_failed,
     /// Connections made after the first.
     reconnects,
     /// Frames and answers that could not be read or break the protocol.
@@ -124,6 +126,8 @@ counts!(
     tokens_renewed,
     /// Connects and requests that failed by a limit of the generator's own machine.
     local_errors,
+    /// Removals and additions of members that the API never confirmed.
+    changes_failed,
     /// Devices that could not sync at the end.
     undrained,
     /// Conversations read back in full at the end.

@@ -12,6 +12,12 @@ const CEILING_MAX: Duration = Duration::from_secs(10);
 /// Time from the first failure after which nothing is repeated.
 pub(super) const BUDGET: Duration = Duration::from_mins(1);
 
+/// The time a wait after `now_us`, on the same clock. A server may ask for any wait: one beyond all times is the last of them.
+#[must_use]
+pub(super) fn after(now_us: u64, wait: Duration) -> u64 {
+    now_us.saturating_add(u64::try_from(wait.as_micros()).unwrap_or(u64::MAX))
+}
+
 /// The retries of one request or connect. A failure gives a wait, or gives up.
 ///
 /// Each wait is drawn between a half and the whole of a ceiling that doubles ("equal jitter"): clients that failed together
@@ -80,6 +86,13 @@ impl Retry {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_wait_is_so_long_that_it_is_over_at_once() {
+        assert_eq!(after(5, Duration::from_micros(7)), 12);
+        assert_eq!(after(5, Duration::MAX), u64::MAX);
+        assert_eq!(after(u64::MAX, Duration::from_secs(1)), u64::MAX);
+    }
 
     /// The waits of a request that never succeeds, and when it gave up.
     fn waits(seed: u64, retry_after: Option<Duration>) -> (Vec<Duration>, u64) {

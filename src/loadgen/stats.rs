@@ -35,6 +35,10 @@ pub(super) struct Stats {
     pub(super) access_probes: AtomicU64,
     /// Connections that were lost or closed against the plan.
     pub(super) disconnects: AtomicU64,
+    /// Tries to connect that failed, other than by backpressure or for an old token.
+    pub(super) connects_failed: AtomicU64,
+    /// Changes of membership that were given up.
+    pub(super) changes_failed: AtomicU64,
     /// Frames and answers that can't be read, or break the protocol.
     pub(super) protocol_errors: AtomicU64,
     /// API calls that failed, other than by backpressure.
@@ -70,7 +74,10 @@ impl Stats {
             LinkError::Local(_) => add(&self.local_errors, 1),
             LinkError::Broken(_) => add(&self.protocol_errors, 1),
             _ if error.retry_after.is_some() => return add(&self.throttled, 1),
-            LinkError::Lost(_) | LinkError::TimedOut { .. } | LinkError::Refused { .. } | LinkError::Closed(_) => {}
+            LinkError::Refused { .. } | LinkError::Closed(_) if error.cause.is_unauthorized() => {}
+            LinkError::Lost(_) | LinkError::TimedOut { .. } | LinkError::Refused { .. } | LinkError::Closed(_) => {
+                add(&self.connects_failed, 1);
+            }
         }
         self.error(&format!("connect_{}", error.cause.name()));
     }

@@ -1,6 +1,7 @@
 //! How a device fetches what it missed: after a connect, where there is a gap, and for the last time at the end.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rand::RngExt;
 use serde_json::json;
@@ -11,6 +12,7 @@ use super::device::{Call, Device};
 use super::event::{Action, CallError, Page};
 use super::mutant::{Mutant, is_planted};
 use crate::loadgen::ledger::Kind;
+use crate::loadgen::retry::after;
 use crate::loadgen::run::{Consequence, history_seconds};
 use crate::loadgen::stats::add;
 use crate::protocol::MessageId;
@@ -104,9 +106,10 @@ impl Device {
         let mut rng = self.rng();
         let now = self.now_us;
         let reconnection = self.reconnection();
-        let wait = error.retry_after().unwrap_or_default() + reconnection.call_backoff.next_wait(&mut rng);
-        let wait_us = if is_planted(Mutant::RetryWithoutWait) { 0 } else { wait.as_micros() as u64 };
-        reconnection.listing = Call::RetryAt(now + wait_us);
+        let wait =
+            reconnection.call_backoff.next_wait(&mut rng).saturating_add(error.retry_after().unwrap_or_default());
+        let wait = if is_planted(Mutant::RetryWithoutWait) { Duration::ZERO } else { wait };
+        reconnection.listing = Call::RetryAt(after(now, wait));
     }
 
     /// Counts a failed call that will be repeated, and gets a new token where that is the reason.
@@ -177,11 +180,13 @@ impl Device {
             Progress::More => return self.start_sync(at),
             Progress::Last if is_behind => self.sync_later(at),
             Progress::Stuck => {
-                let asked_us = retry_after.map_or(0, |wait| wait.as_micros() as u64);
                 self.sync_later(at);
                 let behind = self.conversations[at].behind();
-                behind.sync_due_us =
-                    if is_planted(Mutant::RetryWithoutWait) { self.now_us } else { behind.sync_due_us + asked_us };
+                behind.sync_due_us = if is_planted(Mutant::RetryWithoutWait) {
+                    self.now_us
+                } else {
+                    after(behind.sync_due_us, retry_after.unwrap_or_default())
+                };
             }
             Progress::Last | Progress::Gone => {
                 let behind = conversation.behind();
@@ -222,8 +227,14 @@ impl Device {
         let answer = match page.result {
             Ok(answer) => answer,
             Err(CallError::NotAMember) => {
-                self.conversations[at].behind().head = 0;
-                return Progress::Gone;
+                let (world, user) = (&self.run.world, self.user);
+                if !self.run.ledger.was_settled_since(world, page.conversation, user, page.started_us) {
+                    self.conversations[at].behind().head = 0;
+                    return Progress::Gone;
+                }
+                // A member is refused what is the user's own.
+                self.call_failed("messages_sync", &CallError::Failed("not_a_member".to_owned()));
+                return Progress::Stuck;
             }
             Err(error) => {
                 self.call_failed("messages_sync", &error);

@@ -66,10 +66,15 @@ impl Cursor {
 
     /// Takes a live message; appends what may be shown now to `show`.
     pub(crate) fn on_live(&mut self, seen: Seen, show: &mut Vec<Seen>) -> Arrival {
-        if seen.id <= self.upto || self.held.as_ref().is_some_and(|held| held.contains_key(&seen.id)) {
+        if seen.id <= self.upto {
             return Arrival::Repeated;
         }
-        if seen.id > self.upto + 1 {
+        if let Some(held) = self.held.as_mut().and_then(|held| held.get_mut(&seen.id)) {
+            // A sync may have been faster: it came by push all the same.
+            held.is_live = true;
+            return Arrival::Repeated;
+        }
+        if seen.id > self.upto.saturating_add(1) {
             self.held.get_or_insert_default().insert(seen.id, seen);
             return Arrival::Held;
         }
@@ -91,7 +96,7 @@ impl Cursor {
         if explained > self.upto
             && let Some(held) = &mut self.held
         {
-            let above = held.split_off(&(explained + 1));
+            let above = explained.checked_add(1).map_or_else(BTreeMap::new, |above| held.split_off(&above));
             show.extend(std::mem::replace(&mut **held, above).into_values());
         }
         self.upto = self.upto.max(explained);
@@ -100,8 +105,10 @@ impl Cursor {
 
     fn show_contiguous(&mut self, show: &mut Vec<Seen>) {
         if let Some(held) = &mut self.held {
-            while let Some(seen) = held.remove(&(self.upto + 1)) {
-                self.upto += 1;
+            while let Some(next) = self.upto.checked_add(1)
+                && let Some(seen) = held.remove(&next)
+            {
+                self.upto = next;
                 show.push(seen);
             }
             if held.is_empty() {

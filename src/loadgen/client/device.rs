@@ -20,6 +20,7 @@ use super::mutant::{Mutant, is_planted};
 use super::{Command, grid};
 use crate::loadgen::body::Tag;
 use crate::loadgen::recorder::LagOf;
+use crate::loadgen::retry::after;
 use crate::loadgen::run::{Consequence, Run};
 use crate::loadgen::stats::{add, sub};
 use crate::protocol::api::Placement;
@@ -31,6 +32,9 @@ use crate::telemetry::LatencyPath;
 
 /// Longest that a person who leaves waits for the answer to a message.
 const LEAVE_WAIT_US: u64 = 2_000_000;
+
+/// A connection that is lost so long after its server asked to go elsewhere was not lost for that. A drain takes a minute.
+const MOVED_WITHIN_US: u64 = 120_000_000;
 
 /// A connection that is lost before this has not shown that the next one will last.
 const SHORT_LIVED_US: u64 = 10_000_000;
@@ -93,8 +97,10 @@ pub(super) struct Reconnection {
     placement: Option<Placement>,
     /// When the connection was lost; by which fault, and since when the user waits for the end of its consequences.
     lost: Option<(u64, Option<(usize, u64)>)>,
-    /// The server said when to come back.
-    moved_until_us: u64,
+    /// When the server asked to go elsewhere; 0 where it did not.
+    moved_us: u64,
+    /// The server asked not to come back before. No plan changes that.
+    not_before_us: u64,
     pub(super) listing: Call,
     pub(super) call_backoff: Backoff,
     login: Call,
@@ -232,7 +238,8 @@ impl Device {
                 avoid: None,
                 placement: None,
                 lost: None,
-                moved_until_us: 0,
+                moved_us: 0,
+                not_before_us: 0,
                 listing: Call::Idle,
                 call_backoff: Backoff::new(first, max),
                 login: Call::Idle,
@@ -425,6 +432,9 @@ impl Device {
         let now = self.now_us;
         self.connection = Connection::Open;
         (self.opened_us, self.heard_us, self.pinged_us) = (now, now, 0);
+        // That was asked of the connection before this one.
+        let reconnection = self.reconnection();
+        (reconnection.moved_us, reconnection.not_before_us) = (0, 0);
         self.reads_at_us = 0;
         if self.there_since_us == 0 {
             self.there_since_us = now;
@@ -487,8 +497,10 @@ impl Device {
         let mut rng = self.rng();
         let now = self.now_us;
         let reconnection = self.reconnection();
-        let wait = retry_after.unwrap_or_default() + reconnection.backoff.next_wait(&mut rng);
-        reconnection.connect_at_us = (now + wait.as_micros() as u64).max(reconnection.moved_until_us);
+        let asked = retry_after.unwrap_or_default();
+        let wait = reconnection.backoff.next_wait(&mut rng).saturating_add(asked);
+        reconnection.not_before_us = reconnection.not_before_us.max(after(now, asked));
+        reconnection.connect_at_us = after(now, wait).max(reconnection.not_before_us);
     }
 
     /// Gets a new token, unless that is under way.
@@ -514,15 +526,15 @@ impl Device {
                     *at_us = now;
                 }
                 if reconnection.backoff.tries() <= 1 {
-                    reconnection.connect_at_us = reconnection.connect_at_us.min(now);
+                    reconnection.connect_at_us = reconnection.connect_at_us.min(now).max(reconnection.not_before_us);
                 }
             }
             Err(error) => {
                 self.run.stats.call_failed("login", &error);
                 let mut rng = self.rng();
-                let wait =
-                    error.retry_after().unwrap_or_default() + self.reconnection().login_backoff.next_wait(&mut rng);
-                self.reconnection().login = Call::RetryAt(now + wait.as_micros() as u64);
+                let wait = self.reconnection().login_backoff.next_wait(&mut rng);
+                let wait = wait.saturating_add(error.retry_after().unwrap_or_default());
+                self.reconnection().login = Call::RetryAt(after(now, wait));
                 self.count_retry();
             }
         }
@@ -536,9 +548,14 @@ impl Device {
         if !self.is_connected() {
             return;
         }
-        let Some((lost_us, fault)) = self.reconnection.take().and_then(|reconnection| reconnection.lost) else {
-            return;
+        // One whose server has asked to go elsewhere is needed again at once.
+        let is_moved = |reconnection: &Reconnection| reconnection.moved_us > 0;
+        let lost = if self.reconnection.as_deref().is_some_and(is_moved) {
+            self.reconnection().lost.take()
+        } else {
+            self.reconnection.take().and_then(|reconnection| reconnection.lost)
         };
+        let Some((lost_us, fault)) = lost else { return };
         self.run.recorder.record(self.client, LatencyPath::Recovery, lost_us, self.now_us.saturating_sub(lost_us));
         if let Some(fault) = fault {
             self.run.recovered_from(fault, self.now_us);
@@ -555,7 +572,10 @@ impl Device {
         if self.connection != Connection::Open {
             return;
         }
-        let is_planned = self.reconnection.as_ref().is_some_and(|r| r.moved_until_us > 0)
+        // A server that asked to go elsewhere may cut who stays; one that let it be for long did not mean that.
+        let now = self.now_us;
+        let is_moved = |r: &Reconnection| r.moved_us > 0 && now < r.moved_us.saturating_add(MOVED_WITHIN_US);
+        let is_planned = self.reconnection.as_deref().is_some_and(is_moved)
             || matches!(error, LinkError::Closed(code) if *code == CloseCode::Moved.code());
         let why = error.name();
         if !is_planned {
@@ -570,7 +590,6 @@ impl Device {
         }
         // One that loses its connection again before it has caught up is still away by the first loss.
         let is_first = self.reconnection().lost.is_none();
-        let now = self.now_us;
         let fault = is_first.then(|| self.run.disconnected_by_fault(is_planned, now)).flatten();
         let is_short = now < self.opened_us.saturating_add(SHORT_LIVED_US);
         self.short_lived = if is_short { self.short_lived.saturating_add(1) } else { 0 };
@@ -587,7 +606,8 @@ impl Device {
             self.run.event(format!("device {} was closed for good: {error}", self.client));
             self.is_wanted = false;
         }
-        self.back_off(None);
+        let retry_after = if let LinkError::Refused { retry_after, .. } = error { *retry_after } else { None };
+        self.back_off(retry_after);
     }
 
     /// What follows from any end of a connection.
@@ -610,8 +630,10 @@ impl Device {
 
     /// The server will close the connection, and says when to come back.
     pub(super) fn on_moved(&mut self, retry_after_ms: u64) {
-        let until_us = self.now_us + retry_after_ms.min(600_000) * 1_000;
-        self.reconnection().moved_until_us = until_us.max(1);
+        let now = self.now_us;
+        let reconnection = self.reconnection();
+        reconnection.moved_us = now.max(1);
+        reconnection.not_before_us = after(now, Duration::from_millis(retry_after_ms.min(600_000)));
     }
 
     /// Leaves the socket open and does not touch it again before the next connection stands.
@@ -689,7 +711,11 @@ impl Device {
         if self.connection == Connection::Down {
             let reconnection = self.reconnection();
             reconnection.wanted_since_us = due_us;
-            reconnection.connect_at_us = 0;
+            // Who comes back by plan does so at once, unless the server asked for a wait. At the end, whoever waits goes on
+            // waiting: nothing is harmed more by all of them at once than a server that has just asked for time.
+            if due_us > 0 {
+                reconnection.connect_at_us = reconnection.not_before_us;
+            }
         }
     }
 

@@ -91,7 +91,7 @@ impl Driver {
     fn set_alarm(&mut self) {
         let mut due_us = self.device.due_us();
         if let Wire::Up(link) = &self.wire {
-            due_us = due_us.min(link.due_us().unwrap_or(NEVER));
+            due_us = due_us.min(link.due_us(self.device.is_reading(self.device.now_us)).unwrap_or(NEVER));
         }
         let now_us = self.device.now_us;
         let is_armed = self.armed_us > now_us && self.armed_us <= due_us;
@@ -229,7 +229,10 @@ fn poll_link(link: &mut Link, is_reading: bool, shared: &Shared, context: &mut C
     if link.has_output()
         && let Poll::Ready(Err(error)) = link.poll_flush(context, &shared.traffic)
     {
-        return Poll::Ready(Wake::Read(Vec::new(), Err(error)));
+        // What the server said before it went counts, and may say why it did.
+        let mut frames = Vec::new();
+        let said = link.drain(context, &mut frames, &shared.traffic);
+        return Poll::Ready(Wake::Read(frames, Err(said.unwrap_or(error))));
     }
     if !is_reading {
         return Poll::Pending;
@@ -280,6 +283,10 @@ async fn inbox(shared: &Shared, client: u32) -> Result<Vec<InboxEntry>, Error> {
         let page = shared.api.inbox_sync(&token, after, INBOX_PAGE).await?;
         if page.has_more && page.conversations.is_empty() {
             return Err(Error::Unreadable("a page of the inbox says that there is more, and holds nothing".to_owned()));
+        }
+        // A server that does not look at where a page is to begin would be asked for ever.
+        if page.has_more && page.conversations.last().map(|entry| entry.conversation) <= after {
+            return Err(Error::Unreadable("a page of the inbox ends where it was to begin".to_owned()));
         }
         all.extend(page.conversations);
         if !page.has_more {

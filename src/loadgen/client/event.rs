@@ -139,7 +139,7 @@ impl LinkError {
     }
 
     /// Whether another token is needed.
-    pub(super) fn is_unauthorized(&self) -> bool {
+    pub(in crate::loadgen) fn is_unauthorized(&self) -> bool {
         match self {
             Self::Refused { status, .. } => *status == 401,
             Self::Closed(code) => *code == CloseCode::Unauthorized.code(),

@@ -82,11 +82,34 @@ impl Link {
         }
     }
 
+    /// Takes what is there of a connection that could not be written to; returns the code that the server closed it with,
+    /// where it did.
+    pub(super) fn drain(
+        &mut self,
+        context: &mut Context<'_>,
+        frames: &mut Vec<ServerFrame>,
+        traffic: &Traffic,
+    ) -> Option<LinkError> {
+        match self {
+            Self::Socket(link) => loop {
+                match link.poll_read(context, frames, traffic) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(error)) => return matches!(error, LinkError::Closed(_)).then_some(error),
+                    Poll::Pending => return None,
+                }
+            },
+            Self::Poll(link) => {
+                frames.append(link.early());
+                None
+            }
+        }
+    }
+
     /// When it is to be looked at, if nothing comes before.
-    pub(super) fn due_us(&self) -> Option<u64> {
+    pub(super) fn due_us(&self, is_reading: bool) -> Option<u64> {
         match self {
             Self::Socket(link) => link.due_us(),
-            Self::Poll(link) => link.due_us(),
+            Self::Poll(link) => link.due_us().filter(|_| is_reading),
         }
     }
 
@@ -351,12 +374,17 @@ async fn upgrade(stream: &TcpStream, authority: &str, path: &str, token: &str) -
 /// What a refused upgrade says, and when to try again.
 fn refusal(response: &httparse::Response<'_, '_>, body: &[u8]) -> LinkError {
     let header = response.headers.iter().find(|h| h.name.eq_ignore_ascii_case("retry-after"));
-    let seconds = header.and_then(|h| std::str::from_utf8(h.value).ok()?.trim().parse().ok());
+    let header = retry_after(header.map(|header| header.value));
     let parsed = serde_json::from_slice::<ApiError>(body).ok();
     let asked = parsed.as_ref().and_then(|error| error.retry_after_ms).map(Duration::from_millis);
     LinkError::Refused {
         status: response.code.unwrap_or(0),
         text: parsed.map_or_else(|| String::from_utf8_lossy(body).into_owned(), |error| error.message),
-        retry_after: asked.or(seconds.map(Duration::from_secs)),
+        retry_after: header.max(asked),
     }
+}
+
+/// What a header `Retry-After` asks for, in seconds.
+pub(super) fn retry_after(header: Option<&[u8]>) -> Option<Duration> {
+    std::str::from_utf8(header?).ok()?.trim().parse().ok().map(Duration::from_secs)
 }

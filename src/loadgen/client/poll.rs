@@ -12,7 +12,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 
 use super::event::LinkError;
-use super::link::Traffic;
+use super::link::{Traffic, retry_after};
 use crate::protocol::api::{ApiError, PollAnswer};
 use crate::protocol::frames::WelcomeFrame;
 use crate::protocol::limits::POLL_WAIT_MAX;
@@ -82,11 +82,14 @@ async fn exchange(http: Http, url: String, token: String, body: String, limit: D
     let exchange = async {
         let answer = http.request(request).await.map_err(|e| LinkError::Lost(crate::runtime::error_chain(&e)))?;
         let status = answer.status();
+        let header =
+            retry_after(answer.headers().get(hyper::header::RETRY_AFTER).map(hyper::header::HeaderValue::as_bytes));
         let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
         let body = body.map_err(|e| LinkError::Lost(e.to_string()))?.to_bytes();
         if !status.is_success() {
             let error = serde_json::from_slice::<ApiError>(&body).ok();
-            let retry_after = error.as_ref().and_then(|e| e.retry_after_ms).map(Duration::from_millis);
+            let asked = error.as_ref().and_then(|e| e.retry_after_ms).map(Duration::from_millis);
+            let retry_after = header.max(asked);
             let text = error.map_or_else(|| status.to_string(), |e| e.message);
             // The session is gone: as a socket that was closed without a close frame.
             let is_gone = status == hyper::StatusCode::NOT_FOUND;
@@ -162,6 +165,11 @@ impl PollLink {
     /// When it wants to be polled at the latest, if that is not when something comes.
     pub(super) fn due_us(&self) -> Option<u64> {
         (self.interval.is_some() && self.fetching.is_none()).then_some(self.next_us)
+    }
+
+    /// Frames that came in answer to frames of ours, and are not read yet.
+    pub(super) const fn early(&mut self) -> &mut Vec<ServerFrame> {
+        &mut self.early
     }
 
     /// Fetches what there is, appending to `frames`. Ready after each answer.

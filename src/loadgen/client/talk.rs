@@ -162,15 +162,10 @@ impl Device {
     /// A message was refused that has no open try: it was acknowledged, or nobody sent it.
     fn on_other_refusal(&self, error: &ErrorFrame) {
         let own = error.uuid.and_then(Identity::of).filter(|own| own.client == self.client && own.run == self.run.id);
-        let Some(Identity { conversation, counter, .. }) = own else { return };
-        let Some(at) = self.find(conversation).filter(|_| error.code.is_definite() && !error.code.is_retryable())
-        else {
-            return;
-        };
-        if self.conversations[at].record().acked.contains(counter) {
-            self.run.ledger.violation(Kind::FalseRefusal, || {
-                format!("message {counter} of client {} was acknowledged, then refused", self.client)
-            });
+        let Some(own) = own.filter(|_| error.code.is_definite() && !error.code.is_retryable()) else { return };
+        let Some(at) = self.find(own.conversation) else { return };
+        if self.conversations[at].record().acked.contains(own.counter) {
+            self.run.ledger.on_refused_after_ack(&self.run.world, own, error.code);
         }
     }
 

@@ -12,11 +12,11 @@ use serde_json::json;
 
 use super::watch::Watcher;
 use crate::loadgen::api::{Error, Source};
-use crate::loadgen::client::DeviceState;
+use crate::loadgen::client::{CallError, DeviceState};
 use crate::loadgen::ledger::{AuditedDevice, Kind, audit_conversation, audit_view};
 use crate::loadgen::retry::Retry;
 use crate::loadgen::run::Shared;
-use crate::loadgen::stats::add;
+use crate::loadgen::stats::{add, get};
 use crate::protocol::limits::SYNC_LIMIT_MAX;
 use crate::protocol::{ErrorCode, MessageFrame, MessageId};
 use crate::runtime::clock;
@@ -29,6 +29,9 @@ const PAGE_BUDGET: Duration = Duration::from_secs(20);
 
 /// An audit that could read nothing for this long is over: there may be a million conversations left to ask for.
 const AUDIT_SILENCE_MAX_US: u64 = 60_000_000;
+
+/// A conversation that has so many times more messages than the run has sent is not read to its end: it may have none.
+const ROWS_PER_SENT_MAX: u64 = 4;
 
 /// Conversations up to this size are read as every member sees them.
 const MEMBERS_ALL_READ_MAX: usize = 8;
@@ -154,12 +157,18 @@ impl<'a> Auditor<'a> {
             let page = world.authorized(client, api, |token| async move {
                 api.messages_sync(&token, id, after, SYNC_LIMIT_MAX, Source::Store).await
             });
-            let retry_after = match page.await {
+            let retry_after = match in_time(page).await {
                 Ok(page) => {
-                    self.read_us.store(clock::now_us(), Ordering::Relaxed);
-                    // A page that says that there is more and has nothing is asked for again, as one that failed.
-                    let is_stuck = page.messages.is_empty();
-                    all.extend(page.messages);
+                    // A page that says that there is more and has nothing new is asked for again, as one that failed.
+                    let is_over = all.len() as u64 > get(&shared.stats.sent).saturating_mul(ROWS_PER_SENT_MAX);
+                    let is_stuck =
+                        page.has_more && (is_over || page.messages.last().is_none_or(|last| last.id <= after));
+                    if is_stuck {
+                        shared.stats.call_failed("audit", &CallError::Unreadable("there is always more".to_owned()));
+                    } else {
+                        self.read_us.store(clock::now_us(), Ordering::Relaxed);
+                        all.extend(page.messages);
+                    }
                     if !page.has_more {
                         return Some(all);
                     }
@@ -171,8 +180,9 @@ impl<'a> Auditor<'a> {
                 }
                 Err(error) => {
                     tracing::debug!(%error, conversation = %id, "audit");
-                    count_failure(shared, &error);
-                    error.retry_after()
+                    let retry_after = error.retry_after();
+                    count_failure(shared, error);
+                    retry_after
                 }
             };
             tokio::time::sleep(retry.next(clock::now_us(), retry_after)?).await;
@@ -202,7 +212,7 @@ pub(super) async fn probe_removed(shared: &Shared, conversation: u32, user: u32)
     let answer = shared.world.authorized(client, api, |token| async move {
         api.messages_sync(&token, id, MessageId(0), SYNC_LIMIT_MAX, Source::Any).await
     });
-    let answer = answer.await;
+    let answer = in_time(answer).await;
     // Somebody who was added meanwhile may read it.
     if !shared.ledger.has_left(&shared.world, conversation, user) {
         return;
@@ -220,15 +230,28 @@ pub(super) async fn probe_removed(shared: &Shared, conversation: u32, user: u32)
         {
             add(&shared.stats.access_probes, 1);
         }
-        Err(error) => count_failure(shared, &error),
+        Err(error) => count_failure(shared, error),
     }
 }
 
-/// Counts an API call that failed: backpressure, or an error of the target.
-fn count_failure(shared: &Shared, error: &Error) {
-    let counter = if error.is_throttled() { &shared.stats.throttled } else { &shared.stats.http_errors };
-    add(counter, 1);
-    shared.stats.error("audit");
+/// A call with everything that it waits for, such as a new token: a server may ask for any wait.
+async fn in_time<T>(call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let late = |_| Err(Error::transport("no answer in time"));
+    tokio::time::timeout(PAGE_BUDGET, call).await.unwrap_or_else(late)
+}
+
+/// Counts an API call that failed: backpressure, a limit of this machine, or an error of the target.
+fn count_failure(shared: &Shared, error: Error) {
+    shared.stats.call_failed("audit", &failure(error));
+}
+
+/// What a call of somebody who may make it failed of: here being refused is an error like others.
+pub(super) fn failure(error: Error) -> CallError {
+    match CallError::from(error) {
+        CallError::Unauthorized => CallError::Failed("unauthorized".to_owned()),
+        CallError::NotAMember => CallError::Failed("not_a_member".to_owned()),
+        other => other,
+    }
 }
 
 #[cfg(test)]

@@ -12,20 +12,19 @@ use tokio::sync::Notify;
 
 use super::RunOptions;
 use super::agenda::{Agenda, Deed, Due};
-use super::audit::probe_removed;
+use super::audit::{failure, probe_removed};
 use super::watch::Watcher;
+use crate::loadgen::api::Error;
 use crate::loadgen::client::Command;
 use crate::loadgen::control::StackControl;
 use crate::loadgen::recorder::LagOf;
+use crate::loadgen::retry::Retry;
 use crate::loadgen::run::{FaultTrack, Shared, history_seconds};
 use crate::loadgen::scenario::Churn;
 use crate::loadgen::stats::{add, sub};
 use crate::protocol::api::ConversationKind;
 use crate::runtime::{PacingThread, Tasks, clock};
 use crate::telemetry::RunPhase;
-
-/// Tries of one membership change.
-const CHANGE_TRIES: usize = 20;
 
 /// Longest that membership changes under way at the end of the load may take.
 const CHANGES_TIMEOUT: Duration = Duration::from_secs(30);
@@ -213,31 +212,33 @@ async fn change_member(shared: &Shared, group: u32, member: u32, churn: Churn) {
     let spec = &shared.world.conversations[group as usize];
     let (api, user) = (&shared.api, shared.world.users[member as usize].id);
     let owner = shared.world.first_client(spec.owner);
-    let mut removed_us = clock::now_us();
-    for _ in 0..CHANGE_TRIES {
+    let mut retry = Retry::new(shared.scenario.seed ^ (u64::from(group) << 32 | u64::from(member)));
+    loop {
         let began_us = clock::now_us();
         shared.ledger.leaving(&shared.world, group, member, began_us);
-        if shared
-            .world
-            .authorized(owner, api, |token| async move { api.remove_member(&token, spec.id, user).await })
-            .await
-            .is_err()
-        {
-            shared.stats.error("remove_member");
-            tokio::time::sleep(Duration::from_millis(500)).await;
-            continue;
+        let removed =
+            shared.world.authorized(owner, api, |token| async move { api.remove_member(&token, spec.id, user).await });
+        match removed.await {
+            Ok(()) => {
+                shared.ledger.left(&shared.world, group, member, clock::now_us());
+                note_change(shared, "leave", group, member, began_us);
+                break;
+            }
+            Err(error) => {
+                if !wait_for_retry(shared, "remove_member", &mut retry, error).await {
+                    return;
+                }
+            }
         }
-        removed_us = clock::now_us();
-        shared.ledger.left(&shared.world, group, member, removed_us);
-        note_change(shared, "leave", group, member, began_us);
-        probe_removed(shared, group, member).await;
-        break;
     }
-    wait_for(shared, removed_us + churn.back_after.as_micros() as u64).await;
-    if !shared.ledger.has_left(&shared.world, group, member) {
-        return;
+    let back_us = clock::now_us() + churn.back_after.as_micros() as u64;
+    probe_removed(shared, group, member).await;
+    // Where the API took longer than that, it is not this machine that is late.
+    if clock::now_us() < back_us {
+        wait_for(shared, back_us).await;
     }
-    for _ in 0..CHANGE_TRIES {
+    retry.reset();
+    loop {
         let began_us = clock::now_us();
         shared.ledger.joining(&shared.world, group, member, began_us);
         let added = shared
@@ -245,16 +246,33 @@ async fn change_member(shared: &Shared, group: u32, member: u32, churn: Churn) {
             .authorized(owner, api, |token| async move { api.add_members(&token, spec.id, vec![user]).await })
             .await;
         note_change(shared, "join", group, member, began_us);
-        if added.is_ok() {
-            shared.ledger.joined(&shared.world, group, member, clock::now_us());
-            for client in shared.world.clients_of(member) {
-                shared.mailboxes[client as usize].put(Command::Joined(group));
+        match added {
+            Ok(_) => break,
+            Err(error) => {
+                if !wait_for_retry(shared, "add_member", &mut retry, error).await {
+                    return;
+                }
             }
-            return;
         }
-        shared.stats.error("add_member");
-        tokio::time::sleep(Duration::from_millis(500)).await;
     }
+    shared.ledger.joined(&shared.world, group, member, clock::now_us());
+    for client in shared.world.clients_of(member) {
+        shared.mailboxes[client as usize].put(Command::Joined(group));
+    }
+}
+
+/// Counts a change of membership that failed, and waits until it is to be tried again; false where it is given up.
+async fn wait_for_retry(shared: &Shared, call: &'static str, retry: &mut Retry, error: Error) -> bool {
+    let wait = retry.next(clock::now_us(), error.retry_after());
+    shared.stats.call_failed(call, &failure(error));
+    match wait {
+        Some(wait) => {
+            tokio::time::sleep(wait).await;
+            add(&shared.stats.retries, 1);
+        }
+        None => add(&shared.stats.changes_failed, 1),
+    }
+    wait.is_some()
 }
 
 fn note_change(shared: &Shared, event: &'static str, group: u32, member: u32, began_us: u64) {

@@ -43,6 +43,8 @@ pub(super) fn counts(shared: &Shared, states: &[DeviceState], unaudited: u64) ->
         // Every message that was due has one fate: what none of the others explains has no answer.
         unresolved: intended.saturating_sub(answered),
         delivered: get(&stats.delivered),
+        connects_failed: get(&stats.connects_failed),
+        changes_failed: get(&stats.changes_failed),
         push_expected: get(&stats.push_expected),
         pushed: get(&stats.pushed),
         frames: get(&stats.frames),

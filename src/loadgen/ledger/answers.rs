@@ -85,6 +85,18 @@ impl Ledger {
         }
     }
 
+    /// A message that was acknowledged to its sender is refused for good. A retry may be, of who was removed meanwhile.
+    pub(in crate::loadgen) fn on_refused_after_ack(&self, world: &World, identity: Identity, code: ErrorCode) {
+        let Identity { conversation, client, counter, .. } = identity;
+        let user = world.clients[client as usize].user;
+        let was_member = self.was_settled_since(world, conversation, user, 0);
+        if code != ErrorCode::NotAMember || was_member {
+            self.violation(Kind::FalseRefusal, || {
+                format!("message {counter} of client {client} was acknowledged, then refused as {}", code.as_str())
+            });
+        }
+    }
+
     /// A message was refused for good. Returns whether a change of the sender's membership explains that.
     pub(in crate::loadgen) fn on_refused(&self, world: &World, tag: &Tag, refusal: Refusal) -> bool {
         let user = world.clients[tag.client as usize].user;

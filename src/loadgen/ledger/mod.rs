@@ -216,6 +216,11 @@ impl Ledger {
         self.ask(world, conversation, user, Stays::has_left)
     }
 
+    /// Whether a user surely was a member from a time until now.
+    pub(super) fn was_settled_since(&self, world: &World, conversation: u32, user: u32, at_us: u64) -> bool {
+        self.ask(world, conversation, user, |stays| stays.was_settled_since(at_us))
+    }
+
     /// Members of a conversation who surely were removed and are not back.
     pub(super) fn removed(&self, conversation: u32) -> Vec<u32> {
         let ledger = self.conversation(conversation);

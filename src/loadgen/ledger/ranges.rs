@@ -4,7 +4,7 @@
 pub(in crate::loadgen) trait Whole: Copy + Ord {
     /// A range with nothing in it: it ends before it begins.
     const EMPTY: (Self, Self);
-    /// The next number.
+    /// The next number; the greatest has itself.
     fn next(self) -> Self;
     /// The number as one of 64 bits.
     fn wide(self) -> u64;
@@ -13,7 +13,7 @@ pub(in crate::loadgen) trait Whole: Copy + Ord {
 impl Whole for u32 {
     const EMPTY: (Self, Self) = (1, 0);
     fn next(self) -> Self {
-        self + 1
+        self.saturating_add(1)
     }
     fn wide(self) -> u64 {
         self.into()
@@ -23,7 +23,7 @@ impl Whole for u32 {
 impl Whole for u64 {
     const EMPTY: (Self, Self) = (1, 0);
     fn next(self) -> Self {
-        self + 1
+        self.saturating_add(1)
     }
     fn wide(self) -> u64 {
         self
@@ -68,24 +68,52 @@ impl<N: Whole> Ranges<N> {
                 return false;
             }
         }
-        let mut all: Vec<(N, N)> = self.ranges().collect();
-        let at = all.partition_point(|r| r.1 < n);
-        if all.get(at).is_some_and(|r| r.0 <= n) {
+        if n < self.first.0 {
+            if n.next() == self.first.0 {
+                self.first.0 = n;
+            } else {
+                let second = std::mem::replace(&mut self.first, (n, n));
+                self.rest.get_or_insert_default().insert(0, second);
+            }
+            return true;
+        }
+        if n <= self.first.1 {
             return false;
         }
-        let joins_before = at > 0 && all[at - 1].1.next() == n;
-        let joins_after = all.get(at).is_some_and(|r| n.next() == r.0);
-        match (joins_before, joins_after) {
-            (true, true) => {
-                all[at - 1].1 = all[at].1;
-                all.remove(at);
-            }
-            (true, false) => all[at - 1].1 = n,
-            (false, true) => all[at].0 = n,
-            (false, false) => all.insert(at, (n, n)),
+        self.insert_behind_first(n)
+    }
+
+    /// Adds a number above the first range. What comes in order costs no search, however many holes there are.
+    fn insert_behind_first(&mut self, n: N) -> bool {
+        let rest = self.rest.get_or_insert_default();
+        let at = match rest.last() {
+            Some(last) if last.1 < n => rest.len(),
+            _ => rest.partition_point(|r| r.1 < n),
+        };
+        if rest.get(at).is_some_and(|r| r.0 <= n) {
+            return false;
         }
-        self.first = all.remove(0);
-        self.rest = (!all.is_empty()).then(|| Box::new(all));
+        let before = if at == 0 { &mut self.first } else { &mut rest[at - 1] };
+        let joins_before = before.1.next() == n;
+        if joins_before {
+            before.1 = n;
+        }
+        match rest.get(at).copied() {
+            Some((from, to)) if n.next() == from => {
+                if joins_before {
+                    let before = if at == 0 { &mut self.first } else { &mut rest[at - 1] };
+                    before.1 = to;
+                    rest.remove(at);
+                } else {
+                    rest[at].0 = n;
+                }
+            }
+            _ if joins_before => {}
+            _ => rest.insert(at, (n, n)),
+        }
+        if rest.is_empty() {
+            self.rest = None;
+        }
         true
     }
 
@@ -143,6 +171,16 @@ mod tests {
             prop_assert!((0..60).all(|n| ranges.contains(n) == set.contains(&n)));
             prop_assert_eq!(ranges.max(), set.last().copied());
         }
+    }
+
+    #[test]
+    fn the_greatest_number_is_one_like_others() {
+        let mut ranges = Ranges::default();
+        for n in [u64::MAX, 5, u64::MAX - 1] {
+            assert!(ranges.insert(n) && !ranges.insert(n), "{n}");
+        }
+        assert_eq!((ranges.len(), ranges.max()), (3, Some(u64::MAX)));
+        assert_eq!(ranges.iter().collect::<Vec<_>>(), [5, u64::MAX - 1, u64::MAX]);
     }
 
     #[test]

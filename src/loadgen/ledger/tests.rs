@@ -271,6 +271,22 @@ fn what_waits_above_a_hole_at_the_end_is_stored_as_it_came() {
 
 // ---- fates
 
+#[test]
+fn a_retry_of_who_was_removed_meanwhile_may_be_refused() {
+    let (ledger, world) = (two_acked(), tiny_world());
+    let refused = |code| {
+        let identity = tag(0, 1).identity();
+        let before = ledger.count(Kind::FalseRefusal);
+        ledger.on_refused_after_ack(&world, identity, code);
+        ledger.count(Kind::FalseRefusal) - before
+    };
+    assert_eq!(refused(ErrorCode::NotAMember), 1, "a member throughout");
+    ledger.leaving(&world, 0, 0, 60);
+    assert_eq!(refused(ErrorCode::NotAMember), 0, "the removal is under way");
+    ledger.left(&world, 0, 0, 70);
+    assert_eq!([refused(ErrorCode::NotAMember), refused(ErrorCode::TooLarge)], [0, 1]);
+}
+
 fn refusal(code: ErrorCode, has_other_tries: bool) -> Refusal {
     Refusal { code, has_other_tries }
 }

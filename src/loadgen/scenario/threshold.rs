@@ -31,10 +31,11 @@ enum Measure {
 const PUSHED_PERCENT: &str = "pushed_percent";
 
 /// Conditions of every run whose scenario does not name their measures: what a user would call a failure.
-const DEFAULTS: [&str; 7] = [
+const DEFAULTS: [&str; 8] = [
     "refused == 0",
     "unresolved == 0",
     "never_connected == 0",
+    "changes_failed == 0",
     "undrained == 0",
     "unaudited == 0",
     "protocol_errors == 0",
@@ -42,7 +43,7 @@ const DEFAULTS: [&str; 7] = [
 ];
 
 /// The same for runs without faults: a fault takes connections and answers away, and is judged by the recovery from it.
-const DEFAULTS_WITHOUT_FAULTS: [&str; 2] = ["disconnects == 0", "http_errors == 0"];
+const DEFAULTS_WITHOUT_FAULTS: [&str; 3] = ["connects_failed == 0", "disconnects == 0", "http_errors == 0"];
 
 /// The conditions that a scenario has beside its own.
 #[must_use]
@@ -393,7 +394,7 @@ mod tests {
     #[test]
     fn every_run_fails_on_what_a_user_calls_a_failure_unless_the_scenario_says_otherwise() {
         let names = |rest| defaults(&scenario(rest)).iter().map(ToString::to_string).collect::<Vec<_>>();
-        assert_eq!(names("").len(), 9);
+        assert_eq!(names("").len(), 11);
         let own = names(", thresholds: ['refused < 10', 'unresolved > 3']");
         assert!(own.iter().all(|name| !name.starts_with("refused") && !name.starts_with("unresolved")), "{own:?}");
         let with_faults = names(", faults: [{at: 1s, do: kill chat-1}]");

@@ -145,6 +145,31 @@ pub(crate) const MODES: &[Mode] = &[
         ..Mode::LIE
     },
     Mode {
+        name: "lie::removals_answer_500",
+        scenario: scenarios::CHURN,
+        lie: Lie {
+            request: |p, call| fail(p, matches!(call.api, Endpoint::RemoveMember(..)), Answer::internal),
+            ..Lie::NONE
+        },
+        expect: Expect::failed("http_errors", &[("http_errors", Is("lies"))]),
+        takes_s: 40,
+        ..Mode::LIE
+    },
+    Mode {
+        name: "lie::members_are_refused_their_pages",
+        lie: Lie {
+            server: leave_behind,
+            request: |p, call| {
+                let is_one = call.device_page().is_some() && p.one_in("page", 2);
+                fail(p, is_one, || Answer::error(403, ErrorCode::NotAMember, None))
+            },
+            ..Lie::NONE
+        },
+        expect: Expect::failed("http_errors", &[("http_errors", Is("lies")), ("lost", Number(0))]),
+        takes_s: 20,
+        ..Mode::LIE
+    },
+    Mode {
         name: "lie::throttled_for_8_seconds",
         lie: Lie {
             request: |p, call| {

@@ -210,6 +210,29 @@ pub(crate) const MODES: &[Mode] = &[
         takes_s: 20,
         ..Mode::LIE
     },
+    // Whatever page is asked for, the first one comes: nobody gets to the end.
+    Mode {
+        name: "lie::the_first_page_for_ever",
+        lie: Lie {
+            request: |p, call| {
+                if call.audit_page().is_some() {
+                    p.lied();
+                    call.ask_after(0);
+                }
+                crate::proxy::http::Reply::Pass
+            },
+            answer: |_, call, answer| {
+                if call.audit_page().is_some() {
+                    answer.edit_page(|page| page.has_more = true);
+                }
+            },
+            ..Lie::NONE
+        },
+        expect: Expect::failed("unaudited", &[("unaudited", Is("conversations"))])
+            .extra(|p, _| super::answers::within_budget(p, "messages", 250)),
+        takes_s: 40,
+        ..Mode::LIE
+    },
     Mode {
         name: "lie::inbox_has_more_for_ever",
         lie: Lie {

@@ -54,6 +54,26 @@ pub(crate) const MODES: &[Mode] = &[
         p.lied();
         Upgrade::WrongKey
     }),
+    // The second try gets through: nobody stays out, and everybody had to try again.
+    Mode {
+        name: "lie::upgrades_fail_at_times",
+        scenario: scenarios::BRIEF,
+        lie: Lie {
+            connect: |p, _| {
+                if p.one_in("upgrade", 3) {
+                    p.lied();
+                    return Upgrade::Refuse(500);
+                }
+                Upgrade::Through
+            },
+            ..Lie::NONE
+        },
+        expect: Expect::failed(
+            "connects_failed",
+            &[("connects_failed", Is("lies")), ("never_connected", Number(0)), ("lost", Number(0))],
+        ),
+        ..Mode::LIE
+    },
     Mode {
         name: "lie::cut_every_second",
         scenario: scenarios::BRIEF,

@@ -123,7 +123,11 @@ impl Judge<'_> {
         } else {
             let wrong = Finding::Wrong(self.watcher, pair.friend, PresenceState::Offline, Some(silence_us));
             let explained_by = beats.crossed(self.now_us).map_or(NEVER, |(_, needs_us)| needs_us);
-            self.accuse(wrong, if beats.is_doubtful() { 0 } else { explained_by });
+            // Beats of a whole silence may lie before a server that stands still.
+            let silent_from_us = self.now_us.saturating_sub(OFFLINE_EARLIEST_US);
+            let is_explained =
+                beats.is_doubtful() || self.presence.was_disturbed_throughout(silent_from_us, self.now_us);
+            self.accuse(wrong, if is_explained { 0 } else { explained_by });
             // Not of a silence: whatever comes next is no contradiction of this one.
             pair.offline_of_us = 0;
         }

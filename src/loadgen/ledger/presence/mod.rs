@@ -217,6 +217,12 @@ impl Presence {
         disturbed.iter().any(|(from, until)| *from <= until_us && from_us <= *until)
     }
 
+    /// Whether one fault lasted from a time to another.
+    fn was_disturbed_throughout(&self, from_us: u64, until_us: u64) -> bool {
+        let disturbed = self.disturbed.lock().expect("no panic while held");
+        disturbed.iter().any(|(from, until)| *from <= from_us && until_us <= *until)
+    }
+
     /// A device of a user is about to beat, `late_us` after it was due. Must be called before anybody can be told.
     pub(in crate::loadgen) fn on_beat(&self, user: u32, now_us: u64, late_us: u64) -> Vec<Finding> {
         if self.users.is_empty() {
