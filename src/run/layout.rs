@@ -2,116 +2,132 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
+use std::str::FromStr;
 
-use chatctl::loadgen::Scenario;
-use chatctl::loadgen::scenario::EngineChoice;
-use chatctl::report;
-use chatctl::runtime::limits::{self, Limit, Machine, Need, State};
-use chatctl::runtime::machine;
+use crate::loadgen::scenario::EngineChoice;
+use crate::loadgen::{Scenario, Target};
+use crate::report;
+use crate::run::{Error, Notice};
+use crate::runtime::limits::{self, Limit, Machine, Need, State};
+use crate::runtime::machine;
 
-use crate::doctor;
-use crate::exit::Failure;
-
-/// What runs against.
-#[derive(clap::Args)]
-pub(crate) struct Against {
-    /// API address of a running stack; without it a stack is started for the run
-    #[arg(long, value_name = "URL", env = "CHATCTL_TARGET")]
-    pub(crate) target: Option<String>,
-    #[command(flatten)]
-    pub(crate) at: crate::control::At,
-    /// Generators: a number of processes of this machine, or the addresses of `chatctl worker --listen` as a:port,b:port; without
-    /// it as many processes as the connections need
-    #[arg(long, value_name = "N|ADDRESSES")]
-    workers: Option<String>,
-    /// Addresses of this machine that connections come from, as 10.0.0.5,10.0.0.6 or 10.0.0.5-10.0.0.9; on loopback they are chosen
-    #[arg(long, value_name = "LIST", value_parser = parse_addresses)]
-    source_addresses: Option<Sources>,
-    /// File with the secret shared with workers on other machines
-    #[arg(long, value_name = "FILE", env = "CHATCTL_WORKER_SECRET_FILE")]
-    pub(crate) secret_file: Option<PathBuf>,
-    /// Runs even where a limit of this machine is short
-    #[arg(long)]
-    force: bool,
+/// Where a run's target and its generators are.
+#[derive(Debug, Clone, Default)]
+pub struct Layout {
+    /// Address of a running stack; without it a stack is started for the run.
+    pub target: Option<Target>,
+    /// Folder of a stack that `chatctl up` runs: faults of a scenario reach it there, if it is the target.
+    pub stack_folder: PathBuf,
+    /// Who simulates the users.
+    pub generators: Generators,
+    /// Addresses of this machine that connections come from; without them they are chosen where the stack is on loopback.
+    pub sources: Option<SourceAddresses>,
+    /// File with the secret shared with workers on other machines; without it the user's own.
+    pub secret_file: Option<PathBuf>,
+    /// Runs even where a limit of this machine is short.
+    pub is_forced: bool,
 }
 
-/// A list of addresses.
-#[derive(Debug, Clone)]
-pub(crate) struct Sources(Vec<IpAddr>);
-
-/// Most addresses of one list.
-const SOURCES_MAX: u32 = 65_536;
-
-fn parse_addresses(text: &str) -> Result<Sources, String> {
-    let address = |part: &str| part.trim().parse::<IpAddr>().map_err(|e| format!("{part:?} is no address: {e}"));
-    let mut all = Vec::new();
-    for part in text.split(',') {
-        match part.split_once('-') {
-            None => all.push(address(part)?),
-            Some((from, to)) => match (address(from)?, address(to)?) {
-                (IpAddr::V4(from), IpAddr::V4(to)) if from <= to && u32::from(to) - u32::from(from) < SOURCES_MAX => {
-                    all.extend((u32::from(from)..=u32::from(to)).map(|n| IpAddr::V4(Ipv4Addr::from(n))));
-                }
-                _ => {
-                    return Err(format!(
-                        "{part:?}: a range goes from a lower IPv4 address to a higher one, at most 65536"
-                    ));
-                }
-            },
-        }
-    }
-    Ok(Sources(all))
-}
-
-/// Who simulates the users.
-enum Generators {
-    /// This process, or as many processes as the connections need.
-    Auto,
-    /// Processes of this machine.
-    Here(usize),
-    /// Workers that listen.
-    There(Vec<String>),
-}
-
-impl Against {
-    fn generators(&self) -> Result<Generators, Failure> {
-        let Some(text) = &self.workers else { return Ok(Generators::Auto) };
-        if let Ok(count) = text.parse::<usize>() {
-            if !(1..=1_000).contains(&count) {
-                return Err(Failure::usage(format!("--workers {count}: valid are 1 to 1000, or addresses")));
+impl Layout {
+    /// Refuses settings that exclude each other.
+    ///
+    /// # Errors
+    /// Names the setting.
+    pub fn check(&self) -> Result<(), Error> {
+        match (&self.generators, &self.sources) {
+            (Generators::Remote(_), Some(SourceAddresses(all))) => {
+                Err(Error::usage("they are for generators of this machine")
+                    .at(format!("--source-addresses with {} addresses", all.len())))
             }
-            return Ok(Generators::Here(count));
+            (Generators::Auto | Generators::Local(_) | Generators::Remote(_), _) => Ok(()),
         }
-        let addresses: Vec<String> = text.split(',').map(|a| a.trim().to_owned()).collect();
-        if let Some(wrong) =
-            addresses.iter().find(|a| a.rsplit_once(':').is_none_or(|(_, p)| p.parse::<u16>().is_err()))
-        {
-            return Err(Failure::usage(format!(
-                "--workers {wrong:?}: write a number, or addresses as host:port,host:port"
-            )));
-        }
-        Ok(Generators::There(addresses))
     }
 
     /// Parts that the run is known to be cut into.
-    pub(crate) fn parts(&self) -> Result<usize, Failure> {
-        let generators = self.generators()?;
-        if let (Generators::There(_), Some(Sources(all))) = (&generators, &self.source_addresses) {
-            return Err(Failure::usage(format!(
-                "--source-addresses with {} addresses: they are for generators of this machine",
-                all.len()
-            )));
-        }
-        Ok(match generators {
+    #[must_use]
+    pub fn parts(&self) -> usize {
+        match &self.generators {
             Generators::Auto => 1,
-            Generators::Here(count) => count,
-            Generators::There(addresses) => addresses.len(),
-        })
+            Generators::Local(count) => *count,
+            Generators::Remote(addresses) => addresses.len(),
+        }
     }
 
     /// Whether a stack is started for the run.
-    pub(crate) fn has_own_stack(&self) -> bool {
+    #[must_use]
+    pub fn has_own_stack(&self) -> bool {
         self.target.is_none()
+    }
+}
+
+/// Who simulates the users.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Generators {
+    /// This process, or as many processes as the connections need.
+    #[default]
+    Auto,
+    /// A number of processes of this machine.
+    Local(usize),
+    /// Workers that listen, as `host:port`.
+    Remote(Vec<String>),
+}
+
+/// Most generators of one machine.
+const LOCAL_MAX: usize = 1_000;
+
+impl FromStr for Generators {
+    type Err = Error;
+
+    /// Reads a number, or addresses as `host:port,host:port`.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        if let Ok(count) = text.parse::<usize>() {
+            if !(1..=LOCAL_MAX).contains(&count) {
+                return Err(Error::usage("valid are 1 to 1000, or addresses").at(format!("--workers {count}")));
+            }
+            return Ok(Self::Local(count));
+        }
+        let addresses: Vec<String> = text.split(',').map(|a| a.trim().to_owned()).collect();
+        let is_address = |a: &str| a.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+        match addresses.iter().find(|a| !is_address(a)) {
+            None => Ok(Self::Remote(addresses)),
+            Some(wrong) => {
+                Err(Error::usage("write a number, or addresses as host:port,host:port")
+                    .at(format!("--workers {wrong:?}")))
+            }
+        }
+    }
+}
+
+/// Addresses that connections come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceAddresses(Vec<IpAddr>);
+
+/// Most addresses of one range.
+const RANGE_MAX: u32 = 65_536;
+
+impl FromStr for SourceAddresses {
+    type Err = String;
+
+    /// Reads a list of addresses and of ranges, as `10.0.0.5,10.0.1.0-10.0.1.9`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let address = |part: &str| part.trim().parse::<IpAddr>().map_err(|e| format!("{part:?} is no address: {e}"));
+        let mut all = Vec::new();
+        for part in text.split(',') {
+            match part.split_once('-') {
+                None => all.push(address(part)?),
+                Some((from, to)) => match (address(from)?, address(to)?) {
+                    (IpAddr::V4(from), IpAddr::V4(to)) if from <= to && u32::from(to) - u32::from(from) < RANGE_MAX => {
+                        all.extend((u32::from(from)..=u32::from(to)).map(|n| IpAddr::V4(Ipv4Addr::from(n))));
+                    }
+                    (IpAddr::V4(_) | IpAddr::V6(_), _) => {
+                        return Err(format!(
+                            "{part:?}: a range goes from a lower IPv4 address to a higher one, at most 65536"
+                        ));
+                    }
+                },
+            }
+        }
+        Ok(Self(all))
     }
 }
 
@@ -135,8 +151,8 @@ fn need(scenario: &Scenario, has_servers: bool) -> Need {
     }
 }
 
-/// Lowers users and raises servers to what fits; returns what was changed, in words.
-pub(crate) fn scale_to_fit(scenario: &mut Scenario, machine: &Machine, has_own_stack: bool) -> Vec<String> {
+/// Lowers users and raises servers to what fits; returns what was changed.
+pub(super) fn scale_to_fit(scenario: &mut Scenario, machine: &Machine, has_own_stack: bool) -> Vec<Notice> {
     let mut notes = Vec::new();
     let devices_each = u64::from(scenario.population.devices_per_user.max);
     let per_process = machine.connections_per_process();
@@ -155,53 +171,54 @@ pub(crate) fn scale_to_fit(scenario: &mut Scenario, machine: &Machine, has_own_s
     let most = if most > 10_000 { most / 1_000 * 1_000 } else { most };
     if scenario.connections_max() > most {
         let users = (most / devices_each) as u32;
-        notes.push(format!(
-            "fits       {} of {} users fit on this machine (`chatctl doctor --connections {} --heartbeat {}s --connect-over {}s` says why)",
-            report::human_count(users.into()),
-            report::human_count(scenario.population.users.into()),
-            scenario.connections_max(),
-            scenario.heartbeat.as_secs(),
-            scenario.connect_over.as_secs()
-        ));
+        notes.push(Notice::UsersLowered {
+            asked: scenario.population.users,
+            fit: users,
+            connections: scenario.connections_max(),
+            heartbeat: scenario.heartbeat,
+            connect_over: scenario.connect_over,
+        });
         scenario.population.users = users;
     }
     if has_own_stack && !is_embedded {
         let needed = scenario.connections_max().div_ceil((per_process * PLANNED_PERCENT / 100).max(1)) as usize;
         if needed > scenario.stack.chat_servers {
-            notes.push(format!(
-                "servers    {needed} chat servers, since one process may hold {per_process} connections"
-            ));
+            notes.push(Notice::ServersRaised { chat_servers: needed, connections_each: per_process });
             scenario.stack.chat_servers = needed;
         }
     }
     notes
 }
 
-/// How the generators of a run are laid out.
-pub(crate) struct Plan {
+/// How the generators of a run are started and reached.
+pub(super) struct GeneratorPlan {
     /// Generators in processes of their own on this machine; 0: in this process.
-    pub(crate) processes: usize,
+    pub(super) processes: usize,
     /// Workers that listen.
-    pub(crate) addresses: Vec<String>,
+    pub(super) addresses: Vec<String>,
     /// Addresses that each generator's connections come from.
-    pub(crate) sources: Vec<Vec<IpAddr>>,
+    pub(super) sources: Vec<Vec<IpAddr>>,
 }
 
-/// Holds the run against the machine; says before it begins what can't fit.
-pub(crate) fn plan(
+/// Compares what the run needs with what the machine has.
+///
+/// # Errors
+/// When a limit of the machine is short and the layout is not forced; it names each limit with its fix. When settings exclude
+/// each other, and when a source address is not this machine's.
+pub(super) fn plan(
     scenario: &Scenario,
     machine: &Machine,
-    against: &Against,
-    note: impl Fn(&str),
-) -> Result<Plan, Failure> {
-    let own_stack = against.has_own_stack();
-    against.parts()?;
+    layout: &Layout,
+    notify: impl Fn(Notice),
+) -> Result<GeneratorPlan, Error> {
+    let own_stack = layout.has_own_stack();
+    layout.check()?;
     let is_in_process = own_stack && scenario.stack.engines == EngineChoice::Embedded;
     let devices = scenario.connections_max();
     let files = machine::raise_open_files();
-    let (processes, addresses) = match against.generators()? {
-        Generators::Here(count) => (count, Vec::new()),
-        Generators::There(addresses) => (0, addresses),
+    let (processes, addresses) = match &layout.generators {
+        Generators::Local(count) => (*count, Vec::new()),
+        Generators::Remote(addresses) => (0, addresses.clone()),
         Generators::Auto => {
             // Both ends in this process, where the stack is in it.
             let ends = if is_in_process { 2 } else { 1 };
@@ -213,15 +230,15 @@ pub(crate) fn plan(
     let mut limits = if is_elsewhere { Vec::new() } else { machine.limits(need(scenario, own_stack)) };
     limits.extend(own_stack.then(|| server_files(scenario, machine, processes + addresses.len() > 0, files)));
     if devices > MANY && !is_elsewhere {
-        note(&doctor::table(&limits, devices));
+        notify(Notice::Limits { limits: limits.clone(), connections: devices });
     }
     let short: Vec<&Limit> = limits.iter().filter(|l| l.state == State::Short).collect();
-    if !short.is_empty() && !against.force {
+    if !short.is_empty() && !layout.is_forced {
         let rows = short.iter().map(|l| {
             let allows = l.allows.map_or(String::new(), |n| format!(", enough for {}", report::human_count(n)));
             format!("\n  {}: {}{allows}; {}", l.what, l.now, l.fix)
         });
-        return Err(Failure::environment(format!(
+        return Err(Error::environment(format!(
             "{} connections do not fit on this machine:{}\nlower population.users, change the setting, or run anyway with --force",
             report::human_count(devices),
             rows.collect::<String>()
@@ -229,8 +246,8 @@ pub(crate) fn plan(
     }
     let generators = processes.max(addresses.len()).max(1) as u64;
     let each = devices.div_ceil(generators);
-    let sources = match &against.source_addresses {
-        Some(Sources(all)) => {
+    let sources = match &layout.sources {
+        Some(SourceAddresses(all)) => {
             check_sources(all)?;
             shared_out(all, generators as usize)
         }
@@ -241,15 +258,15 @@ pub(crate) fn plan(
         }
         None => vec![Vec::new(); generators as usize],
     };
-    Ok(Plan { processes, addresses, sources })
+    Ok(GeneratorPlan { processes, addresses, sources })
 }
 
 /// Finds out before the run whether all addresses are this machine's.
-fn check_sources(all: &[IpAddr]) -> Result<(), Failure> {
+fn check_sources(all: &[IpAddr]) -> Result<(), Error> {
     for address in all {
         // Nothing is sent: binding is enough to know.
         std::net::UdpSocket::bind((*address, 0)).map_err(|e| {
-            Failure::usage(format!("--source-addresses {address}: {e}; it must be an address of this machine"))
+            Error::usage(e).at(format!("--source-addresses {address}")).fix("it must be an address of this machine")
         })?;
     }
     Ok(())
@@ -294,7 +311,9 @@ mod tests {
 
     #[test]
     fn addresses_are_lists_and_ranges() {
-        let parsed = |text| parse_addresses(text).map(|s| s.0.iter().map(ToString::to_string).collect::<Vec<_>>());
+        let parsed = |text: &str| {
+            text.parse::<SourceAddresses>().map(|s| s.0.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
         assert_eq!(
             parsed("10.0.0.254-10.0.1.1,::1").expect("valid"),
             ["10.0.0.254", "10.0.0.255", "10.0.1.0", "10.0.1.1", "::1"]
@@ -305,8 +324,20 @@ mod tests {
     }
 
     #[test]
+    fn generators_are_a_number_or_addresses() {
+        let parsed = |text: &str| text.parse::<Generators>().map_err(|e| e.to_string());
+        assert_eq!(parsed("4"), Ok(Generators::Local(4)));
+        assert_eq!(parsed("a:1, b:2"), Ok(Generators::Remote(vec!["a:1".to_owned(), "b:2".to_owned()])));
+        assert_eq!(parsed("0"), Err("--workers 0: valid are 1 to 1000, or addresses".to_owned()));
+        assert!(parsed("a:1,b").is_err_and(|e| e.starts_with("--workers \"b\": write a number")));
+        let sources = Some("127.0.0.1".parse::<SourceAddresses>().expect("valid"));
+        let layout = Layout { generators: Generators::Remote(vec!["a:1".to_owned()]), sources, ..Layout::default() };
+        assert!(layout.check().is_err_and(|e| e.to_string().starts_with("--source-addresses with 1 addresses: ")));
+    }
+
+    #[test]
     fn addresses_are_shared_out_without_overlap_where_there_are_enough() {
-        let all = parse_addresses("127.0.0.1-127.0.0.5").expect("valid").0;
+        let all = "127.0.0.1-127.0.0.5".parse::<SourceAddresses>().expect("valid").0;
         let parts = shared_out(&all, 2);
         assert_eq!(parts.iter().map(Vec::len).collect::<Vec<_>>(), [3, 2]);
         assert!(parts[0].iter().all(|a| !parts[1].contains(a)));

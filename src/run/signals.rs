@@ -1,17 +1,20 @@
 //! Signals that stop what runs: ctrl-c, SIGTERM, and SIGHUP when the terminal or the session goes away.
 
-use chatctl::runtime::{Tasks, temporary};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::exit::{self, Failure};
+use crate::run::Error;
+use crate::runtime::Tasks;
 
 /// Opens each of them. One that whoever started this process has it ignore (`nohup`) stays ignored.
-pub(crate) fn stops() -> Result<Vec<Signal>, Failure> {
+///
+/// # Errors
+/// When the system refuses one.
+pub fn stops() -> Result<Vec<Signal>, Error> {
     let mut kinds = vec![SignalKind::interrupt(), SignalKind::terminate()];
     if !is_ignored(SignalKind::hangup()) {
         kinds.push(SignalKind::hangup());
     }
-    kinds.into_iter().map(|kind| signal(kind).map_err(Failure::environment)).collect()
+    kinds.into_iter().map(|kind| signal(kind).map_err(Error::environment)).collect()
 }
 
 /// Whether this process was started with a signal ignored. Asked before a handler of ours replaces that.
@@ -23,7 +26,7 @@ fn is_ignored(kind: SignalKind) -> bool {
 }
 
 /// Waits for the next of some signals.
-pub(crate) async fn next(signals: &mut [Signal]) {
+pub async fn next(signals: &mut [Signal]) {
     std::future::poll_fn(|context| {
         let is_any = signals.iter_mut().any(|signal| signal.poll_recv(context).is_ready());
         if is_any { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
@@ -31,18 +34,18 @@ pub(crate) async fn next(signals: &mut [Signal]) {
     .await;
 }
 
-/// The first signal interrupts the run, the second ends the process.
-pub(crate) fn watch(interrupt: &Tasks) -> Result<(), Failure> {
+/// The first signal interrupts the run; each one after it calls `end`, which ends the process.
+///
+/// # Errors
+/// When the system refuses a signal.
+pub fn watch(interrupt: &Tasks, end: impl Fn() + Send + 'static) -> Result<(), Error> {
     let mut signals = stops()?;
     let interrupt = interrupt.clone();
     Tasks::new().spawn("load.signals", async move {
         loop {
             next(&mut signals).await;
             if interrupt.is_stopped() {
-                // Not `restore`: it prints what goes wrong, and panics where nobody reads standard error any more.
-                let _ = ratatui::try_restore();
-                temporary::remove_all();
-                std::process::exit(exit::INTERRUPTED.into());
+                end();
             }
             interrupt.stop();
         }

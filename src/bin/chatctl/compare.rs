@@ -1,14 +1,14 @@
 //! `chatctl compare`: the results of two builds compared. And how `compare` and `check` report: text, files, exit code.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use chatctl::loadgen::result::RunResult;
 use chatctl::report;
 use chatctl::report::compare::{self, Answer, Comparison, Limits, Rules, Sides};
+use chatctl::run::results::read_all;
+use chatctl::run::writable;
 
 use crate::exit::{self, Failure};
 use crate::output::outln;
-use crate::writable;
 
 /// How the outcome is reported.
 #[derive(clap::Args)]
@@ -137,25 +137,6 @@ pub(crate) fn run_compare(args: CompareArgs) -> Result<u8, Failure> {
     let mut comparison = compare::compare(&sides, args.reporting.rules());
     comparison.notes.extend(difference);
     args.reporting.report(&comparison)
-}
-
-/// The results of a file, of a run's folder, or of all runs in a folder.
-pub(crate) fn read_all(path: &Path) -> Result<Vec<RunResult>, Failure> {
-    let read = |path: &Path| report::read(path).map_err(Failure::usage);
-    if path.is_dir() && !path.join("result.json").exists() {
-        let entries = std::fs::read_dir(path).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
-        let mut paths: Vec<PathBuf> = entries
-            .flatten()
-            .map(|entry| entry.path())
-            .filter(|p| p.join("result.json").exists() || p.extension().is_some_and(|e| e == "json"))
-            .collect();
-        paths.sort();
-        if paths.is_empty() {
-            return Err(Failure::usage(format!("{}: there is no result of chatctl load in it", path.display())));
-        }
-        return paths.iter().map(|p| read(p)).collect();
-    }
-    Ok(vec![read(path)?])
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use chatctl::report::human_count;
 use chatctl::runtime::limits::{Limit, Machine, Need, Ports, State};
 use chatctl::stack::profile::Profile;
 
+use crate::cli::Output;
 use crate::exit::{self, Failure};
 use crate::output::outln;
 use crate::table::Table;
@@ -28,8 +29,8 @@ pub(crate) struct Args {
     #[arg(long)]
     generator_only: bool,
     /// How to show it
-    #[arg(long, short, value_enum, default_value_t = crate::control::Output::Table)]
-    output: crate::control::Output,
+    #[arg(long, short, value_enum, default_value_t = Output::Table)]
+    output: Output,
 }
 
 pub(crate) fn run(args: Args) -> Result<u8, Failure> {
@@ -39,8 +40,8 @@ pub(crate) fn run(args: Args) -> Result<u8, Failure> {
     let mut limits = machine.limits(need);
     limits.push(listeners(&machine.ports));
     match args.output {
-        crate::control::Output::Table => outln!("{}", table(&limits, args.connections)),
-        crate::control::Output::Json => {
+        Output::Table => outln!("{}", table(&limits, args.connections)),
+        Output::Json => {
             let text = serde_json::to_string_pretty(&limits).map_err(Failure::environment)?;
             outln!("{text}");
         }

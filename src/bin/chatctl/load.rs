@@ -7,17 +7,16 @@ use std::path::{Path, PathBuf};
 use chatctl::loadgen::Scenario;
 use chatctl::loadgen::result::RunResult;
 use chatctl::report::{self, summary};
+use chatctl::run::{self, FinishedRun, Layout, RunSettings, preflight, runner, writable};
 use chatctl::runtime::Tasks;
 
-use crate::display::{self, Ui};
+use crate::cli::{LayoutArgs, Ui};
+use crate::display::Display;
 use crate::exit::{self, Failure};
-use crate::layout::Against;
 use crate::output::{errln, outln};
-use crate::preflight;
-use crate::runner::{self, Outcome, Setting};
+use crate::signals;
 use crate::table::Table;
 use crate::up::init_logging;
-use crate::writable;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -25,7 +24,7 @@ pub(crate) struct Args {
     #[arg(required = true, value_name = "SCENARIO")]
     scenarios: Vec<PathBuf>,
     #[command(flatten)]
-    against: Against,
+    layout: LayoutArgs,
     /// Folder for report.html, result.json, CSV and .hlog files; with several scenarios, a folder in it for each
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -53,14 +52,9 @@ struct Done {
 }
 
 pub(crate) fn run(args: Args) -> Result<u8, Failure> {
-    let scenarios = args.scenarios.iter().map(|path| read(path, &args)).collect::<Result<Vec<_>, _>>()?;
+    let layout = args.layout.layout()?;
     let runtime = runner::runtime()?;
-    runtime.block_on(async {
-        for (path, scenario) in args.scenarios.iter().zip(&scenarios) {
-            preflight::check(path, scenario, &args.against).await?;
-        }
-        Ok::<(), Failure>(())
-    })?;
+    let scenarios = runtime.block_on(preflight::read(&args.scenarios, args.seed, &layout))?;
     if args.check {
         for (path, scenario) in args.scenarios.iter().zip(&scenarios) {
             outln!("{}: valid, {:.0} s", path.display(), scenario.duration().as_secs_f64());
@@ -68,20 +62,21 @@ pub(crate) fn run(args: Args) -> Result<u8, Failure> {
         return Ok(exit::PASS);
     }
     probe(&scenarios, &args)?;
-    let ui = display::choose_ui(args.ui);
-    if ui != Ui::Tui {
+    let display = Display::choose(args.ui);
+    if display != Display::Screen {
         init_logging();
     }
     let interrupt = Tasks::new();
-    runtime.block_on(async { runner::watch_signals(&interrupt) })?;
+    runtime.block_on(async { signals::watch(&interrupt) })?;
+    let run = |scenario: &Scenario, out: Option<PathBuf>| {
+        runtime.block_on(run_one(scenario, &args, &layout, display, out.as_deref(), &interrupt))
+    };
     if let [scenario] = &scenarios[..] {
-        let out = args.out.clone();
-        return runtime.block_on(run_one(scenario, &args, ui, out.as_deref(), &interrupt)).map(|done| done.code);
+        return run(scenario, args.out.clone()).map(|done| done.code);
     }
     let mut outcomes = Vec::new();
     for scenario in &scenarios {
-        let out = args.out.as_ref().map(|folder| folder.join(&scenario.name));
-        let outcome = runtime.block_on(run_one(scenario, &args, ui, out.as_deref(), &interrupt));
+        let outcome = run(scenario, args.out.as_ref().map(|folder| folder.join(&scenario.name)));
         if let Err(failure) = &outcome {
             errln!("chatctl: {}: {}", scenario.name, failure.message);
         }
@@ -123,12 +118,6 @@ fn probe(scenarios: &[Scenario], args: &Args) -> Result<(), Failure> {
     Ok(())
 }
 
-fn read(path: &Path, args: &Args) -> Result<Scenario, Failure> {
-    let mut scenario = Scenario::read(path).map_err(Failure::usage)?;
-    scenario.seed = args.seed.unwrap_or(scenario.seed);
-    Ok(scenario)
-}
-
 /// Where a scenario's events go.
 fn history(scenario: &Scenario, args: &Args) -> Option<PathBuf> {
     let path = args.history.as_ref()?;
@@ -139,13 +128,14 @@ fn history(scenario: &Scenario, args: &Args) -> Option<PathBuf> {
 async fn run_one(
     scenario: &Scenario,
     args: &Args,
-    ui: Ui,
+    layout: &Layout,
+    display: Display,
     out: Option<&Path>,
     interrupt: &Tasks,
 ) -> Result<Done, Failure> {
-    let (against, history) = (&args.against, history(scenario, args));
-    let setting = Setting { against, ui, history, out, metrics: args.metrics, interrupt };
-    let Outcome { result, series, logs, mut problems } = runner::run(scenario, &setting).await?;
+    let (observer, history) = (display.observer(interrupt), history(scenario, args));
+    let settings = RunSettings { layout, observer, history, out, metrics: args.metrics, interrupt };
+    let FinishedRun { result, series, logs, mut problems } = run::run(scenario, &settings).await?;
     outln!("\n{}", summary::render(&result, summary::Style::of_output()).trim_end());
     if let Some(folder) = out {
         problems.extend(report::write_all(folder, &result, &series).err().map(|e| e.to_string()));

@@ -3,41 +3,26 @@
 // They panic when the reader went away.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
-#[path = "../../run/check/baseline.rs"]
-mod baseline;
 mod capacity;
 mod check;
-#[path = "../../run/child_run.rs"]
-mod child_run;
+mod cli;
 mod compare;
 mod config;
 mod control;
 mod display;
 mod doctor;
 mod exit;
-#[path = "../../run/layout.rs"]
-mod layout;
 mod load;
-#[path = "../../run/metrics.rs"]
-mod metrics;
 mod migrate;
 mod output;
-#[path = "../../run/own_stack.rs"]
-mod own_stack;
 mod plan;
-#[path = "../../run/preflight.rs"]
-mod preflight;
+mod progress;
 mod report;
-#[path = "../../run/runner.rs"]
-mod runner;
-#[path = "../../run/signals.rs"]
 mod signals;
 mod table;
 mod up;
 mod up_processes;
 mod worker;
-#[path = "../../run/writable.rs"]
-mod writable;
 
 use clap::{Parser, Subcommand};
 

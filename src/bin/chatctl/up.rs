@@ -5,15 +5,15 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use chatctl::backends::registry::Role;
+use chatctl::run::{Error, signals};
 use chatctl::runtime::files::{self, SETTINGS_BYTES_MAX};
 use chatctl::runtime::machine;
 use chatctl::stack::profile::Profile;
 use chatctl::stack::{Config, Stack};
 
-use crate::control::At;
+use crate::cli::StackLocation;
 use crate::exit::{self, Failure};
 use crate::output::{errln, outln};
-use crate::signals;
 use crate::up_processes;
 
 /// Settings of `up` and `serve` alike; flags override the file.
@@ -54,7 +54,7 @@ pub(crate) struct UpArgs {
     #[arg(long, short)]
     detach: bool,
     #[command(flatten)]
-    at: At,
+    at: StackLocation,
     /// Number of chat servers
     #[arg(long, value_name = "N", env = "CHATCTL_CHAT_SERVERS")]
     chat_servers: Option<usize>,
@@ -126,7 +126,7 @@ pub(crate) fn run_up(args: UpArgs) -> Result<u8, Failure> {
     config.gateways = args.gateways.unwrap_or(config.gateways);
     config.processes.enabled |= args.processes;
     if config.processes.enabled {
-        let why = if args.profile == Some(Profile::Engines) { Failure::of_local_engines } else { Failure::from };
+        let why = if args.profile == Some(Profile::Engines) { Error::of_local_engines } else { Error::from };
         return up_processes::run(config, &args.at.stack, args.detach, why);
     }
     if args.detach {
