@@ -1,8 +1,10 @@
 //! Flags that several verbs share, and what they mean to a run.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use chatctl::run::{Layout, SourceAddresses, preflight};
+use chatctl::runtime::files::{self, SETTINGS_BYTES_MAX};
+use chatctl::stack::Config;
 
 use crate::exit::Failure;
 
@@ -76,4 +78,11 @@ impl LayoutArgs {
         layout.check()?;
         Ok(layout)
     }
+}
+
+/// Reads a file with the settings of a stack.
+pub(crate) fn read_config(path: &Path) -> Result<Config, Failure> {
+    let text = files::read_text(path, SETTINGS_BYTES_MAX)
+        .map_err(|e| Failure::usage(format!("{}: {e}; give an existing file with --config", path.display())))?;
+    serde_saphyr::from_str(&text).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))
 }

@@ -13,8 +13,8 @@ use chatctl::tui;
 use tokio::sync::watch;
 
 use crate::cli::Ui;
-use crate::doctor;
 use crate::output::{self, errln, outln};
+use crate::table::limits_table;
 
 /// How a run is shown here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,7 +117,7 @@ fn text(notice: &Notice) -> String {
         Notice::ServersRaised { chat_servers, connections_each } => {
             format!("servers    {chat_servers} chat servers, since one process may hold {connections_each} connections")
         }
-        Notice::Limits { limits, connections } => doctor::table(limits, *connections),
+        Notice::Limits { limits, connections } => limits_table(limits, *connections),
         Notice::Stack(line) => line.clone(),
     }
 }

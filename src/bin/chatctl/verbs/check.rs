@@ -7,9 +7,9 @@ use chatctl::run::check::{Check, CheckSettings, check_scenario};
 use chatctl::run::runner;
 use chatctl::runtime::Tasks;
 
-use crate::compare::Reporting;
 use crate::exit::Failure;
 use crate::progress::ProgressLines;
+use crate::reporting::Reporting;
 use crate::signals;
 
 #[derive(clap::Args)]

@@ -11,10 +11,10 @@ use chatctl::stack::plan::{self, Constants, Demand, Line, Plan};
 use crate::cli::Output;
 use crate::exit::{self, Failure};
 use crate::output::outln;
+use crate::process::init_logging;
 use crate::progress::ProgressLines;
 use crate::signals;
 use crate::table::Table;
-use crate::up::init_logging;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {

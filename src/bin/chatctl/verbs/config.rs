@@ -8,9 +8,9 @@ use chatctl::stack::processes::control::{Client, Request};
 use clap::Subcommand;
 
 use crate::cli::StackLocation;
-use crate::control::block_on;
 use crate::exit::{self, Failure};
 use crate::output::out;
+use crate::process::block_on;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {

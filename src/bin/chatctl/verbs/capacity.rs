@@ -14,9 +14,9 @@ use chatctl::runtime::Tasks;
 use crate::cli::LayoutArgs;
 use crate::exit::{self, Failure};
 use crate::output::{errln, outln};
+use crate::process::init_logging;
 use crate::progress::ProgressLines;
 use crate::signals;
-use crate::up::init_logging;
 
 /// Highest rate of any trial, in messages per second: that of scenarios.
 const RATE_MAX: f64 = 1e6;

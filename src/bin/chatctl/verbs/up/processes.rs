@@ -14,7 +14,8 @@ use chatctl::stack::{Config, StackError, Supervisor};
 
 use crate::exit::{self, Failure};
 use crate::output::{errln, out, outln};
-use crate::up::{Stops, init_logging};
+use crate::process::init_logging;
+use crate::verbs::up::Stops;
 
 /// Longest that a stack in the background may take to serve.
 const DETACHED_START: Duration = Duration::from_mins(3);

@@ -9,8 +9,8 @@ use chatctl::runtime::{Tasks, machine, net};
 
 use crate::exit::{self, Failure};
 use crate::output::outln;
+use crate::process::init_logging;
 use crate::signals;
-use crate::up::init_logging;
 
 #[derive(clap::Args)]
 #[group(required = true, multiple = false, id = "where")]

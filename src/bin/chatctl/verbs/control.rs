@@ -14,6 +14,7 @@ use chatctl::stack::processes::{Phase, Status};
 use crate::cli::{Output, StackLocation};
 use crate::exit::{self, Failure};
 use crate::output::{self, out, outln};
+use crate::process::block_on;
 use crate::table::Table;
 
 #[derive(clap::Args)]
@@ -101,11 +102,6 @@ impl From<ControlError> for Failure {
     fn from(error: ControlError) -> Self {
         Self::environment(error)
     }
-}
-
-pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::environment)?;
-    runtime.block_on(future)
 }
 
 fn say(note: String) {

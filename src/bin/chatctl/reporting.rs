@@ -1,14 +1,13 @@
-//! `chatctl compare`: the results of two builds compared. And how `compare` and `check` report: text, files, exit code.
+//! How `compare` and `check` report a comparison: text, files, exit code.
 
 use std::path::PathBuf;
 
 use chatctl::report;
-use chatctl::report::compare::{self, Answer, Comparison, Limits, Rules, Sides};
-use chatctl::run::results::read_all;
+use chatctl::report::compare::{self, Answer, Comparison, Limits, Rules};
 use chatctl::run::writable;
 
 use crate::exit::{self, Failure};
-use crate::output::outln;
+use crate::output::{errln, outln};
 
 /// How the outcome is reported.
 #[derive(clap::Args)]
@@ -35,19 +34,6 @@ fn limit(text: &str) -> Result<(String, f64), String> {
     let percent: f64 = percent.trim_end_matches('%').trim().parse().map_err(|_| valid())?;
     let is_valid = Limits::NAMES.contains(&name) && (0.1..=1_000.0).contains(&percent);
     is_valid.then(|| (name.to_owned(), percent)).ok_or_else(valid)
-}
-
-#[derive(clap::Args)]
-pub(crate) struct CompareArgs {
-    /// The known build: a result.json, the folder of a run, or a folder of such folders
-    base: PathBuf,
-    /// The new build: the same
-    new: PathBuf,
-    /// Compare although the scenarios differ
-    #[arg(long)]
-    different_scenarios: bool,
-    #[command(flatten)]
-    reporting: Reporting,
 }
 
 impl Reporting {
@@ -103,7 +89,7 @@ impl Reporting {
         // A file that can't be written does not hide what was found.
         match self.write(comparison) {
             Err(failure) if code != exit::PASS => {
-                crate::output::errln!("chatctl: {}", failure.message);
+                errln!("chatctl: {}", failure.message);
                 Ok(code)
             }
             written => written.map(|()| code),
@@ -122,21 +108,6 @@ const fn code(answer: Answer) -> u8 {
         Answer::Failed => exit::THRESHOLD,
         Answer::Violated => exit::LEDGER,
     }
-}
-
-pub(crate) fn run_compare(args: CompareArgs) -> Result<u8, Failure> {
-    args.reporting.probe()?;
-    let (base, new) = (read_all(&args.base)?, read_all(&args.new)?);
-    let difference = compare::same_scenario(&base, &new).err();
-    if let (Some(difference), false) = (&difference, args.different_scenarios) {
-        let name = new.first().map(|r| r.scenario.clone()).unwrap_or_default();
-        let failure = Failure::usage(format!("{difference}; --different-scenarios compares them all the same"));
-        return Err(args.reporting.refuse(&name, failure));
-    }
-    let sides = Sides { base: &base, new: &new, are_interleaved: false };
-    let mut comparison = compare::compare(&sides, args.reporting.rules());
-    comparison.notes.extend(difference);
-    args.reporting.report(&comparison)
 }
 
 #[cfg(test)]

@@ -14,9 +14,9 @@ use crate::cli::{LayoutArgs, Ui};
 use crate::display::Display;
 use crate::exit::{self, Failure};
 use crate::output::{errln, outln};
+use crate::process::init_logging;
 use crate::signals;
 use crate::table::Table;
-use crate::up::init_logging;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
