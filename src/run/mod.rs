@@ -18,6 +18,7 @@
 //! | `observer` | what a run tells the one who started it |
 //! | `metrics` | the generator's own figures for Prometheus |
 //! | `signals` | what interrupts a run |
+//! | `files` | where the files of runs go |
 //! | `writable` | whether the files of a run can be written |
 
 pub mod calibration;
@@ -26,6 +27,7 @@ pub mod check;
 mod child_run;
 mod error;
 pub mod exit_code;
+mod files;
 mod layout;
 mod metrics;
 mod observer;
@@ -39,6 +41,7 @@ pub mod signals;
 pub mod writable;
 
 pub use error::{Error, ErrorKind};
+pub use files::RunFiles;
 pub use layout::{Generators, Layout, SourceAddresses};
 pub use observer::{Notice, Observer, Progress, ProgressObserver, RunLabel, Silent};
 pub use runner::{FinishedRun, RunSettings, run};
