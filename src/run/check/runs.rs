@@ -67,3 +67,68 @@ impl Runs<'_> {
         Ok(Err((last.0, format!("{} times: {}", REPEATS_MAX + 1, last.1))))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::loadgen::result::{SCHEMA_VERSION, Verdict};
+    use crate::report::json;
+
+    /// Counts the runs that begin and those that come to a verdict.
+    #[derive(Default)]
+    struct Counting(Mutex<(u32, u32)>);
+
+    impl ProgressObserver for Counting {
+        fn progress(&self, progress: Progress<'_>) {
+            let mut counts = self.0.lock().expect("no panic");
+            match progress {
+                Progress::RunBegins(_) => counts.0 += 1,
+                Progress::RunEnds(_) => counts.1 += 1,
+                other => panic!("{other:?} is not of a run with a verdict"),
+            }
+        }
+    }
+
+    /// What comes of a program whose runs have this verdict, and how many began and ended.
+    async fn ran(verdict: Verdict) -> (Result<Ran, Error>, (u32, u32)) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let program = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/child.sh"));
+        let (scenario, out) = (folder.path().join("scenario"), folder.path().join("out"));
+        std::fs::create_dir(&out).expect("a folder");
+        let result = RunResult { schema: SCHEMA_VERSION, verdict, ..RunResult::default() };
+        std::fs::write(folder.path().join("ready.json"), json::render(&result)).expect("writes");
+        std::fs::write(&scenario, format!("cd {} && cp ready.json out/result.json", folder.path().display()))
+            .expect("writes");
+        let (interrupt, observer) = (Tasks::new(), Counting::default());
+        let (load, target) = (Duration::ZERO, None);
+        let runs = Runs { scenario: &scenario, load, target, interrupt: &interrupt, observer: &observer };
+        let ran = runs.one(program, &out, RunLabel::WarmUp(None)).await;
+        let counts = *observer.0.lock().expect("no panic");
+        (ran, counts)
+    }
+
+    #[tokio::test]
+    async fn a_run_that_says_something_is_not_repeated() {
+        for verdict in [Verdict::Pass, Verdict::ThresholdFailed] {
+            let (ran, counts) = ran(verdict).await;
+            assert!(matches!(ran, Ok(Ok(result)) if result.verdict == verdict));
+            assert_eq!(counts, (1, 1));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_run_that_says_nothing_is_repeated_twice() {
+        let (ran, counts) = ran(Verdict::Invalid).await;
+        assert!(matches!(ran, Ok(Err((Defect::Invalid, why))) if why.starts_with("3 times: ")));
+        assert_eq!(counts, (3, 3));
+    }
+
+    #[tokio::test]
+    async fn a_run_that_was_interrupted_ends_the_others() {
+        let (ran, counts) = ran(Verdict::Interrupted).await;
+        assert!(ran.is_err_and(|error| error.kind == ErrorKind::Interrupted));
+        assert_eq!(counts, (1, 1));
+    }
+}
