@@ -29,9 +29,10 @@ pub async fn read(files: &[PathBuf], seed: Option<u64>, layout: &Layout) -> Resu
 /// was read from.
 ///
 /// # Errors
-/// Names the file, the line and the field that is wrong.
+/// Names the file, the line and the field that is wrong, or the settings of the layout that exclude each other.
 pub async fn check(file: &Path, scenario: &Scenario, layout: &Layout) -> Result<(), Error> {
     let placed = |path: &str, problem: String| refused(file, path, &problem);
+    layout.check()?;
     let parts = layout.parts();
     if parts > 1 {
         fleet::split(scenario, parts).map_err(|problem| placed("population", problem))?;

@@ -67,16 +67,14 @@ pub(crate) struct LayoutArgs {
 impl LayoutArgs {
     /// The layout that the flags ask for.
     pub(crate) fn layout(&self) -> Result<Layout, Failure> {
-        let layout = Layout {
+        Ok(Layout {
             target: preflight::target(self.target.as_deref())?,
             stack_folder: self.at.stack.clone(),
             generators: self.workers.as_deref().map(str::parse).transpose()?.unwrap_or_default(),
             sources: self.source_addresses.clone(),
             secret_file: self.secret_file.clone(),
             is_forced: self.force,
-        };
-        layout.check()?;
-        Ok(layout)
+        })
     }
 }
 
