@@ -20,4 +20,6 @@ pub mod loadgen;
 
 pub mod report;
 
+pub mod run;
+
 pub mod tui;

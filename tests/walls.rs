@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// Which rooms a room may name.
-const TABLE: [(&str, &[&str]); 9] = [
+const TABLE: [(&str, &[&str]); 10] = [
     ("protocol", &[]),
     ("telemetry", &[]),
     ("runtime", &["telemetry"]),
@@ -12,6 +12,7 @@ const TABLE: [(&str, &[&str]); 9] = [
     ("stack", &["protocol", "telemetry", "runtime", "backends", "server"]),
     ("loadgen", &["protocol", "runtime", "telemetry"]),
     ("report", &["loadgen", "telemetry", "runtime"]),
+    ("run", &["protocol", "telemetry", "runtime", "backends", "server", "stack", "loadgen", "report"]),
     ("tui", &["telemetry", "runtime"]),
 ];
 
@@ -26,18 +27,32 @@ fn files(folder: &Path, out: &mut Vec<PathBuf>) {
     }
 }
 
-/// Rooms that a text names as `crate::room`.
+/// Rooms that a text names as `crate::room`, or in a list `crate::{…}`.
 fn named_rooms(text: &str) -> Vec<&'static str> {
     let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
-    let names = |room: &&str| {
-        code.contains(&format!("crate::{room}::"))
-            || code.contains(&format!("crate::{room};"))
-            || code
-                .split("use crate::{")
-                .skip(1)
-                .any(|rest| rest.split('}').next().is_some_and(|list| list.contains(room)))
-    };
-    TABLE.iter().map(|(room, _)| *room).filter(names).collect()
+    let named: Vec<&str> = code.split("crate::").skip(1).flat_map(first_names).collect();
+    TABLE.iter().map(|(room, _)| *room).filter(|room| named.contains(room)).collect()
+}
+
+/// The names that a path goes on with: one, or those of a list, without what is below each of them.
+fn first_names(path: &str) -> Vec<&str> {
+    let name = |text: &str| text.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len());
+    let Some(list) = path.strip_prefix('{') else { return vec![&path[..name(path)]] };
+    let (mut names, mut depth, mut begins) = (Vec::new(), 0_usize, true);
+    for (at, c) in list.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => break,
+            '}' => depth -= 1,
+            ',' if depth == 0 => begins = true,
+            c if begins && !c.is_whitespace() => {
+                names.push(&list[at..at + name(&list[at..])]);
+                begins = false;
+            }
+            _ => {}
+        }
+    }
+    names
 }
 
 fn violations(room: &str, allowed: &[&str], text: &str) -> Vec<&'static str> {
@@ -89,4 +104,20 @@ fn a_forbidden_import_is_seen() {
     assert_eq!(violations("protocol", &[], "let x = crate::runtime::clock::now_us();"), ["runtime"]);
     assert_eq!(violations("tui", &["telemetry"], "use crate::{stack, telemetry};"), ["stack"]);
     assert!(violations("tui", &["telemetry"], "// crate::stack::Stack is not for us").is_empty());
+}
+
+#[test]
+fn lists_name_whole_rooms_at_every_place_and_not_what_is_below_them() {
+    assert!(violations("loadgen", &["runtime"], "use crate::{runtime, runtime::Tasks};").is_empty(), "not `run`");
+    assert_eq!(violations("loadgen", &["runtime"], "use crate::{runtime::{Tasks, net}, run};"), ["run"]);
+    assert_eq!(
+        violations("tui", &[], "use crate::{\n    loadgen::{self, scenario::{Phase, World}},\n    stack as s,\n};"),
+        ["stack", "loadgen"]
+    );
+    assert!(
+        violations("report", &["loadgen"], "use crate::{loadgen::{run, server::Thing}};").is_empty(),
+        "below a room"
+    );
+    assert_eq!(violations("tui", &[], "pub use crate::run as other;"), ["run"]);
+    assert_eq!(violations("tui", &[], "use crate::run;"), ["run"]);
 }

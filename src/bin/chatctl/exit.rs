@@ -1,27 +1,10 @@
-//! Exit codes. A number is never reused.
-
-use std::path::Path;
+//! Exit codes of runs, errors and several runs.
 
 use chatctl::loadgen::result::{RunResult, Verdict};
-
-/// All is well.
-pub(crate) const PASS: u8 = 0;
-/// A threshold failed.
-pub(crate) const THRESHOLD: u8 = 1;
-/// The command line or the scenario is wrong.
-pub(crate) const USAGE: u8 = 2;
-/// Something outside is missing or broken: an address, an engine, a folder.
-pub(crate) const ENVIRONMENT: u8 = 3;
-/// A guarantee was broken: something was lost, repeated, reordered or leaked.
-pub(crate) const LEDGER: u8 = 4;
-/// The run is inconclusive: the generator or its machine was the limit. compare, check: of the new build, or the baseline is unsound.
-pub(crate) const INVALID: u8 = 5;
-/// A build is worse than the one before.
-pub(crate) const WORSE: u8 = 6;
-/// The runs are too few or too noisy to tell.
-pub(crate) const NOT_ENOUGH_DATA: u8 = 7;
-/// Stopped by ctrl-c, SIGTERM or SIGHUP, or when nobody reads its lines any more; results are written all the same.
-pub(crate) const INTERRUPTED: u8 = 130;
+use chatctl::run::ErrorKind;
+pub(crate) use chatctl::run::exit_code::{
+    ENVIRONMENT, INTERRUPTED, INVALID, LEDGER, NOT_ENOUGH_DATA, PASS, THRESHOLD, USAGE, WORSE,
+};
 
 /// Shown under `--help`.
 pub(crate) const HELP: &str = "\
@@ -76,34 +59,23 @@ impl Failure {
     pub(crate) fn environment(message: impl ToString) -> Self {
         Self { code: ENVIRONMENT, message: message.to_string() }
     }
+}
 
-    /// The same with the place of the logs that may say more.
-    pub(crate) fn with_logs(mut self, logs: Option<&Path>) -> Self {
-        if let Some(logs) = logs {
-            self.message.push_str(&format!("\n(logs of the servers in {})", logs.display()));
-        }
-        self
-    }
-
-    /// The same for a stack on the engines of this machine: says how they are brought up.
-    pub(crate) fn of_local_engines(error: chatctl::stack::StackError) -> Self {
-        let is_about_engines = matches!(error, chatctl::stack::StackError::Backend(_));
-        let mut failure = Self::from(error);
-        if is_about_engines {
-            failure.message.push_str(
-                "\n(`scripts/engines install` and `scripts/engines start` bring up the engines of this machine)",
-            );
-        }
-        failure
+impl From<chatctl::run::Error> for Failure {
+    fn from(error: chatctl::run::Error) -> Self {
+        let code = match error.kind {
+            ErrorKind::Usage => USAGE,
+            ErrorKind::Environment => ENVIRONMENT,
+            ErrorKind::Interrupted => INTERRUPTED,
+            ErrorKind::Inconclusive => INVALID,
+        };
+        Self { code, message: error.to_string() }
     }
 }
 
 impl From<chatctl::stack::StackError> for Failure {
     fn from(error: chatctl::stack::StackError) -> Self {
-        match error {
-            chatctl::stack::StackError::Config(_) => Self::usage(error),
-            _ => Self::environment(error),
-        }
+        chatctl::run::Error::from(error).into()
     }
 }
 

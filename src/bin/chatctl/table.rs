@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use chatctl::report::human_count;
+use chatctl::runtime::limits::Limit;
 use chatctl::telemetry::printable;
 
 /// A table with a heading.
@@ -29,6 +31,21 @@ impl<const N: usize> fmt::Display for Table<N> {
         }
         Ok(())
     }
+}
+
+/// The limits as a table, for a number of connections.
+pub(crate) fn limits_table(limits: &[Limit], connections: u64) -> String {
+    let mut table = Table::new(["LIMIT", "NOW", "ENOUGH FOR", "STATE", "WHAT IS DONE, OR WHAT TO DO"]);
+    for limit in limits {
+        table.row([
+            limit.what.to_owned(),
+            limit.now.clone(),
+            limit.allows.map_or("-".to_owned(), human_count),
+            limit.state.to_string(),
+            limit.fix.clone(),
+        ]);
+    }
+    format!("{} connections on this machine\n{table}", human_count(connections))
 }
 
 #[cfg(test)]

@@ -3,20 +3,18 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use chatctl::loadgen::Scenario;
-use chatctl::loadgen::result::{ConnectionMemory, RunResult, Verdict};
 use chatctl::report::human_count;
-use chatctl::runtime::{Tasks, TemporaryFolder, machine};
-use chatctl::stack::plan::{self, Constants, Demand, Figure, Line, Plan};
+use chatctl::run::{calibration, runner, writable};
+use chatctl::runtime::Tasks;
+use chatctl::stack::plan::{self, Constants, Demand, Line, Plan};
 
-use crate::child_run::ChildRun;
-use crate::control::Output;
+use crate::cli::Output;
 use crate::exit::{self, Failure};
-use crate::output::{self, outln};
-use crate::runner;
+use crate::output::outln;
+use crate::process::init_logging;
+use crate::progress::ProgressLines;
+use crate::signals;
 use crate::table::Table;
-use crate::up::init_logging;
-use crate::writable;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -242,123 +240,21 @@ fn print_textbook(plan: &Plan, c: &Constants) {
     outln!("{table}");
 }
 
-// ---- measuring
-
-/// Runs of each scenario, for the error.
-const CALIBRATION_RUNS: usize = 2;
-
-/// Smallest error that is told of a measured constant, as a share: machines differ, even of one make.
-const ERROR_MIN: f64 = 0.1;
-
-const IDLE: &str = include_str!("../../../scenarios/calibrate/idle.yaml");
-const FANOUT: &str = include_str!("../../../scenarios/calibrate/fanout.yaml");
-const DIRECT: &str = include_str!("../../../scenarios/calibrate/direct.yaml");
-
+/// Measures the constants and writes them.
 fn calibrate(path: &Path) -> Result<Constants, Failure> {
     init_logging();
     // Found out before four minutes of measuring.
     writable::probe_file("--constants", path)?;
-    let folder = TemporaryFolder::create().map_err(Failure::environment)?;
     let runtime = runner::runtime()?;
     let measured = runtime.block_on(async {
         let interrupt = Tasks::new();
-        runner::watch_signals(&interrupt)?;
-        measure(&Bench { folder: folder.path(), interrupt: &interrupt }).await
+        signals::watch(&interrupt)?;
+        Ok::<_, Failure>(calibration::measure(&interrupt, &ProgressLines { interrupt: &interrupt }).await?)
     });
     let constants = measured?;
     let text = serde_json::to_string_pretty(&constants).map_err(Failure::environment)? + "\n";
     std::fs::write(path, text).map_err(|e| Failure::environment(format!("{}: {e}", path.display())))?;
     outln!("constants  written to {}\n", path.display());
-    Ok(constants)
-}
-
-/// Where runs are measured. Each is a process of its own, since a stack that comes after another finds memory that is there
-/// already, and so is its generator.
-struct Bench<'a> {
-    folder: &'a Path,
-    interrupt: &'a Tasks,
-}
-
-impl Bench<'_> {
-    async fn run(&self, text: &str, change: impl FnOnce(&mut Scenario)) -> Result<RunResult, Failure> {
-        let mut scenario = Scenario::parse(text, "scenarios/calibrate").map_err(Failure::usage)?;
-        change(&mut scenario);
-        outln!("calibrate  {}, {:.0} s", scenario.description, scenario.duration().as_secs_f64());
-        output::interrupt_unread(self.interrupt);
-        let file = self.folder.join("scenario.yaml");
-        let text = serde_json::to_string(&scenario).map_err(Failure::environment)?;
-        std::fs::write(&file, text).map_err(|e| Failure::environment(format!("{}: {e}", file.display())))?;
-        let program = std::env::current_exe().map_err(Failure::environment)?;
-        let run = ChildRun {
-            program: &program,
-            scenario: &file,
-            out: &self.folder.join("out"),
-            args: &["--workers", "1"],
-            load: scenario.duration(),
-        };
-        let result = run.run(self.interrupt).await?;
-        if result.verdict != Verdict::Pass {
-            let message = format!("{}: {}: {}", scenario.name, result.verdict.word(), result.reasons.join("; "));
-            return Err(Failure { code: exit::INVALID, message });
-        }
-        Ok(result)
-    }
-}
-
-/// As many users again, who come in the same rhythm.
-fn double(scenario: &mut Scenario) {
-    scenario.population.users *= 2;
-    scenario.description = scenario.description.replace("6000", "12000");
-    for time in [&mut scenario.connect_over, &mut scenario.phases[0].duration] {
-        *time *= 2;
-    }
-}
-
-/// A beat per second.
-fn hurry(scenario: &mut Scenario) {
-    scenario.heartbeat = Duration::from_secs(1);
-    scenario.description = scenario.description.replace("every 5 s", "every second");
-}
-
-/// What each of the connections takes that the second run has more, so that what a process takes anyway is not in it.
-fn bytes_each(few: &RunResult, many: &RunResult, bytes: impl Fn(&ConnectionMemory) -> u64) -> Option<f64> {
-    let (few, many) = (few.memory?, many.memory?);
-    let more = many.connections.checked_sub(few.connections).filter(|more| *more > 0)?;
-    Some((bytes(&many) as f64 - bytes(&few) as f64) / more as f64)
-}
-
-async fn measure(bench: &Bench<'_>) -> Result<Constants, Failure> {
-    let mut constants = Constants::default();
-    let (mut server, mut kernel, mut beat, mut delivery, mut direct) = (vec![], vec![], vec![], vec![], vec![]);
-    for _ in 0..CALIBRATION_RUNS {
-        let slow = bench.run(IDLE, |_| {}).await?;
-        let many = bench.run(IDLE, double).await?;
-        let quick = bench.run(IDLE, hurry).await?;
-        server.extend(bytes_each(&slow, &many, |m| m.server_bytes));
-        // Of both ends; they are alike.
-        kernel.extend(bytes_each(&slow, &many, |m| m.kernel_bytes).map(|bytes| bytes / 2.0));
-        let beats = |r: &RunResult| r.counts.beats as f64;
-        beat.push((quick.stack_cpu_s() - slow.stack_cpu_s()).max(0.0) * 1e6 / (beats(&quick) - beats(&slow)).max(1.0));
-        let fanout = bench.run(FANOUT, |_| {}).await?;
-        delivery.push(fanout.stack_cpu_s() * 1e6 / fanout.counts.delivered.max(1) as f64);
-        let talk = bench.run(DIRECT, |_| {}).await?;
-        direct.push(talk.stack_cpu_s() * 1e6 / talk.counts.acked.max(1) as f64);
-    }
-    let source = format!("measured by chatctl plan --calibrate on {}", machine::describe());
-    let figure = |values: &[f64], old: &Figure| {
-        let mean = values.iter().sum::<f64>() / values.len().max(1) as f64;
-        let spread = values.iter().map(|v| (v - mean).abs()).fold(0.0, f64::max);
-        if mean > 0.0 {
-            Figure::new((mean * 10.0).round() / 10.0, (spread / mean).max(ERROR_MIN), &source)
-        } else {
-            old.clone()
-        }
-    };
-    constants.server_bytes_per_connection = figure(&server, &constants.server_bytes_per_connection);
-    constants.kernel_bytes_per_connection = figure(&kernel, &constants.kernel_bytes_per_connection);
-    constants.cpu_s_per_million_beats = figure(&beat, &constants.cpu_s_per_million_beats);
-    constants.cpu_s_per_million_deliveries = figure(&delivery, &constants.cpu_s_per_million_deliveries);
-    constants.cpu_s_per_million_messages = figure(&direct, &constants.cpu_s_per_million_messages);
     Ok(constants)
 }
 
@@ -373,26 +269,5 @@ mod tests {
             assert!(number(wrong).is_err(), "{wrong}");
         }
         assert_eq!(share("50%"), Ok(0.5));
-    }
-
-    #[test]
-    fn calibration_scenarios_are_valid() {
-        for text in [IDLE, FANOUT, DIRECT] {
-            let scenario = Scenario::parse(text, "calibrate").expect("valid");
-            let written = serde_json::to_string(&scenario).expect("plain data");
-            assert_eq!(Scenario::parse(&written, "calibrate").expect("reads what was written"), scenario);
-        }
-    }
-
-    #[test]
-    fn the_memory_of_a_connection_is_that_of_the_ones_more() {
-        let run = |connections, server_bytes| RunResult {
-            memory: Some(ConnectionMemory { connections, server_bytes, ..ConnectionMemory::default() }),
-            ..RunResult::default()
-        };
-        let each = |few: &RunResult, many: &RunResult| bytes_each(few, many, |m| m.server_bytes);
-        assert_eq!(each(&run(100, 50_000), &run(300, 450_000)), Some(2_000.0));
-        assert_eq!(each(&run(100, 50_000), &run(100, 50_000)), None);
-        assert_eq!(each(&RunResult::default(), &run(100, 50_000)), None);
     }
 }

@@ -7,9 +7,10 @@ use chatctl::stack::processes::Status;
 use chatctl::stack::processes::control::{Client, Request};
 use clap::Subcommand;
 
-use crate::control::{At, block_on};
+use crate::cli::StackLocation;
 use crate::exit::{self, Failure};
 use crate::output::out;
+use crate::process::block_on;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -26,7 +27,7 @@ enum What {
 #[derive(clap::Args)]
 struct HaproxyArgs {
     #[command(flatten)]
-    at: At,
+    at: StackLocation,
     /// Where it listens for HTTP
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7190")]
     http: SocketAddr,

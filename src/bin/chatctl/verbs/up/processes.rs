@@ -6,6 +6,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chatctl::run::Error;
 use chatctl::runtime::machine;
 use chatctl::stack::processes::control::{self, Client, ControlError};
 use chatctl::stack::processes::{Options, make_folder};
@@ -13,13 +14,14 @@ use chatctl::stack::{Config, StackError, Supervisor};
 
 use crate::exit::{self, Failure};
 use crate::output::{errln, out, outln};
-use crate::up::{Stops, init_logging};
+use crate::process::init_logging;
+use crate::verbs::up::Stops;
 
 /// Longest that a stack in the background may take to serve.
 const DETACHED_START: Duration = Duration::from_mins(3);
 
-/// `why` makes a failure of a stack that did not start.
-pub(crate) fn run(config: Config, folder: &Path, detach: bool, why: fn(StackError) -> Failure) -> Result<u8, Failure> {
+/// `why` makes an error of a stack that did not start.
+pub(crate) fn run(config: Config, folder: &Path, detach: bool, why: fn(StackError) -> Error) -> Result<u8, Failure> {
     init_logging();
     let _ = machine::raise_open_files();
     // The supervisor watches; two threads are enough whatever it watches over.
@@ -31,7 +33,7 @@ pub(crate) fn run(config: Config, folder: &Path, detach: bool, why: fn(StackErro
     if detach { runtime.block_on(start_detached(folder)) } else { runtime.block_on(supervise(config, folder, why)) }
 }
 
-async fn supervise(config: Config, folder: &Path, why: fn(StackError) -> Failure) -> Result<u8, Failure> {
+async fn supervise(config: Config, folder: &Path, why: fn(StackError) -> Error) -> Result<u8, Failure> {
     let folder = std::path::absolute(folder).map_err(Failure::environment)?;
     let mut stops = Stops::new()?;
     let listener = control::bind(&folder)?;
@@ -48,7 +50,7 @@ async fn supervise(config: Config, folder: &Path, why: fn(StackError) -> Failure
         Ok(supervisor) => supervisor,
         Err(error) => {
             let _ = std::fs::remove_file(&socket);
-            return Err(why(error));
+            return Err(why(error).into());
         }
     };
     note(format!("ready at {}; ctrl-c or `chatctl down` stops", supervisor.api_url().unwrap_or_default()));

@@ -1,24 +1,22 @@
 //! `chatctl load`: runs a scenario, shows it, ends with a verdict.
 
-use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use chatctl::loadgen::Scenario;
 use chatctl::loadgen::result::RunResult;
 use chatctl::report::{self, summary};
+use chatctl::run::{self, FinishedRun, RunFiles, RunSettings, preflight, runner};
 use chatctl::runtime::Tasks;
-
-use crate::display::{self, Ui};
-use crate::exit::{self, Failure};
-use crate::layout::Against;
-use crate::output::{errln, outln};
-use crate::preflight;
-use crate::runner::{self, Outcome, Setting};
-use crate::table::Table;
-use crate::up::init_logging;
-use crate::writable;
 use chatctl::telemetry::LatencyPath;
+
+use crate::cli::{LayoutArgs, Ui};
+use crate::display::Display;
+use crate::exit::{self, Failure};
+use crate::output::{errln, outln};
+use crate::process::init_logging;
+use crate::signals;
+use crate::table::Table;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -26,7 +24,7 @@ pub(crate) struct Args {
     #[arg(required = true, value_name = "SCENARIO")]
     scenarios: Vec<PathBuf>,
     #[command(flatten)]
-    against: Against,
+    layout: LayoutArgs,
     /// Folder for report.html, result.json, CSV and .hlog files; with several scenarios, a folder in it for each
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -54,35 +52,42 @@ struct Done {
 }
 
 pub(crate) fn run(args: Args) -> Result<u8, Failure> {
-    let scenarios = args.scenarios.iter().map(|path| read(path, &args)).collect::<Result<Vec<_>, _>>()?;
+    let layout = args.layout.layout()?;
     let runtime = runner::runtime()?;
-    runtime.block_on(async {
-        for (path, scenario) in args.scenarios.iter().zip(&scenarios) {
-            preflight::check(path, scenario, &args.against).await?;
-        }
-        Ok::<(), Failure>(())
-    })?;
+    let scenarios = runtime.block_on(preflight::read(&args.scenarios, args.seed, &layout))?;
     if args.check {
         for (path, scenario) in args.scenarios.iter().zip(&scenarios) {
             outln!("{}: valid, {:.0} s", path.display(), scenario.duration().as_secs_f64());
         }
         return Ok(exit::PASS);
     }
-    probe(&scenarios, &args)?;
-    let ui = display::choose_ui(args.ui);
-    if ui != Ui::Tui {
+    let are_several = scenarios.len() > 1;
+    let files = RunFiles { out: args.out.clone(), history: args.history.clone(), are_several };
+    files.probe(&scenarios)?;
+    let display = Display::choose(args.ui);
+    if display != Display::Screen {
         init_logging();
     }
     let interrupt = Tasks::new();
-    runtime.block_on(async { runner::watch_signals(&interrupt) })?;
+    runtime.block_on(async { signals::watch(&interrupt) })?;
+    let run = |scenario: &Scenario| {
+        let out = files.folder(scenario);
+        let settings = RunSettings {
+            layout: &layout,
+            observer: display.observer(&interrupt),
+            history: files.history(scenario),
+            out: out.as_deref(),
+            metrics: args.metrics,
+            interrupt: &interrupt,
+        };
+        runtime.block_on(run_one(scenario, &settings))
+    };
     if let [scenario] = &scenarios[..] {
-        let out = args.out.clone();
-        return runtime.block_on(run_one(scenario, &args, ui, out.as_deref(), &interrupt)).map(|done| done.code);
+        return run(scenario).map(|done| done.code);
     }
     let mut outcomes = Vec::new();
     for scenario in &scenarios {
-        let out = args.out.as_ref().map(|folder| folder.join(&scenario.name));
-        let outcome = runtime.block_on(run_one(scenario, &args, ui, out.as_deref(), &interrupt));
+        let outcome = run(scenario);
         if let Err(failure) = &outcome {
             errln!("chatctl: {}: {}", scenario.name, failure.message);
         }
@@ -95,60 +100,11 @@ pub(crate) fn run(args: Args) -> Result<u8, Failure> {
     Ok(exit::gravest(outcomes.iter().map(|(_, outcome)| outcome.as_ref().map_or_else(|f| f.code, |done| done.code))))
 }
 
-/// Finds out before the load whether its files can be written.
-fn probe(scenarios: &[Scenario], args: &Args) -> Result<(), Failure> {
-    let mut names = HashSet::new();
-    if let Some(twice) = scenarios.iter().find(|scenario| !names.insert(&scenario.name))
-        && (args.out.is_some() || args.history.is_some())
-    {
-        let text = format!("two scenarios are named {:?}: their files would write over each other", twice.name);
-        return Err(Failure::usage(text));
-    }
-    for scenario in scenarios {
-        if let Some(folder) = &args.out {
-            let folder = if scenarios.len() > 1 { folder.join(&scenario.name) } else { folder.clone() };
-            writable::probe_folder("--out", &folder)?;
-            for file in [report::RESULT_FILE, report::series::FILE] {
-                writable::probe_file("--out", &folder.join(file))?;
-            }
-        }
-        if let Some(path) = history(scenario, args) {
-            if scenarios.len() > 1
-                && let Some(folder) = path.parent()
-            {
-                writable::probe_folder("--history", folder)?;
-            }
-            writable::probe_file("--history", &path)?;
-        }
-    }
-    Ok(())
-}
-
-fn read(path: &Path, args: &Args) -> Result<Scenario, Failure> {
-    let mut scenario = Scenario::read(path).map_err(Failure::usage)?;
-    scenario.seed = args.seed.unwrap_or(scenario.seed);
-    Ok(scenario)
-}
-
-/// Where a scenario's events go.
-fn history(scenario: &Scenario, args: &Args) -> Option<PathBuf> {
-    let path = args.history.as_ref()?;
-    Some(if args.scenarios.len() > 1 { path.join(format!("{}.jsonl", scenario.name)) } else { path.clone() })
-}
-
 /// Runs a scenario and prints what came of it. What can't be written then does not hide the verdict.
-async fn run_one(
-    scenario: &Scenario,
-    args: &Args,
-    ui: Ui,
-    out: Option<&Path>,
-    interrupt: &Tasks,
-) -> Result<Done, Failure> {
-    let (against, history) = (&args.against, history(scenario, args));
-    let setting = Setting { against, ui, history, out, metrics: args.metrics, interrupt };
-    let Outcome { result, series, logs, mut problems } = runner::run(scenario, &setting).await?;
+async fn run_one(scenario: &Scenario, settings: &RunSettings<'_>) -> Result<Done, Failure> {
+    let FinishedRun { result, series, logs, mut problems } = run::run(scenario, settings).await?;
     outln!("\n{}", summary::render(&result, summary::Style::of_output()).trim_end());
-    if let Some(folder) = out {
+    if let Some(folder) = settings.out {
         problems.extend(report::write_all(folder, &result, &series).err().map(|e| e.to_string()));
         if problems.is_empty() {
             outln!("\nwritten to {}", folder.display());

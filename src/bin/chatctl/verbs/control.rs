@@ -11,34 +11,16 @@ use chatctl::runtime::process;
 use chatctl::stack::processes::control::{Client, ControlError, Request};
 use chatctl::stack::processes::{Phase, Status};
 
+use crate::cli::{Output, StackLocation};
 use crate::exit::{self, Failure};
 use crate::output::{self, out, outln};
+use crate::process::block_on;
 use crate::table::Table;
-
-/// Where the stack is.
-#[derive(clap::Args)]
-pub(crate) struct At {
-    /// Folder of the stack, as given to `chatctl up`
-    #[arg(long, value_name = "DIR", env = "CHATCTL_STACK", default_value = DEFAULT_FOLDER)]
-    pub(crate) stack: PathBuf,
-}
-
-/// Folder of a stack's control socket, logs and data.
-pub(crate) const DEFAULT_FOLDER: &str = ".chatctl";
-
-/// How an answer is shown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Output {
-    /// For people
-    Table,
-    /// For programs
-    Json,
-}
 
 #[derive(clap::Args)]
 pub(crate) struct StatusArgs {
     #[command(flatten)]
-    at: At,
+    at: StackLocation,
     /// How to show it
     #[arg(long, short, value_enum, default_value_t = Output::Table)]
     output: Output,
@@ -47,7 +29,7 @@ pub(crate) struct StatusArgs {
 #[derive(clap::Args)]
 pub(crate) struct LogsArgs {
     #[command(flatten)]
-    at: At,
+    at: StackLocation,
     /// Servers, such as chat-1; all without
     servers: Vec<String>,
     /// Last lines of each log
@@ -78,7 +60,7 @@ impl FromStr for Count {
 #[derive(clap::Args)]
 pub(crate) struct ScaleArgs {
     #[command(flatten)]
-    at: At,
+    at: StackLocation,
     /// How many servers of which role, such as chat=5
     #[arg(required = true, value_name = "ROLE=N")]
     counts: Vec<Count>,
@@ -87,7 +69,7 @@ pub(crate) struct ScaleArgs {
 #[derive(clap::Args)]
 pub(crate) struct DrainArgs {
     #[command(flatten)]
-    at: At,
+    at: StackLocation,
     /// Servers whose clients are to leave; then they end for good
     #[arg(required = true)]
     servers: Vec<String>,
@@ -96,7 +78,7 @@ pub(crate) struct DrainArgs {
 #[derive(clap::Args)]
 pub(crate) struct RestartArgs {
     #[command(flatten)]
-    at: At,
+    at: StackLocation,
     /// Servers to restart, one after the other; all without
     servers: Vec<String>,
 }
@@ -104,7 +86,7 @@ pub(crate) struct RestartArgs {
 #[derive(clap::Args)]
 pub(crate) struct FaultArgs {
     #[command(flatten)]
-    at: At,
+    at: StackLocation,
     /// What to do, such as: kill chat-2, pause redis 10s, stop kafka 20s, cut chat-1 from redis 15s
     #[arg(required = true)]
     fault: Vec<String>,
@@ -113,18 +95,13 @@ pub(crate) struct FaultArgs {
 #[derive(clap::Args)]
 pub(crate) struct DownArgs {
     #[command(flatten)]
-    at: At,
+    at: StackLocation,
 }
 
 impl From<ControlError> for Failure {
     fn from(error: ControlError) -> Self {
         Self::environment(error)
     }
-}
-
-pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::environment)?;
-    runtime.block_on(future)
 }
 
 fn say(note: String) {

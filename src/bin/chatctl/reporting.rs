@@ -1,14 +1,13 @@
-//! `chatctl compare`: the results of two builds compared. And how `compare` and `check` report: text, files, exit code.
+//! How `compare` and `check` report a comparison: text, files, exit code.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use chatctl::loadgen::result::RunResult;
 use chatctl::report;
-use chatctl::report::compare::{self, Answer, Comparison, Limits, Rules, Sides};
+use chatctl::report::compare::{self, Answer, Comparison, Limits, Rules};
+use chatctl::run::writable;
 
 use crate::exit::{self, Failure};
-use crate::output::outln;
-use crate::writable;
+use crate::output::{errln, outln};
 
 /// How the outcome is reported.
 #[derive(clap::Args)]
@@ -35,19 +34,6 @@ fn limit(text: &str) -> Result<(String, f64), String> {
     let percent: f64 = percent.trim_end_matches('%').trim().parse().map_err(|_| valid())?;
     let is_valid = Limits::NAMES.contains(&name) && (0.1..=1_000.0).contains(&percent);
     is_valid.then(|| (name.to_owned(), percent)).ok_or_else(valid)
-}
-
-#[derive(clap::Args)]
-pub(crate) struct CompareArgs {
-    /// The known build: a result.json, the folder of a run, or a folder of such folders
-    base: PathBuf,
-    /// The new build: the same
-    new: PathBuf,
-    /// Compare although the scenarios differ
-    #[arg(long)]
-    different_scenarios: bool,
-    #[command(flatten)]
-    reporting: Reporting,
 }
 
 impl Reporting {
@@ -103,7 +89,7 @@ impl Reporting {
         // A file that can't be written does not hide what was found.
         match self.write(comparison) {
             Err(failure) if code != exit::PASS => {
-                crate::output::errln!("chatctl: {}", failure.message);
+                errln!("chatctl: {}", failure.message);
                 Ok(code)
             }
             written => written.map(|()| code),
@@ -122,40 +108,6 @@ const fn code(answer: Answer) -> u8 {
         Answer::Failed => exit::THRESHOLD,
         Answer::Violated => exit::LEDGER,
     }
-}
-
-pub(crate) fn run_compare(args: CompareArgs) -> Result<u8, Failure> {
-    args.reporting.probe()?;
-    let (base, new) = (read_all(&args.base)?, read_all(&args.new)?);
-    let difference = compare::same_scenario(&base, &new).err();
-    if let (Some(difference), false) = (&difference, args.different_scenarios) {
-        let name = new.first().map(|r| r.scenario.clone()).unwrap_or_default();
-        let failure = Failure::usage(format!("{difference}; --different-scenarios compares them all the same"));
-        return Err(args.reporting.refuse(&name, failure));
-    }
-    let sides = Sides { base: &base, new: &new, are_interleaved: false };
-    let mut comparison = compare::compare(&sides, args.reporting.rules());
-    comparison.notes.extend(difference);
-    args.reporting.report(&comparison)
-}
-
-/// The results of a file, of a run's folder, or of all runs in a folder.
-pub(crate) fn read_all(path: &Path) -> Result<Vec<RunResult>, Failure> {
-    let read = |path: &Path| report::read(path).map_err(Failure::usage);
-    if path.is_dir() && !path.join("result.json").exists() {
-        let entries = std::fs::read_dir(path).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
-        let mut paths: Vec<PathBuf> = entries
-            .flatten()
-            .map(|entry| entry.path())
-            .filter(|p| p.join("result.json").exists() || p.extension().is_some_and(|e| e == "json"))
-            .collect();
-        paths.sort();
-        if paths.is_empty() {
-            return Err(Failure::usage(format!("{}: there is no result of chatctl load in it", path.display())));
-        }
-        return paths.iter().map(|p| read(p)).collect();
-    }
-    Ok(vec![read(path)?])
 }
 
 #[cfg(test)]

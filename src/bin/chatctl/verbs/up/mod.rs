@@ -1,20 +1,20 @@
 //! `chatctl up` and `chatctl serve`: a stack in this process until ctrl-c.
 
-use std::io::IsTerminal;
+mod processes;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use chatctl::backends::registry::Role;
-use chatctl::runtime::files::{self, SETTINGS_BYTES_MAX};
+use chatctl::run::{Error, signals};
 use chatctl::runtime::machine;
 use chatctl::stack::profile::Profile;
 use chatctl::stack::{Config, Stack};
 
-use crate::control::At;
+use crate::cli::{StackLocation, read_config};
 use crate::exit::{self, Failure};
 use crate::output::{errln, outln};
-use crate::signals;
-use crate::up_processes;
+use crate::process::init_logging;
 
 /// Settings of `up` and `serve` alike; flags override the file.
 #[derive(clap::Args)]
@@ -54,7 +54,7 @@ pub(crate) struct UpArgs {
     #[arg(long, short)]
     detach: bool,
     #[command(flatten)]
-    at: At,
+    at: StackLocation,
     /// Number of chat servers
     #[arg(long, value_name = "N", env = "CHATCTL_CHAT_SERVERS")]
     chat_servers: Option<usize>,
@@ -112,12 +112,6 @@ fn profile_config(profile: Profile) -> Config {
     }
 }
 
-pub(crate) fn read_config(path: &std::path::Path) -> Result<Config, Failure> {
-    let text = files::read_text(path, SETTINGS_BYTES_MAX)
-        .map_err(|e| Failure::usage(format!("{}: {e}; give an existing file with --config", path.display())))?;
-    serde_saphyr::from_str(&text).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))
-}
-
 pub(crate) fn run_up(args: UpArgs) -> Result<u8, Failure> {
     let mut config = args.common.config(profile_config(args.profile.unwrap_or_default()))?;
     config.chat_servers = args.chat_servers.unwrap_or(config.chat_servers);
@@ -126,8 +120,8 @@ pub(crate) fn run_up(args: UpArgs) -> Result<u8, Failure> {
     config.gateways = args.gateways.unwrap_or(config.gateways);
     config.processes.enabled |= args.processes;
     if config.processes.enabled {
-        let why = if args.profile == Some(Profile::Engines) { Failure::of_local_engines } else { Failure::from };
-        return up_processes::run(config, &args.at.stack, args.detach, why);
+        let why = if args.profile == Some(Profile::Engines) { Error::of_local_engines } else { Error::from };
+        return processes::run(config, &args.at.stack, args.detach, why);
     }
     if args.detach {
         return Err(Failure::usage("--detach goes with --processes or --profile engines"));
@@ -222,19 +216,4 @@ fn print_addresses(stack: &Stack) {
     }
     outln!("{:<12} {}", "data", stack.data().display());
     outln!("ready; ctrl-c stops");
-}
-
-/// Logs to standard error; `CHATCTL_LOG` sets the filter. Without it: warnings, but not those of Kafka's and Cassandra's client
-/// libraries, which repeat for each try what the error of the call says once. In colour on a terminal only, and not with `NO_COLOR`.
-pub(crate) fn init_logging() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("CHATCTL_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,librdkafka=off,rdkafka=off,scylla=off"));
-    let in_colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(in_colour)
-        .with_writer(std::io::stderr)
-        // They would go to standard error by a way that panics when its reader went away.
-        .log_internal_errors(false)
-        .try_init();
 }

@@ -2,18 +2,21 @@
 
 use std::net::SocketAddr;
 
+use crate::runtime::{Tasks, net};
+use crate::telemetry::{LiveSnapshot, prometheus};
 use axum::Router;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
-use chatctl::runtime::{Tasks, net};
-use chatctl::telemetry::{LiveSnapshot, prometheus};
 use tokio::sync::watch;
 
-use crate::exit::Failure;
+use crate::run::Error;
 
 /// Serves `GET /metrics` until the tasks are stopped.
-pub(crate) fn serve(address: SocketAddr, shown: watch::Receiver<LiveSnapshot>, tasks: &Tasks) -> Result<(), Failure> {
-    let listener = net::listen(address).map_err(|e| Failure::environment(format!("--metrics {address}: {e}")))?;
+///
+/// # Errors
+/// When the address is taken.
+pub(super) fn serve(address: SocketAddr, shown: watch::Receiver<LiveSnapshot>, tasks: &Tasks) -> Result<(), Error> {
+    let listener = net::listen(address).map_err(|e| Error::environment(e).at(format!("--metrics {address}")))?;
     let text = move || {
         let text = prometheus::render_load(&shown.borrow());
         async move { ([(CONTENT_TYPE, prometheus::CONTENT_TYPE)], text) }

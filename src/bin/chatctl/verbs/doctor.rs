@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use chatctl::report::human_count;
 use chatctl::runtime::limits::{Limit, Machine, Need, Ports, State};
 use chatctl::stack::profile::Profile;
 
+use crate::cli::Output;
 use crate::exit::{self, Failure};
 use crate::output::outln;
-use crate::table::Table;
+use crate::table::limits_table;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -28,8 +28,8 @@ pub(crate) struct Args {
     #[arg(long)]
     generator_only: bool,
     /// How to show it
-    #[arg(long, short, value_enum, default_value_t = crate::control::Output::Table)]
-    output: crate::control::Output,
+    #[arg(long, short, value_enum, default_value_t = Output::Table)]
+    output: Output,
 }
 
 pub(crate) fn run(args: Args) -> Result<u8, Failure> {
@@ -39,8 +39,8 @@ pub(crate) fn run(args: Args) -> Result<u8, Failure> {
     let mut limits = machine.limits(need);
     limits.push(listeners(&machine.ports));
     match args.output {
-        crate::control::Output::Table => outln!("{}", table(&limits, args.connections)),
-        crate::control::Output::Json => {
+        Output::Table => outln!("{}", limits_table(&limits, args.connections)),
+        Output::Json => {
             let text = serde_json::to_string_pretty(&limits).map_err(Failure::environment)?;
             outln!("{text}");
         }
@@ -67,19 +67,4 @@ fn listeners(ports: &Ports) -> Limit {
             format!("sysctl -w net.ipv4.ip_local_reserved_ports={}", list(&endangered))
         },
     }
-}
-
-/// The limits as a table, for a number of connections.
-pub(crate) fn table(limits: &[Limit], connections: u64) -> String {
-    let mut table = Table::new(["LIMIT", "NOW", "ENOUGH FOR", "STATE", "WHAT IS DONE, OR WHAT TO DO"]);
-    for limit in limits {
-        table.row([
-            limit.what.to_owned(),
-            limit.now.clone(),
-            limit.allows.map_or("-".to_owned(), human_count),
-            limit.state.to_string(),
-            limit.fix.clone(),
-        ]);
-    }
-    format!("{} connections on this machine\n{table}", human_count(connections))
 }

@@ -4,14 +4,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use chatctl::report::{self, series, summary};
+use chatctl::run::runner;
 use chatctl::runtime::Tasks;
 use chatctl::telemetry::LiveSnapshot;
 use tokio::sync::watch;
 
-use crate::display::{self, Ui};
+use crate::cli::Ui;
+use crate::display::Display;
 use crate::exit::{self, Failure};
 use crate::output::outln;
-use crate::runner;
+use crate::signals;
 
 #[derive(clap::Args)]
 pub(crate) struct ReportArgs {
@@ -67,7 +69,7 @@ pub(crate) fn run_replay(args: ReplayArgs) -> Result<u8, Failure> {
     let interrupt = Tasks::new();
     let runtime = runner::runtime()?;
     runtime.block_on(async {
-        runner::watch_signals(&interrupt)?;
+        signals::watch(&interrupt)?;
         let (live, shown) = watch::channel(LiveSnapshot::default());
         let play = async {
             let mut events: Vec<String> = Vec::new();
@@ -89,7 +91,8 @@ pub(crate) fn run_replay(args: ReplayArgs) -> Result<u8, Failure> {
             tokio::time::sleep(Duration::from_secs_f64((1.0 / args.speed).min(1.0))).await;
             drop(live);
         };
-        tokio::join!(play, display::show(display::choose_ui(args.ui), shown, interrupt.clone()));
+        let observer = Display::choose(args.ui).observer(&interrupt);
+        tokio::join!(play, observer.live(shown));
         outln!("verdict    {verdict}");
         Ok(if interrupt.is_stopped() { exit::INTERRUPTED } else { exit::PASS })
     })

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::exit::Failure;
+use crate::run::Error;
 
 const FILE: &str = "baseline.json";
 const PROGRAM: &str = "chatctl";
@@ -25,77 +25,76 @@ const BUILD: &str = "build-";
 /// What a baseline is, beside the runs in its folder.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct About {
+pub(super) struct About {
     /// The scenario's name.
-    pub(crate) scenario: String,
+    pub(super) scenario: String,
     /// Hash of its content: another one is not comparable.
-    pub(crate) scenario_hash: String,
+    pub(super) scenario_hash: String,
     /// Hash of its file: the same file is the same scenario, also for a build that knows more fields.
     #[serde(default)]
-    pub(crate) file_hash: String,
+    pub(super) file_hash: String,
     /// Version of the build that made it.
-    pub(crate) version: String,
+    pub(super) version: String,
     /// Runs.
-    pub(crate) runs: u32,
+    pub(super) runs: u32,
     /// Folder of program and runs, below the baseline's own; those of older versions lie in the latter itself.
     #[serde(default)]
-    pub(crate) folder: String,
+    pub(super) folder: String,
 }
 
 impl About {
     /// Whether the baseline is of a scenario with this hash of its content, and this one of its file.
-    pub(crate) fn is_of(&self, scenario_hash: &str, file_hash: &str) -> bool {
+    pub(super) fn is_of(&self, scenario_hash: &str, file_hash: &str) -> bool {
         self.scenario_hash == scenario_hash || (!self.file_hash.is_empty() && self.file_hash == file_hash)
     }
 }
 
 /// A baseline's folder, which no other `check` uses at the same time.
-pub(crate) struct Folder {
+pub(super) struct Folder {
     path: PathBuf,
     /// Locked as long as it is open.
     _lock: File,
 }
 
 /// A baseline that is there.
-pub(crate) struct Baseline {
-    pub(crate) about: About,
+pub(super) struct Baseline {
+    pub(super) about: About,
     /// Folder with a folder per run.
-    pub(crate) runs: PathBuf,
+    pub(super) runs: PathBuf,
     /// The build; `None` where the file is gone.
-    pub(crate) program: Option<PathBuf>,
+    pub(super) program: Option<PathBuf>,
 }
 
 /// Whether there is a baseline in a folder, which need not be there.
-pub(crate) fn is_in(path: &Path) -> bool {
+pub(super) fn is_in(path: &Path) -> bool {
     path.join(FILE).exists()
 }
 
 impl Folder {
     /// Makes the folder if need be, and locks it.
-    pub(crate) fn open(path: &Path) -> Result<Self, Failure> {
-        let failed = |e: io::Error| Failure::environment(format!("--baseline {}: {e}", path.display()));
+    pub(super) fn open(path: &Path) -> Result<Self, Error> {
+        let place = || format!("--baseline {}", path.display());
+        let failed = |e: io::Error| Error::environment(e).at(place());
         fs::create_dir_all(path).map_err(failed)?;
         let lock = File::create(path.join(".lock")).map_err(failed)?;
-        lock.try_lock().map_err(|_| {
-            Failure::environment(format!("--baseline {}: another chatctl check uses it now", path.display()))
-        })?;
+        lock.try_lock().map_err(|_| Error::environment("another chatctl check uses it now").at(place()))?;
         Ok(Self { path: path.to_owned(), _lock: lock })
     }
 
     /// The baseline in it, if there is one.
-    pub(crate) fn read(&self) -> Result<Option<Baseline>, Failure> {
+    pub(super) fn read(&self) -> Result<Option<Baseline>, Error> {
         let file = self.path.join(FILE);
         let text = match fs::read_to_string(&file) {
             Ok(text) => text,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(Failure::environment(format!("{}: {e}", file.display()))),
+            Err(e) => return Err(Error::environment(e).at(file.display())),
         };
-        let about: About = serde_json::from_str(&text)
-            .map_err(|e| Failure::usage(format!("{}: not a baseline: {e}", file.display())))?;
+        let about: About =
+            serde_json::from_str(&text).map_err(|e| Error::usage(format!("not a baseline: {e}")).at(file.display()))?;
         let is_below =
             about.folder.is_empty() || (about.folder.starts_with(BUILD) && !about.folder.contains(['/', '\\']));
         if !is_below {
-            return Err(Failure::usage(format!("{}: folder {:?} is none of a baseline", file.display(), about.folder)));
+            return Err(Error::usage(format!("folder {:?} is none of a baseline", about.folder)).at(file.display()));
         }
         let folder = self.path.join(&about.folder);
         let program = folder.join(PROGRAM);
@@ -103,12 +102,12 @@ impl Folder {
     }
 
     /// The folder for the runs of this check; what was there of the last one is gone.
-    pub(crate) fn last(&self) -> Result<PathBuf, Failure> {
+    pub(super) fn last(&self) -> Result<PathBuf, Error> {
         fresh(&self.path.join("last"))
     }
 
     /// Begins to make a baseline, beside the one that is there.
-    pub(crate) fn begin(&self) -> Result<Making<'_>, Failure> {
+    pub(super) fn begin(&self) -> Result<Making<'_>, Error> {
         let path = fresh(&self.path.join(MAKING))?;
         Ok(Making { folder: self, path, is_kept: false })
     }
@@ -130,8 +129,8 @@ impl Folder {
 }
 
 /// An empty folder.
-fn fresh(path: &Path) -> Result<PathBuf, Failure> {
-    let failed = |e: io::Error| Failure::environment(format!("{}: {e}", path.display()));
+fn fresh(path: &Path) -> Result<PathBuf, Error> {
+    let failed = |e: io::Error| Error::environment(e).at(path.display());
     match fs::remove_dir_all(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
         _ => fs::create_dir_all(path).map_err(failed)?,
@@ -140,7 +139,7 @@ fn fresh(path: &Path) -> Result<PathBuf, Failure> {
 }
 
 /// A baseline that is being made. Dropped before it is kept, it is gone.
-pub(crate) struct Making<'a> {
+pub(super) struct Making<'a> {
     folder: &'a Folder,
     path: PathBuf,
     is_kept: bool,
@@ -148,17 +147,17 @@ pub(crate) struct Making<'a> {
 
 impl Making<'_> {
     /// Folder for its runs.
-    pub(crate) fn runs(&self) -> PathBuf {
+    pub(super) fn runs(&self) -> PathBuf {
         self.path.join(RUNS)
     }
 
     /// Makes it the baseline, with this program.
-    pub(crate) fn keep(mut self, program: &Path, mut about: About) -> Result<(), Failure> {
-        let named = |e: io::Error| Failure::environment(format!("--baseline {}: {e}", self.folder.path.display()));
+    pub(super) fn keep(mut self, program: &Path, mut about: About) -> Result<(), Error> {
+        let named = |e: io::Error| Error::environment(e).at(format!("--baseline {}", self.folder.path.display()));
         let home = &self.folder.path;
         let free = (1_u32..100).find(|n| !home.join(format!("{BUILD}{n}")).exists());
         about.folder = format!("{BUILD}{}", free.unwrap_or(0));
-        let text = serde_json::to_string_pretty(&about).map_err(Failure::environment)?;
+        let text = serde_json::to_string_pretty(&about).map_err(Error::environment)?;
         let keep = || -> io::Result<()> {
             fs::copy(program, self.path.join(PROGRAM))?;
             sync(&self.path)?;
@@ -199,6 +198,7 @@ fn sync(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::run::ErrorKind;
 
     fn about(version: &str) -> About {
         let text = || String::new();
@@ -212,7 +212,7 @@ mod tests {
         }
     }
 
-    fn make(folder: &Folder, program: &Path, version: &str) -> Result<(), Failure> {
+    fn make(folder: &Folder, program: &Path, version: &str) -> Result<(), Error> {
         let making = folder.begin()?;
         fs::create_dir_all(making.runs().join("base-001")).expect("a folder");
         fs::write(making.runs().join("base-001/result.json"), version).expect("writes");
@@ -252,7 +252,7 @@ mod tests {
         let builds = fs::read_dir(&path).expect("reads").flatten();
         let builds = builds.filter(|e| e.file_name().to_string_lossy().starts_with(BUILD)).count();
         assert_eq!(builds, 1, "the old ones are gone");
-        assert!(Folder::open(&path).is_err_and(|e| e.message.contains("another chatctl check")), "it is locked");
+        assert!(Folder::open(&path).is_err_and(|e| e.to_string().contains("another chatctl check")), "it is locked");
     }
 
     #[test]
@@ -277,7 +277,7 @@ mod tests {
         assert_eq!(folder.read().expect("reads").map(|b| b.runs), Some(home.path().join("runs")));
         for odd in [", \"folder\": \"../x\"", ", \"folder\": \"build-1/../..\"", ", \"colour\": 1"] {
             write(odd);
-            assert!(folder.read().is_err_and(|e| e.code == crate::exit::USAGE), "{odd}");
+            assert!(folder.read().is_err_and(|e| e.kind == ErrorKind::Usage), "{odd}");
         }
     }
 }

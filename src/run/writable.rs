@@ -1,13 +1,16 @@
-//! Files that a run will write: whether they can be written is found out before it.
+//! Whether the files that a run will write can be written: found out before it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
 
-use crate::exit::Failure;
+use crate::run::Error;
 
-/// Finds out whether files can be made in a folder, which is made if it is not there.
-pub(crate) fn probe_folder(flag: &str, folder: &Path) -> Result<(), Failure> {
+/// Finds out whether files can be made in a folder, which is made if it is not there. `flag` names the setting in the error.
+///
+/// # Errors
+/// Names the setting, the folder and what is in the way.
+pub fn probe_folder(flag: &str, folder: &Path) -> Result<(), Error> {
     let probe = folder.join(format!(".probe-{}", std::process::id()));
     let write = || {
         std::fs::create_dir_all(folder)?;
@@ -20,8 +23,11 @@ pub(crate) fn probe_folder(flag: &str, folder: &Path) -> Result<(), Failure> {
 }
 
 /// Finds out whether a file can be written; what is in it stays. One that is not there is not left behind: an empty file would
-/// be read as a result where there is none in the end.
-pub(crate) fn probe_file(flag: &str, path: &Path) -> Result<(), Failure> {
+/// be read as a result where there is none in the end. `flag` names the setting in the error.
+///
+/// # Errors
+/// Names the setting, the file and what is in the way.
+pub fn probe_file(flag: &str, path: &Path) -> Result<(), Error> {
     // A pipe or a device, such as /dev/stdout: opening it might wait for a reader.
     if std::fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
         return Ok(());
@@ -44,13 +50,14 @@ fn write_one(file: &mut File) -> io::Result<()> {
     file.flush()
 }
 
-fn refused(flag: &str, path: &Path, error: &io::Error) -> Failure {
-    Failure::environment(format!("{flag} {}: {error}", path.display()))
+fn refused(flag: &str, path: &Path, error: &io::Error) -> Error {
+    Error::environment(error).at(format!("{flag} {}", path.display()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::run::ErrorKind;
 
     #[test]
     fn what_can_be_written_is_left_as_it_was() {
@@ -79,7 +86,7 @@ mod tests {
             probe_file("--out", &folder.path().join("nowhere").join("file")),
         ] {
             let refused = refused.expect_err("can't be written");
-            assert!(refused.code == crate::exit::ENVIRONMENT && refused.message.starts_with("--out "), "{refused:?}");
+            assert!(refused.kind == ErrorKind::Environment && refused.to_string().starts_with("--out "), "{refused}");
         }
     }
 }

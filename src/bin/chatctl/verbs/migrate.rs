@@ -2,9 +2,10 @@
 
 use chatctl::stack::{self, Config};
 
+use crate::cli::read_config;
 use crate::exit::{self, Failure};
 use crate::output::outln;
-use crate::up::{init_logging, read_config};
+use crate::process::init_logging;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {

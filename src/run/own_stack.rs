@@ -5,20 +5,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::loadgen::control::StackControl;
+use crate::loadgen::result::ProcessUsage;
+use crate::loadgen::scenario::EngineChoice;
+use crate::loadgen::{Scenario, Target};
+use crate::protocol::Fault;
+use crate::run::Error;
+use crate::server::auth::PasswordCost;
+use crate::stack::processes::control::{Client, Request};
+use crate::stack::processes::{Options, Status};
+use crate::stack::profile::Profile;
+use crate::stack::{Config, Stack, Supervisor, fault_check};
 use async_trait::async_trait;
-use chatctl::loadgen::control::StackControl;
-use chatctl::loadgen::result::ProcessUsage;
-use chatctl::loadgen::scenario::EngineChoice;
-use chatctl::loadgen::{Scenario, Target};
-use chatctl::protocol::Fault;
-use chatctl::server::auth::PasswordCost;
-use chatctl::stack::processes::control::{Client, Request};
-use chatctl::stack::processes::{Options, Status};
-use chatctl::stack::profile::Profile;
-use chatctl::stack::{Config, Stack, Supervisor, fault_check};
 use tokio::sync::Mutex;
-
-use crate::exit::Failure;
 
 /// Cost of password hashes in a stack that lives for one run: its accounts are worth nothing, and a thousand logins at
 /// the real cost would take longer than the load.
@@ -26,8 +25,10 @@ const THROWAWAY_PASSWORD_COST: PasswordCost = PasswordCost { memory_kib: 64, pas
 
 /// A stack and what may be done to it.
 #[derive(Clone)]
-pub(crate) enum OwnStack {
+pub(super) enum OwnStack {
+    /// In this process; `None` once it was stopped.
     InProcess(Arc<Mutex<Option<Stack>>>),
+    /// Each server a process, which this one supervises.
     Processes(Arc<Supervisor>),
     /// Started by `chatctl up`, in this folder.
     Up(PathBuf),
@@ -37,7 +38,7 @@ pub(crate) enum OwnStack {
 
 impl OwnStack {
     /// The settings of the stack that a scenario asks for.
-    pub(crate) fn config(scenario: &Scenario) -> Config {
+    pub(super) fn config(scenario: &Scenario) -> Config {
         let spec = &scenario.stack;
         let profile = match spec.engines {
             EngineChoice::Embedded => Profile::Embedded,
@@ -63,31 +64,34 @@ impl OwnStack {
         config
     }
 
-    /// Starts what a scenario asks for. `folder` is for the logs of processes.
-    pub(crate) async fn start(
+    /// Starts what a scenario asks for. `folder` is for the logs of processes; `note` gets what the supervisor of processes reports.
+    ///
+    /// # Errors
+    /// When the stack does not start.
+    pub(super) async fn start(
         scenario: &Scenario,
         folder: &Path,
         note: impl Fn(String) + Send + Sync + 'static,
-    ) -> Result<Self, Failure> {
+    ) -> Result<Self, Error> {
         let config = Self::config(scenario);
         if !config.processes.enabled {
             return Ok(Self::InProcess(Arc::new(Mutex::new(Some(Stack::start(config).await?)))));
         }
-        let program = std::env::current_exe().map_err(Failure::environment)?;
+        let program = std::env::current_exe().map_err(Error::environment)?;
         let options = Options { folder: folder.to_owned(), program, note: Box::new(note) };
         let supervisor = Supervisor::start(config, options).await;
-        Ok(Self::Processes(supervisor.map_err(Failure::of_local_engines)?))
+        Ok(Self::Processes(supervisor.map_err(Error::of_local_engines)?))
     }
 
     /// The stack that `chatctl up` runs in a folder, if the target is its.
-    pub(crate) async fn find(target: &Target, folder: &Path) -> Option<Self> {
+    pub(super) async fn find(target: &Target, folder: &Path) -> Option<Self> {
         let mut client = Client::connect(folder).await.ok()?;
         let status: Status = client.ask(&Request::Status, |_| ()).await.ok()?;
         (status.api_url.as_deref() == Some(target.as_str())).then(|| Self::Up(folder.to_owned()))
     }
 
     /// Address for HTTP.
-    pub(crate) async fn api_url(&self) -> Option<String> {
+    pub(super) async fn api_url(&self) -> Option<String> {
         match self {
             Self::InProcess(stack) => stack.lock().await.as_ref().and_then(Stack::api_url),
             Self::Processes(supervisor) => supervisor.api_url(),
@@ -96,7 +100,7 @@ impl OwnStack {
     }
 
     /// Ends what was started for the run.
-    pub(crate) async fn stop(self) {
+    pub(super) async fn stop(self) {
         match self {
             Self::InProcess(stack) => {
                 let stack = stack.lock().await.take();

@@ -1,0 +1,137 @@
+//! One run of a scenario by a program, in a process of its own: nothing of another run is left in its memory.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use crate::loadgen::result::RunResult;
+use crate::report;
+use crate::run::{Error, ErrorKind, exit_code};
+use crate::runtime::{Tasks, process};
+
+/// Longest that a run may take beyond its scenario: setup, drain, audit.
+const RUN_EXTRA: Duration = Duration::from_mins(10);
+
+/// Exit codes of a run that came to a verdict.
+const HAS_RESULT: [u8; 5] =
+    [exit_code::PASS, exit_code::THRESHOLD, exit_code::LEDGER, exit_code::INVALID, exit_code::INTERRUPTED];
+
+/// What a run is told beside its scenario.
+pub(super) struct ChildRun<'a> {
+    /// The `chatctl` that does it.
+    pub(super) program: &'a Path,
+    /// Its scenario's file.
+    pub(super) scenario: &'a Path,
+    /// Folder that gets its results.
+    pub(super) out: &'a Path,
+    /// More arguments of `chatctl load`.
+    pub(super) args: &'a [&'a str],
+    /// Planned time of its load.
+    pub(super) load: Duration,
+}
+
+impl ChildRun<'_> {
+    /// Runs it. Stopped by `interrupt` it is waited for: it puts its stack away.
+    ///
+    /// # Errors
+    /// When it can't be started, does not end, has no result, or was interrupted.
+    pub(super) async fn run(&self, interrupt: &Tasks) -> Result<RunResult, Error> {
+        let result = self.out.join(report::RESULT_FILE);
+        match std::fs::remove_file(&result) {
+            // What an earlier run left there must not be taken for this one's.
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::environment(e).at(result.display()));
+            }
+            _ => {}
+        }
+        let mut command = tokio::process::Command::new(self.program);
+        command.arg("load").arg(self.scenario).arg("--out").arg(self.out).args(["--ui", "none"]).args(self.args);
+        command.env_remove("CHATCTL_TARGET");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+        let named = |e: &dyn std::fmt::Display| Error::environment(e).at(self.program.display());
+        let child = command.spawn().map_err(|e| named(&e))?;
+        let pid = child.id();
+        let longest = self.load + RUN_EXTRA;
+        let running = tokio::time::timeout(longest, child.wait_with_output());
+        tokio::pin!(running);
+        let ended = tokio::select! {
+            ended = &mut running => ended,
+            () = interrupt.stopped() => {
+                if let Some(pid) = pid {
+                    // It may have ended in this moment.
+                    let _ = process::tell(pid, process::Tell::End);
+                }
+                running.await
+            }
+        };
+        if interrupt.is_stopped() {
+            return Err(interrupted());
+        }
+        let output = ended.map_err(|_| named(&format!("no end after {longest:?}")))?.map_err(|e| named(&e))?;
+        let code = output.status.code().map(|code| code as u8);
+        if !code.is_some_and(|code| HAS_RESULT.contains(&code)) {
+            let words = String::from_utf8_lossy(&output.stderr);
+            let mut error = named(&format!("{}: {}", output.status, words.trim()));
+            // What is wrong with the command line is so the next time too.
+            if code == Some(exit_code::USAGE) {
+                error.kind = ErrorKind::Usage;
+            }
+            return Err(error);
+        }
+        report::read(self.out).map_err(Error::environment)
+    }
+}
+
+/// The end of a command whose user stopped it while programs ran.
+pub(super) fn interrupted() -> Error {
+    Error::interrupted("interrupted between the runs")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::json;
+
+    /// Runs a shell script in the place of `chatctl load`; its folder for results is `out`.
+    async fn run(script: &str, interrupt: &Tasks) -> Result<RunResult, Error> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let program = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/child.sh"));
+        let (scenario, out) = (folder.path().join("scenario"), folder.path().join("out"));
+        std::fs::create_dir(&out).expect("a folder");
+        std::fs::write(out.join(report::RESULT_FILE), "of an earlier run").expect("writes");
+        let result = RunResult { schema: crate::loadgen::result::SCHEMA_VERSION, ..RunResult::default() };
+        std::fs::write(folder.path().join("ready.json"), json::render(&result)).expect("writes");
+        std::fs::write(&scenario, format!("cd {}\n{script}\n", folder.path().display())).expect("writes");
+        let run = ChildRun { program, scenario: &scenario, out: &out, args: &[], load: Duration::ZERO };
+        run.run(interrupt).await
+    }
+
+    #[tokio::test]
+    async fn a_run_with_a_verdict_has_its_own_result() {
+        let tasks = Tasks::new();
+        for code in HAS_RESULT {
+            let ran = run(&format!("cp ready.json out/result.json; exit {code}"), &tasks).await;
+            assert!(ran.is_ok(), "{code}: {ran:?}");
+        }
+        let error = run("exit 0", &tasks).await.expect_err("the result of an earlier run is not taken");
+        assert_eq!(error.kind, ErrorKind::Environment);
+    }
+
+    #[tokio::test]
+    async fn a_run_without_a_verdict_says_whether_another_may_have_one() {
+        let tasks = Tasks::new();
+        for (code, kind) in [(2, ErrorKind::Usage), (3, ErrorKind::Environment), (101, ErrorKind::Environment)] {
+            let error = run(&format!("echo wrong >&2; exit {code}"), &tasks).await.expect_err("no result");
+            assert_eq!(error.kind, kind, "{code}");
+            assert!(error.to_string().ends_with("wrong"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_interrupted_run_is_told_to_end() {
+        let tasks = Tasks::new();
+        tasks.stop();
+        let error = run("exec sleep 60", &tasks).await.expect_err("interrupted");
+        assert_eq!(error.kind, ErrorKind::Interrupted);
+    }
+}

@@ -1,0 +1,100 @@
+//! Where the files of runs go, and whether they can be written.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use crate::loadgen::Scenario;
+use crate::report;
+use crate::run::{Error, writable};
+
+/// Where the files of one run, or of several one after the other, go.
+#[derive(Debug, Clone, Default)]
+pub struct RunFiles {
+    /// Folder of results; of several runs it has a folder for each.
+    pub out: Option<PathBuf>,
+    /// File of events as lines of JSON; of several runs a folder with a file for each.
+    pub history: Option<PathBuf>,
+    /// Whether there are several runs.
+    pub are_several: bool,
+}
+
+impl RunFiles {
+    /// Folder for the results of a scenario.
+    #[must_use]
+    pub fn folder(&self, scenario: &Scenario) -> Option<PathBuf> {
+        let folder = self.out.as_ref()?;
+        Some(if self.are_several { folder.join(&scenario.name) } else { folder.clone() })
+    }
+
+    /// File for the events of a scenario.
+    #[must_use]
+    pub fn history(&self, scenario: &Scenario) -> Option<PathBuf> {
+        let path = self.history.as_ref()?;
+        Some(if self.are_several { path.join(format!("{}.jsonl", scenario.name)) } else { path.clone() })
+    }
+
+    /// Finds out before the load whether its files can be written.
+    ///
+    /// # Errors
+    /// Names the setting and the file that can't be written, or the name that two scenarios have.
+    pub fn probe(&self, scenarios: &[Scenario]) -> Result<(), Error> {
+        let mut names = HashSet::new();
+        if let Some(twice) = scenarios.iter().find(|scenario| !names.insert(&scenario.name))
+            && (self.out.is_some() || self.history.is_some())
+        {
+            let text = format!("two scenarios are named {:?}: their files would write over each other", twice.name);
+            return Err(Error::usage(text));
+        }
+        scenarios.iter().try_for_each(|scenario| self.probe_one(scenario))
+    }
+
+    fn probe_one(&self, scenario: &Scenario) -> Result<(), Error> {
+        if let Some(folder) = self.folder(scenario) {
+            writable::probe_folder("--out", &folder)?;
+            for file in [report::RESULT_FILE, report::series::FILE] {
+                writable::probe_file("--out", &folder.join(file))?;
+            }
+        }
+        let Some(path) = self.history(scenario) else { return Ok(()) };
+        if let Some(folder) = path.parent().filter(|_| self.are_several) {
+            writable::probe_folder("--history", folder)?;
+        }
+        writable::probe_file("--history", &path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run::ErrorKind;
+
+    fn scenario(name: &str) -> Scenario {
+        let text = format!(
+            "name: {name}\npopulation: {{users: 6, direct_per_user: 2}}\nbehaviors: {{one-to-one: 1}}\n\
+             phases: [{{phase: steady, duration: 1s, rate: 20}}]\n"
+        );
+        Scenario::parse(&text, "test").expect("valid")
+    }
+
+    #[test]
+    fn several_runs_have_a_folder_and_a_history_each() {
+        let home = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| Some(home.path().join(name));
+        let scenarios = [scenario("a"), scenario("b")];
+        let one = RunFiles { out: path("out"), history: path("h"), are_several: false };
+        assert_eq!((one.folder(&scenarios[0]), one.history(&scenarios[0])), (path("out"), path("h")));
+        let several = RunFiles { are_several: true, ..one };
+        assert_eq!((several.folder(&scenarios[1]), several.history(&scenarios[1])), (path("out/b"), path("h/b.jsonl")));
+        several.probe(&scenarios).expect("can be written");
+        assert_eq!(std::fs::read_dir(home.path().join("h")).expect("is made").count(), 0, "nothing is left behind");
+    }
+
+    #[test]
+    fn two_scenarios_of_one_name_are_refused_where_they_have_files() {
+        let scenarios = [scenario("a"), scenario("a")];
+        RunFiles::default().probe(&scenarios).expect("no files");
+        let files = RunFiles { history: Some(PathBuf::from("h")), are_several: true, ..RunFiles::default() };
+        let refused = files.probe(&scenarios).expect_err("refused");
+        assert!(refused.kind == ErrorKind::Usage && refused.to_string().contains("\"a\""), "{refused}");
+    }
+}
