@@ -36,12 +36,15 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     bind(address, true)
 }
 
-/// Without address reuse a port counts as taken for a while after its last connection.
+/// Without address reuse a port counts as taken for a while after its last connection. What is accepted takes the setting
+/// over from the listener, and a connection that ended without it keeps the port from the next process at this address: so it
+/// is set in any case once the port is there.
 fn bind(address: SocketAddr, reuse: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(reuse)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
+    socket.set_reuse_address(true)?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
 }
@@ -107,6 +110,19 @@ pub fn is_transient_accept_error(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::is_of_this_machine;
+
+    #[tokio::test]
+    async fn a_server_that_ended_with_open_connections_comes_back_at_its_port() {
+        let listener = super::listen("127.0.0.1:0".parse().expect("valid")).expect("binds");
+        let address = listener.local_addr().expect("bound");
+        let client = tokio::net::TcpStream::connect(address).await.expect("connects");
+        let (accepted, _) = listener.accept().await.expect("accepts");
+        // The server ends first: its side of the connection stays for a minute.
+        drop((accepted, listener));
+        let mut byte = [0];
+        assert_eq!(tokio::io::AsyncReadExt::read(&mut { client }, &mut byte).await.expect("reads"), 0);
+        super::listen(address).expect("the port is free for the next one");
+    }
 
     #[tokio::test]
     async fn loopback_is_here_and_documentation_is_not() {

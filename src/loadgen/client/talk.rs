@@ -293,12 +293,17 @@ impl Device {
             came_by_push: seen.is_live,
             reads_every_us: poll_us.max(pause_us),
         };
-        if let Some(came) = delivery.push() {
-            add(&run.stats.push_expected, 1);
-            add(&run.stats.pushed, u64::from(came));
-            if !came {
+        match delivery.push() {
+            Some(true) => {
+                add(&run.stats.push_expected, 1);
+                add(&run.stats.pushed, 1);
+            }
+            // A fault may take the push path away; how long that lasts is told by the recovery from it.
+            Some(false) if !run.ledger.presence.was_disturbed(tag.sent_us, self.now_us) => {
+                add(&run.stats.push_expected, 1);
                 run.ledger.unpushed.note(self.copy(seen));
             }
+            Some(false) | None => {}
         }
         let took_us = self.now_us.saturating_sub(tag.intended_us);
         let path = self.delivery_path(tag, &delivery);

@@ -59,14 +59,9 @@ impl<N: Whole> Ranges<N> {
             self.first = (n, n);
             return true;
         }
-        if self.rest.is_none() {
-            if n == self.first.1.next() {
-                self.first.1 = n;
-                return true;
-            }
-            if (self.first.0..=self.first.1).contains(&n) {
-                return false;
-            }
+        if self.rest.is_none() && n > self.first.1 && n == self.first.1.next() {
+            self.first.1 = n;
+            return true;
         }
         if n < self.first.0 {
             if n.next() == self.first.0 {

@@ -60,7 +60,7 @@ impl Weather {
         let chance = |rng: &mut StdRng, most: u32| if rng.random_bool(0.5) { 0 } else { rng.random_range(0..=most) };
         Self {
             frame_us: pick(rng, &[MS, 20 * MS, 300 * MS, 2 * S]),
-            call_us: pick(rng, &[5 * MS, 100 * MS, 3 * S]),
+            call_us: pick(rng, &[5 * MS, 100 * MS, 3 * S, 7 * S]),
             commit_us: pick(rng, &[2 * MS, 50 * MS, 4 * S]),
             connect_us: pick(rng, &[5 * MS, 500 * MS, 4 * S]),
             duplicate: chance(rng, 200),

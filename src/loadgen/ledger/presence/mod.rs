@@ -212,7 +212,8 @@ impl Presence {
         }
     }
 
-    fn was_disturbed(&self, from_us: u64, until_us: u64) -> bool {
+    /// Whether a fault lasted, or had ended a while before, at any time between two.
+    pub(in crate::loadgen) fn was_disturbed(&self, from_us: u64, until_us: u64) -> bool {
         let disturbed = self.disturbed.lock().expect("no panic while held");
         disturbed.iter().any(|(from, until)| *from <= until_us && from_us <= *until)
     }
