@@ -331,6 +331,9 @@ fn go_back(p: &Proxy, frame: ServerFrame) -> Vec<Out> {
         ServerFrame::Ack(ack) => (ack.uuid, ack.conversation, ack.id.0),
         _ => return Out::pass(frame),
     };
+    // Copies of a message go to several devices at once, and all are told the number that the first of them got.
+    static DECIDING: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _deciding = DECIDING.lock().expect("no panic while held");
     if p.first(format!("shift {conversation}")) {
         p.numbers.shift(conversation, THIRD, 1);
     }
