@@ -130,6 +130,7 @@ fn print_answer(out: &Answer) {
     let whole = |n: f64| human_count(n.round() as u64);
     let rate = whole(out.messages_per_s.unwrap_or(0.0));
     match (out.messages_per_s.is_some(), out.is_local) {
+        _ if out.is_cut_short => outln!("no answer  the search could not go on"),
         (true, true) => outln!(
             "no answer  the generator or its machine was the limit: the stack holds at least {rate} messages/s, and nothing is known \
              of more.\n\
