@@ -68,7 +68,11 @@ pub(crate) fn run(args: Args) -> Result<u8, Failure> {
     if !(Duration::from_secs(2)..=Duration::from_hours(24)).contains(&args.trial) {
         return Err(Failure::usage("--trial: valid are 2s to 1day; of less, percentiles say nothing"));
     }
-    args.json.as_deref().map_or(Ok(()), |path| writable::probe_file("--json", path))?;
+    if let Some(path) = &args.json {
+        writable::probe_file("--json", path)?;
+        // What an earlier search found is not the answer of one that fails.
+        report::remove_old_file(path).map_err(|e| Failure::environment(format!("--json {}: {e}", path.display())))?;
+    }
     init_logging();
     let layout = args.layout.layout()?;
     let interrupt = Tasks::new();
@@ -76,6 +80,11 @@ pub(crate) fn run(args: Args) -> Result<u8, Failure> {
     let answer = runtime.block_on(async {
         // Faults are left out of the trials.
         let first = capacity::trial(&scenario, start, args.trial);
+        if let Some((path, problem)) = first.problems().into_iter().next() {
+            let place = Scenario::place(&args.scenario, &path);
+            let trial = "of a trial, --start is the rate and --trial the duration";
+            return Err(Failure::usage(format!("{place}: {path}: {problem} ({trial})")));
+        }
         preflight::check(&args.scenario, &first, &layout).await?;
         signals::watch(&interrupt)?;
         print_heading(&args, &scenario, &added);

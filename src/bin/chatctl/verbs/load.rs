@@ -93,6 +93,7 @@ pub(crate) fn run(args: Args) -> Result<u8, Failure> {
     let are_several = scenarios.len() > 1;
     let files = RunFiles { out: args.out.clone(), history: args.history.clone(), are_several };
     files.probe(&scenarios)?;
+    files.remove_old(&scenarios)?;
     let display = Display::choose(args.ui);
     if display != Display::Screen {
         init_logging();
