@@ -91,7 +91,10 @@ impl ChildRun<'_> {
         }
         let unread = match report::read(self.out) {
             Ok(result) => return Ok(Ended::WithResult(Box::new(result))),
-            Err(error) => Error::environment(error),
+            Err(error) => {
+                let code = code.unwrap_or_default();
+                Error::environment(format!("it ended with exit code {code}, and its result can't be read: {error}"))
+            }
         };
         match code {
             Some(exit_code::LEDGER) => Ok(Ended::WithoutResult(Defect::Violated, unread)),

@@ -10,6 +10,7 @@ use chatctl::report::{self, human_count};
 use chatctl::run::capacity::{Answer, CapacitySettings, search};
 use chatctl::run::{preflight, runner, writable};
 use chatctl::runtime::Tasks;
+use chatctl::telemetry::printable_lines;
 
 use crate::cli::LayoutArgs;
 use crate::exit::{self, Failure};
@@ -181,7 +182,7 @@ fn print_answer(out: &Answer) {
     for broken in &out.broken {
         outln!("broken     a guarantee, {broken}");
     }
-    outln!("stopped by {}", out.stopped_by);
+    outln!("stopped by {}", printable_lines(&out.stopped_by));
     outln!("machine    {}", out.machine);
 }
 
