@@ -9,7 +9,8 @@ pub mod series;
 pub mod summary;
 mod untrusted;
 
-use std::io;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
 use std::path::Path;
 
 use crate::loadgen::RunResult;
@@ -23,6 +24,9 @@ pub use self::untrusted::cleaned;
 
 /// The whole result, in the folder of a run.
 pub const RESULT_FILE: &str = "result.json";
+
+/// Files that a run leaves beside those of its latencies, which end in `.hlog`.
+const FILES: [&str; 6] = [RESULT_FILE, "summary.txt", "report.html", "latency.csv", "series.csv", series::FILE];
 
 /// Largest file of a result.
 const RESULT_BYTES_MAX: u64 = 64 << 20;
@@ -80,19 +84,54 @@ pub fn write_all(folder: &Path, result: &RunResult, series: &[LiveSnapshot]) -> 
     failed.map_or(Ok(()), Err)
 }
 
-/// Writes a file so that it is there in whole or not at all: half of a result is none.
+/// Removes what an earlier run left in a folder, which need not be there: it would be taken for what comes of the next one.
+///
+/// # Errors
+/// Names the file that can't be removed.
+pub fn remove_old(folder: &Path) -> io::Result<()> {
+    let named = |path: &Path, error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.and_then(Iterator::collect::<io::Result<Vec<_>>>).map_err(|e| named(folder, e))?,
+    };
+    let is_of_run = |path: &Path| {
+        FILES.iter().any(|name| path.file_name().is_some_and(|file| file == *name))
+            || path.extension().is_some_and(|extension| extension == "hlog")
+    };
+    let old = entries.into_iter().map(|entry| entry.path()).filter(|path| is_of_run(path));
+    old.into_iter().try_for_each(|path| remove_old_file(&path).map_err(|e| named(&path, e)))
+}
+
+/// Removes a file, or the one that a link leads to. What is not there, or is no file, is left alone.
+///
+/// # Errors
+/// The file system's.
+pub fn remove_old_file(path: &Path) -> io::Result<()> {
+    let path = files::followed(path)?;
+    let is_file = std::fs::metadata(&path).is_ok_and(|found| found.is_file());
+    if is_file && !files::is_of_system(&path) { std::fs::remove_file(path) } else { Ok(()) }
+}
+
+/// Writes a file so that it is there in whole or not at all: half of a result is none. A link is followed. Where its folder takes
+/// no file beside it, or its name is too long for that, it is written in place.
 ///
 /// # Errors
 /// The file system's.
 pub fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
-    // A device or a pipe, such as /dev/stdout, can't be replaced.
-    if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
-        return std::fs::write(path, content);
+    let path = &files::followed(path)?;
+    // A device or a pipe, such as /dev/stdout, can't be replaced; where that is a file, others write into it too.
+    if files::is_of_system(path) || std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        return OpenOptions::new().append(true).open(path)?.write_all(content);
     }
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.part", std::process::id()));
     let part = path.with_file_name(name);
-    let written = std::fs::write(&part, content).and_then(|()| std::fs::rename(&part, path));
+    let written = match File::create(&part) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidFilename) => {
+            return std::fs::write(path, content);
+        }
+        created => created.and_then(|mut file| file.write_all(content)).and_then(|()| std::fs::rename(&part, path)),
+    };
     if written.is_err() {
         // It may not be there at all.
         let _ = std::fs::remove_file(&part);
@@ -133,6 +172,37 @@ fn escape(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::telemetry::LatencyPath;
+
+    #[test]
+    fn what_an_earlier_run_left_is_removed_and_nothing_else() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| folder.path().join(name);
+        let mut result = RunResult { schema: SCHEMA_VERSION, ..RunResult::default() };
+        result.histograms.insert(LatencyPath::Ack, crate::telemetry::Latency::default());
+        write_all(folder.path(), &result, &[]).expect("writes");
+        std::fs::write(at("notes.txt"), "mine").expect("writes");
+        std::fs::write(at("elsewhere"), "old").expect("writes");
+        std::fs::remove_file(at(RESULT_FILE)).expect("is there");
+        std::os::unix::fs::symlink(at("elsewhere"), at(RESULT_FILE)).expect("links");
+        std::os::unix::fs::symlink("/dev/null", at(series::FILE)).expect("links");
+        remove_old(folder.path()).expect("removes");
+        let left = std::fs::read_dir(folder.path()).expect("is there").flatten().map(|entry| entry.file_name());
+        let mut left: Vec<_> = left.collect();
+        left.sort();
+        assert_eq!(left, ["notes.txt", RESULT_FILE, series::FILE], "a link stays, without what it led to");
+        assert!(!at("elsewhere").exists());
+        write_whole(&at(RESULT_FILE), b"new").expect("writes");
+        assert_eq!(std::fs::read_to_string(at("elsewhere")).expect("through the link"), "new");
+        remove_old(&at("nowhere")).expect("nothing is there");
+    }
+
+    #[test]
+    fn a_name_as_long_as_names_may_be_is_written() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("n".repeat(250));
+        write_whole(&path, b"content").expect("writes");
+        assert_eq!(std::fs::read_to_string(&path).expect("is there"), "content");
+    }
 
     #[test]
     fn all_files_are_written_and_the_json_reads_back() {

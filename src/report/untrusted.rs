@@ -1,11 +1,11 @@
 //! Results of unknown origin: files of another build, another machine, or of somebody who wants to do harm.
 
-use serde::de::DeserializeOwned;
+use serde::de::{Deserialize, DeserializeOwned};
 use serde_json::Value;
 
 use crate::loadgen::RunResult;
 use crate::loadgen::scenario::check_name;
-use crate::telemetry::printable;
+use crate::telemetry::{Latency, printable};
 
 /// Largest number that a result may hold. Sums of a thousand such still fit 64 bits; in µs it is 300 years.
 const NUMBER_MAX: f64 = 1e16;
@@ -23,8 +23,10 @@ pub(super) fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T, String> {
     clean(&mut value);
     // Each becomes the name of a file.
     let histograms = value.get("histograms").and_then(Value::as_object);
-    for name in histograms.into_iter().flat_map(|histograms| histograms.keys()) {
+    for (name, text) in histograms.into_iter().flatten() {
         check_name(name).map_err(|problem| format!("histograms: {problem}"))?;
+        // An error of the whole would not say which it is.
+        Latency::deserialize(text).map_err(|e| format!("histograms.{name}: {}", printable(&e.to_string())))?;
     }
     serde_json::from_value(value).map_err(|e| printable(&e.to_string()).into_owned())
 }

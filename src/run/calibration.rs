@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::loadgen::Scenario;
 use crate::loadgen::result::{ConnectionMemory, RunResult, Verdict};
 use crate::run::Error;
-use crate::run::child_run::ChildRun;
+use crate::run::child_run::{ChildRun, Ended};
 use crate::run::observer::{Progress, ProgressObserver};
 use crate::runtime::{Tasks, TemporaryFolder, machine};
 use crate::stack::plan::{Constants, Figure};
@@ -45,7 +45,10 @@ impl Bench<'_> {
             args: &["--workers", "1"],
             load: scenario.duration(),
         };
-        let result = run.run(self.interrupt).await?;
+        let result = match run.run(self.interrupt).await? {
+            Ended::WithResult(result) => *result,
+            Ended::WithoutResult(_, unread) => return Err(unread),
+        };
         if result.verdict != Verdict::Pass {
             let problem = format!("{}: {}", result.verdict.word(), result.reasons.join("; "));
             return Err(Error::inconclusive(problem).at(scenario.name));

@@ -61,6 +61,8 @@ pub struct Answer {
     pub deliveries_per_s_and_server: Option<f64>,
     /// Deliveries per second of the stack's processor time.
     pub deliveries_per_cpu_s: Option<f64>,
+    /// Whether the search could not go on: then it has no answer.
+    pub is_cut_short: bool,
     /// Why it does not go further.
     pub stopped_by: String,
     /// Guarantees that were broken on the way, with their rates.
@@ -103,6 +105,15 @@ impl Trials {
         causes.into_iter().rev().find(|cause| cause.is_local() == is_local)
     }
 
+    /// Takes the guarantees that a run broke which came to no verdict on its rate.
+    fn note_violations(&mut self, rate: f64, result: &RunResult) {
+        let violations = result.counts.violations().into_iter().map(|(kind, n)| format!("{kind}: {n}"));
+        let violations: Vec<String> = violations.collect();
+        if !violations.is_empty() {
+            self.failed.push((rate, Cause::Ledger(violations.join(", "))));
+        }
+    }
+
     /// Broken guarantees, in words.
     fn broken(&self) -> Vec<String> {
         let broken = self.failed.iter().filter(|(_, cause)| matches!(cause, Cause::Ledger(_)));
@@ -113,15 +124,18 @@ impl Trials {
 /// Searches for the highest rate that holds.
 ///
 /// # Errors
-/// When a trial could not be done, or the search was interrupted.
+/// When a trial could not be done or has too few samples for a threshold, or the search was interrupted: unless a guarantee was
+/// broken before, which the answer says then.
 pub async fn search(settings: &CapacitySettings<'_>) -> Result<Answer, Error> {
     let mut search = Search::new(settings.rules);
     let mut trials = Trials::default();
     for number in 1.. {
         let (found, why) = match search.next() {
             Step::Try(rate) => {
-                let cause = try_rate(settings, number, rate, &mut trials).await?;
-                search.note(rate, cause);
+                match try_rate(settings, number, rate, &mut trials).await {
+                    Ok(outcome) => search.note(rate, outcome),
+                    Err(error) => return cut_short(settings, &trials, error),
+                }
                 continue;
             }
             Step::Found(found) => (Some(found), None),
@@ -147,7 +161,14 @@ async fn try_rate(
     let trial = run_trial(settings, rate).await.inspect_err(|_| observer.progress(Progress::TrialFailed))?;
     if trial.result.verdict == Verdict::Interrupted {
         observer.progress(Progress::TrialEnds(&trial, None));
+        trials.note_violations(rate, &trial.result);
         return Err(Error::interrupted("interrupted: no answer"));
+    }
+    if let Some(few) = capacity::lacks_samples(&trial.result, rate, &trial.steady) {
+        observer.progress(Progress::TrialEnds(&trial, None));
+        let problem = format!("at {rate:.1} messages/s too few samples for a verdict: {few}");
+        let lasts = humantime::format_duration(settings.trial);
+        return Err(Error::not_enough_data(problem).at(format!("--trial {lasts}")).fix("raise --trial"));
     }
     let cores = capacity::Cores(machine::cores());
     let cause = capacity::cause(&trial.result, rate, cores, &trial.steady);
@@ -158,6 +179,15 @@ async fn try_rate(
         Some(cause) => trials.failed.push((rate, cause)),
     }
     Ok(outcome)
+}
+
+/// The end of a search that can't go on: an answer only where a guarantee was broken before.
+fn cut_short(settings: &CapacitySettings<'_>, trials: &Trials, error: Error) -> Result<Answer, Error> {
+    if trials.broken().is_empty() {
+        return Err(error);
+    }
+    let why = format!("the search was cut short: {error}");
+    Ok(Answer { is_cut_short: true, ..answer(settings, trials, None, Some(why)) })
 }
 
 async fn run_trial(settings: &CapacitySettings<'_>, rate: f64) -> Result<Trial, Error> {
@@ -201,6 +231,7 @@ fn answer(settings: &CapacitySettings<'_>, trials: &Trials, found: Option<Found>
         is_settled: found.is_none_or(|found| found.is_settled),
         deliveries_per_s_and_server: None,
         deliveries_per_cpu_s: None,
+        is_cut_short: false,
         stopped_by,
         broken: trials.broken(),
         machine: machine::describe(),
@@ -243,6 +274,10 @@ phases: [{phase: steady, duration: 1s, rate: 20}]
 
     /// The answer of trials at these rates that failed for a cause, none of which held.
     fn answer_of(failed: Vec<(f64, Cause)>, found: Option<Found>) -> Answer {
+        with_settings(|settings| answer(settings, &Trials { held: Vec::new(), failed }, found, None))
+    }
+
+    fn with_settings<T>(of: impl FnOnce(&CapacitySettings<'_>) -> T) -> T {
         struct Unseen;
         impl ProgressObserver for Unseen {
             fn progress(&self, _: Progress<'_>) {}
@@ -258,7 +293,22 @@ phases: [{phase: steady, duration: 1s, rate: 20}]
             interrupt: &interrupt,
             observer: &Unseen,
         };
-        answer(&settings, &Trials { held: Vec::new(), failed }, found, None)
+        of(&settings)
+    }
+
+    #[test]
+    fn a_search_that_is_cut_short_does_not_forget_a_broken_guarantee() {
+        let ended = |trials: &Trials| with_settings(|s| cut_short(s, trials, Error::interrupted("interrupted")));
+        assert!(ended(&Trials::default()).is_err());
+        let mut trials = Trials::default();
+        trials.note_violations(10.0, &RunResult::default());
+        assert!(ended(&trials).is_err(), "nothing was broken");
+        let mut interrupted = RunResult { verdict: Verdict::Interrupted, ..RunResult::default() };
+        interrupted.counts.lost = 3;
+        trials.note_violations(10.0, &interrupted);
+        let answer = ended(&trials).expect("an answer");
+        assert_eq!(answer.broken, ["at 10.0 messages/s: lost: 3"]);
+        assert!(answer.is_cut_short && answer.stopped_by.contains("cut short: interrupted"), "{}", answer.stopped_by);
     }
 
     #[test]

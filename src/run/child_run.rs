@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::loadgen::result::RunResult;
 use crate::report;
+use crate::report::compare::Defect;
 use crate::run::{Error, ErrorKind, exit_code};
 use crate::runtime::{Tasks, process};
 
@@ -15,6 +16,16 @@ const RUN_EXTRA: Duration = Duration::from_mins(10);
 /// Exit codes of a run that came to a verdict.
 const HAS_RESULT: [u8; 5] =
     [exit_code::PASS, exit_code::THRESHOLD, exit_code::LEDGER, exit_code::INVALID, exit_code::INTERRUPTED];
+
+/// How a run ended that came to a verdict.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// With its result.
+    WithResult(Box<RunResult>),
+    /// Its exit code says what is wrong with it, and its result can't be read, as on a disk that is full. Another run might hide
+    /// it.
+    WithoutResult(Defect, Error),
+}
 
 /// What a run is told beside its scenario.
 pub(super) struct ChildRun<'a> {
@@ -34,8 +45,8 @@ impl ChildRun<'_> {
     /// Runs it. Stopped by `interrupt` it is waited for: it puts its stack away.
     ///
     /// # Errors
-    /// When it can't be started, does not end, has no result, or was interrupted.
-    pub(super) async fn run(&self, interrupt: &Tasks) -> Result<RunResult, Error> {
+    /// When it can't be started, does not end, was interrupted, or has no result and no verdict against it either.
+    pub(super) async fn run(&self, interrupt: &Tasks) -> Result<Ended, Error> {
         let result = self.out.join(report::RESULT_FILE);
         match std::fs::remove_file(&result) {
             // What an earlier run left there must not be taken for this one's.
@@ -78,7 +89,18 @@ impl ChildRun<'_> {
             }
             return Err(error);
         }
-        report::read(self.out).map_err(Error::environment)
+        let unread = match report::read(self.out) {
+            Ok(result) => return Ok(Ended::WithResult(Box::new(result))),
+            Err(error) => {
+                let code = code.unwrap_or_default();
+                Error::environment(format!("it ended with exit code {code}, and its result can't be read: {error}"))
+            }
+        };
+        match code {
+            Some(exit_code::LEDGER) => Ok(Ended::WithoutResult(Defect::Violated, unread)),
+            Some(exit_code::THRESHOLD) => Ok(Ended::WithoutResult(Defect::Failed, unread)),
+            _ => Err(unread),
+        }
     }
 }
 
@@ -93,7 +115,7 @@ mod tests {
     use crate::report::json;
 
     /// Runs a shell script in the place of `chatctl load`; its folder for results is `out`.
-    async fn run(script: &str, interrupt: &Tasks) -> Result<RunResult, Error> {
+    async fn run(script: &str, interrupt: &Tasks) -> Result<Ended, Error> {
         let folder = tempfile::tempdir().expect("a folder");
         let program = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/child.sh"));
         let (scenario, out) = (folder.path().join("scenario"), folder.path().join("out"));
@@ -111,10 +133,20 @@ mod tests {
         let tasks = Tasks::new();
         for code in HAS_RESULT {
             let ran = run(&format!("cp ready.json out/result.json; exit {code}"), &tasks).await;
-            assert!(ran.is_ok(), "{code}: {ran:?}");
+            assert!(matches!(ran, Ok(Ended::WithResult(_))), "{code}: {ran:?}");
         }
         let error = run("exit 0", &tasks).await.expect_err("the result of an earlier run is not taken");
         assert_eq!(error.kind, ErrorKind::Environment);
+    }
+
+    #[tokio::test]
+    async fn a_verdict_against_a_run_is_known_without_its_result() {
+        let tasks = Tasks::new();
+        for (code, defect) in [(exit_code::LEDGER, Defect::Violated), (exit_code::THRESHOLD, Defect::Failed)] {
+            let ran = run(&format!("exit {code}"), &tasks).await;
+            assert!(matches!(&ran, Ok(Ended::WithoutResult(known, _)) if *known == defect), "{code}: {ran:?}");
+        }
+        assert!(run(&format!("exit {}", exit_code::INVALID), &tasks).await.is_err(), "it is repeated");
     }
 
     #[tokio::test]

@@ -17,6 +17,8 @@ pub enum ErrorKind {
     Interrupted,
     /// A run whose result others rest on did not pass.
     Inconclusive,
+    /// Runs have too few samples for what is asked of them.
+    NotEnoughData,
 }
 
 /// What is wrong, where, and the fix. Shown as `place: problem; fix`, each note in brackets on a line of its own.
@@ -57,6 +59,11 @@ impl Error {
     /// A run whose result others rest on did not pass.
     pub fn inconclusive(problem: impl ToString) -> Self {
         Self::new(ErrorKind::Inconclusive, problem)
+    }
+
+    /// Runs have too few samples for what is asked of them.
+    pub fn not_enough_data(problem: impl ToString) -> Self {
+        Self::new(ErrorKind::NotEnoughData, problem)
     }
 
     /// The same with the setting, the file or the address that it is about.

@@ -48,6 +48,23 @@ impl RunFiles {
         scenarios.iter().try_for_each(|scenario| self.probe_one(scenario))
     }
 
+    /// Removes what earlier runs left where these write: without it a run that fails would leave their results as its own.
+    ///
+    /// # Errors
+    /// Names the setting and the file that can't be removed.
+    pub fn remove_old(&self, scenarios: &[Scenario]) -> Result<(), Error> {
+        for scenario in scenarios {
+            if let Some(folder) = self.folder(scenario) {
+                report::remove_old(&folder).map_err(|e| Error::environment(e).at("--out"))?;
+            }
+            if let Some(path) = self.history(scenario) {
+                let failed = |e| Error::environment(e).at(format!("--history {}", path.display()));
+                report::remove_old_file(&path).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
     fn probe_one(&self, scenario: &Scenario) -> Result<(), Error> {
         if let Some(folder) = self.folder(scenario) {
             writable::probe_folder("--out", &folder)?;
@@ -87,6 +104,22 @@ mod tests {
         assert_eq!((several.folder(&scenarios[1]), several.history(&scenarios[1])), (path("out/b"), path("h/b.jsonl")));
         several.probe(&scenarios).expect("can be written");
         assert_eq!(std::fs::read_dir(home.path().join("h")).expect("is made").count(), 0, "nothing is left behind");
+    }
+
+    #[test]
+    fn what_earlier_runs_left_is_removed_for_every_scenario() {
+        let home = tempfile::tempdir().expect("a folder");
+        let files =
+            RunFiles { out: Some(home.path().join("out")), history: Some(home.path().join("h")), are_several: true };
+        let scenarios = [scenario("a"), scenario("b")];
+        files.probe(&scenarios).expect("can be written");
+        let old =
+            ["out/a/result.json", "out/b/result.json", "out/b/ack.hlog", "h/b.jsonl"].map(|f| home.path().join(f));
+        for path in &old {
+            std::fs::write(path, "old").expect("writes");
+        }
+        files.remove_old(&scenarios).expect("removes");
+        assert!(old.iter().all(|path| !path.exists()));
     }
 
     #[test]

@@ -152,7 +152,7 @@ fn need(scenario: &Scenario, has_servers: bool) -> Need {
 }
 
 /// Lowers users and raises servers to what fits; returns what was changed.
-pub(super) fn scale_to_fit(scenario: &mut Scenario, machine: &Machine, has_own_stack: bool) -> Vec<Notice> {
+fn scale_to_fit(scenario: &mut Scenario, machine: &Machine, has_own_stack: bool) -> Vec<Notice> {
     let mut notes = Vec::new();
     let devices_each = u64::from(scenario.population.devices_per_user.max);
     let per_process = machine.connections_per_process();
@@ -188,6 +188,42 @@ pub(super) fn scale_to_fit(scenario: &mut Scenario, machine: &Machine, has_own_s
         }
     }
     notes
+}
+
+/// Why a scenario can't be run with the users that fit on this machine.
+#[derive(Debug)]
+pub(super) struct Misfit {
+    /// The value that is wrong, such as `population.groups[0].members`.
+    pub(super) path: String,
+    /// What is wrong with it, and the fix.
+    pub(super) problem: String,
+}
+
+impl From<Misfit> for Error {
+    fn from(misfit: Misfit) -> Self {
+        Self::usage(misfit.problem).at(misfit.path)
+    }
+}
+
+/// The scenario as it is run on this machine: scaled where it asks for that. `notify` is told what was changed.
+///
+/// # Errors
+/// When it can't be run with the users that fit.
+pub(super) fn fitted(
+    scenario: &Scenario,
+    machine: &Machine,
+    has_own_stack: bool,
+    notify: impl Fn(Notice),
+) -> Result<Scenario, Misfit> {
+    let mut scenario = scenario.clone();
+    if !scenario.scale_to_fit {
+        return Ok(scenario);
+    }
+    scale_to_fit(&mut scenario, machine, has_own_stack).into_iter().for_each(notify);
+    let Some((path, problem)) = scenario.problems().into_iter().next() else { return Ok(scenario) };
+    let users = scenario.population.users;
+    let fix = "lower what needs more of them, or raise the limits of this machine (`chatctl doctor`)";
+    Err(Misfit { path, problem: format!("{problem}: {users} users fit on this machine (scale_to_fit); {fix}") })
 }
 
 /// How the generators of a run are started and reached.
@@ -321,6 +357,28 @@ mod tests {
         for wrong in ["", "10.0.0", "10.0.0.2-10.0.0.1", "0.0.0.0-255.255.255.255", "::1-::2"] {
             assert!(parsed(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_scenario_whose_groups_do_not_fit_any_more_is_refused() {
+        let text = "{name: t, scale_to_fit: true, population: {users: 60000, groups: [{count: 1, members: \
+                    {min: 50000, max: 50000}}]}, behaviors: {group-talker: 1}, phases: [{phase: steady, duration: 1s, \
+                    rate: 20}]}";
+        let scenario = Scenario::parse(text, "t").expect("valid");
+        let small = Machine {
+            files_per_process: 20_900,
+            files: u64::MAX,
+            memory_bytes: 64 << 30,
+            tcp_bytes: u64::MAX,
+            tracked: None,
+            ..Machine::read()
+        };
+        let misfit = fitted(&scenario, &small, true, |_| ()).expect_err("the group is larger than the population");
+        assert_eq!(misfit.path, "population.groups[0].members");
+        assert!(misfit.problem.contains(" users fit on this machine"), "{}", misfit.problem);
+        assert_eq!(Error::from(misfit).kind, crate::run::ErrorKind::Usage);
+        let unscaled = Scenario { scale_to_fit: false, ..scenario };
+        assert!(fitted(&unscaled, &small, true, |_| ()).is_ok_and(|same| same == unscaled), "it is as it was");
     }
 
     #[test]

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use crate::loadgen::control::StackControl;
 use crate::loadgen::{self, RunError, Scenario, Target, fleet};
 use crate::run::own_stack::OwnStack;
-use crate::run::{Error, Layout};
+use crate::run::{Error, Layout, layout};
+use crate::runtime::limits::Machine;
 use crate::stack::StackError;
 
 /// Reads scenarios and checks each of them: what `load --check` does, and `load` before it starts anything. `seed` overrides that
@@ -33,6 +34,8 @@ pub async fn read(files: &[PathBuf], seed: Option<u64>, layout: &Layout) -> Resu
 pub async fn check(file: &Path, scenario: &Scenario, layout: &Layout) -> Result<(), Error> {
     let placed = |path: &str, problem: String| refused(file, path, &problem);
     layout.check()?;
+    let fitted = layout::fitted(scenario, &Machine::read(), layout.has_own_stack(), |_| ());
+    let scenario = &fitted.map_err(|misfit| placed(&misfit.path, misfit.problem))?;
     let parts = layout.parts();
     if parts > 1 {
         fleet::split(scenario, parts).map_err(|problem| placed("population", problem))?;

@@ -78,13 +78,9 @@ pub fn runtime_of(threads: usize) -> Result<tokio::runtime::Runtime, Error> {
 /// before the load began. A run whose thresholds or guarantees failed is no error.
 pub async fn run(scenario: &Scenario, settings: &RunSettings<'_>) -> Result<FinishedRun, Error> {
     let machine = Machine::read();
-    let mut scenario = scenario.clone();
-    if scenario.scale_to_fit {
-        for notice in layout::scale_to_fit(&mut scenario, &machine, settings.layout.has_own_stack()) {
-            settings.observer.notice(notice);
-        }
-    }
-    let plan = layout::plan(&scenario, &machine, settings.layout, |notice| settings.observer.notice(notice))?;
+    let notify = |notice| settings.observer.notice(notice);
+    let scenario = layout::fitted(scenario, &machine, settings.layout.has_own_stack(), notify)?;
+    let plan = layout::plan(&scenario, &machine, settings.layout, notify)?;
     // The logs of processes stay where the run's files go, or as long as somebody may want to read them.
     let temporary = match settings.out {
         None => Some(TemporaryFolder::create().map_err(Error::environment)?),

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use crate::run::Error;
+use crate::runtime::files;
 
 /// Finds out whether files can be made in a folder, which is made if it is not there. `flag` names the setting in the error.
 ///
@@ -14,16 +15,13 @@ pub fn probe_folder(flag: &str, folder: &Path) -> Result<(), Error> {
     let probe = folder.join(format!(".probe-{}", std::process::id()));
     let write = || {
         std::fs::create_dir_all(folder)?;
-        let written = File::create_new(&probe).and_then(|mut file| write_one(&mut file));
-        // The write failed on a disk that is full: the file is there all the same.
-        let removed = std::fs::remove_file(&probe);
-        written.and(removed)
+        create_and_remove(&probe)
     };
     write().map_err(|e| refused(flag, folder, &e))
 }
 
 /// Finds out whether a file can be written; what is in it stays. One that is not there is not left behind: an empty file would
-/// be read as a result where there is none in the end. `flag` names the setting in the error.
+/// be read as a result where there is none in the end. Links are followed, and stay. `flag` names the setting in the error.
 ///
 /// # Errors
 /// Names the setting, the file and what is in the way.
@@ -32,16 +30,24 @@ pub fn probe_file(flag: &str, path: &Path) -> Result<(), Error> {
     if std::fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
         return Ok(());
     }
-    let probe = || match OpenOptions::new().append(true).open(path) {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let written = File::create_new(path).and_then(|mut file| write_one(&mut file));
-            let removed = std::fs::remove_file(path);
-            written.and(removed)
+    let probe = || {
+        let path = files::followed(path)?;
+        match OpenOptions::new().append(true).open(&path) {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => create_and_remove(&path),
+            Err(error) => Err(error),
         }
-        Err(error) => Err(error),
     };
     probe().map_err(|e| refused(flag, path, &e))
+}
+
+/// Removes only what it created.
+fn create_and_remove(path: &Path) -> io::Result<()> {
+    let mut file = File::create_new(path)?;
+    let written = write_one(&mut file);
+    // The write failed on a disk that is full: the file is there all the same.
+    let removed = std::fs::remove_file(path);
+    written.and(removed)
 }
 
 /// A disk that is full says so at the first byte.
@@ -71,6 +77,18 @@ mod tests {
         std::fs::write(&file, "content").expect("writes");
         probe_file("--json", &file).expect("can be written");
         assert_eq!(std::fs::read_to_string(&file).expect("is there"), "content");
+    }
+
+    #[test]
+    fn a_link_is_followed_and_stays() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| folder.path().join(name);
+        std::os::unix::fs::symlink(at("later"), at("link")).expect("links");
+        std::os::unix::fs::symlink(at("no").join("where"), at("dangling")).expect("links");
+        probe_file("--junit", &at("link")).expect("can be written");
+        assert!(at("link").is_symlink() && !at("later").exists());
+        let refused = probe_file("--junit", &at("dangling")).expect_err("its folder is not there");
+        assert!(at("dangling").is_symlink() && refused.to_string().starts_with("--junit "), "{refused}");
     }
 
     #[test]

@@ -397,7 +397,7 @@ impl Machine {
 fn fits(needed: u64, allowed: u64) -> State {
     if needed > allowed {
         State::Short
-    } else if needed * 10 > allowed * 9 {
+    } else if u128::from(needed) * 10 > u128::from(allowed) * 9 {
         State::Tight
     } else {
         State::Enough

@@ -13,6 +13,9 @@ pub const LATENCY_US_MAX: u64 = 3_600_000_000;
 /// Three significant digits: an error of at most 0.1 %.
 const SIGNIFICANT_DIGITS: u8 = 3;
 
+/// Most samples of a histogram that is read: sums of a thousand such still fit 64 bits.
+const READ_SAMPLES_MAX: u64 = 10_000_000_000_000_000;
+
 /// Most bytes of a histogram's text form: 40,000 counters of nine bytes, deflated or not.
 const TEXT_BYTES_MAX: usize = 1 << 20;
 
@@ -67,6 +70,10 @@ impl Latency {
     pub fn from_bytes(mut bytes: &[u8]) -> Result<Self, String> {
         let read: Result<Histogram<u64>, _> = HistogramReader::new().deserialize(&mut bytes);
         let read = read.map_err(|e| format!("not a histogram: {e:?}"))?;
+        // The reader's own sum stops at the largest number.
+        if read.len() > READ_SAMPLES_MAX {
+            return Err(format!("not a histogram of latencies: more than {READ_SAMPLES_MAX} samples"));
+        }
         // One of another make may have other limits; its counts are taken over.
         let mut latency = Self::default();
         latency.0.add(&read).map_err(|e| format!("not a histogram of latencies: {e:?}"))?;
@@ -203,6 +210,20 @@ mod tests {
         for rubbish in ["\"\"", "\"AAAA\"", "\"no base 64\"", "7"] {
             assert!(serde_json::from_str::<Latency>(rubbish).is_err(), "{rubbish}");
         }
+    }
+
+    #[test]
+    fn a_histogram_whose_counts_do_not_add_up_to_a_number_is_refused() {
+        let mut forged = Histogram::<u64>::new(SIGNIFICANT_DIGITS).expect("valid");
+        forged.auto(true);
+        for us in [1, 1_000, 50_000, 9_000_000] {
+            forged.record_n(us, i64::MAX as u64).expect("grows");
+        }
+        let bytes = Latency(forged).to_bytes().expect("writes");
+        assert!(Latency::from_bytes(&bytes).is_err_and(|why| why.contains("samples")));
+        let mut large = Latency::default();
+        large.record_many_us(1_000, READ_SAMPLES_MAX);
+        assert_eq!(Latency::from_bytes(&large.to_bytes().expect("writes")), Ok(large));
     }
 
     #[test]

@@ -128,6 +128,65 @@ fn no_name_breaks_the_xml_or_the_terminal() {
 }
 
 #[test]
+fn runs_that_left_no_result_are_problems_of_their_side() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let good = side(folder.path(), "good", |_, _| ());
+    let crashed = side(folder.path(), "crashed", |_, _| ());
+    let left = Path::new(&crashed).join("run-12");
+    fs::create_dir(&left).expect("a folder");
+    fs::write(left.join("series.jsonl"), "").expect("writes");
+    for (base, new, side) in [(&good, &crashed, "new"), (&crashed, &good, "base")] {
+        let (code, out, junit, _) = compared(folder.path(), base, new, &[]);
+        assert_eq!(code, Some(3), "{out}");
+        assert!(out.contains(&format!("run 13 of {side} could not be done: {}", left.display())), "{out}");
+        assert!(junit.contains("<error"), "{junit}");
+    }
+}
+
+#[test]
+fn a_report_of_an_earlier_command_does_not_stay_green() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let good = side(folder.path(), "good", |_, _| ());
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let (junit, nowhere) = (at("compare.xml"), at("nowhere"));
+    let path = scenario(folder.path(), &TINY.replace("users: 6", "users: 1"));
+    let unwritable = at("nowhere/check.md");
+    for (args, wanted) in [
+        (&["compare", &good, &nowhere, "--junit", &junit][..], 2),
+        (&["check", &path, "--baseline", &nowhere, "--junit", &junit], 2),
+        (&["check", &nowhere, "--baseline", &nowhere, "--junit", &junit], 2),
+        (&["compare", &good, &good, "--junit", &junit, "--markdown", &unwritable], 3),
+    ] {
+        let (code, out, junit, _) = compared(folder.path(), &good, &good, &[]);
+        assert!(code == Some(0) && !junit.contains("<error"), "{out}{junit}");
+        let (code, out, err) = run(args);
+        assert_eq!(code, Some(wanted), "{args:?}: {out}{err}");
+        let xml = fs::read_to_string(at("compare.xml")).expect("is there");
+        assert!(xml.contains("<error message=\"nothing was run: "), "{args:?}: {xml}");
+    }
+}
+
+#[test]
+fn a_baseline_whose_build_and_runs_are_gone_says_what_to_do() {
+    use sha2::Digest;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = scenario(folder.path(), TINY);
+    let hash: Vec<String> = sha2::Sha256::digest(TINY).iter().map(|byte| format!("{byte:02x}")).collect();
+    let baseline = folder.path().join("baseline");
+    fs::create_dir(&baseline).expect("a folder");
+    let about = serde_json::json!({
+        "scenario": "tiny", "scenario_hash": "", "file_hash": hash.concat(), "version": "1\u{1b}[31m", "runs": 2,
+        "folder": "build-1",
+    });
+    fs::write(baseline.join("baseline.json"), about.to_string()).expect("writes");
+    let (code, out, err) = run(&["check", &path, "--baseline", &baseline.display().to_string()]);
+    assert_eq!(code, Some(3), "{out}{err}");
+    assert!(err.contains("--update-baseline") && err.contains("can't be read"), "{err}");
+    assert!(out.contains("version 1\\u{1b}[31m") && !out.contains('\u{1b}'), "{out}");
+    assert!(!baseline.join("last").join("chatctl-new").exists(), "no copy stays");
+}
+
+#[test]
 fn a_baseline_can_be_demanded() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = scenario(folder.path(), TINY);
@@ -219,4 +278,48 @@ fn capacity_says_by_which_latency_it_judges() {
     assert_eq!(code, Some(0), "{out}{err}");
     assert!(out.contains("thresholds ack_ms.p99 < 400 must hold too") && !out.contains("limits no latency"), "{out}");
     assert_eq!(run(&["capacity", &path, "--threshold", "happiness > 1"]).0, Some(2));
+}
+
+#[test]
+fn thresholds_that_a_trial_can_not_settle_are_no_verdict_on_its_rate() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = scenario(folder.path(), TINY);
+    let json = folder.path().join("capacity.json");
+    fs::write(&json, "of an earlier search").expect("writes");
+    let told = json.display().to_string();
+    let args = ["capacity", &path, "--trial", "2s", "--start", "20", "--max", "20", "--json", &told, "--threshold"];
+    let (code, out, err) = run(&[&args[..], &["ack_ms.p999 < 50"]].concat());
+    assert_eq!(code, Some(2), "{out}{err}");
+    assert!(err.contains("needs 1000 samples") && err.contains("--trial") && !out.contains("trial 1"), "{out}{err}");
+    assert!(!json.exists(), "it is not the answer of this search");
+    // Nothing recovers where there is no fault: known only once a trial ran.
+    let (code, out, err) = run(&[&args[..], &["recovery_ms.p50 < 500"]].concat());
+    assert_eq!(code, Some(7), "{out}{err}");
+    assert!(err.contains("recovery_ms.p50 < 500") && err.contains("raise --trial"), "{err}");
+}
+
+#[test]
+fn a_run_that_fails_leaves_no_result_of_an_earlier_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = scenario(folder.path(), TINY);
+    let good = side(folder.path(), "good", |_, _| ());
+    let out = Path::new(&good).join("run-00");
+    let shown = out.display().to_string();
+    let (code, _, err) = run(&["load", &path, "--target", "http://127.0.0.1:9", "--out", &shown]);
+    assert_eq!(code, Some(3), "{err}");
+    assert!(!out.join("result.json").exists(), "{err}");
+}
+
+#[test]
+fn a_scenario_that_is_scaled_is_checked_as_it_is_run() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let groups = "users: 16000000, groups: [{count: 1, members: {min: 15000000, max: 15000000}}]";
+    let text = TINY.replace("users: 6, direct_per_user: 2", groups).replace("one-to-one", "group-talker");
+    let path = scenario(folder.path(), &(text + "scale_to_fit: true\n"));
+    for more in [&["--check"][..], &[]] {
+        let (code, out, err) = run(&[&["load", path.as_str()], more].concat());
+        assert_eq!(code, Some(2), "{out}{err}");
+        assert!(err.contains("scenario.yaml:3:") && err.contains("population.groups[0].members"), "{err}");
+        assert!(err.contains("users fit on this machine"), "{err}");
+    }
 }

@@ -6,7 +6,7 @@ use chatctl::report::{compare, human_count, human_us};
 use chatctl::run::capacity::Trial;
 use chatctl::run::{Progress, ProgressObserver, RunLabel};
 use chatctl::runtime::Tasks;
-use chatctl::telemetry::LatencyPath;
+use chatctl::telemetry::{LatencyPath, printable, printable_lines};
 
 use crate::output::{self, out, outln};
 
@@ -19,6 +19,7 @@ impl ProgressObserver for ProgressLines<'_> {
     fn progress(&self, progress: Progress<'_>) {
         match progress {
             Progress::BaselineFound { folder, runs, version } => {
+                let version = printable(version);
                 outln!("baseline   {runs} runs of version {version} in {}", folder.display());
             }
             Progress::BaselineBegins { folder, runs } => {
@@ -33,7 +34,9 @@ impl ProgressObserver for ProgressLines<'_> {
                 let figures = figures.map(|(name, us)| format!("{name} {}", human_us(us.round() as u64)));
                 outln!("{}  {}", result.verdict.word(), figures.collect::<Vec<_>>().join("  "));
             }
-            Progress::RunFailed(error) => outln!("could not be done: {error}"),
+            Progress::RunFailed(error) => {
+                outln!("could not be done: {}", printable_lines(&error.to_string()));
+            }
             // The error begins on a line of its own.
             Progress::RunAborted | Progress::TrialFailed => outln!(""),
             Progress::GuaranteeBroken(side) => {

@@ -49,10 +49,13 @@ impl Reporting {
 
     /// Finds out before the runs whether the files can be written.
     pub(crate) fn probe(&self) -> Result<(), Failure> {
-        for (flag, path) in [("--junit", &self.junit), ("--markdown", &self.markdown), ("--json", &self.json)] {
-            path.as_deref().map_or(Ok(()), |path| writable::probe_file(flag, path))?;
-        }
-        Ok(())
+        let files = [("--junit", &self.junit), ("--markdown", &self.markdown), ("--json", &self.json)];
+        let mut probed = files.into_iter().filter_map(|(flag, path)| Some((flag, path.as_deref()?)));
+        let Err(error) = probed.try_for_each(|(flag, path)| writable::probe_file(flag, path)) else { return Ok(()) };
+        let failure = Failure::from(error);
+        // The others must not keep what an earlier command wrote into them. The one that can't be written is named already.
+        let _ = self.write(&Comparison::not_run("", failure.message.clone(), self.rules()));
+        Err(failure)
     }
 
     /// Writes the files.

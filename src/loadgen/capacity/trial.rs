@@ -171,6 +171,19 @@ pub fn cause(result: &RunResult, rate: f64, cores: Cores, steady: &Steady) -> Op
     Some(cause)
 }
 
+/// The thresholds that a trial failed for want of samples, with what was measured; `None` where something else failed too, or
+/// nothing did. Such a trial says nothing of its rate.
+#[must_use]
+pub fn lacks_samples(result: &RunResult, rate: f64, steady: &Steady) -> Option<String> {
+    let failed: Vec<_> = result.thresholds.iter().filter(|threshold| !threshold.passed).collect();
+    let is_that_all = result.verdict == Verdict::ThresholdFailed
+        && result.counts.violations().is_empty()
+        && failed.iter().all(|threshold| threshold.value.is_none() || !threshold.note.is_empty())
+        && behind(rate, steady).is_none();
+    let texts = failed.iter().map(|threshold| format!("{}: {}", threshold.threshold, threshold.measured()));
+    (is_that_all && !failed.is_empty()).then(|| texts.collect::<Vec<_>>().join("; "))
+}
+
 /// Why a run that says nothing by itself failed: at the end of the machine, or of the generator?
 fn invalid(result: &RunResult, Cores(cores): Cores, steady: &Steady, reasons: String) -> Cause {
     let seconds = result.duration_s.max(1e-3);
@@ -301,6 +314,25 @@ mod tests {
         result.generator.foreign_cores_mean = Some(1.5);
         let broken = cause(&result, 100.0, CORES, &busy(1.9)).expect("it broke");
         assert_eq!((broken.outcome(), broken.is_local()), (Outcome::Breaks, false));
+    }
+
+    #[test]
+    fn a_threshold_without_its_samples_is_no_verdict_on_the_rate() {
+        let outcome = |value, note: &str| crate::loadgen::scenario::threshold::Outcome {
+            threshold: "ack_ms.p99 < 50".to_owned(),
+            value,
+            note: note.to_owned(),
+            ..Default::default()
+        };
+        let few = outcome(Some(3.0), "20 samples, needs 100");
+        let result = |thresholds| RunResult { verdict: Verdict::ThresholdFailed, thresholds, ..RunResult::default() };
+        let lacks = |thresholds, steady: &Steady| lacks_samples(&result(thresholds), 100.0, steady);
+        let lacking = lacks(vec![few.clone()], &busy(1.0));
+        assert_eq!(lacking.as_deref(), Some("ack_ms.p99 < 50: 20 samples, needs 100"));
+        assert_eq!(lacks(vec![few.clone(), outcome(Some(80.0), "")], &busy(1.0)), None, "another is too slow");
+        let stuck = Steady { acked_share: Some(0.1), ..Steady::default() };
+        assert_eq!(lacks(vec![few], &stuck), None, "the samples are few since the stack fell behind");
+        assert_eq!(lacks(Vec::new(), &busy(1.0)), None);
     }
 
     /// A stack that is offered `rate` messages per second and gets through with a share of it; seconds 1 to 10 are steady.

@@ -322,13 +322,14 @@ impl Device {
 
     /// When a silent connection is to be pinged, or given up.
     fn alive_due_us(&self) -> u64 {
-        let ping_after_us = self.run.scenario.ping_after.as_micros() as u64;
-        if ping_after_us == 0 || is_planted(Mutant::DeadConnectionKept) {
-            NEVER
-        } else if self.pinged_us > 0 {
+        let Some(ping_after_us) = self.run.scenario.ping_after_us().filter(|_| !is_planted(Mutant::DeadConnectionKept))
+        else {
+            return NEVER;
+        };
+        if self.pinged_us > 0 {
             self.pinged_us + PONG_WAIT_US
         } else {
-            self.heard_us.max(self.reads_at_us) + ping_after_us
+            self.heard_us.max(self.reads_at_us).saturating_add(ping_after_us)
         }
     }
 
@@ -400,7 +401,7 @@ impl Device {
 
     /// The server owes an answer: a connection that is silent since is probably dead.
     pub(super) fn doubt_connection(&mut self, since_us: u64) {
-        let pings = !self.run.scenario.ping_after.is_zero();
+        let pings = self.run.scenario.ping_after_us().is_some();
         if pings && self.pinged_us == 0 && self.heard_us < since_us {
             self.pinged_us = self.now_us;
             self.push(ClientFrame::Ping);

@@ -168,6 +168,10 @@ impl Check<'_> {
         let (ms, day) = (Duration::from_millis, Duration::from_hours(24));
         self.time("connect_over", s.connect_over, Duration::ZERO, TIME_MAX);
         self.time("heartbeat", s.heartbeat, ms(100), day);
+        if !s.ping_after.is_zero() && !(Duration::from_secs(1)..=day).contains(&s.ping_after) {
+            let shown = humantime::format_duration(s.ping_after);
+            self.add("ping_after", format!("{shown}: valid are 0s, which is never, and 1s to 1day"));
+        }
         self.time("poll_interval", s.poll_interval, ms(50), day);
         self.time("read_pause", s.read_pause, ms(10), day);
         self.time("reconnect.first", s.reconnect.first, ms(1), day);
@@ -339,6 +343,7 @@ faults:
 thresholds:
   - lost == 0
   - ack_ms.p99 < 50
+ping_after: 30s
 ";
 
     fn refused(from: &str, to: &str) -> String {
@@ -406,6 +411,9 @@ thresholds:
         ("at: 2s", "at: 9s", "x:44:5: faults[1].at: drain chat-2 at 9s ends after the load, which lasts 8s"),
         ("at: 2s", "at: 500000000000y", "x:44:5: faults[1].at: "),
         ("ack_ms.p99 < 50", "ack_ms.p999 < 50", "x:48:5: thresholds[1]: \"ack_ms.p999 < 50\" needs 1000 samples"),
+        ("ping_after: 30s", "ping_after: 1us", "x:49:1: ping_after: 1us: valid are 0s, which is never, and 1s to 1day"),
+        ("ping_after: 30s", "ping_after: 1ns", "x:49:1: ping_after: 1ns: valid are 0s, which is never, and 1s to 1day"),
+        ("ping_after: 30s", "ping_after: 18446744073709551615s", "x:49:1: ping_after: "),
         ("ack_ms.p99", "delivery_channel_ms.p50", "has nothing to measure: there is no group of more than 100 members"),
         ("ack_ms.p99", "delivery_slow_reader_ms.p50", "has nothing to measure: nobody is a slow-reader"),
         ("ack_ms.p99 < 50", "ack_ms.p99 < nan", "\"nan\" is not a finite number"),
@@ -422,6 +430,23 @@ thresholds:
             .map(|(error, wanted)| format!("{wanted}\n  but {error}"))
             .collect();
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    }
+
+    #[test]
+    fn clients_ping_after_a_time_or_never() {
+        for (ping_after, us) in [("0s", None), ("1s", Some(1_000_000)), ("1day", Some(86_400_000_000))] {
+            let text = GOOD.replace("ping_after: 30s", &format!("ping_after: {ping_after}"));
+            assert_eq!(Scenario::parse(&text, "x").map(|s| s.ping_after_us()).ok(), Some(us), "{ping_after}");
+        }
+    }
+
+    #[test]
+    fn a_scenario_that_was_changed_is_checked_again() {
+        let mut scenario = Scenario::parse(GOOD, "x").expect("valid");
+        assert_eq!(scenario.problems(), []);
+        scenario.population.users = 4;
+        let problems = scenario.problems();
+        assert!(problems.len() == 1 && problems[0].0 == "population.groups[0].members", "{problems:?}");
     }
 
     #[test]

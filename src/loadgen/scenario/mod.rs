@@ -63,7 +63,8 @@ pub struct Scenario {
     /// Beats go out together at multiples of this time; zero where each has its own.
     #[serde(default, with = "humantime_serde")]
     pub heartbeat_grid: Duration,
-    /// Silence of the server after which a client pings it; without anything after that, the connection is dead. Zero for never.
+    /// Silence of the server after which a client pings it; without anything after that, the connection is dead. Zero for never, or 1 s to
+    /// a day.
     #[serde(default = "defaults::ping_after", with = "humantime_serde")]
     pub ping_after: Duration,
     /// How a client comes back.
@@ -343,6 +344,18 @@ impl Scenario {
             format!("{origin}{place}: {path}: {text}")
         });
         Err(ScenarioError::new(&shown.collect::<Vec<_>>().join("\n")))
+    }
+
+    /// Everything that keeps it from being run after it was changed: the path of each value, and what is wrong with it.
+    #[must_use]
+    pub fn problems(&self) -> Vec<(String, String)> {
+        check::problems(self, None).into_iter().map(|check::Problem { path, text }| (path, text)).collect()
+    }
+
+    /// [`Self::ping_after`] in µs; `None` where clients never ping.
+    pub(in crate::loadgen) fn ping_after_us(&self) -> Option<u64> {
+        let us = u64::try_from(self.ping_after.as_micros()).unwrap_or(u64::MAX);
+        (us > 0).then_some(us)
     }
 
     /// Where in a scenario's file a value stands, such as `phases[2].rate`: `file:line:column`, or the file alone.

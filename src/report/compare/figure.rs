@@ -183,6 +183,16 @@ impl Figure {
     }
 }
 
+impl Figure {
+    /// Whether a run measured anything of it, be it too little for a value.
+    pub(super) fn has_samples(self, result: &RunResult) -> bool {
+        match self {
+            Self::Latency(path, _) => result.histograms.get(path).is_some_and(|histogram| histogram.count() > 0),
+            Self::StackCpu | Self::Deliveries => self.of(result).is_some(),
+        }
+    }
+}
+
 fn per(sum: f64, n: u64) -> Option<f64> {
     (n > 0).then(|| sum / n as f64)
 }

@@ -71,10 +71,10 @@ impl Change {
 
 /// The values of a figure on both sides, as logarithms, with their signs turned where more is better.
 pub(super) enum Values {
-    /// In every run of both.
+    /// In every run of both; of a figure that is watched, in enough of them.
     Both(Groups),
     /// In no run of base or of new, or in too few.
-    Missing { base: usize, new: usize },
+    Missing(Coverage),
     /// In none of either.
     Neither,
 }
@@ -82,18 +82,68 @@ pub(super) enum Values {
 /// Share of the runs that must have a figure that is watched.
 const WATCH_SHARE: f64 = 0.6;
 
+/// How many runs of each side have a value, and how many runs there are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Coverage {
+    base: (usize, usize),
+    new: (usize, usize),
+}
+
+impl Coverage {
+    fn of<T>(base: &[Option<T>], new: &[Option<T>]) -> Self {
+        let side = |values: &[Option<T>]| (values.iter().flatten().count(), values.len());
+        Self { base: side(base), new: side(new) }
+    }
+
+    const fn is_nowhere(self) -> bool {
+        self.base.0 + self.new.0 == 0
+    }
+
+    /// Whether a side has it in this share of its runs.
+    fn is_in((has, of): (usize, usize), share: f64) -> bool {
+        has > 0 && has as f64 >= share * of as f64
+    }
+
+    /// Whether both sides have it in as many of their runs as the weight asks for.
+    fn is_enough(self, weight: Weight) -> bool {
+        let share = match weight {
+            Weight::Gate => 1.0,
+            Weight::Watch => WATCH_SHARE,
+        };
+        Self::is_in(self.base, share) && Self::is_in(self.new, share)
+    }
+
+    /// Whether both sides have it in the same share of their runs.
+    const fn is_even(self) -> bool {
+        self.base.0 * self.new.1 == self.new.0 * self.base.1
+    }
+
+    /// Whether one side has it as a rule, and the other never.
+    fn is_on_one_side(self) -> bool {
+        (self.base.0 == 0 && Self::is_in(self.new, WATCH_SHARE))
+            || (self.new.0 == 0 && Self::is_in(self.base, WATCH_SHARE))
+    }
+
+    /// What is only watched leaves nothing open, unless one side has it as a rule and the other never.
+    fn weight(self, of: Weight) -> Weight {
+        if self.is_on_one_side() { Weight::Gate } else { of }
+    }
+
+    fn note(self, name: &str) -> String {
+        format!("{name}: measured in {} runs of base and in {} of new", self.base.0, self.new.0)
+    }
+}
+
 pub(super) fn values(figure: Figure, sides: &Usable<'_>) -> Values {
     let sign = if figure.is_more_better() { -1.0 } else { 1.0 };
     let logs = |runs: &[&RunResult]| runs.iter().map(|r| figure.of(r).map(|v| sign * v.ln())).collect::<Vec<_>>();
     let (base, new) = (logs(&sides.base), logs(&sides.new));
-    let (in_base, in_new) = (base.iter().flatten().count(), new.iter().flatten().count());
-    if in_base + in_new == 0 || base.is_empty() || new.is_empty() {
+    let coverage = Coverage::of(&base, &new);
+    if coverage.is_nowhere() || base.is_empty() || new.is_empty() {
         return Values::Neither;
     }
-    let share = if figure.weight() == Weight::Gate { 1.0 } else { WATCH_SHARE };
-    let is_enough = |has: usize, of: usize| has > 0 && has as f64 >= share * of as f64;
-    if !is_enough(in_base, base.len()) || !is_enough(in_new, new.len()) {
-        return Values::Missing { base: in_base, new: in_new };
+    if !coverage.is_enough(figure.weight()) {
+        return Values::Missing(coverage);
     }
     let groups = if sides.are_paired {
         let (base, new) = base.into_iter().zip(new).filter_map(|(b, n)| Some((b?, n?))).unzip();
@@ -105,7 +155,21 @@ pub(super) fn values(figure: Figure, sides: &Usable<'_>) -> Values {
             are_paired: false,
         }
     };
-    if groups.base.is_empty() { Values::Missing { base: in_base, new: in_new } } else { Values::Both(groups) }
+    if groups.base.is_empty() { Values::Missing(coverage) } else { Values::Both(groups) }
+}
+
+/// The finding of a figure that only some of the runs have, and a note of how many.
+pub(super) fn missing(figure: Figure, coverage: Coverage, sides: &Usable<'_>) -> (Finding, String) {
+    // What users got before and do not get any more is no matter of statistics. That there are too few samples for a
+    // percentile is.
+    let is_gone = figure.weight() == Weight::Gate
+        && figure != Figure::StackCpu
+        && coverage.is_on_one_side()
+        && !sides.new.iter().any(|run| figure.has_samples(run));
+    let answer = if is_gone { Answer::Worse } else { Answer::NotEnoughData };
+    let name = figure.name();
+    let note = coverage.note(&name);
+    (Finding::bare(name, figure.unit(), coverage.weight(figure.weight()), answer), note)
 }
 
 /// The shift between two groups of logarithms.
@@ -184,19 +248,48 @@ fn runs_needed(change: &Change, groups: &Groups) -> Option<u64> {
     (needed.is_finite() && needed <= 100_000.0).then_some((needed.ceil() as u64).max(runs as u64 + 1))
 }
 
-/// The finding of a rate; `None` where a side did not count it, or nothing of it happened.
-pub(super) fn rate(rate: &Rate, sides: &Usable<'_>, rules: Rules) -> Option<Finding> {
-    let read =
-        |runs: &[&RunResult]| runs.iter().map(|r| (rate.of)(r).filter(|(_, of)| *of > 0)).collect::<Option<Vec<_>>>();
-    let (base, new) = (read(&sides.base)?, read(&sides.new)?);
+/// The finding of a rate, and a note where not every run has it; `None` where no run counted it, or nothing of it happened.
+pub(super) fn rate(rate: &Rate, sides: &Usable<'_>, rules: Rules) -> Option<(Finding, Option<String>)> {
+    let read = |runs: &[&RunResult]| runs.iter().map(|r| (rate.of)(r).filter(|(_, of)| *of > 0)).collect::<Vec<_>>();
+    let (base, new) = (read(&sides.base), read(&sides.new));
+    let coverage = Coverage::of(&base, &new);
+    if coverage.is_nowhere() || base.is_empty() || new.is_empty() {
+        return None;
+    }
+    let weight = coverage.weight(rate.weight);
+    let note = Some(coverage.note(rate.name));
+    let are_paired = sides.are_paired && coverage.is_enough(Weight::Gate);
+    let is_settled = match rate.weight {
+        Weight::Gate => coverage.is_even(),
+        Weight::Watch => coverage.is_enough(Weight::Watch),
+    };
+    let (base, new): (Vec<_>, Vec<_>) = (base.into_iter().flatten().collect(), new.into_iter().flatten().collect());
+    if base.is_empty() || new.is_empty() {
+        return Some((Finding::bare(rate.name.to_owned(), rate.unit, weight, Answer::NotEnoughData), note));
+    }
+    let judged = judged_rate(rate, (&base, &new), are_paired, rules);
+    if is_settled {
+        return judged.map(|finding| (finding, None));
+    }
+    // A rise is one without the runs that lack it; that there is none is not known without them.
+    let finding =
+        judged.unwrap_or_else(|| Finding::bare(rate.name.to_owned(), rate.unit, weight, Answer::NotEnoughData));
+    Some((Finding { answer: finding.answer.max(Answer::NotEnoughData), ..finding }, note))
+}
+
+/// How many of how many, of one run.
+type OfMany = (u64, u64);
+
+/// The finding of a rate from the runs that have it; `None` where nothing of it happened.
+fn judged_rate(rate: &Rate, (base, new): (&[OfMany], &[OfMany]), are_paired: bool, rules: Rules) -> Option<Finding> {
     let sum = |runs: &[(u64, u64)]| runs.iter().fold((0.0, 0.0), |(n, of), (a, b)| (n + *a as f64, of + *b as f64));
-    let ((base_n, base_of), (new_n, new_of)) = (sum(&base), sum(&new));
-    if base.is_empty() || new.is_empty() || base_n + new_n == 0.0 {
+    let ((base_n, base_of), (new_n, new_of)) = (sum(base), sum(new));
+    if base_n + new_n == 0.0 {
         return None;
     }
     let (base_rate, new_rate) = (base_n / base_of, new_n / new_of);
     let each = |runs: &[(u64, u64)]| runs.iter().map(|(n, of)| *n as f64 / *of as f64).collect::<Vec<_>>();
-    let groups = Groups { base: each(&base), new: each(&new), are_paired: sides.are_paired };
+    let groups = Groups { base: each(base), new: each(new), are_paired };
     // One event more on each side: that none was seen does not mean that there can be none.
     let by_chance = ((base_n + 1.0) / base_of.powi(2) + (new_n + 1.0) / new_of.powi(2)).sqrt();
     let runs = groups.base.len().min(groups.new.len());

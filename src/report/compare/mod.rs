@@ -1,6 +1,8 @@
 //! Two results compared, or two groups of them: better, same, worse, or not enough data; and before that, whether each run was a
 //! pass by itself.
 
+#[cfg(test)]
+mod coverage_tests;
 mod figure;
 mod judge;
 mod junit;
@@ -226,7 +228,11 @@ pub fn compare(sides: &Sides<'_>, rules: Rules) -> Comparison {
     for figure in Figure::all() {
         match judge::values(figure, &usable) {
             Values::Neither => {}
-            Values::Missing { base, new } => findings.push(missing(figure, (base, new), &mut notes)),
+            Values::Missing(coverage) => {
+                let (finding, note) = judge::missing(figure, coverage, &usable);
+                findings.push(finding);
+                notes.push(note);
+            }
             Values::Both(mut groups) => {
                 if figure == Figure::StackCpu
                     && let Some(generator) = judge::unchanged_generator(&usable, rules)
@@ -238,7 +244,11 @@ pub fn compare(sides: &Sides<'_>, rules: Rules) -> Comparison {
             }
         }
     }
-    findings.extend(RATES.iter().filter_map(|rate| judge::rate(rate, &usable, rules)));
+    promote_watched(&mut findings);
+    for (finding, note) in RATES.iter().filter_map(|rate| judge::rate(rate, &usable, rules)) {
+        findings.push(finding);
+        notes.extend(note);
+    }
     if findings.is_empty() {
         notes.push("no figure was measured on both sides".to_owned());
     }
@@ -249,7 +259,8 @@ pub fn compare(sides: &Sides<'_>, rules: Rules) -> Comparison {
     let mut comparison = Comparison {
         scenario: sides.new.iter().chain(sides.base).next().map(|r| r.scenario.clone()).unwrap_or_default(),
         answer: Answer::Same,
-        is_open: findings.iter().any(|f| f.counts_as() == Answer::NotEnoughData)
+        is_open: (!findings.is_empty() && of_findings(&findings) == Answer::NotEnoughData)
+            || findings.iter().any(|f| f.counts_as() == Answer::NotEnoughData)
             || findings.iter().any(|f| f.answer == Answer::NotEnoughData && f.is_suspicious),
         findings,
         problems: [soundness::problems(Side::Base, sides.base), soundness::problems(Side::New, sides.new)].concat(),
@@ -284,16 +295,21 @@ fn notes(sides: &Sides<'_>) -> Vec<String> {
     notes
 }
 
-/// The finding of a figure that only some of the runs have.
-fn missing(figure: Figure, (base, new): (usize, usize), notes: &mut Vec<String>) -> Finding {
-    let name = figure.name();
-    let is_on_one_side = base == 0 || new == 0;
-    notes.push(format!("{name}: measured in {base} runs of base and in {new} of new"));
-    // What users got before and do not get any more is no matter of statistics.
-    let is_gone = new == 0 && figure.weight() == Weight::Gate && figure != Figure::StackCpu;
-    let answer = if is_gone { Answer::Worse } else { Answer::NotEnoughData };
-    let weight = if is_on_one_side { Weight::Gate } else { figure.weight() };
-    Finding::bare(name, figure.unit(), weight, answer)
+/// Gives those that were measured on both sides gate weight where there is no other figure: then they are what the scenario is
+/// about, such as the connects of one in which nobody talks.
+fn promote_watched(figures: &mut [Finding]) {
+    if figures.iter().all(|figure| figure.weight == Weight::Watch) {
+        for figure in figures.iter_mut().filter(|figure| figure.change.is_some()) {
+            figure.weight = Weight::Gate;
+        }
+    }
+}
+
+/// The answer of all figures together: none, where there is none or nothing but what is watched and left open.
+fn of_findings(findings: &[Finding]) -> Answer {
+    let is_nothing_known = findings.iter().all(|f| f.answer == Answer::NotEnoughData);
+    let gravest = findings.iter().map(Finding::counts_as).max();
+    gravest.filter(|_| !is_nothing_known).unwrap_or(Answer::NotEnoughData)
 }
 
 /// Told where the generator's processor time is used.
@@ -357,7 +373,7 @@ impl Comparison {
 
     /// The answer, from findings and problems.
     fn settle(&mut self) {
-        let of_figures = self.findings.iter().map(Finding::counts_as).max().unwrap_or(Answer::NotEnoughData);
+        let of_figures = of_findings(&self.findings);
         let of_problem = |p: &Problem| match (p.side, p.defect) {
             (_, Defect::NotRun) => Some(Answer::NotRun),
             (Side::New, Defect::Violated) => Some(Answer::Violated),

@@ -18,8 +18,8 @@ const LOOKS: [usize; 3] = [10, 20, 40];
 /// 99th three times as much, and in one run of twenty three times its usual value; processor time has what the speed of the
 /// machine has in that run, for stack and generator alike, and a little of its own.
 #[derive(Clone, Copy)]
-struct Machine {
-    noise: f64,
+pub(super) struct Machine {
+    pub(super) noise: f64,
 }
 
 const QUIET: Machine = Machine { noise: 0.03 };
@@ -27,7 +27,7 @@ const USUAL: Machine = Machine { noise: 0.05 };
 const NOISY: Machine = Machine { noise: 0.10 };
 
 /// A run of a build that is `factor` times as slow.
-fn run(rng: &mut StdRng, machine: Machine, minute: f64, factor: f64) -> RunResult {
+pub(super) fn run(rng: &mut StdRng, machine: Machine, minute: f64, factor: f64) -> RunResult {
     let mut result = RunResult { scenario: "t".to_owned(), ..RunResult::default() };
     // What a run's figures have in common, and what each has by itself.
     let common = normal(rng) * 0.7;
@@ -167,7 +167,7 @@ fn table() {
 }
 
 /// The finding of a name.
-fn finding<'a>(compared: &'a Comparison, name: &str) -> &'a Finding {
+pub(super) fn finding<'a>(compared: &'a Comparison, name: &str) -> &'a Finding {
     compared.findings.iter().find(|f| f.name == name).unwrap_or_else(|| panic!("{name}: {compared:?}"))
 }
 

@@ -10,7 +10,7 @@ mod baseline;
 mod pairs;
 mod runs;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
@@ -151,26 +151,47 @@ async fn beside(
     let base = there.program.as_ref().filter(|_| settings.target.is_none());
     // Both from fresh copies: a program whose file has lain there for a while is mapped otherwise, and is a few percent
     // faster or slower for it.
-    let copies = (folder.join("chatctl-base"), folder.join("chatctl-new"));
+    let kept = if base.is_some() { Vec::new() } else { kept_runs(settings.baseline, there)? };
+    let copies = Copies { base: folder.join("chatctl-base"), new: folder.join("chatctl-new") };
     if let Some(base) = base {
-        std::fs::copy(base, &copies.0).map_err(|e| failed(&copies.0, e))?;
+        std::fs::copy(base, &copies.base).map_err(|e| failed(&copies.base, e))?;
     }
-    std::fs::copy(&own, &copies.1).map_err(|e| failed(&copies.1, e))?;
-    let kept = if base.is_some() { Vec::new() } else { results::read_all(&there.runs)? };
+    std::fs::copy(&own, &copies.new).map_err(|e| failed(&copies.new, e))?;
     let mut pairs = Pairs {
         runs,
-        programs: (base.map(|_| copies.0.as_path()), copies.1.as_path()),
+        programs: (base.map(|_| copies.base.as_path()), copies.new.as_path()),
         folder,
         base: kept,
         new: Vec::new(),
         problem: None,
     };
-    let comparison = pairs.compare(settings).await;
-    for copy in [&copies.0, &copies.1] {
-        // The first is not there when the baseline has no program.
-        let _ = std::fs::remove_file(copy);
+    pairs.compare(settings).await
+}
+
+/// Copies of both programs. Dropped, they are gone.
+struct Copies {
+    base: PathBuf,
+    new: PathBuf,
+}
+
+impl Drop for Copies {
+    fn drop(&mut self) {
+        for copy in [&self.base, &self.new] {
+            // The first is not there when the baseline has no program.
+            let _ = std::fs::remove_file(copy);
+        }
     }
-    comparison
+}
+
+/// The runs that a baseline was made of.
+fn kept_runs(folder: &Path, there: &Baseline) -> Result<Vec<RunResult>, Error> {
+    let lost = |why: &dyn std::fmt::Display| {
+        Error::environment(format!("its program can't be used, and its runs can't be read: {why}"))
+            .at(format!("--baseline {}", folder.display()))
+            .fix("make it anew with --update-baseline")
+    };
+    let found = results::read_all(&there.runs).map_err(|error| lost(&error))?;
+    if found.without_result.is_empty() { Ok(found.results) } else { Err(lost(&found.without_result.join("; "))) }
 }
 
 /// Runs this build several times and keeps it, for later checks to run it beside theirs. Only if all of its runs pass.
@@ -202,6 +223,8 @@ async fn make_baseline(
                     break;
                 }
             }
+            // Slow, as above.
+            Err((Defect::Failed, _)) if n == 0 => {}
             Err((defect, why)) => {
                 ended = Some(problem(Side::New, n as usize, defect, vec![why]));
                 break;

@@ -62,7 +62,8 @@ impl Pairs<'_> {
                 Ok(result) if Defect::of(&result) == Some(Defect::Violated) => {
                     self.problem = Some(problem(side, 0, Defect::Violated, result.reasons));
                 }
-                Ok(_) => {}
+                // The first run is slower than any other: a threshold that it fails counts for nothing.
+                Ok(_) | Err((Defect::Failed, _)) => {}
                 Err((defect, why)) => self.problem = Some(problem(side, 0, defect, vec![why])),
             }
         }
@@ -119,8 +120,12 @@ impl Pairs<'_> {
         if comparison.scenario.is_empty() {
             comparison.scenario = self.runs.scenario.display().to_string();
         }
-        if let Some(problem) = self.problem.as_ref().filter(|p| p.defect != Defect::Violated || p.run == Some(0)) {
-            comparison.add_problem(problem.clone());
+        if let Some(problem) = &self.problem {
+            // Of a run that has a result it is known from that.
+            let is_same = |other: &Problem| (other.side, other.run) == (problem.side, problem.run);
+            if !comparison.problems.iter().any(is_same) {
+                comparison.add_problem(problem.clone());
+            }
         }
         if rules.look > 1 {
             comparison.notes.push(format!("fewer pairs left something open: {pairs} were run"));
@@ -134,4 +139,53 @@ impl Pairs<'_> {
 
 pub(super) fn problem(side: Side, run: usize, defect: Defect, reasons: Vec<String>) -> Problem {
     Problem { side, run: Some(run), defect, reasons }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::loadgen::result::Verdict;
+    use crate::report::compare::Answer;
+    use crate::run::observer::ProgressObserver;
+    use crate::runtime::Tasks;
+
+    struct Unseen;
+
+    impl ProgressObserver for Unseen {
+        fn progress(&self, _: Progress<'_>) {}
+    }
+
+    /// The comparison of two pairs whose second run of the new build ended so.
+    fn compared(second: Option<RunResult>, defect: Defect) -> Comparison {
+        let interrupt = Tasks::new();
+        let program = Path::new("chatctl");
+        let (load, target) = (Duration::ZERO, None);
+        let runs = Runs { scenario: Path::new("t.yaml"), load, target, interrupt: &interrupt, observer: &Unseen };
+        let pairs = Pairs {
+            runs: &runs,
+            programs: (Some(program), program),
+            folder: Path::new("."),
+            base: vec![RunResult::default(), RunResult::default()],
+            new: [Some(RunResult::default()), second].into_iter().flatten().collect(),
+            problem: Some(problem(Side::New, 2, defect, vec!["why".to_owned()])),
+        };
+        pairs.compared(true, Rules::default())
+    }
+
+    #[test]
+    fn a_run_that_ended_the_pairs_is_a_problem_once_with_and_without_its_result() {
+        let broken = RunResult { verdict: Verdict::LedgerViolated, ..RunResult::default() };
+        for (second, defect, answer) in [
+            (Some(broken), Defect::Violated, Answer::Violated),
+            (None, Defect::Violated, Answer::Violated),
+            (None, Defect::Failed, Answer::Failed),
+            (None, Defect::NotRun, Answer::NotRun),
+        ] {
+            let compared = compared(second, defect);
+            let problems: Vec<_> = compared.problems.iter().map(|p| (p.side, p.run, p.defect)).collect();
+            assert_eq!((compared.answer, problems), (answer, vec![(Side::New, Some(2), defect)]));
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::loadgen::result::RunResult;
 use crate::report::compare::Defect;
-use crate::run::child_run::{ChildRun, interrupted};
+use crate::run::child_run::{ChildRun, Ended, interrupted};
 use crate::run::observer::{Progress, ProgressObserver, RunLabel};
 use crate::run::{Error, ErrorKind};
 use crate::runtime::Tasks;
@@ -46,7 +46,11 @@ impl Runs<'_> {
             self.observer.progress(Progress::RunBegins(label));
             let run = ChildRun { program, scenario: self.scenario, out, args: &args, load: self.load };
             let result = match run.run(self.interrupt).await {
-                Ok(result) => result,
+                Ok(Ended::WithResult(result)) => *result,
+                Ok(Ended::WithoutResult(defect, error)) => {
+                    self.observer.progress(Progress::RunFailed(&error));
+                    return Ok(Err((defect, error.to_string())));
+                }
                 Err(error) if error.kind == ErrorKind::Environment => {
                     self.observer.progress(Progress::RunFailed(&error));
                     last = (Defect::NotRun, error.to_string());
@@ -76,7 +80,7 @@ mod tests {
     use crate::loadgen::result::{SCHEMA_VERSION, Verdict};
     use crate::report::json;
 
-    /// Counts the runs that begin and those that come to a verdict.
+    /// Counts the runs that begin and those that have a result.
     #[derive(Default)]
     struct Counting(Mutex<(u32, u32)>);
 
@@ -86,6 +90,7 @@ mod tests {
             match progress {
                 Progress::RunBegins(_) => counts.0 += 1,
                 Progress::RunEnds(_) => counts.1 += 1,
+                Progress::RunFailed(_) => {}
                 other => panic!("{other:?} is not of a run with a verdict"),
             }
         }
@@ -93,14 +98,18 @@ mod tests {
 
     /// What comes of a program whose runs have this verdict, and how many began and ended.
     async fn ran(verdict: Verdict) -> (Result<Ran, Error>, (u32, u32)) {
+        ran_by("cp ready.json out/result.json", verdict).await
+    }
+
+    /// The same of a script that has the result beside it.
+    async fn ran_by(script: &str, verdict: Verdict) -> (Result<Ran, Error>, (u32, u32)) {
         let folder = tempfile::tempdir().expect("a folder");
         let program = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/child.sh"));
         let (scenario, out) = (folder.path().join("scenario"), folder.path().join("out"));
         std::fs::create_dir(&out).expect("a folder");
         let result = RunResult { schema: SCHEMA_VERSION, verdict, ..RunResult::default() };
         std::fs::write(folder.path().join("ready.json"), json::render(&result)).expect("writes");
-        std::fs::write(&scenario, format!("cd {} && cp ready.json out/result.json", folder.path().display()))
-            .expect("writes");
+        std::fs::write(&scenario, format!("cd {} && {script}", folder.path().display())).expect("writes");
         let (interrupt, observer) = (Tasks::new(), Counting::default());
         let (load, target) = (Duration::ZERO, None);
         let runs = Runs { scenario: &scenario, load, target, interrupt: &interrupt, observer: &observer };
@@ -115,6 +124,18 @@ mod tests {
             let (ran, counts) = ran(verdict).await;
             assert!(matches!(ran, Ok(Ok(result)) if result.verdict == verdict));
             assert_eq!(counts, (1, 1));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_broken_guarantee_without_a_result_is_not_repeated() {
+        for (code, wanted) in [(4, Defect::Violated), (1, Defect::Failed)] {
+            // Were it repeated, the second run would be a pass.
+            let script =
+                format!("if [ -e seen ]; then cp ready.json out/result.json; else touch seen; exit {code}; fi");
+            let (ran, counts) = ran_by(&script, Verdict::Pass).await;
+            assert!(matches!(&ran, Ok(Err((defect, _))) if *defect == wanted), "{ran:?}");
+            assert_eq!(counts, (1, 0));
         }
     }
 

@@ -10,6 +10,7 @@ use chatctl::report::{self, human_count};
 use chatctl::run::capacity::{Answer, CapacitySettings, search};
 use chatctl::run::{preflight, runner, writable};
 use chatctl::runtime::Tasks;
+use chatctl::telemetry::printable_lines;
 
 use crate::cli::LayoutArgs;
 use crate::exit::{self, Failure};
@@ -68,7 +69,11 @@ pub(crate) fn run(args: Args) -> Result<u8, Failure> {
     if !(Duration::from_secs(2)..=Duration::from_hours(24)).contains(&args.trial) {
         return Err(Failure::usage("--trial: valid are 2s to 1day; of less, percentiles say nothing"));
     }
-    args.json.as_deref().map_or(Ok(()), |path| writable::probe_file("--json", path))?;
+    if let Some(path) = &args.json {
+        writable::probe_file("--json", path)?;
+        // What an earlier search found is not the answer of one that fails.
+        report::remove_old_file(path).map_err(|e| Failure::environment(format!("--json {}: {e}", path.display())))?;
+    }
     init_logging();
     let layout = args.layout.layout()?;
     let interrupt = Tasks::new();
@@ -76,6 +81,11 @@ pub(crate) fn run(args: Args) -> Result<u8, Failure> {
     let answer = runtime.block_on(async {
         // Faults are left out of the trials.
         let first = capacity::trial(&scenario, start, args.trial);
+        if let Some((path, problem)) = first.problems().into_iter().next() {
+            let place = Scenario::place(&args.scenario, &path);
+            let trial = "of a trial, --start is the rate and --trial the duration";
+            return Err(Failure::usage(format!("{place}: {path}: {problem} ({trial})")));
+        }
         preflight::check(&args.scenario, &first, &layout).await?;
         signals::watch(&interrupt)?;
         print_heading(&args, &scenario, &added);
@@ -130,6 +140,7 @@ fn print_answer(out: &Answer) {
     let whole = |n: f64| human_count(n.round() as u64);
     let rate = whole(out.messages_per_s.unwrap_or(0.0));
     match (out.messages_per_s.is_some(), out.is_local) {
+        _ if out.is_cut_short => outln!("no answer  the search could not go on"),
         (true, true) => outln!(
             "no answer  the generator or its machine was the limit: the stack holds at least {rate} messages/s, and nothing is known \
              of more.\n\
@@ -171,7 +182,7 @@ fn print_answer(out: &Answer) {
     for broken in &out.broken {
         outln!("broken     a guarantee, {broken}");
     }
-    outln!("stopped by {}", out.stopped_by);
+    outln!("stopped by {}", printable_lines(&out.stopped_by));
     outln!("machine    {}", out.machine);
 }
 

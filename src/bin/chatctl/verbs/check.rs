@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use chatctl::loadgen::Scenario;
+use chatctl::report::compare::Comparison;
 use chatctl::run::check::{Check, CheckSettings, check_scenario};
 use chatctl::run::runner;
 use chatctl::runtime::Tasks;
@@ -39,17 +40,25 @@ pub(crate) struct CheckArgs {
 }
 
 pub(crate) fn run(args: CheckArgs) -> Result<u8, Failure> {
-    let scenario = Scenario::read(&args.scenario).map_err(Failure::usage)?;
-    check_scenario(&args.scenario, &scenario, args.target.as_deref())?;
     args.reporting.probe()?;
+    let refuse = |name: &str, failure| args.reporting.refuse(name, failure);
+    let file = args.scenario.display().to_string();
+    let scenario = Scenario::read(&args.scenario).map_err(|error| refuse(&file, Failure::usage(error)))?;
+    let comparison = compared(&args, &scenario).map_err(|failure| refuse(&scenario.name, failure))?;
+    args.reporting.report(&comparison)
+}
+
+/// Runs the check.
+fn compared(args: &CheckArgs, scenario: &Scenario) -> Result<Comparison, Failure> {
+    check_scenario(&args.scenario, scenario, args.target.as_deref())?;
     let interrupt = Tasks::new();
     let observer = ProgressLines { interrupt: &interrupt };
     let runtime = runner::runtime()?;
-    let comparison = runtime.block_on(async {
+    runtime.block_on(async {
         signals::watch(&interrupt)?;
         let check = Check::open(CheckSettings {
             file: &args.scenario,
-            scenario: &scenario,
+            scenario,
             baseline: &args.baseline,
             runs: args.runs,
             runs_max: args.runs_max,
@@ -60,8 +69,6 @@ pub(crate) fn run(args: CheckArgs) -> Result<u8, Failure> {
             interrupt: &interrupt,
             observer: &observer,
         });
-        let check = check.map_err(|error| args.reporting.refuse(&scenario.name, error.into()))?;
-        Ok::<_, Failure>(check.run().await?)
-    })?;
-    args.reporting.report(&comparison)
+        Ok(check?.run().await?)
+    })
 }

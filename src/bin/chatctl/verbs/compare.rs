@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use chatctl::report::compare::{self, Sides};
-use chatctl::run::results::read_all;
+use chatctl::report::compare::{self, Comparison, Defect, Problem, Side, Sides};
+use chatctl::run::results::{FoundRuns, read_all};
 
 use crate::exit::Failure;
 use crate::reporting::Reporting;
@@ -23,15 +23,27 @@ pub(crate) struct CompareArgs {
 
 pub(crate) fn run_compare(args: CompareArgs) -> Result<u8, Failure> {
     args.reporting.probe()?;
-    let (base, new) = (read_all(&args.base)?, read_all(&args.new)?);
-    let difference = compare::same_scenario(&base, &new).err();
+    let read = |path| read_all(path).map_err(|error| args.reporting.refuse("", error.into()));
+    let (base, new) = (read(&args.base)?, read(&args.new)?);
+    let difference = compare::same_scenario(&base.results, &new.results).err();
     if let (Some(difference), false) = (&difference, args.different_scenarios) {
-        let name = new.first().map(|r| r.scenario.clone()).unwrap_or_default();
+        let name = new.results.first().map(|r| r.scenario.clone()).unwrap_or_default();
         let failure = Failure::usage(format!("{difference}; --different-scenarios compares them all the same"));
         return Err(args.reporting.refuse(&name, failure));
     }
-    let sides = Sides { base: &base, new: &new, are_interleaved: false };
+    let sides = Sides { base: &base.results, new: &new.results, are_interleaved: false };
     let mut comparison = compare::compare(&sides, args.reporting.rules());
     comparison.notes.extend(difference);
+    add_unfinished(&mut comparison, Side::Base, base);
+    add_unfinished(&mut comparison, Side::New, new);
     args.reporting.report(&comparison)
+}
+
+/// Runs without a result are problems of their side: a build that crashes in every second run is not the same as one that does
+/// not.
+fn add_unfinished(comparison: &mut Comparison, side: Side, found: FoundRuns) {
+    for (n, text) in found.without_result.into_iter().enumerate() {
+        let run = Some(found.results.len() + n + 1);
+        comparison.add_problem(Problem { side, run, defect: Defect::NotRun, reasons: vec![text] });
+    }
 }

@@ -51,6 +51,35 @@ struct Done {
     code: u8,
 }
 
+/// What came of one of several scenarios.
+enum Outcome {
+    /// It came to a verdict.
+    Done(Box<Done>),
+    /// It has no result.
+    Failed(Failure),
+    /// The command was interrupted before it.
+    NotRun,
+}
+
+impl Outcome {
+    fn code(&self) -> u8 {
+        match self {
+            Self::Done(done) => done.code,
+            Self::Failed(failure) => failure.code,
+            Self::NotRun => exit::INTERRUPTED,
+        }
+    }
+
+    /// The result, or the word that stands in its place.
+    fn result(&self) -> Result<&RunResult, &'static str> {
+        match self {
+            Self::Done(done) => Ok(&done.result),
+            Self::Failed(_) => Err("ERROR"),
+            Self::NotRun => Err("NOT RUN"),
+        }
+    }
+}
+
 pub(crate) fn run(args: Args) -> Result<u8, Failure> {
     let layout = args.layout.layout()?;
     let runtime = runner::runtime()?;
@@ -64,6 +93,7 @@ pub(crate) fn run(args: Args) -> Result<u8, Failure> {
     let are_several = scenarios.len() > 1;
     let files = RunFiles { out: args.out.clone(), history: args.history.clone(), are_several };
     files.probe(&scenarios)?;
+    files.remove_old(&scenarios)?;
     let display = Display::choose(args.ui);
     if display != Display::Screen {
         init_logging();
@@ -85,19 +115,31 @@ pub(crate) fn run(args: Args) -> Result<u8, Failure> {
     if let [scenario] = &scenarios[..] {
         return run(scenario).map(|done| done.code);
     }
-    let mut outcomes = Vec::new();
-    for scenario in &scenarios {
-        let outcome = run(scenario);
-        if let Err(failure) = &outcome {
-            errln!("chatctl: {}: {}", scenario.name, failure.message);
-        }
-        outcomes.push((scenario.name.clone(), outcome));
-        if interrupt.is_stopped() {
-            break;
-        }
-    }
+    let outcomes = run_all(&scenarios, || interrupt.is_stopped(), run);
     outln!("\n{}\n{}", overview(&outcomes), costs(&outcomes));
-    Ok(exit::gravest(outcomes.iter().map(|(_, outcome)| outcome.as_ref().map_or_else(|f| f.code, |done| done.code))))
+    Ok(exit::gravest(outcomes.iter().map(|(_, outcome)| outcome.code())))
+}
+
+/// Runs scenarios one after the other. Interrupted, the rest is not run: also when the interruption came too late to be seen by
+/// the one that was under way.
+fn run_all(
+    scenarios: &[Scenario],
+    is_interrupted: impl Fn() -> bool,
+    run: impl Fn(&Scenario) -> Result<Done, Failure>,
+) -> Vec<(String, Outcome)> {
+    let one = |scenario: &Scenario| {
+        if is_interrupted() {
+            return Outcome::NotRun;
+        }
+        match run(scenario) {
+            Ok(done) => Outcome::Done(Box::new(done)),
+            Err(failure) => {
+                errln!("chatctl: {}: {}", scenario.name, failure.message);
+                Outcome::Failed(failure)
+            }
+        }
+    };
+    scenarios.iter().map(|scenario| (scenario.name.clone(), one(scenario))).collect()
 }
 
 /// Runs a scenario and prints what came of it. What can't be written then does not hide the verdict.
@@ -120,7 +162,7 @@ async fn run_one(scenario: &Scenario, settings: &RunSettings<'_>) -> Result<Done
 }
 
 /// One line for each of several scenarios.
-fn overview(outcomes: &[(String, Result<Done, Failure>)]) -> Table<9> {
+fn overview(outcomes: &[(String, Outcome)]) -> Table<9> {
     let mut table = Table::new([
         "SCENARIO",
         "VERDICT",
@@ -133,10 +175,13 @@ fn overview(outcomes: &[(String, Result<Done, Failure>)]) -> Table<9> {
         "RECOVERED AFTER",
     ]);
     for (name, outcome) in outcomes {
-        let Ok(Done { result, .. }) = outcome else {
-            let dash = || "-".to_owned();
-            table.row([name.clone(), "ERROR".to_owned(), dash(), dash(), dash(), dash(), dash(), dash(), dash()]);
-            continue;
+        let result = match outcome.result() {
+            Ok(result) => result,
+            Err(word) => {
+                let dash = || "-".to_owned();
+                table.row([name.clone(), word.to_owned(), dash(), dash(), dash(), dash(), dash(), dash(), dash()]);
+                continue;
+            }
         };
         let c = &result.counts;
         let seconds = || format!("{:.2} s", c.recovery_ms_max as f64 / 1e3);
@@ -157,7 +202,7 @@ fn overview(outcomes: &[(String, Result<Done, Failure>)]) -> Table<9> {
 }
 
 /// What each of several scenarios took, side by side.
-fn costs(outcomes: &[(String, Result<Done, Failure>)]) -> Table<9> {
+fn costs(outcomes: &[(String, Outcome)]) -> Table<9> {
     let mut table = Table::new([
         "SCENARIO",
         "ACK P50",
@@ -170,7 +215,7 @@ fn costs(outcomes: &[(String, Result<Done, Failure>)]) -> Table<9> {
         "STACK CPU",
     ]);
     for (name, outcome) in outcomes {
-        let Ok(Done { result, .. }) = outcome else { continue };
+        let Ok(result) = outcome.result() else { continue };
         let c = &result.counts;
         let quantiles = |path: LatencyPath| {
             let seen = result.latency.get(path).filter(|l| l.count > 0);
@@ -193,4 +238,34 @@ fn costs(outcomes: &[(String, Result<Done, Failure>)]) -> Table<9> {
         ]);
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn scenarios_after_an_interruption_are_listed_as_not_run() {
+        let named = |name: &str| {
+            let text = format!(
+                "{{name: {name}, population: {{users: 6, direct_per_user: 2}}, behaviors: {{one-to-one: 1}}, \
+                 phases: [{{phase: steady, duration: 1s, rate: 20}}]}}"
+            );
+            Scenario::parse(&text, "t").expect("valid")
+        };
+        let scenarios = ["a", "b", "c"].map(named);
+        let is_stopped = Cell::new(false);
+        let run = |_: &Scenario| {
+            // While its stack stops, when its verdict is known already.
+            is_stopped.set(true);
+            Ok(Done { result: RunResult::default(), code: exit::PASS })
+        };
+        let outcomes = run_all(&scenarios, || is_stopped.get(), run);
+        let codes: Vec<u8> = outcomes.iter().map(|(_, outcome)| outcome.code()).collect();
+        assert_eq!(codes, [exit::PASS, exit::INTERRUPTED, exit::INTERRUPTED]);
+        assert_eq!(exit::gravest(codes.into_iter()), exit::INTERRUPTED);
+        assert_eq!(overview(&outcomes).to_string().matches("NOT RUN").count(), 2);
+    }
 }
