@@ -6,9 +6,10 @@ use std::time::Duration;
 use rand::RngExt;
 use serde_json::json;
 
+use super::connection::Call;
 use super::conversation::DeviceConversation;
 use super::cursor::Seen;
-use super::device::{Call, Device};
+use super::device::Device;
 use super::event::{Action, CallError, Page};
 use super::mutant::{Mutant, is_planted};
 use crate::loadgen::ledger::Kind;

@@ -3,7 +3,8 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `device` | the state machine: connecting, leaving, time. No I/O |
+//! | `device` | the state machine: commands and time. No I/O |
+//! | `connection` | how it connects, loses its connection and comes back. No I/O |
 //! | `talk` | what it sends, and what it does with each frame. No I/O |
 //! | `catch_up` | how it fetches what it missed. No I/O |
 //! | `cursor`, `conversation` | what it may show of a conversation, and what it has of it. No I/O |
@@ -17,6 +18,7 @@
 
 mod alarms;
 mod catch_up;
+mod connection;
 mod conversation;
 pub(super) mod cursor;
 mod device;

@@ -1,6 +1,7 @@
 //! Ids, order and cursors: repeated, exchanged, running backwards, promised too early or never.
 
 use std::collections::BTreeSet;
+use std::sync::Mutex;
 
 use chatctl::protocol::{ConversationId, MessageFrame, MessageId, ServerFrame};
 
@@ -11,6 +12,9 @@ use crate::proxy::http::{Answer, Call};
 use crate::proxy::socket::{Out, Socket};
 use crate::proxy::{Lie, Proxy};
 use crate::scenarios;
+
+/// Held while a message's number is decided: its copies go to several devices at once, and all are told what the first of them got.
+static DECIDING: Mutex<()> = Mutex::new(());
 
 /// Time after an ACK after which a message was surely first sent behind it.
 const SURELY_US: u64 = 100_000;
@@ -331,8 +335,6 @@ fn go_back(p: &Proxy, frame: ServerFrame) -> Vec<Out> {
         ServerFrame::Ack(ack) => (ack.uuid, ack.conversation, ack.id.0),
         _ => return Out::pass(frame),
     };
-    // Copies of a message go to several devices at once, and all are told the number that the first of them got.
-    static DECIDING: std::sync::Mutex<()> = std::sync::Mutex::new(());
     let _deciding = DECIDING.lock().expect("no panic while held");
     if p.first(format!("shift {conversation}")) {
         p.numbers.shift(conversation, THIRD, 1);
