@@ -150,7 +150,7 @@ heartbeat: 1s
 phases: [{{phase: steady, duration: 6s, rate: 40}}]
 generator_lag_max: 30s
 # Engines that are killed make errors, and hold up pushes; what must hold is the ledger.
-thresholds: ['pushed_percent >= 10', 'http_errors >= 0', 'disconnects >= 0', 'refused >= 0', 'unresolved >= 0']
+thresholds: ['pushed_percent >= 10', 'http_errors >= 0', 'connects_failed >= 0', 'disconnects >= 0', 'refused >= 0', 'unresolved >= 0']
 "
     )
 }

@@ -24,7 +24,7 @@ heartbeat: 1s
 phases: [{{phase: steady, duration: 3s, rate: 60}}]
 generator_lag_max: 30s
 # Engines that fail hold up pushes, and syncs overtake them.
-thresholds: ['pushed_percent >= 70', 'http_errors >= 0', 'disconnects >= 0']
+thresholds: ['pushed_percent >= 70', 'http_errors >= 0', 'connects_failed >= 0', 'disconnects >= 0']
 "
     )
 }
