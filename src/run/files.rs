@@ -60,6 +60,14 @@ impl RunFiles {
             if let Some(path) = self.history(scenario) {
                 let failed = |e| Error::environment(e).at(format!("--history {}", path.display()));
                 report::remove_old_file(&path).map_err(failed)?;
+                // Each worker of an earlier run had a file of its own.
+                for number in 1.. {
+                    let path = path.with_extension(format!("{number}.jsonl"));
+                    if !path.is_file() {
+                        break;
+                    }
+                    report::remove_old_file(&path).map_err(failed)?;
+                }
             }
         }
         Ok(())

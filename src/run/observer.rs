@@ -149,3 +149,15 @@ pub enum RunLabel {
         runs: u32,
     },
 }
+
+impl RunLabel {
+    /// Whether it is a run of the base, or for one.
+    #[must_use]
+    pub const fn is_base(self) -> bool {
+        match self {
+            Self::Baseline { .. } => true,
+            Self::WarmUp(side) => matches!(side, Some(Side::Base)),
+            Self::Pair { side, .. } => matches!(side, Side::Base),
+        }
+    }
+}

@@ -251,7 +251,7 @@ impl Device {
         let is_first = self.reconnection().lost.is_none();
         let fault = is_first.then(|| self.run.disconnected_by_fault(is_planned, now)).flatten();
         let is_short = now < self.opened_us.saturating_add(SHORT_LIVED_US);
-        self.short_lived = if is_short { self.short_lived.saturating_add(1) } else { 0 };
+        self.short_lived = if is_short && !is_planned { self.short_lived.saturating_add(1) } else { 0 };
         let failures = u32::from(self.short_lived).saturating_sub(1);
         let reconnection = self.reconnection();
         // A connection that is made and lost, over and over, is one that can't be made.
@@ -319,6 +319,7 @@ impl Device {
     /// The device is not wanted any more.
     pub(super) fn leave_plan(&mut self) {
         self.is_wanted = false;
+        self.short_lived = 0;
         self.leave_by_us = NEVER;
         self.there_since_us = 0;
         if self.connection == Connection::Connecting {

@@ -276,11 +276,13 @@ async fn connect(
 }
 
 async fn inbox(shared: &Shared, client: u32) -> Result<Vec<InboxEntry>, Error> {
-    let token = shared.world.token(client);
+    let (world, api) = (&shared.world, &shared.api);
     let mut all: Vec<InboxEntry> = Vec::new();
     loop {
         let after = all.last().map(|entry| entry.conversation);
-        let page = shared.api.inbox_sync(&token, after, INBOX_PAGE).await?;
+        let page = world
+            .authorized(client, api, |token| async move { api.inbox_sync(&token, after, INBOX_PAGE).await })
+            .await?;
         if page.has_more && page.conversations.is_empty() {
             return Err(Error::Unreadable("a page of the inbox says that there is more, and holds nothing".to_owned()));
         }
@@ -296,9 +298,12 @@ async fn inbox(shared: &Shared, client: u32) -> Result<Vec<InboxEntry>, Error> {
 }
 
 async fn fetch(shared: &Shared, client: u32, conversation: u32, after: u64) -> Page {
-    let token = shared.world.token(client);
-    let id = shared.world.conversations[conversation as usize].id;
+    let (world, api) = (&shared.world, &shared.api);
+    let id = world.conversations[conversation as usize].id;
     let started_us = clock::now_us();
-    let result = shared.api.messages_sync(&token, id, MessageId(after), PAGE, Source::Any).await;
+    let result = world.authorized(client, api, |token| async move {
+        api.messages_sync(&token, id, MessageId(after), PAGE, Source::Any).await
+    });
+    let result = result.await;
     Page { conversation, after, started_us, ended_us: clock::now_us(), result: result.map_err(CallError::from) }
 }

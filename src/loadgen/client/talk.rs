@@ -294,16 +294,16 @@ impl Device {
             reads_every_us: poll_us.max(pause_us),
         };
         match delivery.push() {
-            Some(true) => {
+            // A fault may take the push path away: what came by it then says as little as what did not.
+            Some(_) if self.is_under_fault(tag.sent_us) => add(&run.ledger.tallies.push_unsure, 1),
+            Some(came) => {
                 add(&run.stats.push_expected, 1);
-                add(&run.stats.pushed, 1);
+                add(&run.stats.pushed, u64::from(came));
+                if !came {
+                    run.ledger.unpushed.note(self.copy(seen));
+                }
             }
-            // A fault may take the push path away; how long that lasts is told by the recovery from it.
-            Some(false) if !run.ledger.presence.was_disturbed(tag.sent_us, self.now_us) => {
-                add(&run.stats.push_expected, 1);
-                run.ledger.unpushed.note(self.copy(seen));
-            }
-            Some(false) | None => {}
+            None => {}
         }
         let took_us = self.now_us.saturating_sub(tag.intended_us);
         let path = self.delivery_path(tag, &delivery);
@@ -315,6 +315,10 @@ impl Device {
         if is_live && took_us > LATE_US + poll_us {
             run.consequence(Consequence::LateDelivery, self.now_us);
         }
+    }
+
+    fn is_under_fault(&self, sent_us: u64) -> bool {
+        !self.run.scenario.faults.is_empty() && self.run.ledger.presence.may_have_lost_push(sent_us, self.now_us)
     }
 
     const fn copy(&self, seen: &Seen) -> Copy {

@@ -235,7 +235,7 @@ pub(super) async fn probe_removed(shared: &Shared, conversation: u32, user: u32)
 }
 
 /// A call with everything that it waits for, such as a new token: a server may ask for any wait.
-async fn in_time<T>(call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+pub(super) async fn in_time<T>(call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     let late = |_| Err(Error::transport("no answer in time"));
     tokio::time::timeout(PAGE_BUDGET, call).await.unwrap_or_else(late)
 }

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use super::RunOptions;
 use super::agenda::{Agenda, Deed, Due};
-use super::audit::{failure, probe_removed};
+use super::audit::{failure, in_time, probe_removed};
 use super::watch::Watcher;
 use crate::loadgen::api::Error;
 use crate::loadgen::client::Command;
@@ -28,6 +28,9 @@ use crate::telemetry::RunPhase;
 
 /// Longest that membership changes under way at the end of the load may take.
 const CHANGES_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Whoever is to be back so soon after the load is waited for.
+const BACK_WITHIN_US: u64 = 10_000_000;
 
 /// Longest that faults under way at the end of the load may take.
 const FAULTS_TIMEOUT: Duration = Duration::from_mins(2);
@@ -140,7 +143,7 @@ pub(super) async fn run_phases(
     let changes = Tasks::new();
     let faults = Tasks::new();
     if let Some(churn) = shared.scenario.churn {
-        let changing = change_members(Arc::clone(shared), churn, started_us, changes.clone());
+        let changing = change_members(Arc::clone(shared), churn, started_us, (changes.clone(), beside.clone()));
         beside.spawn_until_stopped("load.churn", changing);
     }
     if let Some(control) = &options.control {
@@ -171,7 +174,11 @@ pub(super) async fn run_phases(
     beside.stop();
     beside.join(Duration::from_secs(10)).await;
     // A membership that changes while devices sync for the last time could not be judged.
-    changes.join(CHANGES_TIMEOUT).await;
+    // What is under way then never ends: nobody can say whose member the user is.
+    let left = changes.join(CHANGES_TIMEOUT).await;
+    changes.stop();
+    changes.join(Duration::from_secs(1)).await;
+    add(&shared.stats.changes_failed, left as u64);
     // Nor could what a fault that goes on takes away.
     faults.join(FAULTS_TIMEOUT).await;
     was_interrupted
@@ -184,7 +191,7 @@ async fn wait_for(shared: &Shared, due_us: u64) {
 }
 
 /// Removes members of groups and adds them again, one after the other.
-async fn change_members(shared: Arc<Shared>, churn: Churn, started_us: u64, changes: Tasks) {
+async fn change_members(shared: Arc<Shared>, churn: Churn, started_us: u64, (changes, load): (Tasks, Tasks)) {
     let mut rng = StdRng::seed_from_u64(shared.scenario.seed ^ 0xc4u64);
     let groups: Vec<u32> = (0_u32..)
         .zip(&shared.world.conversations)
@@ -202,13 +209,15 @@ async fn change_members(shared: Arc<Shared>, churn: Churn, started_us: u64, chan
         };
         if shared.ledger.is_member(&shared.world, group, member) {
             let shared = Arc::clone(&shared);
-            changes.spawn("load.change_member", async move { change_member(&shared, group, member, churn).await });
+            let load = load.clone();
+            let change = async move { change_member(&shared, (group, member), churn, &load).await };
+            changes.spawn_until_stopped("load.change_member", change);
         }
     }
 }
 
 /// Removes a member and adds the member again a while later.
-async fn change_member(shared: &Shared, group: u32, member: u32, churn: Churn) {
+async fn change_member(shared: &Shared, (group, member): (u32, u32), churn: Churn, load: &Tasks) {
     let spec = &shared.world.conversations[group as usize];
     let (api, user) = (&shared.api, shared.world.users[member as usize].id);
     let owner = shared.world.first_client(spec.owner);
@@ -218,7 +227,7 @@ async fn change_member(shared: &Shared, group: u32, member: u32, churn: Churn) {
         shared.ledger.leaving(&shared.world, group, member, began_us);
         let removed =
             shared.world.authorized(owner, api, |token| async move { api.remove_member(&token, spec.id, user).await });
-        match removed.await {
+        match in_time(removed).await {
             Ok(()) => {
                 shared.ledger.left(&shared.world, group, member, clock::now_us());
                 note_change(shared, "leave", group, member, began_us);
@@ -235,7 +244,16 @@ async fn change_member(shared: &Shared, group: u32, member: u32, churn: Churn) {
     probe_removed(shared, group, member).await;
     // Where the API took longer than that, it is not this machine that is late.
     if clock::now_us() < back_us {
-        wait_for(shared, back_us).await;
+        tokio::select! {
+            () = wait_for(shared, back_us) => {}
+            () = load.stopped() => {
+                // Who is away at the end stays away, unless that is for a moment.
+                if back_us > clock::now_us() + BACK_WITHIN_US {
+                    return;
+                }
+                wait_for(shared, back_us).await;
+            }
+        }
     }
     retry.reset();
     loop {
@@ -243,8 +261,8 @@ async fn change_member(shared: &Shared, group: u32, member: u32, churn: Churn) {
         shared.ledger.joining(&shared.world, group, member, began_us);
         let added = shared
             .world
-            .authorized(owner, api, |token| async move { api.add_members(&token, spec.id, vec![user]).await })
-            .await;
+            .authorized(owner, api, |token| async move { api.add_members(&token, spec.id, vec![user]).await });
+        let added = in_time(added).await;
         note_change(shared, "join", group, member, began_us);
         match added {
             Ok(_) => break,

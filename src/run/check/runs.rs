@@ -47,6 +47,12 @@ impl Runs<'_> {
             let run = ChildRun { program, scenario: self.scenario, out, args: &args, load: self.load };
             let result = match run.run(self.interrupt).await {
                 Ok(Ended::WithResult(result)) => *result,
+                // Only what a new build does decides without a result: a base that can't be read is no base.
+                Ok(Ended::WithoutResult(_, error)) if label.is_base() => {
+                    self.observer.progress(Progress::RunFailed(&error));
+                    last = (Defect::NotRun, error.to_string());
+                    continue;
+                }
                 Ok(Ended::WithoutResult(defect, error)) => {
                     self.observer.progress(Progress::RunFailed(&error));
                     return Ok(Err((defect, error.to_string())));

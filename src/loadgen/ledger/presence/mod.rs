@@ -47,6 +47,24 @@ const ONLINE_LATEST_US: u64 = 2_000_000 + SLACK_US;
 /// Time after a fault in which nobody is told "offline" on purpose, and a while to settle. Source: DESIGN section 2, "Presence".
 const AFTER_FAULT_US: u64 = 40_000_000;
 
+/// Time after a fault in which pushes may still be missing: connections to engines come back, and subscriptions with them.
+const AFTER_FAULT_PUSH_US: u64 = 5_000_000;
+
+/// A fault, on the run's clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Fault {
+    began_us: u64,
+    /// [`NEVER`] while it lasts.
+    ended_us: u64,
+}
+
+impl Fault {
+    /// Whether it lasted, or had ended less than `tail_us` before, at any time between two.
+    const fn meets(&self, from_us: u64, until_us: u64, tail_us: u64) -> bool {
+        self.began_us <= until_us && from_us <= self.ended_us.saturating_add(tail_us)
+    }
+}
+
 /// Findings that are held back until the end; past them, each is judged at once.
 const HELD_BACK_MAX: usize = 100_000;
 
@@ -116,8 +134,8 @@ pub(in crate::loadgen) struct Presence {
     slow_us: AtomicU64,
     /// What lateness may explain: how much of it, and what it is if it does not.
     held_back: Mutex<Vec<(u64, Finding)>>,
-    /// Times in which changes are not judged.
-    disturbed: Mutex<Vec<(u64, u64)>>,
+    /// Faults, in the order in which they began.
+    faults: Mutex<Vec<Fault>>,
     /// From then on nothing is owed; 0 before.
     closed_us: AtomicU64,
 }
@@ -201,27 +219,36 @@ impl Presence {
 
     /// A fault begins: until it ends, and a while longer, changes are not judged.
     pub(in crate::loadgen) fn fault_began(&self, at_us: u64) {
-        self.disturbed.lock().expect("no panic while held").push((at_us, u64::MAX));
+        self.faults.lock().expect("no panic while held").push(Fault { began_us: at_us, ended_us: NEVER });
     }
 
     /// The fault that began at a time is over.
     pub(in crate::loadgen) fn fault_ended(&self, began_us: u64, now_us: u64) {
-        let mut disturbed = self.disturbed.lock().expect("no panic while held");
-        if let Some(entry) = disturbed.iter_mut().find(|entry| **entry == (began_us, u64::MAX)) {
-            entry.1 = now_us.saturating_add(AFTER_FAULT_US);
+        let mut faults = self.faults.lock().expect("no panic while held");
+        if let Some(fault) = faults.iter_mut().find(|fault| **fault == Fault { began_us, ended_us: NEVER }) {
+            fault.ended_us = now_us;
         }
     }
 
-    /// Whether a fault lasted, or had ended a while before, at any time between two.
-    pub(in crate::loadgen) fn was_disturbed(&self, from_us: u64, until_us: u64) -> bool {
-        let disturbed = self.disturbed.lock().expect("no panic while held");
-        disturbed.iter().any(|(from, until)| *from <= until_us && from_us <= *until)
+    fn is_any_fault(&self, is_one: impl Fn(&Fault) -> bool) -> bool {
+        self.faults.lock().expect("no panic while held").iter().any(is_one)
     }
 
-    /// Whether one fault lasted from a time to another.
+    /// Whether a fault lasted, or had ended a while before, at any time between two: changes of presence are not judged there.
+    fn was_disturbed(&self, from_us: u64, until_us: u64) -> bool {
+        self.is_any_fault(|fault| fault.meets(from_us, until_us, AFTER_FAULT_US))
+    }
+
+    /// Whether one fault lasted from a time to another; what it held up may come a moment after its end.
     fn was_disturbed_throughout(&self, from_us: u64, until_us: u64) -> bool {
-        let disturbed = self.disturbed.lock().expect("no panic while held");
-        disturbed.iter().any(|(from, until)| *from <= from_us && until_us <= *until)
+        self.is_any_fault(|fault| {
+            fault.began_us <= from_us && until_us <= fault.ended_us.saturating_add(ONLINE_LATEST_US)
+        })
+    }
+
+    /// Whether a fault may have taken away the push of a message that was sent at one time and shown at another.
+    pub(in crate::loadgen) fn may_have_lost_push(&self, sent_us: u64, shown_us: u64) -> bool {
+        self.is_any_fault(|fault| fault.meets(sent_us, shown_us, AFTER_FAULT_PUSH_US))
     }
 
     /// A device of a user is about to beat, `late_us` after it was due. Must be called before anybody can be told.

@@ -223,6 +223,31 @@ fn what_a_fault_or_a_lost_connection_explains_is_no_accusation() {
 }
 
 #[test]
+fn only_a_fault_that_lasts_for_a_whole_silence_explains_who_is_told_to_be_gone() {
+    let beating = |ended_s: u64| {
+        let p = presence();
+        p.on_watch(1, S);
+        p.fault_began(10 * S);
+        p.fault_ended(10 * S, ended_s * S);
+        beats(&p, 5, 50);
+        told(&p, Offline, 51 * S)
+    };
+    let found = beating(50);
+    assert!(found.iter().all(|f| *f == Finding::Unsure), "beats lay before a server that stood still: {found:?}");
+    assert!(beating(11).contains(&wrong(Offline, S)), "a restart is no reason to forget who is there");
+}
+
+#[test]
+fn pushes_are_judged_again_soon_after_a_fault() {
+    let p = presence();
+    assert!(!p.may_have_lost_push(S, 100 * S));
+    p.fault_began(10 * S);
+    assert!(p.may_have_lost_push(5 * S, 10 * S) && !p.may_have_lost_push(5 * S, 9 * S), "it lasts");
+    p.fault_ended(10 * S, 20 * S);
+    assert!(p.may_have_lost_push(25 * S, 26 * S) && !p.may_have_lost_push(26 * S, 90 * S));
+}
+
+#[test]
 fn a_generator_that_is_late_accuses_nobody() {
     let p = presence();
     p.on_watch(1, S);
