@@ -38,7 +38,10 @@ const RESULT_BYTES_MAX: u64 = 64 << 20;
 pub fn read(path: &Path) -> io::Result<RunResult> {
     let path = if path.is_dir() { path.join(RESULT_FILE) } else { path.to_owned() };
     let named = |kind, error: &dyn std::fmt::Display| io::Error::new(kind, format!("{}: {error}", path.display()));
-    let bytes = files::read_bytes(&path, RESULT_BYTES_MAX).map_err(|e| named(e.kind(), &e))?;
+    let bytes = files::read_bytes(&path, RESULT_BYTES_MAX).map_err(|e| match e.kind() {
+        kind @ io::ErrorKind::NotFound => named(kind, &"there is none; `chatctl load --out FOLDER` writes one"),
+        kind => named(kind, &e),
+    })?;
     let result: RunResult = untrusted::parse(&bytes)
         .map_err(|e| named(io::ErrorKind::InvalidData, &format!("not a result of chatctl load: {e}")))?;
     if result.schema != SCHEMA_VERSION {

@@ -122,7 +122,7 @@ impl Device {
     }
 
     /// Beat, subscribe, send again what is pending, and catch up.
-    pub(super) fn after_welcome(&mut self) {
+    fn after_welcome(&mut self) {
         self.beat_due_us = self.now_us;
         for at in 0..self.conversations.len() {
             self.subscribe_to(self.conversations[at].index);
@@ -152,7 +152,7 @@ impl Device {
     }
 
     /// Puts the next try to connect off: by a backoff, and at least by what the server asked for.
-    pub(super) fn back_off(&mut self, retry_after: Option<Duration>) {
+    fn back_off(&mut self, retry_after: Option<Duration>) {
         let mut rng = self.rng();
         let now = self.now_us;
         let reconnection = self.reconnection();
@@ -207,7 +207,7 @@ impl Device {
         if !self.is_connected() {
             return;
         }
-        // One whose server has asked to go elsewhere is needed again at once.
+        // Where the server has asked to go elsewhere, the next connection is to come at once: what it asked for is kept.
         let is_moved = |reconnection: &Reconnection| reconnection.moved_us > 0;
         let lost = if self.reconnection.as_deref().is_some_and(is_moved) {
             self.reconnection().lost.take()
@@ -251,7 +251,9 @@ impl Device {
         let is_first = self.reconnection().lost.is_none();
         let fault = is_first.then(|| self.run.disconnected_by_fault(is_planned, now)).flatten();
         let is_short = now < self.opened_us.saturating_add(SHORT_LIVED_US);
-        self.short_lived = if is_short && !is_planned { self.short_lived.saturating_add(1) } else { 0 };
+        if !is_planned {
+            self.short_lived = if is_short { self.short_lived.saturating_add(1) } else { 0 };
+        }
         let failures = u32::from(self.short_lived).saturating_sub(1);
         let reconnection = self.reconnection();
         // A connection that is made and lost, over and over, is one that can't be made.
@@ -270,7 +272,7 @@ impl Device {
     }
 
     /// What follows from any end of a connection.
-    pub(super) fn closed(&mut self, why: &str) {
+    fn closed(&mut self, why: &str) {
         self.connection = Connection::Down;
         let run = Arc::clone(&self.run);
         sub(&run.stats.connections, 1);
@@ -317,7 +319,7 @@ impl Device {
     }
 
     /// The device is not wanted any more.
-    pub(super) fn leave_plan(&mut self) {
+    fn leave_plan(&mut self) {
         self.is_wanted = false;
         self.short_lived = 0;
         self.leave_by_us = NEVER;

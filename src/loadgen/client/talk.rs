@@ -9,7 +9,7 @@ use super::cursor::{Arrival, Seen};
 use super::device::{Device, Pending};
 use super::mutant::{Mutant, is_planted};
 use crate::loadgen::body::{Identity, Tag};
-use crate::loadgen::ledger::{Copy, Delivery, Kind, MESSAGE_KIND, Membership, Refusal};
+use crate::loadgen::ledger::{Delivery, Kind, MESSAGE_KIND, Membership, MessageCopy, Refusal};
 use crate::loadgen::recorder::LagOf;
 use crate::loadgen::run::{Consequence, LATE_US, Run};
 use crate::loadgen::scenario::Transport;
@@ -321,8 +321,8 @@ impl Device {
         !self.run.scenario.faults.is_empty() && self.run.ledger.presence.may_have_lost_push(sent_us, self.now_us)
     }
 
-    const fn copy(&self, seen: &Seen) -> Copy {
-        Copy { client: self.client, conversation: seen.tag.conversation, id: seen.id }
+    const fn copy(&self, seen: &Seen) -> MessageCopy {
+        MessageCopy { client: self.client, conversation: seen.tag.conversation, id: seen.id }
     }
 
     fn delivery_path(&self, tag: &Tag, delivery: &Delivery) -> LatencyPath {

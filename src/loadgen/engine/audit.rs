@@ -5,13 +5,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use serde_json::json;
 
+use super::calls::{CALL_LIMIT, count_failure, in_time};
 use super::watch::Watcher;
-use crate::loadgen::api::{Error, Source};
+use crate::loadgen::api::Source;
 use crate::loadgen::client::{CallError, DeviceState};
 use crate::loadgen::ledger::{AuditedDevice, Kind, audit_conversation, audit_view};
 use crate::loadgen::retry::Retry;
@@ -23,9 +23,6 @@ use crate::runtime::clock;
 
 /// Conversations read back at the same time.
 const AUDITS_AT_ONCE: usize = 16;
-
-/// Longest that one page of the audit is asked for.
-const PAGE_BUDGET: Duration = Duration::from_secs(20);
 
 /// An audit that could read nothing for this long is over: there may be a million conversations left to ask for.
 const AUDIT_SILENCE_MAX_US: u64 = 60_000_000;
@@ -151,7 +148,7 @@ impl<'a> Auditor<'a> {
         let (shared, world) = (self.shared, &self.shared.world);
         let (api, id, client) = (&shared.api, world.conversations[index as usize].id, world.first_client(member));
         let mut all: Vec<MessageFrame> = Vec::new();
-        let mut retry = Retry::with_budget(drawn(shared.scenario.seed, index, member), PAGE_BUDGET);
+        let mut retry = Retry::with_budget(drawn(shared.scenario.seed, index, member), CALL_LIMIT);
         while clock::now_us() < self.read_us.load(Ordering::Relaxed) + AUDIT_SILENCE_MAX_US {
             let after = all.last().map(|m| m.id).unwrap_or_default();
             let page = world.authorized(client, api, |token| async move {
@@ -181,7 +178,7 @@ impl<'a> Auditor<'a> {
                 Err(error) => {
                     tracing::debug!(%error, conversation = %id, "audit");
                     let retry_after = error.retry_after();
-                    count_failure(shared, error);
+                    count_failure(shared, "audit", error);
                     retry_after
                 }
             };
@@ -230,27 +227,7 @@ pub(super) async fn probe_removed(shared: &Shared, conversation: u32, user: u32)
         {
             add(&shared.stats.access_probes, 1);
         }
-        Err(error) => count_failure(shared, error),
-    }
-}
-
-/// A call with everything that it waits for, such as a new token: a server may ask for any wait.
-pub(super) async fn in_time<T>(call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    let late = |_| Err(Error::transport("no answer in time"));
-    tokio::time::timeout(PAGE_BUDGET, call).await.unwrap_or_else(late)
-}
-
-/// Counts an API call that failed: backpressure, a limit of this machine, or an error of the target.
-fn count_failure(shared: &Shared, error: Error) {
-    shared.stats.call_failed("audit", &failure(error));
-}
-
-/// What a call of somebody who may make it failed of: here being refused is an error like others.
-pub(super) fn failure(error: Error) -> CallError {
-    match CallError::from(error) {
-        CallError::Unauthorized => CallError::Failed("unauthorized".to_owned()),
-        CallError::NotAMember => CallError::Failed("not_a_member".to_owned()),
-        other => other,
+        Err(error) => count_failure(shared, "audit", error),
     }
 }
 

@@ -3,6 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `audit` | every conversation read back at the end |
+//! | `calls` | the API calls that audit and membership changes make |
 //! | `agenda` | what is due when: arrivals, coming and going |
 //! | `pacing` | does it then; membership changes, faults |
 //! | `watch` | the live snapshot |
@@ -13,6 +14,7 @@
 mod agenda;
 mod audit;
 mod blame;
+mod calls;
 pub(super) mod machine_load;
 mod pacing;
 pub(super) mod verdict;

@@ -12,7 +12,8 @@ use tokio::sync::Notify;
 
 use super::RunOptions;
 use super::agenda::{Agenda, Deed, Due};
-use super::audit::{failure, in_time, probe_removed};
+use super::audit::probe_removed;
+use super::calls::{count_failure, in_time};
 use super::watch::Watcher;
 use crate::loadgen::api::Error;
 use crate::loadgen::client::Command;
@@ -143,7 +144,7 @@ pub(super) async fn run_phases(
     let changes = Tasks::new();
     let faults = Tasks::new();
     if let Some(churn) = shared.scenario.churn {
-        let changing = change_members(Arc::clone(shared), churn, started_us, (changes.clone(), beside.clone()));
+        let changing = change_members(Arc::clone(shared), churn, started_us, changes.clone(), beside.clone());
         beside.spawn_until_stopped("load.churn", changing);
     }
     if let Some(control) = &options.control {
@@ -173,12 +174,14 @@ pub(super) async fn run_phases(
     }
     beside.stop();
     beside.join(Duration::from_secs(10)).await;
-    // A membership that changes while devices sync for the last time could not be judged.
-    // What is under way then never ends: nobody can say whose member the user is.
-    let left = changes.join(CHANGES_TIMEOUT).await;
+    // A membership that changes while devices sync for the last time could not be judged. What is still under way then never
+    // ends: nobody can say whether the user is a member. Who interrupts a run does not wait for it.
+    if !was_interrupted {
+        let left = changes.join(CHANGES_TIMEOUT).await;
+        add(&shared.stats.changes_failed, left as u64);
+    }
     changes.stop();
     changes.join(Duration::from_secs(1)).await;
-    add(&shared.stats.changes_failed, left as u64);
     // Nor could what a fault that goes on takes away.
     faults.join(FAULTS_TIMEOUT).await;
     was_interrupted
@@ -191,7 +194,7 @@ async fn wait_for(shared: &Shared, due_us: u64) {
 }
 
 /// Removes members of groups and adds them again, one after the other.
-async fn change_members(shared: Arc<Shared>, churn: Churn, started_us: u64, (changes, load): (Tasks, Tasks)) {
+async fn change_members(shared: Arc<Shared>, churn: Churn, started_us: u64, changes: Tasks, load: Tasks) {
     let mut rng = StdRng::seed_from_u64(shared.scenario.seed ^ 0xc4u64);
     let groups: Vec<u32> = (0_u32..)
         .zip(&shared.world.conversations)
@@ -210,14 +213,14 @@ async fn change_members(shared: Arc<Shared>, churn: Churn, started_us: u64, (cha
         if shared.ledger.is_member(&shared.world, group, member) {
             let shared = Arc::clone(&shared);
             let load = load.clone();
-            let change = async move { change_member(&shared, (group, member), churn, &load).await };
+            let change = async move { change_member(&shared, group, member, churn, &load).await };
             changes.spawn_until_stopped("load.change_member", change);
         }
     }
 }
 
 /// Removes a member and adds the member again a while later.
-async fn change_member(shared: &Shared, (group, member): (u32, u32), churn: Churn, load: &Tasks) {
+async fn change_member(shared: &Shared, group: u32, member: u32, churn: Churn, load: &Tasks) {
     let spec = &shared.world.conversations[group as usize];
     let (api, user) = (&shared.api, shared.world.users[member as usize].id);
     let owner = shared.world.first_client(spec.owner);
@@ -282,7 +285,7 @@ async fn change_member(shared: &Shared, (group, member): (u32, u32), churn: Chur
 /// Counts a change of membership that failed, and waits until it is to be tried again; false where it is given up.
 async fn wait_for_retry(shared: &Shared, call: &'static str, retry: &mut Retry, error: Error) -> bool {
     let wait = retry.next(clock::now_us(), error.retry_after());
-    shared.stats.call_failed(call, &failure(error));
+    count_failure(shared, call, error);
     match wait {
         Some(wait) => {
             tokio::time::sleep(wait).await;

@@ -40,7 +40,7 @@ pub(super) use checks::{Tallies, checks};
 pub(super) use delivery::{Delivery, Membership};
 pub(super) use kind::Kind;
 pub(super) use presence::Presence;
-pub(super) use unpushed::Copy;
+pub(super) use unpushed::MessageCopy;
 
 use self::fates::Fates;
 use self::members::Stays;

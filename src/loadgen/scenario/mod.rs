@@ -63,8 +63,8 @@ pub struct Scenario {
     /// Beats go out together at multiples of this time; zero where each has its own.
     #[serde(default, with = "humantime_serde")]
     pub heartbeat_grid: Duration,
-    /// Silence of the server after which a client pings it; without anything after that, the connection is dead. Zero for never, or 1 s to
-    /// a day.
+    /// Silence of the server after which a client pings it; without anything after that, the connection is dead. Zero for
+    /// never, or 1 s to a day.
     #[serde(default = "defaults::ping_after", with = "humantime_serde")]
     pub ping_after: Duration,
     /// How a client comes back.
