@@ -7,6 +7,7 @@
 //! | `world` | users, devices, conversations, made through the API |
 //! | `client/` | one device: a cursor without I/O, a WebSocket, a loop |
 //! | `engine` | the run: phases, arrivals, faults, draining, audit |
+//! | `fault_track` | what came of a fault |
 //! | `fleet/` | a run spread over several processes or machines |
 //! | `ledger/` | what was expected against what came |
 //! | `run` | what everybody who takes part in a run shares |
@@ -28,6 +29,7 @@ mod client;
 pub mod control;
 pub mod counts;
 mod engine;
+mod fault_track;
 pub mod fleet;
 mod history;
 pub mod intervals;

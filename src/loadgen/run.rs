@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use super::api::Api;
 use super::client::{Alarms, DeviceState, Mailbox, Pollers, Traffic};
+use super::fault_track::{Consequence, FaultTrack};
 use super::history::History;
 use super::ledger::{Ledger, Presence};
 use super::recorder::Recorder;
@@ -18,7 +19,6 @@ use super::stats::Stats;
 use super::world::World;
 use crate::protocol::{DeviceName, ServerName};
 use crate::runtime::{Tasks, clock};
-use crate::telemetry::Latency;
 
 /// Events kept for people.
 const EVENTS_MAX: usize = 100;
@@ -75,40 +75,6 @@ impl Deref for Shared {
     }
 }
 
-/// A fault and its consequences.
-#[derive(Debug, Clone, Default)]
-pub(super) struct FaultTrack {
-    pub(super) what: String,
-    /// On the run's clock.
-    pub(super) at_us: u64,
-    /// From the start of the load.
-    pub(super) at_s: f64,
-    pub(super) disconnected: u64,
-    /// Times from the fault until a device was connected and caught up.
-    pub(super) recovery: Latency,
-    /// On the run's clock; 0 while it lasts.
-    pub(super) ended_us: u64,
-    pub(super) errors: u64,
-    pub(super) late_acks: u64,
-    /// How long it is meant to last; 0 for what is done in a moment.
-    pub(super) planned_us: u64,
-    pub(super) late_deliveries: u64,
-    /// When the last consequence was, on the run's clock.
-    pub(super) last_consequence_us: u64,
-    pub(super) error: Option<String>,
-}
-
-/// A consequence of a fault.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Consequence {
-    /// A refused send, a failed connect or call.
-    Error,
-    /// An ACK later than [`LATE_US`].
-    LateAck,
-    /// A delivery later than that.
-    LateDelivery,
-}
-
 impl Run {
     /// A run of `world`, with nothing measured yet.
     pub(super) fn new(id: u32, scenario: Scenario, world: World, recorder: Recorder, history: Option<History>) -> Self {
@@ -137,26 +103,25 @@ impl Run {
         events.push(text);
     }
 
-    /// Counts a consequence of the last fault, if there was one.
-    pub(super) fn consequence(&self, consequence: Consequence, now_us: u64) {
+    /// Counts a consequence of the last fault, if there was one and it may still be its doing. `since_us`: when that which came
+    /// late was due.
+    pub(super) fn consequence(&self, consequence: Consequence, since_us: u64, now_us: u64) {
         let mut faults = self.faults.lock().expect("no panic while held");
         if let Some(track) = faults.last_mut() {
-            match consequence {
-                Consequence::Error => track.errors += 1,
-                Consequence::LateAck => track.late_acks += 1,
-                Consequence::LateDelivery => track.late_deliveries += 1,
-            }
-            track.last_consequence_us = now_us;
+            track.note(consequence, since_us, now_us, self.stats.answers());
         }
     }
 
-    /// Counts a lost connection for the last fault; returns which fault that was, and since when the user waits: since the fault,
-    /// or since the close where a server that drains closed by plan.
+    /// Counts a lost connection for the last fault, if it may be its doing; returns which fault that was, and since when the
+    /// user waits: since the fault, or since the close where a server that drains closed by plan.
     pub(super) fn disconnected_by_fault(&self, is_planned: bool, now_us: u64) -> Option<(usize, u64)> {
         let mut faults = self.faults.lock().expect("no panic while held");
         let last = faults.len().checked_sub(1)?;
-        faults[last].disconnected += 1;
-        Some((last, if is_planned { now_us } else { faults[last].at_us }))
+        let track = &mut faults[last];
+        if !track.note_disconnect(now_us, self.stats.answers()) {
+            return None;
+        }
+        Some((last, if is_planned { now_us } else { track.at_us }))
     }
 
     /// Records that a device is back from a fault, whose user waited since a time.

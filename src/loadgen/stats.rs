@@ -61,6 +61,11 @@ impl Stats {
         get(&self.intended).saturating_sub(answered)
     }
 
+    /// ACKs and deliveries so far.
+    pub(super) fn answers(&self) -> u64 {
+        get(&self.acked) + get(&self.delivered)
+    }
+
     /// A device did something again, for the `of_device`th time.
     pub(super) fn retried(&self, of_device: u32) {
         add(&self.retries, 1);

@@ -20,6 +20,7 @@ use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::producer::{BaseRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 
+use super::kafka_batch::gather;
 use super::kafka_producer::Producing;
 use super::{Delivered, GroupReader, KeyedLog, LogReader, PartitionLag, Record, Topic};
 use crate::backends::error::{BackendError, BackendResult, ErrorKind};
@@ -37,9 +38,6 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Longest that new topics may take until every partition has a leader.
 const TOPICS_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Records that one `next` returns at most.
-const READ_RECORDS_MAX: usize = 512;
 
 /// Ends of a partition that are remembered, to tell how old the oldest unread record is.
 const SAMPLES_MAX: usize = 600;
@@ -440,20 +438,14 @@ impl LogReader for KafkaReader {
     }
 
     async fn next(&self) -> BackendResult<Vec<Delivered>> {
-        let mut out = Vec::new();
-        while out.is_empty() {
-            let message = self.consumer.recv().await.map_err(|e| failed("log.next", e))?;
-            out.extend(self.take(&message));
-            // Whatever is here already comes along.
-            while out.len() < READ_RECORDS_MAX {
-                match self.consumer.recv().now_or_never() {
-                    Some(Ok(message)) => out.extend(self.take(&message)),
-                    // An error comes again with the next call.
-                    Some(Err(_)) | None => break,
-                }
+        loop {
+            let first = self.consumer.recv().await;
+            let ready = || self.consumer.recv().now_or_never();
+            let records = gather(first, ready, |message| self.take(&message)).map_err(|e| failed("log.next", e))?;
+            if !records.is_empty() {
+                return Ok(records);
             }
         }
-        Ok(out)
     }
 
     async fn lag(&self) -> Vec<PartitionLag> {
@@ -492,15 +484,9 @@ struct KafkaGroup {
 #[async_trait]
 impl GroupReader for KafkaGroup {
     async fn next(&mut self) -> BackendResult<Vec<Delivered>> {
-        let message = self.consumer.recv().await.map_err(|e| failed("log.group.next", e))?;
-        let mut out: Vec<Delivered> = self.log.delivered(&message).into_iter().collect();
-        while out.len() < READ_RECORDS_MAX {
-            match self.consumer.recv().now_or_never() {
-                Some(Ok(message)) => out.extend(self.log.delivered(&message)),
-                Some(Err(_)) | None => break,
-            }
-        }
-        Ok(out)
+        let first = self.consumer.recv().await;
+        let ready = || self.consumer.recv().now_or_never();
+        gather(first, ready, |message| self.log.delivered(&message)).map_err(|e| failed("log.group.next", e))
     }
 
     async fn commit(&mut self) -> BackendResult<()> {

@@ -7,6 +7,7 @@
 pub(crate) mod contract;
 mod embedded;
 mod kafka;
+mod kafka_batch;
 mod kafka_producer;
 mod kafka_version;
 

@@ -12,9 +12,10 @@ use super::cursor::Seen;
 use super::device::Device;
 use super::event::{Action, CallError, Page};
 use super::mutant::{Mutant, is_planted};
+use crate::loadgen::fault_track::Consequence;
 use crate::loadgen::ledger::Kind;
 use crate::loadgen::retry::after;
-use crate::loadgen::run::{Consequence, history_seconds};
+use crate::loadgen::run::history_seconds;
 use crate::loadgen::stats::add;
 use crate::protocol::MessageId;
 use crate::protocol::api::{InboxEntry, MessagesSync};
@@ -116,7 +117,7 @@ impl Device {
     /// Counts a failed call that will be repeated, and gets a new token where that is the reason.
     fn call_failed(&mut self, call: &'static str, error: &CallError) {
         self.run.stats.call_failed(call, error);
-        self.run.consequence(Consequence::Error, self.now_us);
+        self.run.consequence(Consequence::Error, self.now_us, self.now_us);
         if *error == CallError::Unauthorized {
             self.log_in();
         }

@@ -7,8 +7,8 @@ use serde_json::json;
 
 use super::device::{Device, NEVER};
 use super::event::{Action, CallError, ConnectError, LinkError};
+use crate::loadgen::fault_track::Consequence;
 use crate::loadgen::retry::after;
-use crate::loadgen::run::Consequence;
 use crate::loadgen::stats::{add, sub};
 use crate::protocol::api::Placement;
 use crate::protocol::close_code::Reconnect;
@@ -140,7 +140,7 @@ impl Device {
         self.connection = Connection::Down;
         let run = Arc::clone(&self.run);
         run.stats.connect_failed(&error);
-        run.consequence(Consequence::Error, self.now_us);
+        run.consequence(Consequence::Error, self.now_us, self.now_us);
         tracing::debug!(client = self.client, %error, "connect failed");
         let retry_after = error.retry_after;
         self.reconnection().avoid = error.server;

@@ -9,9 +9,10 @@ use super::cursor::{Arrival, Seen};
 use super::device::{Device, Pending};
 use super::mutant::{Mutant, is_planted};
 use crate::loadgen::body::{Identity, Tag};
+use crate::loadgen::fault_track::Consequence;
 use crate::loadgen::ledger::{Delivery, Kind, MESSAGE_KIND, Membership, MessageCopy, Refusal};
 use crate::loadgen::recorder::LagOf;
-use crate::loadgen::run::{Consequence, LATE_US, Run};
+use crate::loadgen::run::{LATE_US, Run};
 use crate::loadgen::scenario::Transport;
 use crate::loadgen::stats::add;
 use crate::protocol::api::ConversationKind;
@@ -119,7 +120,7 @@ impl Device {
         let took_us = self.now_us.saturating_sub(tag.intended_us);
         run.recorder.acked(self.client, tag.intended_us, tag.sent_us, self.now_us);
         if took_us > LATE_US {
-            run.consequence(Consequence::LateAck, self.now_us);
+            run.consequence(Consequence::LateAck, tag.intended_us, self.now_us);
         }
         run.note("ack", || {
             let (user, device) = self.name();
@@ -142,7 +143,7 @@ impl Device {
         let pending = &mut self.pending[at];
         pending.open_tries = pending.open_tries.saturating_sub(u16::from(error.code.is_definite()));
         if error.code.is_retryable() {
-            run.consequence(Consequence::Error, self.now_us);
+            run.consequence(Consequence::Error, self.now_us, self.now_us);
             let asked_us = error.retry_after_ms.map_or(ERROR_WAIT_US, |ms| ms.saturating_mul(1_000));
             let tries = self.pending[at].tries.min(4);
             let spread_us = (ERROR_WAIT_US << tries).min(RETRY_WAIT_MAX_US) / 4;
@@ -313,7 +314,7 @@ impl Device {
             run.ledger.presence.message_took(self.now_us.saturating_sub(tag.sent_us));
         }
         if is_live && took_us > LATE_US + poll_us {
-            run.consequence(Consequence::LateDelivery, self.now_us);
+            run.consequence(Consequence::LateDelivery, tag.intended_us, self.now_us);
         }
     }
 

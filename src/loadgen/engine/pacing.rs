@@ -18,9 +18,10 @@ use super::watch::Watcher;
 use crate::loadgen::api::Error;
 use crate::loadgen::client::Command;
 use crate::loadgen::control::StackControl;
+use crate::loadgen::fault_track::FaultTrack;
 use crate::loadgen::recorder::LagOf;
 use crate::loadgen::retry::Retry;
-use crate::loadgen::run::{FaultTrack, Shared, history_seconds};
+use crate::loadgen::run::{Shared, history_seconds};
 use crate::loadgen::scenario::Churn;
 use crate::loadgen::stats::{add, sub};
 use crate::protocol::api::ConversationKind;
@@ -339,7 +340,7 @@ async fn do_faults(shared: Arc<Shared>, control: Arc<dyn StackControl>, started_
                 shared.event(format!("over: {what}"));
             }
             let mut tracks = shared.faults.lock().expect("no panic while held");
-            tracks[index].ended_us = clock::now_us();
+            tracks[index].end(clock::now_us(), shared.stats.answers());
             shared.ledger.presence.fault_ended(at_us, tracks[index].ended_us);
             if let Err(error) = done {
                 tracks[index].error.get_or_insert_with(|| error.clone());
