@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::api::Api;
-use super::client::{Alarms, DeviceState, Mailbox, Pollers, Traffic};
+use super::client::{Alarms, DeviceState, Handover, Mailbox, Pollers, Traffic};
 use super::fault_track::{Consequence, FaultTrack};
 use super::history::History;
 use super::ledger::{Ledger, Presence};
@@ -53,6 +53,8 @@ pub(super) struct Shared {
     /// One per device.
     pub(super) mailboxes: Vec<Mailbox>,
     pub(super) alarms: Alarms,
+    /// How much before its time a message is handed to its device.
+    pub(super) handover: Handover,
     /// Background work of the run and of its devices.
     pub(super) tasks: Tasks,
     /// The devices.

@@ -187,7 +187,12 @@ fn faults(out: &mut String, r: &RunResult) {
             None if fault.errors + fault.late_acks + fault.late_deliveries > 0 => "none after its end".to_owned(),
             None => "nothing to recover from".to_owned(),
         };
-        let _ = writeln!(out, "\nfault      {} at {:.1} s: {lost}", fault.what, fault.at_s);
+        // An engine that is stopped for 10 s is there again once it has started.
+        let took = match fault.lasted_s {
+            s if s > fault.planned_s + 1.0 => format!(", over after {s:.1} s"),
+            _ => String::new(),
+        };
+        let _ = writeln!(out, "\nfault      {} at {:.1} s{took}: {lost}", fault.what, fault.at_s);
         let _ = writeln!(
             out,
             "           {} errors, {} ACKs and {} deliveries over a second late; {end}",

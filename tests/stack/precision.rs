@@ -139,16 +139,19 @@ fn send(pairs: &[(TcpStream, String)], listeners: &[TcpStream]) -> Vec<u64> {
     let mut due_ns = start_ns;
     let mut due = Vec::new();
     let mut beat_ns = start_ns;
+    let mut lag = Latency::default();
     while due_ns < start_ns + SECONDS * 1_000_000_000 {
         due_ns += (-(1.0 - rng.random::<f64>()).ln() / RATE * 1e9) as u64;
         let number = due.len();
-        let (stream, talk) = &pairs[number % pairs.len()];
+        // Whoever it falls to, as in the scenario: a server merges what comes for one connection in the same moment.
+        let (stream, talk) = &pairs[rng.random_range(0..pairs.len())];
         let uuid = uuid::Uuid::from_u128(0x1111_2222_3333_4444_8555_6666_0000_0000 | number as u128);
         // As long as those of the scenario, about.
         let body = format!("{PREFIX}{number}{}", ".".repeat(110));
         let text =
             json!({"type": "send", "uuid": uuid, "conversation": talk, "kind": "text", "body": body}).to_string();
         sleep_until_ns(due_ns);
+        lag.record_us((now_ns() - due_ns) / 1_000);
         write(stream, &text);
         due.push(due_ns);
         if now_ns() > beat_ns + BEAT.as_nanos() as u64 {
@@ -158,6 +161,11 @@ fn send(pairs: &[(TcpStream, String)], listeners: &[TcpStream]) -> Vec<u64> {
             }
         }
     }
+    println!(
+        "lag of the own client: p50 {}, p99 {}",
+        human_us(lag.percentile_us(50.0)),
+        human_us(lag.percentile_us(99.0))
+    );
     due
 }
 

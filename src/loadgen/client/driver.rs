@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use futures_util::future::BoxFuture;
 
 use super::device::{Device, NEVER};
-use super::event::{Action, CallError, ConnectError, Event, LinkError, Page};
+use super::event::{Action, CallError, Command, ConnectError, Event, LinkError, Page};
 use super::link::{Link, SocketLink};
 use super::poll::PollLink;
 use crate::loadgen::api::{Error, Source};
@@ -145,7 +145,11 @@ impl Driver {
                 }
             }
         }
+        let mut now_us = now_us;
         for event in self.shared.mailboxes[self.client as usize].take() {
+            if let Event::Command(Command::Send { intended_us, .. }) = &event {
+                now_us = self.shared.handover.wait_until_due(*intended_us, now_us);
+            }
             self.device.handle(now_us, event);
         }
         self.device.on_time(now_us);

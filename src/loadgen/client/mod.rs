@@ -13,6 +13,7 @@
 //! | `link`, `poll` | its WebSocket; the same without a socket: long-poll and poll |
 //! | `mailbox` | how it is reached |
 //! | `alarms` | when it is woken |
+//! | `handover` | how much before its time a message is handed to it |
 //! | `grid` | heartbeats that go out together |
 //! | `mutant` | faults that tests put back |
 
@@ -25,6 +26,7 @@ mod device;
 mod driver;
 mod event;
 mod grid;
+mod handover;
 mod link;
 mod mailbox;
 mod mutant;
@@ -35,6 +37,7 @@ pub(super) use alarms::Alarms;
 pub(super) use device::DeviceState;
 pub(super) use driver::start;
 pub(super) use event::{CallError, Command, ConnectError, LinkError};
+pub(super) use handover::Handover;
 pub(super) use link::Traffic;
 pub(super) use mailbox::Mailbox;
 pub(super) use poll::Pollers;

@@ -33,7 +33,7 @@ use self::pacing::Pacer;
 pub(super) use self::watch::Scraper;
 use self::watch::Watcher;
 use super::api::Api;
-use super::client::{self, Alarms, Command, Mailbox, Pollers, Traffic};
+use super::client::{self, Alarms, Command, Handover, Mailbox, Pollers, Traffic};
 use super::control::StackControl;
 use super::fault_track::FaultTrack;
 use super::history::History;
@@ -263,6 +263,7 @@ fn share(run: Run, api: Api, sources: Vec<IpAddr>) -> Shared {
     Shared {
         api,
         alarms: Alarms::default(),
+        handover: Handover::default(),
         mailboxes: run.world.clients.iter().map(|_| Mailbox::default()).collect(),
         tasks: Tasks::new(),
         devices: Tasks::new(),

@@ -91,13 +91,19 @@ impl Paced {
     fn do_due(&self, shared: &Shared, now_us: u64) -> Option<u64> {
         let mut agenda = self.agenda.lock().expect("no panic while held");
         let (list, next) = agenda.as_mut()?;
-        while let Some(due) = next.take_if(|due| due.at_us <= now_us) {
+        let head_start_us = shared.handover.head_start_us();
+        // Devices wait for what is left before a message is due; everything else is done in its time.
+        let begins_us = |due: &Due| match due.what {
+            Deed::Send { .. } => due.at_us.saturating_sub(head_start_us),
+            _ => due.at_us,
+        };
+        while let Some(due) = next.take_if(|due| begins_us(due) <= now_us) {
             act(shared, due);
             // Drawn before it is waited for.
             *next = list
                 .next(&shared.world, |conversation, user| shared.ledger.is_member(&shared.world, conversation, user));
         }
-        let next_us = next.map(|due| due.at_us);
+        let next_us = next.as_ref().map(begins_us);
         if next_us.is_none() {
             *agenda = None;
             self.over.notify_one();
