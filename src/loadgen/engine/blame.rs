@@ -34,12 +34,23 @@ const LEFT_SHARE_MIN: f64 = 0.5;
 const NAMED_MAX: usize = 5;
 
 /// What the generator and its machine did to the outcome.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq)]
 pub(super) struct Blame {
     /// Why nothing can be said of the target.
     pub(super) invalid: Vec<String>,
+    /// Why it can't be said whether some thresholds failed by the target.
+    pub(super) undecided: Vec<String>,
+    /// Those thresholds. What else failed did so by the target.
+    pub(super) excused: Vec<UpperLimit>,
     /// What whoever reads the figures has to know.
     pub(super) warnings: Vec<String>,
+}
+
+impl Blame {
+    fn excuse(&mut self, limit: &UpperLimit, why: String) {
+        self.excused.push(*limit);
+        self.undecided.push(why);
+    }
 }
 
 /// Holds the outcome of a run, its thresholds judged, against what the generator and its machine did.
@@ -52,7 +63,7 @@ pub(super) fn of(scenario: &Scenario, result: &RunResult) -> Blame {
         judge(limit, result, &contended, &mut blame);
     }
     lag_shares(&limits, result, &mut blame);
-    if blame.invalid.is_empty() {
+    if blame.invalid.is_empty() && blame.undecided.is_empty() {
         late_seconds(scenario, &limits, result, &mut blame);
     }
     taken(result, &contended, &mut blame);
@@ -99,11 +110,14 @@ fn judge(limit: &UpperLimit, result: &RunResult, contended: &BTreeSet<usize>, bl
     if limit.holds(value_us - LAGS_IN_A_LATENCY * lag_us) {
         let service = limit.path.service().and_then(|path| result.latency.get(path)).and_then(value);
         let service = service.map(|s| format!(" (from the first write {})", us(s))).unwrap_or_default();
-        blame.invalid.push(format!(
-            "{limit} fails with {}{service} by the generator's own lag, which is {} at the same statistic",
-            us(value_us),
-            us(lag_us)
-        ));
+        blame.excuse(
+            limit,
+            format!(
+                "{limit} fails with {}{service} by the generator's own lag, which is {} at the same statistic",
+                us(value_us),
+                us(lag_us)
+            ),
+        );
         return;
     }
     let late = seconds_of(&result.intervals, |row| is_late(limit, row));
@@ -129,12 +143,13 @@ fn judge(limit: &UpperLimit, result: &RunResult, contended: &BTreeSet<usize>, bl
     if !is_enough {
         let of = format!("{} of {} seconds", bad_counted.len(), counted.len());
         let value = us(value_us);
-        blame.invalid.push(format!("{limit} fails with {value}, and whose fault it is can't be said: in {of} {why}"));
+        blame.excuse(limit, format!("{limit} fails with {value}, and whose fault it is can't be said: in {of} {why}"));
     } else if limit.holds(rest_us) {
         let (value, rest) = (us(value_us), us(rest_us));
-        blame
-            .invalid
-            .push(format!("{limit} fails with {value} only by {seconds}, in which {why}; without them {rest}"));
+        blame.excuse(
+            limit,
+            format!("{limit} fails with {value} only by {seconds}, in which {why}; without them {rest}"),
+        );
     } else {
         blame.warnings.push(format!("{limit} fails without {seconds} too, in which {why}: {}", us(rest_us)));
     }

@@ -65,8 +65,8 @@ fn a_slow_server_on_a_quiet_machine_is_the_targets() {
 #[test]
 fn a_threshold_that_fails_by_the_lag_is_inconclusive() {
     let blame = blamed("'ack_ms.p99 < 50'", &[second(54_000, 5_000); 20]);
-    assert_eq!(blame.invalid.len(), 1, "{blame:?}");
-    let text = &blame.invalid[0];
+    assert_eq!(blame.undecided.len(), 1, "{blame:?}");
+    let text = &blame.undecided[0];
     assert!(text.starts_with("ack_ms.p99 < 50 fails with 54.0 ms (from the first write 49.0 ms)"), "{text}");
     assert!(text.contains("5.0 ms"), "{text}");
 }
@@ -74,7 +74,7 @@ fn a_threshold_that_fails_by_the_lag_is_inconclusive() {
 #[test]
 fn lag_that_does_not_decide_excuses_nothing() {
     let blame = blamed("'ack_ms.p99 < 50'", &[second(150_000, 20_000); 20]);
-    assert_eq!(blame.invalid, [""; 0], "{blame:?}");
+    assert_eq!(blame.undecided, [""; 0], "{blame:?}");
     assert_eq!(blame.warnings.len(), 1, "the seconds are named: {blame:?}");
 }
 
@@ -82,11 +82,11 @@ fn lag_that_does_not_decide_excuses_nothing() {
 fn foreign_load_is_named_with_its_figure() {
     let slow = Second { machine: TWO_BUSY_LOOPS, ..second(808_000, 60_000) };
     let blame = blamed("'ack_ms.p99 < 50'", &[slow; 20]);
-    assert_eq!(blame.invalid.len(), 1, "{blame:?}");
-    assert!(blame.invalid[0].contains("in 20 of 20 seconds other programs used 1.80 of 2 cores"), "{blame:?}");
+    assert_eq!(blame.undecided.len(), 1, "{blame:?}");
+    assert!(blame.undecided[0].contains("in 20 of 20 seconds other programs used 1.80 of 2 cores"), "{blame:?}");
     let fast = Second { machine: TWO_BUSY_LOOPS, ..second(20_000, 60) };
     let blame = blamed("'ack_ms.p99 < 50'", &[fast; 20]);
-    assert_eq!(blame.invalid, [""; 0], "what passes all the same passes");
+    assert_eq!(blame.undecided, [""; 0], "what passes all the same passes");
     assert!(blame.warnings[0].contains("1.80 of 2 cores"), "{blame:?}");
 }
 
@@ -95,13 +95,13 @@ fn a_bad_second_is_named_and_what_is_left_is_judged() {
     let mut seconds = [second(10_000, 60); 20];
     seconds[11] = Second { machine: TWO_BUSY_LOOPS, ..second(900_000, 100) };
     let blame = blamed("'ack_ms.p99 < 50'", &seconds);
-    assert_eq!(blame.invalid.len(), 1, "{blame:?}");
-    assert!(blame.invalid[0].contains("only by second 12, in which other programs used 1.80"), "{blame:?}");
+    assert_eq!(blame.undecided.len(), 1, "{blame:?}");
+    assert!(blame.undecided[0].contains("only by second 12, in which other programs used 1.80"), "{blame:?}");
     // The same second on a server that is slow anyway.
     let mut seconds = [second(90_000, 60); 20];
     seconds[11].machine = TWO_BUSY_LOOPS;
     let blame = blamed("'ack_ms.p99 < 50'", &seconds);
-    assert_eq!(blame.invalid, [""; 0]);
+    assert_eq!(blame.undecided, [""; 0]);
     assert!(blame.warnings.iter().any(|w| w.contains("fails without second 12 too")), "{blame:?}");
 }
 
@@ -110,9 +110,9 @@ fn a_second_in_which_the_generator_was_late_is_named() {
     let mut seconds = [second(10_000, 60); 40];
     seconds[29] = second(90_000, 70_000);
     let blame = blamed("'ack_ms.p99 < 50'", &seconds);
-    assert!(blame.invalid.len() == 1 && blame.invalid[0].contains("at the same statistic"), "{blame:?}");
+    assert!(blame.undecided.len() == 1 && blame.undecided[0].contains("at the same statistic"), "{blame:?}");
     let blame = blamed("'ack_ms.p50 < 50'", &seconds);
-    assert_eq!(blame.invalid, [""; 0]);
+    assert_eq!(blame.undecided, [""; 0]);
     assert!(blame.warnings[0].starts_with("the generator was late in second 30: p99 up to 70"), "{blame:?}");
 }
 
@@ -141,12 +141,12 @@ fn the_scenarios_own_limit_of_the_lag_stands() {
 fn other_machines_of_the_host_count_like_other_programs() {
     let stolen = MachineLoad { used_cores: 1.0, foreign_cores: Some(0.0), steal_cores: 1.0, ..QUIET };
     let blame = blamed("'ack_ms.p99 < 50'", &[Second { machine: stolen, ..second(200_000, 500) }; 20]);
-    assert!(blame.invalid[0].contains("other machines of the host took 1.00 of 2 cores"), "{blame:?}");
+    assert!(blame.undecided[0].contains("other machines of the host took 1.00 of 2 cores"), "{blame:?}");
 }
 
 #[test]
 fn where_it_is_not_known_whose_load_it_is_nobody_else_is_blamed() {
     let unknown = MachineLoad { foreign_cores: None, ..TWO_BUSY_LOOPS };
     let blame = blamed("'ack_ms.p99 < 50'", &[Second { machine: unknown, ..second(200_000, 500) }; 20]);
-    assert_eq!(blame.invalid, [""; 0]);
+    assert_eq!(blame.undecided, [""; 0]);
 }

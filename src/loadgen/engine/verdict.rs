@@ -8,7 +8,8 @@ use crate::loadgen::client::DeviceState;
 use crate::loadgen::ledger::Kind;
 use crate::loadgen::result::{Counts, FaultRecord, RunResult, Verdict};
 use crate::loadgen::run::Shared;
-use crate::loadgen::scenario::{PhaseKind, Scenario, threshold};
+use crate::loadgen::scenario::threshold::{self, Threshold};
+use crate::loadgen::scenario::{PhaseKind, Scenario};
 use crate::loadgen::stats::get;
 use crate::telemetry::{Latency, LatencyPath};
 
@@ -104,34 +105,40 @@ pub(in crate::loadgen) fn recovery_ms_max(faults: &[FaultRecord], load_s: f64) -
     (faults.iter().map(after).fold(0.0, f64::max) * 1e3).round() as u64
 }
 
-/// Decides: a broken guarantee outweighs an interruption, which outweighs an invalid run, which outweighs a threshold.
+/// Decides: a broken guarantee outweighs an interruption, which outweighs a run that says nothing of the target, which
+/// outweighs what the target failed. That outweighs a threshold of which it can't be said whose fault its failure is.
 pub(in crate::loadgen) fn decide(scenario: &Scenario, result: &mut RunResult, was_interrupted: bool) {
     let own = scenario.thresholds.iter().map(|t| t.judge(result));
     let defaults = threshold::defaults(scenario);
     result.thresholds = own.chain(defaults.iter().filter_map(|t| t.judge_default(result))).collect();
     let broken: Vec<String> = result.counts.violations().into_iter().map(|(kind, n)| format!("{kind}: {n}")).collect();
-    let Blame { invalid: local, warnings } = blame::of(scenario, result);
+    let Blame { invalid: local, undecided, excused, warnings } = blame::of(scenario, result);
     let invalid = [local, invalid_reasons(scenario, result)].concat();
     result.warnings.extend(warnings);
-    let failed = failed_reasons(result);
+    let failed = failed_reasons(result, |_| true);
+    let is_excused = |threshold: &&Threshold| threshold.upper_limit().is_some_and(|limit| excused.contains(&limit));
+    let excused: Vec<String> = scenario.thresholds.iter().filter(is_excused).map(ToString::to_string).collect();
+    let has_failed = !failed_reasons(result, |threshold| excused.iter().all(|text| text != threshold)).is_empty();
     result.verdict = if !broken.is_empty() {
         Verdict::LedgerViolated
     } else if was_interrupted {
         Verdict::Interrupted
     } else if !invalid.is_empty() {
         Verdict::Invalid
-    } else if !failed.is_empty() {
+    } else if has_failed {
         Verdict::ThresholdFailed
+    } else if !undecided.is_empty() {
+        Verdict::Invalid
     } else {
         Verdict::Pass
     };
     let interrupted = if was_interrupted { vec!["interrupted".to_owned()] } else { Vec::new() };
-    result.reasons = [broken, interrupted, invalid, failed].concat();
+    result.reasons = [broken, interrupted, invalid, undecided, failed].concat();
 }
 
-/// What the target did not do.
-fn failed_reasons(result: &RunResult) -> Vec<String> {
-    let thresholds = result.thresholds.iter().filter(|outcome| !outcome.passed);
+/// What the target did not do; of the thresholds, those that are asked for.
+fn failed_reasons(result: &RunResult, is_asked_for: impl Fn(&str) -> bool) -> Vec<String> {
+    let thresholds = result.thresholds.iter().filter(|outcome| !outcome.passed && is_asked_for(&outcome.threshold));
     let mut reasons: Vec<String> =
         thresholds.map(|outcome| format!("threshold {}: {}", outcome.threshold, outcome.measured())).collect();
     for fault in result.faults.iter().filter(|fault| fault.disconnected > 0 && fault.recovered_99_s.is_none()) {
@@ -216,6 +223,25 @@ mod tests {
         let interrupted = decided(Counts { lost: 1, ..GOOD() }, 0, true);
         assert_eq!(interrupted.verdict, Verdict::LedgerViolated, "ctrl-c does not undo a broken guarantee");
         assert_eq!(interrupted.reasons, ["lost: 1", "interrupted"]);
+    }
+
+    #[test]
+    fn a_latency_that_the_machine_explains_does_not_hide_what_the_target_failed() {
+        let decided = |acked: u64| {
+            let text = "{name: t, population: {users: 2, direct_per_user: 1}, behaviors: {one-to-one: 1}, \
+                        phases: [{phase: steady, duration: 1s, rate: 1}], thresholds: ['acked > 5', 'ack_ms.p50 < 1']}";
+            let mut result = sound(Counts { acked, ..Counts::default() });
+            for (path, us) in [(LatencyPath::Ack, 1_100), (LatencyPath::SendLag, 200)] {
+                result.latency.insert(path, LatencySummary { count: 10, p50_us: us, ..LatencySummary::default() });
+            }
+            decide(&Scenario::parse(text, "t").expect("valid"), &mut result, false);
+            (result.verdict, result.reasons)
+        };
+        let (verdict, reasons) = decided(10);
+        assert_eq!(verdict, Verdict::Invalid, "{reasons:?}");
+        let (verdict, reasons) = decided(3);
+        assert_eq!(verdict, Verdict::ThresholdFailed, "{reasons:?}");
+        assert_eq!(reasons.len(), 3, "both are told, and why one of them says nothing: {reasons:?}");
     }
 
     #[test]
