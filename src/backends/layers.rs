@@ -12,7 +12,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use uuid::Uuid;
 
-use super::directory::{ConversationRow, Credentials, Directory, NewConversationRow};
+use super::directory::{ConversationRow, Credentials, Directory, NewConversationRow, TokenStanding};
 use super::error::{BackendError, BackendResult, ErrorKind};
 use super::limiter::Limiter;
 use super::log::{GroupReader, KeyedLog, LogReader, Record, Topic};
@@ -23,7 +23,7 @@ use super::registry::{Registry, Role, ServerEntry};
 use super::sequence::{Progress, Request, Reservation, Seed, Sequence, Slot};
 use super::sessions::{Session, Sessions};
 use crate::protocol::api::{Profile, Receipt};
-use crate::protocol::{ConversationId, MessageId, ServerName, UserId};
+use crate::protocol::{ConversationId, MessageId, ServerName, SessionId, UserId};
 use crate::runtime::clock;
 use crate::telemetry::{Counter, Metrics, Timer};
 
@@ -201,7 +201,7 @@ fn can_split(&self) -> bool {
 
 forward!(Sessions, "sessions" {
     fn claim(session: &Session) -> Option<Session>;
-    fn refresh(sessions: &[Session]) -> ();
+    fn refresh(sessions: &[Session]) -> Vec<SessionId>;
     fn release(session: &Session) -> bool;
     fn lookup(users: &[UserId]) -> Vec<Session>;
 });
@@ -238,7 +238,9 @@ forward!(Directory, "directory" {
     fn raise_receipt(conversation: ConversationId, receipt: &Receipt) -> ();
     fn receipts(conversation: ConversationId) -> Vec<Receipt>;
     fn revoke_token(token: Uuid, expires_at: u64) -> ();
-    fn is_revoked(token: Uuid) -> bool;
+    fn token_standing(user: UserId, token: Uuid) -> TokenStanding;
+    fn revoked_within(seconds: u64) -> Vec<Uuid>;
+    fn purge_revoked() -> u64;
 });
 
 // Of an upload and of a body only the beginning is seen here: they take as long as their client does.

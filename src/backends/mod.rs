@@ -265,7 +265,7 @@ impl Backends {
         let (nowhere, nobody, nothing) = (ConversationId(0), [UserId(0)], media::MediaKey::nowhere());
         let (log, directory, messages, sequence, sessions, presence, registry, media) = tokio::join!(
             answers(limit, self.log.probe()),
-            answers(limit, self.directory.is_revoked(Uuid::nil())),
+            answers(limit, self.directory.token_standing(UserId(0), Uuid::nil())),
             answers(limit, self.messages.head(nowhere)),
             answers(limit, self.sequence.progress(nowhere)),
             answers(limit, self.sessions.lookup(&nobody)),

@@ -141,6 +141,8 @@ frames!(
         Presence = "presence"(PresenceFrame),
         /// A large channel has news up to this id: fetch through sync.
         Head = "head"(HeadFrame),
+        /// A conversation has become a large channel, to which the server has subscribed this connection; or is none any more.
+        Conversation = "conversation"(ConversationChangeFrame),
         /// The server will close this connection: come back after the time given.
         Moved = "moved"(MovedFrame),
         /// Answer to `ping`.
@@ -324,6 +326,15 @@ pub struct HeadFrame {
     pub conversation: ConversationId,
     /// Its newest id.
     pub id: MessageId,
+}
+
+/// Payload of a server's `conversation`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConversationChangeFrame {
+    /// Which one.
+    pub conversation: ConversationId,
+    /// True above 100 members: news come as `head` frames.
+    pub large: bool,
 }
 
 /// Payload of `moved`.

@@ -47,6 +47,8 @@ impl Tokens {
     pub fn new(secret: &[u8], lifetime_s: u64) -> Self {
         let mut validation = Validation::new(ALGORITHM);
         validation.leeway = 0;
+        // A token that is not valid yet is not valid.
+        validation.validate_nbf = true;
         Self {
             encoding: EncodingKey::from_secret(secret),
             decoding: DecodingKey::from_secret(secret),
@@ -192,6 +194,24 @@ mod tests {
         let token =
             jsonwebtoken::encode(&Header::new(ALGORITHM), &claims, &EncodingKey::from_secret(&[7; 32])).expect("signs");
         assert!(tokens().verify(&token).is_err());
+    }
+
+    #[test]
+    fn a_token_of_the_future_is_refused() {
+        #[derive(Serialize)]
+        struct Early {
+            #[serde(flatten)]
+            claims: Claims,
+            nbf: u64,
+        }
+        let (_, claims) = tokens().issue(UserId(5), &device());
+        let key = EncodingKey::from_secret(&[7; 32]);
+        let sign = |nbf| {
+            let early = Early { claims: claims.clone(), nbf };
+            jsonwebtoken::encode(&Header::new(ALGORITHM), &early, &key).expect("signs")
+        };
+        assert!(tokens().verify(&sign(claims.iat + 3_600)).is_err());
+        assert_eq!(tokens().verify(&sign(claims.iat - 1)).expect("valid"), claims);
     }
 
     #[test]

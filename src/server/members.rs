@@ -2,8 +2,9 @@
 //! forget the conversation.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::remembered::Remembered;
+use super::remembered::{AGE_MAX, Remembered};
 use crate::backends::BackendResult;
 use crate::backends::directory::Directory;
 use crate::protocol::api::ConversationKind;
@@ -12,6 +13,9 @@ use crate::protocol::{ConversationId, UserId};
 
 /// Conversations that are remembered.
 const CONVERSATIONS_MAX: usize = 50_000;
+
+/// Longest that a server goes by a list that has changed, where it was not told.
+pub(super) const LIST_TTL: Duration = AGE_MAX;
 
 /// The members of one conversation at one moment.
 #[derive(Debug, PartialEq, Eq)]

@@ -18,6 +18,7 @@ pub mod presence;
 pub mod push;
 pub mod rate;
 mod recent;
+mod recent_set;
 mod remembered;
 mod revocations;
 

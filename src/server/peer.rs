@@ -53,7 +53,12 @@ pub enum Call {
     /// Users that beat, and when (milliseconds since 1970).
     Beats(Vec<(UserId, u64)>),
     /// Members changed: read them again.
-    DropMembers(ConversationId),
+    MembersChanged {
+        /// Of which conversation.
+        conversation: ConversationId,
+        /// How many there are now.
+        members: u64,
+    },
     /// The device connected elsewhere: close the old connection.
     Replace {
         /// Whose.
@@ -88,6 +93,8 @@ pub enum Answer {
     Metrics(String),
     /// This server does not do that.
     WrongRole,
+    /// It could not be done now: call again.
+    Failed,
 }
 
 /// Why a call failed. The other side may have done it.

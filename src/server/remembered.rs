@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::runtime::clock;
 
 /// Age at which something is looked up again.
-const AGE_MAX: Duration = Duration::from_secs(5);
+pub(super) const AGE_MAX: Duration = Duration::from_secs(5);
 
 /// Things by key; a full memory starts anew.
 pub(super) struct Remembered<K, V> {

@@ -1,12 +1,13 @@
-//! Which tokens were not logged out, remembered in each API server. A logout has every API server forget the token.
+//! Which tokens are good, cached in each API server. A logout has every API server drop the token.
 
 use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::auth::Claims;
 use super::remembered::Remembered;
 use crate::backends::BackendResult;
-use crate::backends::directory::Directory;
+use crate::backends::directory::{Directory, TokenStanding};
 
 /// Tokens that are remembered.
 const TOKENS_MAX: usize = 100_000;
@@ -23,14 +24,14 @@ impl Revocations {
         Self { directory, good: Remembered::new(TOKENS_MAX) }
     }
 
-    /// Whether a token was logged out.
-    pub(super) async fn is_revoked(&self, token: Uuid) -> BackendResult<bool> {
-        let Err(look) = self.good.get(&token) else { return Ok(false) };
-        let is_revoked = self.directory.is_revoked(token).await?;
-        if !is_revoked {
-            self.good.put(look, token, ());
+    /// Whether a token whose signature is good is good: its user exists, and it was not logged out.
+    pub(super) async fn is_good(&self, claims: &Claims) -> BackendResult<bool> {
+        let Err(look) = self.good.get(&claims.jti) else { return Ok(true) };
+        let is_good = self.directory.token_standing(claims.sub, claims.jti).await? == TokenStanding::Good;
+        if is_good {
+            self.good.put(look, claims.jti, ());
         }
-        Ok(is_revoked)
+        Ok(is_good)
     }
 
     /// Forgets a token that was logged out.

@@ -7,8 +7,8 @@ use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
 /// Longest that anything expected may take.
@@ -118,14 +118,26 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    /// Connects with the token in the header and waits for `welcome`.
-    pub(crate) async fn open(person: &Person) -> Self {
+    /// Connects with the token in the header; nothing is waited for.
+    pub(crate) async fn upgrade(person: &Person) -> Result<Self, tungstenite::Error> {
         let mut request = person.url.as_str().into_client_request().expect("a valid address");
         let bearer = format!("Bearer {}", person.token).parse().expect("a valid header");
         request.headers_mut().insert("authorization", bearer);
         request.headers_mut().insert("sec-websocket-protocol", "chatctl.v1".parse().expect("valid"));
-        let (inner, _) = connect_async(request).await.expect("upgrades");
-        let mut socket = Self { inner, server: String::new() };
+        let (inner, _) = connect_async(request).await?;
+        Ok(Self { inner, server: String::new() })
+    }
+
+    /// The same, up to `welcome`; `None` where the server refuses or closes before that.
+    pub(crate) async fn try_open(person: &Person) -> Option<Self> {
+        let mut socket = Self::upgrade(person).await.ok()?;
+        let welcome = socket.next_or_close().await.ok()?;
+        (welcome["type"] == "welcome").then_some(socket)
+    }
+
+    /// Connects with the token in the header and waits for `welcome`.
+    pub(crate) async fn open(person: &Person) -> Self {
+        let mut socket = Self::upgrade(person).await.expect("upgrades");
         let welcome = socket.next().await;
         assert_eq!(welcome["type"], "welcome");
         welcome["server"].as_str().expect("a name").clone_into(&mut socket.server);
@@ -156,6 +168,37 @@ impl Socket {
                 _ => {}
             }
         }
+    }
+
+    /// The next frame, or the code with which the server closes before one comes.
+    pub(crate) async fn next_or_close(&mut self) -> Result<Value, Option<u16>> {
+        loop {
+            match tokio::time::timeout(LIMIT, self.inner.next()).await.expect("a frame or a close in time") {
+                Some(Ok(Message::Text(text))) => return Ok(serde_json::from_str(&text).expect("JSON")),
+                Some(Ok(Message::Close(frame))) => return Err(frame.map(|f| f.code.into())),
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return Err(None),
+            }
+        }
+    }
+
+    /// Says something and closes, in one packet.
+    pub(crate) async fn say_and_close(mut self, frame: Value) {
+        self.inner.feed(Message::text(frame.to_string())).await.expect("takes it");
+        self.inner.feed(Message::Close(None)).await.expect("takes it");
+        let _ = self.inner.flush().await;
+    }
+
+    /// Takes what comes for a while.
+    pub(crate) async fn frames_for(&mut self, time: Duration) -> Vec<Value> {
+        let mut frames = Vec::new();
+        let _ = tokio::time::timeout(time, async {
+            loop {
+                frames.push(self.next().await);
+            }
+        })
+        .await;
+        frames
     }
 
     /// The next frame of a type; others are passed over.

@@ -10,5 +10,6 @@ mod poll;
 mod precision;
 mod presence;
 mod proofs;
+mod rights;
 mod talk;
 mod unwell;

@@ -14,6 +14,8 @@ macro_rules! directory_contract {
             a_large_group_can_be_made,
             a_receipt_never_goes_back,
             a_revoked_token_stays_revoked,
+            a_token_of_nobody_is_told_apart,
+            who_logged_out_lately_is_listed_and_what_expired_is_purged,
         }
     };
 }
@@ -24,7 +26,7 @@ pub(crate) mod promises {
     use uuid::Uuid;
 
     use crate::backends::contract::Place;
-    use crate::backends::directory::{Directory, NewConversationRow};
+    use crate::backends::directory::{Directory, NewConversationRow, TokenStanding};
     use crate::backends::error::ErrorKind;
     use crate::protocol::api::{ConversationKind, Receipt};
     use crate::protocol::frames::ReceiptStatus;
@@ -164,9 +166,31 @@ pub(crate) mod promises {
     pub(crate) async fn a_revoked_token_stays_revoked(place: impl Place<Port>) {
         let token = Uuid::new_v4();
         let port = place.open().await;
-        assert!(!port.is_revoked(token).await.expect("reads"));
+        let user = user(&*port).await;
+        assert_eq!(port.token_standing(user, token).await.expect("reads"), TokenStanding::Good);
         port.revoke_token(token, 4_000_000_000).await.expect("revokes");
         port.revoke_token(token, 4_000_000_000).await.expect("revokes again");
-        assert!(place.open().await.is_revoked(token).await.expect("reads"));
+        let other = place.open().await;
+        assert_eq!(other.token_standing(user, token).await.expect("reads"), TokenStanding::Revoked);
+        assert_eq!(other.token_standing(user, Uuid::new_v4()).await.expect("reads"), TokenStanding::Good);
+    }
+
+    pub(crate) async fn a_token_of_nobody_is_told_apart(place: impl Place<Port>) {
+        let port = place.open().await;
+        let nobody = UserId(u64::MAX >> 2);
+        assert_eq!(port.token_standing(nobody, Uuid::new_v4()).await.expect("reads"), TokenStanding::NoSuchUser);
+    }
+
+    pub(crate) async fn who_logged_out_lately_is_listed_and_what_expired_is_purged(place: impl Place<Port>) {
+        let port = place.open().await;
+        let user = user(&*port).await;
+        let (long, expired) = (Uuid::new_v4(), Uuid::new_v4());
+        port.revoke_token(long, 4_000_000_000).await.expect("revokes");
+        port.revoke_token(expired, 1).await.expect("revokes");
+        let lately = place.open().await.revoked_within(30).await.expect("reads");
+        assert!(lately.contains(&long) && lately.contains(&expired) && !lately.contains(&Uuid::new_v4()));
+        assert!(port.purge_revoked().await.expect("purges") >= 1);
+        assert!(!port.revoked_within(30).await.expect("reads").contains(&expired));
+        assert_eq!(port.token_standing(user, long).await.expect("reads"), TokenStanding::Revoked);
     }
 }

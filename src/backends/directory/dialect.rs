@@ -66,6 +66,15 @@ impl Dialect {
         }
     }
 
+    /// Seconds since 1970 by the clock of the database: one clock for all servers.
+    pub(super) const fn now_s(self) -> &'static str {
+        match self {
+            Self::Sqlite => "CAST(strftime('%s', 'now') AS INTEGER)",
+            Self::Postgres => "CAST(floor(extract(epoch FROM clock_timestamp())) AS BIGINT)",
+            Self::Mysql => "unix_timestamp()",
+        }
+    }
+
     /// Whether an insert can return the new row's id. (MariaDB can, MySQL can't; both tell the last one.)
     pub(super) const fn returns_ids(self) -> bool {
         matches!(self, Self::Sqlite | Self::Postgres)
@@ -153,30 +162,37 @@ impl Dialect {
                 "BIGINT",
             ),
         };
-        vec![vec![
-            format!(
-                "CREATE TABLE users (id {id}, name {name} NOT NULL UNIQUE, display_name {long} NOT NULL, \
+        vec![
+            vec![
+                format!(
+                    "CREATE TABLE users (id {id}, name {name} NOT NULL UNIQUE, display_name {long} NOT NULL, \
                  password_hash {long} NOT NULL)"
-            ),
-            format!(
-                "CREATE TABLE friends (user_id {small} NOT NULL, friend_id {small} NOT NULL, \
+                ),
+                format!(
+                    "CREATE TABLE friends (user_id {small} NOT NULL, friend_id {small} NOT NULL, \
                  PRIMARY KEY (user_id, friend_id))"
-            ),
-            format!(
-                "CREATE TABLE conversations (id {id}, kind {name} NOT NULL, name {long} NOT NULL, \
+                ),
+                format!(
+                    "CREATE TABLE conversations (id {id}, kind {name} NOT NULL, name {long} NOT NULL, \
                  owner_id {small} NOT NULL, pair {name} UNIQUE)"
-            ),
-            format!(
-                "CREATE TABLE members (conversation_id {small} NOT NULL, user_id {small} NOT NULL, \
+                ),
+                format!(
+                    "CREATE TABLE members (conversation_id {small} NOT NULL, user_id {small} NOT NULL, \
                  PRIMARY KEY (conversation_id, user_id))"
-            ),
-            "CREATE INDEX members_by_user ON members (user_id, conversation_id)".to_owned(),
-            format!(
-                "CREATE TABLE receipts (conversation_id {small} NOT NULL, user_id {small} NOT NULL, status {name} NOT NULL, \
+                ),
+                "CREATE INDEX members_by_user ON members (user_id, conversation_id)".to_owned(),
+                format!(
+                    "CREATE TABLE receipts (conversation_id {small} NOT NULL, user_id {small} NOT NULL, status {name} NOT NULL, \
                  upto {small} NOT NULL, PRIMARY KEY (conversation_id, user_id, status))"
-            ),
-            format!("CREATE TABLE revoked_tokens (token {name} NOT NULL PRIMARY KEY, expires_at {small} NOT NULL)"),
-        ]]
+                ),
+                format!("CREATE TABLE revoked_tokens (token {name} NOT NULL PRIMARY KEY, expires_at {small} NOT NULL)"),
+            ],
+            vec![
+                format!("ALTER TABLE revoked_tokens ADD COLUMN revoked_at {small} NOT NULL DEFAULT 0"),
+                "CREATE INDEX revoked_tokens_by_time ON revoked_tokens (revoked_at)".to_owned(),
+                "CREATE INDEX revoked_tokens_by_expiry ON revoked_tokens (expires_at)".to_owned(),
+            ],
+        ]
     }
 }
 

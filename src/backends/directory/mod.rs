@@ -23,6 +23,17 @@ pub struct Credentials {
     pub password_hash: String,
 }
 
+/// What the directory knows of a token whose signature is good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenStanding {
+    /// Its user exists, and it was not logged out.
+    Good,
+    /// It was logged out.
+    Revoked,
+    /// There is no such user: the signing key was shared with another deployment, or the account is gone.
+    NoSuchUser,
+}
+
 /// A conversation as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConversationRow {
@@ -119,6 +130,12 @@ pub trait Directory: Send + Sync {
     /// Remembers that a token was logged out, until it would have expired (seconds since 1970).
     async fn revoke_token(&self, token: Uuid, expires_at: u64) -> BackendResult<()>;
 
-    /// Whether a token was logged out.
-    async fn is_revoked(&self, token: Uuid) -> BackendResult<bool>;
+    /// Whether a token is still good: whether its user exists, and whether it was logged out.
+    async fn token_standing(&self, user: UserId, token: Uuid) -> BackendResult<TokenStanding>;
+
+    /// The tokens that were logged out within the last `seconds`, by the clock of the database.
+    async fn revoked_within(&self, seconds: u64) -> BackendResult<Vec<Uuid>>;
+
+    /// Removes the tokens that have expired since they were logged out. Returns how many.
+    async fn purge_revoked(&self) -> BackendResult<u64>;
 }

@@ -11,7 +11,7 @@ use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Connection, Executor, Row
 use uuid::Uuid;
 
 use super::dialect::Dialect;
-use super::{ConversationRow, Credentials, Directory, NewConversationRow};
+use super::{ConversationRow, Credentials, Directory, NewConversationRow, TokenStanding};
 use crate::backends::{BackendError, BackendResult, error::ErrorKind};
 use crate::protocol::api::{ConversationKind, Profile, Receipt};
 use crate::protocol::frames::ReceiptStatus;
@@ -452,14 +452,35 @@ impl Directory for SqlDirectory {
     }
 
     async fn revoke_token(&self, token: Uuid, expires_at: u64) -> BackendResult<()> {
-        let text = self.dialect.insert_new("revoked_tokens", &["token", "expires_at"], 1);
+        let text = self.dialect.insert_new("revoked_tokens", &["token", "expires_at", "revoked_at"], 1);
+        // The last value is the database's own time.
+        let text = text.replacen("(?, ?, ?)", &format!("(?, ?, {})", self.dialect.now_s()), 1);
         let query = self.query(&text).bind(token.to_string()).bind(sql(expires_at));
         self.change("directory.revoke_token", query).await.map(|_| ())
     }
 
-    async fn is_revoked(&self, token: Uuid) -> BackendResult<bool> {
-        let query = self.query("SELECT token FROM revoked_tokens WHERE token = ?").bind(token.to_string());
-        Ok(!self.fetch("directory.is_revoked", query).await?.is_empty())
+    async fn token_standing(&self, user: UserId, token: Uuid) -> BackendResult<TokenStanding> {
+        let text = "SELECT (SELECT count(*) FROM users WHERE id = ?), \
+                    (SELECT count(*) FROM revoked_tokens WHERE token = ?)";
+        let query = self.query(text).bind(sql(user.0)).bind(token.to_string());
+        let rows = self.fetch("directory.token_standing", query).await?;
+        let counts = rows.first().map(|row| (row.get::<i64, _>(0), row.get::<i64, _>(1)));
+        Ok(match counts {
+            Some((_, 1..)) => TokenStanding::Revoked,
+            Some((1.., _)) => TokenStanding::Good,
+            _ => TokenStanding::NoSuchUser,
+        })
+    }
+
+    async fn revoked_within(&self, seconds: u64) -> BackendResult<Vec<Uuid>> {
+        let text = format!("SELECT token FROM revoked_tokens WHERE revoked_at >= {} - ?", self.dialect.now_s());
+        let rows = self.fetch("directory.revoked_within", self.query(&text).bind(sql(seconds))).await?;
+        Ok(rows.iter().filter_map(|row| row.get::<String, _>(0).parse().ok()).collect())
+    }
+
+    async fn purge_revoked(&self) -> BackendResult<u64> {
+        let text = format!("DELETE FROM revoked_tokens WHERE expires_at < {}", self.dialect.now_s());
+        self.change("directory.purge_revoked", self.query(&text)).await
     }
 }
 

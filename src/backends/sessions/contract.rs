@@ -8,7 +8,7 @@ macro_rules! sessions_contract {
             a_device_has_one_session_and_the_old_one_is_told,
             two_devices_are_two_sessions,
             an_old_servers_release_does_not_end_the_new_session,
-            a_refresh_of_a_replaced_session_changes_nothing,
+            a_refresh_of_a_replaced_session_changes_nothing_and_tells,
             a_refresh_brings_back_what_the_store_forgot,
             of_many_claims_one_is_left,
         }
@@ -75,13 +75,14 @@ pub(crate) mod promises {
         assert_eq!(port.lookup(&[old.user]).await.expect("answers"), []);
     }
 
-    pub(crate) async fn a_refresh_of_a_replaced_session_changes_nothing(place: impl Place<Port>) {
+    pub(crate) async fn a_refresh_of_a_replaced_session_changes_nothing_and_tells(place: impl Place<Port>) {
         let port = place.open().await;
         let old = session(fresh(), "phone", "chat-1");
         let new = session(old.user.0, "phone", "chat-2");
         port.claim(&old).await.expect("claims");
         port.claim(&new).await.expect("claims");
-        port.refresh(std::slice::from_ref(&old)).await.expect("answers");
+        let replaced = port.refresh(&[old.clone(), new.clone()]).await.expect("answers");
+        assert_eq!(replaced, [old.session]);
         assert_eq!(port.lookup(&[old.user]).await.expect("answers"), [new]);
     }
 

@@ -68,15 +68,16 @@ impl Sessions for EmbeddedSessions {
         Ok(old.map(|entry| session(new.user, entry)))
     }
 
-    async fn refresh(&self, sessions: &[Session]) -> BackendResult<()> {
+    async fn refresh(&self, sessions: &[Session]) -> BackendResult<Vec<SessionId>> {
         let (now, expires_ms) = ((self.now_ms)(), self.expiry());
+        let mut replaced = Vec::new();
         let mut state = self.users.lock();
         for wanted in sessions {
             let entries = state.touch(wanted.user);
             entries.retain(|e| e.expires_ms > now);
             match entries.iter_mut().find(|e| e.device == wanted.device) {
                 Some(entry) if entry.session == wanted.session => entry.expires_ms = expires_ms,
-                Some(_) => {}
+                Some(_) => replaced.push(wanted.session),
                 None => entries.push(Entry {
                     device: wanted.device.clone(),
                     session: wanted.session,
@@ -85,7 +86,7 @@ impl Sessions for EmbeddedSessions {
                 }),
             }
         }
-        Ok(())
+        Ok(replaced)
     }
 
     async fn release(&self, old: &Session) -> BackendResult<bool> {

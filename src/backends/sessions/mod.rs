@@ -39,8 +39,8 @@ pub trait Sessions: Send + Sync {
     async fn claim(&self, session: &Session) -> BackendResult<Option<Session>>;
 
     /// Gives live sessions another [`SESSION_TTL`]. Where the device has another session that one stays; where it has none the
-    /// session is entered again, for a store that forgot.
-    async fn refresh(&self, sessions: &[Session]) -> BackendResult<()>;
+    /// session is entered again, for a store that forgot. Returns those of `sessions` whose device has another one.
+    async fn refresh(&self, sessions: &[Session]) -> BackendResult<Vec<SessionId>>;
 
     /// Removes a session, if it is still the device's; returns whether it was.
     async fn release(&self, session: &Session) -> BackendResult<bool>;

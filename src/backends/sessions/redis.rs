@@ -37,10 +37,11 @@ if old then return {old.session, old.server} end
 return {}
 ";
 
-/// KEYS: user. ARGV: device, session, server, life.
+/// KEYS: user. ARGV: device, session, server, life. Answers 0 where the device has another session.
 const REFRESH: &str = r"
 local old = read(ARGV[1])
-if not old or old.session == ARGV[2] then write(ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])) end
+if old and old.session ~= ARGV[2] then return 0 end
+write(ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]))
 return 1
 ";
 
@@ -155,15 +156,16 @@ impl Sessions for RedisSessions {
         }
     }
 
-    async fn refresh(&self, sessions: &[Session]) -> BackendResult<()> {
+    async fn refresh(&self, sessions: &[Session]) -> BackendResult<Vec<SessionId>> {
         let calls = sessions.iter().map(|session| {
             let mut call = SCRIPTS.refresh.key(key(session.user));
             call.arg(session.device.as_str()).arg(session.session.to_string());
             call.arg(session.server.as_str()).arg(life_ms());
             call
         });
-        let _: Vec<u64> = self.run_all("sessions.refresh", &SCRIPTS.refresh, calls).await?;
-        Ok(())
+        let kept: Vec<u64> = self.run_all("sessions.refresh", &SCRIPTS.refresh, calls).await?;
+        let replaced = sessions.iter().zip(kept).filter(|(_, kept)| *kept == 0);
+        Ok(replaced.map(|(session, _)| session.session).collect())
     }
 
     async fn release(&self, session: &Session) -> BackendResult<bool> {

@@ -192,7 +192,8 @@ impl Device {
             ServerFrame::Moved(moved) => self.on_moved(moved.retry_after_ms),
             ServerFrame::Receipt(_) => self.run.ledger.on_unsent_notice("receipt", self.client),
             ServerFrame::Typing(_) => self.run.ledger.on_unsent_notice("typing notice", self.client),
-            ServerFrame::Welcome(_) | ServerFrame::Pong => {}
+            // The subscription is the server's work; a `head` follows.
+            ServerFrame::Conversation(_) | ServerFrame::Welcome(_) | ServerFrame::Pong => {}
         }
     }
 

@@ -39,14 +39,18 @@ pub(super) async fn require_member(server: &ApiServer, conversation: Conversatio
     if server.members.get(conversation).await?.is_some_and(|members| members.contains(user)) {
         return Ok(());
     }
-    Err(Failure::new(ErrorCode::NotAMember, format!("you are not a member of {conversation}")))
+    Err(not_a_member(conversation))
+}
+
+fn not_a_member(conversation: ConversationId) -> Failure {
+    Failure::new(ErrorCode::NotAMember, format!("you are not a member of {conversation}"))
 }
 
 /// The row of a conversation that the user is a member of.
 async fn row(server: &ApiServer, conversation: ConversationId, user: UserId) -> Answer<ConversationRow> {
     require_member(server, conversation, user).await?;
     let row = server.deps.backends.directory.conversation(conversation).await?;
-    row.ok_or_else(|| Failure::new(ErrorCode::NotAMember, format!("you are not a member of {conversation}")))
+    row.ok_or_else(|| not_a_member(conversation))
 }
 
 /// Checks that all users exist, and returns them rising and once each.
@@ -140,8 +144,17 @@ pub(super) async fn add_members(
     owned_group(&server, conversation, claims.sub).await?;
     let members = existing(&server, body.members).await?;
     server.deps.backends.directory.add_members(conversation, &members).await?;
-    server.tell(&[Role::Chat, Role::Api], &Call::DropMembers(conversation)).await?;
-    row(&server, conversation, claims.sub).await.map(|row| Json(shown(row)))
+    let row = members_changed(&server, conversation).await?;
+    row.map(|row| Json(shown(row))).ok_or_else(|| not_a_member(conversation))
+}
+
+/// Tells every server that the members of a conversation are others now; returns the row as it is after the change.
+async fn members_changed(server: &ApiServer, conversation: ConversationId) -> Answer<Option<ConversationRow>> {
+    let row = server.deps.backends.directory.conversation(conversation).await;
+    // Servers are told also where the number can't be read: the members are others already.
+    let members = row.as_ref().ok().and_then(Option::as_ref).map_or(0, |row| row.members);
+    server.tell(&[Role::Chat, Role::Api], &Call::MembersChanged { conversation, members }).await?;
+    Ok(row?)
 }
 
 /// Removes a member. The answer comes when no server delivers to the user any more; repeating it is safe.
@@ -158,7 +171,7 @@ pub(super) async fn remove_member(
         owned_group(&server, conversation, claims.sub).await?;
     }
     server.deps.backends.directory.remove_member(conversation, user).await?;
-    server.tell(&[Role::Chat, Role::Api], &Call::DropMembers(conversation)).await?;
+    members_changed(&server, conversation).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -22,7 +22,7 @@ impl FromRequestParts<Arc<ApiServer>> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, server: &Arc<ApiServer>) -> Result<Self, Failure> {
         let claims = server.deps.tokens.verify(bearer(parts)?).map_err(|_| unauthorized())?;
-        if server.revocations.is_revoked(claims.jti).await? {
+        if !server.revocations.is_good(&claims).await? {
             return Err(unauthorized());
         }
         Ok(Self(claims))

@@ -37,7 +37,7 @@ use super::revocations::Revocations;
 use super::{Deps, Listeners};
 use crate::backends::registry::Role;
 use crate::protocol::ErrorCode;
-use crate::runtime::{clock, net};
+use crate::runtime::{Backoff, clock, net};
 use crate::telemetry::{Counter, Timer};
 
 /// Largest request body.
@@ -51,6 +51,13 @@ const REQUEST_TIMEOUT: Duration = Duration::from_millis(4_800);
 
 /// How long a change of members may wait for servers that do not answer.
 const BROADCAST_TIMEOUT: Duration = Duration::from_millis(4_300);
+
+/// First wait before a server that did not confirm a change is asked again, and the longest.
+const BROADCAST_RETRY: Duration = Duration::from_millis(100);
+const BROADCAST_RETRY_MAX: Duration = Duration::from_millis(800);
+
+/// How often tokens that were logged out and have expired since are removed from the directory.
+const PURGE_INTERVAL: Duration = Duration::from_secs(600);
 
 /// Names whose logins are counted.
 const LOGIN_NAMES_MAX: usize = 100_000;
@@ -127,6 +134,7 @@ pub async fn start(listeners: Listeners, deps: Deps, config: Config) -> Result<S
     let connections = Arc::new(Semaphore::new(server.config.connections_max));
     peer::serve(listeners.peers, &deps, Arc::clone(&server) as Arc<dyn PeerHandler>);
     deps.tasks.spawn("api.accept", accept_loop(listeners.clients, router(&server), deps.clone(), connections));
+    deps.tasks.spawn_until_stopped("api.purge_revoked", purge_revoked(deps.clone()));
     cluster::announce_as(Role::Api, &deps, address, peer, || 0).await?;
     Ok(address)
 }
@@ -181,6 +189,15 @@ async fn around(State(server): App, request: Request, next: Next) -> Response {
     response
 }
 
+/// Removes logged-out tokens that have expired. Inputs: the clock.
+async fn purge_revoked(deps: Deps) {
+    loop {
+        tokio::time::sleep(PURGE_INTERVAL).await;
+        // What fails now is done the next time, by this server or another; the port's layer counts it.
+        let _ = deps.backends.directory.purge_revoked().await;
+    }
+}
+
 /// Accepts until the server stops. Inputs: the listener, the word to stop.
 async fn accept_loop(listener: TcpListener, router: Router, deps: Deps, connections: Arc<Semaphore>) {
     loop {
@@ -223,7 +240,7 @@ async fn serve(stream: TcpStream, router: Router, deps: Deps, _permit: OwnedSema
 impl PeerHandler for ApiServer {
     async fn handle(&self, call: Call) -> Answer {
         match call {
-            Call::DropMembers(conversation) => self.members.drop_entry(conversation),
+            Call::MembersChanged { conversation, .. } => self.members.drop_entry(conversation),
             Call::LogOut(token) => self.revocations.forget(token),
             _ => return Answer::WrongRole,
         }
@@ -234,9 +251,10 @@ impl PeerHandler for ApiServer {
 impl ApiServer {
     /// Has every live server of some roles do something, and returns when each of them did.
     ///
-    /// A server that does not answer is asked again until it does, or until it is gone from the registry.
+    /// A server that does not answer is asked again, with a backoff, until it does or until it is gone from the registry.
     async fn tell(&self, roles: &[Role], call: &Call) -> Result<(), Failure> {
         let deadline = clock::instant() + BROADCAST_TIMEOUT;
+        let mut backoff = Backoff::new(BROADCAST_RETRY, BROADCAST_RETRY_MAX);
         let mut told = std::collections::HashSet::new();
         loop {
             self.cluster.refresh().await;
@@ -246,10 +264,16 @@ impl ApiServer {
                 return Ok(());
             }
             let calls = waiting.iter().map(|server| async {
-                let address = server.peer?;
-                self.peers.call(address, call).await.ok().map(|_| (server.name.clone(), server.epoch))
+                let answer = self.peers.call(server.peer?, call).await.ok()?;
+                (answer != Answer::Failed).then(|| (server.name.clone(), server.epoch))
             });
-            told.extend(futures_util::future::join_all(calls).await.into_iter().flatten());
+            let confirmed: Vec<_> = futures_util::future::join_all(calls).await.into_iter().flatten().collect();
+            let is_incomplete = confirmed.len() < waiting.len();
+            told.extend(confirmed);
+            if is_incomplete {
+                let wait = backoff.next_wait(&mut rand::rng());
+                tokio::time::sleep(wait).await;
+            }
             if clock::instant() >= deadline {
                 let message = "the change is stored, but not every server has confirmed it: repeat the request";
                 return Err(Failure::retry_later(ErrorCode::Unavailable, message, 1_000));

@@ -10,12 +10,13 @@ use uuid::Uuid;
 use super::session::{Action, Request, SessionState};
 use super::socket::{Flushed, MERGE_WINDOW_MS, Pushed, ReadEnd, Socket};
 use super::{ChatServer, Identity};
+use crate::backends::BackendResult;
 use crate::backends::log::Topic;
 use crate::backends::sessions::Session;
 use crate::protocol::frames::{ErrorFrame, WelcomeFrame};
 use crate::protocol::limits::HEARTBEAT;
 use crate::protocol::websocket::{self, Decoder, Event};
-use crate::protocol::{CloseCode, DeviceName, ErrorCode, ServerFrame, SessionId, UserId};
+use crate::protocol::{CloseCode, ConversationId, DeviceName, ErrorCode, ServerFrame, SessionId, UserId};
 use crate::runtime::clock;
 use crate::telemetry::Counter;
 
@@ -26,16 +27,27 @@ pub(super) struct Connection {
     pub(super) session: SessionId,
     /// The token's id, to close the connection when it is logged out.
     pub(super) token: Uuid,
+    /// When the token expires, in seconds since 1970.
+    expires_s: u32,
     pub(super) socket: Socket,
     /// Requests that wait for the worker; `None` while there is no worker. Written by reader and worker.
     requests: Mutex<Option<Box<VecDeque<Request>>>>,
-    /// Large channels that this connection subscribes to. Written by its worker.
-    pub(super) subscriptions: Mutex<Vec<crate::protocol::ConversationId>>,
+    /// Large channels that this connection subscribes to. Written by [`super::subscriptions`] only.
+    subscriptions: Mutex<Vec<ConversationId>>,
 }
 
 impl Connection {
     pub(super) fn last_heard_ms(&self) -> u32 {
         self.socket.heard_ms()
+    }
+
+    /// Whether the token has expired, at a time in milliseconds since 1970.
+    pub(super) fn has_expired(&self, now_ms: u64) -> bool {
+        u64::from(self.expires_s) <= now_ms / 1_000
+    }
+
+    pub(super) fn subscriptions(&self) -> std::sync::MutexGuard<'_, Vec<ConversationId>> {
+        self.subscriptions.lock().expect("no panic while held")
     }
 
     fn requests(&self) -> std::sync::MutexGuard<'_, Option<Box<VecDeque<Request>>>> {
@@ -94,6 +106,7 @@ impl ChatServer {
             device: identity.dev,
             session: session.session,
             token: identity.jti,
+            expires_s: u32::try_from(identity.exp).unwrap_or(u32::MAX),
             socket,
             requests: Mutex::default(),
             subscriptions: Mutex::default(),
@@ -122,17 +135,32 @@ impl ChatServer {
         };
         self.reply(&connection, &ServerFrame::Welcome(welcome));
         let is_first = self.hub.add(Arc::clone(&connection));
+        // What ended a right before the connection was in the hub did not find it there.
+        if let Some(code) = self.ended_right(&connection) {
+            self.close(&connection, code);
+        } else if self.is_draining() {
+            self.send_elsewhere(&connection);
+        }
         Ok((connection, is_first))
     }
 
-    /// Claims the device's session and subscribes to the user's inbox; sends the connection that it replaces away.
-    async fn claim(self: &Arc<Self>, session: &Session) -> crate::backends::BackendResult<()> {
-        let replaced = self.deps.backends.sessions.claim(session).await?;
+    /// Subscribes to the user's inbox and claims the device's session; sends the connection that it replaces away.
+    async fn claim(self: &Arc<Self>, session: &Session) -> BackendResult<()> {
+        // In this order, so that nothing was replaced where either fails.
         self.reader.subscribe(Topic::Inbox, session.user.0).await?;
-        if let Some(old) = replaced {
-            self.send_away(&old).await;
+        match self.deps.backends.sessions.claim(session).await {
+            Ok(replaced) => {
+                if let Some(old) = replaced {
+                    self.send_away(old);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                // The reader only reads too much if this fails.
+                let _ = self.reader.unsubscribe(Topic::Inbox, session.user.0).await;
+                Err(error)
+            }
         }
-        Ok(())
     }
 
     /// Reads one connection until it ends. Inputs: the socket.
@@ -251,10 +279,7 @@ impl ChatServer {
     /// Takes a connection out of everything. Done once; a second call changes nothing.
     pub(super) async fn disconnected(&self, connection: &Arc<Connection>) {
         let Some(was_last) = self.hub.remove(connection.user, connection.session) else { return };
-        let subscriptions = std::mem::take(&mut *connection.subscriptions.lock().expect("no panic while held"));
-        for channel in subscriptions {
-            self.end_subscription(channel, connection.session).await;
-        }
+        self.remove_subscriptions(connection).await;
         // Failures here cost nothing: the session ends by its time to live, the reader only reads too much.
         let _ = self.reader.unsubscribe(Topic::Inbox, connection.user.0).await;
         let _ = self.deps.backends.sessions.release(&self.session_of(connection)).await;

@@ -1,6 +1,6 @@
 //! From the log and from peers to the sockets.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -220,24 +220,6 @@ impl ChatServer {
                     self.push(&connection, frame.clone());
                 }
             }
-        }
-    }
-
-    /// Ends subscriptions of users who are not members any more.
-    pub(super) async fn drop_subscribers(&self, conversation: ConversationId) {
-        let subscribers = self.hub.subscribers(conversation);
-        let members = self.keep_members(conversation, subscribers.clone(), |connection| connection.user).await;
-        let stay: HashSet<SessionId> = members.iter().map(|member| member.session).collect();
-        for connection in subscribers.into_iter().filter(|connection| !stay.contains(&connection.session)) {
-            connection.subscriptions.lock().expect("no panic while held").retain(|c| *c != conversation);
-            self.end_subscription(conversation, connection.session).await;
-        }
-    }
-
-    pub(super) async fn end_subscription(&self, channel: ConversationId, session: SessionId) {
-        if self.hub.unsubscribe(channel, session) {
-            // The reader only reads too much if this fails.
-            let _ = self.reader.unsubscribe(Topic::Channel, channel.0).await;
         }
     }
 }

@@ -11,6 +11,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use super::connection::{self, Early};
 use super::socket::{ReadEnd, Socket};
 use super::{ChatServer, Identity};
+use crate::backends::directory::TokenStanding;
 use crate::protocol::api::ApiError;
 use crate::protocol::frames::{ErrorFrame, FrameError};
 use crate::protocol::websocket::{self, Decoder, Event, Role};
@@ -219,6 +220,10 @@ fn check(server: &ChatServer, request: &httparse::Request<'_, '_>, rest: Vec<u8>
     if !server.has_room() {
         return Err(Refusal::error("503 Service Unavailable", ErrorCode::Overloaded, "this server is full"));
     }
+    if server.is_draining() {
+        let message = "this server drains: ask for another placement";
+        return Err(Refusal::error("503 Service Unavailable", ErrorCode::Unavailable, message));
+    }
     Ok(Upgrade {
         is_echo,
         accept_key: derive_accept_key(key.as_bytes()),
@@ -239,9 +244,7 @@ fn plain_http(server: &ChatServer, path: &str) -> Refusal {
     let ok = |content_type, body| Refusal { status: "200 OK", content_type, body };
     match path {
         "/health/live" => ok("application/json", r#"{"status":"live"}"#.to_owned()),
-        "/health/ready" if !server.draining.load(std::sync::atomic::Ordering::Relaxed) => {
-            ok("application/json", r#"{"status":"ready"}"#.to_owned())
-        }
+        "/health/ready" if !server.is_draining() => ok("application/json", r#"{"status":"ready"}"#.to_owned()),
         "/health/ready" => Refusal::error("503 Service Unavailable", ErrorCode::Unavailable, "this server drains"),
         "/metrics" => ok(prometheus::CONTENT_TYPE, prometheus::render(&server.deps.registry.all())),
         _ => Refusal::error("404 Not Found", ErrorCode::NotFound, "the chat is at /ws"),
@@ -256,12 +259,12 @@ pub(super) enum Unidentified {
     Unknown,
 }
 
-/// Checks a token and that it was not logged out.
+/// Checks a token, that its user exists, and that it was not logged out.
 pub(super) async fn identify(server: &ChatServer, token: &str) -> Result<Identity, Unidentified> {
     let claims = server.deps.tokens.verify(token).map_err(|_| Unidentified::Invalid)?;
-    match server.deps.backends.directory.is_revoked(claims.jti).await {
-        Ok(false) => Ok(claims),
-        Ok(true) => Err(Unidentified::Invalid),
+    match server.deps.backends.directory.token_standing(claims.sub, claims.jti).await {
+        Ok(TokenStanding::Good) => Ok(claims),
+        Ok(TokenStanding::Revoked | TokenStanding::NoSuchUser) => Err(Unidentified::Invalid),
         Err(_) => Err(Unidentified::Unknown),
     }
 }

@@ -112,6 +112,11 @@ impl Hub {
         self.read().contains_key(&user)
     }
 
+    /// The connections that `is_wanted` picks.
+    pub(super) fn select(&self, is_wanted: impl Fn(&Connection) -> bool) -> Vec<Arc<Connection>> {
+        self.read().values().flat_map(Few::as_slice).filter(|c| is_wanted(c)).cloned().collect()
+    }
+
     pub(super) fn all(&self) -> Vec<Arc<Connection>> {
         self.read().values().flat_map(Few::as_slice).cloned().collect()
     }
@@ -121,24 +126,21 @@ impl Hub {
         self.read().values().flat_map(Few::as_slice).take(limit).cloned().collect()
     }
 
-    /// Adds a subscription; returns true when it is the channel's first here.
-    pub(super) fn subscribe(&self, channel: ConversationId, connection: &Arc<Connection>) -> bool {
+    /// Adds a subscription.
+    pub(super) fn subscribe(&self, channel: ConversationId, connection: &Arc<Connection>) {
         let mut channels = self.channels.lock().expect("no panic while held");
-        let is_first = !channels.contains_key(&channel);
         channels.entry(channel).or_default().insert(connection.session, Arc::clone(connection));
-        is_first
     }
 
-    /// Removes a subscription; returns true when it was the channel's last here.
-    pub(super) fn unsubscribe(&self, channel: ConversationId, session: SessionId) -> bool {
+    /// Removes a subscription.
+    pub(super) fn unsubscribe(&self, channel: ConversationId, session: SessionId) {
         let mut channels = self.channels.lock().expect("no panic while held");
-        let Some(subscribers) = channels.get_mut(&channel) else { return false };
-        let was_there = subscribers.remove(&session).is_some();
-        let is_empty = subscribers.is_empty();
-        if is_empty {
-            channels.remove(&channel);
+        if let Some(subscribers) = channels.get_mut(&channel) {
+            subscribers.remove(&session);
+            if subscribers.is_empty() {
+                channels.remove(&channel);
+            }
         }
-        was_there && is_empty
     }
 
     pub(super) fn subscribers(&self, channel: ConversationId) -> Vec<Arc<Connection>> {

@@ -9,6 +9,8 @@
 //! | `send` | from a `send` frame to its ACK |
 //! | `deliver` | from the log and from peers to the sockets |
 //! | `presence_feed` | beats out, friends' changes in |
+//! | `rights` | tokens, claims, memberships and friendships that end while a connection is open |
+//! | `subscriptions` | who subscribes to which large channel |
 
 mod connection;
 mod deliver;
@@ -16,9 +18,11 @@ mod handshake;
 mod hub;
 mod poll;
 mod presence_feed;
+mod rights;
 mod send;
 mod session;
 mod socket;
+mod subscriptions;
 pub mod tamper;
 
 use std::net::SocketAddr;
@@ -36,6 +40,7 @@ use self::deliver::PendingHeads;
 use self::hub::Hub;
 use self::poll::Polls;
 use self::presence_feed::BeatBuffer;
+use self::rights::Rights;
 use self::tamper::Tamper;
 use super::cluster::{self, Cluster};
 use super::members::Members;
@@ -53,8 +58,8 @@ use crate::telemetry::{Counter, Gauge, PartitionFigures};
 /// How often overdue ids are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How often connections that went silent are looked for.
-const IDLE_SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+/// How often connections that went silent, or whose token has expired, are looked for. Source: invariant I13, 5 s.
+const SWEEP_CONNECTIONS_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How often the lag gauges are written.
 const LAG_INTERVAL: Duration = Duration::from_millis(500);
@@ -120,6 +125,7 @@ pub struct ChatServer {
     /// Itself, for calls that come through a trait object.
     me: Weak<Self>,
     polls: Polls,
+    rights: Rights,
     /// Connections and half-open handshakes. Written by accept and by the end of both.
     sockets: AtomicUsize,
     draining: AtomicBool,
@@ -168,6 +174,7 @@ pub async fn start(
         heads: PendingHeads::default(),
         flushes: Flushes::default(),
         polls: Polls::default(),
+        rights: Rights::default(),
         sockets: AtomicUsize::new(0),
         draining: AtomicBool::new(false),
         connections_max: config.connections_max.min(files.saturating_sub(FILES_RESERVED) as usize),
@@ -185,7 +192,9 @@ pub async fn start(
     tasks.spawn_until_stopped("chat.flush_loop", Arc::clone(&server).flush_loop());
     tasks.spawn_until_stopped("chat.session_loop", Arc::clone(&server).session_loop());
     tasks.spawn_until_stopped("chat.sweep_loop", Arc::clone(&server).sweep_loop());
-    tasks.spawn_until_stopped("chat.idle_loop", Arc::clone(&server).idle_loop());
+    tasks.spawn_until_stopped("chat.sweep_connections", Arc::clone(&server).sweep_connections_loop());
+    tasks.spawn_until_stopped("chat.logouts_loop", Arc::clone(&server).logouts_loop());
+    tasks.spawn_until_stopped("chat.recheck_loop", Arc::clone(&server).recheck_loop());
     tasks.spawn_until_stopped("chat.lag_loop", Arc::clone(&server).lag_loop());
     let announced = Arc::clone(&server);
     cluster::announce(&server.deps, move || announced.entry()).await?;
@@ -259,7 +268,11 @@ impl ChatServer {
             let sessions: Vec<Session> = self.hub.all().iter().map(|c| self.session_of(c)).collect();
             for chunk in sessions.chunks(1_000) {
                 // What fails now is tried again in a third of its life; the port's layer counts it.
-                let _ = self.deps.backends.sessions.refresh(chunk).await;
+                let replaced = self.deps.backends.sessions.refresh(chunk).await.unwrap_or_default();
+                // Their device connected elsewhere, and the word of it did not get here.
+                for gone in chunk.iter().filter(|s| replaced.contains(&s.session)) {
+                    self.replace(gone.user, gone.session);
+                }
                 // Who left in the same moment must not come back by it.
                 for gone in chunk.iter().filter(|s| self.hub.find(s.user, s.session).is_none()) {
                     let _ = self.deps.backends.sessions.release(gone).await;
@@ -284,18 +297,31 @@ impl ChatServer {
         }
     }
 
-    /// Closes connections that said nothing for too long.
-    async fn idle_loop(self: Arc<Self>) {
+    /// Closes connections that said nothing for too long, and those whose token has expired. Inputs: the clock.
+    async fn sweep_connections_loop(self: Arc<Self>) {
+        let limit_ms = u32::try_from(self.config.idle_timeout.as_millis()).unwrap_or(u32::MAX);
         loop {
-            tokio::time::sleep(IDLE_SWEEP_INTERVAL).await;
-            let limit_ms = u32::try_from(self.config.idle_timeout.as_millis()).unwrap_or(u32::MAX);
-            let now = clock::now_ms_u32();
-            for connection in self.hub.all() {
-                if now.wrapping_sub(connection.last_heard_ms()) > limit_ms {
-                    self.close(&connection, CloseCode::IdleTimeout);
-                }
+            tokio::time::sleep(SWEEP_CONNECTIONS_INTERVAL).await;
+            let (now, unix_ms) = (clock::now_ms_u32(), clock::unix_ms());
+            for connection in self.hub.select(|connection| connection.has_expired(unix_ms)) {
+                self.close(&connection, CloseCode::Unauthorized);
+            }
+            for connection in self.hub.select(|c| now.wrapping_sub(c.last_heard_ms()) > limit_ms) {
+                self.close(&connection, CloseCode::IdleTimeout);
             }
         }
+    }
+
+    fn is_draining(&self) -> bool {
+        self.draining.load(Atomic::Relaxed)
+    }
+
+    /// Closes a connection with the word to come back elsewhere.
+    fn send_elsewhere(self: &Arc<Self>, connection: &Arc<Connection>) {
+        let retry_after_ms = rand::random_range(50..500);
+        let moved = MovedFrame { reason: "drain".to_owned(), retry_after_ms };
+        self.reply(connection, &ServerFrame::Moved(moved));
+        self.close(connection, CloseCode::Moved);
     }
 
     async fn lag_loop(self: Arc<Self>) {
@@ -330,10 +356,7 @@ impl ChatServer {
                 return;
             }
             for connection in connections {
-                let retry_after_ms = rand::random_range(50..500);
-                let moved = MovedFrame { reason: "drain".to_owned(), retry_after_ms };
-                self.reply(&connection, &ServerFrame::Moved(moved));
-                self.close(&connection, CloseCode::Moved);
+                self.send_elsewhere(&connection);
                 self.disconnected(&connection).await;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -348,28 +371,31 @@ impl PeerHandler for ChatServer {
             Call::Deliver { conversation, sessions, frame } => {
                 Answer::Accepted(self.deliver_to_sessions(conversation, &sessions, &frame).await)
             }
-            Call::DropMembers(conversation) => {
-                if self.tamper.as_ref().is_none_or(|tamper| !tamper.ignores_removals()) {
-                    self.members.drop_entry(conversation);
+            Call::MembersChanged { conversation, members } => {
+                let Some(this) = self.me() else { return Answer::Failed };
+                if self.tamper.as_ref().is_some_and(|tamper| tamper.ignores_removals()) {
+                    return Answer::Done;
                 }
-                self.drop_subscribers(conversation).await;
+                self.members.drop_entry(conversation);
+                if this.members_changed(conversation, members).await.is_err() {
+                    self.rights.check_members_later(conversation, members);
+                    return Answer::Failed;
+                }
                 Answer::Done
             }
             Call::Replace { user, session } => {
-                if let (Some(this), Some(connection)) = (self.me(), self.hub.find(user, session)) {
-                    this.close(&connection, CloseCode::Replaced);
-                }
+                let Some(this) = self.me() else { return Answer::Failed };
+                this.replace(user, session);
                 Answer::Done
             }
             Call::LogOut(token) => {
-                if let Some(this) = self.me() {
-                    let connections = self.hub.all().into_iter().filter(|c| c.token == token);
-                    connections.for_each(|connection| this.close(&connection, CloseCode::LoggedOut));
-                }
+                let Some(this) = self.me() else { return Answer::Failed };
+                this.log_out(token);
                 Answer::Done
             }
             Call::Friends { a, b, friends } => {
-                self.friends_changed(a, b, friends).await;
+                let Some(this) = self.me() else { return Answer::Failed };
+                this.friends_changed(a, b, friends).await;
                 Answer::Done
             }
             Call::Beats(_) | Call::Metrics => Answer::WrongRole,

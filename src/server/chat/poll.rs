@@ -128,6 +128,10 @@ async fn open(State(server): State<Arc<ChatServer>>, Caller(identity): Caller) -
     if !server.has_room() {
         return Err(Failure::new(ErrorCode::Overloaded, "this server is full"));
     }
+    if server.is_draining() {
+        let message = "this server drains: ask for another placement";
+        return Err(Failure::retry_later(ErrorCode::Unavailable, message, 1_000));
+    }
     server.sockets.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     server.deps.metrics.count(Counter::ConnectionsOpened);
     match server.open(Socket::polled(), identity).await {
@@ -151,10 +155,14 @@ async fn open(State(server): State<Arc<ChatServer>>, Caller(identity): Caller) -
     }
 }
 
-/// The caller's session of an id.
+/// The session of an id, if it is the caller's device's.
 fn find(server: &ChatServer, identity: &Identity, session: &str) -> Result<Arc<Polled>, Failure> {
     let found = session.parse().ok().and_then(|session| server.polls.lock().get(&SessionId(session)).cloned());
-    found.filter(|polled| polled.connection.user == identity.sub).ok_or_else(|| {
+    let is_own = |polled: &Arc<Polled>| {
+        let connection = &polled.connection;
+        connection.user == identity.sub && connection.device == identity.dev
+    };
+    found.filter(is_own).ok_or_else(|| {
         Failure::new(ErrorCode::NotFound, "there is no such session (any more): open one with POST /poll")
     })
 }

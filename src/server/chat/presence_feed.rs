@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::ChatServer;
 use super::connection::Connection;
+use crate::backends::BackendResult;
 use crate::backends::log::{Delivered, Topic};
 use crate::backends::registry::Role;
 use crate::protocol::frames::{PresenceFrame, PresenceState};
@@ -93,42 +94,83 @@ impl ChatServer {
 
     /// Tells a new connection which friends are online, and keeps it informed.
     pub(super) async fn greet_with_presence(self: &Arc<Self>, connection: &Arc<Connection>, is_first: bool) {
-        let friends = match self.deps.backends.directory.friends(connection.user).await {
-            Ok(friends) => friends,
-            Err(error) => {
-                tracing::warn!(%error, user = %connection.user, "friends can't be read; no presence for this session");
-                return;
-            }
+        let user = connection.user;
+        let friends = if is_first { self.watch_friends(user).await } else { self.friends_of(user).await };
+        let Ok(friends) = friends else {
+            tracing::warn!(%user, "friends can't be read; their presence comes later");
+            return self.rights.watch_later(user);
         };
+        self.show_presence(connection.user, friends, |frame| self.reply(connection, frame)).await;
+    }
+
+    async fn friends_of(&self, user: UserId) -> BackendResult<Vec<UserId>> {
+        self.deps.backends.directory.friends(user).await
+    }
+
+    /// Has the friends of a user who is connected here watched; returns them.
+    ///
+    /// # Errors
+    /// When they can't be read, or the log can't; then it is to be done again.
+    pub(super) async fn watch_friends(&self, user: UserId) -> BackendResult<Vec<UserId>> {
+        let friends = self.friends_of(user).await?;
+        for friend in &friends {
+            self.start_watching(*friend, user).await?;
+        }
+        if !self.hub.has_user(user) {
+            // Gone again meanwhile, and its clean-up ran before the watches were there.
+            self.stop_watching(user).await;
+        }
+        Ok(friends)
+    }
+
+    /// Watches and shows a user's friends, where that failed when the user came.
+    pub(super) async fn watch_friends_again(self: &Arc<Self>, user: UserId) -> BackendResult<()> {
+        let friends = self.watch_friends(user).await?;
+        let show = |frame: &ServerFrame| self.hub.for_user(user, |connection| self.reply(connection, frame));
+        self.show_presence(user, friends, show).await;
+        Ok(())
+    }
+
+    /// Shows those of a user's friends who are online, as far as they still are friends.
+    async fn show_presence(&self, user: UserId, friends: Vec<UserId>, show: impl Fn(&ServerFrame)) {
         if friends.is_empty() {
             return;
         }
-        if is_first {
-            for friend in &friends {
-                self.start_watching(*friend, connection.user).await;
-            }
-            if !self.hub.has_user(connection.user) {
-                // Gone again meanwhile, and its clean-up ran before the watches were there.
-                self.stop_watching(connection.user).await;
-                return;
-            }
-        }
         let Ok(records) = self.deps.backends.presence.get(&friends).await else { return };
-        for (user, record) in friends.into_iter().zip(records).filter(|(_, record)| record.online) {
-            let frame = PresenceFrame { user, state: PresenceState::Online, at: record.last_beat_ms };
-            self.reply(connection, &ServerFrame::Presence(frame));
+        for (friend, record) in friends.into_iter().zip(records).filter(|(_, record)| record.online) {
+            if !self.rights.has_unfriended(user, friend) {
+                let frame = PresenceFrame { user: friend, state: PresenceState::Online, at: record.last_beat_ms };
+                show(&ServerFrame::Presence(frame));
+            }
         }
     }
 
-    async fn start_watching(&self, friend: UserId, user: UserId) {
-        if self.hub.watch(friend, user) {
-            // A failure means no changes of this friend until the next connect; the snapshot is right all the same.
-            let _ = self.reader.subscribe(Topic::PresenceUpdates, friend.0).await;
+    /// Has a friend's changes told to a user.
+    async fn start_watching(&self, friend: UserId, user: UserId) -> BackendResult<()> {
+        self.reader.subscribe(Topic::PresenceUpdates, friend.0).await?;
+        if !self.hub.watch(friend, user) {
+            self.lower_presence_count(friend).await;
         }
+        // Who stopped being a friend after the friends were read was not watched then.
+        if self.rights.has_unfriended(user, friend) {
+            self.end_watching(friend, user).await;
+        }
+        Ok(())
+    }
+
+    async fn end_watching(&self, friend: UserId, user: UserId) {
+        if self.hub.unwatch(friend, user) {
+            self.lower_presence_count(friend).await;
+        }
+    }
+
+    async fn lower_presence_count(&self, friend: UserId) {
+        // The reader only reads too much if this fails.
+        let _ = self.reader.unsubscribe(Topic::PresenceUpdates, friend.0).await;
     }
 
     pub(super) async fn stop_watching(&self, user: UserId) {
-        let friends = match self.deps.backends.directory.friends(user).await {
+        let friends = match self.friends_of(user).await {
             Ok(friends) => friends,
             Err(_) => self.hub.watched_by(user),
         };
@@ -136,28 +178,27 @@ impl ChatServer {
             return;
         }
         for friend in self.hub.unwatch_all(user, &friends) {
-            let _ = self.reader.unsubscribe(Topic::PresenceUpdates, friend.0).await;
+            self.lower_presence_count(friend).await;
+        }
+        if self.hub.has_user(user) {
+            // Back in the same moment, and what it began to watch may have ended with this.
+            self.rights.watch_later(user);
         }
     }
 
-    pub(super) async fn friends_changed(&self, a: UserId, b: UserId, friends: bool) {
+    pub(super) async fn friends_changed(self: &Arc<Self>, a: UserId, b: UserId, friends: bool) {
+        // Noted before the look for users: one who comes up now reads the note afterwards.
+        self.rights.note_friends(a, b, friends);
         for (user, friend) in [(a, b), (b, a)].into_iter().filter(|(user, _)| self.hub.has_user(*user)) {
-            if friends {
-                self.start_watching(friend, user).await;
-                self.show_friend(user, friend).await;
-            } else if self.hub.unwatch(friend, user) {
-                let _ = self.reader.unsubscribe(Topic::PresenceUpdates, friend.0).await;
+            if !friends {
+                self.end_watching(friend, user).await;
+            } else if self.start_watching(friend, user).await.is_ok() {
+                // A new friend who is online is shown at once.
+                let show = |frame: &ServerFrame| self.hub.for_user(user, |connection| self.reply(connection, frame));
+                self.show_presence(user, vec![friend], show).await;
+            } else {
+                self.rights.watch_later(user);
             }
-        }
-    }
-
-    /// A new friend who is online is shown at once.
-    async fn show_friend(&self, user: UserId, friend: UserId) {
-        let Ok(records) = self.deps.backends.presence.get(&[friend]).await else { return };
-        let Some(this) = self.me() else { return };
-        if let Some(record) = records.first().filter(|r| r.online) {
-            let frame = PresenceFrame { user: friend, state: PresenceState::Online, at: record.last_beat_ms };
-            self.hub.for_user(user, |connection| this.reply(connection, &ServerFrame::Presence(frame)));
         }
     }
 

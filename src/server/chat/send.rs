@@ -11,6 +11,7 @@ use super::ChatServer;
 use super::connection::Connection;
 use super::deliver::InboxHeader;
 use super::session::Request;
+use super::subscriptions::Added;
 use crate::backends::error::BackendError;
 use crate::backends::log::{Record, Topic};
 use crate::backends::registry::Role;
@@ -90,8 +91,7 @@ impl ChatServer {
             Request::Receipt(frame) => (None, self.receipt(connection, frame).await.map(|()| None)),
             Request::Subscribe(channel) => (None, self.subscribe(connection, channel).await.map(|()| None)),
             Request::Unsubscribe(channel) => {
-                connection.subscriptions.lock().expect("no panic while held").retain(|c| *c != channel);
-                self.end_subscription(channel, connection.session).await;
+                self.remove_subscription(connection, channel).await;
                 (None, Ok(None))
             }
         };
@@ -238,22 +238,6 @@ impl ChatServer {
         Vec::new()
     }
 
-    /// Closes the connection that a new one of the same device replaces.
-    pub(super) async fn send_away(self: &Arc<Self>, old: &Session) {
-        if old.server == self.deps.name {
-            if let Some(connection) = self.hub.find(old.user, old.session) {
-                self.close(&connection, crate::protocol::CloseCode::Replaced);
-            }
-            return;
-        }
-        let address = self.cluster.look_up(Role::Chat, &old.server).await.and_then(|entry| entry.peer);
-        if let Some(address) = address {
-            let call = Call::Replace { user: old.user, session: old.session };
-            // A server that is gone has closed the connection itself.
-            let _ = self.peers.call(address, &call).await;
-        }
-    }
-
     async fn typing(self: &Arc<Self>, from: &Arc<Connection>, conversation: ConversationId) -> Result<(), Refused> {
         let members = self.members_for(from.user, conversation).await?;
         let frame = ServerFrame::Typing(TypingFrame { conversation, user: from.user });
@@ -290,25 +274,21 @@ impl ChatServer {
 
     async fn subscribe(self: &Arc<Self>, from: &Arc<Connection>, channel: ConversationId) -> Result<(), Refused> {
         self.members_for(from.user, channel).await?;
-        {
-            let mut subscriptions = from.subscriptions.lock().expect("no panic while held");
-            if subscriptions.contains(&channel) {
-                return Ok(());
-            }
-            if subscriptions.len() >= self.config.limits.subscriptions_max as usize {
-                let message = format!("at most {} subscriptions", self.config.limits.subscriptions_max);
+        let limit = self.config.limits.subscriptions_max as usize;
+        match self.add_subscription(from, channel, limit).await? {
+            Added::New => {}
+            Added::Known | Added::Gone => return Ok(()),
+            Added::TooMany => {
+                let message = format!("at most {limit} subscriptions");
                 return Err(Refused { code: ErrorCode::TooLarge, message, retry_after_ms: None });
             }
-            subscriptions.push(channel);
         }
-        if self.hub.subscribe(channel, from) {
-            self.reader.subscribe(Topic::Channel, channel.0).await?;
+        // Who was removed after the look above was not found among the subscribers.
+        if let Err(refused) = self.members_for(from.user, channel).await {
+            self.remove_subscription(from, channel).await;
+            return Err(refused);
         }
         // The head as it is now, so that the client knows whether to fetch.
-        let newest = self.deps.backends.messages.read_back(channel, crate::protocol::MessageId(u64::MAX), 1).await?;
-        if let Some(message) = newest.first() {
-            self.reply(from, &ServerFrame::Head(HeadFrame { conversation: channel, id: message.id }));
-        }
-        Ok(())
+        Ok(self.show_head(channel, std::slice::from_ref(from)).await?)
     }
 }
