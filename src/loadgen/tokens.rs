@@ -18,6 +18,9 @@ const LOGINS_AT_ONCE: usize = 16;
 /// Failed logins of a client are repeated this long. A run ends before.
 const BUDGET: Duration = Duration::from_hours(18);
 
+/// A token may expire so much earlier than it seems here: servers tell whole seconds, by a clock of their own.
+const CLOCK_SKEW_US: u64 = 2_000_000;
+
 /// A client's token.
 #[derive(Debug, Clone)]
 pub(super) enum Token<'a> {
@@ -61,6 +64,8 @@ struct Renewal {
 struct Issued {
     token: Arc<str>,
     renewals: u32,
+    /// On the run's clock.
+    at_us: u64,
 }
 
 impl Issued {
@@ -85,12 +90,18 @@ pub(super) struct Tokens {
     renewals: Mutex<HashMap<u32, Arc<Renewal>>>,
     /// Logins that replaced a token. Zero: no lock is needed to know that nobody has a renewed one.
     renewed: AtomicU64,
+    /// When the first login was, on the run's clock.
+    first_login_us: AtomicU64,
+    /// Shortest life that a login was told of its token.
+    life_us: AtomicU64,
     logins: Semaphore,
 }
 
 impl Default for Tokens {
     fn default() -> Self {
-        Self { renewals: Mutex::default(), renewed: AtomicU64::new(0), logins: Semaphore::new(LOGINS_AT_ONCE) }
+        let (first_login_us, life_us) = (AtomicU64::new(u64::MAX), AtomicU64::new(u64::MAX));
+        let logins = Semaphore::new(LOGINS_AT_ONCE);
+        Self { renewals: Mutex::default(), renewed: AtomicU64::new(0), first_login_us, life_us, logins }
     }
 }
 
@@ -103,6 +114,20 @@ impl Tokens {
     /// How often a client's token was replaced so far.
     pub(super) fn renewals(&self, client: u32) -> u32 {
         self.issued(client).map_or(0, |issued| issued.renewals)
+    }
+
+    /// A login was answered with a token that expires at a time in seconds since 1970.
+    pub(super) fn note_login(&self, expires_s: u64) {
+        let life_us = expires_s.saturating_mul(1_000_000).saturating_sub(clock::unix_us());
+        self.life_us.fetch_min(life_us, Ordering::Relaxed);
+        self.first_login_us.fetch_min(clock::now_us(), Ordering::Relaxed);
+    }
+
+    /// Whether a client's token may have come to its end: then a server that closes its connection does what it has to.
+    pub(super) fn may_have_expired(&self, client: u32, now_us: u64) -> bool {
+        let first_us = self.first_login_us.load(Ordering::Relaxed);
+        let at_us = self.issued(client).map_or(first_us, |issued| issued.at_us);
+        now_us.saturating_add(CLOCK_SKEW_US) >= at_us.saturating_add(self.life_us.load(Ordering::Relaxed))
     }
 
     fn issued(&self, client: u32) -> Option<Issued> {
@@ -147,7 +172,8 @@ impl Tokens {
         match answer {
             Ok(token) => {
                 let token: Arc<str> = token.into();
-                let issued = Issued { token: Arc::clone(&token), renewals: renewals + 1 };
+                let at_us = clock::now_us();
+                let issued = Issued { token: Arc::clone(&token), renewals: renewals + 1, at_us };
                 *renewal.token.lock().expect("no panic while held") = Some(issued);
                 turn.retry.reset();
                 turn.next_us = 0;
@@ -215,6 +241,23 @@ mod tests {
         assert_eq!(&*tokens.renew(7, Stale::After(1), || logins.one()).await.expect("is there"), "token-2");
         assert_eq!(&*tokens.renew(7, Stale::After(2), || logins.one()).await.expect("logs in"), "token-3");
         assert_eq!([7, 8].map(|client| tokens.renewals(client)), [3, 0]);
+    }
+
+    #[tokio::test]
+    async fn a_token_may_have_expired_after_the_life_that_its_login_was_told() {
+        let tokens = Tokens::default();
+        let second = 1_000_000;
+        assert!(!tokens.may_have_expired(1, 3_600_000 * second), "no login told of a life");
+        tokens.note_login(clock::unix_ms() / 1_000 + 60);
+        let now_us = clock::now_us();
+        assert!(!tokens.may_have_expired(1, now_us + 50 * second));
+        assert!(tokens.may_have_expired(1, now_us + 60 * second));
+        let login = || async { Ok("new".into()) };
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokens.renew(1, Stale::Token("initial"), login).await.expect("logs in");
+        let renewed_us = clock::now_us();
+        assert!(!tokens.may_have_expired(1, renewed_us + 50 * second));
+        assert!(tokens.may_have_expired(1, renewed_us + 60 * second));
     }
 
     #[tokio::test]

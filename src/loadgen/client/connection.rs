@@ -234,8 +234,12 @@ impl Device {
         // A server that asked to go elsewhere may cut who stays; one that let it be for long did not mean that.
         let now = self.now_us;
         let is_moved = |r: &Reconnection| r.moved_us > 0 && now < r.moved_us.saturating_add(MOVED_WITHIN_US);
+        // A server has to end a connection with its token.
+        let has_expired = matches!(error, LinkError::Closed(code) if *code == CloseCode::Unauthorized.code())
+            && self.run.world.token_may_have_expired(self.client, now);
         let is_planned = self.reconnection.as_deref().is_some_and(is_moved)
-            || matches!(error, LinkError::Closed(code) if *code == CloseCode::Moved.code());
+            || matches!(error, LinkError::Closed(code) if *code == CloseCode::Moved.code())
+            || has_expired;
         let why = error.name();
         if !is_planned {
             self.run.stats.connection_lost(error);
@@ -249,7 +253,8 @@ impl Device {
         }
         // One that loses its connection again before it has caught up is still away by the first loss.
         let is_first = self.reconnection().lost.is_none();
-        let fault = is_first.then(|| self.run.disconnected_by_fault(is_planned, now)).flatten();
+        let may_be_a_faults = is_first && !has_expired;
+        let fault = may_be_a_faults.then(|| self.run.disconnected_by_fault(is_planned, now)).flatten();
         let is_short = now < self.opened_us.saturating_add(SHORT_LIVED_US);
         if !is_planned {
             self.short_lived = if is_short { self.short_lived.saturating_add(1) } else { 0 };

@@ -259,6 +259,11 @@ impl World {
         self.tokens.renewed()
     }
 
+    /// Whether a device's token may have come to its end.
+    pub(super) fn token_may_have_expired(&self, client: u32, now_us: u64) -> bool {
+        self.tokens.may_have_expired(client, now_us)
+    }
+
     /// How often a device's token was replaced during the run.
     pub(super) fn renewals(&self, client: u32) -> u32 {
         self.tokens.renewals(client)
@@ -273,6 +278,7 @@ impl World {
             if login.user != expected {
                 return Err(Error::Unreadable(format!("a login of user {expected} was answered as {}", login.user)));
             }
+            self.tokens.note_login(login.expires_at);
             Ok(login.token.into_boxed_str())
         };
         self.tokens.renew(client, stale, login).await

@@ -89,6 +89,7 @@ impl World {
         for (user, logins) in made.into_iter().flat_map(|made| made.accounts).enumerate() {
             for (client, login) in self.clients_of(user as u32).zip(logins) {
                 self.users[user].id = login.user;
+                self.tokens.note_login(login.expires_at);
                 self.clients[client as usize].token = login.token.into_boxed_str();
                 placements.push(login.placement);
             }
@@ -125,6 +126,7 @@ impl World {
                 let started = clock::now_us();
                 let login = api.login(name, PASSWORD, device).await?;
                 recorder.record(client, LatencyPath::Login, started, clock::now_us() - started);
+                world.tokens.note_login(login.expires_at);
                 Ok((login.token.into_boxed_str(), login.placement))
             };
             api.retrying(seed(client, 0), login).await

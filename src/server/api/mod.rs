@@ -57,7 +57,7 @@ const BROADCAST_RETRY: Duration = Duration::from_millis(100);
 const BROADCAST_RETRY_MAX: Duration = Duration::from_millis(800);
 
 /// How often tokens that were logged out and have expired since are removed from the directory.
-const PURGE_INTERVAL: Duration = Duration::from_secs(600);
+const PURGE_INTERVAL: Duration = Duration::from_mins(10);
 
 /// Names whose logins are counted.
 const LOGIN_NAMES_MAX: usize = 100_000;

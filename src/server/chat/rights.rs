@@ -142,7 +142,9 @@ impl ChatServer {
             if new.is_empty() {
                 continue;
             }
-            new.iter().for_each(|token| self.rights.tokens.insert(*token));
+            for token in &new {
+                self.rights.tokens.insert(*token);
+            }
             for connection in self.hub.select(|connection| new.contains(&connection.token)) {
                 self.close(&connection, CloseCode::LoggedOut);
             }

@@ -183,7 +183,9 @@ impl ChatServer {
         let newest = self.deps.backends.messages.read_back(conversation, MessageId(u64::MAX), 1).await?;
         if let Some(message) = newest.first() {
             let head = ServerFrame::Head(HeadFrame { conversation, id: message.id });
-            connections.iter().for_each(|connection| self.reply(connection, &head));
+            for connection in connections {
+                self.reply(connection, &head);
+            }
         }
         Ok(())
     }
