@@ -136,6 +136,6 @@ pub trait Directory: Send + Sync {
     /// The tokens that were logged out within the last `seconds`, by the clock of the database.
     async fn revoked_within(&self, seconds: u64) -> BackendResult<Vec<Uuid>>;
 
-    /// Removes the tokens that have expired since they were logged out. Returns how many.
+    /// Removes logged-out tokens that expired over an hour ago. Returns how many.
     async fn purge_revoked(&self) -> BackendResult<u64>;
 }

@@ -136,17 +136,34 @@ impl ChatServer {
     }
 
     /// Subscribes the members that are connected here, tells them, and says where the conversation stands: what was said the
-    /// new way before they were subscribed is below that.
+    /// new way before they were subscribed is below that. Where that fails they are subscribed no more, so that whoever does
+    /// it again finds them as they were.
     async fn has_grown(self: &Arc<Self>, conversation: ConversationId, members: &MemberList) -> BackendResult<()> {
         let mut new = Vec::new();
+        let mut result = Ok(());
         for connection in self.hub.connections_of(members.users.iter().copied()) {
-            if self.add_subscription(&connection, conversation, usize::MAX).await? == Added::New {
-                let frame = ConversationChangeFrame { conversation, large: true };
-                self.reply(&connection, &ServerFrame::Conversation(frame));
-                new.push(connection);
+            match self.add_subscription(&connection, conversation, usize::MAX).await {
+                Ok(Added::New) => {
+                    let frame = ConversationChangeFrame { conversation, large: true };
+                    self.reply(&connection, &ServerFrame::Conversation(frame));
+                    new.push(connection);
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
             }
         }
-        self.show_head(conversation, &new).await
+        if result.is_ok() {
+            result = self.show_head(conversation, &new).await;
+        }
+        if result.is_err() {
+            for connection in &new {
+                self.remove_subscription(connection, conversation).await;
+            }
+        }
+        result
     }
 
     /// Ends the subscriptions and tells their connections, which get what is said by themselves from now on; and says where the
