@@ -1,4 +1,4 @@
-//! Wrappers over any port: a deadline with timing, and seeded faults.
+//! Wrappers over any port: a deadline with timing, seeded faults, and answers that come late.
 //!
 //! One macro forwards every call of a port through `Layer::around`, so a layer is written once and serves all ports.
 
@@ -36,6 +36,8 @@ pub enum Layer {
     Timed(Arc<Metrics>, Box<Limiter>),
     /// Breaks calls on purpose.
     Faulty(Box<Faults>),
+    /// Answers of some operations come late: what they say was true when it was read.
+    Late(&'static [&'static str], Duration),
 }
 
 /// Seeded faults: which calls go wrong, and how.
@@ -92,6 +94,13 @@ impl Layer {
         match self {
             Self::Timed(metrics, limiter) => timed(metrics, limiter, operation, call).await,
             Self::Faulty(faults) => faulty(faults.draw(), operation, call).await,
+            Self::Late(operations, wait) => {
+                let answer = call.await;
+                if operations.contains(&operation) {
+                    tokio::time::sleep(*wait).await;
+                }
+                answer
+            }
         }
     }
 }

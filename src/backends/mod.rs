@@ -297,6 +297,13 @@ impl Backends {
         Self { registry: Arc::clone(registry), directory: Arc::clone(directory), media: Arc::clone(media), ..layered }
     }
 
+    /// The same engines, whose answers to some operations, such as `sessions.claim`, come late: for tests of what happens
+    /// meanwhile.
+    #[must_use]
+    pub fn late(&self, operations: &'static [&'static str], wait: Duration) -> Self {
+        self.layered(|| Layer::Late(operations, wait))
+    }
+
     fn layered(&self, mut layer: impl FnMut() -> Layer) -> Self {
         Self {
             log: Arc::new(Layered::new(Arc::clone(&self.log), layer())),

@@ -42,7 +42,7 @@ pub fn read(path: &Path) -> io::Result<RunResult> {
         kind @ io::ErrorKind::NotFound => named(kind, &"there is none; `chatctl load --out FOLDER` writes one"),
         kind => named(kind, &e),
     })?;
-    let result: RunResult = untrusted::parse(&bytes)
+    let result = untrusted::parse_result(&bytes)
         .map_err(|e| named(io::ErrorKind::InvalidData, &format!("not a result of chatctl load: {e}")))?;
     if result.schema != SCHEMA_VERSION {
         let problem =

@@ -1,9 +1,11 @@
 //! Results of unknown origin: files of another build, another machine, or of somebody who wants to do harm.
 
-use serde::de::{Deserialize, DeserializeOwned};
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
 
 use crate::loadgen::RunResult;
+use crate::loadgen::result::Verdict;
 use crate::loadgen::scenario::check_name;
 use crate::telemetry::{Latency, printable};
 
@@ -29,6 +31,36 @@ pub(super) fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T, String> {
         Latency::deserialize(text).map_err(|e| format!("histograms.{name}: {}", printable(&e.to_string())))?;
     }
     serde_json::from_value(value).map_err(|e| printable(&e.to_string()).into_owned())
+}
+
+/// What every result has. What is absent would read as its default: a pass with nothing lost.
+#[derive(Deserialize)]
+#[expect(dead_code, reason = "it is enough that they are there")]
+struct MustHave {
+    schema: IgnoredAny,
+    scenario: IgnoredAny,
+    verdict: IgnoredAny,
+    counts: IgnoredAny,
+    duration_s: IgnoredAny,
+}
+
+/// Parses a result whose verdict is there, and is what its counts and thresholds allow.
+///
+/// # Errors
+/// Says what is wrong, by the path of the value.
+pub(super) fn parse_result(json: &[u8]) -> Result<RunResult, String> {
+    serde_json::from_slice::<MustHave>(json).map_err(|e| printable(&e.to_string()).into_owned())?;
+    let result: RunResult = parse(json)?;
+    let broken = result.counts.violations();
+    if let Some((kind, n)) = broken.iter().next().filter(|_| result.verdict != Verdict::LedgerViolated) {
+        let word = result.verdict.word();
+        return Err(format!("it contradicts itself: its verdict is {word}, and counts.{kind} is {n}"));
+    }
+    let failed = result.thresholds.iter().find(|outcome| !outcome.passed && result.verdict == Verdict::Pass);
+    if let Some(failed) = failed {
+        return Err(format!("it contradicts itself: its verdict is PASS, and {} failed", failed.threshold));
+    }
+    Ok(result)
 }
 
 /// A result in which no name and no word of a server is obeyed by a terminal.
@@ -189,6 +221,29 @@ mod tests {
         value["faults"][0]["at_s"] = serde_json::json!(1e300);
         let refused = parse::<RunResult>(value.to_string().as_bytes()).expect_err("absurd");
         assert!(refused.starts_with("faults[0].at_s: 1e+300: no figure of a run"), "{refused}");
+    }
+
+    #[test]
+    fn absence_is_no_pass_and_a_verdict_agrees_with_its_counts() {
+        let refused = |change: fn(&mut Value)| {
+            let mut value = full();
+            change(&mut value);
+            parse_result(value.to_string().as_bytes()).map(|_| ()).expect_err("refused")
+        };
+        assert!(parse_result(full().to_string().as_bytes()).is_ok());
+        for name in ["schema", "scenario", "verdict", "counts", "duration_s"] {
+            let mut value = full();
+            value.as_object_mut().expect("an object").remove(name);
+            let problem = parse_result(value.to_string().as_bytes()).expect_err("it lacks something");
+            assert!(problem.contains(name), "{problem}");
+        }
+        let lost = refused(|value| value["counts"]["lost"] = 5.into());
+        assert_eq!(lost, "it contradicts itself: its verdict is PASS, and counts.lost is 5");
+        let failed = refused(|value| {
+            value["thresholds"] = serde_json::json!([{"threshold": "lost == 0", "passed": false}]);
+        });
+        assert_eq!(failed, "it contradicts itself: its verdict is PASS, and lost == 0 failed");
+        assert!(parse_result(b"[]").is_err() && parse_result(b"{}").is_err());
     }
 
     #[test]

@@ -29,12 +29,15 @@ pub fn read_all(path: &Path) -> Result<FoundRuns, Error> {
     let mut paths: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).collect();
     paths.sort();
     let mut found = FoundRuns::default();
+    let without = |path: &Path| format!("{}: a run without a {}", path.display(), report::RESULT_FILE);
+    if matches!(kind(path), Ok(Kind::CutShort)) {
+        found.without_result.push(without(path));
+        return Ok(found);
+    }
     for path in &paths {
         match kind(path) {
             Ok(Kind::Result) => found.results.push(read(path)?),
-            Ok(Kind::CutShort) => {
-                found.without_result.push(format!("{}: a run without a {}", path.display(), report::RESULT_FILE));
-            }
+            Ok(Kind::CutShort) => found.without_result.push(without(path)),
             Ok(Kind::Other) => {}
             Err(error) => found.without_result.push(format!("{}: {error}", path.display())),
         }
@@ -104,6 +107,8 @@ mod tests {
             |n: usize| found.without_result[n].starts_with(&at(&format!("run-{}", n + 2)).display().to_string());
         assert!(found.without_result.len() == 4 && (0..4).all(named), "{:?}", found.without_result);
         assert_eq!(read_all(&home.path().join("run-1")).expect("reads").results.len(), 1);
+        let cut_short = read_all(&home.path().join("run-2")).expect("a run, and no result");
+        assert!(cut_short.results.is_empty() && cut_short.without_result.len() == 1, "{cut_short:?}");
         assert!(read_all(&home.path().join("notes")).is_err_and(|e| e.to_string().contains("no result")));
     }
 }

@@ -1,7 +1,10 @@
 //! Latency histograms in microseconds.
 
+use std::io::Read;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use flate2::read::ZlibDecoder;
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Deserializer as HistogramReader, Serializer as _, V2DeflateSerializer};
 use serde::de::Error as _;
@@ -18,6 +21,27 @@ const READ_SAMPLES_MAX: u64 = 10_000_000_000_000_000;
 
 /// Most bytes of a histogram's text form: 40,000 counters of nine bytes, deflated or not.
 const TEXT_BYTES_MAX: usize = 1 << 20;
+
+/// Most digits and largest value that a histogram that is read may tell apart: 26 MB of counters. They stand in its head, and
+/// the memory for them is taken before the first count is read.
+const READ_DIGITS_MAX: u32 = 5;
+const READ_VALUE_MAX: u64 = 1 << 42;
+
+/// Digits and largest value that a histogram claims to tell apart; `None` where it has no head.
+fn claimed_size(bytes: &[u8]) -> Option<(u32, u64)> {
+    /// First word of the V2 form, plain and deflated.
+    const PLAIN: u32 = 0x1c84_9313;
+    const DEFLATED: u32 = 0x1c84_9314;
+    let four = |bytes: &[u8], at: usize| Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+    let mut head = [0; 32];
+    match four(bytes, 0)? {
+        PLAIN => head.copy_from_slice(bytes.get(..32)?),
+        DEFLATED => ZlibDecoder::new(bytes.get(8..)?).read_exact(&mut head).ok()?,
+        _ => return None,
+    }
+    let highest = (u64::from(four(&head, 24)?) << 32) | u64::from(four(&head, 28)?);
+    Some((four(&head, 12)?, highest))
+}
 
 /// Latencies of one kind. Merged, never averaged.
 ///
@@ -68,6 +92,11 @@ impl Latency {
     /// # Errors
     /// Says what is wrong with it.
     pub fn from_bytes(mut bytes: &[u8]) -> Result<Self, String> {
+        if let Some((digits, highest)) = claimed_size(bytes)
+            && (digits > READ_DIGITS_MAX || highest > READ_VALUE_MAX)
+        {
+            return Err(format!("not a histogram of latencies: values up to {highest} with {digits} digits"));
+        }
         let read: Result<Histogram<u64>, _> = HistogramReader::new().deserialize(&mut bytes);
         let read = read.map_err(|e| format!("not a histogram: {e:?}"))?;
         // The reader's own sum stops at the largest number.
@@ -185,6 +214,11 @@ pub struct LatencySummary {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
+    use flate2::Compression;
+    use flate2::write::ZlibEncoder;
+
     use super::*;
 
     #[test]
@@ -210,6 +244,30 @@ mod tests {
         for rubbish in ["\"\"", "\"AAAA\"", "\"no base 64\"", "7"] {
             assert!(serde_json::from_str::<Latency>(rubbish).is_err(), "{rubbish}");
         }
+    }
+
+    #[test]
+    fn a_histogram_that_claims_gigabytes_is_refused_before_they_are_taken() {
+        let claiming = |digits: u32, highest: u64| {
+            let mut head = Vec::new();
+            head.extend([0x1c84_9313, 1, 0, digits].iter().flat_map(|word| word.to_be_bytes()));
+            head.extend([1, highest].iter().flat_map(|value| value.to_be_bytes()));
+            head.extend(1.0_f64.to_be_bytes());
+            head.push(0);
+            head
+        };
+        let deflated = |plain: &[u8]| {
+            let mut zlib = ZlibEncoder::new(Vec::new(), Compression::fast());
+            zlib.write_all(plain).expect("writes");
+            let packed = zlib.finish().expect("writes");
+            [&0x1c84_9314_u32.to_be_bytes(), &(packed.len() as u32).to_be_bytes(), packed.as_slice()].concat()
+        };
+        let large = claiming(5, u64::MAX / 2);
+        for bytes in [large.clone(), deflated(&large), claiming(9, 1_000), deflated(&claiming(1, 1 << 43))] {
+            assert!(Latency::from_bytes(&bytes).is_err_and(|why| why.contains("digits")), "{bytes:?}");
+        }
+        assert_eq!(claimed_size(&Latency::default().to_bytes().expect("writes")).map(|(digits, _)| digits), Some(3));
+        assert_eq!(Latency::from_bytes(&deflated(&claiming(2, 1 << 30))).map(|latency| latency.count()), Ok(0));
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod panels;
 mod state;
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crossterm::event::{Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
@@ -30,11 +31,21 @@ pub enum Ended {
 /// # Errors
 /// When the terminal can't be used.
 pub fn show(mut live: watch::Receiver<LiveSnapshot>, use_colour: bool) -> io::Result<Ended> {
-    let mut terminal = ratatui::try_init()?;
-    let result = run(&mut terminal, &mut live, use_colour);
-    // Not `restore`: it prints what goes wrong, and panics where nobody reads standard error any more.
-    let _ = ratatui::try_restore();
+    IS_SHOWN.store(true, Ordering::Release);
+    let result = ratatui::try_init().and_then(|mut terminal| run(&mut terminal, &mut live, use_colour));
+    restore();
     result
+}
+
+/// Whether the terminal is in the screen's hands.
+static IS_SHOWN: AtomicBool = AtomicBool::new(false);
+
+/// Gives the terminal back, if the screen has it: for a process that ends at once. Output that is no terminal is left alone.
+pub fn restore() {
+    if IS_SHOWN.swap(false, Ordering::AcqRel) {
+        // Not ratatui's `restore`: it prints what goes wrong, and panics where nobody reads standard error any more.
+        let _ = ratatui::try_restore();
+    }
 }
 
 fn run(

@@ -9,16 +9,19 @@
 //! | `split` | a scenario cut into parts |
 //! | `wire` | what coordinator and worker say, over a pipe or TCP, and how each proves that it knows the secret |
 //! | `worker` | runs one part |
+//! | `hired` | a worker before it has a job: started or reached, its clocks compared with ours |
 //! | `coordinator` | starts all parts at the same moment, does the faults, shows and judges the whole |
 //! | `merge` | snapshots and results put together |
 
 mod coordinator;
+mod hired;
 mod merge;
 mod split;
 mod wire;
 mod worker;
 
-pub use coordinator::{FleetOptions, Worker, run};
+pub use coordinator::{FleetOptions, run};
+pub use hired::Worker;
 pub use split::split;
 pub use wire::{Secret, WireError};
 pub use worker::{serve, serve_pipe};

@@ -1,21 +1,21 @@
 //! `report.html`: a finished run as one page without network, script or any other file.
 
 mod chart;
+mod over_time;
+mod tables;
 
 use std::fmt::Write;
 
-use self::chart::{Axis, Chart, HeatMap, Line};
-use super::{escape, human_bytes, human_count, human_us, human_value, series};
+use self::chart::{Axis, Chart, Line};
+use self::over_time::{micros, over_time, values};
+use self::tables::{environment, faults, generator, ledger, processes, thresholds};
+use super::{escape, human_count, human_us};
 use crate::loadgen::RunResult;
 use crate::loadgen::result::Verdict;
-use crate::telemetry::live::{HEAT_STEPS, HEAT_STEPS_PER_DECADE, HEAT_US_MIN};
-use crate::telemetry::{Latency, LatencyPath, LiveSnapshot, PathName, RunPhase};
+use crate::telemetry::{Latency, LatencyPath, LiveSnapshot};
 
 /// The style sheet; the page's colours follow the reader's light or dark preference.
 const STYLE: &str = include_str!("page.css");
-
-/// Violations that are listed with their ids.
-const VIOLATIONS_MAX: usize = 50;
 
 /// The page of a run. `series` may be empty: what needs it is left out.
 #[must_use]
@@ -104,154 +104,6 @@ fn tiles(page: &mut String, r: &RunResult) {
     page.push_str("</div>\n");
 }
 
-fn over_time(page: &mut String, series: &[LiveSnapshot], marks: &[(f64, String)]) {
-    let shown: Vec<&LiveSnapshot> = series.iter().filter(|s| s.elapsed_s > 0.0 && s.phase != RunPhase::Done).collect();
-    if shown.len() < 2 {
-        return;
-    }
-    let x = Axis { min: 0.0, max: shown[shown.len() - 1].elapsed_s, is_log: false };
-    let x_ticks: Vec<(f64, String)> = x.ticks().into_iter().map(|s| (s, format!("{s:.0} s"))).collect();
-    let line = |name: &str, value: &dyn Fn(&LiveSnapshot) -> Option<f64>| Line {
-        name: name.to_owned(),
-        points: shown.iter().filter_map(|s| Some((s.elapsed_s, value(s)?))).collect(),
-    };
-    let delivery = |pick: fn(&crate::telemetry::LatencySummary) -> u64| {
-        move |s: &LiveSnapshot| s.interval.get(LatencyPath::Delivery).filter(|d| d.count > 0).map(|d| pick(d) as f64)
-    };
-    let chart = |title: &str, note: &str, y: fn(&[Line]) -> Axis, y_text: fn(f64) -> String, lines: Vec<Line>| {
-        let lines: Vec<Line> = lines.into_iter().filter(|line| !line.points.is_empty()).collect();
-        Chart { title, note, x, y: y(&lines), x_ticks: x_ticks.clone(), y_text, lines, marks }.render()
-    };
-    page.push_str("<h2>Over time</h2>\n<div class=\"charts\">\n");
-    // A run that only holds connections has nothing to show of messages.
-    let has_talk = shown.iter().any(|s| s.totals.intended > 0.0);
-    if has_talk {
-        page.push_str(&chart(
-            "Delivery latency",
-            "from the time at which each message was due to each device, per second; logarithmic",
-            |lines| Axis::decades(values(lines)),
-            micros,
-            vec![
-                line("p50", &delivery(|s| s.p50_us)),
-                line("p90", &delivery(|s| s.p90_us)),
-                line("p99", &delivery(|s| s.p99_us)),
-                line("max", &delivery(|s| s.max_us)),
-            ],
-        ));
-        page.push_str(&heat_map(&shown, x, &x_ticks, marks));
-        page.push_str(&chart(
-            "Messages per second",
-            "logarithmic: one message to a group is many deliveries",
-            |lines| Axis::decades(values(lines)),
-            count,
-            vec![
-                line("due", &|s| Some(s.rates.intended)),
-                line("acknowledged", &|s| Some(s.rates.acked)),
-                line("delivered", &|s| Some(s.rates.delivered)),
-            ],
-        ));
-    }
-    page.push_str(&connections(&shown, &line, &chart));
-    if has_talk {
-        page.push_str(&chart(
-            "Queue lag and delivery p99",
-            "age of the oldest record that no server has read, and what people waited; logarithmic",
-            |lines| Axis::decades(values(lines)),
-            micros,
-            vec![
-                line("oldest unread record", &|s| Some(series::lag_s(s) * 1e6)),
-                line("delivery p99", &delivery(|s| s.p99_us)),
-            ],
-        ));
-    }
-    // Everybody leaving at the end is no load: how late that is says nothing of the run.
-    let late = |s: &LiveSnapshot| (s.elapsed_s <= s.planned_s).then_some(s.generator_lag_us_p99 as f64);
-    let late_p50 = |s: &LiveSnapshot| (s.elapsed_s <= s.planned_s).then_some(s.generator_lag_us_p50 as f64);
-    page.push_str(&chart(
-        "Generator",
-        "how late the generator itself was, 99th percentile per second: where it is late, nothing else can be trusted",
-        |lines| Axis::from_zero(values(lines)),
-        micros,
-        vec![line("late p99", &late), line("late p50", &late_p50)],
-    ));
-    page.push_str(&chart(
-        "Processor time",
-        "of the generator, and of everybody else on its machine",
-        |lines| Axis::from_zero(values(lines)),
-        |v| format!("{v:.2} cores"),
-        vec![
-            line("generator", &|s| Some(s.generator_cores)),
-            line("other programs", &|s| s.machine?.foreign_cores),
-            line("other machines of the host", &|s| Some(s.machine?.steal_cores).filter(|cores| *cores > 0.0)),
-        ],
-    ));
-    page.push_str("</div>\n");
-}
-
-type Render<'a> = dyn Fn(&str, &str, fn(&[Line]) -> Axis, fn(f64) -> String, Vec<Line>) -> String + 'a;
-type Pick<'a> = dyn Fn(&str, &dyn Fn(&LiveSnapshot) -> Option<f64>) -> Line + 'a;
-
-/// Connections by chat server; where there are many, the lowest, the middle and the highest.
-fn connections(shown: &[&LiveSnapshot], line: &Pick<'_>, chart: &Render<'_>) -> String {
-    /// Servers with a line of their own.
-    const SERVERS_MAX: usize = 6;
-    let mut names: Vec<&String> = shown
-        .iter()
-        .flat_map(|s| s.servers.iter().filter(|(_, server)| server.role == "chat").map(|(name, _)| name))
-        .collect();
-    names.sort_unstable();
-    names.dedup();
-    let of = |s: &LiveSnapshot, name: &str| s.servers.get(name).map(|server| server.connections as f64);
-    let sorted = |s: &LiveSnapshot| {
-        let mut all: Vec<f64> = names.iter().filter_map(|name| of(s, name)).collect();
-        all.sort_by(f64::total_cmp);
-        all
-    };
-    let lines = if names.len() <= SERVERS_MAX {
-        names.iter().map(|name| line(name, &|s| of(s, name))).collect()
-    } else {
-        vec![
-            line("fewest", &|s| sorted(s).first().copied()),
-            line("median", &|s| sorted(s).get(names.len() / 2).copied()),
-            line("most", &|s| sorted(s).last().copied()),
-            line("all servers", &|s| Some(sorted(s).iter().sum())),
-        ]
-    };
-    let note = format!("{} chat servers", names.len());
-    chart("Connections per server", &note, |lines| Axis::from_zero(values(lines)), count, lines)
-}
-
-fn heat_map(shown: &[&LiveSnapshot], x: Axis, x_ticks: &[(f64, String)], marks: &[(f64, String)]) -> String {
-    let rows = shown.iter().map(|s| s.heat.len()).max().unwrap_or(0).max(7).min(HEAT_STEPS as usize + 1);
-    let upper = |row: usize| HEAT_US_MIN as f64 * 10_f64.powf(row as f64 / f64::from(HEAT_STEPS_PER_DECADE));
-    let map = HeatMap {
-        title: "Deliveries by latency",
-        note: "the darker, the more; by logarithm, so that a single slow one is seen",
-        x,
-        x_ticks: x_ticks.to_vec(),
-        rows: (0..rows).map(|row| micros(upper(row))).collect(),
-        columns: shown.iter().map(|s| (s.elapsed_s, s.heat.as_slice())).collect(),
-        marks,
-    };
-    map.render()
-}
-
-fn values(lines: &[Line]) -> impl Iterator<Item = f64> + Clone + '_ {
-    lines.iter().flat_map(|line| line.points.iter().map(|point| point.1))
-}
-
-fn micros(us: f64) -> String {
-    human_us(us.round() as u64).replace(".0 ", " ").replace(".00 ", " ")
-}
-
-fn seconds(s: f64) -> String {
-    format!("{s:.2} s")
-}
-
-fn count(n: f64) -> String {
-    if n >= 1e6 { format!("{:.1} M", n / 1e6) } else { human_count(n.round() as u64) }
-}
-
 /// Percentiles that the spectrum goes through, as 1/(1-p).
 fn spectrum(latency: &Latency) -> Vec<(f64, f64)> {
     let total = latency.count() as f64;
@@ -297,214 +149,12 @@ fn latency(page: &mut String, r: &RunResult) {
     let _ = writeln!(page, "<div class=\"charts\" style=\"margin-top:16px\">{}</div>", chart.render());
 }
 
-fn thresholds(page: &mut String, r: &RunResult) {
-    if r.thresholds.is_empty() {
-        return;
-    }
-    page.push_str(
-        "<h2>Thresholds</h2>\n<div class=\"scroll\"><table><tr><th>condition</th><th>measured</th><th></th></tr>",
-    );
-    for outcome in &r.thresholds {
-        let (class, word) = if outcome.passed { ("ok", "holds") } else { ("no", "fails") };
-        let value = outcome.value.map_or("nothing".to_owned(), human_value);
-        let condition = escape(&outcome.threshold);
-        let _ = write!(page, "<tr><td>{condition}</td><td>{value}</td><td class=\"{class}\">{word}</td></tr>");
-    }
-    page.push_str("</table></div>\n");
-}
-
-fn ledger(page: &mut String, r: &RunResult) {
-    let c = &r.counts;
-    page.push_str("<h2>Ledger</h2>\n<div class=\"tiles\">");
-    let violations = c.violations();
-    if violations.is_empty() {
-        page.push_str("<div class=\"tile good\"><b>0</b><span>broken guarantees</span></div>");
-    }
-    for (kind, n) in violations {
-        let (n, kind) = (human_count(n), kind.replace('_', " "));
-        let _ = write!(page, "<div class=\"tile bad\"><b>{n}</b><span>{kind}</span></div>");
-    }
-    let _ = write!(
-        page,
-        "</div>\n<p class=\"sub\">{} conversations were read back in full and held against what was acknowledged and shown; \
-         {} were not. {} repeats on the wire were dropped by clients, {} gaps closed by sync, {} sends left without an \
-         answer.</p>\n",
-        human_count(c.audited),
-        human_count(c.unaudited),
-        human_count(c.repeated_on_wire),
-        human_count(c.gaps_synced),
-        human_count(c.unresolved)
-    );
-    checks(page, r);
-    if !r.violations.is_empty() {
-        let items = r.violations.iter().take(VIOLATIONS_MAX).map(|v| format!("<li>{}</li>", escape(v)));
-        let _ = writeln!(page, "<div class=\"scroll\"><ul class=\"ids\">{}</ul></div>", items.collect::<String>());
-    }
-    if !r.errors.is_empty() {
-        page.push_str(
-            "<h2>Errors that clients got</h2>\n<div class=\"scroll\"><table><tr><th>code</th><th>times</th></tr>",
-        );
-        for (code, n) in &r.errors {
-            let _ = write!(page, "<tr><td>{}</td><td>{}</td></tr>", escape(code), human_count(*n));
-        }
-        page.push_str("</table></div>\n");
-    }
-}
-
-/// What the verdict rests on, and how much of it.
-fn checks(page: &mut String, r: &RunResult) {
-    if r.checks.is_empty() {
-        return;
-    }
-    page.push_str(
-        "<div class=\"scroll\"><table><tr><th>check</th><th>expected</th><th>seen</th><th>wrong</th>\
-         <th>what could not be judged</th></tr>",
-    );
-    for check in &r.checks {
-        let class = if check.wrong == 0 { "" } else { "no" };
-        let [expected, seen, wrong] = [check.expected, check.seen, check.wrong].map(human_count);
-        let (name, note) = (escape(&check.name), escape(&check.note));
-        let _ = write!(
-            page,
-            "<tr><td>{name}</td><td>{expected}</td><td>{seen}</td><td class=\"{class}\">{wrong}</td><td>{note}</td></tr>"
-        );
-    }
-    page.push_str("</table></div>\n");
-}
-
-fn faults(page: &mut String, r: &RunResult) {
-    if r.faults.is_empty() {
-        return;
-    }
-    page.push_str(
-        "<h2>Faults</h2>\n<div class=\"scroll\"><table><tr><th>what</th><th>at</th><th>lasted</th><th>disconnected</th>\
-         <th>back</th><th>99 % back after</th><th>errors</th><th>late ACKs</th><th>calm after its end</th></tr>",
-    );
-    for f in &r.faults {
-        let or_dash = |s: Option<f64>| s.map_or("–".to_owned(), seconds);
-        let what = f.error.as_ref().map_or_else(|| f.what.clone(), |error| format!("{}: {error}", f.what));
-        let _ = write!(
-            page,
-            "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
-            escape(&what),
-            seconds(f.at_s),
-            seconds(f.lasted_s),
-            human_count(f.disconnected),
-            human_count(f.recovered),
-            or_dash(f.recovered_99_s),
-            human_count(f.errors),
-            human_count(f.late_acks),
-            or_dash(f.calm_after_s)
-        );
-    }
-    page.push_str("</table></div>\n");
-}
-
-fn generator(page: &mut String, r: &RunResult) {
-    let g = &r.generator;
-    let _ = write!(
-        page,
-        "<h2>Generator</h2>\n<p class=\"sub\">late p50 {}, p99 {}, max {} over {} actions; {:.2} s of processor time, {:.1} µs per \
-         frame and beat; {} resident{}</p>\n",
-        human_us(g.lag.p50_us),
-        human_us(g.lag.p99_us),
-        human_us(g.lag.max_us),
-        human_count(g.lag.count),
-        g.cpu_s,
-        r.generator_us_per_frame(),
-        human_bytes(g.resident_bytes),
-        if g.stack_cpu_s > 0.0 {
-            format!("; the stack in the same process took {:.2} s of processor time", g.stack_cpu_s)
-        } else {
-            String::new()
-        }
-    );
-    if let Some(m) = r.memory {
-        let each = |bytes: u64| human_bytes(bytes / m.connections.max(1));
-        let _ = writeln!(
-            page,
-            "<p class=\"sub\">Memory of each of {} connections: server {}, client {}, kernel {}.</p>",
-            human_count(m.connections),
-            each(m.server_bytes),
-            each(m.client_bytes),
-            each(m.kernel_bytes)
-        );
-    }
-    if r.workers.is_empty() {
-        return;
-    }
-    page.push_str(
-        "<div class=\"scroll\"><table><tr><th>worker</th><th>devices</th><th>late p99</th><th>CPU</th><th>memory</th>\
-         <th>clock offset</th><th>state</th></tr>",
-    );
-    for w in &r.workers {
-        let state = w.lost.as_deref().map_or("<span class=\"ok\">finished</span>".to_owned(), |why| {
-            format!("<span class=\"no\">{}</span>", escape(why))
-        });
-        let _ = write!(
-            page,
-            "<tr><td>{}</td><td>{}</td><td>{}</td><td>{:.2} s</td><td>{}</td><td>{} ± {} µs</td><td>{state}</td></tr>",
-            escape(&w.name),
-            human_count(w.clients),
-            human_us(w.lag_us_p99),
-            w.cpu_s,
-            human_bytes(w.resident_bytes),
-            w.clock_offset_us,
-            w.clock_error_us
-        );
-    }
-    page.push_str("</table></div>\n");
-}
-
-fn processes(page: &mut String, r: &RunResult) {
-    if r.processes.is_empty() {
-        return;
-    }
-    let millions = r.counts.delivered.max(1) as f64 / 1e6;
-    page.push_str(
-        "<h2>Processes of the stack</h2>\n<div class=\"scroll\"><table><tr><th>process</th><th>role</th><th>CPU</th>\
-         <th>CPU per million deliveries</th><th>memory</th></tr>",
-    );
-    for p in &r.processes {
-        let _ = write!(
-            page,
-            "<tr><td>{}</td><td>{}</td><td>{:.2} s</td><td>{:.1} s</td><td>{}</td></tr>",
-            escape(&p.name),
-            escape(&p.role),
-            p.cpu_s,
-            p.cpu_s / millions,
-            human_bytes(p.resident_bytes)
-        );
-    }
-    page.push_str("</table></div>\n");
-}
-
-fn environment(page: &mut String, r: &RunResult) {
-    let _ = write!(page, "<h2>Environment</h2>\n<div class=\"scroll\"><table>");
-    let lag = r.histograms.get(PathName::GeneratorLag).map_or("–".to_owned(), |lag| human_count(lag.count()));
-    let rows = [
-        ("machine of the generator", r.machine.clone()),
-        ("chatctl", r.version.clone()),
-        ("target", r.target.clone()),
-        ("actions timed", lag),
-    ];
-    for (what, value) in rows {
-        let _ = write!(page, "<tr><td>{what}</td><td class=\"long\">{}</td></tr>", escape(&value));
-    }
-    let _ = write!(
-        page,
-        "</table></div>\n<footer>chatctl {}. Latency counts from the time at which a message was due, so a server that \
-         stalls shows in full.</footer>\n",
-        escape(&r.version)
-    );
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::loadgen::result::{Check, FaultRecord};
     use crate::telemetry::live::{ServerSnapshot, heat_of};
-    use crate::telemetry::{LatencySummary, PhaseKind};
+    use crate::telemetry::{LatencySummary, PhaseKind, RunPhase};
 
     fn run() -> (RunResult, Vec<LiveSnapshot>) {
         let mut delivery = Latency::default();

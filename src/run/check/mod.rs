@@ -89,10 +89,9 @@ impl<'a> Check<'a> {
         let file_hash = hash_of(settings.file)?;
         let there = if settings.is_made_anew { None } else { folder.read()? };
         if let Some(other) = there.as_ref().filter(|there| !there.about.is_of(&scenario_hash, &file_hash)) {
-            let problem = format!(
-                "it was made with another content of scenario {:?}: make it anew with --update-baseline",
-                other.about.scenario
-            );
+            let (made_with, wanted) = (&other.about.scenario, &settings.scenario.name);
+            let what = if made_with == wanted { "another content of" } else { "another scenario," };
+            let problem = format!("it was made with {what} {made_with:?}: make it anew with --update-baseline");
             return Err(Error::usage(problem).at(shown));
         }
         Ok(Self { settings, folder, there, scenario_hash, file_hash })

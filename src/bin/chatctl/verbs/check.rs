@@ -20,7 +20,8 @@ pub(crate) struct CheckArgs {
     /// Folder of the baseline; made from this build where there is none, and then nothing is compared
     #[arg(long, value_name = "DIR")]
     baseline: PathBuf,
-    /// Pairs of runs, of the baseline's build and of this one in turn
+    /// Pairs of runs, of the baseline's build and of this one in turn. Fewer than 10 tell only what doubles from chance, and of
+    /// fewer than 5 nothing is ever shown to be the same
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..=200))]
     runs: u32,
     /// Pairs up to which they are doubled where something is left open; four times --runs without it
@@ -50,6 +51,10 @@ pub(crate) fn run(args: CheckArgs) -> Result<u8, Failure> {
 
 /// Runs the check.
 fn compared(args: &CheckArgs, scenario: &Scenario) -> Result<Comparison, Failure> {
+    if let Some(max) = args.runs_max.filter(|max| *max < args.runs) {
+        let runs = args.runs;
+        return Err(Failure::usage(format!("--runs-max {max} is below --runs {runs}: leave it out, or raise it")));
+    }
     check_scenario(&args.scenario, scenario, args.target.as_deref())?;
     let interrupt = Tasks::new();
     let observer = ProgressLines { interrupt: &interrupt };

@@ -65,7 +65,11 @@ pub(crate) fn run_replay(args: ReplayArgs) -> Result<u8, Failure> {
         return Err(Failure::usage(format!("{}: the run has no seconds to show", args.folder.display())));
     }
     // Where a run was cut short there is a series and no result.
-    let verdict = report::read(&args.folder).map_or("CUT SHORT", |result| result.verdict.word());
+    let verdict = match report::read(&args.folder) {
+        Ok(result) => result.verdict.word(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => "CUT SHORT",
+        Err(error) => return Err(Failure::usage(error)),
+    };
     let interrupt = Tasks::new();
     let runtime = runner::runtime()?;
     runtime.block_on(async {
