@@ -1,15 +1,18 @@
 //! The HTTP API as a client sees it.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::header::RETRY_AFTER;
+use hyper::http::Extensions;
 use hyper::{HeaderMap, Method, Request, StatusCode};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::{HttpConnector, HttpInfo, capture_connection};
 use hyper_util::rt::TokioExecutor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -189,10 +192,17 @@ pub(super) enum Source {
 #[derive(Clone)]
 pub(super) struct Api {
     client: Client<HttpConnector, Full<Bytes>>,
+    /// The same without a pool: each request has a connection of its own.
+    fresh: Client<HttpConnector, Full<Bytes>>,
     base: Arc<str>,
     turns: Arc<Semaphore>,
     counts: Arc<ApiCounts>,
+    /// Connections that have carried an answer, by their ends here.
+    used: Arc<Mutex<HashSet<SocketAddr>>>,
 }
+
+/// What a server answered, whatever the status.
+type Answer = (StatusCode, HeaderMap, Bytes);
 
 impl Api {
     /// An API at an address such as `http://127.0.0.1:7100`.
@@ -201,9 +211,11 @@ impl Api {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(Duration::from_secs(3)));
-        let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(REQUESTS_AT_ONCE).build(connector);
+        let client =
+            |idle_max| Client::builder(TokioExecutor::new()).pool_max_idle_per_host(idle_max).build(connector.clone());
+        let (client, fresh) = (client(REQUESTS_AT_ONCE), client(0));
         let turns = Arc::new(Semaphore::new(REQUESTS_AT_ONCE));
-        Ok(Self { client, base: target.as_str().into(), turns, counts: Arc::default() })
+        Ok(Self { client, fresh, base: target.as_str().into(), turns, counts: Arc::default(), used: Arc::default() })
     }
 
     /// What happened to requests so far.
@@ -211,13 +223,7 @@ impl Api {
         &self.counts
     }
 
-    async fn send(
-        &self,
-        method: Method,
-        path: &str,
-        token: Option<&str>,
-        body: Bytes,
-    ) -> Result<(StatusCode, HeaderMap, Bytes), Error> {
+    async fn send(&self, method: Method, path: &str, token: Option<&str>, body: Bytes) -> Result<Answer, Error> {
         let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
         if let Some(token) = token {
             request = request.header("authorization", format!("Bearer {token}"));
@@ -227,19 +233,52 @@ impl Api {
         }
         let request = request.body(Full::new(body)).map_err(|e| Error::failed(&e))?;
         let _turn = self.turns.acquire().await.map_err(|e| Error::failed(&e))?;
-        let exchange = async {
-            let answer = self.client.request(request).await.map_err(|e| Error::failed(&e))?;
+        let late = || Error::transport(format!("no answer from {} within {TIMEOUT:?}", self.base));
+        let answer = tokio::time::timeout(TIMEOUT, self.exchange(request)).await.unwrap_or_else(|_| Err(late()));
+        if answer.as_ref().is_err_and(Error::is_local) {
+            self.counts.local_errors.fetch_add(1, Ordering::Relaxed);
+        }
+        answer
+    }
+
+    /// Sends a request and reads the whole answer. A server may close a connection that is idle whenever it likes, also while
+    /// the next request is on its way: one that can be repeated without harm is, at once and once, on a fresh connection.
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Answer, Error> {
+        let again = request.method().is_idempotent().then(|| request.clone());
+        let (answer, was_used_before) = self.exchange_once(&self.client, request).await;
+        match (answer, again) {
+            (Err(error), Some(again)) if was_used_before && !error.is_local() => {
+                self.counts.retries.fetch_add(1, Ordering::Relaxed);
+                self.exchange_once(&self.fresh, again).await.0
+            }
+            (answer, _) => answer,
+        }
+    }
+
+    /// The same once; and whether it failed on a connection that had carried an answer before.
+    async fn exchange_once(
+        &self,
+        client: &Client<HttpConnector, Full<Bytes>>,
+        mut request: Request<Full<Bytes>>,
+    ) -> (Result<Answer, Error>, bool) {
+        let connection = capture_connection(&mut request);
+        let answer = async {
+            let answer = client.request(request).await.map_err(|e| Error::failed(&e))?;
             let (head, body) = answer.into_parts();
             let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
             let body = body.map_err(|e| Error::failed(&*e))?;
             Ok((head.status, head.headers, body.to_bytes()))
         };
-        let late = || Error::transport(format!("no answer from {} within {TIMEOUT:?}", self.base));
-        let answer = tokio::time::timeout(TIMEOUT, exchange).await.unwrap_or_else(|_| Err(late()));
-        if answer.as_ref().is_err_and(Error::is_local) {
-            self.counts.local_errors.fetch_add(1, Ordering::Relaxed);
+        let answer = answer.await;
+        let mut extras = Extensions::new();
+        if let Some(connected) = connection.connection_metadata().as_ref() {
+            connected.get_extras(&mut extras);
         }
-        answer
+        let Some(own_end) = extras.get().map(HttpInfo::local_addr) else { return (answer, false) };
+        let mut used = self.used.lock().expect("no panic while held");
+        let was_used_before = if answer.is_ok() { !used.insert(own_end) } else { used.remove(&own_end) };
+        drop(used);
+        (answer, was_used_before)
     }
 
     async fn call<T: DeserializeOwned>(

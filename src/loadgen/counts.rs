@@ -68,6 +68,8 @@ counts!(
     intended,
     /// Messages written at least once.
     sent,
+    /// Messages of those that had no answer for five seconds on a connection that stood, and were sent again.
+    resent,
     /// Messages acknowledged.
     acked,
     /// Messages refused for good.
@@ -83,6 +85,9 @@ counts!(
     push_expected,
     /// Deliveries of those that came by push; in large channels a `head` frame is the push.
     pushed,
+    /// Deliveries by sync to devices that were there by plan, so soon after a connect or a send that it can't be said whether
+    /// a push had to bring them.
+    push_unknown,
     /// Frames received.
     frames,
     /// Frames that repeated a message and were dropped by the client.
@@ -126,8 +131,15 @@ counts!(
     tokens_renewed,
     /// Connects and requests that failed by a limit of the generator's own machine.
     local_errors,
+    /// Members of groups that were removed, as the API confirmed.
+    removals,
+    /// Members of those that were added again.
+    additions,
     /// Removals and additions of members that the API never confirmed.
     changes_failed,
+    /// Devices that were still fetching what they had missed when the load ended, ten seconds or longer after they had
+    /// connected.
+    not_caught_up,
     /// Devices that could not sync at the end.
     undrained,
     /// Conversations read back in full at the end.

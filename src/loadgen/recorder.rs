@@ -1,7 +1,7 @@
 //! Latencies by path, in µs from the time at which something was due.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use super::result::PhaseRecord;
@@ -21,9 +21,18 @@ pub(super) enum LagOf {
 /// Latencies by path. Indexed rather than mapped: this is what every received message touches.
 type Slots = [Option<Box<Latency>>; LatencyPath::ALL.len()];
 
+/// As many as there are threads that record much, or more.
 const SHARDS: usize = 8;
 
-/// All latencies of a run. Sharded by client, so that threads rarely meet.
+thread_local! {
+    /// The shard that a thread writes to. What it counts stays in its processor's cache.
+    static SHARD: usize = {
+        static THREADS: AtomicUsize = AtomicUsize::new(0);
+        THREADS.fetch_add(1, Ordering::Relaxed) % SHARDS
+    };
+}
+
+/// All latencies of a run. Sharded by thread, so that threads rarely meet.
 ///
 /// Each latency belongs to the phase in which what it measures was *due*, however late it is recorded. It is recorded once, in
 /// its shard; shards are folded into the run's totals when somebody looks.
@@ -54,10 +63,6 @@ struct PhaseCounts {
 impl PhaseBounds {
     fn part_at(&self, due_us: u64) -> usize {
         self.bounds_us.partition_point(|bound| *bound <= due_us)
-    }
-
-    fn counts_at(&self, due_us: u64) -> Option<&PhaseCounts> {
-        self.counts.get(self.part_at(due_us).checked_sub(1)?)
     }
 
     fn is_measured(&self, part: usize) -> bool {
@@ -120,54 +125,64 @@ impl Recorder {
     }
 
     /// Records that something that was due at `due_us` took `us`.
-    pub(super) fn record(&self, client: u32, path: LatencyPath, due_us: u64, us: u64) {
-        let part = self.part_at(due_us);
-        let mut shard = self.shards[client as usize % SHARDS].lock().expect("no panic while held");
+    pub(super) fn record(&self, path: LatencyPath, due_us: u64, us: u64) {
+        self.record_all(self.part_at(due_us), [(path, us)]);
+    }
+
+    fn record_all(&self, part: usize, latencies: impl IntoIterator<Item = (LatencyPath, u64)>) {
+        let mut shard = self.shards[SHARD.with(|shard| *shard)].lock().expect("no panic while held");
         if shard.len() <= part {
             shard.resize_with(part + 1, Slots::default);
         }
-        shard[part][path as usize].get_or_insert_default().record_us(us);
+        for (path, us) in latencies {
+            shard[part][path as usize].get_or_insert_default().record_us(us);
+        }
+    }
+
+    fn counts_of(&self, part: usize) -> Option<&PhaseCounts> {
+        self.bounds.get()?.counts.get(part.checked_sub(1)?)
     }
 
     /// A message is due.
     pub(super) fn due(&self, due_us: u64) {
-        if let Some(counts) = self.bounds.get().and_then(|bounds| bounds.counts_at(due_us)) {
+        if let Some(counts) = self.counts_of(self.part_at(due_us)) {
             add(&counts.due, 1);
         }
     }
 
     /// A message that was first written at `sent_us` was acknowledged at `now_us`.
-    pub(super) fn acked(&self, client: u32, due_us: u64, sent_us: u64, now_us: u64) {
-        self.record(client, LatencyPath::Ack, due_us, now_us.saturating_sub(due_us));
-        self.record(client, LatencyPath::AckService, due_us, now_us.saturating_sub(sent_us));
-        if let Some(counts) = self.bounds.get().and_then(|bounds| bounds.counts_at(due_us)) {
+    pub(super) fn acked(&self, due_us: u64, sent_us: u64, now_us: u64) {
+        let part = self.part_at(due_us);
+        let service = (LatencyPath::AckService, now_us.saturating_sub(sent_us));
+        self.record_all(part, [(LatencyPath::Ack, now_us.saturating_sub(due_us)), service]);
+        if let Some(counts) = self.counts_of(part) {
             add(&counts.acked, 1);
         }
     }
 
     /// A message was refused for good, or has no answer at the end: as an ACK, it took at least until `now_us`.
-    pub(super) fn unanswered(&self, client: u32, due_us: u64, now_us: u64) {
-        self.record(client, LatencyPath::Ack, due_us, now_us.saturating_sub(due_us));
+    pub(super) fn unanswered(&self, due_us: u64, now_us: u64) {
+        self.record(LatencyPath::Ack, due_us, now_us.saturating_sub(due_us));
     }
 
     /// A message that was first written at `sent_us` was shown to a device at `now_us`.
-    pub(super) fn delivered(&self, client: u32, path: LatencyPath, due_us: u64, sent_us: u64, now_us: u64) {
-        self.record(client, path, due_us, now_us.saturating_sub(due_us));
-        if path.is_part_of_delivery() {
-            self.record(client, LatencyPath::DeliveryService, due_us, now_us.saturating_sub(sent_us));
-        }
-        if let Some(counts) = self.bounds.get().and_then(|bounds| bounds.counts_at(due_us)) {
+    pub(super) fn delivered(&self, path: LatencyPath, due_us: u64, sent_us: u64, now_us: u64) {
+        let part = self.part_at(due_us);
+        let service = (LatencyPath::DeliveryService, now_us.saturating_sub(sent_us));
+        let service = path.is_part_of_delivery().then_some(service);
+        self.record_all(part, std::iter::once((path, now_us.saturating_sub(due_us))).chain(service));
+        if let Some(counts) = self.counts_of(part) {
             add(&counts.delivered, 1);
         }
     }
 
     /// Notes that the generator did something at `now_us` that was due at `due_us`.
-    pub(super) fn late_by(&self, client: u32, what: LagOf, due_us: u64, now_us: u64) {
+    pub(super) fn late_by(&self, what: LagOf, due_us: u64, now_us: u64) {
         let path = match what {
             LagOf::Send => LatencyPath::SendLag,
             LagOf::Other => LatencyPath::TimerLag,
         };
-        self.record(client, path, due_us, now_us.saturating_sub(due_us));
+        self.record(path, due_us, now_us.saturating_sub(due_us));
     }
 
     /// Folds the shards into the totals.
@@ -299,7 +314,7 @@ mod tests {
             arrivals: Arrivals::Constant,
         };
         let recorder = Recorder::new();
-        recorder.record(1, LatencyPath::Login, 90 * S, 100);
+        recorder.record(LatencyPath::Login, 90 * S, 100);
         recorder.begin(100 * S, &[phase(PhaseKind::WarmUp, 10), phase(PhaseKind::Steady, 20)]);
         recorder
     }
@@ -307,10 +322,10 @@ mod tests {
     #[test]
     fn a_warm_up_is_shown_and_not_measured() {
         let recorder = recorder();
-        recorder.record(1, LatencyPath::DeliveryGroup, 105 * S, 100);
-        recorder.record(1, LatencyPath::Connect, 105 * S, 100);
-        recorder.record(2, LatencyPath::DeliveryGroup, 110 * S, 200);
-        recorder.record(3, LatencyPath::DeliverySameServer, 129 * S, 300);
+        recorder.record(LatencyPath::DeliveryGroup, 105 * S, 100);
+        recorder.record(LatencyPath::Connect, 105 * S, 100);
+        recorder.record(LatencyPath::DeliveryGroup, 110 * S, 200);
+        recorder.record(LatencyPath::DeliverySameServer, 129 * S, 300);
         let overall = recorder.overall();
         assert_eq!([LatencyPath::DeliveryGroup, LatencyPath::Delivery].map(|p| count(&overall, p)), [1, 2]);
         assert_eq!([LatencyPath::Connect, LatencyPath::Login].map(|p| count(&overall, p)), [1, 1]);
@@ -337,11 +352,11 @@ mod tests {
         let recorder = recorder();
         recorder.due(109 * S);
         recorder.due(129 * S);
-        recorder.acked(1, 109 * S, 109 * S, 128 * S);
-        recorder.delivered(2, LatencyPath::DeliveryGroup, 109 * S, 109 * S, 129 * S);
+        recorder.acked(109 * S, 109 * S, 128 * S);
+        recorder.delivered(LatencyPath::DeliveryGroup, 109 * S, 109 * S, 129 * S);
         // Due in time, and there only after the end of the load.
-        recorder.acked(1, 129 * S, 130 * S, 133 * S);
-        recorder.delivered(2, LatencyPath::DeliveryGroup, 129 * S, 130 * S, 135 * S);
+        recorder.acked(129 * S, 130 * S, 133 * S);
+        recorder.delivered(LatencyPath::DeliveryGroup, 129 * S, 130 * S, 135 * S);
         let overall = recorder.overall();
         let seconds = |path| overall.get(&path).map(|l| (l.count(), (l.max_us() as f64 / 1e6).round()));
         assert_eq!([LatencyPath::Ack, LatencyPath::AckService].map(seconds), [Some((1, 4.0)), Some((1, 3.0))]);
@@ -361,9 +376,9 @@ mod tests {
     #[test]
     fn the_lag_of_the_load_is_kept_apart_from_that_of_its_end() {
         let recorder = recorder();
-        recorder.late_by(1, LagOf::Other, 101 * S, 101 * S + 50);
-        recorder.late_by(2, LagOf::Send, 111 * S, 111 * S + 70);
-        recorder.late_by(2, LagOf::Other, 131 * S, 140 * S);
+        recorder.late_by(LagOf::Other, 101 * S, 101 * S + 50);
+        recorder.late_by(LagOf::Send, 111 * S, 111 * S + 70);
+        recorder.late_by(LagOf::Other, 131 * S, 140 * S);
         let lag = recorder.lag().summary();
         assert_eq!((lag.count, lag.max_us), (2, 70));
         let overall = recorder.overall();

@@ -30,6 +30,12 @@ pub(super) struct Stats {
     pub(super) beats: AtomicU64,
     pub(super) push_expected: AtomicU64,
     pub(super) pushed: AtomicU64,
+    /// Deliveries by sync of which it can't be said whether a push had to bring them.
+    pub(super) push_unknown: AtomicU64,
+    /// Messages without an answer for [`super::client`]'s longest wait, sent again.
+    pub(super) resent: AtomicU64,
+    /// Devices that had not caught up when the load ended.
+    pub(super) not_caught_up: AtomicU64,
     /// Of the audit: member views read, reads tried for removed members.
     pub(super) read_views: AtomicU64,
     pub(super) access_probes: AtomicU64,
@@ -37,6 +43,9 @@ pub(super) struct Stats {
     pub(super) disconnects: AtomicU64,
     /// Tries to connect that failed, other than by backpressure or for an old token.
     pub(super) connects_failed: AtomicU64,
+    /// Members that the API confirmed to have removed, and to have added again.
+    pub(super) removals: AtomicU64,
+    pub(super) additions: AtomicU64,
     /// Changes of membership that were given up.
     pub(super) changes_failed: AtomicU64,
     /// Frames and answers that can't be read, or break the protocol.

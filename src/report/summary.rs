@@ -71,10 +71,11 @@ fn messages(out: &mut String, r: &RunResult) {
         writeln!(out, "heartbeats {} sent; 99 % of what was due went out within {}", n(c.beats), human_us(lag.p99_us));
     let _ = writeln!(
         out,
-        "messages   {} scheduled, {} due, {} sent, {} acknowledged, {} refused{}, {} unresolved",
+        "messages   {} scheduled, {} due, {} sent{}, {} acknowledged, {} refused{}, {} unresolved",
         n(c.scheduled),
         n(c.intended),
         n(c.sent),
+        if c.resent > 0 { format!(" ({} again, after 5 s without an answer)", n(c.resent)) } else { String::new() },
         n(c.acked),
         n(c.refused),
         if c.refused_removed > 0 {
@@ -101,6 +102,15 @@ fn messages(out: &mut String, r: &RunResult) {
         human_bytes(c.bytes_in),
         n(c.poll_requests)
     );
+    if c.removals + c.additions + c.changes_failed > 0 {
+        let _ = writeln!(
+            out,
+            "members    {} removed, {} added again, {} changes given up",
+            n(c.removals),
+            n(c.additions),
+            n(c.changes_failed)
+        );
+    }
     if c.retries + c.throttled + c.tokens_renewed > 0 {
         let _ = writeln!(
             out,
@@ -117,16 +127,31 @@ fn messages(out: &mut String, r: &RunResult) {
     }
 }
 
+/// Violations that the summary describes.
+const VIOLATIONS_SHOWN: usize = 10;
+
 /// What was broken, and what was checked, with how much of it.
 fn ledger(out: &mut String, r: &RunResult) {
     let violations = r.counts.violations();
     let broken: Vec<String> =
         violations.iter().map(|(kind, n)| format!("{} {}", kind.replace('_', " "), human_count(*n))).collect();
-    let _ = writeln!(out, "ledger     {}", if broken.is_empty() { "clean".to_owned() } else { broken.join("  ") });
-    for violation in r.violations.iter().take(10) {
+    let c = &r.counts;
+    let clean = match (c.unaudited, c.undrained) {
+        (0, 0) => "clean".to_owned(),
+        (unaudited, undrained) => format!(
+            "clean as far as it is known: {} conversations were not read back, {} devices did not sync at the end",
+            human_count(unaudited),
+            human_count(undrained)
+        ),
+    };
+    let _ = writeln!(out, "ledger     {}", if broken.is_empty() { clean } else { broken.join("  ") });
+    for violation in r.violations.iter().take(VIOLATIONS_SHOWN) {
         let _ = writeln!(out, "           {violation}");
     }
-    let c = &r.counts;
+    let more = violations.values().sum::<u64>().saturating_sub(r.violations.len().min(VIOLATIONS_SHOWN) as u64);
+    if more > 0 {
+        let _ = writeln!(out, "           … and {} more; result.json has the first 50", human_count(more));
+    }
     let _ = writeln!(
         out,
         "audit      {} conversations read back in full, {} not; {} other members' views",
@@ -185,6 +210,7 @@ fn faults(out: &mut String, r: &RunResult) {
         let end = match fault.calm_after_s {
             Some(s) => format!("the last {s:.2} s after its end"),
             None if fault.errors + fault.late_acks + fault.late_deliveries > 0 => "none after its end".to_owned(),
+            None if fault.disconnected > 0 => "nothing else to recover from".to_owned(),
             None => "nothing to recover from".to_owned(),
         };
         // An engine that is stopped for 10 s is there again once it has started.
@@ -395,7 +421,7 @@ mod tests {
         r.checks.push(check("stored", 2_966, 2_963, 3, ""));
         r.checks.push(check("access", 0, 0, 0, "nobody was removed"));
         let text = render(&r, Style::Plain);
-        assert!(text.contains("ledger     lost 3  presence missed 1"), "{text}");
+        assert!(text.contains("ledger     lost 3  presence missed 1\n           … and 4 more; "), "{text}");
         assert!(text.contains("stored               2 966        2 963          3\n"), "{text}");
         assert!(text.contains("access                   0            0          0   nobody was removed\n"), "{text}");
     }

@@ -14,6 +14,7 @@ pub mod process;
 pub mod queue;
 pub mod tasks;
 pub mod temporary;
+pub mod yaml;
 
 pub use backoff::Backoff;
 pub use error_chain::{error_chain, is_local_cause};

@@ -21,6 +21,9 @@ const TIMER_SLACK_NS: NonZeroU64 = NonZeroU64::new(1_000).expect("is not 0");
 /// Most that the thread asks to be woken earlier, and so the longest active wait.
 const HEAD_START_MAX_US: f64 = 200.0;
 
+/// A wake-up that is later than this was not late by what waking takes.
+const LATE_MAX_US: u64 = 500;
+
 /// Share of wake-ups that come before their time and wait actively for it.
 const EARLY_SHARE: f64 = 0.3;
 
@@ -82,8 +85,12 @@ impl HeadStart {
     }
 
     /// The kernel was so late. Each wake-up moves the estimate a little: up by a later one, down by an earlier one, in such
-    /// a proportion that it stays where the share is right.
+    /// a proportion that it stays where the share is right. A wake-up that is far later waited for a processor, which says
+    /// nothing of how long waking takes.
     fn learn(&mut self, late_us: u64) {
+        if late_us > LATE_MAX_US {
+            return;
+        }
         let step = if late_us as f64 > self.0 { EARLY_SHARE } else { EARLY_SHARE - 1.0 };
         self.0 = LEARNING_STEP_US.mul_add(step, self.0).clamp(0.0, HEAD_START_MAX_US);
     }
@@ -173,7 +180,10 @@ mod tests {
         let late = |n: u64| 60 + n * 7 % 40;
         (0..5_000).for_each(|n| head_start.learn(late(n)));
         assert!((68..=76).contains(&head_start.us()), "30 % of them are below 72: {}", head_start.us());
+        let learned = head_start.us();
         (0..5_000).for_each(|_| head_start.learn(5_000));
+        assert_eq!(head_start.us(), learned, "a busy machine teaches nothing");
+        (0..5_000).for_each(|_| head_start.learn(400));
         assert_eq!(head_start.us(), HEAD_START_MAX_US as u64, "an active wait is never long");
         (0..5_000).for_each(|_| head_start.learn(0));
         assert_eq!(head_start.us(), 0);

@@ -1,5 +1,7 @@
 //! What is run through the proxy: small and short, with one kind of traffic each.
 
+use std::time::Duration;
+
 /// One-to-one talk and groups; everybody is connected a while before the first message.
 pub(crate) const TALK: &str = "
 name: talk
@@ -24,6 +26,19 @@ connect_over: 300ms
 phases: [{phase: steady, duration: 45s, rate: 10}]
 generator_lag_max: 10s
 ";
+
+/// One-to-one talk for some seconds.
+pub(crate) const LONGER: &str = "
+name: longer
+population: {users: 16, direct_per_user: 4}
+behaviors: {one-to-one: 1}
+connect_over: 300ms
+phases: [{phase: steady, duration: 12s, rate: 30}]
+generator_lag_max: 10s
+";
+
+/// How long that lasts.
+pub(crate) const LONGER_LOAD: Duration = Duration::from_secs(12);
 
 /// Half of the users only read.
 pub(crate) const READERS: &str = "

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use chatctl::run::{Layout, SourceAddresses, preflight};
 use chatctl::runtime::files::{self, SETTINGS_BYTES_MAX};
+use chatctl::runtime::yaml;
 use chatctl::stack::Config;
 
 use crate::exit::Failure;
@@ -82,5 +83,5 @@ impl LayoutArgs {
 pub(crate) fn read_config(path: &Path) -> Result<Config, Failure> {
     let text = files::read_text(path, SETTINGS_BYTES_MAX)
         .map_err(|e| Failure::usage(format!("{}: {e}; give an existing file with --config", path.display())))?;
-    serde_saphyr::from_str(&text).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))
+    yaml::parse(&text, &path.display().to_string()).map_err(Failure::usage)
 }

@@ -67,24 +67,33 @@ impl Device {
     }
 
     pub(super) fn list_inbox(&mut self) {
-        self.reconnection().listing = Call::UnderWay;
+        let now = self.now_us;
+        let reconnection = self.reconnection();
+        (reconnection.listing, reconnection.listed_us) = (Call::UnderWay, now);
         let generation = self.generation;
         self.act(Action::ListInbox { generation });
     }
 
     pub(super) fn on_inbox(&mut self, generation: u32, result: Result<Vec<InboxEntry>, CallError>) {
         if generation != self.generation && !is_planted(Mutant::StaleAnswerTaken) {
+            // Nobody waits for it any more, and what went wrong is counted all the same.
+            if let Err(error) = &result {
+                self.run.stats.call_failed("inbox_sync", error);
+            }
             return;
         }
         let heads = match result {
             Ok(heads) => heads,
             Err(error) => return self.on_inbox_failed(&error),
         };
+        let asked_us = self.reconnection().listed_us;
         self.reconnection().listing = Call::Idle;
         let mut left = 0;
         for entry in heads {
-            let found = self.run.world.conversation_index(entry.conversation).and_then(|c| self.find(c));
-            let Some(at) = found else { continue };
+            // A conversation whose making was told as failed may be there all the same, without a message.
+            let is_made = entry.head.0 > 0 || self.run.world.conversation_index(entry.conversation).is_some();
+            let own = || self.own_conversation(entry.conversation, "an entry of the inbox", asked_us);
+            let Some(at) = is_made.then(own).flatten() else { continue };
             let conversation = &mut self.conversations[at];
             if entry.head.0 <= conversation.cursor.upto() {
                 continue;
@@ -244,12 +253,7 @@ impl Device {
             }
         };
         let run = Arc::clone(&self.run);
-        run.recorder.record(
-            self.client,
-            LatencyPath::Sync,
-            page.started_us,
-            page.ended_us.saturating_sub(page.started_us),
-        );
+        run.recorder.record(LatencyPath::Sync, page.started_us, page.ended_us.saturating_sub(page.started_us));
         self.note_sync(at, page.after, page.started_us, &answer);
         let rows = self.read_rows(page.conversation, page.after, &answer);
         let mut show = Vec::new();

@@ -23,6 +23,9 @@ const MOVED_WITHIN_US: u64 = 120_000_000;
 /// A connection that is lost before this has not shown that the next one will last.
 const SHORT_LIVED_US: u64 = 10_000_000;
 
+/// So many connections in a row may be moved soon after they were made.
+const SHORT_MOVES_MAX: u8 = 3;
+
 /// First and longest wait before a failed API call is repeated, beyond what the server asked for.
 const CALL_BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(20));
 
@@ -60,6 +63,8 @@ pub(super) struct Reconnection {
     /// The server asked not to come back before. No plan changes that.
     pub(super) not_before_us: u64,
     pub(super) listing: Call,
+    /// When the inbox was asked for last.
+    pub(super) listed_us: u64,
     pub(super) call_backoff: Backoff,
     pub(super) login: Call,
     pub(super) login_backoff: Backoff,
@@ -80,6 +85,7 @@ impl Device {
                 moved_us: 0,
                 not_before_us: 0,
                 listing: Call::Idle,
+                listed_us: 0,
                 call_backoff: Backoff::new(first, max),
                 login: Call::Idle,
                 login_backoff: Backoff::new(first, max),
@@ -90,6 +96,11 @@ impl Device {
     pub(super) fn on_opened(&mut self, welcome: &WelcomeFrame) {
         let now = self.now_us;
         self.connection = Connection::Open;
+        let world = &self.run.world;
+        let own = (world.users[self.user as usize].id, world.device_name(self.client));
+        if (welcome.user, &welcome.device) != (own.0, &own.1) {
+            self.break_protocol("welcome_of_another");
+        }
         (self.opened_us, self.heard_us, self.pinged_us) = (now, now, 0);
         // That was asked of the connection before this one.
         let reconnection = self.reconnection();
@@ -101,12 +112,7 @@ impl Device {
         let wanted_since_us = std::mem::take(&mut self.reconnection().wanted_since_us);
         let run = Arc::clone(&self.run);
         if wanted_since_us > 0 {
-            run.recorder.record(
-                self.client,
-                LatencyPath::Connect,
-                wanted_since_us,
-                now.saturating_sub(wanted_since_us),
-            );
+            run.recorder.record(LatencyPath::Connect, wanted_since_us, now.saturating_sub(wanted_since_us));
         }
         add(&run.stats.connections, 1);
         let is_first = !std::mem::replace(&mut self.ever_connected, true);
@@ -202,7 +208,7 @@ impl Device {
     /// Called when the connection has everything that was said while it was away.
     pub(super) fn caught_up(&mut self) {
         if self.is_finishing() {
-            return self.end(true);
+            return self.finished();
         }
         if !self.is_connected() {
             return;
@@ -215,7 +221,7 @@ impl Device {
             self.reconnection.take().and_then(|reconnection| reconnection.lost)
         };
         let Some((lost_us, fault)) = lost else { return };
-        self.run.recorder.record(self.client, LatencyPath::Recovery, lost_us, self.now_us.saturating_sub(lost_us));
+        self.run.recorder.record(LatencyPath::Recovery, lost_us, self.now_us.saturating_sub(lost_us));
         if let Some(fault) = fault {
             self.run.recovered_from(fault, self.now_us);
         }
@@ -235,11 +241,14 @@ impl Device {
         let now = self.now_us;
         let is_moved = |r: &Reconnection| r.moved_us > 0 && now < r.moved_us.saturating_add(MOVED_WITHIN_US);
         // A server has to end a connection with its token.
+        let is_short = now < self.opened_us.saturating_add(SHORT_LIVED_US);
         let has_expired = matches!(error, LinkError::Closed(code) if *code == CloseCode::Unauthorized.code())
             && self.run.world.token_may_have_expired(self.client, now);
-        let is_planned = self.reconnection.as_deref().is_some_and(is_moved)
-            || matches!(error, LinkError::Closed(code) if *code == CloseCode::Moved.code())
-            || has_expired;
+        let was_moved = self.reconnection.as_deref().is_some_and(is_moved)
+            || matches!(error, LinkError::Closed(code) if *code == CloseCode::Moved.code());
+        // Each server of a stack may drain in turn; one that moves a device over and over serves nobody.
+        self.short_moves = if was_moved && is_short { self.short_moves.saturating_add(1) } else { 0 };
+        let is_planned = was_moved && self.short_moves <= SHORT_MOVES_MAX || has_expired;
         let why = error.name();
         if !is_planned {
             self.run.stats.connection_lost(error);
@@ -255,7 +264,6 @@ impl Device {
         let is_first = self.reconnection().lost.is_none();
         let may_be_a_faults = is_first && !has_expired;
         let fault = may_be_a_faults.then(|| self.run.disconnected_by_fault(is_planned, now)).flatten();
-        let is_short = now < self.opened_us.saturating_add(SHORT_LIVED_US);
         if !is_planned {
             self.short_lived = if is_short { self.short_lived.saturating_add(1) } else { 0 };
         }
@@ -289,6 +297,7 @@ impl Device {
         run.note("unwatch", || json!({"user": self.name().0}));
         let found = run.ledger.presence.on_unwatch(self.user, self.now_us);
         run.ledger.on_presence(&run.world, found);
+        self.pushes_are_cut();
         if !self.is_finishing() {
             self.stop_catching_up();
         }
@@ -326,7 +335,7 @@ impl Device {
     /// The device is not wanted any more.
     fn leave_plan(&mut self) {
         self.is_wanted = false;
-        self.short_lived = 0;
+        (self.short_lived, self.short_moves) = (0, 0);
         self.leave_by_us = NEVER;
         self.there_since_us = 0;
         if self.connection == Connection::Connecting {

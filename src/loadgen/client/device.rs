@@ -21,13 +21,19 @@ use super::{Command, grid};
 use crate::loadgen::body::Tag;
 use crate::loadgen::recorder::LagOf;
 use crate::loadgen::run::Run;
-use crate::loadgen::stats::add;
+use crate::loadgen::stats::{add, sub};
 use crate::protocol::api::Placement;
 use crate::protocol::frames::ConversationFrame;
 use crate::protocol::{ClientFrame, DeviceName, ServerFrame};
 
 /// Longest that a person who leaves waits for the answer to a message.
 const LEAVE_WAIT_US: u64 = 2_000_000;
+
+/// A device that is still fetching what it missed so long after its connect has not caught up.
+const CAUGHT_UP_WITHIN_US: u64 = 10_000_000;
+
+/// Longest that a push is waited for at the end, from the send of its message.
+const PUSH_WAIT_US: u64 = 5_000_000;
 
 /// Longest wait for anything after a ping. Then the connection is dead.
 const PONG_WAIT_US: u64 = 10_000_000;
@@ -49,10 +55,24 @@ pub(super) struct Pending {
     pub(super) tag: Tag,
     pub(super) bytes: u32,
     /// Writes so far.
-    pub(super) tries: u16,
+    pub(super) tries: u8,
+    /// Whether the next try was asked for by an answer.
+    pub(super) was_put_off: bool,
     /// Writes that had no definite answer: more than one where a connection or an answer was lost.
     pub(super) open_tries: u16,
     pub(super) next_try_us: u64,
+}
+
+/// Pushes to a device on its present connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Pushes {
+    /// None is missing.
+    #[default]
+    There,
+    /// One is missing, or was.
+    Missing,
+    /// Everything is synced for the last time, and only what is missing is waited for.
+    Awaited,
 }
 
 /// A simulated device.
@@ -80,7 +100,8 @@ pub(in crate::loadgen) struct Device {
     pub(super) beat_due_us: u64,
     /// When to go offline at the latest, once what was sent is answered.
     pub(super) leave_by_us: u64,
-    finish_by_us: u64,
+    /// When to end at the latest, once the load is over.
+    pub(super) finish_by_us: u64,
     pub(super) pending: Vec<Pending>,
     /// Rising by index.
     pub(super) conversations: Box<[DeviceConversation]>,
@@ -93,6 +114,9 @@ pub(in crate::loadgen) struct Device {
     pub(super) ever_connected: bool,
     /// Connections in a row that were lost soon after they were made.
     pub(super) short_lived: u8,
+    /// Connections in a row that their server gave up soon after they were made, by a drain.
+    pub(super) short_moves: u8,
+    pushes: Pushes,
     /// Whether everything was synced, once the device has finished.
     outcome: Option<bool>,
 }
@@ -124,6 +148,8 @@ impl Device {
             is_wanted: false,
             ever_connected: false,
             short_lived: 0,
+            short_moves: 0,
+            pushes: Pushes::There,
             outcome: None,
             run: Arc::clone(run),
         };
@@ -139,7 +165,6 @@ impl Device {
             Event::Opened(welcome) => self.on_opened(&welcome),
             Event::ConnectFailed(error) => self.on_connect_failed(error),
             Event::Heard => (self.heard_us, self.pinged_us) = (now_us, 0),
-            Event::Frame(frame) => self.on_frame(*frame),
             Event::Closed(error) => self.disconnected(&error),
             Event::Inbox { generation, result } => self.on_inbox(generation, result),
             Event::Page(page) => self.on_page(*page),
@@ -283,7 +308,7 @@ impl Device {
             self.go_offline();
         }
         if now_us >= self.finish_by_us {
-            self.end(false);
+            self.end(self.pushes == Pushes::Awaited);
         }
     }
 
@@ -337,7 +362,7 @@ impl Device {
 
     fn beat(&mut self) {
         if self.beat_due_us > self.opened_us {
-            self.run.recorder.late_by(self.client, LagOf::Other, self.beat_due_us, self.now_us);
+            self.run.recorder.late_by(LagOf::Other, self.beat_due_us, self.now_us);
         }
         self.push(ClientFrame::Beat);
         add(&self.run.stats.beats, 1);
@@ -390,7 +415,7 @@ impl Device {
     /// `due_us`: 0 where it was due at no time of the plan.
     fn come_online(&mut self, due_us: u64) {
         if due_us > 0 {
-            self.run.recorder.late_by(self.client, LagOf::Other, due_us, self.now_us);
+            self.run.recorder.late_by(LagOf::Other, due_us, self.now_us);
         }
         self.is_wanted = true;
         self.leave_by_us = NEVER;
@@ -410,9 +435,67 @@ impl Device {
         if !is_planted(Mutant::PendingKeptAtFinish) {
             self.abandon_pending();
         }
+        let waits_since_us = self.catching_up.filter(|_| self.is_connected()).map_or(NEVER, |_| self.opened_us);
+        if waits_since_us.saturating_add(CAUGHT_UP_WITHIN_US) <= self.now_us {
+            add(&self.run.stats.not_caught_up, 1);
+        }
         self.finish_by_us = by_us;
         self.reads_at_us = 0;
         self.catch_up();
+    }
+
+    /// Everything is synced for the last time. A push that a sync has overtaken is waited for, as an answer to a message is.
+    pub(super) fn finished(&mut self) {
+        let sent_us = if self.pushes != Pushes::There && self.is_connected() { self.unpushed_since() } else { None };
+        match sent_us.map(|sent_us| sent_us.saturating_add(PUSH_WAIT_US)).filter(|until_us| *until_us > self.now_us) {
+            Some(until_us) => {
+                self.pushes = Pushes::Awaited;
+                self.finish_by_us = self.finish_by_us.min(until_us);
+            }
+            None => self.end(true),
+        }
+    }
+
+    /// When the newest message was sent whose push is missing.
+    fn unpushed_since(&self) -> Option<u64> {
+        self.run.ledger.unpushed.newest_us(self.client)
+    }
+
+    /// A sync brought a message that a push had to bring.
+    pub(super) fn push_is_missing(&mut self) {
+        if self.pushes == Pushes::There {
+            self.pushes = Pushes::Missing;
+        }
+    }
+
+    /// The connection has ended: what was on its way is not missing, and what is awaited does not come any more.
+    pub(super) fn pushes_are_cut(&mut self) {
+        let pushes = std::mem::take(&mut self.pushes);
+        if pushes != Pushes::There {
+            let stats = &self.run.stats;
+            let cut = self.run.ledger.unpushed.cut(self.client, self.now_us);
+            sub(&stats.push_expected, cut);
+            add(&stats.push_unknown, cut);
+        }
+        if pushes == Pushes::Awaited {
+            self.end(true);
+        }
+    }
+
+    /// The news of a large channel came, up to an id, of which a sync has brought some before.
+    pub(super) fn push_of_all_came(&mut self, conversation: u32, upto: u64) {
+        if self.pushes != Pushes::There {
+            let came = self.run.ledger.unpushed.came_upto(self.client, conversation, upto);
+            add(&self.run.stats.pushed, came);
+            self.pushes_came();
+        }
+    }
+
+    /// Pushes came of what a sync had brought before.
+    pub(super) fn pushes_came(&mut self) {
+        if self.pushes == Pushes::Awaited {
+            self.finished();
+        }
     }
 
     /// Ends the device.
@@ -445,7 +528,8 @@ impl Device {
     /// Handles a frame, unless the connection that it came from has ended meanwhile.
     pub(in crate::loadgen) fn on_frame_of_connection(&mut self, now_us: u64, frame: ServerFrame) {
         if self.is_connected() {
-            self.handle(now_us, Event::Frame(Box::new(frame)));
+            self.now_us = now_us;
+            self.on_frame(frame);
         }
     }
 }

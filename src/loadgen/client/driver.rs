@@ -1,6 +1,7 @@
 //! The loop that does a device's I/O. Inputs: its connection (or the try to make one), its mailbox, alarms. Nothing is awaited
 //! but all of them together, so none of them can hold up another.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -56,14 +57,33 @@ struct Driver {
     ghost: Option<Box<Link>>,
     /// When the next alarm rings.
     armed_us: u64,
+    /// Whether its mailbox has something, as far as it was told.
+    has_news: bool,
 }
+
+thread_local! {
+    /// Room for the frames of one read, used by one device after the other.
+    static ROOM: Cell<Vec<ServerFrame>> = const { Cell::new(Vec::new()) };
+}
+
+/// Frames for which the room is kept.
+const ROOM_MAX: usize = 256;
 
 /// Starts a device.
 pub(in crate::loadgen) fn start(shared: &Arc<Shared>, client: u32, placement: Placement) {
     let device = Device::new(&shared.run, client, Some(placement));
     let shared = Arc::clone(shared);
     let devices = shared.devices.clone();
-    let driver = Box::new(Driver { shared, client, renewals: 0, device, wire: Wire::Down, ghost: None, armed_us: 0 });
+    let driver = Box::new(Driver {
+        shared,
+        client,
+        renewals: 0,
+        device,
+        wire: Wire::Down,
+        ghost: None,
+        armed_us: 0,
+        has_news: true,
+    });
     devices.spawn("load.device", driver.run());
 }
 
@@ -106,6 +126,7 @@ impl Driver {
     fn poll_wake(&mut self, context: &mut Context<'_>) -> Poll<Wake> {
         // Everything is polled, so that everything knows whom to wake.
         let news = self.shared.mailboxes[self.client as usize].poll_news(context);
+        self.has_news |= news.is_ready();
         let wake = match &mut self.wire {
             Wire::Down => Poll::Pending,
             Wire::Connecting(opening) => opening.as_mut().poll(context).map(Wake::Opened),
@@ -114,7 +135,7 @@ impl Driver {
                 poll_link(link, is_reading, &self.shared, context)
             }
         };
-        // Whatever it was woken for, the mailbox is emptied.
+        // Whatever it was woken for, the mailbox is emptied too.
         if wake.is_pending() { news.map(|()| Wake::News) } else { wake }
     }
 
@@ -146,11 +167,13 @@ impl Driver {
             }
         }
         let mut now_us = now_us;
-        for event in self.shared.mailboxes[self.client as usize].take() {
-            if let Event::Command(Command::Send { intended_us, .. }) = &event {
-                now_us = self.shared.handover.wait_until_due(*intended_us, now_us);
+        if std::mem::take(&mut self.has_news) {
+            for event in self.shared.mailboxes[self.client as usize].take() {
+                if let Event::Command(Command::Send { intended_us, .. }) = &event {
+                    now_us = self.shared.handover.wait_until_due(*intended_us, now_us);
+                }
+                self.device.handle(now_us, event);
             }
-            self.device.handle(now_us, event);
         }
         self.device.on_time(now_us);
         for action in self.device.take_actions() {
@@ -158,9 +181,12 @@ impl Driver {
         }
     }
 
-    fn on_frames(&mut self, now_us: u64, frames: Vec<ServerFrame>) {
-        for frame in frames {
+    fn on_frames(&mut self, now_us: u64, mut frames: Vec<ServerFrame>) {
+        for frame in frames.drain(..) {
             self.device.on_frame_of_connection(now_us, frame);
+        }
+        if frames.capacity() <= ROOM_MAX {
+            ROOM.set(frames);
         }
     }
 
@@ -241,8 +267,14 @@ fn poll_link(link: &mut Link, is_reading: bool, shared: &Shared, context: &mut C
     if !is_reading {
         return Poll::Pending;
     }
-    let mut frames = Vec::new();
-    link.poll_read(context, &mut frames, &shared.traffic).map(|result| Wake::Read(frames, result))
+    let mut frames = ROOM.take();
+    match link.poll_read(context, &mut frames, &shared.traffic) {
+        Poll::Ready(result) => Poll::Ready(Wake::Read(frames, result)),
+        Poll::Pending => {
+            ROOM.set(frames);
+            Poll::Pending
+        }
+    }
 }
 
 /// Connects to where the API or login said.

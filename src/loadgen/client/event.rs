@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::loadgen::api;
 use crate::protocol::api::{InboxEntry, MessagesSync, Placement};
 use crate::protocol::frames::WelcomeFrame;
-use crate::protocol::{ClientFrame, CloseCode, ErrorCode, ServerFrame, ServerName};
+use crate::protocol::{ClientFrame, CloseCode, ErrorCode, ServerName};
 use crate::runtime::is_local_cause;
 
 /// What the plan of the run asks of a device.
@@ -34,7 +34,6 @@ pub(in crate::loadgen) enum Event {
     ConnectFailed(ConnectError),
     /// The server sent something, perhaps not a whole frame.
     Heard,
-    Frame(Box<ServerFrame>),
     /// The connection ended, not by this device.
     Closed(LinkError),
     Inbox {

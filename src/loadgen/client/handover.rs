@@ -10,6 +10,9 @@ use crate::runtime::clock;
 /// Most that a message is handed over early, and so the longest active wait.
 const EARLY_MAX_US: u32 = 100;
 
+/// Who is later than this waited for a processor, and not for being woken: that teaches nothing.
+const LATE_MAX_US: u64 = 300;
+
 /// What is learned is kept in sixteenths of a microsecond.
 const UNIT: u32 = 16;
 
@@ -30,7 +33,9 @@ impl Handover {
 
     /// A device has a message at `now_us` that is due at `due_us`: waits for that, if it is not far. Returns the time then.
     pub(super) fn wait_until_due(&self, due_us: u64, now_us: u64) -> u64 {
-        self.learn(now_us < due_us);
+        if now_us <= due_us.saturating_add(LATE_MAX_US) {
+            self.learn(now_us < due_us);
+        }
         let mut now_us = now_us;
         if due_us.saturating_sub(now_us) <= u64::from(EARLY_MAX_US) {
             while now_us < due_us {

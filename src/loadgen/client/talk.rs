@@ -10,14 +10,14 @@ use super::device::{Device, Pending};
 use super::mutant::{Mutant, is_planted};
 use crate::loadgen::body::{Identity, Tag};
 use crate::loadgen::fault_track::Consequence;
-use crate::loadgen::ledger::{Delivery, Kind, MESSAGE_KIND, Membership, MessageCopy, Refusal};
+use crate::loadgen::ledger::{Delivery, Kind, MESSAGE_KIND, Membership, MessageCopy, Refusal, device};
 use crate::loadgen::recorder::LagOf;
 use crate::loadgen::run::{LATE_US, Run};
 use crate::loadgen::scenario::Transport;
 use crate::loadgen::stats::add;
 use crate::protocol::api::ConversationKind;
 use crate::protocol::frames::{AckFrame, ErrorFrame, HeadFrame, PresenceFrame, SendFrame};
-use crate::protocol::{ClientFrame, MessageFrame, ServerFrame};
+use crate::protocol::{ClientFrame, ConversationId, MessageFrame, ServerFrame};
 use crate::telemetry::LatencyPath;
 
 /// Time without an answer after which a message is sent again; it doubles with each try.
@@ -41,9 +41,9 @@ impl Device {
         let own = &mut self.conversations[at];
         own.counter += 1;
         let tag = Tag { run, conversation, client: self.client, counter: own.counter, intended_us, sent_us: 0 };
-        self.pending.push(Pending { tag, bytes, tries: 0, open_tries: 0, next_try_us: 0 });
+        self.pending.push(Pending { tag, bytes, tries: 0, was_put_off: false, open_tries: 0, next_try_us: 0 });
         // From here on the target is at work, or keeps the device waiting.
-        self.run.recorder.late_by(self.client, LagOf::Send, intended_us, self.now_us);
+        self.run.recorder.late_by(LagOf::Send, intended_us, self.now_us);
     }
 
     /// Writes what is due of the messages without an answer, in the order in which they were due at first.
@@ -51,7 +51,7 @@ impl Device {
         let now = self.now_us;
         let mut rng = None;
         let mut frames = Vec::new();
-        let mut is_again = false;
+        let mut again = 0;
         for at in 0..self.pending.len() {
             if self.pending[at].next_try_us > now {
                 continue;
@@ -59,7 +59,9 @@ impl Device {
             let is_retry = self.pending[at].tries > 0;
             let jitter = if is_retry { rng.get_or_insert_with(|| self.rng()).random_range(0.0..0.25) } else { 0.0 };
             let pending = &mut self.pending[at];
-            is_again |= is_retry;
+            // A new connection and an answer that asks for it are other reasons to write it again.
+            again += u64::from(is_retry && pending.next_try_us > 0 && !pending.was_put_off);
+            pending.was_put_off = false;
             let wait_us = (RETRY_WAIT_US << pending.tries.min(4)).min(RETRY_WAIT_MAX_US);
             pending.next_try_us = now + (wait_us as f64 * (1.0 + jitter)) as u64;
             pending.tries = pending.tries.saturating_add(1);
@@ -72,7 +74,8 @@ impl Device {
         for (tag, bytes, is_retry) in frames {
             self.send(&tag, bytes, is_retry);
         }
-        if is_again {
+        if again > 0 {
+            add(&self.run.stats.resent, again);
             self.doubt_connection(now.saturating_sub(RETRY_WAIT_US));
         }
     }
@@ -118,7 +121,7 @@ impl Device {
         let tag = self.pending.remove(at).tag;
         add(&run.stats.acked, 1);
         let took_us = self.now_us.saturating_sub(tag.intended_us);
-        run.recorder.acked(self.client, tag.intended_us, tag.sent_us, self.now_us);
+        run.recorder.acked(tag.intended_us, tag.sent_us, self.now_us);
         if took_us > LATE_US {
             run.consequence(Consequence::LateAck, tag.intended_us, self.now_us);
         }
@@ -149,13 +152,14 @@ impl Device {
             let spread_us = (ERROR_WAIT_US << tries).min(RETRY_WAIT_MAX_US) / 4;
             let wait_us = asked_us.saturating_add(self.rng().random_range(0..=spread_us));
             self.pending[at].next_try_us = self.now_us.saturating_add(wait_us);
+            self.pending[at].was_put_off = true;
             return self.count_retry();
         }
         let Pending { tag, open_tries, .. } = self.pending.remove(at);
         let refusal = Refusal { code: error.code, has_other_tries: open_tries > 0 };
         let is_explained = run.ledger.on_refused(&run.world, &tag, refusal);
         add(if is_explained { &run.stats.refused_removed } else { &run.stats.refused }, 1);
-        run.recorder.unanswered(self.client, tag.intended_us, self.now_us);
+        run.recorder.unanswered(tag.intended_us, self.now_us);
         let definite = error.code.is_definite();
         run.note("fail", || json!({"uuid": uuid, "code": error.code, "definite": definite}));
     }
@@ -175,7 +179,7 @@ impl Device {
         let pending = std::mem::take(&mut self.pending);
         add(&self.run.stats.unresolved, pending.len() as u64);
         for Pending { tag, .. } in pending {
-            self.run.recorder.unanswered(self.client, tag.intended_us, self.now_us);
+            self.run.recorder.unanswered(tag.intended_us, self.now_us);
         }
     }
 
@@ -190,31 +194,57 @@ impl Device {
             ServerFrame::Presence(presence) => self.on_presence(&presence),
             ServerFrame::Head(head) => self.on_head(&head),
             ServerFrame::Moved(moved) => self.on_moved(moved.retry_after_ms),
-            ServerFrame::Receipt(_) => self.run.ledger.on_unsent_notice("receipt", self.client),
-            ServerFrame::Typing(_) => self.run.ledger.on_unsent_notice("typing notice", self.client),
+            ServerFrame::Receipt(_) => self.run.ledger.on_unsent_notice(&self.run.world, "receipt", self.client),
+            ServerFrame::Typing(_) => self.run.ledger.on_unsent_notice(&self.run.world, "typing notice", self.client),
             // The subscription is the server's work; a `head` follows.
-            ServerFrame::Conversation(_) | ServerFrame::Welcome(_) | ServerFrame::Pong => {}
+            ServerFrame::Conversation(of) => _ = self.own_conversation(of.conversation, "a notice", self.now_us),
+            ServerFrame::Welcome(_) => self.break_protocol("second_welcome"),
+            ServerFrame::Pong => {}
         }
     }
 
     fn on_head(&mut self, head: &HeadFrame) {
-        let found = self.run.world.conversation_index(head.conversation).and_then(|c| self.find(c));
-        let Some(at) = found else { return };
+        let Some(at) = self.own_conversation(head.conversation, "news", self.now_us) else { return };
+        let index = self.conversations[at].index;
+        let is_large = self.run.world.conversations[index as usize].is_large();
+        if is_large {
+            // Of what a sync has brought already, too.
+            self.push_of_all_came(index, head.id.0);
+        }
         let conversation = &mut self.conversations[at];
         if head.id.0 > conversation.cursor.upto() {
             let behind = conversation.behind();
             behind.head = behind.head.max(head.id.0);
-            behind.announced = behind.announced.max(head.id.0);
+            // In any other conversation the message itself has to come.
+            if is_large {
+                behind.announced = behind.announced.max(head.id.0);
+            }
             if !behind.is_syncing {
                 self.start_sync(at);
             }
         }
     }
 
+    /// Where the conversation that a frame or an answer names is among the device's own. That of somebody else is leaked by it,
+    /// and one that was never made is made up. `said_us` is a time before the server said it.
+    pub(super) fn own_conversation(&self, id: ConversationId, what: &str, said_us: u64) -> Option<usize> {
+        let run = &self.run;
+        let index = run.ledger.hears_of(&run.world, (self.user, id), what, said_us)?;
+        self.find(index)
+    }
+
+    /// Counts a frame that the protocol does not allow.
+    pub(super) fn break_protocol(&self, what: &str) {
+        add(&self.run.stats.protocol_errors, 1);
+        self.run.stats.error(what);
+    }
+
     /// Reads a message that came; one that nobody sent, or that was changed, is a violation.
     pub(super) fn check(&self, message: &MessageFrame, is_live: bool) -> Option<Seen> {
-        let place = || format!("{} id {} came to client {}", message.conversation, message.id, self.client);
-        let tag = self.run.ledger.read(&self.run.world, message, place)?;
+        let run = &self.run;
+        let place =
+            || format!("{} id {} came to {}", message.conversation, message.id, device(&run.world, self.client));
+        let tag = run.ledger.read(&run.world, message, place)?;
         Some(Seen { id: message.id.0, tag, at: message.at, is_live })
     }
 
@@ -229,9 +259,9 @@ impl Device {
             return;
         }
         let Some(at) = self.find(seen.tag.conversation) else {
-            let client = self.client;
             self.run.ledger.violation(Kind::Leaked, || {
-                format!("{} id {} came to client {client}, who was never a member", message.conversation, message.id)
+                let device = device(&self.run.world, self.client);
+                format!("{} id {} came to {device}, whose user was never a member", message.conversation, message.id)
             });
             return;
         };
@@ -249,7 +279,10 @@ impl Device {
             Arrival::Repeated => {
                 if seen.tag.client != self.client {
                     add(&self.run.stats.repeated_on_wire, 1);
-                    add(&self.run.stats.pushed, u64::from(self.run.ledger.unpushed.came(self.copy(&seen))));
+                    if self.run.ledger.unpushed.came(self.copy(&seen)) {
+                        add(&self.run.stats.pushed, 1);
+                        self.pushes_came();
+                    }
                 }
             }
         }
@@ -275,7 +308,7 @@ impl Device {
     }
 
     /// Records how long a message took to this device, on the path that it went, and whether it came by push.
-    fn count_delivery(&self, run: &Run, seen: &Seen, membership: Membership) {
+    fn count_delivery(&mut self, run: &Run, seen: &Seen, membership: Membership) {
         add(&run.stats.delivered, 1);
         let tag = &seen.tag;
         let poll_us = match run.scenario.transport {
@@ -302,14 +335,18 @@ impl Device {
                 add(&run.stats.push_expected, 1);
                 add(&run.stats.pushed, u64::from(came));
                 if !came {
-                    run.ledger.unpushed.note(self.copy(seen));
+                    run.ledger.unpushed.note(self.copy(seen), tag.sent_us);
+                    self.push_is_missing();
                 }
             }
-            None => {}
+            None => {
+                let is_unknown = !seen.is_live && !delivery.is_after_reconnect() && !self.is_slow_reader();
+                add(&run.stats.push_unknown, u64::from(is_unknown));
+            }
         }
         let took_us = self.now_us.saturating_sub(tag.intended_us);
         let path = self.delivery_path(tag, &delivery);
-        run.recorder.delivered(self.client, path, tag.intended_us, tag.sent_us, self.now_us);
+        run.recorder.delivered(path, tag.intended_us, tag.sent_us, self.now_us);
         let is_live = !matches!(path, LatencyPath::DeliveryAfterReconnect | LatencyPath::DeliverySlowReader);
         if is_live && seen.is_live {
             run.ledger.presence.message_took(self.now_us.saturating_sub(tag.sent_us));
@@ -349,7 +386,7 @@ impl Device {
         let notice = (frame.user, frame.state);
         let told = self.run.ledger.on_presence_notice(&self.run.world, self.user, notice, self.now_us);
         if let Some((path, took_us)) = told {
-            self.run.recorder.record(self.client, path, self.now_us.saturating_sub(took_us), took_us);
+            self.run.recorder.record(path, self.now_us.saturating_sub(took_us), took_us);
         }
     }
 }

@@ -120,7 +120,7 @@ fn act(shared: &Shared, due: Due) {
             add(&shared.stats.wanted, 1);
         } else {
             // What has no time of its own is late by what the thread is.
-            shared.recorder.late_by(client, LagOf::Other, at_us, clock::now_us());
+            shared.recorder.late_by(LagOf::Other, at_us, clock::now_us());
             sub(&shared.stats.wanted, 1);
         }
         shared.mailboxes[client as usize].put(command);
@@ -197,7 +197,7 @@ pub(super) async fn run_phases(
 /// Waits for what is due at a time and is done by a task; counts how late it is.
 async fn wait_for(shared: &Shared, due_us: u64) {
     shared.alarms.sleep_until_us(due_us).await;
-    shared.recorder.late_by(0, LagOf::Other, due_us, clock::now_us());
+    shared.recorder.late_by(LagOf::Other, due_us, clock::now_us());
 }
 
 /// Removes members of groups and adds them again, one after the other.
@@ -240,6 +240,7 @@ async fn change_member(shared: &Shared, group: u32, member: u32, churn: Churn, l
         match in_time(removed).await {
             Ok(()) => {
                 shared.ledger.left(&shared.world, group, member, clock::now_us());
+                add(&shared.stats.removals, 1);
                 note_change(shared, "leave", group, member, began_us);
                 break;
             }
@@ -284,6 +285,7 @@ async fn change_member(shared: &Shared, group: u32, member: u32, churn: Churn, l
         }
     }
     shared.ledger.joined(&shared.world, group, member, clock::now_us());
+    add(&shared.stats.additions, 1);
     for client in shared.world.clients_of(member) {
         shared.mailboxes[client as usize].put(Command::Joined(group));
     }

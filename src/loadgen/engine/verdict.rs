@@ -38,6 +38,7 @@ pub(super) fn counts(shared: &Shared, states: &[DeviceState], unaudited: u64) ->
         skipped: scheduled.saturating_sub(intended),
         intended,
         sent: get(&stats.sent),
+        resent: get(&stats.resent),
         acked: get(&stats.acked),
         refused: get(&stats.refused),
         refused_removed: get(&stats.refused_removed),
@@ -45,9 +46,12 @@ pub(super) fn counts(shared: &Shared, states: &[DeviceState], unaudited: u64) ->
         unresolved: intended.saturating_sub(answered),
         delivered: get(&stats.delivered),
         connects_failed: get(&stats.connects_failed),
+        removals: get(&stats.removals),
+        additions: get(&stats.additions),
         changes_failed: get(&stats.changes_failed),
         push_expected: get(&stats.push_expected),
         pushed: get(&stats.pushed),
+        push_unknown: get(&stats.push_unknown),
         frames: get(&stats.frames),
         repeated_on_wire: get(&stats.repeated_on_wire),
         gaps_synced: get(&stats.gaps_synced),
@@ -68,6 +72,7 @@ pub(super) fn counts(shared: &Shared, states: &[DeviceState], unaudited: u64) ->
         retries_per_device_max: get(&stats.retries_per_device_max),
         tokens_renewed: shared.world.tokens_renewed(),
         local_errors: get(&stats.local_errors),
+        not_caught_up: get(&stats.not_caught_up),
         undrained: clients - states.iter().filter(|s| s.is_drained).count() as u64,
         audited: shared.world.conversations.len() as u64 - unaudited,
         unaudited,
@@ -114,7 +119,9 @@ pub(in crate::loadgen) fn decide(scenario: &Scenario, result: &mut RunResult, wa
     let broken: Vec<String> = result.counts.violations().into_iter().map(|(kind, n)| format!("{kind}: {n}")).collect();
     let Blame { invalid: local, undecided, excused, warnings } = blame::of(scenario, result);
     let invalid = [local, invalid_reasons(scenario, result)].concat();
+    let undecided: Vec<String> = undecided.into_iter().chain(unknown_pushes(scenario, result)).collect();
     result.warnings.extend(warnings);
+    result.warnings.extend(resends(&result.counts));
     let failed = failed_reasons(result, |_| true);
     let is_excused = |threshold: &&Threshold| threshold.upper_limit().is_some_and(|limit| excused.contains(&limit));
     let excused: Vec<String> = scenario.thresholds.iter().filter(is_excused).map(ToString::to_string).collect();
@@ -146,6 +153,28 @@ fn failed_reasons(result: &RunResult, is_asked_for: impl Fn(&str) -> bool) -> Ve
         reasons.push(format!("fault {what:?}: {recovered} of {disconnected} devices came back, less than 99 %"));
     }
     reasons
+}
+
+/// Deliveries by sync from which on it matters that nothing can be said of their pushes.
+const PUSH_UNKNOWN_MIN: u64 = 50;
+
+/// Why it can't be said whether the target pushes at all: most of what reached devices that were there came by sync, each
+/// time too soon after a connect to expect it by push. A run without any push is no proof of the push path.
+fn unknown_pushes(scenario: &Scenario, result: &RunResult) -> Option<String> {
+    let Counts { push_unknown, delivered, .. } = result.counts;
+    let is_much = push_unknown >= PUSH_UNKNOWN_MIN && push_unknown.saturating_mul(2) > delivered;
+    (is_much && scenario.faults.is_empty()).then(|| {
+        format!(
+            "it can't be said whether messages are pushed: {push_unknown} of {delivered} deliveries came by sync to devices \
+             that were online, too soon after a connect or a send to expect a push; let devices stay connected for longer"
+        )
+    })
+}
+
+/// What whoever reads the figures has to know of answers that did not come.
+fn resends(counts: &Counts) -> Option<String> {
+    (counts.resent > 0)
+        .then(|| format!("{} of {} messages had no answer within 5 s and were sent again", counts.resent, counts.sent))
 }
 
 /// Share of the scheduled messages that may go unsent because nobody could send them, in percent.

@@ -1,7 +1,7 @@
 //! Sends, ACKs and refusals as they come: every uuid has one fate.
 
 use super::fates::Claim;
-use super::{Kind, Ledger, user_name};
+use super::{Kind, Ledger, device, user_name};
 use crate::loadgen::body::{Identity, Tag};
 use crate::loadgen::client::cursor::Seen;
 use crate::loadgen::stats::add;
@@ -61,7 +61,7 @@ impl Ledger {
         let identity = Identity::of(ack.uuid).filter(|own| own.client == client && self.was_sent(world, *own));
         let Some(Identity { conversation, counter, .. }) = identity else {
             return self.violation(Kind::AckWrong, || {
-                format!("client {client} got an ACK of {}, which it did not send", ack.uuid)
+                format!("{} got an ACK of {}, which it did not send", device(world, client), ack.uuid)
             });
         };
         if !self.is_of_its_conversation(world, conversation, ack) {
@@ -92,7 +92,8 @@ impl Ledger {
         let was_member = self.was_settled_since(world, conversation, user, 0);
         if code != ErrorCode::NotAMember || was_member {
             self.violation(Kind::FalseRefusal, || {
-                format!("message {counter} of client {client} was acknowledged, then refused as {}", code.as_str())
+                let device = device(world, client);
+                format!("message {counter} of {device} was acknowledged, then refused as {}", code.as_str())
             });
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::ranges::Ranges;
-use super::{Kind, Ledger, Seen, user_name};
+use super::{Kind, Ledger, Seen, device as named_device, user_name};
 use crate::loadgen::body::{Identity, at_hash};
 use crate::loadgen::stats::add;
 use crate::loadgen::world::World;
@@ -194,7 +194,8 @@ impl<'a> Audit<'a> {
                 lost += 1;
                 let client = device.client;
                 ledger.violation(Kind::Lost, || {
-                    format!("{name} message {counter} of client {client} was acknowledged and is not stored")
+                    let device = named_device(self.world, client);
+                    format!("{name} message {counter} of {device} was acknowledged and is not stored")
                 });
             }
         }
@@ -219,10 +220,8 @@ impl<'a> Audit<'a> {
             let stored = rows.iter().find(|(_, row)| is_it(row)).map(|(id, _)| *id);
             let text = || {
                 let (name, claimed) = (&self.name, claim.id);
-                format!(
-                    "{name} message {} of client {} was acknowledged again as id {claimed}",
-                    claim.counter, claim.client
-                )
+                let device = named_device(self.world, claim.client);
+                format!("{name} message {} of {device} was acknowledged again as id {claimed}", claim.counter)
             };
             match stored {
                 Some(id) if id == claim.id => {}
@@ -279,7 +278,8 @@ impl<'a> Audit<'a> {
             let Row { identity, .. } = &rows[&id];
             ledger.violation(Kind::Lost, || {
                 let Identity { client, counter, .. } = identity;
-                format!("{name} id {id} (message {counter} of client {client}) never reached a device of {user}")
+                let sender = named_device(self.world, *client);
+                format!("{name} id {id} (message {counter} of {sender}) never reached a device of {user}")
             });
         }
     }

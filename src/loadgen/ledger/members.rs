@@ -9,6 +9,9 @@ const NEVER: u64 = u64::MAX;
 /// Time after an addition in which its effects (a subscription, a cache that expires) may still be on their way, in µs.
 pub(super) const SETTLE_US: u64 = 1_000_000;
 
+/// Time after a removal in which what was said of the conversation before it may still arrive, in µs.
+pub(super) const GONE_US: u64 = 5_000_000;
+
 /// A stretch of membership, on the run's clock in µs. Each end has the begin of its call and the success of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stay {
@@ -72,6 +75,11 @@ impl Stays {
         self.0.last().is_some_and(|stay| stay.left_us < NEVER)
     }
 
+    /// Whether the user surely is none, and has been told for so long that nothing may be on its way any more.
+    pub(super) fn has_been_gone(&self, now_us: u64) -> bool {
+        self.0.last().is_some_and(|stay| stay.left_us.saturating_add(GONE_US) <= now_us)
+    }
+
     /// Whether a message sent at a time may be seen: history is for everybody who is a member now, and what was sent before a
     /// removal was confirmed may still arrive.
     pub(super) fn may_see(&self, sent_us: u64) -> bool {
@@ -103,6 +111,7 @@ mod tests {
         assert!(!stays.is_sure() && !stays.has_left() && stays.may_see(15) && !stays.was_settled_since(5));
         stays.left(20);
         assert!(stays.has_left() && stays.may_see(20) && !stays.may_see(21));
+        assert_eq!([19 + GONE_US, 20 + GONE_US].map(|at| stays.has_been_gone(at)), [false, true]);
         assert_eq!([5, 15, 25].map(|at| stays.was_member(at)), [true, false, false]);
         stays.joining(30);
         assert!(!stays.is_sure() && !stays.has_left(), "perhaps a member");

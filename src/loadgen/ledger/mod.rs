@@ -32,7 +32,7 @@ mod unpushed;
 
 use std::collections::HashMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 pub(super) use answers::Refusal;
 pub(super) use audit::{AuditedDevice, audit_conversation, audit_view};
@@ -43,12 +43,12 @@ pub(super) use presence::Presence;
 pub(super) use unpushed::MessageCopy;
 
 use self::fates::Fates;
-use self::members::Stays;
+use self::members::{GONE_US, Stays};
 use self::unpushed::Unpushed;
 use super::body::{Identity, Tag};
 use super::client::cursor::Seen;
 use super::world::World;
-use crate::protocol::{MessageFrame, UserId};
+use crate::protocol::{ConversationId, MessageFrame, UserId};
 
 /// Violations that are described in words; all are counted.
 const DESCRIBED_MAX: usize = 50;
@@ -117,6 +117,8 @@ pub(super) struct Ledger {
     /// Wall-clock time before the first message, in ms since 1970.
     began_unix_ms: u64,
     conversations: Vec<Mutex<ConversationLedger>>,
+    /// Whether any membership was ever changed: then each message's reader is looked at before it is shown.
+    has_changes: AtomicBool,
     counts: [AtomicU64; Kind::ALL.len()],
     described: Mutex<Vec<String>>,
     pub(super) tallies: Tallies,
@@ -130,6 +132,7 @@ impl Ledger {
             run,
             began_unix_ms,
             conversations: (0..conversations).map(|_| Mutex::default()).collect(),
+            has_changes: AtomicBool::new(false),
             counts: Default::default(),
             described: Mutex::default(),
             tallies: Tallies::default(),
@@ -173,6 +176,7 @@ impl Ledger {
     // ---- membership
 
     fn change(&self, world: &World, conversation: u32, user: u32, change: impl FnOnce(&mut Stays)) {
+        self.has_changes.store(true, Ordering::Release);
         let mut ledger = self.conversation(conversation);
         let stays = ledger.stays.get_or_insert_default().entry(user);
         change(stays.or_insert_with(|| Stays::new(world.is_original_member(conversation, user))));
@@ -272,6 +276,9 @@ impl Ledger {
     /// A message came live to a device of a user. Returns whether it may be shown: not to somebody who was removed before it
     /// was sent and is not back.
     pub(super) fn may_arrive(&self, world: &World, user: u32, seen: &Seen) -> bool {
+        if !self.has_changes.load(Ordering::Acquire) {
+            return true;
+        }
         let may_see =
             self.conversation(seen.tag.conversation).stays(user).is_none_or(|stays| stays.may_see(seen.tag.sent_us));
         if !may_see {
@@ -322,9 +329,37 @@ impl Ledger {
         membership
     }
 
+    /// A server told a user something of a conversation, beside its messages. Returns the conversation's index where the user
+    /// may hear of it. One of other people is leaked by it, and one that nobody made is made up.
+    pub(super) fn hears_of(
+        &self,
+        world: &World,
+        (user, id): (u32, ConversationId),
+        what: &str,
+        now_us: u64,
+    ) -> Option<u32> {
+        let name = user_name(world, user);
+        let Some(index) = world.conversation_index(id) else {
+            self.violation(Kind::Forged, || format!("{what} of {id}, which nobody made, came to {name}"));
+            return None;
+        };
+        if !world.is_original_member(index, user) && self.conversation(index).stays(user).is_none() {
+            self.violation(Kind::Leaked, || format!("{what} of {id} came to {name}, who was never a member"));
+            return None;
+        }
+        // While a server is faulty or cut off, what it had to say waits with it.
+        let has_left = self.has_changes.load(Ordering::Acquire)
+            && !self.presence.may_have_lost_push(now_us.saturating_sub(GONE_US), now_us)
+            && self.conversation(index).stays(user).is_some_and(|stays| stays.has_been_gone(now_us));
+        if has_left {
+            self.violation(Kind::Leaked, || format!("{what} of {id} came to {name}, who was removed long before"));
+        }
+        Some(index)
+    }
+
     /// A receipt or a typing notice came: simulated clients send none.
-    pub(super) fn on_unsent_notice(&self, what: &str, client: u32) {
-        self.violation(Kind::Forged, || format!("a {what} that nobody sent came to client {client}"));
+    pub(super) fn on_unsent_notice(&self, world: &World, what: &str, client: u32) {
+        self.violation(Kind::Forged, || format!("a {what} that nobody sent came to {}", device(world, client)));
     }
 
     /// Compares a message with what others saw under its id, and its uuid with other ids.
@@ -355,6 +390,12 @@ impl Ledger {
 /// A user as the world names one, for violations.
 pub(super) fn user_name(world: &World, user: u32) -> UserId {
     world.users[user as usize].id
+}
+
+/// A device as the API names it, for violations: `u5's device-2`.
+pub(super) fn device(world: &World, client: u32) -> String {
+    let user = world.clients[client as usize].user;
+    format!("{}'s {}", user_name(world, user), world.device_name(client))
 }
 
 #[cfg(test)]

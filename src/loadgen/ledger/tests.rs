@@ -422,7 +422,7 @@ fn what_nobody_sent_is_forged_and_what_was_changed_is_altered() {
     assert_eq!(read(&row(4, tag(1, 1))), [Kind::Forged]);
     assert_eq!(read(&row(4, Tag { run: 2, ..tag(0, 1) })), [Kind::Forged]);
     let ledger = two_acked();
-    ledger.on_unsent_notice("receipt", 0);
+    ledger.on_unsent_notice(&tiny_world(), "receipt", 0);
     assert_eq!(kinds(&ledger), [Kind::Forged]);
 }
 

@@ -51,6 +51,12 @@ impl Ledger {
         now_us: u64,
     ) -> Option<(LatencyPath, u64)> {
         add(&self.tallies.presence_notices, 1);
+        if world.user_index(friend) == Some(watcher) {
+            self.violation(Kind::PresenceWrong, || {
+                format!("{friend} was told that {friend} itself is {}: nobody is a friend of oneself", word(state))
+            });
+            return None;
+        }
         let findings = self.presence.on_notice(watcher, world.user_index(friend), state, now_us);
         if findings.contains(&Finding::Leaked) {
             self.violation(Kind::PresenceLeaked, || {

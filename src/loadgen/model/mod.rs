@@ -4,6 +4,7 @@
 
 mod server;
 mod sim;
+mod weather;
 
 use server::Lie;
 use sim::{LOAD_US, MS, S, Sim};
@@ -49,6 +50,11 @@ fn faults(seed: u64, lie: Option<Lie>) -> Vec<String> {
     let retries = get(&sim.run.stats.retries_per_device_max);
     if retries > RETRIES_MAX {
         faults.push(format!("a device tried {retries} times again"));
+    }
+    let [broken, pushed, expected] =
+        [&sim.run.stats.protocol_errors, &sim.run.stats.pushed, &sim.run.stats.push_expected].map(get);
+    if broken > 0 || pushed > expected {
+        faults.push(format!("{broken} protocol errors of a server without any; {pushed} pushes of {expected}"));
     }
     faults
 }

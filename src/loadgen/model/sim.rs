@@ -9,6 +9,7 @@ use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 
 use super::server::{Committed, Lie, Sent, Server};
+use super::weather::Weather;
 use crate::loadgen::client::{Action, CallError, Command, ConnectError, Device, Event, LinkError, Page};
 use crate::loadgen::recorder::Recorder;
 use crate::loadgen::run::Run;
@@ -16,7 +17,7 @@ use crate::loadgen::scenario::Scenario;
 use crate::loadgen::stats::add;
 use crate::loadgen::world::World;
 use crate::protocol::frames::{ErrorFrame, HeadFrame, MovedFrame, SendFrame, WelcomeFrame};
-use crate::protocol::{ClientFrame, CloseCode, ConversationId, ErrorCode, Limits, ServerFrame, SessionId, UserId};
+use crate::protocol::{ClientFrame, CloseCode, ConversationId, ErrorCode, Limits, ServerFrame, SessionId};
 
 pub(super) const MS: u64 = 1_000;
 pub(super) const S: u64 = 1_000_000;
@@ -29,72 +30,6 @@ const OUTAGE_AT_US: u64 = 6 * S;
 
 /// Messages in one page.
 const PAGE: usize = 5;
-
-/// What a seed decides about the weather: how the network and the server behave while the load lasts. Afterwards both are calm.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Weather {
-    /// Longest delay of a frame, a call, a commit, a connect.
-    frame_us: u64,
-    call_us: u64,
-    commit_us: u64,
-    connect_us: u64,
-    /// Chances, of 1,000.
-    duplicate: u32,
-    dropped_push: u32,
-    dropped_ack: u32,
-    error_answer: u32,
-    failed_call: u32,
-    refused_connect: u32,
-    skipped_id: u32,
-    /// Mean time between two events that hit somebody's connection; 0 for none.
-    cut_every_us: u64,
-    /// Whether tokens end in the middle of the load.
-    tokens_end: bool,
-    /// For how long the API answers nothing but errors, in the middle of the load.
-    outage_us: u64,
-}
-
-impl Weather {
-    fn draw(rng: &mut StdRng) -> Self {
-        let pick = |rng: &mut StdRng, of: &[u64]| *of.choose(rng).expect("not empty");
-        let chance = |rng: &mut StdRng, most: u32| if rng.random_bool(0.5) { 0 } else { rng.random_range(0..=most) };
-        Self {
-            frame_us: pick(rng, &[MS, 20 * MS, 300 * MS, 2 * S]),
-            call_us: pick(rng, &[5 * MS, 100 * MS, 3 * S, 7 * S]),
-            commit_us: pick(rng, &[2 * MS, 50 * MS, 4 * S]),
-            connect_us: pick(rng, &[5 * MS, 500 * MS, 4 * S]),
-            duplicate: chance(rng, 200),
-            dropped_push: chance(rng, 300),
-            dropped_ack: chance(rng, 200),
-            error_answer: chance(rng, 200),
-            failed_call: chance(rng, 400),
-            refused_connect: chance(rng, 400),
-            skipped_id: chance(rng, 200),
-            cut_every_us: pick(rng, &[0, 300 * MS, 2 * S, 6 * S]),
-            tokens_end: rng.random_bool(0.25),
-            outage_us: pick(rng, &[0, 0, 8 * S]),
-        }
-    }
-
-    const fn calm() -> Self {
-        Self {
-            frame_us: MS,
-            call_us: 5 * MS,
-            commit_us: 2 * MS,
-            connect_us: 5 * MS,
-            duplicate: 0,
-            dropped_push: 0,
-            dropped_ack: 0,
-            error_answer: 0,
-            failed_call: 0,
-            refused_connect: 0,
-            skipped_id: 0,
-            cut_every_us: 0,
-            tokens_end: false,
-            outage_us: 0,
-        }
-    }
-}
 
 /// A connection as the network sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -362,7 +297,7 @@ impl Sim {
         }
         self.wires[client as usize] = Wire::Up(number);
         self.subscribed[client as usize].clear();
-        let welcome = welcome(self.run.world.users[self.run.world.clients[client as usize].user as usize].id);
+        let welcome = welcome(&self.run.world, client);
         self.device(client, |device, now_us| device.handle(now_us, Event::Opened(Box::new(welcome))));
     }
 
@@ -520,12 +455,12 @@ fn run_of(seed: u64, rng: &mut StdRng) -> Run {
     Run::new(world.run(), scenario, world, Recorder::new(), None)
 }
 
-fn welcome(user: UserId) -> WelcomeFrame {
+fn welcome(world: &World, client: u32) -> WelcomeFrame {
     WelcomeFrame {
         session: SessionId(uuid::Uuid::nil()),
         server: "chat-1".parse().expect("a name"),
-        user,
-        device: "device-1".parse().expect("a name"),
+        user: world.users[world.clients[client as usize].user as usize].id,
+        device: world.device_name(client),
         heartbeat_s: 5,
         limits: Limits::default(),
     }

@@ -271,6 +271,15 @@ impl Check<'_> {
         let scenario = self.scenario;
         self.entries("thresholds", scenario.thresholds.len());
         for (n, threshold) in scenario.thresholds.iter().enumerate() {
+            if let Some(problem) = threshold.foregone() {
+                self.add(format!("thresholds[{n}]"), format!("{:?} {problem}", threshold.to_string()));
+                continue;
+            }
+            if threshold.is_about_faults() && scenario.faults.is_empty() {
+                let problem = format!("{:?} can't fail: there are no faults to recover from", threshold.to_string());
+                self.add(format!("thresholds[{n}]"), problem);
+                continue;
+            }
             let Some((path, statistic)) = threshold.latency() else { continue };
             if statistic == Statistic::Count {
                 continue;
@@ -405,7 +414,7 @@ ping_after: 30s
         ("duration: 2s", "duration: 30days", "x:33:1: phases: 30days 6s over all phases: at most 30days"),
         ("    rate: 5", "    rate: .nan", "x:37:5: phases[1].rate: NaN: valid are 0 to 1000000"),
         ("    rate: 5", "    rate: .inf", "x:37:5: phases[1].rate: inf: valid are 0 to 1000000"),
-        ("    rate: 5", "    rate: 1e999", "x:37:11: error: line 37 column 11: invalid floating point"),
+        ("    rate: 5", "    rate: 1e999", "x:37:11: \"1e999\" stands here, and wanted is a number"),
         ("rate_to: 10", "rate_to: -1", "x:38:5: phases[1].rate_to: -1: valid are 0 to 1000000"),
         ("    rate: 40\n", "", "x:39:5: phases[2].rate: the phase steady has none, and one-to-one, group-talker would"),
         ("at: 2s", "at: 9s", "x:44:5: faults[1].at: drain chat-2 at 9s ends after the load, which lasts 8s"),
@@ -418,6 +427,11 @@ ping_after: 30s
         ("ack_ms.p99", "delivery_slow_reader_ms.p50", "has nothing to measure: nobody is a slow-reader"),
         ("ack_ms.p99 < 50", "ack_ms.p99 < nan", "\"nan\" is not a finite number"),
         ("lost == 0", "lost == 1e999", "\"1e999\" is not a finite number"),
+        ("lost == 0", "lost < 0", "x:47:5: thresholds[0]: \"lost < 0\" can't be met: lost is never below 0"),
+        ("lost == 0", "lost >= 0", "x:47:5: thresholds[0]: \"lost >= 0\" can't fail: lost is never below 0"),
+        ("ack_ms.p99 < 50", "ack_ms.p99 < -1", "thresholds[1]: \"ack_ms.p99 < -1\" can't be met: ack_ms.p99 is never"),
+        ("lost == 0", "pushed_percent >= 101", "\"pushed_percent >= 101\" can't be met: pushed_percent lies between 0"),
+        ("lost == 0", "pushed_percent <= 100", "\"pushed_percent <= 100\" can't fail: pushed_percent lies between 0"),
     ];
 
     #[test]

@@ -19,6 +19,7 @@ use self::threshold::Threshold;
 use crate::loadgen::behavior::{Behavior, Flapper};
 use crate::protocol::fault;
 use crate::runtime::files::{self, SETTINGS_BYTES_MAX};
+use crate::runtime::yaml;
 pub use crate::telemetry::PhaseKind;
 use crate::telemetry::printable_lines;
 
@@ -332,7 +333,7 @@ impl Scenario {
 
     /// Parses and checks a text; `origin` names it in errors.
     pub fn parse(text: &str, origin: &str) -> Result<Self, ScenarioError> {
-        let scenario: Self = serde_saphyr::from_str(text).map_err(|e| located(origin, &e))?;
+        let scenario: Self = yaml::parse(text, origin).map_err(|e| ScenarioError::new(&e))?;
         let places = Places::read(text);
         let problems = check::problems(&scenario, places.as_ref());
         if problems.is_empty() {
@@ -378,12 +379,6 @@ impl Scenario {
     pub fn duration(&self) -> Duration {
         self.phases.iter().fold(Duration::ZERO, |total, phase| total.saturating_add(phase.duration))
     }
-}
-
-/// The parser's error, with the place in front.
-fn located(origin: &str, error: &serde_saphyr::Error) -> ScenarioError {
-    let place = error.location().map(|l| format!(":{}:{}", l.line(), l.column())).unwrap_or_default();
-    ScenarioError::new(&format!("{origin}{place}: {error}"))
 }
 
 #[cfg(test)]

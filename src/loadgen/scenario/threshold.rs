@@ -43,7 +43,8 @@ const DEFAULTS: [&str; 8] = [
 ];
 
 /// The same for runs without faults: a fault takes connections and answers away, and is judged by the recovery from it.
-const DEFAULTS_WITHOUT_FAULTS: [&str; 3] = ["connects_failed == 0", "disconnects == 0", "http_errors == 0"];
+const DEFAULTS_WITHOUT_FAULTS: [&str; 4] =
+    ["connects_failed == 0", "disconnects == 0", "http_errors == 0", "not_caught_up == 0"];
 
 /// The conditions that a scenario has beside its own.
 #[must_use]
@@ -221,6 +222,33 @@ impl Threshold {
         Some(UpperLimit { path, statistic, limit_us: self.limit * 1e3, comparison: self.comparison })
     }
 
+    /// Why it holds, or fails, whatever comes; `None` where that is open.
+    pub(super) fn foregone(&self) -> Option<String> {
+        let most = if self.measure == Measure::PushedPercent { 100.0 } else { f64::INFINITY };
+        let Self { comparison, limit, .. } = *self;
+        let (at_0, at_most) = (comparison.holds(0.0, limit), comparison.holds(most, limit));
+        let (is_met, is_open) = match comparison {
+            Comparison::Less | Comparison::LessOrEqual => (at_most, at_0),
+            Comparison::GreaterOrEqual | Comparison::Greater => (at_0, at_most),
+            Comparison::Equal => (false, (0.0..=most).contains(&limit)),
+        };
+        let what = if is_met {
+            "can't fail"
+        } else if !is_open {
+            "can't be met"
+        } else {
+            return None;
+        };
+        let range = if most.is_finite() { format!("lies between 0 and {most}") } else { "is never below 0".to_owned() };
+        Some(format!("{what}: {} {range}", self.measure))
+    }
+
+    /// Whether it is about what only faults bring about.
+    pub(super) fn is_about_faults(&self) -> bool {
+        let is_upper = matches!(self.comparison, Comparison::Less | Comparison::LessOrEqual | Comparison::Equal);
+        self.measure == Measure::Count("recovery_ms_max") && is_upper
+    }
+
     /// Holds it against a result.
     #[must_use]
     pub fn judge(&self, result: &RunResult) -> Outcome {
@@ -259,16 +287,19 @@ fn measure_ms(result: &RunResult, path: LatencyPath, statistic: Statistic) -> Op
     }
 }
 
+impl fmt::Display for Measure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Count(name) => f.write_str(name),
+            Self::PushedPercent => f.write_str(PUSHED_PERCENT),
+            Self::Latency(path, statistic) => write!(f, "{}_ms.{}", path.as_str(), statistic.name()),
+        }
+    }
+}
+
 impl fmt::Display for Threshold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.measure {
-            Measure::Count(name) => f.write_str(name)?,
-            Measure::PushedPercent => f.write_str(PUSHED_PERCENT)?,
-            Measure::Latency(path, statistic) => {
-                write!(f, "{}_ms.{}", path.as_str(), statistic.name())?;
-            }
-        }
-        write!(f, " {} {}", self.comparison.operator(), self.limit)
+        write!(f, "{} {} {}", self.measure, self.comparison.operator(), self.limit)
     }
 }
 
@@ -394,7 +425,7 @@ mod tests {
     #[test]
     fn every_run_fails_on_what_a_user_calls_a_failure_unless_the_scenario_says_otherwise() {
         let names = |rest| defaults(&scenario(rest)).iter().map(ToString::to_string).collect::<Vec<_>>();
-        assert_eq!(names("").len(), 11);
+        assert_eq!(names("").len(), 12);
         let own = names(", thresholds: ['refused < 10', 'unresolved > 3']");
         assert!(own.iter().all(|name| !name.starts_with("refused") && !name.starts_with("unresolved")), "{own:?}");
         let with_faults = names(", faults: [{at: 1s, do: kill chat-1}]");

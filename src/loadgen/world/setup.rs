@@ -125,7 +125,7 @@ impl World {
             let login = |_| async move {
                 let started = clock::now_us();
                 let login = api.login(name, PASSWORD, device).await?;
-                recorder.record(client, LatencyPath::Login, started, clock::now_us() - started);
+                recorder.record(LatencyPath::Login, started, clock::now_us() - started);
                 world.tokens.note_login(login.expires_at);
                 Ok((login.token.into_boxed_str(), login.placement))
             };

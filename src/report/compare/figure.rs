@@ -260,6 +260,9 @@ pub(super) const RATES: &[Rate] = rates! {
     "HTTP errors per device", PerDevice, Gate, 0.001, |r| Some((count(r, "http_errors")?, r.counts.clients));
     "protocol errors per device", PerDevice, Gate, 0.001, |r| Some((count(r, "protocol_errors")?, r.counts.clients));
     "disconnects per device", PerDevice, Gate, 0.001, |r| Some((count(r, "disconnects")?, r.counts.clients));
+    "failed connects per device", PerDevice, Gate, 0.001, |r| Some((count(r, "connects_failed")?, r.counts.clients));
+    "failed membership changes per device", PerDevice, Gate, 0.001, |r| Some((count(r, "changes_failed")?, r.counts.clients));
+    "not caught up per device", PerDevice, Gate, 0.001, |r| Some((count(r, "not_caught_up")?, r.counts.clients));
     "never connected per device", PerDevice, Gate, 0.001, |r| Some((r.counts.never_connected, r.counts.clients));
     "not synced at the end per device", PerDevice, Gate, 0.001, |r| Some((r.counts.undrained, r.counts.clients));
     "not read back per conversation", Share, Gate, 0.001, |r| Some((r.counts.unaudited, r.counts.unaudited.saturating_add(r.counts.audited)));
@@ -273,6 +276,7 @@ pub(super) const RATES: &[Rate] = rates! {
     };
     "reconnects per device", PerDevice, Watch, 0.01, |r| Some((r.counts.reconnects, r.counts.clients));
     "retries per device", PerDevice, Watch, 0.01, |r| Some((count(r, "retries")?, r.counts.clients));
+    "sent again per message", Share, Watch, 0.01, |r| Some((count(r, "resent")?, r.counts.intended));
     "throttled per device", PerDevice, Watch, 0.01, |r| Some((count(r, "throttled")?, r.counts.clients));
     "gaps synced per delivery", Share, Watch, 0.01, |r| Some((r.counts.gaps_synced, r.counts.delivered));
     "repeats on the wire per delivery", Share, Watch, 0.01, |r| Some((r.counts.repeated_on_wire, r.counts.delivered));

@@ -80,6 +80,23 @@ pub(crate) const MODES: &[Mode] = &[
         ..Mode::LIE
     },
     Mode {
+        name: "lie::inbox_throttled_until_the_end",
+        scenario: scenarios::LONGER,
+        lie: Lie {
+            request: |p, call| {
+                if matches!(call.api, Endpoint::Inbox) && p.age() < scenarios::LONGER_LOAD {
+                    p.lied();
+                    return Reply::Answer(Answer::throttled(3_600_000));
+                }
+                Reply::Pass
+            },
+            ..Lie::NONE
+        },
+        expect: Expect::failed("not_caught_up", &[("not_caught_up", Is("clients")), ("lost", Number(0))]),
+        takes_s: 18,
+        ..Mode::LIE
+    },
+    Mode {
         name: "lie::inbox_never_answers",
         scenario: scenarios::BRIEF,
         lie: Lie {
@@ -207,7 +224,7 @@ pub(crate) const MODES: &[Mode] = &[
         },
         // Each device once at least: calls are refused, and sockets closed, when their tokens end.
         expect: Expect::passed(&[("tokens_renewed", Least(16)), ("disconnects", Number(0))]),
-        takes_s: 14,
+        takes_s: 18,
         ..Mode::LIE
     },
 ];

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use chatctl::protocol::frames::HeadFrame;
 use chatctl::protocol::{ClientFrame, MessageFrame, ServerFrame, UserId};
 
 use super::message_of;
@@ -17,6 +18,29 @@ pub(crate) const MODES: &[Mode] = &[
         name: "lie::push_dropped_entirely",
         lie: Lie { server: drop_push, ..Lie::NONE },
         // What a sync for another gap fetches at once may have been on its way.
+        expect: Expect::failed(
+            "pushed_percent",
+            &[("pushed", Number(0)), ("push_expected", Within("hundred", "lies"))],
+        ),
+        ..Mode::LIE
+    },
+    Mode {
+        name: "lie::head_instead_of_the_message",
+        // Fetched at once, and not pushed: only a large channel is to be told of news.
+        lie: Lie {
+            server: |p, _, frame| match message_of(&frame) {
+                Some(message) => {
+                    p.lied();
+                    vec![Out::frame(&ServerFrame::Head(HeadFrame {
+                        conversation: message.conversation,
+                        id: message.id,
+                    }))]
+                }
+                None => Out::pass(frame),
+            },
+            finish: |p| p.tally.set("hundred", 100),
+            ..Lie::NONE
+        },
         expect: Expect::failed(
             "pushed_percent",
             &[("pushed", Number(0)), ("push_expected", Within("hundred", "lies"))],

@@ -1,7 +1,7 @@
 //! What nobody sent: messages, receipts, typing.
 
-use chatctl::protocol::frames::{ReceiptFrame, ReceiptStatus, TypingFrame};
-use chatctl::protocol::{MessageFrame, ServerFrame};
+use chatctl::protocol::frames::{HeadFrame, ReceiptFrame, ReceiptStatus, TypingFrame};
+use chatctl::protocol::{ConversationId, MessageFrame, ServerFrame};
 use uuid::Uuid;
 
 use super::message_of;
@@ -47,6 +47,17 @@ pub(crate) const MODES: &[Mode] = &[
             and(p, frame, |m| {
                 let (conversation, user, upto) = (m.conversation, m.sender, m.id);
                 Some(ServerFrame::Receipt(ReceiptFrame { conversation, user, status: ReceiptStatus::Read, upto }))
+            })
+        }),
+        expect: Expect::violated(&[("forged", Is("lies"))]),
+        ..Mode::LIE
+    },
+    Mode {
+        name: "lie::news_of_a_conversation_that_is_not_there",
+        lie: live(|p, _, frame| {
+            and(p, frame, |m| {
+                let conversation = ConversationId(m.conversation.0 + 1_000_000);
+                Some(ServerFrame::Head(HeadFrame { conversation, id: m.id }))
             })
         }),
         expect: Expect::violated(&[("forged", Is("lies"))]),

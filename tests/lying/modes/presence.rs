@@ -61,6 +61,19 @@ pub(crate) const MODES: &[Mode] = &[
         Expect::violated(&[("presence_leaked", Is("lies"))]).also(&["presence_wrong"]),
     ),
     friends(
+        "lie::presence_of_oneself",
+        live(|p, s, frame| {
+            let is_welcome = matches!(frame, ServerFrame::Welcome(_));
+            let mut outs = Out::pass(frame);
+            if is_welcome {
+                p.lied();
+                outs.push(told(s.who.user, PresenceState::Online).after(Duration::from_millis(300)));
+            }
+            outs
+        }),
+        Expect::violated(&[("presence_wrong", Is("lies"))]),
+    ),
+    friends(
         "lie::offline_while_beating",
         live(|p, _, frame| {
             let online = if let ServerFrame::Presence(presence) = &frame { Some(presence.user) } else { None };

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use chatctl::protocol::{MessageFrame, ServerFrame, UserId};
+use chatctl::protocol::api::InboxEntry;
+use chatctl::protocol::frames::HeadFrame;
+use chatctl::protocol::{MessageFrame, MessageId, ServerFrame, UserId};
 use chatctl::runtime::clock;
 
 use super::message_of;
@@ -23,6 +25,47 @@ pub(crate) const MODES: &[Mode] = &[
     Mode {
         name: "lie::leaked_to_a_stranger",
         lie: Lie { server: leak_to_stranger, ..Lie::NONE },
+        expect: Expect::violated(&[("leaked", Is("lies"))]),
+        ..Mode::LIE
+    },
+    Mode {
+        name: "lie::news_for_a_stranger",
+        lie: Lie {
+            server: |p, _, frame| {
+                if let Some(message) = message_of(&frame) {
+                    let stranger = p.facts().stranger_to(message.conversation);
+                    let socket = stranger.and_then(|stranger| p.sockets_of(stranger).into_iter().next());
+                    if let Some(socket) = socket.filter(|_| p.one_in("leak", 60)) {
+                        p.lied();
+                        let head = HeadFrame { conversation: message.conversation, id: message.id };
+                        socket.put(Out::frame(&ServerFrame::Head(head)));
+                    }
+                }
+                Out::pass(frame)
+            },
+            ..Lie::NONE
+        },
+        expect: Expect::violated(&[("leaked", Is("lies"))]),
+        ..Mode::LIE
+    },
+    Mode {
+        name: "lie::inbox_lists_conversations_of_others",
+        lie: Lie {
+            answer: |p, call, answer| {
+                let Some(who) = &call.who else { return };
+                let stranger = {
+                    let facts = p.facts();
+                    facts.rooms().iter().find(|(_, room)| !room.members.contains(&who.user)).map(|(id, _)| *id)
+                };
+                answer.edit_inbox(|inbox| {
+                    let Some(conversation) = stranger.filter(|_| p.first(who.user)) else { return };
+                    p.lied();
+                    inbox.conversations.push(InboxEntry { conversation, head: MessageId(7), at: 0 });
+                    inbox.conversations.sort_by_key(|entry| entry.conversation);
+                });
+            },
+            ..Lie::NONE
+        },
         expect: Expect::violated(&[("leaked", Is("lies"))]),
         ..Mode::LIE
     },

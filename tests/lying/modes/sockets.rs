@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use chatctl::protocol::frames::{MovedFrame, WelcomeFrame};
 use chatctl::protocol::{CloseCode, ServerFrame, websocket};
 
 use super::message_of;
@@ -27,6 +28,17 @@ const fn shut(name: &'static str, connect: fn(&Proxy, &crate::proxy::facts::Who)
 const fn junk(name: &'static str, server: fn(&Proxy, &Socket, ServerFrame) -> Vec<Out>) -> Mode {
     Mode {
         name,
+        lie: Lie { server, ..Lie::NONE },
+        expect: Expect::failed("protocol_errors", &[("protocol_errors", Is("lies")), ("lost", Number(0))]),
+        ..Mode::LIE
+    }
+}
+
+/// Each device is welcomed otherwise than it has to be.
+const fn welcomes(name: &'static str, server: fn(&Proxy, &Socket, ServerFrame) -> Vec<Out>) -> Mode {
+    Mode {
+        name,
+        scenario: scenarios::BRIEF,
         lie: Lie { server, ..Lie::NONE },
         expect: Expect::failed("protocol_errors", &[("protocol_errors", Is("lies")), ("lost", Number(0))]),
         ..Mode::LIE
@@ -92,6 +104,46 @@ pub(crate) const MODES: &[Mode] = &[
         expect: Expect::failed("disconnects", &[("disconnects", Is("cut")), ("lost", Number(0))]),
         ..Mode::LIE
     },
+    Mode {
+        name: "lie::moved_over_and_over",
+        // And nothing is ever pushed: there is no time for it.
+        scenario: scenarios::LONGER,
+        lie: Lie {
+            server: |p, _, frame| {
+                if message_of(&frame).is_some() {
+                    return Vec::new();
+                }
+                let is_welcome = matches!(frame, ServerFrame::Welcome(_)) && p.age() < scenarios::LONGER_LOAD;
+                let mut outs = Out::pass(frame);
+                if is_welcome {
+                    p.lied();
+                    let wait = Duration::from_millis(800);
+                    let moved = MovedFrame { reason: "drain".to_owned(), retry_after_ms: 10 };
+                    outs.push(Out::frame(&ServerFrame::Moved(moved)).after(wait));
+                    outs.push(Out::close(CloseCode::Moved.code()).after(wait));
+                }
+                outs
+            },
+            ..Lie::NONE
+        },
+        expect: Expect::failed("disconnects", &[("disconnects", Least(16)), ("lost", Number(0))]).extra(|_, result| {
+            let is_told =
+                result.reasons.iter().any(|reason| reason.contains("can't be said whether messages are pushed"));
+            if is_told { Ok(()) } else { Err(format!("nothing is said of pushes: {:?}", result.reasons)) }
+        }),
+        takes_s: 18,
+        ..Mode::LIE
+    },
+    welcomes("lie::welcome_of_another_user", |p, s, frame| {
+        welcome(p, frame, |p, welcome| {
+            let other = p.facts().devices().iter().map(|who| who.user).find(|user| *user != s.who.user);
+            vec![WelcomeFrame { user: other.expect("there are others"), ..welcome }]
+        })
+    }),
+    welcomes("lie::welcome_of_another_device", |p, _, frame| {
+        welcome(p, frame, |_, welcome| vec![WelcomeFrame { device: "device-77".parse().expect("a name"), ..welcome }])
+    }),
+    welcomes("lie::welcomed_twice", |p, _, frame| welcome(p, frame, |_, welcome| vec![welcome.clone(), welcome])),
     Mode {
         name: "lie::all_closed_with_1011",
         lie: Lie { server: |p, _, frame| close_after(p, frame, CloseCode::Internal), ..Lie::NONE },
@@ -159,6 +211,21 @@ fn close_after(p: &Proxy, frame: ServerFrame, code: CloseCode) -> Vec<Out> {
         outs.push(Out::close(code.code()).after(Duration::from_millis(2_500)));
     }
     outs
+}
+
+/// Says something else instead of `welcome`.
+fn welcome(
+    p: &Proxy,
+    frame: ServerFrame,
+    otherwise: impl FnOnce(&Proxy, WelcomeFrame) -> Vec<WelcomeFrame>,
+) -> Vec<Out> {
+    match frame {
+        ServerFrame::Welcome(welcome) => {
+            p.lied();
+            otherwise(p, welcome).into_iter().flat_map(|welcome| Out::pass(ServerFrame::Welcome(welcome))).collect()
+        }
+        other => Out::pass(other),
+    }
 }
 
 /// Puts something behind the first push to one user in three.

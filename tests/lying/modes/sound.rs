@@ -131,6 +131,50 @@ pub(crate) const MODES: &[Mode] = &[
         takes_s: 10,
         ..Mode::SOUND
     },
+    // Each message is acknowledged when it is sent again, as by a server whose answers get lost.
+    Mode {
+        name: "sound::acks_lost_at_first",
+        lie: Lie {
+            server: |p, _, frame| match &frame {
+                ServerFrame::Ack(ack) if p.first(ack.uuid) && p.one_in("ack", 10) => {
+                    p.lied();
+                    Vec::new()
+                }
+                _ => Out::pass(frame),
+            },
+            ..Lie::NONE
+        },
+        expect: Expect::passed(&[("unresolved", Number(0)), ("resent", Is("lies"))]).extra(|_, result| {
+            let is_told = result.warnings.iter().any(|warning| warning.contains("had no answer within 5 s"));
+            if is_told { Ok(()) } else { Err(format!("no warning of it: {:?}", result.warnings)) }
+        }),
+        takes_s: 10,
+        seeds: 3,
+        ..Mode::SOUND
+    },
+    // Slower than a sync, also at the end, when the load is over.
+    Mode {
+        name: "sound::pushes_late_by_1600_ms",
+        lie: Lie {
+            server: |p, _, frame| {
+                if message_of(&frame).is_none() {
+                    return Out::pass(frame);
+                }
+                p.lied();
+                vec![Out::frame(&frame).after(Duration::from_millis(1_600))]
+            },
+            ..Lie::NONE
+        },
+        expect: Expect::passed(&[("push_expected-pushed", Number(0))]),
+        takes_s: 9,
+        ..Mode::SOUND
+    },
+    Mode {
+        name: "sound::idle_connections_closed",
+        lie: Lie { closes_idle: true, server: cut_some, ..Lie::NONE },
+        expect: Expect::not_accused(&[("http_errors", Number(0)), ("undrained", Number(0))]),
+        ..Mode::SOUND
+    },
     Mode {
         name: "sound::crumbs",
         lie: Lie { wire: Wire::Crumbs, server: noted, ..Lie::NONE },

@@ -50,6 +50,8 @@ pub(crate) struct Lie {
     pub(crate) answer: fn(&Proxy, &Call, &mut Answer),
     /// How bytes are cut on their way to a client.
     pub(crate) wire: Wire,
+    /// Whether an HTTP connection is closed behind each answer, without a word of it.
+    pub(crate) closes_idle: bool,
     /// Called when the run is over: sums up what can't be counted before.
     pub(crate) finish: fn(&Proxy),
 }
@@ -63,6 +65,7 @@ impl Lie {
         request: |_, _| Reply::Pass,
         answer: |_, _, _| {},
         wire: Wire::Plain,
+        closes_idle: false,
         finish: |_| {},
     };
 }
@@ -194,6 +197,12 @@ impl Proxy {
             }
             let answer = self.exchange(request).await;
             if http::write_answer(&mut stream, &answer).await.is_err() {
+                return;
+            }
+            if self.lie.closes_idle {
+                self.lied();
+                // What the client writes meanwhile is lost, as it is where both write at the same time.
+                tokio::time::sleep(Duration::from_millis(self.below(3))).await;
                 return;
             }
         }

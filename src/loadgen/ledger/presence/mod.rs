@@ -377,7 +377,7 @@ impl Presence {
         let known =
             friend.filter(|friend| !self.users.is_empty() && self.friends(watcher).binary_search(friend).is_ok());
         let Some(friend) = known else {
-            return if friend == Some(watcher) { Vec::new() } else { vec![Finding::Leaked] };
+            return vec![Finding::Leaked];
         };
         if !self.is_judged(watcher) {
             return Vec::new();

@@ -198,7 +198,7 @@ fn only_friends_are_told() {
     p.on_beat(2, S, 0);
     assert_eq!(p.on_notice(1, Some(2), Online, 2 * S), [Finding::Leaked]);
     assert_eq!(p.on_notice(1, None, Offline, 2 * S), [Finding::Leaked]);
-    assert_eq!(p.on_notice(1, Some(1), Online, 2 * S), []);
+    assert_eq!(p.on_notice(1, Some(1), Online, 2 * S), [Finding::Leaked]);
     assert_eq!(Presence::default().on_notice(1, Some(2), Online, S), [Finding::Leaked], "nobody has friends");
 }
 
