@@ -1,9 +1,7 @@
 //! The HTTP API as a client sees it.
 
-use std::collections::HashSet;
-use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,11 +11,12 @@ use hyper::http::Extensions;
 use hyper::{HeaderMap, Method, Request, StatusCode};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::{HttpConnector, HttpInfo, capture_connection};
-use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 
+use super::idle::{IDLE_MAX, UsedConnections, is_of_closed};
 use super::retry::Retry;
 use super::target::Target;
 use crate::protocol::api::{
@@ -197,8 +196,29 @@ pub(super) struct Api {
     base: Arc<str>,
     turns: Arc<Semaphore>,
     counts: Arc<ApiCounts>,
-    /// Connections that have carried an answer, by their ends here.
-    used: Arc<Mutex<HashSet<SocketAddr>>>,
+    used: Arc<UsedConnections>,
+}
+
+/// Why there is no answer.
+enum Failure {
+    /// The connection had been used before, and was closed before the request reached anybody.
+    OfIdle(Error),
+    Other(Error),
+}
+
+impl Failure {
+    fn into_error(self) -> Error {
+        match self {
+            Self::OfIdle(error) | Self::Other(error) => error,
+        }
+    }
+}
+
+/// Whether a request does the same when it is made twice.
+fn may_be_repeated(request: &Request<Full<Bytes>>) -> bool {
+    let path = request.uri().path();
+    let is_safe_post = || path == "/login" || path == "/friends" || path.ends_with("/members");
+    request.method().is_idempotent() || is_safe_post()
 }
 
 /// What a server answered, whatever the status.
@@ -211,8 +231,13 @@ impl Api {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(Duration::from_secs(3)));
-        let client =
-            |idle_max| Client::builder(TokioExecutor::new()).pool_max_idle_per_host(idle_max).build(connector.clone());
+        let client = |idle_max| {
+            Client::builder(TokioExecutor::new())
+                .pool_timer(TokioTimer::new())
+                .pool_idle_timeout(IDLE_MAX)
+                .pool_max_idle_per_host(idle_max)
+                .build(connector.clone())
+        };
         let (client, fresh) = (client(REQUESTS_AT_ONCE), client(0));
         let turns = Arc::new(Semaphore::new(REQUESTS_AT_ONCE));
         Ok(Self { client, fresh, base: target.as_str().into(), turns, counts: Arc::default(), used: Arc::default() })
@@ -244,41 +269,48 @@ impl Api {
     /// Sends a request and reads the whole answer. A server may close a connection that is idle whenever it likes, also while
     /// the next request is on its way: one that can be repeated without harm is, at once and once, on a fresh connection.
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Answer, Error> {
-        let again = request.method().is_idempotent().then(|| request.clone());
-        let (answer, was_used_before) = self.exchange_once(&self.client, request).await;
-        match (answer, again) {
-            (Err(error), Some(again)) if was_used_before && !error.is_local() => {
-                self.counts.retries.fetch_add(1, Ordering::Relaxed);
-                self.exchange_once(&self.fresh, again).await.0
-            }
-            (answer, _) => answer,
+        let again = may_be_repeated(&request).then(|| request.clone());
+        match self.exchange_once(&self.client, request).await {
+            Err(Failure::OfIdle(error)) => match again {
+                Some(again) => {
+                    self.counts.retries.fetch_add(1, Ordering::Relaxed);
+                    self.exchange_once(&self.fresh, again).await.map_err(Failure::into_error)
+                }
+                None => Err(error),
+            },
+            answer => answer.map_err(Failure::into_error),
         }
     }
 
-    /// The same once; and whether it failed on a connection that had carried an answer before.
+    /// The same once.
     async fn exchange_once(
         &self,
         client: &Client<HttpConnector, Full<Bytes>>,
         mut request: Request<Full<Bytes>>,
-    ) -> (Result<Answer, Error>, bool) {
+    ) -> Result<Answer, Failure> {
         let connection = capture_connection(&mut request);
-        let answer = async {
-            let answer = client.request(request).await.map_err(|e| Error::failed(&e))?;
-            let (head, body) = answer.into_parts();
-            let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
-            let body = body.map_err(|e| Error::failed(&*e))?;
-            Ok((head.status, head.headers, body.to_bytes()))
+        let own_end = || {
+            let mut extras = Extensions::new();
+            if let Some(connected) = connection.connection_metadata().as_ref() {
+                connected.get_extras(&mut extras);
+            }
+            extras.get().map(HttpInfo::local_addr)
         };
-        let answer = answer.await;
-        let mut extras = Extensions::new();
-        if let Some(connected) = connection.connection_metadata().as_ref() {
-            connected.get_extras(&mut extras);
+        let answer = match client.request(request).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                let was_used = own_end().is_some_and(|own_end| self.used.has_ended(own_end, clock::now_us()));
+                let failure = if was_used && is_of_closed(&error) { Failure::OfIdle } else { Failure::Other };
+                return Err(failure(Error::failed(&error)));
+            }
+        };
+        let (head, body) = answer.into_parts();
+        let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
+        let body = body.map_err(|e| Failure::Other(Error::failed(&*e)))?;
+        if let Some(own_end) = own_end() {
+            self.used.has_answered(own_end, clock::now_us());
         }
-        let Some(own_end) = extras.get().map(HttpInfo::local_addr) else { return (answer, false) };
-        let mut used = self.used.lock().expect("no panic while held");
-        let was_used_before = if answer.is_ok() { !used.insert(own_end) } else { used.remove(&own_end) };
-        drop(used);
-        (answer, was_used_before)
+        Ok((head.status, head.headers, body.to_bytes()))
     }
 
     async fn call<T: DeserializeOwned>(

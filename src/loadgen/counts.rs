@@ -80,6 +80,8 @@ counts!(
     unresolved,
     /// Messages shown to persons, over all devices; a device's own, which its ACK shows, are not among them.
     delivered,
+    /// Deliveries of those to devices that were there by plan and read at once.
+    delivered_online,
     /// Deliveries that had to come by push: to devices that were connected and members from before the send until it was
     /// shown.
     push_expected,
@@ -137,8 +139,8 @@ counts!(
     additions,
     /// Removals and additions of members that the API never confirmed.
     changes_failed,
-    /// Devices that were still fetching what they had missed when the load ended, ten seconds or longer after they had
-    /// connected.
+    /// Devices that, when the load ended, had been fetching what they had missed for ten seconds or longer, or had been without a
+    /// connection for so long, or had been asked to wait for longer than 25 s.
     not_caught_up,
     /// Devices that could not sync at the end.
     undrained,

@@ -49,15 +49,8 @@ struct PhaseBounds {
     /// When each phase begins and, last, when the load ends, on the run's clock in µs.
     bounds_us: Vec<u64>,
     phases: Vec<PhaseKind>,
-    counts: Vec<PhaseCounts>,
-}
-
-/// Messages that were due in a phase, and what came of them.
-#[derive(Default)]
-struct PhaseCounts {
-    due: AtomicU64,
-    acked: AtomicU64,
-    delivered: AtomicU64,
+    /// Messages that were due in each phase. What came of them is in the histograms.
+    due: Vec<AtomicU64>,
 }
 
 impl PhaseBounds {
@@ -115,7 +108,7 @@ impl Recorder {
         let bounds = PhaseBounds {
             bounds_us: std::iter::once(started_us).chain(ends_us).collect(),
             phases: phases.iter().map(|phase| phase.phase).collect(),
-            counts: phases.iter().map(|_| PhaseCounts::default()).collect(),
+            due: phases.iter().map(|_| AtomicU64::new(0)).collect(),
         };
         assert!(self.bounds.set(bounds).is_ok(), "a load begins once");
     }
@@ -139,25 +132,18 @@ impl Recorder {
         }
     }
 
-    fn counts_of(&self, part: usize) -> Option<&PhaseCounts> {
-        self.bounds.get()?.counts.get(part.checked_sub(1)?)
-    }
-
     /// A message is due.
     pub(super) fn due(&self, due_us: u64) {
-        if let Some(counts) = self.counts_of(self.part_at(due_us)) {
-            add(&counts.due, 1);
+        let Some(bounds) = self.bounds.get() else { return };
+        if let Some(due) = bounds.part_at(due_us).checked_sub(1).and_then(|phase| bounds.due.get(phase)) {
+            add(due, 1);
         }
     }
 
     /// A message that was first written at `sent_us` was acknowledged at `now_us`.
     pub(super) fn acked(&self, due_us: u64, sent_us: u64, now_us: u64) {
-        let part = self.part_at(due_us);
         let service = (LatencyPath::AckService, now_us.saturating_sub(sent_us));
-        self.record_all(part, [(LatencyPath::Ack, now_us.saturating_sub(due_us)), service]);
-        if let Some(counts) = self.counts_of(part) {
-            add(&counts.acked, 1);
-        }
+        self.record_all(self.part_at(due_us), [(LatencyPath::Ack, now_us.saturating_sub(due_us)), service]);
     }
 
     /// A message was refused for good, or has no answer at the end: as an ACK, it took at least until `now_us`.
@@ -167,13 +153,10 @@ impl Recorder {
 
     /// A message that was first written at `sent_us` was shown to a device at `now_us`.
     pub(super) fn delivered(&self, path: LatencyPath, due_us: u64, sent_us: u64, now_us: u64) {
-        let part = self.part_at(due_us);
         let service = (LatencyPath::DeliveryService, now_us.saturating_sub(sent_us));
         let service = path.is_part_of_delivery().then_some(service);
-        self.record_all(part, std::iter::once((path, now_us.saturating_sub(due_us))).chain(service));
-        if let Some(counts) = self.counts_of(part) {
-            add(&counts.delivered, 1);
-        }
+        let due = (path, now_us.saturating_sub(due_us));
+        self.record_all(self.part_at(due_us), std::iter::once(due).chain(service));
     }
 
     /// Notes that the generator did something at `now_us` that was due at `due_us`.
@@ -245,14 +228,15 @@ impl Recorder {
         let seconds = |us: u64| (us - bounds.bounds_us[0]) as f64 / 1e6;
         let record = |index: usize| {
             let latencies = folded.parts.get(index + 1).cloned().unwrap_or_default();
-            let counts = &bounds.counts[index];
+            let count = |path| latencies.get(&path).map_or(0, Latency::count);
+            let elsewhere = count(LatencyPath::DeliveryAfterReconnect) + count(LatencyPath::DeliverySlowReader);
             PhaseRecord {
                 phase: bounds.phases[index],
                 from_s: seconds(bounds.bounds_us[index]),
                 to_s: seconds(bounds.bounds_us[index + 1]),
-                due: get(&counts.due),
-                acked: get(&counts.acked),
-                delivered: get(&counts.delivered),
+                due: get(&bounds.due[index]),
+                acked: count(LatencyPath::AckService),
+                delivered: count(LatencyPath::Delivery) + elsewhere,
                 latency: summaries(&latencies),
                 histograms: named(latencies),
             }

@@ -15,7 +15,7 @@ use super::history::History;
 use super::ledger::{Ledger, Presence};
 use super::recorder::Recorder;
 use super::scenario::Scenario;
-use super::stats::Stats;
+use super::stats::{Stats, add, sub};
 use super::world::World;
 use crate::protocol::{DeviceName, ServerName};
 use crate::runtime::{Tasks, clock};
@@ -130,6 +130,12 @@ impl Run {
     pub(super) fn recovered_from(&self, (fault, since_us): (usize, u64), now_us: u64) {
         let mut faults = self.faults.lock().expect("no panic while held");
         faults[fault].recovery.record_us(now_us.saturating_sub(since_us));
+    }
+
+    /// Of so many pushes that were expected, nothing can be said.
+    pub(super) fn excuse_pushes(&self, count: u64) {
+        sub(&self.stats.push_expected, count);
+        add(&self.stats.push_unknown, count);
     }
 
     /// A device as histories name it: its user's id, and its own name.

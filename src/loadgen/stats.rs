@@ -19,6 +19,8 @@ pub(super) struct Stats {
     pub(super) refused_removed: AtomicU64,
     pub(super) unresolved: AtomicU64,
     pub(super) delivered: AtomicU64,
+    /// Of those, to devices that were there by plan.
+    pub(super) delivered_online: AtomicU64,
     pub(super) frames: AtomicU64,
     pub(super) repeated_on_wire: AtomicU64,
     /// Devices that were connected at least once.

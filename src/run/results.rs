@@ -30,10 +30,6 @@ pub fn read_all(path: &Path) -> Result<FoundRuns, Error> {
     paths.sort();
     let mut found = FoundRuns::default();
     let without = |path: &Path| format!("{}: a run without a {}", path.display(), report::RESULT_FILE);
-    if matches!(kind(path), Ok(Kind::CutShort)) {
-        found.without_result.push(without(path));
-        return Ok(found);
-    }
     for path in &paths {
         match kind(path) {
             Ok(Kind::Result) => found.results.push(read(path)?),
@@ -43,6 +39,11 @@ pub fn read_all(path: &Path) -> Result<FoundRuns, Error> {
         }
     }
     if found.results.is_empty() && found.without_result.is_empty() {
+        // Perhaps it is itself the folder of a run.
+        if matches!(kind(path), Ok(Kind::CutShort)) {
+            found.without_result.push(without(path));
+            return Ok(found);
+        }
         return Err(Error::usage("there is no result of chatctl load in it").at(path.display()));
     }
     Ok(found)

@@ -75,9 +75,8 @@ async fn a_logout_ends_sockets_that_are_coming_up() {
     };
     let (socket, status) = tokio::join!(Socket::try_open(&alice), logout);
     assert_eq!(status, 204);
-    if let Some(mut socket) = socket {
-        assert_eq!(socket.close_code().await, Some(LOGGED_OUT));
-    }
+    let mut socket = socket.expect("the connection came up, since its token was good");
+    assert_eq!(socket.close_code().await, Some(LOGGED_OUT));
     stack.stop().await;
 }
 

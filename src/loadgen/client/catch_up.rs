@@ -27,6 +27,9 @@ const GAP_WAIT_US: u64 = 1_000_000;
 /// Longest wait between two syncs of a gap that stays; the wait doubles with each one that changes nothing.
 const GAP_WAIT_MAX_US: u64 = 16_000_000;
 
+/// Syncs in a row that change nothing, after which news are taken for made up.
+const VAIN_SYNCS: u8 = 3;
+
 /// What became of a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Progress {
@@ -100,7 +103,7 @@ impl Device {
             }
             left += 1;
             let behind = conversation.behind();
-            behind.is_catching_up = true;
+            behind.catching_upto = entry.head.0;
             if !is_planted(Mutant::HeadForgotten) {
                 behind.head = behind.head.max(entry.head.0);
             }
@@ -205,15 +208,24 @@ impl Device {
                 behind.attempts = 0;
             }
         }
+        let has_caught_up = !is_behind || self.has_enough(at);
         let is_done = match progress {
             Progress::Gone => true,
             Progress::Stuck | Progress::More => false,
-            Progress::Last => !is_behind || is_planted(Mutant::HeadForgotten),
+            Progress::Last => has_caught_up || is_planted(Mutant::HeadForgotten),
         };
         if is_done {
             self.conversation_caught_up(at);
         }
         self.conversations[at].settle();
+    }
+
+    /// Whether a conversation that is behind has caught up all the same. Before the end with everything that was said until the
+    /// connect: there may always be news. At the end everything has to be there, except what several syncs have not found.
+    fn has_enough(&self, at: usize) -> bool {
+        let conversation = &self.conversations[at];
+        let is_told_of_nothing = conversation.attempts() >= VAIN_SYNCS && !conversation.cursor.has_gap();
+        conversation.has_caught_up() && (!self.is_finishing() || is_told_of_nothing)
     }
 
     fn conversation_caught_up(&mut self, at: usize) {
@@ -225,10 +237,17 @@ impl Device {
 
     /// Nothing is left to fetch of a conversation that live messages have brought up to date.
     pub(super) fn rest(&mut self, at: usize) {
-        let conversation = &mut self.conversations[at];
-        if !conversation.has_work() || conversation.is_behind() || conversation.is_syncing() {
+        let conversation = &self.conversations[at];
+        if !conversation.has_work() || conversation.is_syncing() {
             return;
         }
+        if conversation.is_behind() {
+            if self.has_enough(at) {
+                self.conversation_caught_up(at);
+            }
+            return;
+        }
+        let conversation = &mut self.conversations[at];
         conversation.behind().sync_due_us = 0;
         self.conversation_caught_up(at);
         self.conversations[at].settle();
@@ -312,6 +331,6 @@ impl Device {
 impl DeviceConversation {
     /// Ends this conversation's part of the catching up; returns whether it had one.
     fn end_catching_up(&mut self) -> bool {
-        std::mem::take(&mut self.behind().is_catching_up)
+        std::mem::take(&mut self.behind().catching_upto) > 0
     }
 }

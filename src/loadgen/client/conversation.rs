@@ -52,8 +52,8 @@ pub(super) struct Behind {
     /// When to sync, in µs; 0 for never.
     pub(super) sync_due_us: u64,
     pub(super) is_syncing: bool,
-    /// True while this sync belongs to the catching up after a connect.
-    pub(super) is_catching_up: bool,
+    /// The newest id that the inbox named after a connect: up to it, this sync belongs to the catching up. 0 for none.
+    pub(super) catching_upto: u64,
     /// Syncs in a row that changed nothing.
     pub(super) attempts: u8,
 }
@@ -76,7 +76,7 @@ impl DeviceConversation {
     /// Gives the memory back when there is nothing to do any more.
     pub(super) fn settle(&mut self) {
         let nothing = self.behind.as_ref().is_some_and(|behind| {
-            let is_idle = behind.sync_due_us == 0 && !behind.is_syncing && !behind.is_catching_up;
+            let is_idle = behind.sync_due_us == 0 && !behind.is_syncing && behind.catching_upto == 0;
             is_idle && behind.head <= self.cursor.upto()
         });
         if nothing {
@@ -104,10 +104,27 @@ impl DeviceConversation {
         self.cursor.has_gap() || self.behind.as_ref().is_some_and(|behind| behind.head > self.cursor.upto())
     }
 
+    /// Syncs in a row that changed nothing.
+    pub(super) fn attempts(&self) -> u8 {
+        self.behind.as_ref().map_or(0, |behind| behind.attempts)
+    }
+
+    /// Whether everything is there that was said before this connection.
+    pub(super) fn has_caught_up(&self) -> bool {
+        self.behind.as_ref().is_none_or(|behind| behind.catching_upto <= self.cursor.upto())
+    }
+
+    /// The newest id that a server told of, where nothing that came has it, or one above.
+    pub(super) fn news_of_nothing(&self) -> Option<u64> {
+        let told = self.behind.as_ref()?.head;
+        let known = self.cursor.held().map(|seen| seen.id).last().unwrap_or(0).max(self.cursor.upto());
+        (told > known).then_some(told)
+    }
+
     /// Ends this connection's catching up.
     pub(super) fn stop_catching_up(&mut self) {
         if let Some(behind) = &mut self.behind {
-            behind.is_catching_up = false;
+            behind.catching_upto = 0;
         }
     }
 

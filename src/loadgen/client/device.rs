@@ -17,23 +17,18 @@ use super::connection::{Call, Connection, Reconnection};
 use super::conversation::DeviceConversation;
 use super::event::{Action, Event, LinkError};
 use super::mutant::{Mutant, is_planted};
+use super::pushes::Pushes;
 use super::{Command, grid};
 use crate::loadgen::body::Tag;
 use crate::loadgen::recorder::LagOf;
 use crate::loadgen::run::Run;
-use crate::loadgen::stats::{add, sub};
+use crate::loadgen::stats::add;
 use crate::protocol::api::Placement;
 use crate::protocol::frames::ConversationFrame;
 use crate::protocol::{ClientFrame, DeviceName, ServerFrame};
 
 /// Longest that a person who leaves waits for the answer to a message.
 const LEAVE_WAIT_US: u64 = 2_000_000;
-
-/// A device that is still fetching what it missed so long after its connect has not caught up.
-const CAUGHT_UP_WITHIN_US: u64 = 10_000_000;
-
-/// Longest that a push is waited for at the end, from the send of its message.
-const PUSH_WAIT_US: u64 = 5_000_000;
 
 /// Longest wait for anything after a ping. Then the connection is dead.
 const PONG_WAIT_US: u64 = 10_000_000;
@@ -58,21 +53,11 @@ pub(super) struct Pending {
     pub(super) tries: u8,
     /// Whether the next try was asked for by an answer.
     pub(super) was_put_off: bool,
+    /// Whether it was written again since no answer came.
+    pub(super) was_resent: bool,
     /// Writes that had no definite answer: more than one where a connection or an answer was lost.
     pub(super) open_tries: u16,
     pub(super) next_try_us: u64,
-}
-
-/// Pushes to a device on its present connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum Pushes {
-    /// None is missing.
-    #[default]
-    There,
-    /// One is missing, or was.
-    Missing,
-    /// Everything is synced for the last time, and only what is missing is waited for.
-    Awaited,
 }
 
 /// A simulated device.
@@ -116,7 +101,7 @@ pub(in crate::loadgen) struct Device {
     pub(super) short_lived: u8,
     /// Connections in a row that their server gave up soon after they were made, by a drain.
     pub(super) short_moves: u8,
-    pushes: Pushes,
+    pub(super) pushes: Pushes,
     /// Whether everything was synced, once the device has finished.
     outcome: Option<bool>,
 }
@@ -435,67 +420,10 @@ impl Device {
         if !is_planted(Mutant::PendingKeptAtFinish) {
             self.abandon_pending();
         }
-        let waits_since_us = self.catching_up.filter(|_| self.is_connected()).map_or(NEVER, |_| self.opened_us);
-        if waits_since_us.saturating_add(CAUGHT_UP_WITHIN_US) <= self.now_us {
-            add(&self.run.stats.not_caught_up, 1);
-        }
+        add(&self.run.stats.not_caught_up, u64::from(self.has_waited_too_long()));
         self.finish_by_us = by_us;
         self.reads_at_us = 0;
         self.catch_up();
-    }
-
-    /// Everything is synced for the last time. A push that a sync has overtaken is waited for, as an answer to a message is.
-    pub(super) fn finished(&mut self) {
-        let sent_us = if self.pushes != Pushes::There && self.is_connected() { self.unpushed_since() } else { None };
-        match sent_us.map(|sent_us| sent_us.saturating_add(PUSH_WAIT_US)).filter(|until_us| *until_us > self.now_us) {
-            Some(until_us) => {
-                self.pushes = Pushes::Awaited;
-                self.finish_by_us = self.finish_by_us.min(until_us);
-            }
-            None => self.end(true),
-        }
-    }
-
-    /// When the newest message was sent whose push is missing.
-    fn unpushed_since(&self) -> Option<u64> {
-        self.run.ledger.unpushed.newest_us(self.client)
-    }
-
-    /// A sync brought a message that a push had to bring.
-    pub(super) fn push_is_missing(&mut self) {
-        if self.pushes == Pushes::There {
-            self.pushes = Pushes::Missing;
-        }
-    }
-
-    /// The connection has ended: what was on its way is not missing, and what is awaited does not come any more.
-    pub(super) fn pushes_are_cut(&mut self) {
-        let pushes = std::mem::take(&mut self.pushes);
-        if pushes != Pushes::There {
-            let stats = &self.run.stats;
-            let cut = self.run.ledger.unpushed.cut(self.client, self.now_us);
-            sub(&stats.push_expected, cut);
-            add(&stats.push_unknown, cut);
-        }
-        if pushes == Pushes::Awaited {
-            self.end(true);
-        }
-    }
-
-    /// The news of a large channel came, up to an id, of which a sync has brought some before.
-    pub(super) fn push_of_all_came(&mut self, conversation: u32, upto: u64) {
-        if self.pushes != Pushes::There {
-            let came = self.run.ledger.unpushed.came_upto(self.client, conversation, upto);
-            add(&self.run.stats.pushed, came);
-            self.pushes_came();
-        }
-    }
-
-    /// Pushes came of what a sync had brought before.
-    pub(super) fn pushes_came(&mut self) {
-        if self.pushes == Pushes::Awaited {
-            self.finished();
-        }
     }
 
     /// Ends the device.

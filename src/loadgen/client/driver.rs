@@ -14,6 +14,7 @@ use super::poll::PollLink;
 use crate::loadgen::api::{Error, Source};
 use crate::loadgen::run::Shared;
 use crate::loadgen::scenario::Transport;
+use crate::loadgen::stats::add;
 use crate::loadgen::tokens::Stale;
 use crate::protocol::api::{InboxEntry, Placement};
 use crate::protocol::frames::WelcomeFrame;
@@ -182,6 +183,7 @@ impl Driver {
     }
 
     fn on_frames(&mut self, now_us: u64, mut frames: Vec<ServerFrame>) {
+        add(&self.shared.run.stats.frames, frames.len() as u64);
         for frame in frames.drain(..) {
             self.device.on_frame_of_connection(now_us, frame);
         }

@@ -31,6 +31,7 @@ mod link;
 mod mailbox;
 mod mutant;
 mod poll;
+mod pushes;
 mod talk;
 
 pub(super) use alarms::Alarms;

@@ -41,7 +41,15 @@ impl Device {
         let own = &mut self.conversations[at];
         own.counter += 1;
         let tag = Tag { run, conversation, client: self.client, counter: own.counter, intended_us, sent_us: 0 };
-        self.pending.push(Pending { tag, bytes, tries: 0, was_put_off: false, open_tries: 0, next_try_us: 0 });
+        self.pending.push(Pending {
+            tag,
+            bytes,
+            tries: 0,
+            was_put_off: false,
+            was_resent: false,
+            open_tries: 0,
+            next_try_us: 0,
+        });
         // From here on the target is at work, or keeps the device waiting.
         self.run.recorder.late_by(LagOf::Send, intended_us, self.now_us);
     }
@@ -51,7 +59,8 @@ impl Device {
         let now = self.now_us;
         let mut rng = None;
         let mut frames = Vec::new();
-        let mut again = 0;
+        let mut is_again = false;
+        let mut resent = 0;
         for at in 0..self.pending.len() {
             if self.pending[at].next_try_us > now {
                 continue;
@@ -60,7 +69,10 @@ impl Device {
             let jitter = if is_retry { rng.get_or_insert_with(|| self.rng()).random_range(0.0..0.25) } else { 0.0 };
             let pending = &mut self.pending[at];
             // A new connection and an answer that asks for it are other reasons to write it again.
-            again += u64::from(is_retry && pending.next_try_us > 0 && !pending.was_put_off);
+            let has_waited = is_retry && pending.next_try_us > 0 && !pending.was_put_off;
+            resent += u64::from(has_waited && !pending.was_resent);
+            is_again |= is_retry;
+            pending.was_resent |= has_waited;
             pending.was_put_off = false;
             let wait_us = (RETRY_WAIT_US << pending.tries.min(4)).min(RETRY_WAIT_MAX_US);
             pending.next_try_us = now + (wait_us as f64 * (1.0 + jitter)) as u64;
@@ -74,8 +86,8 @@ impl Device {
         for (tag, bytes, is_retry) in frames {
             self.send(&tag, bytes, is_retry);
         }
-        if again > 0 {
-            add(&self.run.stats.resent, again);
+        add(&self.run.stats.resent, resent);
+        if is_again {
             self.doubt_connection(now.saturating_sub(RETRY_WAIT_US));
         }
     }
@@ -186,7 +198,6 @@ impl Device {
     // ---- receiving
 
     pub(super) fn on_frame(&mut self, frame: ServerFrame) {
-        add(&self.run.stats.frames, 1);
         match frame {
             ServerFrame::Message(message) => self.on_message(&message),
             ServerFrame::Ack(ack) => self.on_ack(&ack),
@@ -197,20 +208,16 @@ impl Device {
             ServerFrame::Receipt(_) => self.run.ledger.on_unsent_notice(&self.run.world, "receipt", self.client),
             ServerFrame::Typing(_) => self.run.ledger.on_unsent_notice(&self.run.world, "typing notice", self.client),
             // The subscription is the server's work; a `head` follows.
-            ServerFrame::Conversation(of) => _ = self.own_conversation(of.conversation, "a notice", self.now_us),
+            ServerFrame::Conversation(of) => _ = self.own_conversation(of.conversation, "a notice", self.said_us()),
             ServerFrame::Welcome(_) => self.break_protocol("second_welcome"),
             ServerFrame::Pong => {}
         }
     }
 
     fn on_head(&mut self, head: &HeadFrame) {
-        let Some(at) = self.own_conversation(head.conversation, "news", self.now_us) else { return };
+        let Some(at) = self.own_conversation(head.conversation, "news", self.said_us()) else { return };
         let index = self.conversations[at].index;
         let is_large = self.run.world.conversations[index as usize].is_large();
-        if is_large {
-            // Of what a sync has brought already, too.
-            self.push_of_all_came(index, head.id.0);
-        }
         let conversation = &mut self.conversations[at];
         if head.id.0 > conversation.cursor.upto() {
             let behind = conversation.behind();
@@ -222,6 +229,19 @@ impl Device {
             if !behind.is_syncing {
                 self.start_sync(at);
             }
+        }
+        if is_large {
+            // Of what a sync has brought already, too.
+            self.push_of_all_came(index, head.id.0);
+        }
+    }
+
+    /// A time before the server said what is read now. A slow reader reads what was said long ago.
+    fn said_us(&self) -> u64 {
+        match self.run.scenario.transport {
+            _ if self.is_slow_reader() => 0,
+            Transport::Poll => self.now_us.saturating_sub(self.run.scenario.poll_interval.as_micros() as u64),
+            Transport::Websocket | Transport::LongPoll => self.now_us,
         }
     }
 
@@ -281,7 +301,7 @@ impl Device {
                     add(&self.run.stats.repeated_on_wire, 1);
                     if self.run.ledger.unpushed.came(self.copy(&seen)) {
                         add(&self.run.stats.pushed, 1);
-                        self.pushes_came();
+                        self.pushes_came(1);
                     }
                 }
             }
@@ -309,7 +329,6 @@ impl Device {
 
     /// Records how long a message took to this device, on the path that it went, and whether it came by push.
     fn count_delivery(&mut self, run: &Run, seen: &Seen, membership: Membership) {
-        add(&run.stats.delivered, 1);
         let tag = &seen.tag;
         let poll_us = match run.scenario.transport {
             Transport::Poll => run.scenario.poll_interval.as_micros() as u64,
@@ -328,20 +347,26 @@ impl Device {
             came_by_push: seen.is_live,
             reads_every_us: poll_us.max(pause_us),
         };
+        let is_there = !delivery.is_after_reconnect() && !self.is_slow_reader();
+        add(&run.stats.delivered, 1);
+        add(&run.stats.delivered_online, u64::from(is_there));
         match delivery.push() {
             // A fault may take the push path away: what came by it then says as little as what did not.
             Some(_) if self.is_under_fault(tag.sent_us) => add(&run.ledger.tallies.push_unsure, 1),
-            Some(came) => {
+            Some(true) => {
                 add(&run.stats.push_expected, 1);
-                add(&run.stats.pushed, u64::from(came));
-                if !came {
-                    run.ledger.unpushed.note(self.copy(seen), tag.sent_us);
+                add(&run.stats.pushed, 1);
+            }
+            Some(false) => {
+                add(&run.stats.push_expected, 1);
+                if run.ledger.unpushed.note(self.copy(seen), self.now_us) {
                     self.push_is_missing();
+                } else {
+                    run.excuse_pushes(1);
                 }
             }
             None => {
-                let is_unknown = !seen.is_live && !delivery.is_after_reconnect() && !self.is_slow_reader();
-                add(&run.stats.push_unknown, u64::from(is_unknown));
+                add(&run.stats.push_unknown, u64::from(is_there && !seen.is_live));
             }
         }
         let took_us = self.now_us.saturating_sub(tag.intended_us);

@@ -235,6 +235,9 @@ async fn change_member(shared: &Shared, group: u32, member: u32, churn: Churn, l
     loop {
         let began_us = clock::now_us();
         shared.ledger.leaving(&shared.world, group, member, began_us);
+        // What was on its way to the member need not be pushed any more.
+        let cut = |client| shared.ledger.unpushed.cut_conversation(client, group, began_us);
+        shared.excuse_pushes(shared.world.clients_of(member).map(cut).sum());
         let removed =
             shared.world.authorized(owner, api, |token| async move { api.remove_member(&token, spec.id, user).await });
         match in_time(removed).await {
@@ -338,6 +341,7 @@ async fn do_faults(shared: Arc<Shared>, control: Arc<dyn StackControl>, started_
         };
         last_at = Some(fault.at);
         shared.ledger.presence.fault_began(at_us);
+        shared.excuse_pushes(shared.ledger.unpushed.cut_all(at_us));
         let (shared, control) = (Arc::clone(&shared), Arc::clone(&control));
         under_way.spawn("load.fault", async move {
             shared.event(format!("fault: {}", fault.action));

@@ -1,7 +1,8 @@
 //! Derives verdict and reasons from counts, thresholds and ledger.
 //!
-//! A broken guarantee outweighs everything, an interruption included. INVALID is for local causes only: what the generator or
-//! its machine could not do. Whatever else is missing is the target's, and fails a threshold.
+//! A broken guarantee outweighs everything, an interruption included. INVALID is for local causes, what the generator or its
+//! machine could not do, and for a run that says nothing of the push path. Whatever else is missing is the target's, and fails
+//! a threshold.
 
 use super::blame::{self, Blame};
 use crate::loadgen::client::DeviceState;
@@ -45,6 +46,7 @@ pub(super) fn counts(shared: &Shared, states: &[DeviceState], unaudited: u64) ->
         // Every message that was due has one fate: what none of the others explains has no answer.
         unresolved: intended.saturating_sub(answered),
         delivered: get(&stats.delivered),
+        delivered_online: get(&stats.delivered_online),
         connects_failed: get(&stats.connects_failed),
         removals: get(&stats.removals),
         additions: get(&stats.additions),
@@ -161,12 +163,12 @@ const PUSH_UNKNOWN_MIN: u64 = 50;
 /// Why it can't be said whether the target pushes at all: most of what reached devices that were there came by sync, each
 /// time too soon after a connect to expect it by push. A run without any push is no proof of the push path.
 fn unknown_pushes(scenario: &Scenario, result: &RunResult) -> Option<String> {
-    let Counts { push_unknown, delivered, .. } = result.counts;
-    let is_much = push_unknown >= PUSH_UNKNOWN_MIN && push_unknown.saturating_mul(2) > delivered;
+    let Counts { push_unknown, delivered_online, .. } = result.counts;
+    let is_much = push_unknown >= PUSH_UNKNOWN_MIN && push_unknown.saturating_mul(2) > delivered_online;
     (is_much && scenario.faults.is_empty()).then(|| {
         format!(
-            "it can't be said whether messages are pushed: {push_unknown} of {delivered} deliveries came by sync to devices \
-             that were online, too soon after a connect or a send to expect a push; let devices stay connected for longer"
+            "it can't be said whether messages are pushed: {push_unknown} of {delivered_online} deliveries to devices that \
+             were online came by sync, too soon after a connect or a send to expect a push; let devices stay connected for longer"
         )
     })
 }

@@ -48,7 +48,9 @@ impl Delivery {
     /// has to be given the time for that.
     pub(in crate::loadgen) const fn push(&self) -> Option<bool> {
         let is_open = self.opened_us > 0 && self.opened_us.saturating_add(SETTLE_US) <= self.sent_us;
-        if !is_open || self.is_catching_up || !self.membership.is_settled {
+        // What was pushed to somebody who hardly reads may come by sync before it is read.
+        let is_slow = self.reads_every_us == u64::MAX;
+        if !is_open || self.is_catching_up || !self.membership.is_settled || is_slow {
             return None;
         }
         let waited_us = self.shown_us.saturating_sub(self.sent_us);
@@ -97,6 +99,7 @@ mod tests {
     #[test]
     fn a_push_is_expected_where_nothing_was_in_its_way() {
         assert_eq!(LIVE.push(), Some(true));
+        assert_eq!(Delivery { reads_every_us: u64::MAX, ..LIVE }.push(), None, "a slow reader");
         assert_eq!(BY_SYNC.push(), Some(false));
         for (what, delivery) in [
             ("not connected", Delivery { opened_us: 0, ..BY_SYNC }),

@@ -3,9 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard};
 
-use super::members::SETTLE_US;
-
-/// So many are remembered. Where more are missing, pushes that come late stay counted as missing.
+/// So many are remembered.
 const UNPUSHED_MAX: usize = 100_000;
 
 /// One message on one device.
@@ -19,63 +17,80 @@ pub(in crate::loadgen) struct MessageCopy {
     pub(in crate::loadgen) id: u64,
 }
 
+/// Time from when a message was shown in which its push may still be on its way, in µs.
+const ON_ITS_WAY_US: u64 = 2_000_000;
+
 /// The messages whose push is missing so far. Locked only when one is missing, comes twice, or can't come any more.
 #[derive(Debug, Default)]
 pub(in crate::loadgen) struct Unpushed(Mutex<Missing>);
 
 #[derive(Debug, Default)]
 struct Missing {
-    /// By device; of each message, until when its push may be on its way.
+    /// By device; of each message, by conversation and id, when it was shown.
     of_clients: HashMap<u32, HashMap<(u32, u64), u64>>,
     count: usize,
 }
 
-impl Unpushed {
-    /// A sync was faster than the push of a message that was sent at `sent_us`.
-    pub(in crate::loadgen) fn note(&self, copy: MessageCopy, sent_us: u64) {
-        let mut missing = self.missing();
-        if missing.count < UNPUSHED_MAX {
-            let until_us = sent_us.saturating_add(SETTLE_US);
-            let of_client = missing.of_clients.entry(copy.client).or_default();
-            missing.count += usize::from(of_client.insert((copy.conversation, copy.id), until_us).is_none());
+impl Missing {
+    /// Removes those of a device that are no longer missing; returns how many.
+    fn remove(&mut self, client: u32, is_one: impl Fn(u32, u64, u64) -> bool) -> u64 {
+        let Some(of_client) = self.of_clients.get_mut(&client) else { return 0 };
+        let before = of_client.len();
+        of_client.retain(|(conversation, id), shown_us| !is_one(*conversation, *id, *shown_us));
+        let removed = before - of_client.len();
+        if of_client.is_empty() {
+            self.of_clients.remove(&client);
         }
+        self.count -= removed;
+        removed as u64
+    }
+}
+
+impl Unpushed {
+    /// A sync was faster than the push of a message, which it brought at `shown_us`. Returns false where there is no room to
+    /// wait for it.
+    pub(in crate::loadgen) fn note(&self, copy: MessageCopy, shown_us: u64) -> bool {
+        let mut missing = self.missing();
+        let has_room = missing.count < UNPUSHED_MAX;
+        if has_room {
+            let of_client = missing.of_clients.entry(copy.client).or_default();
+            missing.count += usize::from(of_client.insert((copy.conversation, copy.id), shown_us).is_none());
+        }
+        has_room
     }
 
     /// A device's connection has ended. Returns how many pushes were on their way to it, of which nothing can be said.
     pub(in crate::loadgen) fn cut(&self, client: u32, now_us: u64) -> u64 {
+        self.missing().remove(client, |_, _, shown_us| now_us < shown_us.saturating_add(ON_ITS_WAY_US))
+    }
+
+    /// The same of a device whose user is being removed from a conversation.
+    pub(in crate::loadgen) fn cut_conversation(&self, client: u32, conversation: u32, now_us: u64) -> u64 {
+        let is_one = |of, _, shown_us: u64| of == conversation && now_us < shown_us.saturating_add(ON_ITS_WAY_US);
+        self.missing().remove(client, is_one)
+    }
+
+    /// The same of all devices, when a fault begins.
+    pub(in crate::loadgen) fn cut_all(&self, now_us: u64) -> u64 {
         let mut missing = self.missing();
-        let Some(of_client) = missing.of_clients.get_mut(&client) else { return 0 };
-        let before = of_client.len();
-        of_client.retain(|_, until_us| *until_us <= now_us);
-        let cut = before - of_client.len();
-        missing.count -= cut;
-        cut as u64
+        let clients: Vec<u32> = missing.of_clients.keys().copied().collect();
+        let is_one = |_, _, shown_us: u64| now_us < shown_us.saturating_add(ON_ITS_WAY_US);
+        clients.into_iter().map(|client| missing.remove(client, is_one)).sum()
     }
 
     /// A push came of what was here before. Returns whether it is one that was missing.
     pub(in crate::loadgen) fn came(&self, copy: MessageCopy) -> bool {
-        let mut missing = self.missing();
-        let of_client = missing.of_clients.get_mut(&copy.client);
-        let was_missing = of_client.is_some_and(|of| of.remove(&(copy.conversation, copy.id)).is_some());
-        missing.count -= usize::from(was_missing);
-        was_missing
+        self.missing().remove(copy.client, |of, id, _| (of, id) == (copy.conversation, copy.id)) > 0
     }
 
     /// News came of everything in a conversation up to an id. Returns how many of it were missing.
     pub(in crate::loadgen) fn came_upto(&self, client: u32, conversation: u32, upto: u64) -> u64 {
-        let mut missing = self.missing();
-        let Some(of_client) = missing.of_clients.get_mut(&client) else { return 0 };
-        let before = of_client.len();
-        of_client.retain(|(of, id), _| *of != conversation || *id > upto);
-        let came = before - of_client.len();
-        missing.count -= came;
-        came as u64
+        self.missing().remove(client, |of, id, _| of == conversation && id <= upto)
     }
 
-    /// When the newest message was sent whose push to a device is missing.
+    /// When the newest message was shown whose push to a device is missing.
     pub(in crate::loadgen) fn newest_us(&self, client: u32) -> Option<u64> {
-        let until_us = self.missing().of_clients.get(&client)?.values().copied().max()?;
-        Some(until_us.saturating_sub(SETTLE_US))
+        self.missing().of_clients.get(&client)?.values().copied().max()
     }
 
     fn missing(&self) -> MutexGuard<'_, Missing> {
@@ -87,27 +102,42 @@ impl Unpushed {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_push_that_comes_late_is_missing_no_more_and_counts_once() {
-        let unpushed = Unpushed::default();
-        let copy = |id| MessageCopy { client: 1, conversation: 2, id };
-        unpushed.note(copy(7), 10);
-        assert!(!unpushed.came(copy(8)), "that one was never missing");
-        assert!(unpushed.came(copy(7)));
-        assert!(!unpushed.came(copy(7)), "sent twice");
-        (7..10).for_each(|id| unpushed.note(copy(id), 10));
-        assert_eq!([unpushed.came_upto(1, 3, 9), unpushed.came_upto(1, 2, 8), unpushed.came_upto(1, 2, 9)], [0, 2, 1]);
+    const fn copy(client: u32, id: u64) -> MessageCopy {
+        MessageCopy { client, conversation: 2, id }
     }
 
     #[test]
-    fn a_push_that_was_on_its_way_when_the_connection_ended_is_nobodys_fault() {
+    fn a_push_that_comes_late_is_missing_no_more_and_counts_once() {
         let unpushed = Unpushed::default();
-        let copy = |client, id| MessageCopy { client, conversation: 2, id };
-        unpushed.note(copy(1, 7), 0);
-        unpushed.note(copy(1, 8), 500);
-        unpushed.note(copy(2, 8), 500);
+        assert!(unpushed.note(copy(1, 7), 10));
+        assert!(!unpushed.came(copy(1, 8)), "that one was never missing");
+        assert!(unpushed.came(copy(1, 7)));
+        assert!(!unpushed.came(copy(1, 7)), "sent twice");
+        assert!((7..10).all(|id| unpushed.note(copy(1, id), 10)));
+        assert_eq!([unpushed.came_upto(1, 3, 9), unpushed.came_upto(1, 2, 8), unpushed.came_upto(1, 2, 9)], [0, 2, 1]);
+        let missing = unpushed.missing();
+        assert!(missing.of_clients.is_empty() && missing.count == 0);
+    }
+
+    #[test]
+    fn a_push_that_was_on_its_way_when_its_way_ended_is_nobodys_fault() {
+        let unpushed = Unpushed::default();
+        for (copy, shown_us) in [(copy(1, 7), 0), (copy(1, 8), 500), (copy(2, 8), 500)] {
+            unpushed.note(copy, shown_us);
+        }
         assert_eq!([1, 2, 3].map(|client| unpushed.newest_us(client)), [Some(500), Some(500), None]);
-        assert_eq!(unpushed.cut(1, SETTLE_US), 1, "the first had its time");
-        assert!(unpushed.came(copy(1, 7)) && !unpushed.came(copy(1, 8)) && unpushed.came(copy(2, 8)));
+        assert_eq!(unpushed.cut(1, ON_ITS_WAY_US), 1, "the first had its time");
+        assert!(unpushed.came(copy(1, 7)) && !unpushed.came(copy(1, 8)));
+        assert_eq!([unpushed.cut_conversation(2, 3, 600), unpushed.cut_conversation(2, 2, 600)], [0, 1]);
+        unpushed.note(copy(4, 1), 500);
+        unpushed.note(copy(5, 1), 0);
+        assert_eq!(unpushed.cut_all(ON_ITS_WAY_US + 100), 1);
+    }
+
+    #[test]
+    fn there_is_room_for_so_many() {
+        let unpushed = Unpushed::default();
+        assert!((0..UNPUSHED_MAX as u64).all(|id| unpushed.note(copy(1, id), 0)));
+        assert!(!unpushed.note(copy(1, u64::MAX), 0));
     }
 }

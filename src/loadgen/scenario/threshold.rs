@@ -222,8 +222,13 @@ impl Threshold {
         Some(UpperLimit { path, statistic, limit_us: self.limit * 1e3, comparison: self.comparison })
     }
 
-    /// Why it holds, or fails, whatever comes; `None` where that is open.
-    pub(super) fn foregone(&self) -> Option<String> {
+    /// Why it fails whatever comes, or, of a count, holds; `None` where that is open. A figure that needs something to be
+    /// measured fails where nothing was. `has_faults`: what only faults bring about is 0 without them.
+    pub(super) fn foregone(&self, has_faults: bool) -> Option<String> {
+        if self.measure == Measure::Count("recovery_ms_max") && !has_faults {
+            let what = if self.comparison.holds(0.0, self.limit) { "can't fail" } else { "can't be met" };
+            return Some(format!("{what}: there are no faults to recover from"));
+        }
         let most = if self.measure == Measure::PushedPercent { 100.0 } else { f64::INFINITY };
         let Self { comparison, limit, .. } = *self;
         let (at_0, at_most) = (comparison.holds(0.0, limit), comparison.holds(most, limit));
@@ -232,7 +237,7 @@ impl Threshold {
             Comparison::GreaterOrEqual | Comparison::Greater => (at_0, at_most),
             Comparison::Equal => (false, (0.0..=most).contains(&limit)),
         };
-        let what = if is_met {
+        let what = if is_met && matches!(self.measure, Measure::Count(_)) {
             "can't fail"
         } else if !is_open {
             "can't be met"
@@ -241,12 +246,6 @@ impl Threshold {
         };
         let range = if most.is_finite() { format!("lies between 0 and {most}") } else { "is never below 0".to_owned() };
         Some(format!("{what}: {} {range}", self.measure))
-    }
-
-    /// Whether it is about what only faults bring about.
-    pub(super) fn is_about_faults(&self) -> bool {
-        let is_upper = matches!(self.comparison, Comparison::Less | Comparison::LessOrEqual | Comparison::Equal);
-        self.measure == Measure::Count("recovery_ms_max") && is_upper
     }
 
     /// Holds it against a result.

@@ -97,6 +97,29 @@ pub(crate) const MODES: &[Mode] = &[
         ..Mode::LIE
     },
     Mode {
+        name: "lie::pages_throttled_until_the_end",
+        // Everything behind the first gap waits for the hour that the server asks for.
+        scenario: scenarios::LONGER,
+        lie: Lie {
+            server: |p, s, frame| {
+                let is_first =
+                    message_of(&frame).is_some_and(|m| p.first(format!("{} {}", s.who.user, m.conversation)));
+                if is_first { Vec::new() } else { Out::pass(frame) }
+            },
+            request: |p, call| {
+                if call.device_page().is_some() && p.age() < scenarios::LONGER_LOAD {
+                    p.lied();
+                    return Reply::Answer(Answer::throttled(3_600_000));
+                }
+                Reply::Pass
+            },
+            ..Lie::NONE
+        },
+        expect: Expect::failed("not_caught_up", &[("not_caught_up", Within("one", "clients")), ("lost", Number(0))]),
+        takes_s: 20,
+        ..Mode::LIE
+    },
+    Mode {
         name: "lie::inbox_never_answers",
         scenario: scenarios::BRIEF,
         lie: Lie {

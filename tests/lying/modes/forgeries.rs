@@ -1,7 +1,7 @@
 //! What nobody sent: messages, receipts, typing.
 
 use chatctl::protocol::frames::{HeadFrame, ReceiptFrame, ReceiptStatus, TypingFrame};
-use chatctl::protocol::{ConversationId, MessageFrame, ServerFrame};
+use chatctl::protocol::{ConversationId, MessageFrame, MessageId, ServerFrame};
 use uuid::Uuid;
 
 use super::message_of;
@@ -61,6 +61,21 @@ pub(crate) const MODES: &[Mode] = &[
             })
         }),
         expect: Expect::violated(&[("forged", Is("lies"))]),
+        ..Mode::LIE
+    },
+    Mode {
+        name: "lie::news_up_to_an_id_that_is_not_there",
+        lie: live(|p, s, frame| {
+            let id = message_of(&frame).filter(|_| p.first(s.who.user) && s.who.user.0.is_multiple_of(4));
+            let head = id.map(|m| HeadFrame { conversation: m.conversation, id: MessageId(m.id.0 + 1_000_000) });
+            let head = head.map(|head| {
+                p.lied();
+                Out::frame(&ServerFrame::Head(head))
+            });
+            Out::pass(frame).into_iter().chain(head).collect()
+        }),
+        expect: Expect::violated(&[("forged", Is("lies"))]),
+        takes_s: 20,
         ..Mode::LIE
     },
     Mode {

@@ -134,6 +134,27 @@ pub(crate) const MODES: &[Mode] = &[
         takes_s: 18,
         ..Mode::LIE
     },
+    Mode {
+        name: "lie::moved_and_asked_to_wait_for_an_hour",
+        scenario: scenarios::LONGER,
+        lie: Lie {
+            server: |p, s, frame| {
+                let is_chosen = s.who.user.0.is_multiple_of(3) && matches!(frame, ServerFrame::Welcome(_));
+                let mut outs = Out::pass(frame);
+                if is_chosen && p.age() < Duration::from_secs(1) {
+                    p.lied();
+                    let moved = MovedFrame { reason: "drain".to_owned(), retry_after_ms: 3_600_000 };
+                    outs.push(Out::frame(&ServerFrame::Moved(moved)).after(Duration::from_millis(300)));
+                    outs.push(Out::close(CloseCode::Moved.code()).after(Duration::from_millis(300)));
+                }
+                outs
+            },
+            ..Lie::NONE
+        },
+        expect: Expect::failed("not_caught_up", &[("not_caught_up", Is("lies")), ("lost", Number(0))]),
+        takes_s: 40,
+        ..Mode::LIE
+    },
     welcomes("lie::welcome_of_another_user", |p, s, frame| {
         welcome(p, frame, |p, welcome| {
             let other = p.facts().devices().iter().map(|who| who.user).find(|user| *user != s.who.user);
