@@ -49,7 +49,11 @@ struct MustHave {
 /// # Errors
 /// Says what is wrong, by the path of the value.
 pub(super) fn parse_result(json: &[u8]) -> Result<RunResult, String> {
-    serde_json::from_slice::<MustHave>(json).map_err(|e| printable(&e.to_string()).into_owned())?;
+    serde_json::from_slice::<MustHave>(json).map_err(|error| {
+        let text = printable(&error.to_string()).into_owned();
+        let absent = text.strip_prefix("missing field ").and_then(|rest| rest.split(" at ").next());
+        absent.map_or_else(|| text.clone(), |name| format!("it has no {name}"))
+    })?;
     let result: RunResult = parse(json)?;
     let broken = result.counts.violations();
     if let Some((kind, n)) = broken.iter().next().filter(|_| result.verdict != Verdict::LedgerViolated) {
@@ -235,7 +239,7 @@ mod tests {
             let mut value = full();
             value.as_object_mut().expect("an object").remove(name);
             let problem = parse_result(value.to_string().as_bytes()).expect_err("it lacks something");
-            assert!(problem.contains(name), "{problem}");
+            assert_eq!(problem, format!("it has no `{name}`"));
         }
         let lost = refused(|value| value["counts"]["lost"] = 5.into());
         assert_eq!(lost, "it contradicts itself: its verdict is PASS, and counts.lost is 5");

@@ -330,13 +330,13 @@ impl Ledger {
     }
 
     /// A server told a user something of a conversation, beside its messages. Returns the conversation's index where the user
-    /// may hear of it. One of other people is leaked by it, and one that nobody made is made up.
+    /// may hear of it. One of other people is leaked by it, and one that nobody made is made up. `said_us`: a time before it was said, on the run's clock.
     pub(super) fn hears_of(
         &self,
         world: &World,
         (user, id): (u32, ConversationId),
         what: &str,
-        now_us: u64,
+        said_us: u64,
     ) -> Option<u32> {
         let name = user_name(world, user);
         let Some(index) = world.conversation_index(id) else {
@@ -349,8 +349,8 @@ impl Ledger {
         }
         // While a server is faulty or cut off, what it had to say waits with it.
         let has_left = self.has_changes.load(Ordering::Acquire)
-            && !self.presence.may_have_lost_push(now_us.saturating_sub(GONE_US), now_us)
-            && self.conversation(index).stays(user).is_some_and(|stays| stays.has_been_gone(now_us));
+            && !self.presence.may_have_lost_push(said_us.saturating_sub(GONE_US), said_us)
+            && self.conversation(index).stays(user).is_some_and(|stays| stays.has_been_gone(said_us));
         if has_left {
             self.violation(Kind::Leaked, || format!("{what} of {id} came to {name}, who was removed long before"));
         }
