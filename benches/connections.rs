@@ -11,6 +11,7 @@ use std::time::Duration;
 use chatctl::protocol::DeviceName;
 use chatctl::runtime::machine;
 use chatctl::server::auth::Tokens;
+use chatctl::server::keys::{Keys, Purpose};
 use chatctl::stack::{Config, Stack};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -76,7 +77,8 @@ async fn server() {
 /// Connects as many users as each line of standard input says, with tokens made from the deployment's secret.
 async fn clients(address: &str, secret: &str) {
     let _ = machine::raise_open_files();
-    let tokens = Tokens::new(&std::fs::read(secret).expect("readable"), 3_600);
+    let secret = std::fs::read(secret).expect("readable").try_into().expect("32 bytes");
+    let tokens = Tokens::new(&Keys::derive(&secret, &[], Purpose::Tokens), 3_600);
     let device: DeviceName = "phone".parse().expect("valid");
     let mut sockets = Vec::new();
     for line in std::io::stdin().lines() {

@@ -75,7 +75,7 @@ fn storing(c: &mut Criterion) {
     let talk = ConversationId(1);
     runtime.block_on(async {
         sequence.begin_seed(talk, 1).await.expect("claims");
-        let seed = Seed { epoch: 1, settled: MessageId(0), block_end: u64::MAX, remembered: Vec::new() };
+        let seed = Seed { epoch: 1, settled: MessageId(0), block_end: u64::MAX, oldest: MessageId(1) };
         sequence.seed(talk, &seed).await.expect("seeds");
     });
     let mut n = 0_u128;

@@ -103,6 +103,8 @@ mod redis {
     use std::time::Duration;
 
     use super::Place;
+    use crate::backends::BackendResult;
+    use crate::backends::deployment::DeploymentId;
     use crate::backends::redis::Redis;
 
     type Open<P> = Box<dyn Fn(Redis) -> Arc<P> + Send + Sync>;
@@ -131,10 +133,46 @@ mod redis {
             format!("redis://127.0.0.1:{}/", self.port)
         }
 
+        async fn redis(&self) -> BackendResult<Redis> {
+            Redis::open(&self.url(), DeploymentId(7)).await
+        }
+
+        /// The server, as another deployment sees it.
+        pub(crate) async fn redis_of(&self, deployment: DeploymentId) -> Redis {
+            Redis::open(&self.url(), deployment).await.expect("opens")
+        }
+
+        async fn replica_of(&self, host: &str, port: &str) -> redis::aio::MultiplexedConnection {
+            let client = redis::Client::open(self.url()).expect("an address");
+            let mut connection = client.get_multiplexed_async_connection().await.expect("connects");
+            let set = redis::cmd("REPLICAOF").arg(host).arg(port).query_async::<()>(&mut connection).await;
+            set.expect("a new role");
+            connection
+        }
+
+        /// Becomes a copy of another server, and waits until it is one.
+        pub(crate) async fn follow(&self, leader: &Self) {
+            let mut connection = self.replica_of("127.0.0.1", &leader.port.to_string()).await;
+            for _ in 0..400 {
+                let info: String =
+                    redis::cmd("INFO").arg("replication").query_async(&mut connection).await.expect("answers");
+                if info.contains("master_link_status:up") {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(25)).await;
+            }
+            panic!("port {} does not follow {}", self.port, leader.port);
+        }
+
+        /// Takes writes again, with the data that it has.
+        pub(crate) async fn lead(&self) {
+            self.replica_of("NO", "ONE").await;
+        }
+
         /// Waits until the server answers.
         async fn wait(&self) {
             for _ in 0..200 {
-                if Redis::open(&self.url()).await.is_ok() {
+                if self.redis().await.is_ok() {
                     return;
                 }
                 tokio::time::sleep(Duration::from_millis(25)).await;
@@ -151,9 +189,9 @@ mod redis {
     }
 
     fn start(folder: &std::path::Path, port: u16) -> Child {
-        // Stock settings, but for the folder and the port.
+        // Stock settings, but for the folder, the port and no wait before a copy begins.
         Command::new("redis-server")
-            .args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--dir"])
+            .args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--repl-diskless-sync-delay", "0", "--dir"])
             .arg(folder)
             .stdout(Stdio::null())
             .spawn()
@@ -169,7 +207,7 @@ mod redis {
     #[async_trait::async_trait]
     impl<P: ?Sized + Send + Sync> Place<P> for RedisPlace<P> {
         async fn open(&self) -> Arc<P> {
-            (self.make)(Redis::open(&self.url()).await.expect("opens"))
+            (self.make)(self.redis().await.expect("opens"))
         }
 
         async fn restart(&self) {

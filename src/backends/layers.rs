@@ -18,9 +18,9 @@ use super::limiter::Limiter;
 use super::log::{GroupReader, KeyedLog, LogReader, Record, Topic};
 use super::media::{Media, MediaBody, MediaInfo, MediaKey, MediaUpload};
 use super::messages::{ConversationHead, Messages, StoredMessage};
-use super::presence::{Beat, Presence, PresenceRecord};
+use super::presence::{Beat, LastBeat, Presence, PresenceRecord, Silent};
 use super::registry::{Registry, Role, ServerEntry};
-use super::sequence::{Progress, Request, Reservation, Seed, Sequence, Slot};
+use super::sequence::{Progress, Remembered, Request, Reservation, Seed, Sequence, Slot};
 use super::sessions::{Session, Sessions};
 use crate::protocol::api::{Profile, Receipt};
 use crate::protocol::{ConversationId, MessageId, ServerName, SessionId, UserId};
@@ -188,6 +188,7 @@ forward!(Messages, "messages" {
     fn head(conversation: ConversationId) -> ConversationHead;
     fn newest(conversations: &[ConversationId]) -> Vec<Option<StoredMessage>>;
     fn raise_head(conversation: ConversationId, from: ConversationHead, to: ConversationHead) -> bool;
+    fn mark(name: &str, value: &str) -> String;
 });
 
 forward!(Sequence, "sequence" {
@@ -198,8 +199,10 @@ forward!(Sequence, "sequence" {
     fn begin_void(conversation: ConversationId, id: MessageId) -> bool;
     fn end_void(conversation: ConversationId, id: MessageId) -> ();
     fn take_turn(conversation: ConversationId, owner: u64, life: Duration) -> bool;
+    fn keep_turn(conversation: ConversationId, owner: u64, life: Duration) -> ();
     fn end_turn(conversation: ConversationId, owner: u64) -> ();
     fn begin_seed(conversation: ConversationId, epoch: u64) -> bool;
+    fn remember(conversation: ConversationId, epoch: u64, messages: &[Remembered]) -> bool;
     fn seed(conversation: ConversationId, seed: &Seed) -> bool;
     fn extend(conversation: ConversationId, epoch: u64, to: ConversationHead) -> ();
     fn forget(conversation: ConversationId, epoch: u64) -> ();
@@ -216,9 +219,9 @@ forward!(Sessions, "sessions" {
 });
 
 forward!(Presence, "presence" {
-    fn beat(beats: &[Beat]) -> Vec<Beat>;
-    fn overdue(before_ms: u64, limit: usize) -> Vec<Beat>;
-    fn expire(last: &Beat) -> bool;
+    fn beat(beats: &[Beat]) -> Vec<LastBeat>;
+    fn silent(silence_ms: u64, limit: usize) -> Silent;
+    fn expire(last: &LastBeat) -> bool;
     fn get(users: &[UserId]) -> Vec<PresenceRecord>;
 });
 

@@ -4,6 +4,7 @@
 
 #[cfg(test)]
 pub(crate) mod contract;
+pub mod deployment;
 pub mod directory;
 mod engines;
 pub mod error;
@@ -34,6 +35,7 @@ pub use error::{BackendError, BackendResult};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use self::deployment::DeploymentId;
 use self::layers::{Faults, Layer, Layered};
 use crate::protocol::{ConversationId, UserId};
 use crate::telemetry::Metrics;
@@ -61,6 +63,8 @@ pub struct Backends {
     pub notifier: Arc<dyn push::Notifier>,
     /// What the ports are on, as of the opening.
     pub opened: Arc<Vec<OpenedEngine>>,
+    /// Of the message store, and of all that is derived from it.
+    pub deployment: DeploymentId,
 }
 
 /// An engine that was opened.
@@ -95,17 +99,27 @@ pub async fn open(config: &Config) -> BackendResult<Backends> {
     let Config { data, partitions, engines } = config;
     let rejected = |text: String| BackendError::not_applied("open engines", error::ErrorKind::Rejected, text);
     engines.check().map_err(rejected)?;
+    let store = tokio::sync::OnceCell::new();
+    let (messages, version) = open_messages(&engines.messages, data, &store).await.map_err(|e| at("messages", e))?;
+    // Whose state everything else is that is opened from here on.
+    let deployment = DeploymentId::of(&*messages).await.map_err(|e| at("messages", e))?;
     let opening = Opening {
         data,
         partitions: *partitions,
-        store: tokio::sync::OnceCell::new(),
+        deployment,
+        messages: &*messages,
+        store,
         redis: Mutex::default(),
         opened: Mutex::default(),
     };
+    if let Some(version) = version {
+        opening.note("messages", &engines.messages, &version);
+    }
     let backends = Backends {
+        deployment,
         opened: Arc::default(),
         log: opening.log(&engines.log).await.map_err(|e| at("log", e))?,
-        messages: opening.messages(&engines.messages).await.map_err(|e| at("messages", e))?,
+        messages: Arc::clone(&messages),
         sequence: opening.sequence(&engines.sequence).await.map_err(|e| at("sequence", e))?,
         sessions: opening.sessions(&engines.sessions).await.map_err(|e| at("sessions", e))?,
         presence: opening.presence(&engines.presence).await.map_err(|e| at("presence", e))?,
@@ -133,9 +147,35 @@ fn at(port: &str, error: BackendError) -> BackendError {
 struct Opening<'a> {
     data: &'a Path,
     partitions: u32,
+    deployment: DeploymentId,
+    messages: &'a dyn messages::Messages,
     store: tokio::sync::OnceCell<store::EmbeddedStore>,
     redis: Mutex<HashMap<String, redis::Redis>>,
     opened: Mutex<Vec<OpenedEngine>>,
+}
+
+/// Opens the message store; with its product and version, where it is not embedded.
+async fn open_messages(
+    engine: &Engine,
+    data: &Path,
+    store: &tokio::sync::OnceCell<store::EmbeddedStore>,
+) -> BackendResult<(Arc<dyn messages::Messages>, Option<String>)> {
+    Ok(match engine.address() {
+        None => {
+            let store = store.get_or_try_init(|| async { store::EmbeddedStore::open(data) }).await?;
+            (Arc::new(messages::EmbeddedMessages::open(store)?), None)
+        }
+        Some(address) if address.starts_with("hbase:") => {
+            let messages = messages::HBaseMessages::open(address).await?;
+            let version = messages.version().to_owned();
+            (Arc::new(messages), Some(version))
+        }
+        Some(address) => {
+            let messages = messages::CassandraMessages::open(address).await?;
+            let version = messages.version().to_owned();
+            (Arc::new(messages), Some(version))
+        }
+    })
 }
 
 impl Opening<'_> {
@@ -150,15 +190,26 @@ impl Opening<'_> {
         opened.push(OpenedEngine { kind, address, version: version.to_owned(), ports: vec![port.to_owned()] });
     }
 
+    /// The store of the data folder, if it is this deployment's.
     async fn store(&self) -> BackendResult<&store::EmbeddedStore> {
-        self.store.get_or_try_init(|| async { store::EmbeddedStore::open(self.data) }).await
+        let store = self.store.get_or_try_init(|| async { store::EmbeddedStore::open(self.data) }).await?;
+        let own = DeploymentId::marked(&messages::EmbeddedMessages::open(store)?, self.deployment).await?;
+        if own == self.deployment {
+            return Ok(store);
+        }
+        let text = format!(
+            "data folder {} belongs to deployment {own}, and the message store to {}: give another folder with --data",
+            self.data.display(),
+            self.deployment
+        );
+        Err(BackendError::not_applied("open data folder", error::ErrorKind::Rejected, text))
     }
 
     async fn redis(&self, port: &str, engine: &Engine, address: &str) -> BackendResult<redis::Redis> {
         let known = self.redis.lock().expect("no panic while held").get(address).cloned();
         let redis = match known {
             Some(redis) => redis,
-            None => redis::Redis::open(address).await?,
+            None => redis::Redis::open(address, self.deployment).await?,
         };
         self.redis.lock().expect("no panic while held").insert(address.to_owned(), redis.clone());
         self.note(port, engine, redis.version());
@@ -169,25 +220,9 @@ impl Opening<'_> {
         Ok(match engine.address() {
             None => Arc::new(log::EmbeddedLog::open(self.store().await?, self.partitions)?),
             Some(address) => {
-                let log = log::KafkaLog::open(address, self.partitions).await?;
+                let log = log::KafkaLog::open(address, self.partitions, self.deployment).await?;
                 self.note("log", engine, log.version());
                 Arc::new(log)
-            }
-        })
-    }
-
-    async fn messages(&self, engine: &Engine) -> BackendResult<Arc<dyn messages::Messages>> {
-        Ok(match engine.address() {
-            None => Arc::new(messages::EmbeddedMessages::open(self.store().await?)?),
-            Some(address) if address.starts_with("hbase:") => {
-                let messages = messages::HBaseMessages::open(address).await?;
-                self.note("messages", engine, messages.version());
-                Arc::new(messages)
-            }
-            Some(address) => {
-                let messages = messages::CassandraMessages::open(address).await?;
-                self.note("messages", engine, messages.version());
-                Arc::new(messages)
             }
         })
     }
@@ -217,12 +252,12 @@ impl Opening<'_> {
         Ok(match engine.address() {
             None => Arc::new(registry::EmbeddedRegistry::default()),
             Some(address) if address.starts_with("etcd:") => {
-                let registry = registry::EtcdRegistry::open(address).await?;
+                let registry = registry::EtcdRegistry::open(address, self.deployment).await?;
                 self.note("registry", engine, registry.version());
                 Arc::new(registry)
             }
             Some(address) => {
-                let registry = registry::ZooKeeperRegistry::open(address).await?;
+                let registry = registry::ZooKeeperRegistry::open(address, self.deployment).await?;
                 self.note("registry", engine, registry.version());
                 Arc::new(registry)
             }
@@ -230,14 +265,16 @@ impl Opening<'_> {
     }
 
     async fn directory(&self, engine: &Engine) -> BackendResult<Arc<dyn directory::Directory>> {
-        Ok(match engine.address() {
-            None => Arc::new(directory::SqlDirectory::open_file(&self.data.join("directory.db")).await?),
+        let directory = match engine.address() {
+            None => directory::SqlDirectory::open_file(&self.data.join("directory.db")).await?,
             Some(address) => {
                 let directory = directory::SqlDirectory::open(address).await?;
                 self.note("directory", engine, directory.version());
-                Arc::new(directory)
+                directory
             }
-        })
+        };
+        deployment::bind_directory(self.messages, directory.id()).await?;
+        Ok(Arc::new(directory))
     }
 
     async fn media(&self, engine: &Engine) -> BackendResult<Arc<dyn media::Media>> {
@@ -316,6 +353,7 @@ impl Backends {
             media: Arc::new(Layered::new(Arc::clone(&self.media), layer())),
             notifier: Arc::clone(&self.notifier),
             opened: Arc::clone(&self.opened),
+            deployment: self.deployment,
         }
     }
 }

@@ -1,8 +1,11 @@
 //! One Redis, as the ports that live there share it: connecting, checking, and what an error means.
 //!
 //! A connection carries every caller's commands at once. It is made on the first call and again after it broke, and each
-//! time the server says who it is: a `run_id` that is not the one from before means that it may have forgotten anything.
+//! time the server says which life its data has: the replication id, which is another one after each start and each promotion,
+//! and of which a replica has its master's. Data of another life may be any age. A server can change its life under an open
+//! connection too, so whatever must not follow data back in time asks for the life in its script ([`IN_LIFE`]).
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +13,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, RedisError};
 use tokio::sync::Mutex;
 
+use super::deployment::DeploymentId;
 use super::error::{BackendError, BackendResult, ErrorKind};
 use super::{version, without_password};
 
@@ -22,7 +26,16 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Oldest version with everything that the scripts use (`ZADD` with options, millisecond expiry of every kind).
 const VERSION_MIN: version::Version = (6, 2);
 
-/// A Redis server. Clones share one connection.
+/// How a script begins that may only run on data of one life, which its last argument names.
+pub const IN_LIFE: &str = r"
+local life = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
+if life ~= ARGV[#ARGV] then return redis.error_reply('OTHERLIFE the data are of life ' .. tostring(life)) end
+";
+
+/// Code of the error that [`IN_LIFE`] raises.
+const OTHER_LIFE: &str = "OTHERLIFE";
+
+/// A Redis server, for one deployment. Clones share one connection.
 #[derive(Clone)]
 pub struct Redis {
     inner: Arc<Inner>,
@@ -32,19 +45,21 @@ struct Inner {
     client: Client,
     /// Without a password, for messages.
     address: String,
+    /// Whose keys are seen.
+    deployment: DeploymentId,
     /// The server's version when it was opened.
     version: std::sync::OnceLock<String>,
     /// Written by whoever finds no connection, or a broken one.
     connection: Mutex<Option<Connection>>,
 }
 
-/// A connection, and the life of the server that it leads to.
+/// A connection, and the life of the data that it leads to.
 #[derive(Clone)]
 pub struct Connection {
     /// Where commands go.
     pub commands: MultiplexedConnection,
-    /// The server's `run_id`: another one after each start.
-    pub run: Arc<str>,
+    /// The server's replication id: another one after each start and each promotion.
+    pub life: Arc<str>,
 }
 
 impl Redis {
@@ -52,7 +67,7 @@ impl Redis {
     ///
     /// # Errors
     /// Names the address, the setting and the fix.
-    pub async fn open(url: &str) -> BackendResult<Self> {
+    pub async fn open(url: &str, deployment: DeploymentId) -> BackendResult<Self> {
         const OPERATION: &str = "open redis";
         let rejected = |text: String| BackendError::not_applied(OPERATION, ErrorKind::Rejected, text);
         let client = Client::open(url).map_err(|e| rejected(format!("{}: {e}", without_password(url))))?;
@@ -61,6 +76,7 @@ impl Redis {
             inner: Arc::new(Inner {
                 client,
                 address,
+                deployment,
                 version: std::sync::OnceLock::new(),
                 connection: Mutex::default(),
             }),
@@ -90,6 +106,18 @@ impl Redis {
         self.inner.version.get().map_or("Redis", String::as_str)
     }
 
+    /// The name of a key of the deployment: `chatctl:{deployment}:` and `rest`.
+    #[must_use]
+    pub fn key(&self, rest: impl Display) -> String {
+        format!("chatctl:{}:{rest}", self.inner.deployment)
+    }
+
+    /// The same for keys that one script touches together.
+    #[must_use]
+    pub fn tagged_key(&self, tag: &str, rest: impl Display) -> String {
+        format!("chatctl:{{{}:{tag}}}:{rest}", self.inner.deployment)
+    }
+
     /// The live connection, or a new one.
     ///
     /// # Errors
@@ -108,9 +136,14 @@ impl Redis {
             .set_response_timeout(Some(RESPONSE_TIMEOUT));
         let mut commands =
             self.inner.client.get_multiplexed_async_connection_with_config(&config).await.map_err(unavailable)?;
-        let info: String = redis::cmd("INFO").arg("server").query_async(&mut commands).await.map_err(unavailable)?;
-        let run = field(&info, "run_id").unwrap_or_default();
-        let connection = Connection { commands, run: run.into() };
+        let info: String =
+            redis::cmd("INFO").arg("replication").query_async(&mut commands).await.map_err(unavailable)?;
+        if field(&info, "role") == Some("slave") {
+            let text = format!("{} is a replica: it takes no writes", self.inner.address);
+            return Err(BackendError::not_applied(operation, ErrorKind::Unavailable, text));
+        }
+        let life = field(&info, "master_replid").unwrap_or_default();
+        let connection = Connection { commands, life: life.into() };
         *slot = Some(connection.clone());
         Ok(connection)
     }
@@ -119,7 +152,7 @@ impl Redis {
     pub async fn failed(&self, operation: &'static str, error: RedisError) -> BackendError {
         let is_broken = error.is_io_error() || error.is_connection_dropped() || error.is_timeout();
         // A replica, or a server that is still loading: the next connection may lead to another one.
-        let is_elsewhere = matches!(error.code(), Some("READONLY" | "LOADING" | "MASTERDOWN"));
+        let is_elsewhere = matches!(error.code(), Some("READONLY" | "LOADING" | "MASTERDOWN" | OTHER_LIFE));
         if is_broken || is_elsewhere {
             *self.inner.connection.lock().await = None;
         }
@@ -127,12 +160,18 @@ impl Redis {
     }
 }
 
+/// Whether a script did nothing since the data have another life than its caller thought.
+#[must_use]
+pub fn is_other_life(error: &RedisError) -> bool {
+    error.code() == Some(OTHER_LIFE)
+}
+
 /// What an error of a command that was sent means.
 fn failed(operation: &'static str, error: RedisError) -> BackendError {
     if let Some(code) = error.code() {
         // The server answered, so it did nothing: scripts here fail before their first write or not at all.
         let kind = match code {
-            "READONLY" | "LOADING" | "MASTERDOWN" | "BUSY" | "OOM" | "CLUSTERDOWN" | "TRYAGAIN" => {
+            "READONLY" | "LOADING" | "MASTERDOWN" | "BUSY" | "OOM" | "CLUSTERDOWN" | "TRYAGAIN" | OTHER_LIFE => {
                 ErrorKind::Unavailable
             }
             _ => ErrorKind::Rejected,

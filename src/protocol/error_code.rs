@@ -22,6 +22,8 @@ pub enum ErrorCode {
     Conflict,
     /// Body, list or name too large.
     TooLarge,
+    /// A request's body did not come in time. Nothing was done.
+    RequestTimeout,
     /// Too many requests or frames; `retry_after_ms` says when to try again.
     RateLimited,
     /// Too much is pending in this conversation or on this server; `retry_after_ms` says when to try again.
@@ -34,7 +36,7 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// Every code, for documents and tests.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::BadRequest,
         Self::UnknownType,
         Self::Unauthorized,
@@ -43,6 +45,7 @@ impl ErrorCode {
         Self::NotFound,
         Self::Conflict,
         Self::TooLarge,
+        Self::RequestTimeout,
         Self::RateLimited,
         Self::Overloaded,
         Self::Unavailable,
@@ -61,6 +64,7 @@ impl ErrorCode {
             Self::NotFound => "not_found",
             Self::Conflict => "conflict",
             Self::TooLarge => "too_large",
+            Self::RequestTimeout => "request_timeout",
             Self::RateLimited => "rate_limited",
             Self::Overloaded => "overloaded",
             Self::Unavailable => "unavailable",
@@ -71,7 +75,7 @@ impl ErrorCode {
     /// True where the refused thing surely did not happen, and the same try may succeed later.
     #[must_use]
     pub const fn is_retryable(self) -> bool {
-        matches!(self, Self::RateLimited | Self::Overloaded | Self::Unavailable | Self::Internal)
+        matches!(self, Self::RequestTimeout | Self::RateLimited | Self::Overloaded | Self::Unavailable | Self::Internal)
     }
 
     /// True where the message was surely not stored (a history may call the failure definite).

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
+use super::keys::Keys;
 use crate::protocol::{DeviceName, UserId};
 use crate::runtime::{clock, machine};
 
@@ -33,25 +34,26 @@ pub struct Claims {
 #[error("token is missing, forged or expired: log in again")]
 pub struct InvalidToken;
 
-/// Makes and checks tokens with one secret.
+/// Makes and checks tokens.
 pub struct Tokens {
     encoding: EncodingKey,
-    decoding: DecodingKey,
+    /// The key in use first, then those that are accepted while another one comes into use.
+    decoding: Vec<DecodingKey>,
     validation: Validation,
     lifetime_s: u64,
 }
 
 impl Tokens {
-    /// Tokens of `lifetime_s` seconds, signed with `secret` (at least 32 bytes).
+    /// Tokens of `lifetime_s` seconds.
     #[must_use]
-    pub fn new(secret: &[u8], lifetime_s: u64) -> Self {
+    pub fn new(keys: &Keys, lifetime_s: u64) -> Self {
         let mut validation = Validation::new(ALGORITHM);
         validation.leeway = 0;
         // A token that is not valid yet is not valid.
         validation.validate_nbf = true;
         Self {
-            encoding: EncodingKey::from_secret(secret),
-            decoding: DecodingKey::from_secret(secret),
+            encoding: EncodingKey::from_secret(keys.current()),
+            decoding: keys.all().map(|key| DecodingKey::from_secret(key)).collect(),
             validation,
             lifetime_s,
         }
@@ -69,7 +71,8 @@ impl Tokens {
 
     /// Checks signature, algorithm and expiry.
     pub fn verify(&self, token: &str) -> Result<Claims, InvalidToken> {
-        jsonwebtoken::decode(token, &self.decoding, &self.validation).map(|data| data.claims).map_err(|_| InvalidToken)
+        let verify = |key| jsonwebtoken::decode(token, key, &self.validation).map(|data| data.claims).ok();
+        self.decoding.iter().find_map(verify).ok_or(InvalidToken)
     }
 }
 
@@ -157,9 +160,15 @@ fn hash_now(argon2: &Argon2<'_>, password: &[u8]) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::keys::Purpose;
 
     fn tokens() -> Tokens {
-        Tokens::new(&[7; 32], 60)
+        with_secrets(7, &[])
+    }
+
+    fn with_secrets(current: u8, accepted: &[u8]) -> Tokens {
+        let accepted: Vec<[u8; 32]> = accepted.iter().map(|byte| [*byte; 32]).collect();
+        Tokens::new(&Keys::derive(&[current; 32], &accepted, Purpose::Tokens), 60)
     }
 
     fn device() -> DeviceName {
@@ -170,7 +179,8 @@ mod tests {
     fn a_token_is_read_back_and_a_forged_one_refused() {
         let (token, claims) = tokens().issue(UserId(5), &device());
         assert_eq!(tokens().verify(&token).expect("valid"), claims);
-        assert!(Tokens::new(&[8; 32], 60).verify(&token).is_err());
+        assert!(with_secrets(8, &[]).verify(&token).is_err());
+        assert_eq!(with_secrets(8, &[9, 7]).verify(&token).expect("accepted until it ends"), claims);
         let mut tampered = token.clone();
         tampered.replace_range(token.len() - 2.., "AA");
         assert!(tokens().verify(&tampered).is_err() || tampered == token);

@@ -1,6 +1,6 @@
 //! The services. Each role runs alone or with others; a role gets its engines and its listeners from the caller.
 //!
-//! What is shared: [`auth`] (tokens, passwords), [`ordering`] (ids, order, repeats), [`members`] (who may read a
+//! What is shared: [`auth`] (tokens, passwords), [`keys`] (one for each use), [`ordering`] (ids, order, repeats), [`members`] (who may read a
 //! conversation), [`cluster`] (who else is there), [`peer`] (how servers talk to each other).
 
 pub mod api;
@@ -8,8 +8,9 @@ pub mod auth;
 pub mod chat;
 pub mod cluster;
 mod doubts;
-mod fence;
 pub mod gateway;
+mod http;
+pub mod keys;
 pub mod members;
 pub mod ordering;
 pub mod peer;
@@ -17,7 +18,6 @@ pub mod placement;
 pub mod presence;
 pub mod push;
 pub mod rate;
-mod recent;
 mod recent_set;
 mod remembered;
 mod revocations;
@@ -52,8 +52,8 @@ pub struct Deps {
     pub registry: telemetry::Registry,
     /// Issues and checks tokens.
     pub tokens: Arc<auth::Tokens>,
-    /// Authenticates peers.
-    pub peer_secret: Arc<[u8]>,
+    /// Authenticate peer links.
+    pub peer_keys: Arc<keys::Keys>,
     /// Tasks of this server.
     pub tasks: Tasks,
 }

@@ -36,27 +36,37 @@ impl Bucket {
     }
 }
 
-/// Buckets by key, such as a user name or an address. Bounded: a full table forgets everybody.
+/// Buckets by key, such as a user name or an address. Bounded: what was not used while as many others were is forgotten, and
+/// nobody whose bucket is in use.
 pub struct Buckets<K> {
     per_second: u32,
     entries_max: usize,
-    buckets: Mutex<HashMap<K, Bucket>>,
+    buckets: Mutex<Halves<K>>,
+}
+
+/// The keys of late, and the ones before.
+struct Halves<K> {
+    young: HashMap<K, Bucket>,
+    old: HashMap<K, Bucket>,
 }
 
 impl<K: Eq + Hash> Buckets<K> {
     /// At most `per_second` for each key, over ten seconds.
     #[must_use]
     pub fn new(per_second: u32, entries_max: usize) -> Self {
-        Self { per_second, entries_max, buckets: Mutex::default() }
+        let halves = Halves { young: HashMap::new(), old: HashMap::new() };
+        Self { per_second, entries_max, buckets: Mutex::new(halves) }
     }
 
     /// Takes one for a key; returns how long to wait when there is none.
     pub fn take(&self, key: K) -> Result<(), Duration> {
-        let mut buckets = self.buckets.lock().expect("no panic while held");
-        if buckets.len() >= self.entries_max {
-            buckets.clear();
+        let mut halves = self.buckets.lock().expect("no panic while held");
+        let Halves { young, old } = &mut *halves;
+        if young.len() >= self.entries_max / 2 && !young.contains_key(&key) {
+            *old = std::mem::take(young);
         }
-        buckets.entry(key).or_default().take(self.per_second, clock::now_ms_u32())
+        let known = old.remove(&key).unwrap_or_default();
+        young.entry(key).or_insert(known).take(self.per_second, clock::now_ms_u32())
     }
 }
 
@@ -74,6 +84,20 @@ mod tests {
         assert!(bucket.take(5, 1_200).is_err());
         let later = (0..100).filter(|_| bucket.take(5, 60_000).is_ok()).count();
         assert_eq!(later, 50);
+    }
+
+    #[test]
+    fn others_do_not_make_a_full_table_forget_who_is_at_the_limit() {
+        let buckets = Buckets::new(1, 100);
+        assert_eq!((0..30).filter(|_| buckets.take(u32::MAX).is_ok()).count(), 10);
+        for key in 0..10_000 {
+            let _ = buckets.take(key);
+            if key % 40 == 0 {
+                assert!(buckets.take(u32::MAX).is_err(), "{key}");
+            }
+        }
+        let halves = buckets.buckets.lock().expect("no panic while held");
+        assert!(halves.young.len() + halves.old.len() <= 101);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! | `node` | one server: its own runtime, its listeners, its role |
 //! | `running` | a whole stack in this process: start, stop, kill, drain |
 //! | `processes` | a stack whose servers are processes of their own |
+//! | `secrets` | the keys of a deployment, as files |
 //! | `fault_check` | which faults a stack can have done to it |
 //! | `haproxy` | another balancer in the gateway's place |
 //! | `profile` | stacks with a name |
@@ -18,6 +19,7 @@ pub mod plan;
 pub mod processes;
 pub mod profile;
 mod running;
+mod secrets;
 
 pub use config::Config;
 pub use processes::Supervisor;

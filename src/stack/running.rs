@@ -9,17 +9,16 @@ use serde::{Deserialize, Serialize};
 
 use super::config::Config;
 use super::node::{Home, Node};
+use super::secrets::Secrets;
 use crate::backends::registry::Role;
 use crate::backends::{self, BackendError, Backends};
 use crate::protocol::ServerName;
 use crate::runtime::{Tasks, TemporaryFolder};
 use crate::server::chat::ChatError;
 use crate::server::chat::tamper::Tamper;
+use crate::server::keys::Purpose;
 use crate::server::{Deps, auth};
 use crate::telemetry::Registry;
-
-/// Length of the deployment's secret.
-const SECRET_BYTES: usize = 32;
 
 /// Why a stack did not start, or a server of it did not.
 #[derive(Debug, thiserror::Error)]
@@ -192,8 +191,9 @@ impl Stack {
         config.check().map_err(StackError::Config)?;
         let data = data_folder(&config)?;
         let backends = change(backends::open(&engines(&config, data.path())).await?);
-        let secret = secret(data.path())?;
-        let tokens = Arc::new(auth::Tokens::new(&secret, config.token_lifetime.as_secs()));
+        let secrets = Secrets::read_or_make(data.path())?;
+        let tokens = Arc::new(auth::Tokens::new(&secrets.keys(Purpose::Tokens), config.token_lifetime.as_secs()));
+        let peer_keys = Arc::new(secrets.keys(Purpose::PeerLinks));
         let metrics = Registry::default();
         let mut stack = Self { nodes: Vec::new(), config, metrics, backends, data };
         for place in stack.config.places() {
@@ -204,7 +204,7 @@ impl Stack {
                 metrics: server_metrics,
                 registry: stack.metrics.clone(),
                 tokens: Arc::clone(&tokens),
-                peer_secret: Arc::clone(&secret),
+                peer_keys: Arc::clone(&peer_keys),
                 tasks: Tasks::new(),
             };
             let home = match homes {
@@ -285,24 +285,4 @@ fn data_folder(config: &Config) -> Result<DataFolder, StackError> {
     };
     std::fs::create_dir_all(&path).map_err(|source| StackError::Data { path: path.clone(), source })?;
     Ok(DataFolder::Given(path))
-}
-
-/// The deployment's secret: made once, readable by its owner only.
-pub(super) fn secret(data: &Path) -> Result<Arc<[u8]>, StackError> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
-    let path = data.join("secret");
-    let failed = |source| StackError::Data { path: path.clone(), source };
-    match std::fs::read(&path) {
-        Ok(secret) if secret.len() == SECRET_BYTES => Ok(secret.into()),
-        Ok(_) => Err(failed(std::io::Error::other("it does not have 32 bytes; remove it to make a new one"))),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let secret: [u8; SECRET_BYTES] = rand::random();
-            let mut options = std::fs::OpenOptions::new();
-            let mut file = options.write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
-            file.write_all(&secret).and_then(|()| file.sync_all()).map_err(failed)?;
-            Ok(secret.into())
-        }
-        Err(error) => Err(failed(error)),
-    }
 }

@@ -61,6 +61,8 @@ names!(
         SendsFenced = "chatctl_sends_fenced_total",
         /// Conversations whose counter was rebuilt from the store.
         SequenceSeeds = "chatctl_sequence_seeds_total",
+        /// Conversations whose counter went back in time: it was dropped, to be rebuilt from the store.
+        SequenceRollbacks = "chatctl_sequence_rollbacks_total",
         /// Heartbeats taken.
         Beats = "chatctl_beats_total",
         /// Heartbeats thrown away because the way to the presence servers was blocked.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use chatctl::backends::messages::{ConversationHead, Messages, StoredMessage};
-use chatctl::backends::sequence::{EmbeddedSequence, Progress, Request, Reservation, Seed, Sequence, Slot};
+use chatctl::backends::sequence::{EmbeddedSequence, Progress, Remembered, Request, Reservation, Seed, Sequence, Slot};
 use chatctl::backends::{BackendResult, Backends};
 use chatctl::loadgen::result::Verdict;
 use chatctl::loadgen::{RunOptions, RunResult, Scenario};
@@ -140,12 +140,9 @@ struct Lies {
     inner: Arc<dyn Messages>,
     /// Says "stored" and stores nothing: an ACK before the store.
     forgets: Option<OneIn>,
-    /// Hides one message in so many from devices that sync. The audit reads larger pages and sees it.
+    /// Hides one message in so many from devices that sync from where they are. The audit reads from the beginning and sees it.
     hides_one_in: Option<u64>,
 }
-
-/// Rows that the API asks the store for when a device fetches a page: the page of 200, and one to see whether there is more.
-const DEVICE_PAGE: usize = 201;
 
 #[async_trait]
 impl Messages for Lies {
@@ -160,7 +157,7 @@ impl Messages for Lies {
         limit: usize,
     ) -> BackendResult<Vec<StoredMessage>> {
         let mut rows = self.inner.read(c, after, upto, limit).await?;
-        if let Some(every) = self.hides_one_in.filter(|_| limit == DEVICE_PAGE) {
+        if let Some(every) = self.hides_one_in.filter(|_| after > MessageId(0)) {
             rows.retain(|row| !is_hidden(row, every));
         }
         Ok(rows)
@@ -176,6 +173,9 @@ impl Messages for Lies {
     }
     async fn newest(&self, c: &[ConversationId]) -> BackendResult<Vec<Option<StoredMessage>>> {
         self.inner.newest(c).await
+    }
+    async fn mark(&self, name: &str, value: &str) -> BackendResult<String> {
+        self.inner.mark(name, value).await
     }
     async fn raise_head(&self, c: ConversationId, from: ConversationHead, to: ConversationHead) -> BackendResult<bool> {
         self.inner.raise_head(c, from, to).await
@@ -314,7 +314,7 @@ impl StartsAgain {
         }
         let is_new = self.seeded.lock().expect("no panic while held").insert(conversation);
         if is_new {
-            let seed = Seed { epoch: 1, settled: MessageId(0), block_end: 10_000, remembered: Vec::new() };
+            let seed = Seed { epoch: 1, settled: MessageId(0), block_end: 10_000, oldest: MessageId(1) };
             self.naive.begin_seed(conversation, 1).await.expect("claims");
             self.naive.seed(conversation, &seed).await.expect("seeds");
         }
@@ -345,6 +345,9 @@ impl Sequence for StartsAgain {
     }
     async fn begin_seed(&self, c: ConversationId, epoch: u64) -> BackendResult<bool> {
         self.now(c).await.begin_seed(c, epoch).await
+    }
+    async fn remember(&self, c: ConversationId, epoch: u64, messages: &[Remembered]) -> BackendResult<bool> {
+        self.now(c).await.remember(c, epoch, messages).await
     }
     async fn seed(&self, c: ConversationId, seed: &Seed) -> BackendResult<bool> {
         self.now(c).await.seed(c, seed).await

@@ -192,6 +192,7 @@ impl Dialect {
                 "CREATE INDEX revoked_tokens_by_time ON revoked_tokens (revoked_at)".to_owned(),
                 "CREATE INDEX revoked_tokens_by_expiry ON revoked_tokens (expires_at)".to_owned(),
             ],
+            vec![format!("CREATE TABLE directory_identity (one {small} NOT NULL PRIMARY KEY, id {name} NOT NULL)")],
         ]
     }
 }

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::dialect::Dialect;
 use super::{ConversationRow, Credentials, Directory, NewConversationRow, TokenStanding};
+use crate::backends::deployment::DeploymentId;
 use crate::backends::{BackendError, BackendResult, error::ErrorKind};
 use crate::protocol::api::{ConversationKind, Profile, Receipt};
 use crate::protocol::frames::ReceiptStatus;
@@ -46,6 +47,8 @@ pub struct SqlDirectory {
     dialect: Dialect,
     /// Product and version, as of the opening.
     version: String,
+    /// Made with the tables.
+    id: String,
 }
 
 impl SqlDirectory {
@@ -97,7 +100,7 @@ impl SqlDirectory {
                 let fix = "check address, name and password, and that the database exists";
                 refused(ErrorKind::Unavailable, format!("{e}; {fix}"))
             })?;
-        let mut directory = Self { pool, dialect, version: String::new() };
+        let mut directory = Self { pool, dialect, version: String::new(), id: String::new() };
         let version: String = sqlx::query_scalar(dialect.version_query())
             .fetch_one(&directory.pool)
             .await
@@ -108,6 +111,7 @@ impl SqlDirectory {
             let fix = "the account must be allowed to create tables";
             refused(ErrorKind::Unavailable, format!("making the tables: {e}; {fix}"))
         })?;
+        directory.id = directory.identity().await.map_err(|e| refused(ErrorKind::Unavailable, e.to_string()))?;
         Ok(directory)
     }
 
@@ -121,6 +125,20 @@ impl SqlDirectory {
             sqlx::query(unlock).execute(&mut *connection).await?;
         }
         result
+    }
+
+    /// The id that was made with the tables; a new directory gets one now.
+    async fn identity(&self) -> sqlx::Result<String> {
+        let text = self.dialect.insert_new("directory_identity", &["one", "id"], 1);
+        let fresh = DeploymentId::fresh().to_string();
+        sqlx::query(AssertSqlSafe(self.dialect.statement(&text))).bind(1_i64).bind(fresh).execute(&self.pool).await?;
+        sqlx::query_scalar("SELECT id FROM directory_identity").fetch_one(&self.pool).await
+    }
+
+    /// Which directory this is: 16 hexadecimal digits that no other has.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
     }
 
     /// Product and version, as of the opening.

@@ -23,6 +23,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::kafka_batch::gather;
 use super::kafka_producer::Producing;
 use super::{Delivered, GroupReader, KeyedLog, LogReader, PartitionLag, Record, Topic};
+use crate::backends::deployment::DeploymentId;
 use crate::backends::error::{BackendError, BackendResult, ErrorKind};
 use crate::runtime::clock;
 
@@ -53,6 +54,8 @@ struct Inner {
     /// Before each topic's name.
     prefix: String,
     partitions: u32,
+    /// Before the keys of each record: those of other deployments on the same topics are left out.
+    deployment: DeploymentId,
     producing: Producing,
     /// Product and version, as far as a broker tells.
     version: String,
@@ -63,7 +66,7 @@ impl KafkaLog {
     ///
     /// # Errors
     /// Names the address, the topic or the setting, and the fix.
-    pub async fn open(url: &str, partitions: u32) -> BackendResult<Self> {
+    pub async fn open(url: &str, partitions: u32, deployment: DeploymentId) -> BackendResult<Self> {
         const OPEN: &str = "open log";
         let rejected = |text: String| BackendError::not_applied(OPEN, ErrorKind::Rejected, text);
         let rest = url.strip_prefix("kafka://").unwrap_or(url);
@@ -87,7 +90,7 @@ impl KafkaLog {
             .set("message.max.bytes", "1000000");
         let producing = Producing::new(producer).map_err(|e| rejected(e.to_string()))?;
         let version = super::kafka_version::ask(brokers).await.map_err(rejected)?;
-        let inner = Inner { config, prefix: prefix.to_owned(), partitions, producing, version };
+        let inner = Inner { config, prefix: prefix.to_owned(), partitions, deployment, producing, version };
         let log = Self { inner: Arc::new(inner) };
         log.check_topics(OPEN, brokers).await?;
         Ok(log)
@@ -181,13 +184,25 @@ impl Inner {
         Topic::ALL.into_iter().find(|topic| topic.name() == name)
     }
 
+    /// Topic, partition and offset of a record.
+    fn place_of(&self, message: &BorrowedMessage<'_>) -> Option<(Topic, u32, u64)> {
+        let topic = self.topic_of(message.topic())?;
+        Some((topic, u32::try_from(message.partition()).ok()?, u64::try_from(message.offset()).ok()?))
+    }
+
+    /// A record as it is delivered; `None` where it is of another deployment.
     fn delivered(&self, message: &BorrowedMessage<'_>) -> Option<Delivered> {
-        let keys = message.key()?.chunks_exact(8).map(|c| u64::from_be_bytes(c.try_into().expect("eight"))).collect();
+        let mut words = message.key()?.chunks_exact(8).map(|c| u64::from_be_bytes(c.try_into().expect("eight")));
+        if words.next() != Some(self.deployment.0) {
+            return None;
+        }
+        let keys = words.collect();
         let payload = Bytes::copy_from_slice(message.payload().unwrap_or_default());
+        let (topic, partition, offset) = self.place_of(message)?;
         Some(Delivered {
-            topic: self.topic_of(message.topic())?,
-            partition: u32::try_from(message.partition()).ok()?,
-            offset: u64::try_from(message.offset()).ok()?,
+            topic,
+            partition,
+            offset,
             at_ms: message.timestamp().to_millis().and_then(|ms| u64::try_from(ms).ok()).unwrap_or(0),
             record: Arc::new(Record { keys, payload }),
         })
@@ -239,7 +254,8 @@ impl KeyedLog for KafkaLog {
     async fn publish(&self, topic: Topic, partition: u32, record: Record) -> BackendResult<()> {
         const OPERATION: &str = "log.publish";
         let name = self.inner.topic(topic);
-        let key: Vec<u8> = record.keys.iter().flat_map(|key| key.to_be_bytes()).collect();
+        let words = std::iter::once(&self.inner.deployment.0).chain(&record.keys);
+        let key: Vec<u8> = words.flat_map(|word| word.to_be_bytes()).collect();
         let message = |answer| {
             let message = BaseRecord::with_opaque_to(&name, answer).partition(partition as i32);
             message.key(&key).payload(record.payload.as_ref())
@@ -296,7 +312,7 @@ impl KeyedLog for KafkaLog {
             .inner
             .config
             .clone()
-            .set("group.id", format!("{}{group}", self.inner.prefix))
+            .set("group.id", format!("{}{group}-{}", self.inner.prefix, self.inner.deployment))
             .set("enable.auto.commit", "false")
             .set("auto.offset.reset", "earliest")
             .set("session.timeout.ms", "10000")
@@ -381,10 +397,11 @@ impl KafkaReader {
 
     /// Takes a message; `None` when nobody here holds one of its keys.
     fn take(&self, message: &BorrowedMessage<'_>) -> Option<Delivered> {
-        let delivered = self.log.delivered(message)?;
+        let (topic, partition, offset) = self.log.place_of(message)?;
         let mut held = self.held();
-        let read = held.partitions.get_mut(&(delivered.topic, delivered.partition))?;
-        read.position = read.position.max(delivered.offset + 1);
+        let read = held.partitions.get_mut(&(topic, partition))?;
+        read.position = read.position.max(offset + 1);
+        let delivered = self.log.delivered(message)?;
         let is_held = delivered.record.keys.iter().any(|key| held.keys.contains_key(&(delivered.topic, *key)));
         is_held.then_some(delivered)
     }
@@ -484,9 +501,15 @@ struct KafkaGroup {
 #[async_trait]
 impl GroupReader for KafkaGroup {
     async fn next(&mut self) -> BackendResult<Vec<Delivered>> {
-        let first = self.consumer.recv().await;
-        let ready = || self.consumer.recv().now_or_never();
-        gather(first, ready, |message| self.log.delivered(&message)).map_err(|e| failed("log.group.next", e))
+        loop {
+            let first = self.consumer.recv().await;
+            let ready = || self.consumer.recv().now_or_never();
+            let records = gather(first, ready, |message| self.log.delivered(&message));
+            let records = records.map_err(|e| failed("log.group.next", e))?;
+            if !records.is_empty() {
+                return Ok(records);
+            }
+        }
     }
 
     async fn commit(&mut self) -> BackendResult<()> {
@@ -506,6 +529,8 @@ mod tests {
     use crate::backends::contract::{Deployment, Place, engine_address};
     use crate::backends::log::contract::log_contract;
 
+    const OWN: DeploymentId = DeploymentId(7);
+
     fn url() -> String {
         format!("kafka://{}/test-{}-", engine_address("CHATCTL_TEST_KAFKA"), uuid::Uuid::new_v4().simple())
     }
@@ -515,24 +540,63 @@ mod tests {
         let url = url();
         Deployment(move || {
             let url = url.clone();
-            async move { Arc::new(KafkaLog::open(&url, 4).await.expect("opens")) as Arc<dyn KeyedLog> }
+            async move { Arc::new(KafkaLog::open(&url, 4, OWN).await.expect("opens")) as Arc<dyn KeyedLog> }
         })
     }
 
     log_contract!(topics(), ignore = "needs CHATCTL_TEST_KAFKA");
 
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[ignore = "needs CHATCTL_TEST_KAFKA"]
+    async fn records_of_another_deployment_on_the_same_topics_are_not_seen_and_are_no_lag() {
+        const KEY: u64 = 3;
+        let url = url();
+        let own = KafkaLog::open(&url, 4, OWN).await.expect("opens");
+        let other = KafkaLog::open(&url, 4, DeploymentId(8)).await.expect("opens");
+        let partition = own.partition_of(KEY);
+        let record = |text: &'static str| Record { keys: vec![KEY], payload: Bytes::from_static(text.as_bytes()) };
+        let reader = own.reader("own").await.expect("opens");
+        reader.subscribe(Topic::Inbox, KEY).await.expect("subscribes");
+        let mut group = own.group(Topic::Inbox, "push").await.expect("joins");
+        let mut group_of_other = other.group(Topic::Inbox, "push").await.expect("joins");
+        for (log, text) in [(&other, "theirs"), (&own, "ours"), (&other, "theirs too")] {
+            log.publish(Topic::Inbox, partition, record(text)).await.expect("publishes");
+        }
+        let texts = |records: Vec<Delivered>| -> Vec<Bytes> {
+            records.into_iter().map(|delivered| delivered.record.payload.clone()).collect()
+        };
+        assert_eq!(texts(reader.next().await.expect("reads")), ["ours"]);
+        assert_eq!(texts(group.next().await.expect("reads")), ["ours"]);
+        let mut theirs = texts(group_of_other.next().await.expect("reads"));
+        if theirs.len() == 1 {
+            theirs.extend(texts(group_of_other.next().await.expect("reads")));
+        }
+        assert_eq!(theirs, ["theirs", "theirs too"]);
+        // What is not ours is read past: nothing is unread.
+        let until = clock::instant() + Duration::from_secs(10);
+        loop {
+            let _ = reader.next().now_or_never();
+            let lag = reader.lag().await;
+            if lag.iter().all(|lag| lag.records == 0) {
+                break;
+            }
+            assert!(clock::instant() < until, "{lag:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     #[tokio::test]
     #[ignore = "needs CHATCTL_TEST_KAFKA"]
     async fn topics_with_another_number_of_partitions_are_refused() {
         let url = url();
-        KafkaLog::open(&url, 4).await.expect("opens");
-        let error = KafkaLog::open(&url, 5).await.err().expect("refused").to_string();
+        KafkaLog::open(&url, 4, OWN).await.expect("opens");
+        let error = KafkaLog::open(&url, 5, OWN).await.err().expect("refused").to_string();
         assert!(error.contains("has 4 partitions, not 5") && error.contains("set partitions to 4"), "{error}");
     }
 
     #[tokio::test]
     async fn an_address_that_makes_no_sense_is_refused_with_the_valid_form() {
-        let error = KafkaLog::open("kafka://host:1/no spaces", 4).await.err().expect("refused").to_string();
+        let error = KafkaLog::open("kafka://host:1/no spaces", 4, OWN).await.err().expect("refused").to_string();
         assert!(error.contains("kafka://HOST:PORT"), "{error}");
     }
 }

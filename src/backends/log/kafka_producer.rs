@@ -187,12 +187,13 @@ mod tests {
     #[tokio::test]
     #[ignore = "needs CHATCTL_TEST_KAFKA"]
     async fn the_successor_of_a_stuck_producer_delivers() {
+        use crate::backends::deployment::DeploymentId;
         let brokers = crate::backends::contract::engine_address("CHATCTL_TEST_KAFKA");
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", "127.0.0.1:1").set("message.timeout.ms", "500");
         let mut producing = Producing::new(config).expect("a producer");
         let prefix = format!("stuck-{}-", uuid::Uuid::new_v4().simple());
-        let opened = super::super::KafkaLog::open(&format!("kafka://{brokers}/{prefix}"), 1).await;
+        let opened = super::super::KafkaLog::open(&format!("kafka://{brokers}/{prefix}"), 1, DeploymentId(7)).await;
         opened.expect("makes the topics");
         let topic = format!("{prefix}inbox");
         let key = Vec::new();

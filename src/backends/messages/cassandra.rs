@@ -71,6 +71,7 @@ struct Inner {
     newest_buckets: PreparedStatement,
     first_head: PreparedStatement,
     raise_head: PreparedStatement,
+    mark: PreparedStatement,
     /// Buckets that are listed already. Written by `append`.
     known_buckets: Mutex<HashSet<(u64, u64)>>,
     /// Product and version of a node, as of the opening.
@@ -108,7 +109,7 @@ impl Address {
     }
 }
 
-fn tables(keyspace: &str, replicas: u8) -> [String; 4] {
+fn tables(keyspace: &str, replicas: u8) -> [String; 5] {
     [
         format!(
             "CREATE KEYSPACE IF NOT EXISTS {keyspace} WITH replication = \
@@ -129,6 +130,7 @@ fn tables(keyspace: &str, replicas: u8) -> [String; 4] {
             "CREATE TABLE IF NOT EXISTS {keyspace}.conversation_heads (\
              conversation_id bigint PRIMARY KEY, epoch bigint, block_end bigint)"
         ),
+        format!("CREATE TABLE IF NOT EXISTS {keyspace}.store_marks (name text PRIMARY KEY, value text)"),
     ]
 }
 
@@ -267,6 +269,8 @@ impl Inner {
                  IF epoch = ? AND block_end = ?"
             ))
             .await?,
+            mark: prepare(format!("INSERT INTO {keyspace}.store_marks (name, value) VALUES (?, ?) IF NOT EXISTS"))
+                .await?,
             known_buckets: Mutex::default(),
             version,
             session,
@@ -365,6 +369,19 @@ fn message(conversation: ConversationId, row: Row) -> StoredMessage {
         reply_to: reply_to.map(|id| MessageId(id as u64)),
         at: at as u64,
     }
+}
+
+/// Whether a transaction was applied, and the row as it was when not.
+fn transaction(
+    operation: &'static str,
+    result: QueryResult,
+) -> BackendResult<(bool, Vec<Option<scylla::value::CqlValue>>)> {
+    let corrupt = |text: String| BackendError::not_applied(operation, ErrorKind::Corrupt, text);
+    let rows = result.into_rows_result().map_err(|e| corrupt(e.to_string()))?;
+    let row = rows.first_row::<scylla::value::Row>().map_err(|e| corrupt(e.to_string()))?;
+    let applied = row.columns.first().and_then(|column| column.as_ref()?.as_boolean());
+    let applied = applied.ok_or_else(|| corrupt("a transaction's answer has a wrong shape".to_owned()))?;
+    Ok((applied, row.columns))
 }
 
 #[async_trait]
@@ -495,12 +512,19 @@ impl Messages for CassandraMessages {
             let values = (epoch, block_end, sql(conversation.0), sql(from.epoch), sql(from.block_end));
             self.inner.run(OPERATION, &self.inner.raise_head, values).await?
         };
-        let corrupt = |text: String| BackendError::not_applied(OPERATION, ErrorKind::Corrupt, text);
-        let rows = result.into_rows_result().map_err(|e| corrupt(e.to_string()))?;
-        // The first column says whether it was applied; what follows when it was not is the row as it is.
-        let row = rows.first_row::<scylla::value::Row>().map_err(|e| corrupt(e.to_string()))?;
-        let applied = row.columns.first().and_then(|column| column.as_ref()?.as_boolean());
-        applied.ok_or_else(|| corrupt("a transaction's answer has a wrong shape".to_owned()))
+        Ok(transaction(OPERATION, result)?.0)
+    }
+
+    async fn mark(&self, name: &str, value: &str) -> BackendResult<String> {
+        const OPERATION: &str = "messages.mark";
+        let result = self.inner.run(OPERATION, &self.inner.mark, (name, value)).await?;
+        let (applied, found) = transaction(OPERATION, result)?;
+        if applied {
+            return Ok(value.to_owned());
+        }
+        // Which columns come, and in which order, is the product's; the value is the last one.
+        let text = found.last().and_then(|column| Some(column.as_ref()?.as_text()?.clone()));
+        text.ok_or_else(|| BackendError::not_applied(OPERATION, ErrorKind::Corrupt, "a mark without a value"))
     }
 }
 

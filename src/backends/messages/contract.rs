@@ -15,6 +15,7 @@ macro_rules! messages_contract {
             an_append_survives_a_restart_and_another_handle_sees_it,
             a_head_is_raised_by_one_of_many,
             a_head_survives_a_restart,
+            the_first_mark_of_a_name_stays,
         }
     };
 }
@@ -185,5 +186,19 @@ pub(crate) mod promises {
         }
         place.restart().await;
         assert_eq!(place.open().await.head(c).await.expect("reads"), head);
+    }
+
+    pub(crate) async fn the_first_mark_of_a_name_stays(place: impl Place<Port>) {
+        let (name, another) = (format!("test-{}", Uuid::new_v4().simple()), place.open().await);
+        let port = place.open().await;
+        let marks = (0..8).map(|n| {
+            let (port, name) = (if n % 2 == 0 { &port } else { &another }, &name);
+            async move { port.mark(name, &format!("value {n}")).await.expect("marks") }
+        });
+        let marks = futures_util::future::join_all(marks).await;
+        assert!(marks.iter().all(|mark| *mark == marks[0] && mark.starts_with("value ")), "{marks:?}");
+        drop((port, another));
+        place.restart().await;
+        assert_eq!(place.open().await.mark(&name, "late").await.expect("reads"), marks[0]);
     }
 }

@@ -25,9 +25,11 @@ struct Inner {
     void_ranges: Keyspace,
     /// conversation → epoch, end of block.
     heads: Keyspace,
+    /// name → value.
+    marks: Keyspace,
     /// The void ranges, for `append` to look at. Appends enqueue under the read lock, so that none slips past a void.
     voids: RwLock<HashMap<ConversationId, Vec<VoidRange>>>,
-    /// Serializes compare-and-set.
+    /// Serializes what compares and sets: heads and marks.
     head_lock: tokio::sync::Mutex<()>,
 }
 
@@ -56,6 +58,7 @@ impl EmbeddedMessages {
                 rows: store.keyspace("messages")?,
                 void_ranges,
                 heads: store.keyspace("conversation-heads")?,
+                marks: store.keyspace("store-marks")?,
                 voids: RwLock::new(voids),
                 head_lock: tokio::sync::Mutex::default(),
             }),
@@ -197,6 +200,17 @@ impl Messages for EmbeddedMessages {
 
     async fn head(&self, conversation: ConversationId) -> BackendResult<ConversationHead> {
         self.inner.read_head(conversation)
+    }
+
+    async fn mark(&self, name: &str, value: &str) -> BackendResult<String> {
+        const MARK: &str = "messages.mark";
+        let _serial = self.inner.head_lock.lock().await;
+        if let Some(found) = self.inner.marks.get(name.as_bytes()).map_err(|e| failed(MARK, e))? {
+            return String::from_utf8(found.to_vec()).map_err(|e| corrupt(MARK, e));
+        }
+        let change = Inner::change(&self.inner.marks, name.as_bytes().to_vec(), Some(value.as_bytes().to_vec()));
+        self.inner.store.write(MARK, vec![change], Durability::Power).await?;
+        Ok(value.to_owned())
     }
 
     async fn raise_head(

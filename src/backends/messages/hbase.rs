@@ -48,6 +48,10 @@ const AT_ONCE: usize = 8;
 const MESSAGE: &str = "m";
 /// Family and column of a conversation's head: its epoch and the end of its block, in one cell, which is compared and set.
 const HEAD: &str = "h:head";
+/// Its family, where the store's marks are too: one column for each.
+const HEAD_FAMILY: &str = "h";
+/// Row of the store's marks: no conversation's, which begin with a digit.
+const MARKS_ROW: &str = "marks";
 /// Family of a conversation's voids: one column for each range.
 const VOID: &str = "v";
 
@@ -134,7 +138,7 @@ impl HBaseMessages {
             conversations: format!("{prefix}_conversations"),
             version: format!("HBase {found}"),
         };
-        for (table, families) in [(&inner.messages, &[MESSAGE][..]), (&inner.conversations, &["h", VOID])] {
+        for (table, families) in [(&inner.messages, &[MESSAGE][..]), (&inner.conversations, &[HEAD_FAMILY, VOID])] {
             inner.make_table(table, families).await.map_err(|text| {
                 refused(
                     ErrorKind::Unavailable,
@@ -311,6 +315,28 @@ impl Span {
 }
 
 impl Inner {
+    /// Sets a cell of the conversations' table if it holds `from`, which is empty where it must not be there. Returns whether it
+    /// did.
+    async fn check_and_put(
+        &self,
+        operation: &'static str,
+        row: &str,
+        column: &str,
+        from: &str,
+        to: &str,
+    ) -> BackendResult<bool> {
+        // The last cell is what is compared, the one before what is set.
+        let body = row_body(row, &[(column, to.as_bytes()), (column, from.as_bytes())]);
+        let path = format!("/{}/{row}/?check=put", self.conversations);
+        let (status, answer) =
+            self.http.request(Method::PUT, &path, Some(&body)).await.map_err(no_answer(operation))?;
+        match status {
+            StatusCode::NOT_MODIFIED => Ok(false),
+            status if status.is_success() => Ok(true),
+            status => Err(refused(operation, status, &answer)),
+        }
+    }
+
     async fn has_table(&self, table: &str) -> Result<bool, String> {
         let (status, body) =
             self.http.request(Method::GET, &format!("/{table}/schema"), None).await.map_err(|e| e.text)?;
@@ -507,20 +533,21 @@ impl Messages for HBaseMessages {
         from: ConversationHead,
         to: ConversationHead,
     ) -> BackendResult<bool> {
-        const OPERATION: &str = "messages.raise_head";
         let row = conversation_row(conversation.0);
-        // No value means: no such cell.
         let from = if from == ConversationHead::default() { String::new() } else { head_text(from) };
-        // The last cell is what is compared, the one before what is set.
-        let body = row_body(&row, &[(HEAD, head_text(to).as_bytes()), (HEAD, from.as_bytes())]);
-        let path = format!("/{}/{row}/?check=put", self.inner.conversations);
-        let (status, answer) =
-            self.inner.http.request(Method::PUT, &path, Some(&body)).await.map_err(no_answer(OPERATION))?;
-        match status {
-            StatusCode::NOT_MODIFIED => Ok(false),
-            status if status.is_success() => Ok(true),
-            status => Err(refused(OPERATION, status, &answer)),
+        self.inner.check_and_put("messages.raise_head", &row, HEAD, &from, &head_text(to)).await
+    }
+
+    async fn mark(&self, name: &str, value: &str) -> BackendResult<String> {
+        const OPERATION: &str = "messages.mark";
+        let column = format!("{HEAD_FAMILY}:{name}");
+        if self.inner.check_and_put(OPERATION, MARKS_ROW, &column, "", value).await? {
+            return Ok(value.to_owned());
         }
+        let path = format!("/{}/{MARKS_ROW}/{column}", self.inner.conversations);
+        let rows = self.inner.get(OPERATION, &path).await?;
+        let found = rows.first().and_then(|(_, cells)| cells.get(&column)).cloned();
+        found.and_then(|value| String::from_utf8(value).ok()).ok_or_else(|| corrupt(OPERATION, "a mark"))
     }
 }
 

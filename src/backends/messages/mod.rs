@@ -68,6 +68,10 @@ pub trait Messages: Send + Sync {
     /// raises it finds out.
     async fn head(&self, conversation: ConversationId) -> BackendResult<ConversationHead>;
 
+    /// Gives the store a mark of a name unless it has one, and returns the one that it has: its deployment, its directory.
+    /// Durable on `Ok`; of several that mark at once all get the same answer.
+    async fn mark(&self, name: &str, value: &str) -> BackendResult<String>;
+
     /// Sets the head to `to` if it is `from` now; returns whether it did. Durable on `Ok(true)`.
     async fn raise_head(
         &self,

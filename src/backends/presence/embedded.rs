@@ -3,11 +3,12 @@
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use super::{Beat, Presence, PresenceRecord};
+use super::{Beat, LastBeat, Presence, PresenceRecord, Silent};
 use crate::backends::BackendResult;
 use crate::backends::soft::SoftMap;
 use crate::backends::store::EmbeddedStore;
 use crate::protocol::UserId;
+use crate::runtime::clock;
 
 /// A beat is written down only when the last one on disk is this much older: after a restart nobody is declared offline
 /// for longer than that.
@@ -17,6 +18,24 @@ const WRITE_EVERY_MS: u64 = 10_000;
 #[derive(Clone)]
 pub struct EmbeddedPresence {
     users: SoftMap<UserId, Entry>,
+    clock: SteadyClock,
+}
+
+/// Milliseconds since 1970 when this was made, and steady from then on: whoever sets the machine's clock makes nobody silent.
+#[derive(Clone, Copy)]
+struct SteadyClock {
+    unix_ms: u64,
+    began_us: u64,
+}
+
+impl SteadyClock {
+    fn new() -> Self {
+        Self { unix_ms: clock::unix_ms(), began_us: clock::now_us() }
+    }
+
+    fn now_ms(self) -> u64 {
+        self.unix_ms + (clock::now_us() - self.began_us) / 1_000
+    }
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -30,16 +49,23 @@ struct Entry {
 impl EmbeddedPresence {
     /// Opens the presence of a data folder.
     pub fn open(store: &EmbeddedStore) -> BackendResult<Self> {
-        Ok(Self { users: SoftMap::open(store, "presence")? })
+        let (users, clock) = (SoftMap::<UserId, Entry>::open(store, "presence")?, SteadyClock::new());
+        // The machine's clock may have been set back: a beat from the future would keep its user online until then.
+        for entry in users.lock().map.values_mut() {
+            entry.last_beat_ms = entry.last_beat_ms.min(clock.now_ms());
+        }
+        Ok(Self { users, clock })
     }
 }
 
 #[async_trait]
 impl Presence for EmbeddedPresence {
-    async fn beat(&self, beats: &[Beat]) -> BackendResult<Vec<Beat>> {
+    async fn beat(&self, beats: &[Beat]) -> BackendResult<Vec<LastBeat>> {
+        let now_ms = self.clock.now_ms();
         let mut state = self.users.lock();
         let mut came_online = Vec::new();
         for beat in beats {
+            let beat = LastBeat { user: beat.user, at_ms: now_ms.saturating_sub(beat.age_ms) };
             let entry = state.map.entry(beat.user).or_default();
             if beat.at_ms <= entry.last_beat_ms {
                 continue;
@@ -47,9 +73,9 @@ impl Presence for EmbeddedPresence {
             entry.last_beat_ms = beat.at_ms;
             if !entry.online {
                 entry.online = true;
-                came_online.push(*beat);
+                came_online.push(beat);
             }
-            if came_online.last() == Some(beat) || entry.written_ms + WRITE_EVERY_MS <= beat.at_ms {
+            if came_online.last() == Some(&beat) || entry.written_ms + WRITE_EVERY_MS <= beat.at_ms {
                 entry.written_ms = beat.at_ms;
                 state.mark(beat.user);
             }
@@ -57,13 +83,17 @@ impl Presence for EmbeddedPresence {
         Ok(came_online)
     }
 
-    async fn overdue(&self, before_ms: u64, limit: usize) -> BackendResult<Vec<Beat>> {
+    async fn silent(&self, silence_ms: u64, limit: usize) -> BackendResult<Silent> {
+        let now_ms = self.clock.now_ms();
+        let before_ms = now_ms.saturating_sub(silence_ms);
         let state = self.users.lock();
-        let overdue = state.map.iter().filter(|(_, e)| e.online && e.last_beat_ms < before_ms);
-        Ok(overdue.take(limit).map(|(user, e)| Beat { user: *user, at_ms: e.last_beat_ms }).collect())
+        let silent = state.map.iter().filter(|(_, e)| e.online && e.last_beat_ms < before_ms);
+        let users = silent.take(limit).map(|(user, e)| LastBeat { user: *user, at_ms: e.last_beat_ms }).collect();
+        // The data folder is this process's: another life begins with another process.
+        Ok(Silent { life: String::new(), now_ms, users })
     }
 
-    async fn expire(&self, last: &Beat) -> BackendResult<bool> {
+    async fn expire(&self, last: &LastBeat) -> BackendResult<bool> {
         let mut state = self.users.lock();
         let Some(entry) = state.map.get_mut(&last.user) else { return Ok(false) };
         let expires = entry.online && entry.last_beat_ms == last.at_ms;

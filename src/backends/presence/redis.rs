@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use redis::{FromRedisValue, Script, ScriptInvocation};
 
-use super::{Beat, Presence, PresenceRecord};
+use super::{Beat, LastBeat, Presence, PresenceRecord, Silent};
 use crate::backends::error::BackendResult;
 use crate::backends::redis::Redis;
 use crate::protocol::UserId;
@@ -21,21 +21,30 @@ const LAST_BEAT_TTL: Duration = Duration::from_secs(35);
 /// Beats in one call of a script: the server does nothing else meanwhile.
 const BEATS_AT_ONCE: usize = 500;
 
-/// Users who are online, by their last beat. Every key has the same hash tag, so that one script may touch them.
-const ONLINE: &str = "chatctl:{presence}:online";
+/// The server's clock, in milliseconds: the only one that dates a beat.
+const CLOCK: &str = r"
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+";
 
-/// ARGV: prefix, then time and user of each beat. Answers the numbers of those that came online.
+/// ARGV: prefix, then age and user of each beat. Answers the clock, then the numbers of those that came online.
 ///
 /// Nearly always everybody is online and beat later than before, which one command does and tells.
 const BEAT: &str = r"
-local later = redis.call('ZADD', KEYS[1], 'XX', 'GT', 'CH', unpack(ARGV, 2))
-if later == (#ARGV - 1) / 2 then return {} end
-local users, came = {}, {}
-for n = 3, #ARGV, 2 do users[#users + 1] = ARGV[n] end
+local beats = {}
+for n = 2, #ARGV, 2 do
+  beats[n - 1] = string.format('%.0f', math.max(now - ARGV[n], 0))
+  beats[n] = ARGV[n + 1]
+end
+local came = {now}
+local later = redis.call('ZADD', KEYS[1], 'XX', 'GT', 'CH', unpack(beats))
+if later == #beats / 2 then return came end
+local users = {}
+for n = 2, #beats, 2 do users[#users + 1] = beats[n] end
 local scores = redis.call('ZMSCORE', KEYS[1], unpack(users))
 for n, user in ipairs(users) do
   if not scores[n] then
-    local at, last = ARGV[2 * n], redis.call('GET', ARGV[1] .. user)
+    local at, last = beats[2 * n - 1], redis.call('GET', ARGV[1] .. user)
     local is_news = not last or tonumber(at) > tonumber(last)
     if is_news and redis.call('ZADD', KEYS[1], 'GT', at, user) == 1 then came[#came + 1] = n - 1 end
   end
@@ -62,38 +71,51 @@ end
 return out
 ";
 
-/// ARGV: before, limit. Answers users and their last beats.
-const OVERDUE: &str = r"
-return redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(' .. ARGV[1], 'WITHSCORES', 'LIMIT', 0, ARGV[2])
+/// ARGV: silence, limit. Answers the clock, the life of the data, then users and their last beats.
+///
+/// A beat from the future is one from before the clock was set back: it counts as of now, or its user would be online until the
+/// clock is there again.
+const SILENT: &str = r"
+local clock = string.format('%.0f', now)
+local ahead = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. string.format('%.0f', now + 1000), '+inf', 'LIMIT', 0, 5000)
+for _, user in ipairs(ahead) do redis.call('ZADD', KEYS[1], 'XX', clock, user) end
+local life = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)') or ''
+local before = '(' .. string.format('%.0f', now - ARGV[1])
+local users = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', before, 'WITHSCORES', 'LIMIT', 0, ARGV[2])
+return {clock, life, users}
 ";
 
 struct Scripts {
     beat: Script,
     expire: Script,
     get: Script,
-    overdue: Script,
+    silent: Script,
 }
 
 static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| Scripts {
-    beat: Script::new(BEAT),
+    beat: Script::new(&format!("{CLOCK}{BEAT}")),
     expire: Script::new(EXPIRE),
     get: Script::new(GET),
-    overdue: Script::new(OVERDUE),
+    silent: Script::new(&format!("{CLOCK}{SILENT}")),
 });
 
 /// Presence in a Redis.
 #[derive(Clone)]
 pub struct RedisPresence {
     redis: Redis,
+    /// Users who are online, by their last beat. Every key has the same hash tag, so that one script may touch them.
+    online: String,
+    /// Before the user of a last beat.
+    prefix: String,
 }
 
 impl RedisPresence {
-    const PREFIX: &str = "chatctl:{presence}:";
-
     /// Over a server that was opened.
     #[must_use]
-    pub const fn new(redis: Redis) -> Self {
-        Self { redis }
+    pub fn new(redis: Redis) -> Self {
+        let key = |rest| redis.tagged_key("presence", rest);
+        let (online, prefix) = (key("online"), key(""));
+        Self { redis, online, prefix }
     }
 
     async fn run<T: FromRedisValue>(
@@ -103,7 +125,7 @@ impl RedisPresence {
         arguments: impl FnOnce(&mut ScriptInvocation<'_>),
     ) -> BackendResult<T> {
         let mut connection = self.redis.connection(operation).await?;
-        let mut call = script.key(ONLINE);
+        let mut call = script.key(&self.online);
         arguments(&mut call);
         match call.invoke_async(&mut connection.commands).await {
             Ok(answer) => Ok(answer),
@@ -114,34 +136,39 @@ impl RedisPresence {
 
 #[async_trait]
 impl Presence for RedisPresence {
-    async fn beat(&self, beats: &[Beat]) -> BackendResult<Vec<Beat>> {
+    async fn beat(&self, beats: &[Beat]) -> BackendResult<Vec<LastBeat>> {
         let mut came_online = Vec::new();
         for beats in beats.chunks(BEATS_AT_ONCE) {
-            let came: Vec<usize> = self
+            let answer: Vec<u64> = self
                 .run("presence.beat", &SCRIPTS.beat, |call| {
-                    call.arg(Self::PREFIX);
+                    call.arg(&self.prefix);
                     for beat in beats {
-                        call.arg(beat.at_ms).arg(beat.user.0);
+                        call.arg(beat.age_ms).arg(beat.user.0);
                     }
                 })
                 .await?;
-            came_online.extend(came.into_iter().filter_map(|n| beats.get(n).copied()));
+            let Some((now_ms, came)) = answer.split_first() else { continue };
+            came_online.extend(came.iter().filter_map(|n| {
+                let beat = beats.get(usize::try_from(*n).ok()?)?;
+                Some(LastBeat { user: beat.user, at_ms: now_ms.saturating_sub(beat.age_ms) })
+            }));
         }
         Ok(came_online)
     }
 
-    async fn overdue(&self, before_ms: u64, limit: usize) -> BackendResult<Vec<Beat>> {
-        let overdue: Vec<(u64, u64)> = self
-            .run("presence.overdue", &SCRIPTS.overdue, |call| {
-                call.arg(before_ms).arg(limit);
+    async fn silent(&self, silence_ms: u64, limit: usize) -> BackendResult<Silent> {
+        let (now_ms, life, silent): (u64, String, Vec<(u64, u64)>) = self
+            .run("presence.silent", &SCRIPTS.silent, |call| {
+                call.arg(silence_ms).arg(limit);
             })
             .await?;
-        Ok(overdue.into_iter().map(|(user, at_ms)| Beat { user: UserId(user), at_ms }).collect())
+        let users = silent.into_iter().map(|(user, at_ms)| LastBeat { user: UserId(user), at_ms }).collect();
+        Ok(Silent { life, now_ms, users })
     }
 
-    async fn expire(&self, last: &Beat) -> BackendResult<bool> {
+    async fn expire(&self, last: &LastBeat) -> BackendResult<bool> {
         self.run("presence.expire", &SCRIPTS.expire, |call| {
-            call.arg(last.user.0).arg(last.at_ms).arg(Self::PREFIX).arg(LAST_BEAT_TTL.as_millis() as u64);
+            call.arg(last.user.0).arg(last.at_ms).arg(&self.prefix).arg(LAST_BEAT_TTL.as_millis() as u64);
         })
         .await
     }
@@ -152,7 +179,7 @@ impl Presence for RedisPresence {
         }
         let answer: Vec<u64> = self
             .run("presence.get", &SCRIPTS.get, |call| {
-                call.arg(Self::PREFIX);
+                call.arg(&self.prefix);
                 for user in users {
                     call.arg(user.0);
                 }
@@ -168,7 +195,8 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::backends::contract::RedisPlace;
+    use crate::backends::contract::{Place, RedisPlace};
+    use crate::backends::deployment::DeploymentId;
     use crate::backends::presence::contract::presence_contract;
 
     async fn place() -> RedisPlace<dyn Presence> {
@@ -176,4 +204,39 @@ mod tests {
     }
 
     presence_contract!(place().await, ignore = "needs redis-server");
+
+    #[tokio::test]
+    #[ignore = "needs redis-server"]
+    async fn beats_of_before_the_clock_was_set_back_do_not_keep_a_user_online() {
+        let place = place().await;
+        let redis = place.redis_of(DeploymentId(7)).await;
+        let port = RedisPresence::new(redis.clone());
+        let (user, hour_ms) = (UserId(1), 3_600_000);
+        let came = port.beat(&[Beat { user, age_ms: 0 }]).await.expect("takes");
+        let mut connection = redis.connection("test").await.expect("connects");
+        let mut set = redis::cmd("ZADD");
+        set.arg(&port.online).arg(came[0].at_ms + hour_ms).arg(user.0);
+        set.query_async::<()>(&mut connection.commands).await.expect("sets");
+        assert_eq!(port.silent(30_000, 10).await.expect("answers").users, []);
+        let last = port.get(&[user]).await.expect("answers")[0].last_beat_ms;
+        assert!(last < came[0].at_ms + 60_000, "{last} is still ahead of {came:?}");
+    }
+
+    /// Beats 40 s before the copy, and comes back with it.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[ignore = "needs redis-server"]
+    async fn older_data_are_of_another_life() {
+        let (here, there) = (place().await, place().await);
+        let port = here.open().await;
+        port.beat(&[Beat { user: UserId(1), age_ms: 40_000 }]).await.expect("takes");
+        there.follow(&here).await;
+        there.lead().await;
+        port.beat(&[Beat { user: UserId(1), age_ms: 0 }]).await.expect("takes");
+        let before = port.silent(30_000, 10).await.expect("answers");
+        here.follow(&there).await;
+        here.lead().await;
+        let after = port.silent(30_000, 10).await.expect("answers");
+        assert_eq!((before.users.len(), after.users.len()), (0, 1), "the copy is the older one");
+        assert_ne!(before.life, after.life);
+    }
 }

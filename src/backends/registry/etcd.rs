@@ -13,6 +13,7 @@ use hyper::Method;
 use serde_json::{Value, json};
 
 use super::{ENTRY_TTL, Registry, Role, ServerEntry};
+use crate::backends::deployment::DeploymentId;
 use crate::backends::error::{BackendError, BackendResult, ErrorKind};
 use crate::backends::json_http::JsonHttp;
 use crate::backends::version;
@@ -51,7 +52,7 @@ impl EtcdRegistry {
     ///
     /// # Errors
     /// Names the address and the fix.
-    pub async fn open(url: &str) -> BackendResult<Self> {
+    pub async fn open(url: &str, deployment: DeploymentId) -> BackendResult<Self> {
         const OPEN: &str = "open registry";
         let rest = url.strip_prefix("etcd://").unwrap_or(url);
         let refused = |kind, text: String| BackendError::not_applied(OPEN, kind, format!("{url}: {text}"));
@@ -59,7 +60,7 @@ impl EtcdRegistry {
         let Some(http) = JsonHttp::new(hosts) else {
             return Err(refused(ErrorKind::Rejected, "valid is etcd://HOST:PORT[,HOST:PORT…][/PREFIX]".to_owned()));
         };
-        let prefix = if prefix.is_empty() { "chatctl".to_owned() } else { prefix.to_owned() };
+        let prefix = format!("{}/{deployment}", if prefix.is_empty() { "chatctl" } else { prefix });
         let mut inner = Inner { http, prefix, leases: Mutex::default(), version: String::new() };
         let status = inner.call("maintenance/status", &json!({})).await;
         let status = status.map_err(|e| {
@@ -204,7 +205,7 @@ mod tests {
         let url = format!("etcd://{}/test-{}", engine_address("CHATCTL_TEST_ETCD"), uuid::Uuid::new_v4());
         Deployment(move || {
             let url = url.clone();
-            async move { Arc::new(EtcdRegistry::open(&url).await.expect("opens")) as Arc<dyn Registry> }
+            async move { Arc::new(EtcdRegistry::open(&url, DeploymentId(7)).await.expect("opens")) as Arc<dyn Registry> }
         })
     }
 

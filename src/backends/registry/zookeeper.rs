@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use zookeeper_client::{Acls, Client, CreateMode, Error, Stat};
 
 use super::{ENTRY_TTL, Registry, Role, ServerEntry};
+use crate::backends::deployment::DeploymentId;
 use crate::backends::error::{BackendError, BackendResult, ErrorKind};
 use crate::backends::version;
 use crate::protocol::ServerName;
@@ -57,7 +58,7 @@ impl ZooKeeperRegistry {
     ///
     /// # Errors
     /// Names the address and the fix.
-    pub async fn open(url: &str) -> BackendResult<Self> {
+    pub async fn open(url: &str, deployment: DeploymentId) -> BackendResult<Self> {
         const OPEN: &str = "open registry";
         let rest = url.strip_prefix("zookeeper://").unwrap_or(url);
         let (ensemble, prefix) = rest.split_once('/').unwrap_or((rest, ""));
@@ -69,7 +70,7 @@ impl ZooKeeperRegistry {
         let prefix = if prefix.is_empty() { "chatctl" } else { prefix };
         let mut inner = Inner {
             ensemble: ensemble.to_owned(),
-            root: format!("/{prefix}/servers"),
+            root: format!("/{prefix}/{deployment}/servers"),
             client: tokio::sync::Mutex::default(),
             changes: Mutex::default(),
             version: "ZooKeeper".to_owned(),
@@ -286,8 +287,9 @@ mod tests {
     impl Place<dyn Registry> for Ensemble {
         /// Handles of one process share its session.
         async fn open(&self) -> Arc<dyn Registry> {
-            let open =
-                || async { Arc::new(ZooKeeperRegistry::open(&self.url).await.expect("opens")) as Arc<dyn Registry> };
+            let open = || async {
+                Arc::new(ZooKeeperRegistry::open(&self.url, DeploymentId(7)).await.expect("opens")) as Arc<dyn Registry>
+            };
             Arc::clone(self.opened.get_or_init(open).await)
         }
 
@@ -305,8 +307,8 @@ mod tests {
     #[ignore = "needs CHATCTL_TEST_ZOOKEEPER"]
     async fn an_entry_ends_with_the_session_of_its_process() {
         let (Ensemble { url, .. }, entry) = (ensemble(), crate::backends::registry::contract::promises::entry(1, 0));
-        let gone = ZooKeeperRegistry::open(&url).await.expect("opens");
-        let here = ZooKeeperRegistry::open(&url).await.expect("opens");
+        let gone = ZooKeeperRegistry::open(&url, DeploymentId(7)).await.expect("opens");
+        let here = ZooKeeperRegistry::open(&url, DeploymentId(7)).await.expect("opens");
         gone.announce(&entry).await.expect("announces");
         assert_eq!(here.list(entry.role).await.expect("lists"), std::slice::from_ref(&entry));
         drop(gone);

@@ -49,7 +49,7 @@ pub(crate) mod promises {
     async fn seeded(port: &Port, settled: u64, block_end: u64) -> ConversationId {
         let c = fresh();
         assert!(port.begin_seed(c, 1).await.expect("answers"));
-        let seed = Seed { epoch: 1, settled: MessageId(settled), block_end, remembered: Vec::new() };
+        let seed = Seed { epoch: 1, settled: MessageId(settled), block_end, oldest: MessageId(settled + 1) };
         assert!(port.seed(c, &seed).await.expect("answers"));
         c
     }
@@ -196,7 +196,7 @@ pub(crate) mod promises {
     pub(crate) async fn only_the_highest_claim_can_seed(place: impl Place<Port>) {
         let port = place.open().await;
         let c = fresh();
-        let seed = |epoch| Seed { epoch, settled: MessageId(0), block_end: 10, remembered: Vec::new() };
+        let seed = |epoch| Seed { epoch, settled: MessageId(0), block_end: 10, oldest: MessageId(1) };
         assert!(!port.seed(c, &seed(1)).await.expect("answers"), "nothing is claimed");
         assert!(port.begin_seed(c, 1).await.expect("answers"));
         assert!(port.begin_seed(c, 2).await.expect("answers"));
@@ -232,8 +232,13 @@ pub(crate) mod promises {
         let slot = Slot { id: MessageId(5), at_ms: NOW_MS - 1_000 };
         let remembered = vec![Remembered { sender: r.sender, uuid: r.uuid, digest: r.digest, slot }];
         assert!(port.begin_seed(c, 1).await.expect("answers"));
-        let seed = Seed { epoch: 1, settled: MessageId(5), block_end: 10, remembered };
+        assert!(!port.remember(c, 2, &remembered).await.expect("answers"), "that epoch has no claim");
+        for _ in 0..2 {
+            assert!(port.remember(c, 1, &remembered).await.expect("answers"));
+        }
+        let seed = Seed { epoch: 1, settled: MessageId(5), block_end: 10, oldest: MessageId(5) };
         assert!(port.seed(c, &seed).await.expect("answers"));
+        assert!(!port.remember(c, 1, &remembered).await.expect("answers"), "the counter is there");
         assert_eq!(port.reserve(&r).await.expect("answers"), Reservation::Stored(slot));
         assert_eq!(reserve(&*port, &request(c)).await, 6);
     }

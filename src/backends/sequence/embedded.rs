@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use super::{PENDING_IDS_MAX, Progress, Request, Reservation, Seed, Sequence, Slot};
+use super::{PENDING_IDS_MAX, Progress, Remembered, Request, Reservation, Seed, Sequence, Slot};
 use crate::backends::BackendResult;
 use crate::backends::messages::ConversationHead;
 use crate::protocol::limits::RETRY_WINDOW;
@@ -27,13 +27,16 @@ pub struct EmbeddedSequence {
     can_split: bool,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Entry {
     /// Epoch of the highest claim to seed.
     claimed: u64,
+    /// What was remembered under that claim, by id.
+    remembered: BTreeMap<u64, Remembered>,
     counter: Option<Counter>,
 }
 
+#[derive(Clone)]
 struct Counter {
     epoch: u64,
     last: u64,
@@ -44,6 +47,7 @@ struct Counter {
     ages: VecDeque<(u64, UserId, Uuid)>,
 }
 
+#[derive(Clone)]
 struct Pending {
     at_ms: u64,
     sender: UserId,
@@ -68,6 +72,22 @@ impl EmbeddedSequence {
     /// One of two that are alive at the same time, as Redis masters after a failover.
     pub(crate) fn split() -> Self {
         Self { can_split: true, ..Self::default() }
+    }
+
+    /// What the counters are now, as a backup.
+    pub(crate) fn backup(&self) -> Self {
+        let shard = |shard: &Mutex<HashMap<ConversationId, Entry>>| {
+            Mutex::new(shard.lock().expect("no panic while held").clone())
+        };
+        Self { shards: self.shards.iter().map(shard).collect(), can_split: self.can_split }
+    }
+
+    /// Goes back to a backup, under everybody who uses these counters.
+    pub(crate) fn restore(&self, backup: &Self) {
+        for (shard, old) in self.shards.iter().zip(backup.backup().shards.iter()) {
+            *shard.lock().expect("no panic while held") =
+                std::mem::take(&mut *old.lock().expect("no panic while held"));
+        }
     }
 }
 
@@ -204,7 +224,20 @@ impl Sequence for EmbeddedSequence {
         if entry.counter.is_some() || entry.claimed > epoch {
             return Ok(false);
         }
+        if entry.claimed != epoch {
+            entry.remembered.clear();
+        }
         entry.claimed = epoch;
+        Ok(true)
+    }
+
+    async fn remember(&self, conversation: ConversationId, epoch: u64, messages: &[Remembered]) -> BackendResult<bool> {
+        let mut shard = self.shard(conversation);
+        let Some(entry) = shard.get_mut(&conversation) else { return Ok(false) };
+        if entry.counter.is_some() || entry.claimed != epoch {
+            return Ok(false);
+        }
+        entry.remembered.extend(messages.iter().map(|message| (message.slot.id.0, *message)));
         Ok(true)
     }
 
@@ -222,7 +255,7 @@ impl Sequence for EmbeddedSequence {
             known: HashMap::new(),
             ages: VecDeque::new(),
         };
-        for row in &seed.remembered {
+        for row in std::mem::take(&mut entry.remembered).into_values() {
             counter.remember((row.sender, row.uuid), Known { slot: row.slot, digest: row.digest });
         }
         entry.counter = Some(counter);

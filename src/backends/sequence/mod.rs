@@ -105,8 +105,8 @@ pub struct Seed {
     pub settled: MessageId,
     /// Largest usable id.
     pub block_end: u64,
-    /// Messages of the retry window.
-    pub remembered: Vec<Remembered>,
+    /// The oldest id that was remembered under the claim; behind `settled` if none was.
+    pub oldest: MessageId,
 }
 
 /// The counters.
@@ -153,6 +153,11 @@ pub trait Sequence: Send + Sync {
         Ok(true)
     }
 
+    /// Has the turn for `life` from now on, if it is still this owner's.
+    async fn keep_turn(&self, _conversation: ConversationId, _owner: u64, _life: Duration) -> BackendResult<()> {
+        Ok(())
+    }
+
     /// Gives the turn back, if it is still this owner's.
     async fn end_turn(&self, _conversation: ConversationId, _owner: u64) -> BackendResult<()> {
         Ok(())
@@ -161,7 +166,11 @@ pub trait Sequence: Send + Sync {
     /// Claims the right to seed for an epoch. Returns false when the counter is there, or a higher epoch has the claim.
     async fn begin_seed(&self, conversation: ConversationId, epoch: u64) -> BackendResult<bool>;
 
-    /// Writes the counter, if the claim for this epoch still stands. Returns whether it did.
+    /// Remembers messages of the retry window under a claim, as committed. Returns false when the claim does not stand any more.
+    /// Repeating it changes nothing.
+    async fn remember(&self, conversation: ConversationId, epoch: u64, messages: &[Remembered]) -> BackendResult<bool>;
+
+    /// Writes the counter, with what was remembered, if the claim for this epoch still stands. Returns whether it did.
     async fn seed(&self, conversation: ConversationId, seed: &Seed) -> BackendResult<bool>;
 
     /// Gives a counter of this epoch a head that was raised for it: another end of its block, and perhaps another epoch. A

@@ -1,8 +1,9 @@
 //! Counters in Redis, one hash for each conversation and life of the server.
 //!
 //! Everything that belongs to a conversation is in one key, so that it is there as a whole or not at all: a flush, an eviction
-//! or an expiry leaves an unseeded conversation, never half of one. The key carries the server's `run_id`, so that what
-//! a restarted, restored or promoted server finds on its disk is not taken for the truth.
+//! or an expiry leaves an unseeded conversation, never half of one. The key carries the deployment, and the life of the server's
+//! data (its replication id): what a restarted, restored or promoted server finds on its disk is not taken for the truth. Every
+//! script asks for the life first, since a server can be demoted and promoted under an open connection.
 //!
 //! | field | holds |
 //! |---|---|
@@ -20,10 +21,10 @@ use async_trait::async_trait;
 use redis::{Script, ScriptInvocation, Value};
 use uuid::Uuid;
 
-use super::{PENDING_IDS_MAX, Progress, Request, Reservation, Seed, Sequence, Slot};
+use super::{PENDING_IDS_MAX, Progress, Remembered, Request, Reservation, Seed, Sequence, Slot};
 use crate::backends::error::{BackendError, BackendResult, ErrorKind};
 use crate::backends::messages::ConversationHead;
-use crate::backends::redis::Redis;
+use crate::backends::redis::{IN_LIFE, Redis, is_other_life};
 use crate::protocol::limits::RETRY_WINDOW;
 use crate::protocol::{ConversationId, MessageId, UserId};
 
@@ -34,8 +35,8 @@ const IDLE_LIFE: Duration = Duration::from_hours(25);
 /// Conversations that one call asks for their newest message.
 const NEWEST_KEYS: usize = 200;
 
-/// Remembered messages that one call of the seed hands over.
-const SEED_ROWS: usize = 2_000;
+/// Messages that one call remembers: the server does nothing else meanwhile.
+const REMEMBER_ROWS: usize = 500;
 
 /// Takes a record apart, and an id out of the list of pending ones.
 const COMMON: &str = r"
@@ -179,7 +180,7 @@ return 1
 const REMEMBER: &str = r"
 local m = redis.call('HMGET', key, 'e', 'c')
 if m[1] or m[2] ~= ARGV[1] then return 0 end
-for n = 2, #ARGV, 5 do
+for n = 2, #ARGV - 1, 5 do
   local id = ARGV[n]
   write(id, {at = ARGV[n + 1], digest = ARGV[n + 2], state = 's', sender = ARGV[n + 3], uuid = ARGV[n + 4]})
   redis.call('HSET', key, 'u:' .. ARGV[n + 3] .. ':' .. ARGV[n + 4], id)
@@ -215,6 +216,12 @@ end
 return 1
 ";
 
+/// KEYS: turn. ARGV: owner, life.
+const KEEP_TURN: &str = r"
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+return 1
+";
+
 /// KEYS: turn. ARGV: owner.
 const END_TURN: &str = r"
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
@@ -233,16 +240,17 @@ struct Scripts {
     seed: Script,
     extend: Script,
     forget: Script,
+    keep_turn: Script,
     end_turn: Script,
 }
 
 static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| {
-    let script = |body: &str| Script::new(&format!("{COMMON}{body}"));
+    let script = |body: &str| Script::new(&format!("{IN_LIFE}{COMMON}{body}"));
     Scripts {
         reserve: script(RESERVE),
         commit: script(COMMIT),
         progress: script(PROGRESS),
-        newest: Script::new(NEWEST),
+        newest: Script::new(&format!("{IN_LIFE}{NEWEST}")),
         begin_void: script(BEGIN_VOID),
         end_void: script(END_VOID),
         begin_seed: script(BEGIN_SEED),
@@ -250,6 +258,7 @@ static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| {
         seed: script(SEED),
         extend: script(EXTEND),
         forget: script(FORGET),
+        keep_turn: Script::new(KEEP_TURN),
         end_turn: Script::new(END_TURN),
     }
 });
@@ -267,32 +276,57 @@ impl RedisSequence {
         Self { redis }
     }
 
-    /// Runs a script on a conversation: one round trip, and one more after the server forgot the script.
+    /// Runs a script on a conversation: one round trip, and one more after the server forgot the script or has other data.
     async fn run<T: redis::FromRedisValue>(
         &self,
         operation: &'static str,
         script: &Script,
         conversation: ConversationId,
-        arguments: impl FnOnce(&mut ScriptInvocation<'_>),
+        arguments: impl Fn(&mut ScriptInvocation<'_>) + Sync,
     ) -> BackendResult<T> {
-        let mut connection = self.redis.connection(operation).await?;
-        let mut call = script.key(key(conversation, &connection.run));
-        arguments(&mut call);
-        match call.invoke_async(&mut connection.commands).await {
-            Ok(answer) => Ok(answer),
-            Err(error) => Err(self.redis.failed(operation, error).await),
+        self.run_in_life(operation, script, |call, life| {
+            call.key(self.key(conversation, life));
+            arguments(call);
+        })
+        .await
+    }
+
+    /// Runs a script on data of the life that it was told of; once more where they have another one by now.
+    async fn run_in_life<T: redis::FromRedisValue>(
+        &self,
+        operation: &'static str,
+        script: &Script,
+        fill: impl Fn(&mut ScriptInvocation<'_>, &str) + Sync,
+    ) -> BackendResult<T> {
+        let mut is_repeat = false;
+        loop {
+            let mut connection = self.redis.connection(operation).await?;
+            let mut call = script.prepare_invoke();
+            fill(&mut call, &connection.life);
+            call.arg(&*connection.life);
+            match call.invoke_async(&mut connection.commands).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => {
+                    let may_repeat = is_other_life(&error) && !is_repeat;
+                    let error = self.redis.failed(operation, error).await;
+                    if !may_repeat {
+                        return Err(error);
+                    }
+                    is_repeat = true;
+                }
+            }
         }
     }
-}
 
-/// Key of a conversation's counter.
-fn key(conversation: ConversationId, run: &str) -> String {
-    format!("chatctl:seq:{conversation}:{run}")
-}
+    /// Key of a conversation's counter.
+    fn key(&self, conversation: ConversationId, life: &str) -> String {
+        self.redis.key(format_args!("seq:{conversation}:{life}"))
+    }
 
-/// Key of the turn to seed.
-fn turn(conversation: ConversationId, run: &str) -> String {
-    format!("chatctl:seq:{conversation}:{run}:turn")
+    /// Key of the turn to seed.
+    fn turn(&self, conversation: ConversationId, life: &str) -> String {
+        self.redis.key(format_args!("seq:{conversation}:{life}:turn"))
+    }
 }
 
 fn corrupt(operation: &'static str, answer: &[String]) -> BackendError {
@@ -321,9 +355,20 @@ impl Sequence for RedisSequence {
         const OPERATION: &str = "sequence.take_turn";
         let mut connection = self.redis.connection(OPERATION).await?;
         let mut set = redis::cmd("SET");
-        set.arg(turn(conversation, &connection.run)).arg(owner).arg("NX").arg("PX").arg(life.as_millis() as u64);
+        set.arg(self.turn(conversation, &connection.life)).arg(owner).arg("NX").arg("PX").arg(life.as_millis() as u64);
         match set.query_async::<Option<String>>(&mut connection.commands).await {
             Ok(answer) => Ok(answer.is_some()),
+            Err(error) => Err(self.redis.failed(OPERATION, error).await),
+        }
+    }
+
+    async fn keep_turn(&self, conversation: ConversationId, owner: u64, life: Duration) -> BackendResult<()> {
+        const OPERATION: &str = "sequence.keep_turn";
+        let mut connection = self.redis.connection(OPERATION).await?;
+        let mut call = SCRIPTS.keep_turn.key(self.turn(conversation, &connection.life));
+        call.arg(owner).arg(life.as_millis() as u64);
+        match call.invoke_async::<Value>(&mut connection.commands).await {
+            Ok(_) => Ok(()),
             Err(error) => Err(self.redis.failed(OPERATION, error).await),
         }
     }
@@ -331,7 +376,7 @@ impl Sequence for RedisSequence {
     async fn end_turn(&self, conversation: ConversationId, owner: u64) -> BackendResult<()> {
         const OPERATION: &str = "sequence.end_turn";
         let mut connection = self.redis.connection(OPERATION).await?;
-        let mut call = SCRIPTS.end_turn.key(turn(conversation, &connection.run));
+        let mut call = SCRIPTS.end_turn.key(self.turn(conversation, &connection.life));
         call.arg(owner);
         match call.invoke_async::<Value>(&mut connection.commands).await {
             Ok(_) => Ok(()),
@@ -391,15 +436,13 @@ impl Sequence for RedisSequence {
         const OPERATION: &str = "sequence.newest";
         let mut slots = Vec::with_capacity(conversations.len());
         for chunk in conversations.chunks(NEWEST_KEYS) {
-            let mut connection = self.redis.connection(OPERATION).await?;
-            let mut call = SCRIPTS.newest.prepare_invoke();
-            for conversation in chunk {
-                call.key(key(*conversation, &connection.run));
-            }
-            let answer: Vec<String> = match call.invoke_async(&mut connection.commands).await {
-                Ok(answer) => answer,
-                Err(error) => return Err(self.redis.failed(OPERATION, error).await),
-            };
+            let answer: Vec<String> = self
+                .run_in_life(OPERATION, &SCRIPTS.newest, |call, life| {
+                    for conversation in chunk {
+                        call.key(self.key(*conversation, life));
+                    }
+                })
+                .await?;
             slots.extend(answer.iter().map(|text| text.split_once(' ').and_then(|(id, at)| slot(id, at))));
         }
         Ok(slots)
@@ -423,12 +466,11 @@ impl Sequence for RedisSequence {
         .await
     }
 
-    async fn seed(&self, conversation: ConversationId, seed: &Seed) -> BackendResult<bool> {
-        const OPERATION: &str = "sequence.seed";
-        for rows in seed.remembered.chunks(SEED_ROWS) {
+    async fn remember(&self, conversation: ConversationId, epoch: u64, messages: &[Remembered]) -> BackendResult<bool> {
+        for rows in messages.chunks(REMEMBER_ROWS) {
             let stands: bool = self
-                .run(OPERATION, &SCRIPTS.remember, conversation, |call| {
-                    call.arg(seed.epoch);
+                .run("sequence.remember", &SCRIPTS.remember, conversation, |call| {
+                    call.arg(epoch);
                     for row in rows {
                         call.arg(row.slot.id.0).arg(row.slot.at_ms).arg(row.digest);
                         call.arg(row.sender.0).arg(row.uuid.simple().to_string());
@@ -439,9 +481,12 @@ impl Sequence for RedisSequence {
                 return Ok(false);
             }
         }
-        let oldest = seed.remembered.iter().map(|row| row.slot.id.0).min().unwrap_or(seed.settled.0 + 1);
-        self.run(OPERATION, &SCRIPTS.seed, conversation, |call| {
-            call.arg(seed.epoch).arg(seed.settled.0).arg(seed.block_end).arg(oldest);
+        Ok(true)
+    }
+
+    async fn seed(&self, conversation: ConversationId, seed: &Seed) -> BackendResult<bool> {
+        self.run("sequence.seed", &SCRIPTS.seed, conversation, |call| {
+            call.arg(seed.epoch).arg(seed.settled.0).arg(seed.block_end).arg(seed.oldest.0);
         })
         .await
     }
@@ -470,7 +515,8 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::backends::contract::RedisPlace;
+    use crate::backends::contract::{Place, RedisPlace};
+    use crate::backends::deployment::DeploymentId;
     use crate::backends::sequence::contract::sequence_contract;
 
     async fn place() -> RedisPlace<dyn Sequence> {
@@ -478,4 +524,53 @@ mod tests {
     }
 
     sequence_contract!(place().await, ignore = "needs redis-server");
+
+    const TALK: ConversationId = ConversationId(1);
+
+    fn request() -> Request {
+        let at_ms = 1_700_000_000_000;
+        Request { conversation: TALK, sender: UserId(1), uuid: Uuid::new_v4(), digest: 5, at_ms }
+    }
+
+    async fn seeded(port: &dyn Sequence) {
+        assert!(port.begin_seed(TALK, 1).await.expect("claims"));
+        let seed = Seed { epoch: 1, settled: MessageId(0), block_end: 100, oldest: MessageId(1) };
+        assert!(port.seed(TALK, &seed).await.expect("seeds"));
+    }
+
+    #[tokio::test]
+    #[ignore = "needs redis-server"]
+    async fn another_deployment_on_the_same_server_is_not_seen() {
+        let place = place().await;
+        let own = RedisSequence::new(place.redis_of(DeploymentId(7)).await);
+        seeded(&own).await;
+        own.reserve(&request()).await.expect("reserves");
+        let other = RedisSequence::new(place.redis_of(DeploymentId(8)).await);
+        assert_eq!(other.progress(TALK).await.expect("reads"), None);
+        assert_eq!(other.reserve(&request()).await.expect("answers"), Reservation::Unseeded);
+    }
+
+    /// A fail-over to a copy that was behind, and a fail-back in good order: the server is the same process with the same
+    /// connections, and its data are older than they were.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[ignore = "needs redis-server"]
+    async fn data_that_went_back_under_an_open_connection_are_not_taken_for_the_truth() {
+        let (here, there) = (place().await, place().await);
+        let port = here.open().await;
+        seeded(&*port).await;
+        let first = request();
+        let Reservation::Fresh(slot, _) = port.reserve(&first).await.expect("reserves") else { panic!("not fresh") };
+        there.follow(&here).await;
+        there.lead().await;
+        for _ in 0..2 {
+            port.reserve(&request()).await.expect("reserves");
+        }
+        here.follow(&there).await;
+        assert!(port.progress(TALK).await.is_err(), "a replica tells of another life");
+        here.lead().await;
+        assert_eq!(port.progress(TALK).await.expect("reads"), None);
+        assert_eq!(port.reserve(&first).await.expect("answers"), Reservation::Unseeded);
+        assert_eq!(port.newest(&[TALK]).await.expect("reads"), [None]);
+        assert!(!port.commit(TALK, first.sender, first.uuid, slot.id).await.expect("answers"));
+    }
 }

@@ -92,6 +92,10 @@ impl RedisSessions {
         Self { redis }
     }
 
+    fn key(&self, user: UserId) -> String {
+        self.redis.key(format_args!("sessions:{user}"))
+    }
+
     async fn run<T: FromRedisValue>(&self, operation: &'static str, call: &ScriptInvocation<'_>) -> BackendResult<T> {
         let mut connection = self.redis.connection(operation).await?;
         match call.invoke_async(&mut connection.commands).await {
@@ -126,10 +130,6 @@ impl RedisSessions {
     }
 }
 
-fn key(user: UserId) -> String {
-    format!("chatctl:sessions:{user}")
-}
-
 fn life_ms() -> u64 {
     SESSION_TTL.as_millis() as u64
 }
@@ -147,7 +147,7 @@ fn session(operation: &'static str, user: UserId, device: &str, words: [&str; 2]
 impl Sessions for RedisSessions {
     async fn claim(&self, new: &Session) -> BackendResult<Option<Session>> {
         const OPERATION: &str = "sessions.claim";
-        let mut call = SCRIPTS.claim.key(key(new.user));
+        let mut call = SCRIPTS.claim.key(self.key(new.user));
         call.arg(new.device.as_str()).arg(new.session.to_string()).arg(new.server.as_str()).arg(life_ms());
         let old: Vec<String> = self.run(OPERATION, &call).await?;
         match &old[..] {
@@ -158,7 +158,7 @@ impl Sessions for RedisSessions {
 
     async fn refresh(&self, sessions: &[Session]) -> BackendResult<Vec<SessionId>> {
         let calls = sessions.iter().map(|session| {
-            let mut call = SCRIPTS.refresh.key(key(session.user));
+            let mut call = SCRIPTS.refresh.key(self.key(session.user));
             call.arg(session.device.as_str()).arg(session.session.to_string());
             call.arg(session.server.as_str()).arg(life_ms());
             call
@@ -169,7 +169,7 @@ impl Sessions for RedisSessions {
     }
 
     async fn release(&self, session: &Session) -> BackendResult<bool> {
-        let mut call = SCRIPTS.release.key(key(session.user));
+        let mut call = SCRIPTS.release.key(self.key(session.user));
         call.arg(session.device.as_str()).arg(session.session.to_string());
         self.run("sessions.release", &call).await
     }
@@ -177,7 +177,7 @@ impl Sessions for RedisSessions {
     async fn lookup(&self, users: &[UserId]) -> BackendResult<Vec<Session>> {
         const OPERATION: &str = "sessions.lookup";
         let calls = users.iter().map(|user| {
-            let mut call = SCRIPTS.lookup.key(key(*user));
+            let mut call = SCRIPTS.lookup.key(self.key(*user));
             call.arg(0);
             call
         });

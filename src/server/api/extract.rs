@@ -13,6 +13,7 @@ use super::ApiServer;
 use super::status::Failure;
 use crate::protocol::ErrorCode;
 use crate::server::auth::{self, Claims};
+use crate::server::http;
 
 /// The authenticated caller.
 pub(super) struct Caller(pub(super) Claims);
@@ -25,6 +26,10 @@ impl FromRequestParts<Arc<ApiServer>> for Caller {
         if !server.revocations.is_good(&claims).await? {
             return Err(unauthorized());
         }
+        server.requests.take(claims.sub).map_err(|wait| {
+            let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+            Failure::retry_later(ErrorCode::RateLimited, "this account asks for too much at once", wait_ms)
+        })?;
         Ok(Self(claims))
     }
 }
@@ -49,13 +54,20 @@ impl<T: DeserializeOwned> FromRequest<Arc<ApiServer>> for Body<T> {
     async fn from_request(request: Request, server: &Arc<ApiServer>) -> Result<Self, Failure> {
         match Json::<T>::from_request(request, server).await {
             Ok(Json(value)) => Ok(Self(value)),
-            Err(rejection) => Err(refused(rejection.status(), rejection.body_text())),
+            Err(rejection) => Err(refused(&rejection, rejection.status(), rejection.body_text())),
         }
     }
 }
 
 /// The answer to a body that was not taken.
-pub(in crate::server) fn refused(status: StatusCode, why: String) -> Failure {
+pub(in crate::server) fn refused(
+    error: &(dyn std::error::Error + 'static),
+    status: StatusCode,
+    why: String,
+) -> Failure {
+    if http::is_slow(error) {
+        return Failure::new(ErrorCode::RequestTimeout, http::SlowBody.to_string());
+    }
     let code = match status {
         StatusCode::PAYLOAD_TOO_LARGE => ErrorCode::TooLarge,
         _ => ErrorCode::BadRequest,

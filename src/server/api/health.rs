@@ -68,9 +68,8 @@ pub(super) async fn cluster_metrics(server: App) -> Response {
         .into_iter()
         .flat_map(|role| server.cluster.servers(role).to_vec())
         .filter(|entry| here.iter().all(|m| m.server() != entry.name.as_str()))
-        .filter_map(|entry| entry.peer)
         .collect();
-    let asked = elsewhere.into_iter().map(|peer| server.peers.call(peer, &Call::Metrics));
+    let asked = elsewhere.iter().map(|entry| server.peers.call(entry, &Call::Metrics));
     for answer in futures_util::future::join_all(asked).await {
         if let Ok(Answer::Metrics(text)) = answer {
             texts.push(text);

@@ -4,6 +4,7 @@ mod accounts;
 mod conversations;
 pub(super) mod extract;
 mod health;
+mod pages;
 pub(super) mod status;
 mod sync;
 
@@ -17,7 +18,6 @@ use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, patch, post};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, TcpStream};
@@ -34,17 +34,14 @@ use super::peer::{self, Answer, Call, PeerHandler, Peers};
 use super::placement::Placement;
 use super::rate::Buckets;
 use super::revocations::Revocations;
-use super::{Deps, Listeners};
+use super::{Deps, Listeners, http};
 use crate::backends::registry::Role;
-use crate::protocol::ErrorCode;
-use crate::runtime::{Backoff, clock, net};
+use crate::protocol::{ErrorCode, UserId};
+use crate::runtime::{Backoff, clock};
 use crate::telemetry::{Counter, Timer};
 
 /// Largest request body.
 const BODY_BYTES_MAX: usize = 64 * 1024;
-
-/// Time for a request's head.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time for a request; past it the answer is `unavailable`. Source: invariant I9, 5 s.
 const REQUEST_TIMEOUT: Duration = Duration::from_millis(4_800);
@@ -62,6 +59,9 @@ const PURGE_INTERVAL: Duration = Duration::from_mins(10);
 /// Names whose logins are counted.
 const LOGIN_NAMES_MAX: usize = 100_000;
 
+/// Accounts whose requests are counted.
+const ACCOUNTS_MAX: usize = 100_000;
+
 /// Settings of an API server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -72,6 +72,8 @@ pub struct Config {
     pub password_cost: PasswordCost,
     /// Logins per second for one name, over ten seconds.
     pub logins_per_second: u32,
+    /// Requests per second of one account, over ten seconds.
+    pub requests_per_second: u32,
     /// Whether `POST /accounts` makes many accounts at once: for stacks that are only there for a test.
     pub bulk_accounts: bool,
     /// Connections that the server holds at most.
@@ -87,6 +89,7 @@ impl Default for Config {
             placement: Placement::default(),
             password_cost: PasswordCost::default(),
             logins_per_second: 1,
+            requests_per_second: 100,
             bulk_accounts: false,
             connections_max: 10_000,
             public_chat_url: None,
@@ -106,6 +109,9 @@ pub(crate) struct ApiServer {
     ordering: Ordering,
     passwords: Passwords,
     logins: Buckets<String>,
+    /// What each account may ask for.
+    requests: Buckets<UserId>,
+    pages: pages::Pages,
     readiness: health::Readiness,
 }
 
@@ -127,6 +133,8 @@ pub async fn start(listeners: Listeners, deps: Deps, config: Config) -> Result<S
         ordering: Ordering::new(&deps.backends, &deps.metrics),
         passwords,
         logins: Buckets::new(config.logins_per_second, LOGIN_NAMES_MAX),
+        requests: Buckets::new(config.requests_per_second, ACCOUNTS_MAX),
+        pages: pages::Pages::default(),
         readiness: health::Readiness::default(),
         config,
         deps: deps.clone(),
@@ -218,22 +226,9 @@ async fn accept_loop(listener: TcpListener, router: Router, deps: Deps, connecti
     }
 }
 
-/// Serves one connection until it ends, or until the server stops and the request under way is answered.
+/// Serves one connection.
 async fn serve(stream: TcpStream, router: Router, deps: Deps, _permit: OwnedSemaphorePermit) {
-    net::set_options(&stream);
-    let connection = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_headers(64)
-        .max_buf_size(BODY_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    let mut connection = std::pin::pin!(connection);
-    tokio::select! {
-        // A client that breaks HTTP or goes away ends only its own connection.
-        _ = connection.as_mut() => return,
-        () = deps.tasks.stopped() => connection.as_mut().graceful_shutdown(),
-    }
-    let _ = connection.await;
+    http::serve(stream, Vec::new(), deps.tasks, TowerToHyperService::new(router)).await;
 }
 
 #[async_trait]
@@ -264,7 +259,7 @@ impl ApiServer {
                 return Ok(());
             }
             let calls = waiting.iter().map(|server| async {
-                let answer = self.peers.call(server.peer?, call).await.ok()?;
+                let answer = self.peers.call(server, call).await.ok()?;
                 (answer != Answer::Failed).then(|| (server.name.clone(), server.epoch))
             });
             let confirmed: Vec<_> = futures_util::future::join_all(calls).await.into_iter().flatten().collect();

@@ -1,6 +1,7 @@
 //! Catching up: messages of one conversation, and which conversations have news.
 
 use axum::Json;
+use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
 use super::App;
@@ -43,13 +44,14 @@ pub(super) async fn messages(
     server: App,
     Caller(claims): Caller,
     Params(query): Params<MessagesQuery>,
-) -> Result<Json<MessagesSync>, Failure> {
+) -> Result<Response, Failure> {
     let limit = check_limit(query.limit, SYNC_LIMIT_DEFAULT)?;
+    let turn = server.pages.turn(claims.sub)?;
     require_member(&server, query.conversation_id, claims.sub).await?;
     let (conversation, after) = (query.conversation_id, query.after_message_id);
     let source = if query.cached { Source::Memory } else { Source::Store };
     let (messages, has_more, progress) = server.ordering.read(conversation, after, limit, source).await?;
-    Ok(Json(MessagesSync { messages, has_more, stable: progress.stable }))
+    server.pages.hold(turn, Json(MessagesSync { messages, has_more, stable: progress.stable }).into_response())
 }
 
 #[derive(Deserialize)]

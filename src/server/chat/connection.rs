@@ -1,12 +1,13 @@
 //! One live, authenticated connection: its reader, its worker, and how frames get to its socket.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
+use super::requests::{Requests, Waiting};
+use super::send::retry_after_ms;
 use super::session::{Action, Request, SessionState};
 use super::socket::{Flushed, MERGE_WINDOW_MS, Pushed, ReadEnd, Socket};
 use super::{ChatServer, Identity};
@@ -30,8 +31,8 @@ pub(super) struct Connection {
     /// When the token expires, in seconds since 1970.
     expires_s: u32,
     pub(super) socket: Socket,
-    /// Requests that wait for the worker; `None` while there is no worker. Written by reader and worker.
-    requests: Mutex<Option<Box<VecDeque<Request>>>>,
+    /// Requests that wait or are under way; `None` while there are none. Written by reader and workers.
+    requests: Mutex<Option<Box<Requests>>>,
     /// Large channels that this connection subscribes to. Written by [`super::subscriptions`] only.
     subscriptions: Mutex<Vec<ConversationId>>,
 }
@@ -50,7 +51,7 @@ impl Connection {
         self.subscriptions.lock().expect("no panic while held")
     }
 
-    fn requests(&self) -> std::sync::MutexGuard<'_, Option<Box<VecDeque<Request>>>> {
+    fn requests(&self) -> std::sync::MutexGuard<'_, Option<Box<Requests>>> {
         self.requests.lock().expect("no panic while held")
     }
 }
@@ -238,41 +239,37 @@ impl ChatServer {
         }
     }
 
-    /// Gives a request to the connection's worker, which lives only while there is work. Requests of one connection are
-    /// done in order; reading never waits for them.
+    /// Gives a request to a worker, which lives only while there is work; reading never waits for it.
     fn enqueue(self: &Arc<Self>, connection: &Arc<Connection>, request: Request) {
-        let mut requests = connection.requests();
-        match requests.as_mut() {
-            Some(queue) if queue.len() >= self.config.limits.sends_pending_max as usize => {
-                drop(requests);
-                let uuid = if let Request::Send(send) = &request { Some(send.uuid) } else { None };
-                let frame = ErrorFrame {
-                    uuid,
-                    code: ErrorCode::Overloaded,
-                    message: "too many requests of this connection are waiting".to_owned(),
-                    retry_after_ms: Some(500),
-                };
-                self.reply(connection, &ServerFrame::Error(frame));
-            }
-            Some(queue) => queue.push_back(request),
-            None => {
-                *requests = Some(Box::default());
-                drop(requests);
-                let (server, shared) = (Arc::clone(self), Arc::clone(connection));
-                self.deps.tasks.spawn("chat.worker", async move { server.work(shared, request).await });
-            }
+        let mut slot = connection.requests();
+        let requests = slot.get_or_insert_with(Box::default);
+        if requests.len() >= self.config.limits.sends_pending_max as usize {
+            drop(slot);
+            let uuid = if let Request::Send(send) = &request { Some(send.uuid) } else { None };
+            let frame = ErrorFrame {
+                uuid,
+                code: ErrorCode::Overloaded,
+                message: "too many requests of this connection are waiting".to_owned(),
+                retry_after_ms: Some(retry_after_ms()),
+            };
+            return self.reply(connection, &ServerFrame::Error(frame));
+        }
+        let begun = requests.take(Waiting { request, arrived_us: clock::now_us() });
+        drop(slot);
+        if let Some(first) = begun {
+            let (server, shared) = (Arc::clone(self), Arc::clone(connection));
+            self.deps.tasks.spawn("chat.worker", async move { server.work(shared, first).await });
         }
     }
 
-    async fn work(self: Arc<Self>, connection: Arc<Connection>, first: Request) {
+    async fn work(self: Arc<Self>, connection: Arc<Connection>, first: Waiting) {
         let mut next = Some(first);
-        while let Some(request) = next {
-            self.handle_request(&connection, request).await;
-            let mut requests = connection.requests();
-            next = requests.as_mut().and_then(|queue| queue.pop_front());
-            if next.is_none() {
-                *requests = None;
-            }
+        while let Some(waiting) = next {
+            let conversation = waiting.request.conversation();
+            self.handle_request(&connection, waiting).await;
+            let mut slot = connection.requests();
+            next = slot.as_mut().and_then(|requests| requests.next(conversation));
+            slot.take_if(|requests| requests.is_idle());
         }
     }
 

@@ -18,6 +18,7 @@ mod handshake;
 mod hub;
 mod poll;
 mod presence_feed;
+mod requests;
 mod rights;
 mod send;
 mod session;

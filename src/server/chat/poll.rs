@@ -10,7 +10,6 @@
 //! | `DELETE /poll/{session}` | ends the session |
 
 use std::collections::{HashMap, VecDeque};
-use std::io::Cursor;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -21,11 +20,9 @@ use axum::http::request::Parts;
 use axum::routing::post;
 use axum::{Json, Router};
 use bytes::Bytes;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 use super::connection::Connection;
@@ -39,10 +36,8 @@ use crate::protocol::websocket::{Decoder, Event, Role};
 use crate::protocol::{CloseCode, ErrorCode, POLL_PATH, SessionId, behind_poll_path};
 use crate::server::api::extract::{Params, bearer, refused, unauthorized};
 use crate::server::api::status::{self, Failure};
+use crate::server::http;
 use crate::telemetry::Counter;
-
-/// Time for a request's head.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Largest request body: a few messages.
 const BODY_BYTES_MAX: usize = 256 * 1024;
@@ -74,8 +69,6 @@ pub(super) fn is_poll(target: &str) -> bool {
 
 /// Serves one HTTP connection, of which the beginning is read already, until it ends.
 pub(super) async fn serve(server: Arc<ChatServer>, stream: TcpStream, begun: Vec<u8>) {
-    let (read, write) = stream.into_split();
-    let stream = tokio::io::join(Cursor::new(begun).chain(read), write);
     let tasks = server.deps.tasks.clone();
     let router = Router::new()
         .route(POLL_PATH, post(open))
@@ -84,19 +77,7 @@ pub(super) async fn serve(server: Arc<ChatServer>, stream: TcpStream, begun: Vec
         .method_not_allowed_fallback(|| async { status::method_not_allowed() })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(server);
-    let connection = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_headers(64)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    let mut connection = std::pin::pin!(connection);
-    tokio::select! {
-        // A client that breaks HTTP or goes away ends only its own connection.
-        _ = connection.as_mut() => return,
-        () = tasks.stopped() => connection.as_mut().graceful_shutdown(),
-    }
-    // What ends it now is the request under way.
-    let _ = connection.await;
+    http::serve(stream, begun, tasks, TowerToHyperService::new(router)).await;
 }
 
 /// The authenticated caller.
@@ -176,7 +157,7 @@ async fn exchange(
 ) -> Answer {
     let polled = find(&server, &identity, &session)?;
     let connection = &polled.connection;
-    let body = body.map_err(|e| refused(e.status(), e.body_text()))?;
+    let body = body.map_err(|e| refused(&e, e.status(), e.body_text()))?;
     let frames: Vec<Box<RawValue>> = if body.is_empty() {
         Vec::new()
     } else {

@@ -25,7 +25,7 @@ const USERS_WAITING_MAX: usize = 500_000;
 /// Beats in one call.
 const BEATS_PER_CALL: usize = 5_000;
 
-/// Newest beat of each user, not passed on yet. Written by readers, taken by the loop.
+/// Newest beat of each user, on [`clock::now_us`], not passed on yet. Written by readers, taken by the loop.
 #[derive(Default)]
 pub(super) struct BeatBuffer(Mutex<HashMap<UserId, u64>>);
 
@@ -34,7 +34,7 @@ impl ChatServer {
         self.deps.metrics.count(Counter::Beats);
         let mut beats = self.beats.0.lock().expect("no panic while held");
         if beats.len() < USERS_WAITING_MAX || beats.contains_key(&user) {
-            beats.insert(user, clock::unix_ms());
+            beats.insert(user, clock::now_us());
         } else {
             self.deps.metrics.count(Counter::BeatsDropped);
         }
@@ -62,15 +62,13 @@ impl ChatServer {
             }
         }
         let calls = owners.into_iter().map(|(owner, beats)| {
-            let address = servers[owner].peer;
+            let owner = &servers[owner];
             async move {
                 for chunk in beats.chunks(BEATS_PER_CALL) {
-                    let call = Call::Beats(chunk.to_vec());
-                    let passed = match address {
-                        Some(address) => self.peers.call(address, &call).await.is_ok(),
-                        None => false,
-                    };
-                    if !passed {
+                    let now_us = clock::now_us();
+                    let aged = chunk.iter().map(|(user, at_us)| (*user, (now_us - at_us) / 1_000));
+                    let call = Call::Beats(aged.collect());
+                    if self.peers.call(owner, &call).await.is_err() {
                         self.deps.metrics.count(Counter::PeerFailures);
                         self.keep_beats(chunk);
                     }
@@ -83,9 +81,9 @@ impl ChatServer {
     /// Puts beats back that could not be passed on, unless a newer one came.
     fn keep_beats(&self, kept: &[(UserId, u64)]) {
         let mut beats = self.beats.0.lock().expect("no panic while held");
-        for (user, at_ms) in kept {
+        for (user, at_us) in kept {
             if beats.len() < USERS_WAITING_MAX {
-                beats.entry(*user).or_insert(*at_ms);
+                beats.entry(*user).or_insert(*at_us);
             } else {
                 self.deps.metrics.count(Counter::BeatsDropped);
             }

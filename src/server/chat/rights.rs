@@ -122,9 +122,7 @@ impl ChatServer {
         let mut backoff = Backoff::new(REPLACE_RETRY, REPLACE_RETRY_MAX);
         while backoff.tries() < REPLACE_TRIES {
             let Some(entry) = self.cluster.look_up(Role::Chat, &old.server).await else { return };
-            if let Some(address) = entry.peer
-                && self.peers.call(address, &call).await.is_ok()
-            {
+            if self.peers.call(&entry, &call).await.is_ok() {
                 return;
             }
             let wait = backoff.next_wait(&mut rand::rng());

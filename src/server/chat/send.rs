@@ -10,6 +10,7 @@ use futures_util::future::{join_all, try_join_all};
 use super::ChatServer;
 use super::connection::Connection;
 use super::deliver::InboxHeader;
+use super::requests::Waiting;
 use super::session::Request;
 use super::subscriptions::Added;
 use crate::backends::error::BackendError;
@@ -28,12 +29,12 @@ use crate::server::ordering::OrderingError;
 use crate::server::peer::{Answer, Call};
 use crate::telemetry::{Counter, Timer};
 
-/// A send that is not answered by then is answered with an error; it may be stored. Source: invariant I9, 5 s.
+/// A send that is not answered so long after it came is answered with an error; it may be stored. Source: invariant I9, 5 s.
 const SEND_TIMEOUT: Duration = Duration::from_millis(4_500);
 
 /// When a client should retry after an engine failed, in ms; drawn at random, so that those who failed together do not come
 /// back together.
-fn retry_after_ms() -> u64 {
+pub(super) fn retry_after_ms() -> u64 {
     rand::random_range(800..2_500)
 }
 
@@ -81,11 +82,12 @@ impl From<OrderingError> for Refused {
 }
 
 impl ChatServer {
-    pub(super) async fn handle_request(self: &Arc<Self>, connection: &Arc<Connection>, request: Request) {
+    pub(super) async fn handle_request(self: &Arc<Self>, connection: &Arc<Connection>, waiting: Waiting) {
+        let Waiting { request, arrived_us } = waiting;
         let (uuid, work) = match request {
             Request::Send(frame) => {
                 let uuid = frame.uuid;
-                (Some(uuid), self.send(connection, frame).await.map(Some))
+                (Some(uuid), self.send(connection, frame, arrived_us).await.map(Some))
             }
             Request::Typing(conversation) => (None, self.typing(connection, conversation).await.map(|()| None)),
             Request::Receipt(frame) => (None, self.receipt(connection, frame).await.map(|()| None)),
@@ -105,16 +107,29 @@ impl ChatServer {
     }
 
     /// Stores a message and sends it on its way. On `Ok` both are done.
-    async fn send(self: &Arc<Self>, from: &Arc<Connection>, frame: SendFrame) -> Result<AckFrame, Refused> {
-        let started = clock::now_us();
+    async fn send(
+        self: &Arc<Self>,
+        from: &Arc<Connection>,
+        frame: SendFrame,
+        arrived_us: u64,
+    ) -> Result<AckFrame, Refused> {
+        let waited = Duration::from_micros(clock::now_us() - arrived_us);
         let timed_out = || Err(BackendError::timed_out("send").into());
-        let result = tokio::time::timeout(SEND_TIMEOUT, self.store_and_fan_out(from, &frame))
-            .await
-            .unwrap_or_else(|_| timed_out());
+        let result = match SEND_TIMEOUT.checked_sub(waited).filter(|left| !left.is_zero()) {
+            Some(left) => {
+                tokio::time::timeout(left, self.store_and_fan_out(from, &frame)).await.unwrap_or_else(|_| timed_out())
+            }
+            None => Err(Refused {
+                code: ErrorCode::Unavailable,
+                message: "messages before it in this conversation took too long; nothing was done for this one"
+                    .to_owned(),
+                retry_after_ms: Some(retry_after_ms()),
+            }),
+        };
         match result {
             Ok(message) => {
                 self.deps.metrics.count(Counter::SendsAcked);
-                self.deps.metrics.time_us(Timer::Send, clock::now_us() - started);
+                self.deps.metrics.time_us(Timer::Send, clock::now_us() - arrived_us);
                 let MessageFrame { uuid, conversation, id, at, .. } = message;
                 Ok(AckFrame { uuid, conversation, id, at })
             }
@@ -227,11 +242,9 @@ impl ChatServer {
     }
 
     async fn push_to_peer(&self, server: &ServerName, call: Call) -> Vec<SessionId> {
-        let Some(address) = self.cluster.look_up(Role::Chat, server).await.and_then(|entry| entry.peer) else {
-            return Vec::new();
-        };
+        let Some(server) = self.cluster.look_up(Role::Chat, server).await else { return Vec::new() };
         self.deps.metrics.count(Counter::PeerPushes);
-        if let Ok(Answer::Accepted(sessions)) = self.peers.call(address, &call).await {
+        if let Ok(Answer::Accepted(sessions)) = self.peers.call(&server, &call).await {
             return sessions;
         }
         self.deps.metrics.count(Counter::PeerFailures);

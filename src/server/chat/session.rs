@@ -11,7 +11,7 @@ pub(super) enum Action {
     Reply(ServerFrame),
     /// Note a heartbeat.
     Beat,
-    /// Work that needs engines, done in order.
+    /// Work that needs engines, done in order within a conversation.
     Do(Request),
     /// End the connection.
     Close(CloseCode),
@@ -25,6 +25,19 @@ pub(super) enum Request {
     Receipt(SendReceiptFrame),
     Subscribe(ConversationId),
     Unsubscribe(ConversationId),
+}
+
+impl Request {
+    /// Which conversation it is about; those of one are done in order.
+    pub(super) const fn conversation(&self) -> ConversationId {
+        match self {
+            Self::Send(SendFrame { conversation, .. })
+            | Self::Receipt(SendReceiptFrame { conversation, .. })
+            | Self::Typing(conversation)
+            | Self::Subscribe(conversation)
+            | Self::Unsubscribe(conversation) => *conversation,
+        }
+    }
 }
 
 /// The part of a connection that only its reader touches.

@@ -9,9 +9,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::http::Request;
 use axum::response::{IntoResponse, Response};
-use hyper::body::Incoming;
 
 use super::Gateway;
 use super::proxy::{Received, receive, send, unavailable};
@@ -54,7 +54,7 @@ impl<'a> Target<'a> {
 }
 
 /// Passes a request on and its answer back.
-pub(super) async fn pass_on(gateway: &Gateway, from: SocketAddr, request: Request<Incoming>) -> Response {
+pub(super) async fn pass_on(gateway: &Gateway, from: SocketAddr, request: Request<Body>) -> Response {
     let received = match receive(gateway, from, request).await {
         Ok(received) => received,
         Err(refusal) => return refusal,

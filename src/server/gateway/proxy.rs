@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::io::Cursor;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,11 +11,9 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, header, request};
 use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::io::AsyncReadExt;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::net::TcpStream;
 
 use super::{Gateway, polls};
@@ -24,6 +21,7 @@ use crate::backends::registry::{Role, ServerEntry};
 use crate::protocol::{ErrorCode, ServerName};
 use crate::runtime::{clock, error_chain};
 use crate::server::api::status::Failure;
+use crate::server::http;
 use crate::telemetry::{Counter, Timer};
 
 /// What the requests of a connection are for.
@@ -34,9 +32,6 @@ pub(super) enum Side {
     /// The chat servers: clients without a socket.
     Polls,
 }
-
-/// Time for a request's head.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time for an answer's head; past it the answer is `unavailable`. Source: invariant I9, 5 s.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_millis(4_900);
@@ -80,23 +75,10 @@ pub(super) async fn serve(gateway: Arc<Gateway>, stream: TcpStream, begun: Vec<u
         let gateway = Arc::clone(&gateway);
         async move { Ok::<_, Infallible>(answer(&gateway, side, from, request).await) }
     });
-    let (read, write) = stream.into_split();
-    let stream = tokio::io::join(Cursor::new(begun).chain(read), write);
-    let connection = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_headers(64)
-        .serve_connection(TokioIo::new(stream), service);
-    let mut connection = std::pin::pin!(connection);
-    tokio::select! {
-        // A client that breaks HTTP or goes away ends only its own connection.
-        _ = connection.as_mut() => return,
-        () = tasks.stopped() => connection.as_mut().graceful_shutdown(),
-    }
-    let _ = connection.await;
+    http::serve(stream, begun, tasks, service).await;
 }
 
-async fn answer(gateway: &Gateway, side: Side, from: SocketAddr, request: Request<Incoming>) -> Response {
+async fn answer(gateway: &Gateway, side: Side, from: SocketAddr, request: Request<Body>) -> Response {
     let started = clock::now_us();
     let answer = match side {
         Side::Api => tokio::time::timeout(ANSWER_TIMEOUT, pass_on(gateway, from, request)).await,
@@ -126,12 +108,13 @@ pub(super) struct Received {
 }
 
 /// Reads a request in full before a server is bothered, and so that it can be sent again; an answer for one that is refused.
-pub(super) async fn receive(
-    gateway: &Gateway,
-    from: SocketAddr,
-    request: Request<Incoming>,
-) -> Result<Received, Response> {
+pub(super) async fn receive(gateway: &Gateway, from: SocketAddr, request: Request<Body>) -> Result<Received, Response> {
     let (mut head, body) = request.into_parts();
+    // Nothing else has a path on a server: not `*`, not the `host:port` of CONNECT.
+    if !head.uri.path().starts_with('/') || head.method == Method::CONNECT {
+        let message = "the target of a request is a path, such as /login";
+        return Err(Failure::new(ErrorCode::BadRequest, message).into_response());
+    }
     strip_hop_by_hop(&mut head.headers);
     note_client(&mut head.headers, from);
     match Limited::new(body, gateway.config.body_bytes_max).collect().await {
@@ -140,11 +123,14 @@ pub(super) async fn receive(
             let message = format!("a body has at most {} bytes", gateway.config.body_bytes_max);
             Err(Failure::new(ErrorCode::TooLarge, message).into_response())
         }
+        Err(error) if http::is_slow(&*error) => {
+            Err(Failure::new(ErrorCode::RequestTimeout, http::SlowBody.to_string()).into_response())
+        }
         Err(_) => Err(Failure::new(ErrorCode::BadRequest, "the body broke off").into_response()),
     }
 }
 
-async fn pass_on(gateway: &Gateway, from: SocketAddr, request: Request<Incoming>) -> Response {
+async fn pass_on(gateway: &Gateway, from: SocketAddr, request: Request<Body>) -> Response {
     let received = match receive(gateway, from, request).await {
         Ok(received) => received,
         Err(refusal) => return refusal,
@@ -183,7 +169,8 @@ pub(super) async fn send(
     received: &Received,
 ) -> Result<Response, Failed> {
     let not_sent = |error: String| Failed { may_be_done: false, error };
-    let uri: Uri = format!("http://{server}{target}").parse().map_err(|e| not_sent(format!("{e}")))?;
+    let uri = Uri::builder().scheme("http").authority(server.to_string()).path_and_query(target).build();
+    let uri = uri.map_err(|e| not_sent(e.to_string()))?;
     let mut request = Request::builder().method(received.head.method.clone()).uri(uri);
     if let Some(headers) = request.headers_mut() {
         headers.clone_from(&received.head.headers);

@@ -1,8 +1,11 @@
 //! The presence server: decides who is online, and says so.
 //!
-//! A user is online from the first beat, and offline when no device has beaten for 30 s, by the time at which chat servers
-//! read the beats. The thirty seconds are the debounce: a device that flaps never shows. After a start nobody is declared
-//! offline for 35 s, since the beats of that time may have been lost with whoever held them.
+//! A user is online from the first beat, and offline when no device has beaten for 30 s. Beats travel with their age, and the
+//! store's clock dates them: what a server's clock says is of no matter. The thirty seconds are the debounce: a device that flaps
+//! never shows. For 35 s after a start, and after the store's data or its clock have jumped, nobody is declared offline: the
+//! beats of that time may have been lost with whoever held them (`calm`).
+
+mod calm;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -15,13 +18,14 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
+use self::calm::Calm;
 use super::Deps;
 use super::cluster::{self, Cluster};
 use super::peer::{self, Answer, Call, PeerHandler};
 use super::placement::rendezvous;
 use crate::backends::BackendResult;
 use crate::backends::log::{Record, Topic};
-use crate::backends::presence::Beat;
+use crate::backends::presence::{Beat, LastBeat};
 use crate::backends::registry::Role;
 use crate::protocol::frames::{PresenceFrame, PresenceState};
 use crate::protocol::limits::{OFFLINE_AFTER, PRESENCE_TTL};
@@ -60,7 +64,7 @@ pub struct Config {
     /// Silence after which a user is offline.
     #[serde(with = "humantime_serde")]
     pub offline_after: Duration,
-    /// Time after a start in which nobody is declared offline.
+    /// Time in which nobody is declared offline, after a start and after a jump of the store's data or clock.
     #[serde(with = "humantime_serde")]
     pub grace: Duration,
 }
@@ -76,8 +80,7 @@ pub struct PresenceServer {
     deps: Deps,
     config: Config,
     cluster: Arc<Cluster>,
-    started_us: u64,
-    /// Newest beat of each user (ms since 1970) that is not stored yet. Written by peer calls, taken by the loop.
+    /// Newest beat of each user, on [`clock::now_us`], that is not stored yet. Written by peer calls, taken by the loop.
     waiting: Mutex<HashMap<UserId, u64>>,
     /// One for each change on its way to the log.
     publishing: Semaphore,
@@ -94,7 +97,6 @@ pub async fn start(listener: TcpListener, deps: Deps, config: Config) -> Result<
         deps: deps.clone(),
         config,
         cluster,
-        started_us: clock::now_us(),
         waiting: Mutex::default(),
         publishing: Semaphore::new(PUBLISHES_AT_ONCE),
     });
@@ -110,13 +112,13 @@ impl PresenceServer {
     /// Puts beats where the loop takes them, unless a newer one of the user is there.
     fn gather(&self, beats: impl IntoIterator<Item = (UserId, u64)>) {
         let mut waiting = self.waiting.lock().expect("no panic while held");
-        for (user, at_ms) in beats {
+        for (user, at_us) in beats {
             if waiting.len() >= USERS_WAITING_MAX && !waiting.contains_key(&user) {
                 self.deps.metrics.count(Counter::BeatsDropped);
                 continue;
             }
-            let newest = waiting.entry(user).or_insert(at_ms);
-            *newest = at_ms.max(*newest);
+            let newest = waiting.entry(user).or_insert(at_us);
+            *newest = at_us.max(*newest);
         }
     }
 
@@ -128,12 +130,12 @@ impl PresenceServer {
             if gathered.is_empty() {
                 continue;
             }
-            let beats: Vec<Beat> = gathered.into_iter().map(|(user, at_ms)| Beat { user, at_ms }).collect();
+            let beats: Vec<(UserId, u64)> = gathered.into_iter().collect();
             let mut is_failing = false;
             for beats in beats.chunks(BEATS_AT_ONCE) {
                 if let Err(error) = self.store(beats).await {
                     tracing::warn!(%error, "beats were not stored, they are tried again");
-                    self.gather(beats.iter().map(|beat| (beat.user, beat.at_ms)));
+                    self.gather(beats.iter().copied());
                     is_failing = true;
                 }
             }
@@ -144,8 +146,11 @@ impl PresenceServer {
     }
 
     /// Stores beats; tells who came online, in a task of its own: beats don't wait for a log that is slow.
-    async fn store(self: &Arc<Self>, beats: &[Beat]) -> BackendResult<()> {
-        let came_online = self.deps.backends.presence.beat(beats).await?;
+    async fn store(self: &Arc<Self>, beats: &[(UserId, u64)]) -> BackendResult<()> {
+        let now_us = clock::now_us();
+        let beats: Vec<Beat> =
+            beats.iter().map(|(user, at_us)| Beat { user: *user, age_ms: (now_us - at_us) / 1_000 }).collect();
+        let came_online = self.deps.backends.presence.beat(&beats).await?;
         if !came_online.is_empty() {
             self.deps.metrics.add(Counter::PresenceOnline, came_online.len() as u64);
             let server = Arc::clone(self);
@@ -157,12 +162,12 @@ impl PresenceServer {
 
     /// Publishes changes of different users, many at once: the log answers after milliseconds, and a whole city may come
     /// online in a minute.
-    async fn publish_all(&self, changed: Vec<Beat>, state: PresenceState) {
+    async fn publish_all(&self, changed: Vec<LastBeat>, state: PresenceState) {
         let changed = futures_util::stream::iter(changed);
         changed.for_each_concurrent(PUBLISHES_AT_ONCE, |beat| self.publish(beat, state)).await;
     }
 
-    async fn publish(&self, beat: Beat, state: PresenceState) {
+    async fn publish(&self, beat: LastBeat, state: PresenceState) {
         let frame = ServerFrame::Presence(PresenceFrame { user: beat.user, state, at: beat.at_ms });
         let key = beat.user.0;
         let log = &self.deps.backends.log;
@@ -179,30 +184,32 @@ impl PresenceServer {
 
     /// Looks for silence. Inputs: the clock.
     async fn sweep_loop(self: Arc<Self>) {
+        let mut calm = Calm::new(self.config.grace);
         loop {
             tokio::time::sleep(SWEEP_INTERVAL).await;
-            let age = Duration::from_micros(clock::now_us() - self.started_us);
-            if age < self.config.grace {
-                continue;
-            }
-            if let Err(error) = self.sweep().await {
+            if let Err(error) = self.sweep(&mut calm).await {
                 tracing::warn!(%error, "looking for silent users failed");
             }
         }
     }
 
-    async fn sweep(&self) -> BackendResult<()> {
+    async fn sweep(&self, calm: &mut Calm) -> BackendResult<()> {
         let silence = self.config.offline_after + BEAT_TRAVEL;
-        let before_ms = clock::unix_ms().saturating_sub(silence.as_millis() as u64);
-        let overdue = self.deps.backends.presence.overdue(before_ms, SWEEP_USERS_MAX).await?;
-        let mine = overdue.into_iter().filter(|last| self.owns(last.user));
+        let silent = self.deps.backends.presence.silent(silence.as_millis() as u64, SWEEP_USERS_MAX).await?;
+        if let Some(what) = calm.note(clock::now_us(), silent.now_ms, &silent.life) {
+            tracing::warn!("{what}: nobody is declared offline for {:?}", self.config.grace);
+        }
+        if !calm.is_over(clock::now_us()) {
+            return Ok(());
+        }
+        let mine = silent.users.into_iter().filter(|last| self.owns(last.user));
         let expired =
             futures_util::stream::iter(mine.map(|last| self.expire(last))).buffer_unordered(PUBLISHES_AT_ONCE);
         // To the end also where one fails: a user who was declared offline must be told of.
         expired.fold(Ok(()), |first, result| std::future::ready(first.and(result))).await
     }
 
-    async fn expire(&self, last: Beat) -> BackendResult<()> {
+    async fn expire(&self, last: LastBeat) -> BackendResult<()> {
         if self.deps.backends.presence.expire(&last).await? {
             self.deps.metrics.count(Counter::PresenceOffline);
             self.publish(last, PresenceState::Offline).await;
@@ -222,7 +229,10 @@ impl PresenceServer {
 impl PeerHandler for PresenceServer {
     async fn handle(&self, call: Call) -> Answer {
         let Call::Beats(beats) = call else { return Answer::WrongRole };
-        self.gather(beats);
+        let now_us = clock::now_us();
+        self.gather(
+            beats.into_iter().map(|(user, age_ms)| (user, now_us.saturating_sub(age_ms.saturating_mul(1_000)))),
+        );
         Answer::Done
     }
 }

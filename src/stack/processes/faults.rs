@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use super::engines::LocalEngines;
 use super::server::Server;
 use super::supervisor::Supervisor;
+use crate::backends::deployment::DeploymentId;
 use crate::backends::redis::Redis;
 use crate::protocol::Fault;
 use crate::runtime::process::Tell;
@@ -130,7 +131,8 @@ impl Supervisor {
                 continue;
             }
             flushed.push(address);
-            let redis = Redis::open(address).await.map_err(|e| e.to_string())?;
+            // No key is named, so it is of no matter whose deployment this is.
+            let redis = Redis::open(address, DeploymentId(0)).await.map_err(|e| e.to_string())?;
             let mut connection = redis.connection("flush redis").await.map_err(|e| e.to_string())?;
             let flush = redis::cmd("FLUSHALL").query_async::<()>(&mut connection.commands).await;
             flush.map_err(|e| format!("flush redis: {e}"))?;

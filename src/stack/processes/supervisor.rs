@@ -21,6 +21,7 @@ use crate::runtime::{Tasks, clock};
 use crate::server::cluster::refresh_interval;
 use crate::stack::config::{Config, Place, SERVERS_MAX};
 use crate::stack::running::{self, StackError};
+use crate::stack::secrets::Secrets;
 
 /// Longest that faults may take to come to their end when the stack ends: an engine is started again.
 const FAULTS_END_TIMEOUT: Duration = Duration::from_mins(1);
@@ -72,7 +73,7 @@ impl Supervisor {
             make_folder(&path).map_err(|source| StackError::Data { path, source })?;
         }
         let data = folder.join("data");
-        running::secret(&data)?;
+        Secrets::read_or_make(&data)?;
         (options.note)("opening the engines".to_owned());
         let backends = backends::open(&running::engines(&config, &data)).await?;
         for opened in &*backends.opened {

@@ -7,6 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Mutex;
 
+use super::page::PAGE_BYTES_MAX;
 use crate::backends::messages::StoredMessage;
 use crate::protocol::{ConversationId, MessageId};
 
@@ -47,7 +48,7 @@ fn bytes(row: &StoredMessage) -> usize {
 }
 
 impl Recent {
-    /// Messages with an id above `after`, at most `limit`, and the id up to which these are all; `None` when the cache does
+    /// Messages with an id above `after`, at most `limit` and about a page's bytes, and the id up to which these are all; `None` when the cache does
     /// not reach back that far.
     pub(super) fn get(
         &self,
@@ -58,7 +59,13 @@ impl Recent {
         let state = self.state.lock().expect("no panic while held");
         let stretch = state.stretches.get(&conversation).filter(|stretch| stretch.after <= after)?;
         let begin = stretch.rows.partition_point(|row| row.id <= after);
-        let rows: Vec<_> = stretch.rows.range(begin..).take(limit).cloned().collect();
+        let mut known_bytes = 0;
+        let fits = |row: &&StoredMessage| {
+            let is_begun = known_bytes < PAGE_BYTES_MAX;
+            known_bytes += bytes(row);
+            is_begun
+        };
+        let rows: Vec<_> = stretch.rows.range(begin..).take(limit).take_while(fits).cloned().collect();
         let upto = if begin + rows.len() < stretch.rows.len() { rows.last()?.id } else { stretch.upto };
         Some((rows, upto.max(after)))
     }

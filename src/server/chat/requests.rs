@@ -1,0 +1,99 @@
+//! A connection's requests that wait for engines: in order within a conversation, and side by side between conversations.
+//!
+//! One conversation that is stuck, behind an engine that is slow for it, holds up neither the others nor the socket. A request's
+//! time runs from its arrival, however long it waited here.
+
+use std::collections::VecDeque;
+
+use super::session::Request;
+use crate::protocol::ConversationId;
+
+/// Conversations that one connection may have under way at once.
+const AT_ONCE_MAX: usize = 8;
+
+/// A request, and when it came.
+#[derive(Debug, PartialEq)]
+pub(super) struct Waiting {
+    pub(super) request: Request,
+    /// On [`crate::runtime::clock::now_us`].
+    pub(super) arrived_us: u64,
+}
+
+/// What waits, and what is under way. A connection has one only while something does.
+#[derive(Debug, Default)]
+pub(super) struct Requests {
+    /// In the order in which they came.
+    waiting: VecDeque<Waiting>,
+    /// Each has one request under way. An array: most connections have one at a time, and none waits.
+    busy: [Option<ConversationId>; AT_ONCE_MAX],
+}
+
+impl Requests {
+    /// Takes a request that has come. Returns it where it can be done at once; then [`Requests::next`] ends it.
+    pub(super) fn take(&mut self, waiting: Waiting) -> Option<Waiting> {
+        let conversation = Some(waiting.request.conversation());
+        if !self.busy.contains(&conversation)
+            && let Some(place) = self.busy.iter_mut().find(|place| place.is_none())
+        {
+            *place = conversation;
+            return Some(waiting);
+        }
+        self.waiting.push_back(waiting);
+        None
+    }
+
+    /// Ends a request of a conversation; returns the one to do in its stead, of this conversation or of another.
+    pub(super) fn next(&mut self, done: ConversationId) -> Option<Waiting> {
+        let place = self.busy.iter().position(|busy| *busy == Some(done))?;
+        self.busy[place] = None;
+        let is_free = |waiting: &Waiting| !self.busy.contains(&Some(waiting.request.conversation()));
+        let next = self.waiting.iter().position(is_free).and_then(|at| self.waiting.remove(at))?;
+        self.busy[place] = Some(next.request.conversation());
+        Some(next)
+    }
+
+    /// Requests that wait or are under way.
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len() + self.busy.iter().flatten().count()
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.busy.iter().all(Option::is_none)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn typing(conversation: u64, n: u64) -> Waiting {
+        Waiting { request: Request::Typing(ConversationId(conversation)), arrived_us: n }
+    }
+
+    #[test]
+    fn a_conversation_is_done_in_order_and_does_not_hold_up_another() {
+        let mut requests = Requests::default();
+        assert_eq!(requests.take(typing(1, 1)), Some(typing(1, 1)));
+        assert_eq!(requests.take(typing(1, 2)), None);
+        assert_eq!(requests.take(typing(1, 3)), None);
+        assert_eq!(requests.take(typing(2, 4)), Some(typing(2, 4)), "beside the first");
+        assert_eq!(requests.next(ConversationId(2)), None);
+        assert_eq!(requests.next(ConversationId(1)), Some(typing(1, 2)));
+        assert_eq!(requests.next(ConversationId(1)), Some(typing(1, 3)));
+        assert_eq!((requests.next(ConversationId(1)), requests.is_idle(), requests.len()), (None, true, 0));
+    }
+
+    #[test]
+    fn only_so_many_are_under_way_and_each_that_ends_makes_room() {
+        let mut requests = Requests::default();
+        for n in 0..20 {
+            assert_eq!(requests.take(typing(n, n)).is_some(), n < AT_ONCE_MAX as u64, "{n}");
+        }
+        assert_eq!(requests.len(), 20);
+        for n in 0..20 {
+            let next = requests.next(ConversationId(n));
+            assert_eq!(next, (n < 12).then(|| typing(n + 8, n + 8)), "in the order in which they came");
+        }
+        assert!(requests.is_idle());
+    }
+}

@@ -1,0 +1,231 @@
+//! Rebuilding a counter from the message store.
+//!
+//! A seed is a task of its own: it goes on when the request that wanted it has run out of time, everybody on this server who
+//! needs the same counter waits for the same task, and of servers that share a counter one has the turn. It reads page by page
+//! and hands each page over, so that a conversation of any length takes the memory of a page.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rand::RngExt;
+use tokio::sync::watch;
+
+use super::{BLOCK_IDS, digest, fence};
+use crate::backends::BackendResult;
+use crate::backends::error::{BackendError, Effect, ErrorKind};
+use crate::backends::messages::{ConversationHead, Messages, StoredMessage};
+use crate::backends::sequence::{Remembered, Seed, Sequence, Slot};
+use crate::protocol::limits::RETRY_WINDOW;
+use crate::protocol::{ConversationId, MessageId};
+use crate::runtime::backoff::Backoff;
+use crate::runtime::{Tasks, clock};
+use crate::telemetry::{Counter, Metrics};
+
+/// Messages that are read and handed over at once.
+const PAGE: usize = 1_000;
+
+/// Longest that the turn to seed outlives a server that had it. Whoever seeds renews it with each page.
+const TURN_LIFE: Duration = Duration::from_secs(5);
+
+/// Tries of one page's calls, with waits between them; then the seed fails, and the next use begins another.
+const PAGE_TRIES: u32 = 6;
+
+/// How a seed ended, for those who wait: an error without what can't be copied.
+type End = Result<(), (ErrorKind, String)>;
+
+/// Seeds of one server.
+pub(super) struct Seeder {
+    engines: Arc<Engines>,
+    /// Ends with the server's runtime.
+    tasks: Tasks,
+    /// Those under way. Written when one begins and when it ends.
+    running: Arc<Mutex<HashMap<ConversationId, watch::Receiver<Option<End>>>>>,
+}
+
+/// What a seed works on.
+struct Engines {
+    sequence: Arc<dyn Sequence>,
+    messages: Arc<dyn Messages>,
+    metrics: Arc<Metrics>,
+}
+
+impl Seeder {
+    pub(super) fn new(sequence: &Arc<dyn Sequence>, messages: &Arc<dyn Messages>, metrics: &Arc<Metrics>) -> Self {
+        let (sequence, messages, metrics) = (Arc::clone(sequence), Arc::clone(messages), Arc::clone(metrics));
+        let engines = Arc::new(Engines { sequence, messages, metrics });
+        Self { engines, tasks: Tasks::new(), running: Arc::default() }
+    }
+
+    /// Waits for the seed of a conversation's counter, and begins one if none is under way. On `Ok` the counter is there, or was a
+    /// moment ago, or another server is at it. Dropping the future ends the wait and not the seed.
+    pub(super) async fn seed(&self, conversation: ConversationId) -> BackendResult<()> {
+        let mut end = self.join_or_begin(conversation);
+        let ended = end.wait_for(Option::is_some).await.map(|end| end.clone());
+        match ended {
+            Ok(Some(Ok(())) | None) => Ok(()),
+            Ok(Some(Err((kind, text)))) => Err(BackendError::not_applied("ordering.seed", kind, text)),
+            Err(_) => Err(BackendError::not_applied("ordering.seed", ErrorKind::Unavailable, "the seed was dropped")),
+        }
+    }
+
+    fn join_or_begin(&self, conversation: ConversationId) -> watch::Receiver<Option<End>> {
+        let mut running = self.running.lock().expect("no panic while held");
+        if let Some(end) = running.get(&conversation) {
+            return end.clone();
+        }
+        let (tell, end) = watch::channel(None);
+        running.insert(conversation, end.clone());
+        let (engines, running) = (Arc::clone(&self.engines), Arc::clone(&self.running));
+        self.tasks.spawn("ordering.seed", async move {
+            // Also where it panics: nobody may wait for a seed that is gone.
+            let ended = Ended { conversation, running };
+            let end = engines.seed(conversation).await;
+            // First taken out: who hears of a failure and tries again must find another one.
+            drop(ended);
+            tell.send_replace(Some(end.map_err(|error| (error.kind, error.to_string()))));
+        });
+        end
+    }
+}
+
+/// Takes a seed out of those under way.
+struct Ended {
+    conversation: ConversationId,
+    running: Arc<Mutex<HashMap<ConversationId, watch::Receiver<Option<End>>>>>,
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        if let Ok(mut running) = self.running.lock() {
+            running.remove(&self.conversation);
+        }
+    }
+}
+
+impl Engines {
+    /// Order matters: (a) raise epoch and block in the store, (b) claim the seed, after which no lower epoch can give out
+    /// ids, (c) read the tail, (d) void everything that the old epochs left open, (e) write the counter.
+    async fn seed(&self, conversation: ConversationId) -> BackendResult<()> {
+        let owner = rand::random();
+        if !self.sequence.take_turn(conversation, owner, TURN_LIFE).await? {
+            return self.wait_for_other_seeds().await;
+        }
+        let seeded = self.seed_in_turn(conversation, owner).await;
+        // What can't be given back ends by itself.
+        let _ = self.sequence.end_turn(conversation, owner).await;
+        seeded
+    }
+
+    async fn seed_in_turn(&self, conversation: ConversationId, owner: u64) -> BackendResult<()> {
+        let old = self.messages.head(conversation).await?;
+        let new = ConversationHead { epoch: old.epoch + 1, block_end: old.block_end + BLOCK_IDS };
+        if !self.messages.raise_head(conversation, old, new).await? {
+            return self.wait_for_other_seeds().await;
+        }
+        if !self.sequence.begin_seed(conversation, new.epoch).await? {
+            // Somebody was faster. If the counter is of the epoch from which the head was raised, the new one is its own:
+            // nobody else has used it.
+            self.sequence.extend(conversation, old.epoch, new).await?;
+            return self.wait_for_other_seeds().await;
+        }
+        if self.sequence.can_split() && old.epoch > 0 && fence::was_in_use(&*self.messages, conversation).await? {
+            tokio::time::sleep(fence::TAIL_WAIT).await;
+        }
+        let settled = MessageId(old.block_end);
+        // Where no counter ever was, nothing can be stored.
+        let is_first = old == ConversationHead::default();
+        let oldest =
+            if is_first { None } else { Some(self.take_over_tail(conversation, new.epoch, settled, owner).await?) };
+        let Some(oldest) = oldest.unwrap_or(Some(settled.next())) else {
+            // A younger epoch has the claim.
+            return self.wait_for_other_seeds().await;
+        };
+        let seed = Seed { epoch: new.epoch, settled, block_end: new.block_end, oldest };
+        if !self.sequence.seed(conversation, &seed).await? {
+            return self.wait_for_other_seeds().await;
+        }
+        self.metrics.count(Counter::SequenceSeeds);
+        Ok(())
+    }
+
+    /// Another server is seeding: gives it a moment, of random length so that two do not outbid each other for ever. Where
+    /// a seed has to wait for looks to end, so do those who wait for it.
+    async fn wait_for_other_seeds(&self) -> BackendResult<()> {
+        let longest_ms = if self.sequence.can_split() { 300 } else { 60 };
+        let wait = rand::rng().random_range(5..longest_ms);
+        tokio::time::sleep(Duration::from_millis(wait)).await;
+        Ok(())
+    }
+
+    /// Reads the messages of the retry window, newest first, hands them over, and voids every gap between them up to `settled`.
+    /// Returns the oldest id that is remembered (behind `settled` if none), or `None` where the claim does not stand any more.
+    async fn take_over_tail(
+        &self,
+        conversation: ConversationId,
+        epoch: u64,
+        settled: MessageId,
+        owner: u64,
+    ) -> BackendResult<Option<MessageId>> {
+        let oldest_ms = clock::unix_ms().saturating_sub(RETRY_WINDOW.as_millis() as u64);
+        let mut oldest = settled.next();
+        // Everything with an id above this one is stored or void.
+        let mut explained = settled;
+        loop {
+            let page = persist(|| self.messages.read_back(conversation, explained.next(), PAGE)).await?;
+            // What follows takes as long as the pages before it: the turn must not end meanwhile.
+            self.sequence.keep_turn(conversation, owner, TURN_LIFE).await?;
+            let is_last = page.len() < PAGE;
+            let mut remembered = Vec::with_capacity(page.len());
+            let mut is_in_window = true;
+            for row in &page {
+                if row.id < explained {
+                    persist(|| self.messages.void(conversation, row.id, explained)).await?;
+                }
+                explained = MessageId(row.id.0 - 1);
+                is_in_window = row.at >= oldest_ms;
+                if !is_in_window {
+                    break;
+                }
+                remembered.push(remember(row));
+                oldest = row.id;
+            }
+            if !remembered.is_empty() && !persist(|| self.sequence.remember(conversation, epoch, &remembered)).await? {
+                return Ok(None);
+            }
+            if !is_in_window {
+                return Ok(Some(oldest));
+            }
+            if is_last {
+                persist(|| self.messages.void(conversation, MessageId(0), explained)).await?;
+                return Ok(Some(oldest));
+            }
+        }
+    }
+}
+
+/// Repeats a call that can be repeated, a few times and with waits between them: half a day's messages are not read again for one
+/// page that did not come.
+async fn persist<T, F: Future<Output = BackendResult<T>>>(call: impl Fn() -> F) -> BackendResult<T> {
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+    loop {
+        let error = match call().await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        if backoff.tries() + 1 >= PAGE_TRIES || error.kind == ErrorKind::Corrupt || error.kind == ErrorKind::Rejected {
+            return Err(BackendError { effect: Effect::NotApplied, ..error });
+        }
+        let wait = backoff.next_wait(&mut rand::rng());
+        tokio::time::sleep(wait.max(error.retry_after.unwrap_or_default())).await;
+    }
+}
+
+fn remember(row: &StoredMessage) -> Remembered {
+    Remembered {
+        sender: row.sender,
+        uuid: row.uuid,
+        digest: digest(&row.kind, &row.body, row.reply_to),
+        slot: Slot { id: row.id, at_ms: row.at },
+    }
+}
