@@ -71,6 +71,13 @@ impl BackendError {
         Self { operation, kind, effect: Effect::Unknown, retry_after: None, source: Some(source.into()) }
     }
 
+    /// The same error once more, for another who waited for the call: the engine's own error as text.
+    #[must_use]
+    pub fn repeated(&self) -> Self {
+        let source = self.source.as_ref().map(|source| source.to_string().into());
+        Self { operation: self.operation, kind: self.kind, effect: self.effect, retry_after: self.retry_after, source }
+    }
+
     /// No answer within the deadline: the thing may have happened.
     #[must_use]
     pub const fn timed_out(operation: &'static str) -> Self {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::remembered::{AGE_MAX, Remembered};
+use super::single_flight::SingleFlight;
 use crate::backends::BackendResult;
 use crate::backends::directory::Directory;
 use crate::protocol::api::ConversationKind;
@@ -44,13 +45,15 @@ impl MemberList {
 pub struct Members {
     directory: Arc<dyn Directory>,
     lists: Remembered<ConversationId, Arc<MemberList>>,
+    /// By conversation and generation of the look.
+    looks: SingleFlight<(ConversationId, u64), Option<Arc<MemberList>>>,
 }
 
 impl Members {
     /// An empty memory over a directory.
     #[must_use]
     pub fn new(directory: Arc<dyn Directory>) -> Self {
-        Self { directory, lists: Remembered::new(CONVERSATIONS_MAX) }
+        Self { directory, lists: Remembered::new(CONVERSATIONS_MAX), looks: SingleFlight::default() }
     }
 
     /// The members of a conversation; `None` when there is no such conversation.
@@ -59,11 +62,17 @@ impl Members {
             Ok(list) => return Ok(Some(list)),
             Err(look) => look,
         };
-        let Some(row) = self.directory.conversation(conversation).await? else { return Ok(None) };
-        let users = self.directory.members(conversation).await?;
-        let list = Arc::new(MemberList { kind: row.kind, users });
-        self.lists.put(look, conversation, Arc::clone(&list));
-        Ok(Some(list))
+        let directory = Arc::clone(&self.directory);
+        let read = move || async move {
+            let Some(row) = directory.conversation(conversation).await? else { return Ok(None) };
+            let users = directory.members(conversation).await?;
+            Ok(Some(Arc::new(MemberList { kind: row.kind, users })))
+        };
+        let list = self.looks.get((conversation, look.generation()), read).await?;
+        if let Some(list) = &list {
+            self.lists.put(look, conversation, Arc::clone(list));
+        }
+        Ok(list)
     }
 
     /// Forgets a conversation: the next read sees the directory as it is.

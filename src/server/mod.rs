@@ -21,6 +21,7 @@ pub mod rate;
 mod recent_set;
 mod remembered;
 mod revocations;
+mod single_flight;
 
 use std::sync::Arc;
 

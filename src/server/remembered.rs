@@ -33,6 +33,13 @@ pub(super) struct Look {
     began_us: u64,
 }
 
+impl Look {
+    /// Which looks may share an answer: one that began before something was forgotten says nothing to those after it.
+    pub(super) const fn generation(self) -> u64 {
+        self.generation
+    }
+}
+
 impl<K: Eq + Hash, V: Clone> Remembered<K, V> {
     /// Remembers nothing yet, and never more than `entries_max` things.
     pub(super) fn new(entries_max: usize) -> Self {

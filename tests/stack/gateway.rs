@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use chatctl::backends::registry::ENTRY_TTL;
+use chatctl::backends::registry::{ENTRY_TTL, Role, ServerEntry};
 use chatctl::runtime::clock;
 use chatctl::stack::{Config, Stack};
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use uuid::Uuid;
 
 use crate::client::{Socket, config, conversation, http, login, signup, sync};
@@ -56,6 +57,38 @@ async fn clients_of_a_dead_chat_server_find_another_one_at_the_same_address() {
     assert_ne!(after.server, before.server);
     let id = after.send(&talk, Uuid::new_v4(), "still here").await;
     assert_eq!(sync(&stack, &bob, &talk, 0).await["messages"][0]["id"].as_u64(), Some(id));
+    stack.stop().await;
+}
+
+/// Takes connections and answers nothing, as a process that was stopped.
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_of_a_chat_server_that_hangs_are_free_within_fifteen_seconds() {
+    let stack = start().await;
+    let gateway = stack.nodes().into_iter().find_map(|node| node.websocket_address).expect("a gateway");
+    let alice = signup(&stack, "alice").await;
+    let talk = conversation(&stack, &alice, "group", &[]).await;
+    let mut well = Socket::open(&alice).await;
+    let hung = chatctl::runtime::net::listen("127.0.0.1:0".parse().expect("valid")).expect("binds");
+    let address = hung.local_addr().expect("bound");
+    let entry = ServerEntry {
+        name: "chat-9".parse().expect("a name"),
+        role: Role::Chat,
+        address,
+        peer: Some(address),
+        load: 0,
+        draining: false,
+        epoch: 1,
+    };
+    stack.backends().registry.announce(&entry).await.expect("announces");
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    stack.backends().registry.announce(&entry).await.expect("announces");
+    let mut client = tokio::net::TcpStream::connect(gateway).await.expect("connects");
+    client.write_all(b"GET /ws/chat-9 HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("writes");
+    let _held = tokio::time::timeout(Duration::from_secs(3), hung.accept()).await.expect("it was sent there");
+    let mut byte = [0];
+    let ended = tokio::time::timeout(Duration::from_secs(20), client.read(&mut byte)).await.expect("it is let go");
+    assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+    well.send(&talk, Uuid::new_v4(), "not concerned").await;
     stack.stop().await;
 }
 

@@ -4,10 +4,12 @@
 //! |---|---|
 //! | `tunnel` | the L4 side: from the first line of a connection to a chat server, then bytes both ways |
 //! | `proxy` | the L7 side: requests to the API server with the fewest under way |
+//! | `lost` | chat servers that hang: their tunnels are ended |
 //! | `polls` | L7, too: requests of clients without a socket, to the chat server that has their session |
 //!
 //! It keeps nothing: any gateway serves any client, and one that dies costs its clients a new connection.
 
+mod lost;
 mod polls;
 mod proxy;
 mod tunnel;
@@ -21,10 +23,11 @@ use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
+use self::lost::Led;
 use self::proxy::{Proxy, Side};
 use super::chat::ChatError;
 use super::cluster::{self, Cluster};
-use super::peer::{self, NothingOfItsOwn};
+use super::peer::{self, NothingOfItsOwn, Peers};
 use super::{Deps, Listeners};
 use crate::backends::registry::{Role, ServerEntry};
 use crate::protocol::ServerName;
@@ -76,7 +79,9 @@ pub struct Gateway {
     deps: Deps,
     config: Config,
     cluster: Arc<Cluster>,
+    peers: Peers,
     proxy: Proxy,
+    led: Led,
     /// WebSockets passed on now, and connections of clients that poll. Written by the tunnels, read by the registry's entry.
     tunnels: AtomicU64,
 }
@@ -100,7 +105,9 @@ pub async fn start(
         draining: AtomicBool::new(false),
         leave: Semaphore::new(0),
         cluster: Cluster::start(&deps).await,
+        peers: Peers::new(&deps),
         proxy: Proxy::default(),
+        led: Led::default(),
         tunnels: AtomicU64::new(0),
         config,
         deps: deps.clone(),
@@ -109,6 +116,7 @@ pub async fn start(
     deps.tasks.spawn("gateway.tunnels", Arc::clone(&gateway).accept_tunnels(listeners.clients));
     deps.tasks.spawn("gateway.http", Arc::clone(&gateway).accept_requests(http));
     deps.tasks.spawn_until_stopped("gateway.gauges", Arc::clone(&gateway).write_gauges());
+    deps.tasks.spawn_until_stopped("gateway.lost", Arc::clone(&gateway).look_for_lost());
     let announced = Arc::clone(&gateway);
     cluster::announce(&deps, move || announced.entry()).await?;
     Ok(gateway)

@@ -16,6 +16,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::lost::Leads;
 use super::proxy::{self, Side};
 use super::{Gateway, polls};
 use crate::protocol::api::ApiError;
@@ -49,12 +50,15 @@ pub(super) async fn run(gateway: &Arc<Gateway>, mut client: TcpStream) {
         // Boxed: it is far larger than a tunnel.
         return Box::pin(proxy::serve(Arc::clone(gateway), client, first, Side::Polls)).await;
     }
-    let Some(server) = connect(gateway, wanted(&first), &first).await else {
+    let Some((server, leads)) = connect(gateway, wanted(&first), &first).await else {
         gateway.deps.metrics.count(Counter::HandshakesFailed);
         return refuse(client).await;
     };
     // An end that failed takes the other one with it: both sockets close here.
-    let _ = copy_both(&client, &server).await;
+    tokio::select! {
+        _ = copy_both(&client, &server) => {}
+        () = leads.lost() => {}
+    }
 }
 
 /// Reads up to the end of the first line, and whatever came with it.
@@ -82,7 +86,7 @@ fn wanted(first: &[u8]) -> Option<ServerName> {
 }
 
 /// Connects to the wanted server, or else to the ones with the fewest connections, and hands over what was read.
-async fn connect(gateway: &Gateway, wanted: Option<ServerName>, first: &[u8]) -> Option<TcpStream> {
+async fn connect(gateway: &Gateway, wanted: Option<ServerName>, first: &[u8]) -> Option<(TcpStream, Arc<Leads>)> {
     for server in gateway.chat_servers(wanted.as_ref()).await.into_iter().take(TRIES_MAX) {
         let Ok(Ok(mut stream)) = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(server.address)).await else {
             gateway.deps.metrics.count(Counter::PeerFailures);
@@ -91,7 +95,7 @@ async fn connect(gateway: &Gateway, wanted: Option<ServerName>, first: &[u8]) ->
         net::set_options(&stream);
         gateway.cluster.note_placed(&server.name);
         if stream.write_all(first).await.is_ok() {
-            return Some(stream);
+            return Some((stream, gateway.led.to(&server)));
         }
     }
     None

@@ -6,6 +6,7 @@
 //! beats of that time may have been lost with whoever held them (`calm`).
 
 mod calm;
+mod changes;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -16,20 +17,19 @@ use async_trait::async_trait;
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 
 use self::calm::Calm;
+use self::changes::Changes;
 use super::Deps;
 use super::cluster::{self, Cluster};
 use super::peer::{self, Answer, Call, PeerHandler};
 use super::placement::rendezvous;
 use crate::backends::BackendResult;
-use crate::backends::log::{Record, Topic};
 use crate::backends::presence::{Beat, LastBeat};
 use crate::backends::registry::Role;
-use crate::protocol::frames::{PresenceFrame, PresenceState};
+use crate::protocol::UserId;
+use crate::protocol::frames::PresenceState;
 use crate::protocol::limits::{OFFLINE_AFTER, PRESENCE_TTL};
-use crate::protocol::{ServerFrame, UserId};
 use crate::runtime::clock;
 use crate::telemetry::Counter;
 
@@ -48,8 +48,8 @@ const BEATS_AT_ONCE: usize = 500;
 /// Users whose beats may wait for the store; a newer beat of a user replaces the older one.
 const USERS_WAITING_MAX: usize = 2_000_000;
 
-/// Changes on their way to the log at the same time, over all batches: a log that is slow must not fill its client's queue.
-const PUBLISHES_AT_ONCE: usize = 512;
+/// Users that are declared offline at the same time.
+const EXPIRES_AT_ONCE: usize = 512;
 
 /// Wait before beats are tried again that the store did not take.
 const STORE_RETRY: Duration = Duration::from_millis(500);
@@ -82,8 +82,7 @@ pub struct PresenceServer {
     cluster: Arc<Cluster>,
     /// Newest beat of each user, on [`clock::now_us`], that is not stored yet. Written by peer calls, taken by the loop.
     waiting: Mutex<HashMap<UserId, u64>>,
-    /// One for each change on its way to the log.
-    publishing: Semaphore,
+    changes: Changes,
 }
 
 /// Starts a presence server; it is announced when this returns.
@@ -98,10 +97,14 @@ pub async fn start(listener: TcpListener, deps: Deps, config: Config) -> Result<
         config,
         cluster,
         waiting: Mutex::default(),
-        publishing: Semaphore::new(PUBLISHES_AT_ONCE),
+        changes: Changes::default(),
     });
     let handler: Arc<dyn PeerHandler> = Arc::clone(&server) as Arc<dyn PeerHandler>;
     peer::serve(listener, &deps, handler);
+    let publishing = Arc::clone(&server);
+    deps.tasks.spawn_until_stopped("presence.publish_loop", async move {
+        publishing.changes.publish_loop(&*publishing.deps.backends.log).await;
+    });
     deps.tasks.spawn_until_stopped("presence.beat_loop", Arc::clone(&server).beat_loop());
     deps.tasks.spawn_until_stopped("presence.sweep_loop", server.sweep_loop());
     cluster::announce_as(Role::Presence, &deps, address, address, || 0).await?;
@@ -145,40 +148,24 @@ impl PresenceServer {
         }
     }
 
-    /// Stores beats; tells who came online, in a task of its own: beats don't wait for a log that is slow.
-    async fn store(self: &Arc<Self>, beats: &[(UserId, u64)]) -> BackendResult<()> {
+    /// Stores beats, and has told who came online; beats don't wait for a log that is slow.
+    async fn store(&self, beats: &[(UserId, u64)]) -> BackendResult<()> {
         let now_us = clock::now_us();
         let beats: Vec<Beat> =
             beats.iter().map(|(user, at_us)| Beat { user: *user, age_ms: (now_us - at_us) / 1_000 }).collect();
         let came_online = self.deps.backends.presence.beat(&beats).await?;
         if !came_online.is_empty() {
             self.deps.metrics.add(Counter::PresenceOnline, came_online.len() as u64);
-            let server = Arc::clone(self);
-            let publish = async move { server.publish_all(came_online, PresenceState::Online).await };
-            self.deps.tasks.spawn("presence.publish", publish);
+            self.tell(&came_online, PresenceState::Online);
         }
         Ok(())
     }
 
-    /// Publishes changes of different users, many at once: the log answers after milliseconds, and a whole city may come
-    /// online in a minute.
-    async fn publish_all(&self, changed: Vec<LastBeat>, state: PresenceState) {
-        let changed = futures_util::stream::iter(changed);
-        changed.for_each_concurrent(PUBLISHES_AT_ONCE, |beat| self.publish(beat, state)).await;
-    }
-
-    async fn publish(&self, beat: LastBeat, state: PresenceState) {
-        let frame = ServerFrame::Presence(PresenceFrame { user: beat.user, state, at: beat.at_ms });
-        let key = beat.user.0;
-        let log = &self.deps.backends.log;
-        let _permit = self.publishing.acquire().await.expect("never closed");
-        let record = Record { keys: vec![key], payload: frame.encode().into() };
-        for _ in 0..3 {
-            let record = record.clone();
-            match log.publish(Topic::PresenceUpdates, log.partition_of(key), record).await {
-                Ok(()) => return,
-                Err(error) => tracing::warn!(%error, user = %beat.user, "a presence change was not published"),
-            }
+    /// Has changes told.
+    fn tell(&self, users: &[LastBeat], state: PresenceState) {
+        let dropped = self.changes.note(users, state);
+        if dropped > 0 {
+            tracing::error!(dropped, "too many presence changes wait for the log");
         }
     }
 
@@ -203,8 +190,7 @@ impl PresenceServer {
             return Ok(());
         }
         let mine = silent.users.into_iter().filter(|last| self.owns(last.user));
-        let expired =
-            futures_util::stream::iter(mine.map(|last| self.expire(last))).buffer_unordered(PUBLISHES_AT_ONCE);
+        let expired = futures_util::stream::iter(mine.map(|last| self.expire(last))).buffer_unordered(EXPIRES_AT_ONCE);
         // To the end also where one fails: a user who was declared offline must be told of.
         expired.fold(Ok(()), |first, result| std::future::ready(first.and(result))).await
     }
@@ -212,7 +198,7 @@ impl PresenceServer {
     async fn expire(&self, last: LastBeat) -> BackendResult<()> {
         if self.deps.backends.presence.expire(&last).await? {
             self.deps.metrics.count(Counter::PresenceOffline);
-            self.publish(last, PresenceState::Offline).await;
+            self.tell(&[last], PresenceState::Offline);
         }
         Ok(())
     }
