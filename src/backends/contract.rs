@@ -164,6 +164,13 @@ mod redis {
             panic!("port {} does not follow {}", self.port, leader.port);
         }
 
+        /// Sends the server's process a signal.
+        pub(crate) fn signal(&self, name: &str) {
+            let id = self.server.lock().expect("no panic while held").id().to_string();
+            let sent = Command::new("kill").args(["-s", name, &id]).status().expect("kill is on the PATH");
+            assert!(sent.success());
+        }
+
         /// Takes writes again, with the data that it has.
         pub(crate) async fn lead(&self) {
             self.replica_of("NO", "ONE").await;

@@ -1,12 +1,14 @@
 //! One Redis, as the ports that live there share it: connecting, checking, and what an error means.
 //!
 //! A connection carries every caller's commands at once. It is made on the first call and again after it broke, and each
-//! time the server says which life its data has: the replication id, which is another one after each start and each promotion,
-//! and of which a replica has its master's. Data of another life may be any age. A server can change its life under an open
-//! connection too, so whatever must not follow data back in time asks for the life in its script ([`IN_LIFE`]).
+//! time the server says which life its data has: the replication id, which is another one after each start and each promotion
+//! (and now and then without either, as when the first replica comes), and of which a replica has its master's. Data of another
+//! life may be any age. A server can change its life under an open connection too, so whatever must not follow data back in time
+//! asks for the life in its script ([`IN_LIFE`]).
 
 use std::fmt::Display;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
@@ -51,6 +53,8 @@ struct Inner {
     version: std::sync::OnceLock<String>,
     /// Written by whoever finds no connection, or a broken one.
     connection: Mutex<Option<Connection>>,
+    /// Connections that were made.
+    connections: AtomicU64,
 }
 
 /// A connection, and the life of the data that it leads to.
@@ -60,6 +64,8 @@ pub struct Connection {
     pub commands: MultiplexedConnection,
     /// The server's replication id: another one after each start and each promotion.
     pub life: Arc<str>,
+    /// Which connection of this process it is.
+    number: u64,
 }
 
 impl Redis {
@@ -79,6 +85,7 @@ impl Redis {
                 deployment,
                 version: std::sync::OnceLock::new(),
                 connection: Mutex::default(),
+                connections: AtomicU64::new(0),
             }),
         };
         let mut connection = redis.connection(OPERATION).await.map_err(|error| {
@@ -143,18 +150,20 @@ impl Redis {
             return Err(BackendError::not_applied(operation, ErrorKind::Unavailable, text));
         }
         let life = field(&info, "master_replid").unwrap_or_default();
-        let connection = Connection { commands, life: life.into() };
+        let number = self.inner.connections.fetch_add(1, Ordering::Relaxed);
+        let connection = Connection { commands, life: life.into(), number };
         *slot = Some(connection.clone());
         Ok(connection)
     }
 
-    /// Turns an error into the port's, and gives the connection up if it is of no use any more.
-    pub async fn failed(&self, operation: &'static str, error: RedisError) -> BackendError {
+    /// Turns an error into the port's, and gives the connection that it came from up if it is of no use any more.
+    pub async fn failed(&self, operation: &'static str, error: RedisError, from: &Connection) -> BackendError {
         let is_broken = error.is_io_error() || error.is_connection_dropped() || error.is_timeout();
         // A replica, or a server that is still loading: the next connection may lead to another one.
         let is_elsewhere = matches!(error.code(), Some("READONLY" | "LOADING" | "MASTERDOWN" | OTHER_LIFE));
         if is_broken || is_elsewhere {
-            *self.inner.connection.lock().await = None;
+            // Another caller may have made a new one by now.
+            self.inner.connection.lock().await.take_if(|current| current.number == from.number);
         }
         failed(operation, error)
     }

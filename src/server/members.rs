@@ -44,7 +44,7 @@ impl MemberList {
 /// The memory of one server.
 pub struct Members {
     directory: Arc<dyn Directory>,
-    lists: Remembered<ConversationId, Arc<MemberList>>,
+    lists: Arc<Remembered<ConversationId, Arc<MemberList>>>,
     /// By conversation and generation of the look.
     looks: SingleFlight<(ConversationId, u64), Option<Arc<MemberList>>>,
 }
@@ -53,7 +53,7 @@ impl Members {
     /// An empty memory over a directory.
     #[must_use]
     pub fn new(directory: Arc<dyn Directory>) -> Self {
-        Self { directory, lists: Remembered::new(CONVERSATIONS_MAX), looks: SingleFlight::default() }
+        Self { directory, lists: Arc::new(Remembered::new(CONVERSATIONS_MAX)), looks: SingleFlight::default() }
     }
 
     /// The members of a conversation; `None` when there is no such conversation.
@@ -62,17 +62,16 @@ impl Members {
             Ok(list) => return Ok(Some(list)),
             Err(look) => look,
         };
-        let directory = Arc::clone(&self.directory);
+        let (directory, lists) = (Arc::clone(&self.directory), Arc::clone(&self.lists));
+        // Kept by who began the look: its age counts from there, also for those who joined it.
         let read = move || async move {
             let Some(row) = directory.conversation(conversation).await? else { return Ok(None) };
             let users = directory.members(conversation).await?;
-            Ok(Some(Arc::new(MemberList { kind: row.kind, users })))
+            let list = Arc::new(MemberList { kind: row.kind, users });
+            lists.put(look, conversation, Arc::clone(&list));
+            Ok(Some(list))
         };
-        let list = self.looks.get((conversation, look.generation()), read).await?;
-        if let Some(list) = &list {
-            self.lists.put(look, conversation, Arc::clone(list));
-        }
-        Ok(list)
+        self.looks.get((conversation, look.generation()), read).await
     }
 
     /// Forgets a conversation: the next read sees the directory as it is.

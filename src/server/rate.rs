@@ -62,10 +62,11 @@ impl<K: Eq + Hash> Buckets<K> {
     pub fn take(&self, key: K) -> Result<(), Duration> {
         let mut halves = self.buckets.lock().expect("no panic while held");
         let Halves { young, old } = &mut *halves;
+        // Taken out before the halves change places.
+        let known = old.remove(&key).unwrap_or_default();
         if young.len() >= self.entries_max / 2 && !young.contains_key(&key) {
             *old = std::mem::take(young);
         }
-        let known = old.remove(&key).unwrap_or_default();
         young.entry(key).or_insert(known).take(self.per_second, clock::now_ms_u32())
     }
 }

@@ -67,6 +67,8 @@ names!(
         Beats = "chatctl_beats_total",
         /// Heartbeats thrown away because the way to the presence servers was blocked.
         BeatsDropped = "chatctl_beats_dropped_total",
+        /// Changes of presence for which there was no room while the log was away.
+        PresenceChangesDropped = "chatctl_presence_changes_dropped_total",
         /// Users that came online.
         PresenceOnline = "chatctl_presence_online_total",
         /// Users that went offline.

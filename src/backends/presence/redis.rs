@@ -4,7 +4,7 @@
 //! The sorted set decides; the single keys only keep an old beat, that was on its way while its user was declared offline,
 //! from bringing the user back. A beat of somebody online touches one place (see `docs/adr/0018-last-beats.md`).
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -14,6 +14,7 @@ use super::{Beat, LastBeat, Presence, PresenceRecord, Silent};
 use crate::backends::error::BackendResult;
 use crate::backends::redis::Redis;
 use crate::protocol::UserId;
+use crate::runtime::clock;
 
 /// Life of the last beat of somebody who is offline. Source: DESIGN section 2, "Presence".
 const LAST_BEAT_TTL: Duration = Duration::from_secs(35);
@@ -27,16 +28,22 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 ";
 
-/// ARGV: prefix, then age and user of each beat. Answers the clock, then the numbers of those that came online.
+/// By how much the server's clock may be ahead of what its last answer lets expect, before a beat is dated by the latter: a call
+/// that lay in the server's queue while it stood still is older than it says.
+const AHEAD_MAX_MS: u64 = 1_000;
+
+/// ARGV: prefix, latest time that a beat of age 0 can have (0: any), then age and user of each beat. Answers the clock, then the
+/// numbers of those that came online.
 ///
 /// Nearly always everybody is online and beat later than before, which one command does and tells.
 const BEAT: &str = r"
-local beats = {}
-for n = 2, #ARGV, 2 do
-  beats[n - 1] = string.format('%.0f', math.max(now - ARGV[n], 0))
-  beats[n] = ARGV[n + 1]
+local beats, latest = {}, tonumber(ARGV[2])
+local base = latest > 0 and math.min(now, latest) or now
+for n = 3, #ARGV, 2 do
+  beats[n - 2] = string.format('%.0f', math.max(base - ARGV[n], 0))
+  beats[n - 1] = ARGV[n + 1]
 end
-local came = {now}
+local came = {now, base}
 local later = redis.call('ZADD', KEYS[1], 'XX', 'GT', 'CH', unpack(beats))
 if later == #beats / 2 then return came end
 local users = {}
@@ -107,6 +114,8 @@ pub struct RedisPresence {
     online: String,
     /// Before the user of a last beat.
     prefix: String,
+    /// The server's clock as it last told it, and when that was, on [`clock::now_us`].
+    seen: Arc<Mutex<Option<(u64, u64)>>>,
 }
 
 impl RedisPresence {
@@ -115,7 +124,17 @@ impl RedisPresence {
     pub fn new(redis: Redis) -> Self {
         let key = |rest| redis.tagged_key("presence", rest);
         let (online, prefix) = (key("online"), key(""));
-        Self { redis, online, prefix }
+        Self { redis, online, prefix, seen: Arc::default() }
+    }
+
+    /// The latest that the server's clock can be now, as far as is known; 0 if nothing is.
+    fn latest_ms(&self) -> u64 {
+        let seen = *self.seen.lock().expect("no panic while held");
+        seen.map_or(0, |(now_ms, at_us)| now_ms + (clock::now_us() - at_us) / 1_000 + AHEAD_MAX_MS)
+    }
+
+    fn saw(&self, now_ms: u64) {
+        *self.seen.lock().expect("no panic while held") = Some((now_ms, clock::now_us()));
     }
 
     async fn run<T: FromRedisValue>(
@@ -129,7 +148,7 @@ impl RedisPresence {
         arguments(&mut call);
         match call.invoke_async(&mut connection.commands).await {
             Ok(answer) => Ok(answer),
-            Err(error) => Err(self.redis.failed(operation, error).await),
+            Err(error) => Err(self.redis.failed(operation, error, &connection).await),
         }
     }
 }
@@ -139,18 +158,20 @@ impl Presence for RedisPresence {
     async fn beat(&self, beats: &[Beat]) -> BackendResult<Vec<LastBeat>> {
         let mut came_online = Vec::new();
         for beats in beats.chunks(BEATS_AT_ONCE) {
+            let latest_ms = self.latest_ms();
             let answer: Vec<u64> = self
                 .run("presence.beat", &SCRIPTS.beat, |call| {
-                    call.arg(&self.prefix);
+                    call.arg(&self.prefix).arg(latest_ms);
                     for beat in beats {
                         call.arg(beat.age_ms).arg(beat.user.0);
                     }
                 })
                 .await?;
-            let Some((now_ms, came)) = answer.split_first() else { continue };
+            let [now_ms, base_ms, came @ ..] = answer.as_slice() else { continue };
+            self.saw(*now_ms);
             came_online.extend(came.iter().filter_map(|n| {
                 let beat = beats.get(usize::try_from(*n).ok()?)?;
-                Some(LastBeat { user: beat.user, at_ms: now_ms.saturating_sub(beat.age_ms) })
+                Some(LastBeat { user: beat.user, at_ms: base_ms.saturating_sub(beat.age_ms) })
             }));
         }
         Ok(came_online)
@@ -162,6 +183,7 @@ impl Presence for RedisPresence {
                 call.arg(silence_ms).arg(limit);
             })
             .await?;
+        self.saw(now_ms);
         let users = silent.into_iter().map(|(user, at_ms)| LastBeat { user: UserId(user), at_ms }).collect();
         Ok(Silent { life, now_ms, users })
     }
@@ -192,8 +214,6 @@ impl Presence for RedisPresence {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::backends::contract::{Place, RedisPlace};
     use crate::backends::deployment::DeploymentId;
@@ -220,6 +240,26 @@ mod tests {
         assert_eq!(port.silent(30_000, 10).await.expect("answers").users, []);
         let last = port.get(&[user]).await.expect("answers")[0].last_beat_ms;
         assert!(last < came[0].at_ms + 60_000, "{last} is still ahead of {came:?}");
+    }
+
+    #[tokio::test]
+    #[ignore = "needs redis-server"]
+    async fn a_beat_that_lay_in_a_server_that_stood_still_is_as_old_as_it_is() {
+        let place = place().await;
+        let port = RedisPresence::new(place.redis_of(DeploymentId(7)).await);
+        let user = UserId(1);
+        port.silent(30_000, 10).await.expect("answers");
+        place.signal("STOP");
+        let beats = [Beat { user, age_ms: 0 }];
+        let beating = port.beat(&beats);
+        let waking = async {
+            tokio::time::sleep(Duration::from_millis(1_800)).await;
+            place.signal("CONT");
+        };
+        let (came, ()) = tokio::join!(beating, waking);
+        let now_ms = port.silent(30_000, 10).await.expect("answers").now_ms;
+        let age_ms = now_ms - came.expect("takes")[0].at_ms;
+        assert!(age_ms >= 700, "it beat 1.8 s ago, and is dated {age_ms} ms ago");
     }
 
     /// Beats 40 s before the copy, and comes back with it.

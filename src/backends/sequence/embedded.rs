@@ -157,7 +157,7 @@ impl Counter {
         let pending: Vec<Slot> =
             self.pending.iter().map(|(id, p)| Slot { id: MessageId(*id), at_ms: p.at_ms }).collect();
         let stable = pending.first().map_or(self.last, |slot| slot.id.0 - 1);
-        Progress { stable: MessageId(stable), head: MessageId(self.last), pending }
+        Progress { epoch: self.epoch, stable: MessageId(stable), head: MessageId(self.last), pending }
     }
 }
 

@@ -75,6 +75,8 @@ pub enum Reservation {
 /// How far a conversation is settled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Progress {
+    /// Epoch of the counter.
+    pub epoch: u64,
     /// Every id up to this one is stored or void for ever.
     pub stable: MessageId,
     /// The greatest id given out.

@@ -113,11 +113,11 @@ end
 return 1
 ";
 
-/// KEYS: conversation. Answers last id, then id and time of each pending one.
+/// KEYS: conversation. Answers last id and epoch, then id and time of each pending one.
 const PROGRESS: &str = r"
-local last = redis.call('HGET', key, 'l')
-if not last then return {} end
-local out = {last}
+local m = redis.call('HMGET', key, 'l', 'e')
+if not m[1] then return {} end
+local out = {m[1], m[2]}
 for id in string.gmatch(pending(), '[^,]+') do
   local r = record(id)
   out[#out + 1] = id
@@ -308,7 +308,7 @@ impl RedisSequence {
                 Ok(answer) => return Ok(answer),
                 Err(error) => {
                     let may_repeat = is_other_life(&error) && !is_repeat;
-                    let error = self.redis.failed(operation, error).await;
+                    let error = self.redis.failed(operation, error, &connection).await;
                     if !may_repeat {
                         return Err(error);
                     }
@@ -358,7 +358,7 @@ impl Sequence for RedisSequence {
         set.arg(self.turn(conversation, &connection.life)).arg(owner).arg("NX").arg("PX").arg(life.as_millis() as u64);
         match set.query_async::<Option<String>>(&mut connection.commands).await {
             Ok(answer) => Ok(answer.is_some()),
-            Err(error) => Err(self.redis.failed(OPERATION, error).await),
+            Err(error) => Err(self.redis.failed(OPERATION, error, &connection).await),
         }
     }
 
@@ -369,7 +369,7 @@ impl Sequence for RedisSequence {
         call.arg(owner).arg(life.as_millis() as u64);
         match call.invoke_async::<Value>(&mut connection.commands).await {
             Ok(_) => Ok(()),
-            Err(error) => Err(self.redis.failed(OPERATION, error).await),
+            Err(error) => Err(self.redis.failed(OPERATION, error, &connection).await),
         }
     }
 
@@ -380,7 +380,7 @@ impl Sequence for RedisSequence {
         call.arg(owner);
         match call.invoke_async::<Value>(&mut connection.commands).await {
             Ok(_) => Ok(()),
-            Err(error) => Err(self.redis.failed(OPERATION, error).await),
+            Err(error) => Err(self.redis.failed(OPERATION, error, &connection).await),
         }
     }
 
@@ -425,11 +425,17 @@ impl Sequence for RedisSequence {
     async fn progress(&self, conversation: ConversationId) -> BackendResult<Option<Progress>> {
         const OPERATION: &str = "sequence.progress";
         let answer: Vec<String> = self.run(OPERATION, &SCRIPTS.progress, conversation, |_| {}).await?;
-        let Some((last, rest)) = answer.split_first() else { return Ok(None) };
-        let pending: Option<Vec<Slot>> = rest.chunks(2).map(|pair| slot(&pair[0], pair.get(1)?)).collect();
-        let (head, pending) = number(last).zip(pending).ok_or_else(|| corrupt(OPERATION, &answer))?;
+        if answer.is_empty() {
+            return Ok(None);
+        }
+        let read = || {
+            let (head, epoch) = (number(&answer[0])?, number(answer.get(1)?)?);
+            let pending = answer[2..].chunks(2).map(|pair| slot(&pair[0], pair.get(1)?));
+            Some((head, epoch, pending.collect::<Option<Vec<Slot>>>()?))
+        };
+        let (head, epoch, pending) = read().ok_or_else(|| corrupt(OPERATION, &answer))?;
         let stable = pending.first().map_or(head, |slot| slot.id.0 - 1);
-        Ok(Some(Progress { stable: MessageId(stable), head: MessageId(head), pending }))
+        Ok(Some(Progress { epoch, stable: MessageId(stable), head: MessageId(head), pending }))
     }
 
     async fn newest(&self, conversations: &[ConversationId]) -> BackendResult<Vec<Option<Slot>>> {
@@ -557,13 +563,19 @@ mod tests {
     async fn data_that_went_back_under_an_open_connection_are_not_taken_for_the_truth() {
         let (here, there) = (place().await, place().await);
         let port = here.open().await;
+        // A master's first replica changes its life, too.
+        there.follow(&here).await;
         seeded(&*port).await;
         let first = request();
-        let Reservation::Fresh(slot, _) = port.reserve(&first).await.expect("reserves") else { panic!("not fresh") };
-        there.follow(&here).await;
+        let fresh = async |request: &Request| match port.reserve(request).await.expect("reserves") {
+            Reservation::Fresh(slot, _) => slot,
+            other => panic!("not fresh: {other:?}"),
+        };
+        let slot = fresh(&first).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
         there.lead().await;
-        for _ in 0..2 {
-            port.reserve(&request()).await.expect("reserves");
+        for id in 2..=3 {
+            assert_eq!(fresh(&request()).await.id, MessageId(id));
         }
         here.follow(&there).await;
         assert!(port.progress(TALK).await.is_err(), "a replica tells of another life");

@@ -4,14 +4,12 @@
 //! number of bytes; each is given back when its answer is written, or given up.
 
 use std::collections::HashMap;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
 
-use axum::body::{Body, HttpBody};
-use axum::response::Response;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use hyper::body::{Frame, SizeHint};
+use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::status::Failure;
@@ -60,18 +58,20 @@ impl Pages {
         Ok(Turn { user, of_users: Arc::clone(&self.of_users) })
     }
 
-    /// Holds turn and room until the answer is written.
+    /// Makes the answer, which holds turn and room until it is written.
     ///
     /// # Errors
     /// `overloaded`, when there is no room for it.
-    pub(super) fn hold(&self, turn: Turn, response: Response) -> Result<Response, Failure> {
-        let bytes = usize::try_from(response.body().size_hint().lower()).unwrap_or(BYTES_MAX);
-        let weight = u32::try_from(bytes).unwrap_or(u32::MAX);
+    pub(super) fn answer(&self, turn: Turn, page: &impl Serialize) -> Result<Response, Failure> {
+        let json = serde_json::to_vec(page).map_err(|e| Failure::new(ErrorCode::Internal, e.to_string()))?;
+        let weight = u32::try_from(json.len()).unwrap_or(u32::MAX);
         let Ok(room) = Arc::clone(&self.room).try_acquire_many_owned(weight) else {
             let message = "this server writes as many pages as it has memory for";
             return Err(Failure::retry_later(ErrorCode::Overloaded, message, RETRY_AFTER_MS));
         };
-        Ok(response.map(|body| Body::new(Held { body, _turn: turn, _room: room })))
+        // HTTP takes the bytes out of the body at once and keeps them until they are written: they hold the rest.
+        let bytes = Bytes::from_owner(Held { json, _turn: turn, _room: room });
+        Ok(([(header::CONTENT_TYPE, "application/json")], bytes).into_response())
     }
 }
 
@@ -87,66 +87,90 @@ impl Drop for Turn {
     }
 }
 
-/// A body, and what it holds.
+/// The bytes of an answer, and what they hold.
 struct Held {
-    body: Body,
+    json: Vec<u8>,
     _turn: Turn,
     _room: OwnedSemaphorePermit,
 }
 
-impl HttpBody for Held {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.json
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use axum::response::IntoResponse;
+    use std::time::Duration;
+
+    use axum::Router;
+    use axum::routing::get;
+    use hyper_util::service::TowerToHyperService;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::runtime::{Tasks, net};
+    use crate::server::http;
+
+    fn answer(pages: &Pages, user: u64, bytes: usize) -> Result<Response, Failure> {
+        pages.answer(pages.turn(UserId(user))?, &"x".repeat(bytes))
+    }
+
+    fn is_free(pages: &Pages) -> bool {
+        pages.of_users.lock().expect("no panic while held").is_empty() && pages.room.available_permits() == BYTES_MAX
+    }
 
     #[test]
     fn a_user_has_a_number_of_pages_and_gets_a_turn_back_with_each_answer() {
         let pages = Pages::default();
-        let hold = |user: u64| {
-            let turn = pages.turn(UserId(user))?;
-            pages.hold(turn, "a page".into_response())
-        };
-        let mut held: Vec<Response> = (0..OF_A_USER_MAX).map(|_| hold(1).expect("room")).collect();
-        assert!(hold(1).is_err());
-        held.push(hold(2).expect("another user"));
+        let mut held: Vec<Response> = (0..OF_A_USER_MAX).map(|_| answer(&pages, 1, 9).expect("room")).collect();
+        assert!(answer(&pages, 1, 9).is_err());
+        held.push(answer(&pages, 2, 9).expect("another user"));
         held.remove(0);
-        held.push(hold(1).expect("one was written"));
+        held.push(answer(&pages, 1, 9).expect("one was written"));
         drop(held);
-        assert!(pages.of_users.lock().expect("no panic while held").is_empty());
-        assert_eq!(pages.room.available_permits(), BYTES_MAX);
+        assert!(is_free(&pages));
     }
 
     #[test]
     fn all_pages_together_have_a_number_of_bytes() {
         let pages = Pages::default();
-        let hold = |user: u64| {
-            let turn = pages.turn(UserId(user))?;
-            pages.hold(turn, "x".repeat(BYTES_MAX / 4).into_response())
-        };
-        let held: Vec<Response> = (0..4).map(|user| hold(user).expect("room")).collect();
-        assert!(hold(9).is_err());
+        let held: Vec<Response> = (0..4).map(|user| answer(&pages, user, BYTES_MAX / 4 - 9).expect("room")).collect();
+        assert!(answer(&pages, 9, 99).is_err());
         drop(held);
-        assert!(hold(9).is_ok());
+        assert!(answer(&pages, 9, 99).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_page_is_held_until_its_client_has_read_it_or_is_given_up() {
+        const PAGE_BYTES: usize = 32 << 20;
+        let (pages, tasks) = (Arc::new(Pages::default()), Tasks::new());
+        let shared = Arc::clone(&pages);
+        let page = move || std::future::ready(answer(&shared, 1, PAGE_BYTES));
+        let router = TowerToHyperService::new(Router::new().route("/page", get(page)));
+        let listener = net::listen("127.0.0.1:0".parse().expect("valid")).expect("binds");
+        let address = listener.local_addr().expect("bound");
+        let group = tasks.clone();
+        tasks.spawn_until_stopped("test.accept", async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                group.spawn("test.serve", http::serve(stream, Vec::new(), group.clone(), router.clone()));
+            }
+        });
+        let request = b"GET /page HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        let mut reads = tokio::net::TcpStream::connect(address).await.expect("connects");
+        reads.write_all(request).await.expect("writes");
+        let mut all = Vec::new();
+        reads.read_to_end(&mut all).await.expect("reads");
+        assert!(all.len() > PAGE_BYTES);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert!(is_free(&pages), "it was read");
+        let mut reads_not = tokio::net::TcpStream::connect(address).await.expect("connects");
+        reads_not.write_all(request).await.expect("writes");
+        reads_not.read_exact(&mut [0; 100]).await.expect("it begins");
+        assert!(pages.room.available_permits() < BYTES_MAX, "most of it is in memory");
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert!(is_free(&pages), "it was given up");
+        tasks.stop();
     }
 }

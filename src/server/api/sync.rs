@@ -1,7 +1,7 @@
 //! Catching up: messages of one conversation, and which conversations have news.
 
 use axum::Json;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use serde::Deserialize;
 
 use super::App;
@@ -51,7 +51,7 @@ pub(super) async fn messages(
     let (conversation, after) = (query.conversation_id, query.after_message_id);
     let source = if query.cached { Source::Memory } else { Source::Store };
     let (messages, has_more, progress) = server.ordering.read(conversation, after, limit, source).await?;
-    server.pages.hold(turn, Json(MessagesSync { messages, has_more, stable: progress.stable }).into_response())
+    server.pages.answer(turn, &MessagesSync { messages, has_more, stable: progress.stable })
 }
 
 #[derive(Deserialize)]

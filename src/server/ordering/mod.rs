@@ -173,8 +173,7 @@ impl Ordering {
                 continue;
             };
             if progress.head < seen {
-                let epoch = self.messages.head(conversation).await?.epoch;
-                self.went_back(conversation, epoch).await?;
+                self.went_back(conversation, progress.epoch).await?;
                 continue;
             }
             self.highest.note(conversation, progress.head);

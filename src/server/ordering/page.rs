@@ -30,6 +30,14 @@ pub(super) fn rows_to_read(rows: &[StoredMessage], rows_max: usize) -> usize {
     wanted.min(fitting)
 }
 
+/// How many rows to read of a page after one of these: as many as fit if they are as large.
+pub(super) fn rows_of_next(before: &[StoredMessage], rows_max: usize) -> usize {
+    match bytes(before) {
+        0 => FIRST_ROWS.min(rows_max),
+        bytes => (PAGE_BYTES_MAX / (bytes / before.len())).clamp(FIRST_ROWS / 8, rows_max),
+    }
+}
+
 /// How many of the rows make a page.
 pub(super) fn fitting(rows: &[StoredMessage]) -> usize {
     let mut bytes = 0;
@@ -74,5 +82,7 @@ mod tests {
         assert_eq!(rows_to_read(&rows(FIRST_ROWS, 100), 501), 501 - FIRST_ROWS);
         assert_eq!(rows_to_read(&rows(10, 60_000), 501), FIRST_ROWS / 8);
         assert_eq!(rows_to_read(&[], 3), 3);
+        assert_eq!((rows_of_next(&[], 1_000), rows_of_next(&rows(64, 100), 1_000)), (FIRST_ROWS, 1_000));
+        assert_eq!(rows_of_next(&rows(64, 60_000), 1_000), 17);
     }
 }

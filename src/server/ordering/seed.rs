@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rand::RngExt;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
-use super::{BLOCK_IDS, digest, fence};
+use super::{BLOCK_IDS, digest, fence, page};
 use crate::backends::BackendResult;
 use crate::backends::error::{BackendError, Effect, ErrorKind};
 use crate::backends::messages::{ConversationHead, Messages, StoredMessage};
@@ -22,10 +22,16 @@ use crate::runtime::backoff::Backoff;
 use crate::runtime::{Tasks, clock};
 use crate::telemetry::{Counter, Metrics};
 
-/// Messages that are read and handed over at once.
-const PAGE: usize = 1_000;
+/// Messages that are read and handed over at once; fewer of large ones, as of a page for a client.
+const ROWS_MAX: usize = 1_000;
 
-/// Longest that the turn to seed outlives a server that had it. Whoever seeds renews it with each page.
+/// Seeds of one server at once: each holds a page of messages, and all of them wait for the same engines.
+const SEEDS_AT_ONCE: usize = 16;
+
+/// How often the turn is renewed while it is used.
+const KEEP_TURN_EVERY: Duration = Duration::from_millis(1_500);
+
+/// Longest that the turn to seed outlives a server that had it.
 const TURN_LIFE: Duration = Duration::from_secs(5);
 
 /// Tries of one page's calls, with waits between them; then the seed fails, and the next use begins another.
@@ -39,6 +45,7 @@ pub(super) struct Seeder {
     engines: Arc<Engines>,
     /// Ends with the server's runtime.
     tasks: Tasks,
+    turns: Arc<Semaphore>,
     /// Those under way. Written when one begins and when it ends.
     running: Arc<Mutex<HashMap<ConversationId, watch::Receiver<Option<End>>>>>,
 }
@@ -54,7 +61,7 @@ impl Seeder {
     pub(super) fn new(sequence: &Arc<dyn Sequence>, messages: &Arc<dyn Messages>, metrics: &Arc<Metrics>) -> Self {
         let (sequence, messages, metrics) = (Arc::clone(sequence), Arc::clone(messages), Arc::clone(metrics));
         let engines = Arc::new(Engines { sequence, messages, metrics });
-        Self { engines, tasks: Tasks::new(), running: Arc::default() }
+        Self { engines, tasks: Tasks::new(), turns: Arc::new(Semaphore::new(SEEDS_AT_ONCE)), running: Arc::default() }
     }
 
     /// Waits for the seed of a conversation's counter, and begins one if none is under way. On `Ok` the counter is there, or was a
@@ -77,10 +84,14 @@ impl Seeder {
         let (tell, end) = watch::channel(None);
         running.insert(conversation, end.clone());
         let (engines, running) = (Arc::clone(&self.engines), Arc::clone(&self.running));
+        let turns = Arc::clone(&self.turns);
         self.tasks.spawn("ordering.seed", async move {
             // Also where it panics: nobody may wait for a seed that is gone.
             let ended = Ended { conversation, running };
-            let end = engines.seed(conversation).await;
+            let end = {
+                let _turn = turns.acquire().await;
+                engines.seed(conversation).await
+            };
             // First taken out: who hears of a failure and tries again must find another one.
             drop(ended);
             tell.send_replace(Some(end.map_err(|error| (error.kind, error.to_string()))));
@@ -111,13 +122,24 @@ impl Engines {
         if !self.sequence.take_turn(conversation, owner, TURN_LIFE).await? {
             return self.wait_for_other_seeds().await;
         }
-        let seeded = self.seed_in_turn(conversation, owner).await;
+        let seeded = tokio::select! {
+            seeded = self.seed_in_turn(conversation) => seeded,
+            () = self.keep_turn(conversation, owner) => unreachable!("it never ends"),
+        };
         // What can't be given back ends by itself.
         let _ = self.sequence.end_turn(conversation, owner).await;
         seeded
     }
 
-    async fn seed_in_turn(&self, conversation: ConversationId, owner: u64) -> BackendResult<()> {
+    /// Renews the turn, for ever. It only saves work: where it fails, another server may begin its own seed.
+    async fn keep_turn(&self, conversation: ConversationId, owner: u64) {
+        loop {
+            tokio::time::sleep(KEEP_TURN_EVERY).await;
+            let _ = self.sequence.keep_turn(conversation, owner, TURN_LIFE).await;
+        }
+    }
+
+    async fn seed_in_turn(&self, conversation: ConversationId) -> BackendResult<()> {
         let old = self.messages.head(conversation).await?;
         let new = ConversationHead { epoch: old.epoch + 1, block_end: old.block_end + BLOCK_IDS };
         if !self.messages.raise_head(conversation, old, new).await? {
@@ -135,8 +157,7 @@ impl Engines {
         let settled = MessageId(old.block_end);
         // Where no counter ever was, nothing can be stored.
         let is_first = old == ConversationHead::default();
-        let oldest =
-            if is_first { None } else { Some(self.take_over_tail(conversation, new.epoch, settled, owner).await?) };
+        let oldest = if is_first { None } else { Some(self.take_over_tail(conversation, new.epoch, settled).await?) };
         let Some(oldest) = oldest.unwrap_or(Some(settled.next())) else {
             // A younger epoch has the claim.
             return self.wait_for_other_seeds().await;
@@ -165,17 +186,16 @@ impl Engines {
         conversation: ConversationId,
         epoch: u64,
         settled: MessageId,
-        owner: u64,
     ) -> BackendResult<Option<MessageId>> {
         let oldest_ms = clock::unix_ms().saturating_sub(RETRY_WINDOW.as_millis() as u64);
         let mut oldest = settled.next();
         // Everything with an id above this one is stored or void.
         let mut explained = settled;
+        let mut wanted = page::rows_of_next(&[], ROWS_MAX);
         loop {
-            let page = persist(|| self.messages.read_back(conversation, explained.next(), PAGE)).await?;
-            // What follows takes as long as the pages before it: the turn must not end meanwhile.
-            self.sequence.keep_turn(conversation, owner, TURN_LIFE).await?;
-            let is_last = page.len() < PAGE;
+            let page = persist(|| self.messages.read_back(conversation, explained.next(), wanted)).await?;
+            let is_last = page.len() < wanted;
+            wanted = page::rows_of_next(&page, ROWS_MAX);
             let mut remembered = Vec::with_capacity(page.len());
             let mut is_in_window = true;
             for row in &page {

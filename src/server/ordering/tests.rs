@@ -275,18 +275,6 @@ async fn counters_that_went_back_in_time_hide_nothing_from_a_reader() {
 }
 
 #[tokio::test]
-async fn two_tasks_that_hear_of_their_ids_in_the_other_order_are_no_step_back() {
-    let bench = Bench::new().await;
-    let ordering = Arc::new(bench.ordering());
-    let frames: Vec<SendFrame> = (0..50).map(|n| frame(&n.to_string())).collect();
-    let stores = frames.iter().map(|frame| ordering.store(ALICE, frame));
-    for stored in futures_util::future::join_all(stores).await {
-        stored.expect("stores");
-    }
-    assert_eq!(bench.metrics.counted(Counter::SequenceRollbacks), 0);
-}
-
-#[tokio::test]
 async fn a_seed_goes_on_when_the_request_that_wanted_it_has_ended() {
     const ROWS: u64 = 2_500;
     let mut bench = Bench::new().await;
@@ -319,17 +307,25 @@ async fn a_seed_goes_on_when_the_request_that_wanted_it_has_ended() {
 async fn a_page_that_does_not_come_does_not_begin_a_seed_anew() {
     let mut bench = Bench::new().await;
     let first = bench.ordering().store(ALICE, &frame("first")).await.expect("stores");
-    for seed in 0..10 {
+    for id in 2..=2_500 {
+        let row = StoredMessage { id: MessageId(id), uuid: Uuid::from_u64_pair(7, id), ..first.clone() };
+        bench.backends.messages.append(&row).await.expect("appends");
+    }
+    let sound = bench.backends.clone();
+    for seed in 0..5 {
+        bench.backends = sound.clone();
         bench.forget_everything();
-        let sound = bench.backends.clone();
-        bench.backends = sound.faulty(seed, 300);
+        let before = sound.messages.head(TALK).await.expect("reads").epoch;
+        bench.backends = bench.backends.faulty(seed, 250);
         let ordering = bench.ordering();
         let progress = loop {
             if let Ok(progress) = ordering.progress(TALK).await {
                 break progress;
             }
         };
-        assert!(progress.stable >= first.id);
-        bench.backends = sound;
+        assert!(progress.stable >= MessageId(2_500));
+        // Of the steps that are not repeated every second seed or so fails; were a page one of them, hardly any would end.
+        let seeds = sound.messages.head(TALK).await.expect("reads").epoch - before;
+        assert!(seeds <= 12, "{seeds} seeds were begun");
     }
 }

@@ -1,7 +1,7 @@
 //! The caller's end: links from this server to others, made on the first call and again after a failure.
 //!
 //! A link reads and writes each by itself, so that neither waits for the other: two ends that both stop reading while they write
-//! would wait for each other for ever. A write that takes longer than a call may, and a few calls in a row without any answer,
+//! would wait for each other for ever. An end that takes nothing for as long as a call may take, and a few calls in a row without any answer,
 //! end the link; the next call makes a new one.
 
 use std::collections::HashMap;
@@ -159,16 +159,13 @@ async fn run(wire: Wire, outgoing: mpsc::Receiver<Bytes>, state: &State) {
 /// Writes calls, each with whatever else is waiting then.
 async fn write_calls(mut writer: Writer, mut outgoing: mpsc::Receiver<Bytes>, state: &State) -> std::io::Result<()> {
     while let Some(first) = outgoing.recv().await {
-        let writing = async {
-            let mut next = Some(first);
-            while let Some(call) = next {
-                writer.feed(&call).await?;
-                state.queued_bytes.fetch_sub(call.len(), Ordering::Relaxed);
-                next = outgoing.try_recv().ok();
-            }
-            writer.flush().await
-        };
-        tokio::time::timeout(CALL_TIMEOUT, writing).await??;
+        let mut next = Some(first);
+        while let Some(call) = next {
+            writer.feed(&call).await?;
+            state.queued_bytes.fetch_sub(call.len(), Ordering::Relaxed);
+            next = outgoing.try_recv().ok();
+        }
+        writer.flush().await?;
     }
     Ok(())
 }

@@ -65,6 +65,16 @@ pub enum Call {
     },
 }
 
+impl Call {
+    /// Whether it changes what the other server knows, beyond what it writes to sockets.
+    const fn changes_state(&self) -> bool {
+        match self {
+            Self::MembersChanged { .. } | Self::Replace { .. } | Self::LogOut(_) | Self::Friends { .. } => true,
+            Self::Deliver { .. } | Self::Beats(_) | Self::Metrics => false,
+        }
+    }
+}
+
 /// What a server answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::wire::{MESSAGE_BYTES_MAX, Reader, Wire, Writer};
 use super::{Answer, CALL_TIMEOUT, Call, Numbered, PeerHandler, encode};
@@ -76,12 +76,12 @@ pub(super) async fn listen(
             }
         };
         let Ok(stranger) = Arc::clone(&strangers).try_acquire_owned() else { continue };
-        let (name, keys, handler) = (name.clone(), Arc::clone(&keys), Arc::clone(&handler));
+        let (name, keys, handler, group) = (name.clone(), Arc::clone(&keys), Arc::clone(&handler), tasks.clone());
         tasks.spawn_until_stopped("peer.serve", async move {
             let admitted = tokio::time::timeout(CALL_TIMEOUT, Wire::answer(stream, &name, &keys)).await;
             drop(stranger);
             match admitted {
-                Ok(Ok((wire, _))) => answer_calls(wire, handler).await,
+                Ok(Ok((wire, _))) => answer_calls(wire, handler, group).await,
                 Ok(Err(error)) => tracing::debug!(%error, "a caller was not admitted"),
                 Err(_) => tracing::debug!("a caller did not say who it is"),
             }
@@ -90,11 +90,11 @@ pub(super) async fn listen(
 }
 
 /// Answers calls, several at a time, until the caller closes or does not read any more. Answers may overtake each other.
-async fn answer_calls(wire: Wire, handler: Arc<dyn PeerHandler>) {
+async fn answer_calls(wire: Wire, handler: Arc<dyn PeerHandler>, tasks: Tasks) {
     let Wire { reader, writer } = wire;
     let (answers, waiting) = mpsc::channel(ANSWERS_WAITING_MAX);
     tokio::select! {
-        () = handle_calls(reader, handler, answers) => {}
+        () = handle_calls(reader, handler, answers, tasks) => {}
         _ = write_answers(writer, waiting) => {}
     }
 }
@@ -114,17 +114,33 @@ async fn read_call(reader: &mut Reader, room: &Arc<Semaphore>) -> Option<Weighed
     Some((call, room))
 }
 
-/// Reads and handles calls, until the reader ends. A call that its caller has given up is given up here too.
-async fn handle_calls(reader: Reader, handler: Arc<dyn PeerHandler>, answers: mpsc::Sender<Bytes>) {
+/// Handles a call that changes what this server knows: to its end, whoever still waits for it. Half of it would be neither the old
+/// state nor the new one.
+async fn in_a_task(tasks: &Tasks, handler: Arc<dyn PeerHandler>, call: Call) -> Answer {
+    let (done, answer) = oneshot::channel();
+    tasks.spawn_until_stopped("peer.call", async move {
+        // Nobody waits any more where this fails.
+        let _ = done.send(handler.handle(call).await);
+    });
+    match tokio::time::timeout(CALL_TIMEOUT, answer).await {
+        Ok(Ok(answer)) => answer,
+        _ => Answer::Failed,
+    }
+}
+
+/// Reads and handles calls, until the reader ends. A call that its caller has given up is given up here too, unless it changes
+/// something.
+async fn handle_calls(reader: Reader, handler: Arc<dyn PeerHandler>, answers: mpsc::Sender<Bytes>, tasks: Tasks) {
     let room = Arc::new(Semaphore::new(BYTES_AT_ONCE));
     let calls = stream::unfold((reader, room), |(mut reader, room)| async move {
         let call = read_call(&mut reader, &room).await?;
         Some((call, (reader, room)))
     });
     let handle = |((id, call), room): Weighed| {
-        let handler = Arc::clone(&handler);
+        let (handler, tasks) = (Arc::clone(&handler), tasks.clone());
         async move {
             let body = match call {
+                Some(call) if call.changes_state() => in_a_task(&tasks, handler, call).await,
                 Some(call) => tokio::time::timeout(CALL_TIMEOUT, handler.handle(call)).await.unwrap_or(Answer::Failed),
                 None => Answer::WrongRole,
             };
@@ -143,15 +159,12 @@ async fn handle_calls(reader: Reader, handler: Arc<dyn PeerHandler>, answers: mp
 /// Writes answers, each with whatever else is waiting then.
 async fn write_answers(mut writer: Writer, mut answers: mpsc::Receiver<Bytes>) -> std::io::Result<()> {
     while let Some(first) = answers.recv().await {
-        let writing = async {
-            let mut next = Some(first);
-            while let Some(answer) = next {
-                writer.feed(&answer).await?;
-                next = answers.try_recv().ok();
-            }
-            writer.flush().await
-        };
-        tokio::time::timeout(CALL_TIMEOUT, writing).await??;
+        let mut next = Some(first);
+        while let Some(answer) = next {
+            writer.feed(&answer).await?;
+            next = answers.try_recv().ok();
+        }
+        writer.flush().await?;
     }
     Ok(())
 }

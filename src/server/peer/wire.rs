@@ -18,8 +18,10 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio_util::codec::{Framed, FramedParts, FramedRead, FramedWrite, LengthDelimitedCodec};
 
+use super::CALL_TIMEOUT;
 use crate::protocol::ServerName;
 use crate::runtime::net;
+use crate::server::http::Deadlined;
 use crate::server::keys::Keys;
 
 /// Curve, cipher and hash.
@@ -57,9 +59,9 @@ pub(super) struct Reader {
     nonce: u64,
 }
 
-/// Seals what goes out. One task has it.
+/// Seals what goes out, and fails when the other end takes nothing for as long as a call may take. One task has it.
 pub(super) struct Writer {
-    chunks: FramedWrite<OwnedWriteHalf, LengthDelimitedCodec>,
+    chunks: FramedWrite<Deadlined<OwnedWriteHalf>, LengthDelimitedCodec>,
     keys: Arc<StatelessTransportState>,
     nonce: u64,
 }
@@ -135,6 +137,7 @@ impl Wire {
         let mut chunks = FramedRead::new(input, codec());
         *chunks.read_buffer_mut() = read_buf;
         let reader = Reader { chunks, keys: Arc::clone(&keys), nonce: 0 };
+        let output = Deadlined::new(output, CALL_TIMEOUT);
         let writer = Writer { chunks: FramedWrite::new(output, codec()), keys, nonce: 0 };
         Ok(Self { reader, writer })
     }

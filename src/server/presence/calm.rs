@@ -1,13 +1,18 @@
 //! When silence says nothing: after a start, and after the store's data or clock have jumped.
 //!
 //! A store that came back with older data, or whose clock was set forward, makes everybody look silent who is not. Whoever is
-//! there beats within a few seconds, so it takes one grace for the truth to be in the store again.
+//! there beats within a few seconds, so it takes one grace for the truth to be in the store again. A store that did not answer for
+//! a while gets the beats that waited meanwhile first.
 
 use std::time::Duration;
 
 /// By how much the store's clock may differ from this server's steady one, since the last look, before it counts as set.
 /// Looks come twice a second; a call takes its deadline at the most.
 const CLOCK_STEP_MS: u64 = 5_000;
+
+/// Time without a look after which beats may have piled up on their way, and how long they are given to come in then.
+const GAP_MAX_US: u64 = 5_000_000;
+const CATCH_UP_US: u64 = 10_000_000;
 
 /// What was seen at the last look, and until when nobody is declared offline.
 #[derive(Debug)]
@@ -45,6 +50,10 @@ impl Calm {
         });
         if jumped.is_some() || self.until_us.is_none() {
             self.until_us = Some(at_us + self.grace_us);
+        }
+        if self.seen.as_ref().is_some_and(|seen| at_us - seen.at_us > GAP_MAX_US) {
+            let until = at_us + CATCH_UP_US.min(self.grace_us);
+            self.until_us = self.until_us.max(Some(until));
         }
         self.seen = Some(Seen { at_us, now_ms, life: life.to_owned() });
         jumped
@@ -104,9 +113,11 @@ mod tests {
     }
 
     #[test]
-    fn a_store_that_did_not_answer_for_long_has_not_jumped() {
+    fn a_store_that_did_not_answer_for_long_has_not_jumped_and_what_waited_is_given_time() {
         let mut calm = calm();
-        assert!(look(&mut calm, 400..401, 0, "a").is_empty());
-        assert!(calm.is_over(401 * SECOND_US));
+        assert!(look(&mut calm, 400..405, 0, "a").is_empty());
+        assert!(!calm.is_over(405 * SECOND_US));
+        assert!(look(&mut calm, 405..411, 0, "a").is_empty());
+        assert!(calm.is_over(411 * SECOND_US));
     }
 }

@@ -165,6 +165,7 @@ impl PresenceServer {
     fn tell(&self, users: &[LastBeat], state: PresenceState) {
         let dropped = self.changes.note(users, state);
         if dropped > 0 {
+            self.deps.metrics.add(Counter::PresenceChangesDropped, dropped as u64);
             tracing::error!(dropped, "too many presence changes wait for the log");
         }
     }
