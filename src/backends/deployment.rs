@@ -83,6 +83,23 @@ pub async fn bind_directory(messages: &dyn Messages, directory: &str) -> Backend
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backends::messages::EmbeddedMessages;
+    use crate::backends::store::EmbeddedStore;
+
+    #[tokio::test]
+    async fn a_store_keeps_its_id_and_its_directory_and_another_one_is_refused_with_both_names() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = EmbeddedStore::open(folder.path()).expect("opens");
+        let messages = EmbeddedMessages::open(&store).expect("opens");
+        let id = DeploymentId::of(&messages).await.expect("marks");
+        assert_eq!(DeploymentId::of(&messages).await.expect("reads"), id);
+        assert_eq!(DeploymentId::marked(&messages, DeploymentId(7)).await.expect("reads"), id);
+        for _ in 0..2 {
+            bind_directory(&messages, "one").await.expect("binds");
+        }
+        let refused = bind_directory(&messages, "another").await.expect_err("refused").to_string();
+        assert!(refused.contains("directory one,") && refused.contains("is another:"), "{refused}");
+    }
 
     #[test]
     fn an_id_is_read_back_as_it_was_written() {

@@ -16,7 +16,7 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Sleep;
 
 use crate::runtime::{Tasks, net};
 
@@ -133,8 +133,7 @@ impl<T> Deadlined<T> {
             self.stalled = None;
             return progress;
         }
-        let until = || Box::pin(tokio::time::sleep_until(Instant::now() + self.stall_max));
-        let stalled = self.stalled.get_or_insert_with(until);
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.stall_max)));
         stalled.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod auth;
+mod bounded_map;
 pub mod chat;
 pub mod cluster;
 mod doubts;

@@ -1,10 +1,10 @@
 //! Token buckets: a rate over a window, with room for a burst.
 
-use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use super::bounded_map::BoundedMap;
 use crate::runtime::clock;
 
 /// Seconds whose worth of frames may come at once.
@@ -40,34 +40,20 @@ impl Bucket {
 /// nobody whose bucket is in use.
 pub struct Buckets<K> {
     per_second: u32,
-    entries_max: usize,
-    buckets: Mutex<Halves<K>>,
-}
-
-/// The keys of late, and the ones before.
-struct Halves<K> {
-    young: HashMap<K, Bucket>,
-    old: HashMap<K, Bucket>,
+    buckets: Mutex<BoundedMap<K, Bucket>>,
 }
 
 impl<K: Eq + Hash> Buckets<K> {
     /// At most `per_second` for each key, over ten seconds.
     #[must_use]
     pub fn new(per_second: u32, entries_max: usize) -> Self {
-        let halves = Halves { young: HashMap::new(), old: HashMap::new() };
-        Self { per_second, entries_max, buckets: Mutex::new(halves) }
+        Self { per_second, buckets: Mutex::new(BoundedMap::new(entries_max)) }
     }
 
     /// Takes one for a key; returns how long to wait when there is none.
     pub fn take(&self, key: K) -> Result<(), Duration> {
-        let mut halves = self.buckets.lock().expect("no panic while held");
-        let Halves { young, old } = &mut *halves;
-        // Taken out before the halves change places.
-        let known = old.remove(&key).unwrap_or_default();
-        if young.len() >= self.entries_max / 2 && !young.contains_key(&key) {
-            *old = std::mem::take(young);
-        }
-        young.entry(key).or_insert(known).take(self.per_second, clock::now_ms_u32())
+        let mut buckets = self.buckets.lock().expect("no panic while held");
+        buckets.use_entry(key).take(self.per_second, clock::now_ms_u32())
     }
 }
 
@@ -97,8 +83,6 @@ mod tests {
                 assert!(buckets.take(u32::MAX).is_err(), "{key}");
             }
         }
-        let halves = buckets.buckets.lock().expect("no panic while held");
-        assert!(halves.young.len() + halves.old.len() <= 101);
     }
 
     #[test]

@@ -43,7 +43,7 @@ type End = Result<(), (ErrorKind, String)>;
 /// Seeds of one server.
 pub(super) struct Seeder {
     engines: Arc<Engines>,
-    /// Ends with the server's runtime.
+    /// Ends with this.
     tasks: Tasks,
     turns: Arc<Semaphore>,
     /// Those under way. Written when one begins and when it ends.
@@ -85,7 +85,7 @@ impl Seeder {
         running.insert(conversation, end.clone());
         let (engines, running) = (Arc::clone(&self.engines), Arc::clone(&self.running));
         let turns = Arc::clone(&self.turns);
-        self.tasks.spawn("ordering.seed", async move {
+        self.tasks.spawn_until_stopped("ordering.seed", async move {
             // Also where it panics: nobody may wait for a seed that is gone.
             let ended = Ended { conversation, running };
             let end = {
@@ -97,6 +97,13 @@ impl Seeder {
             tell.send_replace(Some(end.map_err(|error| (error.kind, error.to_string()))));
         });
         end
+    }
+}
+
+/// A server that is gone seeds no more: where its engines are its process's, they would be held open.
+impl Drop for Seeder {
+    fn drop(&mut self) {
+        self.tasks.stop();
     }
 }
 

@@ -46,6 +46,12 @@ fn frame(body: &str) -> SendFrame {
     }
 }
 
+/// What a server asks the counter for a frame of Alice's.
+fn request_of(frame: &SendFrame, at_ms: u64) -> Request {
+    let digest = digest(&frame.kind, &frame.body, frame.reply_to);
+    Request { conversation: frame.conversation, sender: ALICE, uuid: frame.uuid, digest, at_ms }
+}
+
 #[tokio::test]
 async fn a_retry_finds_its_id_and_another_body_is_a_conflict() {
     let bench = Bench::new().await;
@@ -90,13 +96,7 @@ async fn stable_never_passes_a_pending_id_and_a_sync_hides_uncommitted_rows() {
     let ordering = bench.ordering();
     ordering.store(ALICE, &frame("one")).await.expect("stores");
     let slow = frame("slow");
-    let request = Request {
-        conversation: TALK,
-        sender: ALICE,
-        uuid: slow.uuid,
-        digest: digest(&slow.kind, &slow.body, None),
-        at_ms: clock::unix_ms(),
-    };
+    let request = request_of(&slow, clock::unix_ms());
     let Reservation::Fresh(slot, _) = bench.backends.sequence.reserve(&request).await.expect("reserves") else {
         panic!("not fresh")
     };
@@ -163,13 +163,7 @@ async fn an_id_whose_writer_died_becomes_void_and_its_retry_gets_a_fresh_one() {
     let ordering = bench.ordering();
     ordering.store(ALICE, &frame("one")).await.expect("stores");
     let dead = frame("dead");
-    let request = Request {
-        conversation: TALK,
-        sender: ALICE,
-        uuid: dead.uuid,
-        digest: digest(&dead.kind, &dead.body, None),
-        at_ms: clock::unix_ms() - VOID_AFTER_MS - 1,
-    };
+    let request = request_of(&dead, clock::unix_ms() - VOID_AFTER_MS - 1);
     bench.backends.sequence.reserve(&request).await.expect("reserves");
     let progress = ordering.progress(TALK).await.expect("voids");
     assert_eq!((progress.stable.0, progress.pending.len()), (2, 0));
