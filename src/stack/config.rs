@@ -116,6 +116,15 @@ impl Config {
         if !(1..=1024).contains(&self.partitions) {
             return Err(format!("partitions is {}: valid are 1 to 1024", self.partitions));
         }
+        for (name, rate) in [
+            ("api.logins_per_second", self.api.logins_per_second),
+            ("api.requests_per_second", self.api.requests_per_second),
+            ("chat.limits.frames_per_second", self.chat.limits.frames_per_second),
+        ] {
+            if rate == 0 {
+                return Err(format!("{name} is 0: nothing would be let in; valid are 1 and more"));
+            }
+        }
         self.check_times()
     }
 
@@ -213,6 +222,19 @@ mod tests {
             assert!(check(text).is_err_and(|problem| problem.contains("valid are")), "{text}");
         }
         assert_eq!(check("token_lifetime: 2s"), Ok(()));
+    }
+
+    #[test]
+    fn a_rate_that_lets_nothing_in_is_refused_by_name() {
+        let check = |text: &str| serde_saphyr::from_str::<Config>(text).expect("parses").check();
+        for (name, text) in [
+            ("api.requests_per_second", "api: {requests_per_second: 0}"),
+            ("api.logins_per_second", "api: {logins_per_second: 0}"),
+            ("chat.limits.frames_per_second", "chat: {limits: {frames_per_second: 0}}"),
+        ] {
+            assert!(check(text).is_err_and(|problem| problem.contains(name)), "{text}");
+        }
+        assert_eq!(check("api: {requests_per_second: 1}"), Ok(()));
     }
 
     #[test]

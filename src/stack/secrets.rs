@@ -65,7 +65,7 @@ fn read(path: &Path) -> Result<Vec<[u8; KEY_BYTES]>, StackError> {
     };
     let (secrets, rest) = bytes.as_chunks::<KEY_BYTES>();
     if secrets.is_empty() || !rest.is_empty() {
-        let text = format!("it has {} bytes, and a secret has 32; remove it to make a new one", bytes.len());
+        let text = format!("it has {} bytes, and a secret has 32; copy it once more, or remove it", bytes.len());
         return Err(failed(std::io::Error::other(text)));
     }
     Ok(secrets.to_vec())
