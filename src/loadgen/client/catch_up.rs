@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt;
-use serde_json::json;
 
 use super::connection::Call;
 use super::conversation::DeviceConversation;
@@ -15,9 +14,7 @@ use super::mutant::{Mutant, is_planted};
 use crate::loadgen::fault_track::Consequence;
 use crate::loadgen::ledger::Kind;
 use crate::loadgen::retry::after;
-use crate::loadgen::run::history_seconds;
 use crate::loadgen::stats::add;
-use crate::protocol::MessageId;
 use crate::protocol::api::{InboxEntry, MessagesSync};
 use crate::telemetry::LatencyPath;
 
@@ -312,19 +309,6 @@ impl Device {
             }
         }
         rows
-    }
-
-    fn note_sync(&self, at: usize, after: u64, started_us: u64, answer: &MessagesSync) {
-        let (user, device) = self.name();
-        self.run.note("sync", || {
-            let conversation = self.run.world.conversations[self.conversations[at].index as usize].id;
-            let rows: Vec<_> = answer.messages.iter().map(|m| json!([m.id, m.uuid])).collect();
-            let reach =
-                if answer.has_more { answer.messages.last().map_or(MessageId(after), |m| m.id) } else { answer.stable };
-            let started_s = history_seconds(started_us);
-            json!({"user": user, "dev": device, "conv": conversation, "after": after, "msgs": rows, "t0": started_s,
-                   "upto": reach.min(answer.stable), "vis": false})
-        });
     }
 }
 

@@ -118,11 +118,7 @@ impl Device {
         let is_first = !std::mem::replace(&mut self.ever_connected, true);
         add(if is_first { &run.stats.ever_connected } else { &run.stats.reconnects }, 1);
         run.places.enter(self.client, &welcome.server);
-        run.note("conn", || {
-            let (user, device) = self.name();
-            json!({"user": user, "dev": device, "conn": welcome.session, "srv": welcome.server.as_str()})
-        });
-        run.note("watch", || json!({"user": self.name().0}));
+        self.note_connected(welcome);
         run.ledger.presence.on_watch(self.user, now);
         self.after_welcome();
     }
@@ -290,11 +286,7 @@ impl Device {
         let run = Arc::clone(&self.run);
         sub(&run.stats.connections, 1);
         run.places.leave(self.client);
-        run.note("disc", || {
-            let (user, device) = self.name();
-            json!({"user": user, "dev": device, "why": why})
-        });
-        run.note("unwatch", || json!({"user": self.name().0}));
+        self.note_disconnected(why);
         let found = run.ledger.presence.on_unwatch(self.user, self.now_us);
         run.ledger.on_presence(&run.world, found);
         self.pushes_are_cut();

@@ -17,6 +17,7 @@ use super::connection::{Call, Connection, Reconnection};
 use super::conversation::DeviceConversation;
 use super::event::{Action, Event, LinkError};
 use super::mutant::{Mutant, is_planted};
+use super::noted::Noted;
 use super::pushes::Pushes;
 use super::{Command, grid};
 use crate::loadgen::body::Tag;
@@ -102,6 +103,8 @@ pub(in crate::loadgen) struct Device {
     /// Connections in a row that their server gave up soon after they were made, by a drain.
     pub(super) short_moves: u8,
     pub(super) pushes: Pushes,
+    /// Only where there is a history.
+    pub(super) noted: Option<Box<Noted>>,
     /// Whether everything was synced, once the device has finished.
     outcome: Option<bool>,
 }
@@ -135,6 +138,7 @@ impl Device {
             short_lived: 0,
             short_moves: 0,
             pushes: Pushes::There,
+            noted: None,
             outcome: None,
             run: Arc::clone(run),
         };

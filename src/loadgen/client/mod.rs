@@ -30,6 +30,7 @@ mod handover;
 mod link;
 mod mailbox;
 mod mutant;
+mod noted;
 mod poll;
 mod pushes;
 mod talk;

@@ -103,17 +103,15 @@ impl Device {
         } else {
             tag.uuid()
         };
-        self.run.note("send", || {
-            let (user, device) = self.name();
-            json!({"conv": conversation, "user": user, "uuid": uuid, "dev": device, "try": u32::from(is_retry)})
-        });
-        self.push(ClientFrame::Send(SendFrame {
+        let frame = SendFrame {
             uuid,
             conversation,
             kind: MESSAGE_KIND.to_owned(),
             body: tag.body(bytes as usize),
             reply_to: None,
-        }));
+        };
+        self.note_send(&frame, is_retry);
+        self.push(ClientFrame::Send(frame));
     }
 
     /// Where the message of an answer is among those without one. There are rarely more than a few.
@@ -137,10 +135,7 @@ impl Device {
         if took_us > LATE_US {
             run.consequence(Consequence::LateAck, tag.intended_us, self.now_us);
         }
-        run.note("ack", || {
-            let (user, device) = self.name();
-            json!({"conv": ack.conversation, "user": user, "uuid": ack.uuid, "id": ack.id, "dev": device})
-        });
+        self.note_ack(ack);
         let Some(at) = self.find(tag.conversation) else { return };
         self.conversations[at].note_acked(tag.counter);
         self.on_seen(at, Seen::acked(&tag, ack));
@@ -172,8 +167,7 @@ impl Device {
         let is_explained = run.ledger.on_refused(&run.world, &tag, refusal);
         add(if is_explained { &run.stats.refused_removed } else { &run.stats.refused }, 1);
         run.recorder.unanswered(tag.intended_us, self.now_us);
-        let definite = error.code.is_definite();
-        run.note("fail", || json!({"uuid": uuid, "code": error.code, "definite": definite}));
+        self.note_refused(uuid, error.code);
     }
 
     /// A message was refused that has no open try: it was acknowledged, or nobody sent it.
@@ -205,8 +199,14 @@ impl Device {
             ServerFrame::Presence(presence) => self.on_presence(&presence),
             ServerFrame::Head(head) => self.on_head(&head),
             ServerFrame::Moved(moved) => self.on_moved(moved.retry_after_ms),
-            ServerFrame::Receipt(_) => self.run.ledger.on_unsent_notice(&self.run.world, "receipt", self.client),
-            ServerFrame::Typing(_) => self.run.ledger.on_unsent_notice(&self.run.world, "typing notice", self.client),
+            ServerFrame::Receipt(frame) => {
+                self.note_receipt(&frame);
+                self.run.ledger.on_unsent_notice(&self.run.world, "receipt", self.client);
+            }
+            ServerFrame::Typing(frame) => {
+                self.note_typing(&frame);
+                self.run.ledger.on_unsent_notice(&self.run.world, "typing notice", self.client);
+            }
             // The subscription is the server's work; a `head` follows.
             ServerFrame::Conversation(of) => _ = self.own_conversation(of.conversation, "a notice", self.said_us()),
             ServerFrame::Welcome(_) => self.break_protocol("second_welcome"),
@@ -269,11 +269,7 @@ impl Device {
     }
 
     fn on_message(&mut self, message: &MessageFrame) {
-        self.run.note("wire", || {
-            let (user, device) = self.name();
-            let (conversation, id) = (message.conversation, message.id);
-            json!({"user": user, "dev": device, "conv": conversation, "uuid": message.uuid, "id": id, "from": message.sender})
-        });
+        self.note_wire(message);
         let Some(seen) = self.check(message, true) else { return };
         if !self.run.ledger.may_arrive(&self.run.world, self.user, &seen) {
             return;
@@ -316,11 +312,7 @@ impl Device {
         for seen in messages {
             let (newest, is_first_time) = self.conversations[at].note_shown(seen);
             let membership = run.ledger.on_shown(&run.world, self.user, seen, newest, is_first_time);
-            run.note("recv", || {
-                let (user, device) = self.name();
-                let conversation = run.world.conversations[seen.tag.conversation as usize].id;
-                json!({"user": user, "dev": device, "conv": conversation, "uuid": seen.tag.uuid(), "id": seen.id})
-            });
+            self.note_shown(seen);
             if seen.tag.client != self.client {
                 self.count_delivery(&run, seen, membership);
             }

@@ -13,6 +13,7 @@ use super::calls::{CALL_LIMIT, count_failure, in_time};
 use super::watch::Watcher;
 use crate::loadgen::api::Source;
 use crate::loadgen::client::{CallError, DeviceState};
+use crate::loadgen::history::body_hash;
 use crate::loadgen::ledger::{AuditedDevice, Kind, audit_conversation, audit_view};
 use crate::loadgen::retry::Retry;
 use crate::loadgen::run::Shared;
@@ -108,7 +109,7 @@ impl<'a> Auditor<'a> {
         let conversation = &shared.world.conversations[index as usize];
         let Some(stored) = self.read_back(index, conversation.owner).await else { return false };
         shared.note("final", || {
-            let rows: Vec<_> = stored.iter().map(|m| json!([m.id, m.uuid])).collect();
+            let rows: Vec<_> = stored.iter().map(|m| json!([m.id, m.uuid, body_hash(&m.body)])).collect();
             let auditor = shared.world.users[conversation.owner as usize].id;
             json!({"conv": conversation.id, "user": auditor, "msgs": rows, "complete": true})
         });
