@@ -83,7 +83,7 @@ fn storing(c: &mut Criterion) {
         b.iter(|| {
             n += 1;
             let uuid = Uuid::from_u128(n);
-            let request = Request { conversation: talk, sender: UserId(1), uuid, digest: 1, at_ms: n as u64 };
+            let request = Request { conversation: talk, sender: UserId(1), uuid, digest: 1 };
             runtime.block_on(async {
                 let reserved = sequence.reserve(&request).await;
                 sequence.commit(talk, UserId(1), uuid, MessageId(n as u64)).await.map(|_| reserved)

@@ -71,6 +71,12 @@ impl BackendError {
         Self { operation, kind, effect: Effect::Unknown, retry_after: None, source: Some(source.into()) }
     }
 
+    /// The same error of a step behind one that was done: what the steps do together may have happened.
+    #[must_use]
+    pub fn after_a_write(self) -> Self {
+        Self { effect: Effect::Unknown, ..self }
+    }
+
     /// The same error once more, for another who waited for the call: the engine's own error as text.
     #[must_use]
     pub fn repeated(&self) -> Self {

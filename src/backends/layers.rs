@@ -12,7 +12,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use uuid::Uuid;
 
-use super::directory::{ConversationRow, Credentials, Directory, NewConversationRow, TokenStanding};
+use super::directory::{Audience, ConversationRow, Credentials, Directory, NewConversationRow, NewUser, TokenStanding};
 use super::error::{BackendError, BackendResult, ErrorKind};
 use super::limiter::Limiter;
 use super::log::{GroupReader, KeyedLog, LogReader, Record, Topic};
@@ -189,6 +189,7 @@ forward!(Messages, "messages" {
     fn newest(conversations: &[ConversationId]) -> Vec<Option<StoredMessage>>;
     fn raise_head(conversation: ConversationId, from: ConversationHead, to: ConversationHead) -> bool;
     fn mark(name: &str, value: &str) -> String;
+    fn probe() -> ();
 });
 
 forward!(Sequence, "sequence" {
@@ -206,6 +207,7 @@ forward!(Sequence, "sequence" {
     fn seed(conversation: ConversationId, seed: &Seed) -> bool;
     fn extend(conversation: ConversationId, epoch: u64, to: ConversationHead) -> ();
     fn forget(conversation: ConversationId, epoch: u64) -> ();
+    fn probe() -> ();
 }
 fn can_split(&self) -> bool {
     self.inner.can_split()
@@ -216,6 +218,7 @@ forward!(Sessions, "sessions" {
     fn refresh(sessions: &[Session]) -> Vec<SessionId>;
     fn release(session: &Session) -> bool;
     fn lookup(users: &[UserId]) -> Vec<Session>;
+    fn probe() -> ();
 });
 
 forward!(Presence, "presence" {
@@ -223,6 +226,7 @@ forward!(Presence, "presence" {
     fn silent(silence_ms: u64, limit: usize) -> Silent;
     fn expire(last: &LastBeat) -> bool;
     fn get(users: &[UserId]) -> Vec<PresenceRecord>;
+    fn probe() -> ();
 });
 
 forward!(Registry, "registry" {
@@ -232,8 +236,8 @@ forward!(Registry, "registry" {
 });
 
 forward!(Directory, "directory" {
-    fn add_users(users: &[(String, String)]) -> Vec<UserId>;
-    fn add_user(name: &str, password_hash: &str) -> UserId;
+    fn add_users(users: &[NewUser]) -> Vec<UserId>;
+    fn add_user(user: &NewUser) -> UserId;
     fn credentials(name: &str) -> Option<Credentials>;
     fn profiles(users: &[UserId]) -> Vec<Profile>;
     fn find_user(name: &str) -> Option<Profile>;
@@ -243,16 +247,20 @@ forward!(Directory, "directory" {
     fn add_conversation(new: &NewConversationRow) -> ConversationId;
     fn conversation(conversation: ConversationId) -> Option<ConversationRow>;
     fn conversations_of(user: UserId, after: ConversationId, limit: usize) -> Vec<ConversationRow>;
-    fn members(conversation: ConversationId) -> Vec<UserId>;
+    fn conversation_ids_of(user: UserId, after: ConversationId, limit: usize) -> Vec<ConversationId>;
+    fn audience(conversation: ConversationId, most: usize) -> Option<Audience>;
+    fn members(conversation: ConversationId, after: UserId, limit: usize) -> Vec<UserId>;
     fn is_member(conversation: ConversationId, user: UserId) -> bool;
+    fn members_among(conversation: ConversationId, users: &[UserId]) -> Vec<UserId>;
     fn add_members(conversation: ConversationId, users: &[UserId]) -> u64;
     fn remove_member(conversation: ConversationId, user: UserId) -> bool;
-    fn raise_receipt(conversation: ConversationId, receipt: &Receipt) -> ();
+    fn raise_receipt(conversation: ConversationId, receipt: &Receipt) -> bool;
     fn receipts(conversation: ConversationId) -> Vec<Receipt>;
     fn revoke_token(token: Uuid, expires_at: u64) -> ();
     fn token_standing(user: UserId, token: Uuid) -> TokenStanding;
     fn revoked_within(seconds: u64) -> Vec<Uuid>;
     fn purge_revoked() -> u64;
+    fn probe() -> ();
 });
 
 // Of an upload and of a body only the beginning is seen here: they take as long as their client does.

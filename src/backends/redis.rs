@@ -19,6 +19,9 @@ use super::deployment::DeploymentId;
 use super::error::{BackendError, BackendResult, ErrorKind};
 use super::{version, without_password};
 
+/// Life of what a probe writes.
+const PROBE_TTL_S: u64 = 60;
+
 /// Longest that connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -154,6 +157,20 @@ impl Redis {
         let connection = Connection { commands, life: life.into(), number };
         *slot = Some(connection.clone());
         Ok(connection)
+    }
+
+    /// Writes something that nobody reads: whether the server takes writes now (a full one does not, nor one whose disk is full).
+    ///
+    /// # Errors
+    /// Those of the server.
+    pub async fn probe(&self, operation: &'static str) -> BackendResult<()> {
+        let mut connection = self.connection(operation).await?;
+        let mut write = redis::cmd("SET");
+        write.arg(self.key("probe")).arg(1).arg("EX").arg(PROBE_TTL_S);
+        match write.query_async(&mut connection.commands).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.failed(operation, error, &connection).await),
+        }
     }
 
     /// Turns an error into the port's, and gives the connection that it came from up if it is of no use any more.

@@ -8,11 +8,10 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
-use fjall::Keyspace;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::store::{Change, Durability, EmbeddedStore};
+use super::store::{Change, Durability, EmbeddedStore, Keyspace};
 use super::{BackendError, BackendResult, error::ErrorKind};
 
 /// How long a change may wait to be written.
@@ -87,7 +86,8 @@ where
     pub fn open(store: &EmbeddedStore, name: &'static str) -> BackendResult<Self> {
         let keyspace = store.keyspace(name)?;
         let mut map = HashMap::new();
-        for guard in keyspace.iter() {
+        let open = keyspace.get_ref().map_err(|e| BackendError::not_applied(name, ErrorKind::Unavailable, e))?;
+        for guard in open.iter() {
             let (key, value) =
                 guard.into_inner().map_err(|e| BackendError::not_applied(name, ErrorKind::Unavailable, e))?;
             let corrupt = || BackendError::not_applied(name, ErrorKind::Corrupt, "a stored value has a wrong shape");

@@ -3,22 +3,37 @@
 //! Whatever is waiting when the writer looks becomes one batch. A batch with an acknowledged message in it is flushed to
 //! the disk (`fdatasync`) before anybody hears "done"; a batch without one survives the end of the process, not of the
 //! machine. Reads go straight to the store and run on blocking threads.
+//!
+//! After a failed write, such as on a full disk, the store takes nothing any more, since nobody knows what of it is on the disk.
+//! The writer closes it, refuses what comes, and opens it again as soon as the disk takes a file.
 
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::collections::HashMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use arc_swap::ArcSwapOption;
+use fjall::{Database, KeyspaceCreateOptions, PersistMode};
 use fs4::fs_std::FileExt;
 use tokio::sync::oneshot;
 
 use super::error::{BackendError, BackendResult, ErrorKind};
+use crate::runtime::clock;
 
 /// Writes that may wait for the writer thread; more are refused.
 const WRITES_WAITING_MAX: usize = 8_192;
 
 /// Writes in one batch.
 const BATCH_WRITES_MAX: usize = 1_024;
+
+/// First wait before a store that failed is opened again, and the longest.
+const REOPEN_WAIT: Duration = Duration::from_millis(100);
+const REOPEN_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// What a disk must take before the store is opened again.
+const ROOM_BYTES: usize = 4 << 20;
 
 /// What must survive once a write is reported done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,6 +42,28 @@ pub enum Durability {
     Process,
     /// A loss of power.
     Power,
+}
+
+/// A named set of keys. Clones are the same set, also after the store was opened again.
+#[derive(Clone)]
+pub struct Keyspace(Arc<ArcSwapOption<fjall::Keyspace>>);
+
+impl Keyspace {
+    /// The set, to read from.
+    ///
+    /// # Errors
+    /// While the store is closed, after a write had failed.
+    pub fn get_ref(&self) -> fjall::Result<Arc<fjall::Keyspace>> {
+        self.0.load_full().ok_or(fjall::Error::Poisoned)
+    }
+
+    /// The value of a key.
+    ///
+    /// # Errors
+    /// As [`Keyspace::get_ref`], or when the disk can't be read.
+    pub fn get(&self, key: impl AsRef<[u8]>) -> fjall::Result<Option<fjall::Slice>> {
+        self.get_ref()?.get(key)
+    }
 }
 
 /// One change of one key. `None` removes it.
@@ -55,9 +92,96 @@ struct Inner {
     /// Taken on drop, so that the writer ends before the database closes.
     writes: Option<SyncSender<Write>>,
     writer: Option<std::thread::JoinHandle<()>>,
-    database: Database,
+    disk: Arc<Disk>,
     /// Held for as long as the store is open: two processes in one folder would corrupt each other.
     _lock: std::fs::File,
+}
+
+/// What is open of the folder.
+struct Disk {
+    folder: PathBuf,
+    state: Mutex<Open>,
+}
+
+#[derive(Default)]
+struct Open {
+    /// `None` from a failed write until it is open again.
+    database: Option<Database>,
+    /// Each that was ever asked for. Written by [`Disk::close`] and [`Disk::open`].
+    keyspaces: HashMap<String, Keyspace>,
+}
+
+impl Disk {
+    fn lock(&self) -> MutexGuard<'_, Open> {
+        self.state.lock().expect("no panic while held")
+    }
+
+    /// Opens the store, and every set of keys that was open before.
+    fn open(&self) -> fjall::Result<()> {
+        let database = Database::builder(self.folder.join("store"))
+            .cache_size(32 << 20)
+            .worker_threads(1)
+            .manual_journal_persist(false)
+            .open()?;
+        let mut state = self.lock();
+        for (name, keyspace) in &state.keyspaces {
+            keyspace.0.store(Some(Arc::new(database.keyspace(name, KeyspaceCreateOptions::default)?)));
+        }
+        state.database = Some(database);
+        Ok(())
+    }
+
+    /// Closes the store. Whoever reads just now finishes first.
+    fn close(&self) {
+        let mut state = self.lock();
+        for keyspace in state.keyspaces.values() {
+            keyspace.0.store(None);
+        }
+        let database = state.database.take();
+        drop(state);
+        drop(database);
+    }
+
+    fn keyspace(&self, name: &str) -> fjall::Result<Keyspace> {
+        let mut state = self.lock();
+        if let Some(keyspace) = state.keyspaces.get(name) {
+            return Ok(keyspace.clone());
+        }
+        let database = state.database.as_ref().ok_or(fjall::Error::Poisoned)?;
+        let open = database.keyspace(name, KeyspaceCreateOptions::default)?;
+        let keyspace = Keyspace(Arc::new(ArcSwapOption::from_pointee(open)));
+        state.keyspaces.insert(name.to_owned(), keyspace.clone());
+        Ok(keyspace)
+    }
+
+    fn commit(&self, writes: &mut [Write]) -> fjall::Result<()> {
+        let database = self.lock().database.clone().ok_or(fjall::Error::Poisoned)?;
+        let durability = writes.iter().map(|w| w.durability).max().unwrap_or(Durability::Process);
+        let mode = match durability {
+            Durability::Process => PersistMode::Buffer,
+            Durability::Power => PersistMode::SyncData,
+        };
+        let mut batch = database.batch().durability(Some(mode));
+        for change in writes.iter_mut().flat_map(|w| w.changes.drain(..)) {
+            let keyspace = change.keyspace.get_ref()?;
+            match change.value {
+                Some(value) => batch.insert(&keyspace, change.key, value),
+                None => batch.remove(&keyspace, change.key),
+            }
+        }
+        batch.commit()
+    }
+
+    /// Whether the disk takes a file of some size.
+    fn has_room(&self) -> std::io::Result<()> {
+        let path = self.folder.join("room");
+        let written = std::fs::File::create(&path).and_then(|mut file| {
+            file.write_all(&vec![0; ROOM_BYTES])?;
+            file.sync_data()
+        });
+        let removed = std::fs::remove_file(&path);
+        written.and(removed)
+    }
 }
 
 /// A write on its way to the disk.
@@ -99,26 +223,22 @@ impl EmbeddedStore {
             );
             return Err(BackendError::not_applied(OPEN, ErrorKind::Rejected, text));
         }
-        let database = Database::builder(folder.join("store"))
-            .cache_size(32 << 20)
-            .worker_threads(1)
-            .manual_journal_persist(false)
-            .open()
-            .map_err(|e| BackendError::not_applied(OPEN, ErrorKind::Unavailable, e))?;
+        let disk = Arc::new(Disk { folder: folder.to_owned(), state: Mutex::default() });
+        disk.open().map_err(|e| BackendError::not_applied(OPEN, ErrorKind::Unavailable, e))?;
         let (writes, waiting) = sync_channel(WRITES_WAITING_MAX);
-        let target = database.clone();
+        let target = Arc::clone(&disk);
         let writer = std::thread::Builder::new()
             .name("engine-writer".to_owned())
             .spawn(move || write_loop(&target, &waiting))
             .map_err(failed)?;
-        Ok(Self { inner: Arc::new(Inner { writes: Some(writes), writer: Some(writer), database, _lock: lock }) })
+        Ok(Self { inner: Arc::new(Inner { writes: Some(writes), writer: Some(writer), disk, _lock: lock }) })
     }
 
     /// A named set of keys.
     pub fn keyspace(&self, name: &str) -> BackendResult<Keyspace> {
         self.inner
-            .database
-            .keyspace(name, KeyspaceCreateOptions::default)
+            .disk
+            .keyspace(name)
             .map_err(|e| BackendError::not_applied("open keyspace", ErrorKind::Unavailable, e))
     }
 
@@ -183,12 +303,14 @@ impl Drop for Inner {
             let _ = writer.join();
         }
         // What was only handed to the operating system becomes safe at a clean end; a failure changes no promise.
-        let _ = self.database.persist(PersistMode::SyncAll);
+        if let Some(database) = &self.disk.lock().database {
+            let _ = database.persist(PersistMode::SyncAll);
+        }
     }
 }
 
 /// Takes what is waiting, commits it as one batch, tells everybody.
-fn write_loop(database: &Database, waiting: &Receiver<Write>) {
+fn write_loop(disk: &Disk, waiting: &Receiver<Write>) {
     while let Ok(first) = waiting.recv() {
         let mut writes = vec![first];
         while writes.len() < BATCH_WRITES_MAX {
@@ -197,22 +319,45 @@ fn write_loop(database: &Database, waiting: &Receiver<Write>) {
                 Err(_) => break,
             }
         }
-        let durability = writes.iter().map(|w| w.durability).max().unwrap_or(Durability::Process);
-        let mode = match durability {
-            Durability::Process => PersistMode::Buffer,
-            Durability::Power => PersistMode::SyncData,
-        };
-        let mut batch = database.batch().durability(Some(mode));
-        for change in writes.iter_mut().flat_map(|w| w.changes.drain(..)) {
-            match change.value {
-                Some(value) => batch.insert(&change.keyspace, change.key, value),
-                None => batch.remove(&change.keyspace, change.key),
-            }
-        }
-        let result = batch.commit().map_err(|e| e.to_string());
+        let result = disk.commit(&mut writes).map_err(|e| e.to_string());
         for write in writes {
             // A caller that gave up does not listen any more.
             let _ = write.done.send(result.clone());
+        }
+        if let Err(error) = result
+            && !reopen(disk, waiting, &error)
+        {
+            return;
+        }
+    }
+}
+
+/// Closes a store that failed and opens it again once the disk is well; what comes meanwhile is refused. Returns false when the
+/// store is to be closed for good.
+fn reopen(disk: &Disk, waiting: &Receiver<Write>, error: &str) -> bool {
+    tracing::error!(folder = %disk.folder.display(), %error, "the embedded store failed; it is opened again when the disk takes a file");
+    disk.close();
+    let mut wait = REOPEN_WAIT;
+    loop {
+        let until_us = clock::now_us() + wait.as_micros() as u64;
+        loop {
+            match waiting.recv_timeout(Duration::from_micros(until_us.saturating_sub(clock::now_us()))) {
+                Ok(write) => {
+                    let refusal = format!("the store is closed since a write failed ({error})");
+                    let _ = write.done.send(Err(refusal));
+                }
+                Err(RecvTimeoutError::Timeout) => break,
+                Err(RecvTimeoutError::Disconnected) => return false,
+            }
+        }
+        wait = (wait * 2).min(REOPEN_WAIT_MAX);
+        let opened = disk.has_room().map_err(|e| e.to_string()).and_then(|()| disk.open().map_err(|e| e.to_string()));
+        match opened {
+            Ok(()) => {
+                tracing::warn!(folder = %disk.folder.display(), "the embedded store is open again");
+                return true;
+            }
+            Err(error) => tracing::debug!(%error, "the embedded store can't be opened yet"),
         }
     }
 }

@@ -200,8 +200,11 @@ pub struct AddMembers {
 /// Answer of `GET /conversations/{id}/members`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Members {
-    /// Everybody, by id.
+    /// By id.
     pub members: Vec<UserId>,
+    /// True when there are more: ask again with `after_user_id` set to the last one.
+    #[serde(default)]
+    pub has_more: bool,
 }
 
 /// One row of `GET /conversations/{id}/receipts`.

@@ -36,6 +36,17 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     bind(address, true)
 }
 
+/// The address under which this machine is reached from others: that of the way out of it, or loopback where there is none.
+#[must_use]
+pub fn own_address() -> IpAddr {
+    // No packet is sent: the kernel only picks the source address of the way. Source: 192.0.2.0/24 is for documentation, RFC 5737.
+    let way_out = std::net::UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
+        socket.connect("192.0.2.1:9")?;
+        socket.local_addr()
+    });
+    way_out.map_or(IpAddr::from([127, 0, 0, 1]), |address| address.ip())
+}
+
 /// Without address reuse a port counts as taken for a while after its last connection. What is accepted takes the setting
 /// over from the listener, and a connection that ended without it keeps the port from the next process at this address: so it
 /// is set in any case once the port is there.

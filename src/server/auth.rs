@@ -1,5 +1,10 @@
 //! Tokens (JWT, HS256 and nothing else) and passwords (argon2id).
 
+use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
 use argon2::password_hash::{PasswordHasher, PasswordVerifier, phc::PasswordHash};
 use argon2::{Algorithm, Argon2, Params, Version};
 use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation};
@@ -40,6 +45,8 @@ pub struct Tokens {
     /// The key in use first, then those that are accepted while another one comes into use.
     decoding: Vec<DecodingKey>,
     validation: Validation,
+    /// The same for tokens that may have expired.
+    of_old_ones: Validation,
     lifetime_s: u64,
 }
 
@@ -51,10 +58,13 @@ impl Tokens {
         validation.leeway = 0;
         // A token that is not valid yet is not valid.
         validation.validate_nbf = true;
+        let mut of_old_ones = validation.clone();
+        of_old_ones.validate_exp = false;
         Self {
             encoding: EncodingKey::from_secret(keys.current()),
             decoding: keys.all().map(|key| DecodingKey::from_secret(key)).collect(),
             validation,
+            of_old_ones,
             lifetime_s,
         }
     }
@@ -71,7 +81,16 @@ impl Tokens {
 
     /// Checks signature, algorithm and expiry.
     pub fn verify(&self, token: &str) -> Result<Claims, InvalidToken> {
-        let verify = |key| jsonwebtoken::decode(token, key, &self.validation).map(|data| data.claims).ok();
+        self.verify_by(token, &self.validation)
+    }
+
+    /// Checks signature and algorithm: who has it was once let in, whatever has become of the token.
+    pub fn verify_old(&self, token: &str) -> Result<Claims, InvalidToken> {
+        self.verify_by(token, &self.of_old_ones)
+    }
+
+    fn verify_by(&self, token: &str, validation: &Validation) -> Result<Claims, InvalidToken> {
+        let verify = |key| jsonwebtoken::decode(token, key, validation).map(|data| data.claims).ok();
         self.decoding.iter().find_map(verify).ok_or(InvalidToken)
     }
 }
@@ -106,12 +125,60 @@ impl Default for PasswordCost {
     }
 }
 
-/// Hashes and checks passwords on blocking threads, no more at once than there are cores.
+impl PasswordCost {
+    /// Whether passwords can be hashed at this cost.
+    ///
+    /// # Errors
+    /// Names the field and its valid values.
+    pub fn check(self) -> Result<(), String> {
+        let Self { memory_kib, passes } = self;
+        if !(Params::MIN_M_COST..=MEMORY_KIB_MAX).contains(&memory_kib) {
+            return Err(format!("memory_kib is {memory_kib}: valid are {} to {MEMORY_KIB_MAX}", Params::MIN_M_COST));
+        }
+        if !(Params::MIN_T_COST..=PASSES_MAX).contains(&passes) {
+            return Err(format!("passes is {passes}: valid are {} to {PASSES_MAX}", Params::MIN_T_COST));
+        }
+        Ok(())
+    }
+}
+
+/// Most that one password may cost: a server hashes one on each core.
+const MEMORY_KIB_MAX: u32 = 4 << 20;
+const PASSES_MAX: u32 = 100;
+
+/// Checks and hashes that wait for a core; more are turned away.
+const WAITING_MAX: usize = 200;
+
+/// How long checks took, kept to answer for unknown names.
+const SAMPLES: usize = 64;
+
+/// How old the newest of them may be.
+const SAMPLE_AGE_MAX: Duration = Duration::from_secs(10);
+
+/// Why a password was not hashed or checked.
+#[derive(Debug, thiserror::Error)]
+pub enum PasswordError {
+    /// Too many wait.
+    #[error("too many logins and signups at once")]
+    Busy,
+    /// It failed.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Hashes and checks passwords on blocking threads, no more at once than there are cores; signups leave one of them to logins.
+///
+/// An unknown name takes as long as a known one, and no core: it waits as long as a check took lately.
 pub struct Passwords {
     argon2: Argon2<'static>,
-    /// Checked where a name is unknown, so that the answer takes as long as for a known one.
+    /// Checked where a name is unknown and no check has run lately.
     dummy_hash: String,
     turns: Semaphore,
+    signups: Semaphore,
+    /// Waiting and running. Written by [`Passwords::run`].
+    under_way: AtomicUsize,
+    /// What checks took, in microseconds, and when the newest ended, on [`clock::now_us`]. Written by each check.
+    took: Mutex<(VecDeque<u64>, u64)>,
 }
 
 impl Passwords {
@@ -124,31 +191,82 @@ impl Passwords {
             .map_err(|e| format!("password cost {cost:?} is not valid: {e}"))?;
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
         let dummy_hash = hash_now(&argon2, b"nobody's password")?;
-        Ok(Self { argon2, dummy_hash, turns: Semaphore::new(machine::cores()) })
+        Ok(Self {
+            argon2,
+            dummy_hash,
+            turns: Semaphore::new(machine::cores()),
+            signups: Semaphore::new(machine::cores().saturating_sub(1).max(1)),
+            under_way: AtomicUsize::new(0),
+            took: Mutex::default(),
+        })
     }
 
     /// The hash of a password, as a PHC string.
-    pub async fn hash(&self, password: String) -> Result<String, String> {
+    pub async fn hash(&self, password: String) -> Result<String, PasswordError> {
+        let _counted = self.count()?;
+        let _signup = self.signups.acquire().await.map_err(|e| PasswordError::Failed(e.to_string()))?;
         let argon2 = self.argon2.clone();
-        self.run(move || hash_now(&argon2, password.as_bytes())).await?
+        self.run(move || hash_now(&argon2, password.as_bytes())).await?.map_err(PasswordError::Failed)
     }
 
     /// Whether a password fits a hash; `None` stands for an unknown name and never fits.
-    pub async fn verify(&self, password: String, hash: Option<String>) -> Result<bool, String> {
-        let argon2 = self.argon2.clone();
+    pub async fn verify(&self, password: String, hash: Option<String>) -> Result<bool, PasswordError> {
+        let _counted = self.count()?;
         let is_known = hash.is_some();
+        if !is_known && let Some(took) = self.took_lately() {
+            tokio::time::sleep(took).await;
+            return Ok(false);
+        }
+        let began = clock::now_us();
+        let argon2 = self.argon2.clone();
         let hash = hash.unwrap_or_else(|| self.dummy_hash.clone());
         let fits = self
             .run(move || {
                 PasswordHash::new(&hash).is_ok_and(|h| argon2.verify_password(password.as_bytes(), &h).is_ok())
             })
             .await?;
+        self.note_took(clock::now_us() - began);
         Ok(fits && is_known)
     }
 
-    async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
-        let _turn = self.turns.acquire().await.map_err(|e| e.to_string())?;
-        tokio::task::spawn_blocking(work).await.map_err(|e| e.to_string())
+    /// What one of the last checks took, waiting included; `None` when there was none lately.
+    fn took_lately(&self) -> Option<Duration> {
+        let took = self.took.lock().expect("no panic while held");
+        let (samples, newest_us) = &*took;
+        let is_fresh = clock::now_us() - newest_us < SAMPLE_AGE_MAX.as_micros() as u64;
+        let any = rand::random_range(0..samples.len().max(1));
+        samples.get(any).filter(|_| is_fresh).map(|us| Duration::from_micros(*us))
+    }
+
+    fn note_took(&self, us: u64) {
+        let mut took = self.took.lock().expect("no panic while held");
+        if took.0.len() >= SAMPLES {
+            took.0.pop_front();
+        }
+        took.0.push_back(us);
+        took.1 = clock::now_us();
+    }
+
+    /// Counts a check or hash, until what it returns is dropped.
+    fn count(&self) -> Result<Counted<'_>, PasswordError> {
+        let counted = Counted(&self.under_way);
+        let before = self.under_way.fetch_add(1, Ordering::Relaxed);
+        if before < WAITING_MAX { Ok(counted) } else { Err(PasswordError::Busy) }
+    }
+
+    async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, PasswordError> {
+        let failed = |text: String| PasswordError::Failed(text);
+        let _turn = self.turns.acquire().await.map_err(|e| failed(e.to_string()))?;
+        tokio::task::spawn_blocking(work).await.map_err(|e| failed(e.to_string()))
+    }
+}
+
+/// One that waits or runs.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -239,5 +357,21 @@ mod tests {
         assert!(passwords.verify("correct horse".to_owned(), Some(hash.clone())).await.expect("checks"));
         assert!(!passwords.verify("battery staple".to_owned(), Some(hash)).await.expect("checks"));
         assert!(!passwords.verify("nobody's password".to_owned(), None).await.expect("checks"));
+    }
+
+    #[tokio::test]
+    async fn unknown_names_take_no_core_from_known_ones_and_too_many_are_turned_away() {
+        let passwords = Passwords::new(PasswordCost { memory_kib: 64, passes: 1 }).expect("valid");
+        let hash = passwords.hash("correct horse".to_owned()).await.expect("hashes");
+        assert!(passwords.verify("correct horse".to_owned(), Some(hash)).await.expect("checks"));
+        // Nobody gets a core any more: only who needs none is answered.
+        passwords.turns.forget_permits(usize::MAX);
+        assert!(!passwords.verify("x".to_owned(), None).await.expect("answers without a core"));
+        let tries = (0..WAITING_MAX + 5).map(|_| passwords.hash("correct horse".to_owned()));
+        let mut tries: Vec<_> = tries.map(Box::pin).collect();
+        let busy = tries.iter_mut().filter_map(futures_util::FutureExt::now_or_never).count();
+        assert_eq!(busy, 5);
+        drop(tries);
+        assert_eq!(passwords.under_way.load(Ordering::Relaxed), 0);
     }
 }

@@ -5,20 +5,28 @@
 use std::convert::Infallible;
 use std::io::{self, Cursor};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
-use axum::http::{Request, Response};
+use axum::http::{HeaderValue, Request, Response, header};
+use axum::response::IntoResponse;
 use bytes::Bytes;
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
 
+use super::api::status::Failure;
+use crate::protocol::ErrorCode;
 use crate::runtime::{Tasks, net};
+
+/// Whose request a proxy passes on: each adds the address that it saw.
+pub(super) const FORWARDED_FOR: &str = "x-forwarded-for";
 
 /// Time for a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -60,6 +68,70 @@ where
         () = tasks.stopped() => connection.as_mut().graceful_shutdown(),
     }
     let _ = connection.await;
+}
+
+/// Connections beyond the limit that are still let in, for what must always be answered.
+const RESERVE: usize = 64;
+
+/// Time that such a connection has in all.
+const RESERVE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What is answered on them: the paths of probes.
+const ALWAYS: [&str; 3] = ["/health/live", "/health/ready", "/metrics"];
+
+/// Room for connections, and a reserve for probes, so that whether a server is well can be asked however many it serves.
+pub(super) struct Room {
+    usual: Arc<Semaphore>,
+    reserve: Arc<Semaphore>,
+}
+
+/// A connection's place, until it is dropped.
+pub(super) struct Place {
+    _permit: OwnedSemaphorePermit,
+    is_reserve: bool,
+}
+
+impl Room {
+    /// For so many connections.
+    pub(super) fn new(connections_max: usize) -> Self {
+        Self { usual: Arc::new(Semaphore::new(connections_max)), reserve: Arc::new(Semaphore::new(RESERVE)) }
+    }
+
+    /// A place for a connection that has come; `None` where it can only be dropped.
+    pub(super) fn enter(&self) -> Option<Place> {
+        let of = |semaphore: &Arc<Semaphore>, is_reserve| {
+            let permit = Arc::clone(semaphore).try_acquire_owned().ok()?;
+            Some(Place { _permit: permit, is_reserve })
+        };
+        of(&self.usual, false).or_else(|| of(&self.reserve, true))
+    }
+}
+
+/// Serves one connection as [`serve`] does; in the reserve only probes, and for a moment.
+pub(super) async fn serve_in<S>(place: Place, stream: TcpStream, tasks: Tasks, service: S)
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Send + Sync + 'static,
+    S::Future: Send + 'static,
+{
+    if !place.is_reserve {
+        return serve(stream, Vec::new(), tasks, service).await;
+    }
+    let service = Arc::new(service);
+    let probes_only = service_fn(move |request: Request<Body>| {
+        let service = Arc::clone(&service);
+        async move {
+            let mut answer = if ALWAYS.contains(&request.uri().path()) {
+                service.call(request).await?
+            } else {
+                let message = "this server has as many connections as it holds";
+                Failure::retry_later(ErrorCode::Overloaded, message, 1_000).into_response()
+            };
+            // The place is for the next one.
+            answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            Ok::<_, Infallible>(answer)
+        }
+    });
+    let _ = tokio::time::timeout(RESERVE_TIMEOUT, serve(stream, Vec::new(), tasks, probes_only)).await;
 }
 
 /// A body did not come in time.
@@ -180,7 +252,6 @@ impl<T: AsyncRead + Unpin> AsyncRead for Deadlined<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use axum::Router;
@@ -260,6 +331,42 @@ mod tests {
         }
         tokio::time::sleep(WRITE_STALL_MAX * 2).await;
         assert_eq!(open.load(Ordering::Relaxed), 0);
+        tasks.stop();
+    }
+
+    #[tokio::test]
+    async fn who_comes_when_all_places_are_taken_is_told_and_probes_are_answered() {
+        let tasks = Tasks::new();
+        let room = Arc::new(Room::new(1));
+        let live = || std::future::ready("live");
+        let router = Router::new().route("/health/live", get(live)).route("/me", get(live));
+        let listener = net::listen("127.0.0.1:0".parse().expect("valid")).expect("binds");
+        let address = listener.local_addr().expect("bound");
+        let group = tasks.clone();
+        tasks.spawn_until_stopped("test.accept", async move {
+            loop {
+                let (stream, _) = listener.accept().await.expect("accepts");
+                let Some(place) = room.enter() else { continue };
+                let service = TowerToHyperService::new(router.clone());
+                group.spawn("test.serve", serve_in(place, stream, group.clone(), service));
+            }
+        });
+        let ask = |path: &'static str| async move {
+            let mut client = TcpStream::connect(address).await.expect("connects");
+            let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+            client.write_all(request.as_bytes()).await.expect("writes");
+            let mut answer = vec![0; 200];
+            let read = client.read(&mut answer).await.expect("answers");
+            (client, String::from_utf8_lossy(&answer[..read]).into_owned())
+        };
+        let (_holds_the_place, first) = ask("/me").await;
+        assert!(first.starts_with("HTTP/1.1 200"), "{first}");
+        let (_, refused) = ask("/me").await;
+        assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
+        for _ in 0..RESERVE + 5 {
+            let (_, probed) = ask("/health/live").await;
+            assert!(probed.starts_with("HTTP/1.1 200"), "{probed}");
+        }
         tasks.stop();
     }
 

@@ -13,17 +13,20 @@ pub mod gateway;
 mod http;
 pub mod keys;
 pub mod members;
+mod names;
 pub mod ordering;
 pub mod peer;
 pub mod placement;
 pub mod presence;
 pub mod push;
 pub mod rate;
+mod readiness;
 mod recent_set;
 mod remembered;
 mod revocations;
 mod single_flight;
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
@@ -46,6 +49,8 @@ pub struct Listeners {
 pub struct Deps {
     /// This server.
     pub name: ServerName,
+    /// Where it is reached, in place of "every address" that it may listen on.
+    pub advertise: IpAddr,
     /// The engines, timed for this server.
     pub backends: Backends,
     /// This server's figures.
@@ -58,4 +63,18 @@ pub struct Deps {
     pub peer_keys: Arc<keys::Keys>,
     /// Tasks of this server.
     pub tasks: Tasks,
+}
+
+impl Deps {
+    /// Where others reach a listener of this server.
+    ///
+    /// # Errors
+    /// When the listener is of no use.
+    fn reached_at(&self, listener: &TcpListener) -> std::io::Result<SocketAddr> {
+        let mut address = listener.local_addr()?;
+        if address.ip().is_unspecified() {
+            address.set_ip(self.advertise);
+        }
+        Ok(address)
+    }
 }

@@ -10,12 +10,17 @@ use super::processes;
 use crate::backends::Engines;
 use crate::backends::registry::Role;
 use crate::protocol::ServerName;
+use crate::protocol::limits::HEARTBEAT;
+use crate::runtime::net;
 use crate::server::{api, chat, gateway, presence};
 
 /// Most servers of one role in one process.
 pub const SERVERS_MAX: usize = 64;
 
 const DAY: Duration = Duration::from_hours(24);
+
+/// Below two beats whoever loses one is told offline.
+const OFFLINE_AFTER_MIN: Duration = HEARTBEAT.saturating_mul(2);
 
 /// A stack's settings. Every field has a default; a file may set any of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +30,9 @@ pub struct Config {
     pub data: Option<PathBuf>,
     /// Address that all servers listen on.
     pub host: IpAddr,
+    /// Address at which clients and other servers are told to reach them; `None` is `host`, or where that means every address,
+    /// the one of this machine's way out.
+    pub advertise: Option<IpAddr>,
     /// Port of the first API server, 0 for any; further ones take the next ports.
     pub api_port: u16,
     /// Port of the first chat server, 0 for any; further ones take the next ports.
@@ -72,6 +80,7 @@ impl Default for Config {
         Self {
             data: None,
             host: IpAddr::from([127, 0, 0, 1]),
+            advertise: None,
             api_port: 0,
             chat_port: 0,
             gateway_port: 0,
@@ -125,7 +134,36 @@ impl Config {
                 return Err(format!("{name} is 0: nothing would be let in; valid are 1 and more"));
             }
         }
+        if self.advertise.is_some_and(|address| address.is_unspecified()) {
+            return Err("advertise: every address is none that can be reached; name one, or leave it out".to_owned());
+        }
+        self.api.password_cost.check().map_err(|problem| format!("api.password_cost: {problem}"))?;
         self.check_times()
+    }
+
+    /// Checks that a stack of its own has every role that its clients need.
+    ///
+    /// # Errors
+    /// Names the setting.
+    pub fn check_whole(&self) -> Result<(), String> {
+        let needed = [
+            ("chat_servers", self.chat_servers),
+            ("presence_servers", self.presence_servers),
+            ("api_servers", self.api_servers),
+        ];
+        match needed.iter().find(|(_, count)| *count == 0) {
+            Some((name, _)) => {
+                Err(format!("{name} is 0: a stack needs at least one; `chatctl serve --role` runs some roles only"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Where the servers of this stack are reached.
+    #[must_use]
+    pub fn advertised(&self) -> IpAddr {
+        let host = (!self.host.is_unspecified()).then_some(self.host);
+        self.advertise.or(host).unwrap_or_else(net::own_address)
     }
 
     fn check_times(&self) -> Result<(), String> {
@@ -135,7 +173,7 @@ impl Config {
             ("drain_timeout", self.drain_timeout, zero, DAY),
             ("chat.handshake_timeout", self.chat.handshake_timeout, least, DAY),
             ("chat.idle_timeout", self.chat.idle_timeout, least, DAY),
-            ("presence.offline_after", self.presence.offline_after, least, DAY),
+            ("presence.offline_after", self.presence.offline_after, OFFLINE_AFTER_MIN, DAY),
             ("presence.grace", self.presence.grace, zero, DAY),
             ("gateway.first_line_timeout", self.gateway.first_line_timeout, least, DAY),
         ] {
@@ -222,6 +260,32 @@ mod tests {
             assert!(check(text).is_err_and(|problem| problem.contains("valid are")), "{text}");
         }
         assert_eq!(check("token_lifetime: 2s"), Ok(()));
+    }
+
+    #[test]
+    fn a_password_cost_that_is_not_valid_is_told_by_its_setting() {
+        let check = |text: &str| serde_saphyr::from_str::<Config>(text).expect("parses").check();
+        for text in ["api: {password_cost: {passes: 0}}", "api: {password_cost: {memory_kib: 1}}"] {
+            assert!(check(text).is_err_and(|problem| problem.starts_with("api.password_cost: ")), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_address_is_told_as_one_that_can_be_reached() {
+        let config = |text: &str| serde_saphyr::from_str::<Config>(text).expect("parses");
+        assert_eq!(config("host: 127.0.0.5").advertised().to_string(), "127.0.0.5");
+        assert_eq!(config("{host: 0.0.0.0, advertise: 10.0.0.7}").advertised().to_string(), "10.0.0.7");
+        for every in ["0.0.0.0", "'::'"] {
+            assert!(!config(&format!("host: {every}")).advertised().is_unspecified());
+        }
+        assert!(config("advertise: 0.0.0.0").check().is_err());
+    }
+
+    #[test]
+    fn a_stack_without_a_role_that_its_clients_need_is_told() {
+        let config = Config { chat_servers: 0, ..Config::default() };
+        assert!(config.check_whole().is_err_and(|problem| problem.contains("chat_servers is 0")));
+        assert_eq!(Config::default().check_whole(), Ok(()));
     }
 
     #[test]

@@ -39,7 +39,8 @@ pub fn in_process(fault: &Fault, servers: &[String]) -> Result<(), String> {
         Fault::Kill(name) | Fault::Drain(name) if !servers.contains(name) => {
             Err(format!("there is no server {name}: there are {}", servers.join(", ")))
         }
-        Fault::Kill(_) | Fault::Drain(_) => Ok(()),
+        Fault::Drain(name) => not_the_last(name, servers),
+        Fault::Kill(_) => Ok(()),
         Fault::Restart(_) | Fault::Pause(..) | Fault::Stop(..) | Fault::Cut { .. } | Fault::Flush(_) => {
             Err("a stack in one process knows only kill and drain: set stack.engines to real".to_owned())
         }
@@ -59,6 +60,7 @@ pub fn of_processes(fault: &Fault, servers: &[String], engines: &[String]) -> Re
     }
     match fault {
         Fault::Drain(_) if !is_server => Err(format!("{name} is an engine: restart or stop it")),
+        Fault::Drain(_) => not_the_last(fault.target(), servers),
         Fault::Flush(_) if is_server => Err(format!("{name} keeps nothing: stop it")),
         Fault::Flush(_) if name != "redis" => Err(format!("{name} can't be flushed, only redis can")),
         Fault::Cut { .. } if !is_server => Err(format!("{name} is no server: cut a server from it")),
@@ -67,6 +69,19 @@ pub fn of_processes(fault: &Fault, servers: &[String], engines: &[String]) -> Re
         }
         _ => Ok(()),
     }
+}
+
+/// A drained server's clients go to another one of its role.
+fn not_the_last(name: &str, servers: &[String]) -> Result<(), String> {
+    let role = |name: &str| name.rsplit_once('-').map(|(role, _)| role.to_owned()).unwrap_or_default();
+    let others = servers.iter().filter(|other| *other != name && role(other) == role(name)).count();
+    if others > 0 {
+        return Ok(());
+    }
+    let role = role(name);
+    Err(format!(
+        "{name} is the only {role} server, its clients could go nowhere: `chatctl scale {role}=2` first, or kill it"
+    ))
 }
 
 /// What an engine is called here, whatever it is called elsewhere.
@@ -88,6 +103,9 @@ mod tests {
         let config = Config { chat_servers: 3, ..Profile::Embedded.config() };
         for fault in ["kill chat-3", "drain chat-1", "kill presence-1", "kill api-1"] {
             assert_eq!(check(&config, fault), Ok(()), "{fault}");
+        }
+        for fault in ["drain api-1", "drain presence-1"] {
+            assert!(check(&config, fault).expect_err(fault).contains("is the only"), "{fault}");
         }
         for fault in ["kill chat-9", "drain chat-4"] {
             let refused = check(&config, fault).expect_err(fault);

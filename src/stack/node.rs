@@ -188,7 +188,10 @@ async fn start_role(
         }
         Role::Gateway => {
             let http = bind(place.port)?;
-            let address = http.local_addr().map_err(|e| failed(e.into()))?;
+            let mut address = http.local_addr().map_err(|e| failed(e.into()))?;
+            if address.ip().is_unspecified() {
+                address.set_ip(deps.advertise);
+            }
             let listeners = Listeners { clients: bind(place.websocket_port)?, peers: bind(0)? };
             let gateway = gateway::start(listeners, http, deps, config.gateway).await.map_err(failed)?;
             Started {

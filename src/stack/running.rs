@@ -200,6 +200,7 @@ impl Stack {
             let server_metrics = stack.metrics.register(place.role.name(), place.name.as_str());
             let deps = Deps {
                 name: place.name.clone(),
+                advertise: stack.config.advertised(),
                 backends: stack.backends.timed(&server_metrics),
                 metrics: server_metrics,
                 registry: stack.metrics.clone(),

@@ -55,6 +55,8 @@ names!(
         LogRead = "chatctl_log_read_total",
         /// `head` frames left out because a newer one followed at once.
         HeadsCoalesced = "chatctl_heads_coalesced_total",
+        /// Messages that were published later than their sender waited.
+        AnnouncedLate = "chatctl_announced_late_total",
         /// Ids declared void.
         IdsVoided = "chatctl_ids_voided_total",
         /// Messages that were stored and not acknowledged, since their counter was overtaken.

@@ -155,17 +155,25 @@ async fn plain(url: &str, request: &str) -> String {
 async fn bad_upgrades_get_an_http_answer() {
     let stack = start().await;
     let alice = signup(&stack, "alice").await;
-    let ws = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
-    let key = "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    let ws = "Host: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n";
+    let version = "Sec-WebSocket-Version: 13\r\n";
+    let key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
     let huge = "X-Filler: ".to_owned() + &"a".repeat(9_000);
+    let get = |headers: &str| format!("GET /ws HTTP/1.1\r\n{headers}\r\n");
     let cases = [
-        ("GET /ws HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), "426"),
-        (format!("POST /ws HTTP/1.1\r\n{ws}{key}\r\n"), "405"),
-        (format!("GET /ws HTTP/1.1\r\n{ws}Sec-WebSocket-Version: 8\r\n\r\n"), "400"),
-        (format!("GET /ws HTTP/1.1\r\n{ws}Sec-WebSocket-Version: 13\r\n\r\n"), "400"),
-        (format!("GET /ws HTTP/1.1\r\n{ws}{key}Sec-WebSocket-Protocol: soap\r\n\r\n"), "400"),
-        (format!("GET /ws HTTP/1.1\r\n{ws}{key}Authorization: Bearer forged\r\n\r\n"), "401"),
-        (format!("GET /ws HTTP/1.1\r\n{ws}{key}Authorization: Basic x\r\n\r\n"), "401"),
+        (get("Host: x\r\n"), "426"),
+        (format!("POST /ws HTTP/1.1\r\n{ws}{version}{key}\r\n"), "405"),
+        (get(&format!("{ws}{key}Sec-WebSocket-Version: 8\r\n")), "426"),
+        (get(&format!("{ws}{key}")), "426"),
+        (get(&format!("{ws}{version}")), "400"),
+        (get(&format!("{ws}{version}{key}{key}")), "400"),
+        (get(&format!("{ws}{version}Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAAAA\r\n")), "400"),
+        (get(&format!("Host: y\r\n{ws}{version}{key}")), "400"),
+        (get(&format!("{}{version}{key}", ws.replace("Host: x\r\n", ""))), "400"),
+        (get(&format!("{ws}{version}{key}")).replace("HTTP/1.1", "HTTP/1.0"), "505"),
+        (get(&format!("{ws}{version}{key}Sec-WebSocket-Protocol: soap\r\n")), "400"),
+        (get(&format!("{ws}{version}{key}Authorization: Bearer forged\r\n")), "401"),
+        (get(&format!("{ws}{version}{key}Authorization: Basic x\r\n")), "401"),
         (format!("GET /ws HTTP/1.1\r\n{huge}\r\n\r\n"), "431"),
         ("\u{1}\u{2}\u{3} nonsense\r\n\r\n".to_owned(), "400"),
         ("GET /health/live HTTP/1.1\r\n\r\n".to_owned(), "200"),
@@ -174,7 +182,31 @@ async fn bad_upgrades_get_an_http_answer() {
     for (request, status) in cases {
         let answer = plain(&alice.url, &request).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{request:?} got {answer:?}");
+        assert_eq!(answer.contains("\r\nUpgrade: websocket\r\n"), status == "426", "{answer:?}");
     }
+    let other_version = get(&format!("{ws}{key}Sec-WebSocket-Version: 8\r\n"));
+    assert!(plain(&alice.url, &other_version).await.contains("\r\nSec-WebSocket-Version: 13\r\n"));
+    stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_on_several_lines_are_read_as_one_list() {
+    let stack = start().await;
+    let alice = signup(&stack, "alice").await;
+    let request = format!(
+        "GET /ws HTTP/1.1\r\nHost: x\r\nConnection: keep-alive\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\
+         Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+         Sec-WebSocket-Protocol: soap\r\nSec-WebSocket-Protocol: chatctl.v1\r\nAuthorization: Bearer {}\r\n\r\n",
+        alice.token
+    );
+    let mut stream = TcpStream::connect(authority(&alice.url)).await.expect("connects");
+    stream.write_all(request.as_bytes()).await.expect("writes");
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.expect("an answer"));
+    }
+    let head = String::from_utf8(head).expect("text");
+    assert!(head.starts_with("HTTP/1.1 101") && head.contains("Sec-WebSocket-Protocol: chatctl.v1"), "{head}");
     stack.stop().await;
 }
 

@@ -177,6 +177,9 @@ impl Messages for Lies {
     async fn mark(&self, name: &str, value: &str) -> BackendResult<String> {
         self.inner.mark(name, value).await
     }
+    async fn probe(&self) -> BackendResult<()> {
+        self.inner.probe().await
+    }
     async fn raise_head(&self, c: ConversationId, from: ConversationHead, to: ConversationHead) -> BackendResult<bool> {
         self.inner.raise_head(c, from, to).await
     }
@@ -357,6 +360,9 @@ impl Sequence for StartsAgain {
     }
     async fn forget(&self, c: ConversationId, epoch: u64) -> BackendResult<()> {
         self.now(c).await.forget(c, epoch).await
+    }
+    async fn probe(&self) -> BackendResult<()> {
+        self.inner.probe().await
     }
 }
 

@@ -234,3 +234,23 @@ async fn a_subscription_in_the_packet_of_the_close_leaves_nothing_behind() {
     }
     panic!("{} files are open, {before} were", open_files());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_removed_member_has_under_way_is_there_when_the_removal_is_answered_or_never() {
+    // The member's message passed the door and is on its way to the store.
+    let stack = late(&["messages.append"]).await;
+    let (alice, bob) = (signup(&stack, "alice").await, signup(&stack, "bob").await);
+    let group = conversation(&stack, &alice, "group", &[&bob]).await;
+    let mut b = Socket::open(&bob).await;
+    b.say(json!({"type": "send", "uuid": Uuid::new_v4(), "conversation": group, "body": "just before"})).await;
+    tokio::time::sleep(MEANWHILE).await;
+    remove_member(&stack, &alice, &group, &bob).await;
+    let stored = async || {
+        let answer = crate::client::sync(&stack, &alice, &group, 0).await;
+        answer["messages"].as_array().expect("a list").len()
+    };
+    let at_the_answer = stored().await;
+    tokio::time::sleep(2 * LATE).await;
+    assert_eq!(stored().await, at_the_answer);
+    stack.stop().await;
+}

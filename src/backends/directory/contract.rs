@@ -13,6 +13,10 @@ macro_rules! directory_contract {
             conversations_are_listed_in_pages,
             a_large_group_can_be_made,
             a_receipt_never_goes_back,
+            of_many_who_raise_a_receipt_the_highest_stays,
+            hostile_texts_are_kept_as_they_are_or_refused,
+            names_differ_when_a_byte_differs,
+            ids_that_nothing_can_have_are_those_of_nobody,
             a_revoked_token_stays_revoked,
             a_token_of_nobody_is_told_apart,
             who_logged_out_lately_is_listed_and_what_expired_is_purged,
@@ -26,7 +30,7 @@ pub(crate) mod promises {
     use uuid::Uuid;
 
     use crate::backends::contract::Place;
-    use crate::backends::directory::{Directory, NewConversationRow, TokenStanding};
+    use crate::backends::directory::{Directory, NewConversationRow, NewUser, TokenStanding};
     use crate::backends::error::ErrorKind;
     use crate::protocol::api::{ConversationKind, Receipt};
     use crate::protocol::frames::ReceiptStatus;
@@ -39,8 +43,12 @@ pub(crate) mod promises {
         format!("user-{}", Uuid::new_v4().simple())
     }
 
+    fn new(name: &str) -> NewUser {
+        NewUser { name: name.to_owned(), display_name: name.to_owned(), password_hash: "hash".to_owned() }
+    }
+
     async fn user(port: &Port) -> UserId {
-        port.add_user(&name(), "hash").await.expect("adds")
+        port.add_user(&new(&name())).await.expect("adds")
     }
 
     async fn group(port: &Port, members: &[UserId]) -> ConversationId {
@@ -56,9 +64,10 @@ pub(crate) mod promises {
     pub(crate) async fn a_user_is_found_by_name_and_by_id(place: impl Place<Port>) {
         let port = place.open().await;
         let name = name();
-        let id = port.add_user(&name, "hash").await.expect("adds");
+        let id = port.add_user(&NewUser { display_name: "Zoe".to_owned(), ..new(&name) }).await.expect("adds");
         let found = port.credentials(&name).await.expect("reads").expect("is there");
         assert_eq!((found.user, found.password_hash.as_str()), (id, "hash"));
+        assert_eq!(port.find_user(&name).await.expect("reads").expect("is there").display_name, "Zoe");
         port.set_display_name(id, "Zoë").await.expect("sets");
         let other = place.open().await;
         let profile = other.find_user(&name).await.expect("reads").expect("is there");
@@ -70,25 +79,25 @@ pub(crate) mod promises {
     pub(crate) async fn many_users_are_added_together_or_not_at_all(place: impl Place<Port>) {
         let port = place.open().await;
         // In an order that is not that of their names.
-        let users: Vec<(String, String)> =
-            (0..250).rev().map(|n| (format!("{n:03}-{}", name()), format!("hash-{n}"))).collect();
+        let user = |n| NewUser { password_hash: format!("hash-{n}"), ..new(&format!("{n:03}-{}", name())) };
+        let users: Vec<NewUser> = (0..250).rev().map(user).collect();
         let ids = port.add_users(&users).await.expect("adds");
         assert_eq!(ids.len(), users.len());
         for n in [0, 99, 100, 249] {
-            let found = port.credentials(&users[n].0).await.expect("reads").expect("is there");
-            assert_eq!((found.user, &found.password_hash), (ids[n], &users[n].1));
+            let found = port.credentials(&users[n].name).await.expect("reads").expect("is there");
+            assert_eq!((found.user, &found.password_hash), (ids[n], &users[n].password_hash));
         }
-        let fresh = (name(), "hash".to_owned());
+        let fresh = new(&name());
         let refused = port.add_users(&[fresh.clone(), users[7].clone()]).await.expect_err("one is taken");
         assert_eq!(refused.kind, ErrorKind::Conflict);
-        assert_eq!(port.credentials(&fresh.0).await.expect("reads"), None, "the other one was not added either");
+        assert_eq!(port.credentials(&fresh.name).await.expect("reads"), None, "the other one was not added either");
         assert_eq!(port.add_users(&[]).await.expect("nothing to do"), []);
     }
 
     pub(crate) async fn a_name_is_taken_once_by_one_of_many(place: impl Place<Port>) {
-        let name = name();
+        let new = new(&name());
         let port = place.open().await;
-        let tries = futures_util::future::join_all((0..8).map(|_| port.add_user(&name, "hash"))).await;
+        let tries = futures_util::future::join_all((0..8).map(|_| port.add_user(&new))).await;
         assert_eq!(tries.iter().filter(|t| t.is_ok()).count(), 1);
         assert!(tries.iter().filter_map(|t| t.as_ref().err()).all(|e| e.kind == ErrorKind::Conflict));
     }
@@ -122,12 +131,12 @@ pub(crate) mod promises {
         let (here, there) = (place.open().await, place.open().await);
         let (a, b, c) = (user(&*here).await, user(&*here).await, user(&*here).await);
         let group = group(&*here, &[a, b]).await;
-        assert_eq!(there.members(group).await.expect("reads"), [a, b]);
+        assert_eq!(there.members(group, UserId(0), 100).await.expect("reads"), [a, b]);
         assert_eq!(there.add_members(group, &[b, c]).await.expect("adds"), 1);
-        assert_eq!(here.members(group).await.expect("reads"), [a, b, c]);
+        assert_eq!(here.members(group, UserId(0), 100).await.expect("reads"), [a, b, c]);
         assert!(here.remove_member(group, b).await.expect("removes"));
         assert!(!here.remove_member(group, b).await.expect("answers"));
-        assert_eq!(there.members(group).await.expect("reads"), [a, c]);
+        assert_eq!(there.members(group, UserId(0), 100).await.expect("reads"), [a, c]);
         assert!(there.is_member(group, a).await.expect("reads") && !there.is_member(group, b).await.expect("reads"));
         assert_eq!(there.conversation(group).await.expect("reads").expect("is there").members, 2);
     }
@@ -150,7 +159,7 @@ pub(crate) mod promises {
         let port = place.open().await;
         let members: Vec<UserId> = (1..=12_000).map(|n| UserId(n + 1_000_000)).collect();
         let group = group(&*port, &members).await;
-        assert_eq!(port.members(group).await.expect("reads"), members);
+        assert_eq!(port.members(group, UserId(0), 20_000).await.expect("reads"), members);
     }
 
     pub(crate) async fn a_receipt_never_goes_back(place: impl Place<Port>) {
@@ -158,10 +167,88 @@ pub(crate) mod promises {
         let a = user(&*port).await;
         let group = group(&*port, &[a]).await;
         let receipt = |upto| Receipt { user: a, status: ReceiptStatus::Read, upto: MessageId(upto) };
-        for upto in [5, 9, 7] {
-            port.raise_receipt(group, &receipt(upto)).await.expect("raises");
+        for (upto, rises) in [(5, true), (9, true), (7, false), (9, false)] {
+            assert_eq!(port.raise_receipt(group, &receipt(upto)).await.expect("raises"), rises, "{upto}");
         }
         assert_eq!(port.receipts(group).await.expect("reads"), [receipt(9)]);
+    }
+
+    pub(crate) async fn of_many_who_raise_a_receipt_the_highest_stays(place: impl Place<Port>) {
+        let port = place.open().await;
+        let a = user(&*port).await;
+        let group = group(&*port, &[a]).await;
+        let receipt = |upto| Receipt { user: a, status: ReceiptStatus::Delivered, upto: MessageId(upto) };
+        let all: Vec<Receipt> = (1..=12).map(receipt).collect();
+        let raised = futures_util::future::join_all(all.iter().map(|receipt| port.raise_receipt(group, receipt))).await;
+        assert!(raised.into_iter().all(|raised| raised.is_ok()));
+        assert_eq!(port.receipts(group).await.expect("reads"), [receipt(12)]);
+    }
+
+    pub(crate) async fn hostile_texts_are_kept_as_they_are_or_refused(place: impl Place<Port>) {
+        let port = place.open().await;
+        let id = user(&*port).await;
+        let longest = "\u{10348}".repeat(128);
+        for text in ["'; DROP TABLE users; --", "\"?\" $1 ? %s \\", "\u{202e}abc\u{7f}", "a\u{308}", "", " ", &longest]
+        {
+            port.set_display_name(id, text).await.expect("takes it");
+            assert_eq!(port.profiles(&[id]).await.expect("reads")[0].display_name, text);
+            let conversation = NewConversationRow {
+                kind: ConversationKind::Group,
+                name: text.to_owned(),
+                owner: id,
+                members: vec![id],
+            };
+            let group = port.add_conversation(&conversation).await.expect("takes it");
+            assert_eq!(port.conversation(group).await.expect("reads").expect("is there").name, text);
+            assert_eq!(port.find_user(text).await.expect("reads"), None);
+            assert_eq!(port.credentials(text).await.expect("reads"), None);
+        }
+        let with_nul = "a\0b";
+        let named = NewConversationRow {
+            kind: ConversationKind::Group,
+            name: with_nul.to_owned(),
+            owner: id,
+            members: vec![id],
+        };
+        let refusals = [
+            port.add_user(&new(with_nul)).await.err(),
+            port.add_users(&[new(with_nul)]).await.err(),
+            port.credentials(with_nul).await.err(),
+            port.find_user(with_nul).await.err(),
+            port.set_display_name(id, with_nul).await.err(),
+            port.add_conversation(&named).await.err(),
+        ];
+        for refusal in refusals {
+            assert_eq!(refusal.expect("refused").kind, ErrorKind::Rejected);
+        }
+    }
+
+    pub(crate) async fn names_differ_when_a_byte_differs(place: impl Place<Port>) {
+        let port = place.open().await;
+        let name = name();
+        port.add_user(&new(&name)).await.expect("adds");
+        for other in [format!("{name} "), name.to_uppercase(), format!("{name}\u{301}"), format!(" {name}")] {
+            assert_eq!(port.credentials(&other).await.expect("reads"), None, "{other:?}");
+            assert_eq!(port.find_user(&other).await.expect("reads"), None, "{other:?}");
+        }
+        port.add_user(&new(&name.to_uppercase())).await.expect("is another name");
+    }
+
+    pub(crate) async fn ids_that_nothing_can_have_are_those_of_nobody(place: impl Place<Port>) {
+        let port = place.open().await;
+        let a = user(&*port).await;
+        let group = group(&*port, &[a]).await;
+        for beyond in [u64::MAX, 1 << 63, i64::MAX as u64] {
+            let (no_conversation, nobody) = (ConversationId(beyond), UserId(beyond));
+            assert_eq!(port.conversations_of(a, no_conversation, 10).await.expect("reads"), [], "{beyond}");
+            assert_eq!(port.conversation(no_conversation).await.expect("reads"), None);
+            assert_eq!(port.profiles(&[nobody]).await.expect("reads"), []);
+            assert_eq!(port.members(no_conversation, UserId(0), 10).await.expect("reads"), []);
+            assert!(!port.is_member(no_conversation, a).await.expect("reads"));
+            assert!(!port.is_member(group, nobody).await.expect("reads"));
+            assert!(!port.remove_member(group, nobody).await.expect("answers"));
+            assert_eq!(port.token_standing(nobody, Uuid::new_v4()).await.expect("reads"), TokenStanding::NoSuchUser);
+        }
     }
 
     pub(crate) async fn a_revoked_token_stays_revoked(place: impl Place<Port>) {

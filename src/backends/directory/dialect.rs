@@ -47,25 +47,6 @@ impl Dialect {
         }
     }
 
-    /// Inserts a receipt, or raises the one that is there.
-    pub(super) const fn raise_receipt(self) -> &'static str {
-        match self {
-            Self::Sqlite => {
-                "INSERT INTO receipts (conversation_id, user_id, status, upto) VALUES (?, ?, ?, ?)
-                 ON CONFLICT (conversation_id, user_id, status) DO UPDATE SET upto = max(upto, excluded.upto)"
-            }
-            Self::Postgres => {
-                "INSERT INTO receipts (conversation_id, user_id, status, upto) VALUES (?, ?, ?, ?)
-                 ON CONFLICT (conversation_id, user_id, status)
-                 DO UPDATE SET upto = greatest(receipts.upto, excluded.upto)"
-            }
-            Self::Mysql => {
-                "INSERT INTO receipts (conversation_id, user_id, status, upto) VALUES (?, ?, ?, ?)
-                 ON DUPLICATE KEY UPDATE upto = greatest(upto, VALUES(upto))"
-            }
-        }
-    }
-
     /// Seconds since 1970 by the clock of the database: one clock for all servers.
     pub(super) const fn now_s(self) -> &'static str {
         match self {

@@ -23,6 +23,17 @@ pub struct Credentials {
     pub password_hash: String,
 }
 
+/// A user who is not there yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewUser {
+    /// Unique. The form in which names are compared is the caller's to choose: names that differ in a byte are two names.
+    pub name: String,
+    /// What the user is shown as.
+    pub display_name: String,
+    /// PHC string of argon2.
+    pub password_hash: String,
+}
+
 /// What the directory knows of a token whose signature is good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TokenStanding {
@@ -49,6 +60,15 @@ pub struct ConversationRow {
     pub members: u64,
 }
 
+/// Who is in a conversation, as far as a server needs to know for each message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Audience {
+    /// Direct or group.
+    pub kind: ConversationKind,
+    /// Everybody, by id; `None` where they are more than was asked for.
+    pub users: Option<Vec<UserId>>,
+}
+
 /// What a new conversation starts with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewConversationRow {
@@ -63,19 +83,22 @@ pub struct NewConversationRow {
 }
 
 /// The relational store. Every change is durable on `Ok`, and every later read of every handle sees it.
+///
+/// A text with a NUL character is refused by every call, kind `Rejected`: not every database can keep one. Ids that are above
+/// what a database can hold (2^63 - 1) are those of nobody.
 #[async_trait]
 pub trait Directory: Send + Sync {
     /// Adds a user.
     ///
     /// # Errors
     /// Kind `Conflict`: the name is taken.
-    async fn add_user(&self, name: &str, password_hash: &str) -> BackendResult<UserId>;
+    async fn add_user(&self, user: &NewUser) -> BackendResult<UserId>;
 
     /// Adds many users, all of them or none; ids come in the order of the names.
     ///
     /// # Errors
     /// Kind `Conflict`: one of the names is taken, or stands twice in the list.
-    async fn add_users(&self, users: &[(String, String)]) -> BackendResult<Vec<UserId>>;
+    async fn add_users(&self, users: &[NewUser]) -> BackendResult<Vec<UserId>>;
 
     /// What a login checks against.
     async fn credentials(&self, name: &str) -> BackendResult<Option<Credentials>>;
@@ -109,11 +132,26 @@ pub trait Directory: Send + Sync {
         limit: usize,
     ) -> BackendResult<Vec<ConversationRow>>;
 
-    /// The members of a conversation, by id.
-    async fn members(&self, conversation: ConversationId) -> BackendResult<Vec<UserId>>;
+    /// The ids of those conversations, without what is told of each.
+    async fn conversation_ids_of(
+        &self,
+        user: UserId,
+        after: ConversationId,
+        limit: usize,
+    ) -> BackendResult<Vec<ConversationId>>;
+
+    /// Who is in a conversation, listed up to `most`; `None` when there is no such conversation. Reads no more than that,
+    /// however many there are.
+    async fn audience(&self, conversation: ConversationId, most: usize) -> BackendResult<Option<Audience>>;
+
+    /// The members of a conversation with ids above `after`, by id, at most `limit`.
+    async fn members(&self, conversation: ConversationId, after: UserId, limit: usize) -> BackendResult<Vec<UserId>>;
 
     /// Whether a user is a member.
     async fn is_member(&self, conversation: ConversationId, user: UserId) -> BackendResult<bool>;
+
+    /// Those of the users that are members, by id.
+    async fn members_among(&self, conversation: ConversationId, users: &[UserId]) -> BackendResult<Vec<UserId>>;
 
     /// Adds members; those who are in already stay. Returns how many joined.
     async fn add_members(&self, conversation: ConversationId, users: &[UserId]) -> BackendResult<u64>;
@@ -121,8 +159,8 @@ pub trait Directory: Send + Sync {
     /// Removes a member; returns whether there was one.
     async fn remove_member(&self, conversation: ConversationId, user: UserId) -> BackendResult<bool>;
 
-    /// Raises a member's receipt; it never goes back.
-    async fn raise_receipt(&self, conversation: ConversationId, receipt: &Receipt) -> BackendResult<()>;
+    /// Raises a member's receipt; it never goes back. Returns whether it rose.
+    async fn raise_receipt(&self, conversation: ConversationId, receipt: &Receipt) -> BackendResult<bool>;
 
     /// The receipts of a conversation, by user.
     async fn receipts(&self, conversation: ConversationId) -> BackendResult<Vec<Receipt>>;
@@ -138,4 +176,7 @@ pub trait Directory: Send + Sync {
 
     /// Removes logged-out tokens that expired over an hour ago. Returns how many.
     async fn purge_revoked(&self) -> BackendResult<u64>;
+
+    /// Writes something small that nobody reads: whether the engine takes writes now.
+    async fn probe(&self) -> BackendResult<()>;
 }

@@ -11,7 +11,7 @@ use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Connection, Executor, Row
 use uuid::Uuid;
 
 use super::dialect::Dialect;
-use super::{ConversationRow, Credentials, Directory, NewConversationRow, TokenStanding};
+use super::{Audience, ConversationRow, Credentials, Directory, NewConversationRow, NewUser, TokenStanding};
 use crate::backends::deployment::DeploymentId;
 use crate::backends::{BackendError, BackendResult, error::ErrorKind};
 use crate::protocol::api::{ConversationKind, Profile, Receipt};
@@ -172,9 +172,17 @@ async fn migrate(connection: &mut AnyConnection, dialect: Dialect) -> sqlx::Resu
     Ok(())
 }
 
-/// Database ids are signed; ours stay far below the sign bit.
+/// Database ids are signed. What a client made up above the sign bit stands for an id that nothing has.
 const fn sql(id: u64) -> i64 {
-    id as i64
+    if id > i64::MAX as u64 { i64::MAX } else { id as i64 }
+}
+
+/// Refuses texts that not every database can keep, before any of them sees them.
+fn check_texts(operation: &'static str, texts: &[&str]) -> BackendResult<()> {
+    if texts.iter().any(|text| text.contains('\0')) {
+        return Err(BackendError::not_applied(operation, ErrorKind::Rejected, "a text holds a NUL character"));
+    }
+    Ok(())
 }
 
 const fn id(value: i64) -> u64 {
@@ -187,9 +195,29 @@ fn failed(operation: &'static str, error: sqlx::Error) -> BackendError {
     }
     match &error {
         sqlx::Error::PoolTimedOut => BackendError::not_applied(operation, ErrorKind::TimedOut, error),
-        sqlx::Error::Database(_) => BackendError::not_applied(operation, ErrorKind::Unavailable, error),
+        sqlx::Error::Database(refusal) => {
+            let kind =
+                if is_bad_value(refusal.code().as_deref()) { ErrorKind::Rejected } else { ErrorKind::Unavailable };
+            BackendError::not_applied(operation, kind, error)
+        }
+        sqlx::Error::Encode(_) | sqlx::Error::InvalidArgument(_) => {
+            BackendError::not_applied(operation, ErrorKind::Rejected, error)
+        }
         _ => BackendError::unknown(operation, ErrorKind::Unavailable, error),
     }
+}
+
+/// Whether a database refused a value, and not the work as such: the same value is refused again. Classes 22 (data exception) and
+/// 23 (integrity constraint) of the SQL standard's codes, and `SQLite`'s own for a constraint, a size and a type.
+fn is_bad_value(code: Option<&str>) -> bool {
+    const SQLITE_TOO_BIG: i64 = 18;
+    const SQLITE_CONSTRAINT: i64 = 19;
+    const SQLITE_MISMATCH: i64 = 20;
+    let Some(code) = code else { return false };
+    let is_standard = code.len() == 5 && (code.starts_with("22") || code.starts_with("23"));
+    // The low byte is the primary code.
+    let primary = code.parse::<i64>().ok().filter(|_| code.len() < 5).map(|code| code & 0xff);
+    is_standard || primary.is_some_and(|code| matches!(code, SQLITE_TOO_BIG | SQLITE_CONSTRAINT | SQLITE_MISMATCH))
 }
 
 /// True for errors that say "another transaction was in the way": nothing happened, and a new try helps.
@@ -208,6 +236,10 @@ fn kind_text(kind: ConversationKind) -> &'static str {
     }
 }
 
+fn kind_of(text: &str) -> ConversationKind {
+    if text == "direct" { ConversationKind::Direct } else { ConversationKind::Group }
+}
+
 fn profile(row: &AnyRow) -> Profile {
     Profile { user: UserId(id(row.get(0))), name: row.get(1), display_name: row.get(2) }
 }
@@ -215,7 +247,7 @@ fn profile(row: &AnyRow) -> Profile {
 fn conversation_row(row: &AnyRow) -> ConversationRow {
     ConversationRow {
         conversation: ConversationId(id(row.get(0))),
-        kind: if row.get::<String, _>(1) == "direct" { ConversationKind::Direct } else { ConversationKind::Group },
+        kind: kind_of(&row.get::<String, _>(1)),
         name: row.get(2),
         owner: UserId(id(row.get(3))),
         members: id(row.get(4)),
@@ -308,28 +340,33 @@ impl SqlDirectory {
 
 #[async_trait]
 impl Directory for SqlDirectory {
-    async fn add_user(&self, name: &str, password_hash: &str) -> BackendResult<UserId> {
+    async fn add_user(&self, user: &NewUser) -> BackendResult<UserId> {
+        const OPERATION: &str = "directory.add_user";
+        check_texts(OPERATION, &[&user.name, &user.display_name])?;
+        let NewUser { name, display_name, password_hash } = user.clone();
         let add = async {
             let mut connection = self.pool.acquire().await?;
             let text = "INSERT INTO users (name, display_name, password_hash) VALUES (?, ?, ?)";
-            let (name, hash) = (name.to_owned(), password_hash.to_owned());
-            self.insert(&mut connection, text, |query| query.bind(name.clone()).bind(name).bind(hash)).await
+            self.insert(&mut connection, text, |query| query.bind(name).bind(display_name).bind(password_hash)).await
         };
-        add.await.map(UserId).map_err(|e| failed("directory.add_user", e))
+        add.await.map(UserId).map_err(|e| failed(OPERATION, e))
     }
 
-    async fn add_users(&self, users: &[(String, String)]) -> BackendResult<Vec<UserId>> {
+    async fn add_users(&self, users: &[NewUser]) -> BackendResult<Vec<UserId>> {
         const OPERATION: &str = "directory.add_users";
         if users.is_empty() {
             return Ok(Vec::new());
+        }
+        for user in users {
+            check_texts(OPERATION, &[&user.name, &user.display_name])?;
         }
         let add = async {
             let mut transaction = self.pool.begin_with(self.dialect.begin()).await?;
             for chunk in users.chunks(ROWS_PER_STATEMENT) {
                 let rows = vec!["(?, ?, ?)"; chunk.len()].join(", ");
                 let text = format!("INSERT INTO users (name, display_name, password_hash) VALUES {rows}");
-                let bind = |query: Query<'static, Any, AnyArguments>, (name, hash): &(String, String)| {
-                    query.bind(name.clone()).bind(name.clone()).bind(hash.clone())
+                let bind = |query: Query<'static, Any, AnyArguments>, user: &NewUser| {
+                    query.bind(user.name.clone()).bind(user.display_name.clone()).bind(user.password_hash.clone())
                 };
                 chunk.iter().fold(self.query(&text), bind).execute(&mut *transaction).await?;
             }
@@ -338,21 +375,25 @@ impl Directory for SqlDirectory {
             for chunk in users.chunks(ROWS_PER_STATEMENT) {
                 let list = vec!["?"; chunk.len()].join(", ");
                 let query = self.query(&format!("SELECT id, name FROM users WHERE name IN ({list})"));
-                let query = chunk.iter().fold(query, |query, (name, _)| query.bind(name.clone()));
+                let query = chunk.iter().fold(query, |query, user| query.bind(user.name.clone()));
                 let rows = query.fetch_all(&mut *transaction).await?;
                 ids.extend(rows.iter().map(|row| (row.get::<String, _>(1), UserId(id(row.get(0))))));
             }
             transaction.commit().await?;
-            let found = users.iter().map(|(name, _)| ids.get(name).copied().ok_or(sqlx::Error::RowNotFound));
+            let found = users.iter().map(|user| ids.get(&user.name).copied().ok_or(sqlx::Error::RowNotFound));
             found.collect::<sqlx::Result<Vec<_>>>()
         };
         add.await.map_err(|e| failed(OPERATION, e))
     }
 
     async fn credentials(&self, name: &str) -> BackendResult<Option<Credentials>> {
-        let query = self.query("SELECT id, password_hash FROM users WHERE name = ?").bind(name.to_owned());
-        let rows = self.fetch("directory.credentials", query).await?;
-        Ok(rows.first().map(|row| Credentials { user: UserId(id(row.get(0))), password_hash: row.get(1) }))
+        const OPERATION: &str = "directory.credentials";
+        check_texts(OPERATION, &[name])?;
+        let query = self.query("SELECT id, password_hash, name FROM users WHERE name = ?").bind(name.to_owned());
+        let rows = self.fetch(OPERATION, query).await?;
+        // MySQL and MariaDB hold texts for equal that differ in blanks at their end.
+        let found = rows.first().filter(|row| row.get::<String, _>(2) == name);
+        Ok(found.map(|row| Credentials { user: UserId(id(row.get(0))), password_hash: row.get(1) }))
     }
 
     async fn profiles(&self, users: &[UserId]) -> BackendResult<Vec<Profile>> {
@@ -367,14 +408,19 @@ impl Directory for SqlDirectory {
     }
 
     async fn find_user(&self, name: &str) -> BackendResult<Option<Profile>> {
+        const OPERATION: &str = "directory.find_user";
+        check_texts(OPERATION, &[name])?;
         let query = self.query("SELECT id, name, display_name FROM users WHERE name = ?").bind(name.to_owned());
-        Ok(self.fetch("directory.find_user", query).await?.first().map(profile))
+        // As above: a name with blanks behind it is another one.
+        Ok(self.fetch(OPERATION, query).await?.first().map(profile).filter(|found| found.name == name))
     }
 
     async fn set_display_name(&self, user: UserId, display_name: &str) -> BackendResult<()> {
+        const OPERATION: &str = "directory.set_display_name";
+        check_texts(OPERATION, &[display_name])?;
         let query = self.query("UPDATE users SET display_name = ? WHERE id = ?");
         let query = query.bind(display_name.to_owned()).bind(sql(user.0));
-        self.change("directory.set_display_name", query).await.map(|_| ())
+        self.change(OPERATION, query).await.map(|_| ())
     }
 
     async fn set_friends(&self, a: UserId, b: UserId, friends: bool) -> BackendResult<bool> {
@@ -395,13 +441,15 @@ impl Directory for SqlDirectory {
     }
 
     async fn add_conversation(&self, new: &NewConversationRow) -> BackendResult<ConversationId> {
+        const OPERATION: &str = "directory.add_conversation";
+        check_texts(OPERATION, &[&new.name])?;
         let mut tries = 0;
         loop {
             tries += 1;
             match self.insert_conversation(new).await {
                 // Somebody else made the pair's conversation in the same moment: the next try finds it.
                 Err(error) if tries < TRIES && is_collision(&error) => {}
-                result => return result.map_err(|e| failed("directory.add_conversation", e)),
+                result => return result.map_err(|e| failed(OPERATION, e)),
             }
         }
     }
@@ -425,9 +473,51 @@ impl Directory for SqlDirectory {
         Ok(self.fetch("directory.conversations_of", query).await?.iter().map(conversation_row).collect())
     }
 
-    async fn members(&self, conversation: ConversationId) -> BackendResult<Vec<UserId>> {
-        let query = self.query("SELECT user_id FROM members WHERE conversation_id = ? ORDER BY user_id");
-        Ok(users(&self.fetch("directory.members", query.bind(sql(conversation.0))).await?))
+    async fn conversation_ids_of(
+        &self,
+        user: UserId,
+        after: ConversationId,
+        limit: usize,
+    ) -> BackendResult<Vec<ConversationId>> {
+        let text = "SELECT conversation_id FROM members WHERE user_id = ? AND conversation_id > ? \
+                    ORDER BY conversation_id LIMIT ?";
+        let query = self.query(text).bind(sql(user.0)).bind(sql(after.0)).bind(limit as i64);
+        let rows = self.fetch("directory.conversation_ids_of", query).await?;
+        Ok(rows.iter().map(|row| ConversationId(id(row.get(0)))).collect())
+    }
+
+    async fn audience(&self, conversation: ConversationId, most: usize) -> BackendResult<Option<Audience>> {
+        let text = "SELECT c.kind, m.user_id FROM conversations c LEFT JOIN members m ON m.conversation_id = c.id \
+                    WHERE c.id = ? ORDER BY m.user_id LIMIT ?";
+        let query = self.query(text).bind(sql(conversation.0)).bind(most as i64 + 1);
+        let rows = self.fetch("directory.audience", query).await?;
+        let Some(first) = rows.first() else { return Ok(None) };
+        let kind = kind_of(&first.get::<String, _>(0));
+        // A conversation that everybody has left is one row without a user.
+        let users: Vec<UserId> =
+            rows.iter().filter_map(|row| row.get::<Option<i64>, _>(1)).map(|u| UserId(id(u))).collect();
+        Ok(Some(Audience { kind, users: (users.len() <= most).then_some(users) }))
+    }
+
+    async fn members(&self, conversation: ConversationId, after: UserId, limit: usize) -> BackendResult<Vec<UserId>> {
+        let text = "SELECT user_id FROM members WHERE conversation_id = ? AND user_id > ? ORDER BY user_id LIMIT ?";
+        let query = self.query(text).bind(sql(conversation.0)).bind(sql(after.0)).bind(limit as i64);
+        Ok(users(&self.fetch("directory.members", query).await?))
+    }
+
+    async fn members_among(&self, conversation: ConversationId, among: &[UserId]) -> BackendResult<Vec<UserId>> {
+        let mut found = Vec::new();
+        for chunk in among.chunks(ROWS_PER_STATEMENT) {
+            let list = vec!["?"; chunk.len()].join(", ");
+            let text = format!(
+                "SELECT user_id FROM members WHERE conversation_id = ? AND user_id IN ({list}) ORDER BY user_id"
+            );
+            let query = self.query(&text).bind(sql(conversation.0));
+            let query = chunk.iter().fold(query, |query, user| query.bind(sql(user.0)));
+            found.extend(users(&self.fetch("directory.members_among", query).await?));
+        }
+        found.sort_unstable();
+        Ok(found)
     }
 
     async fn is_member(&self, conversation: ConversationId, user: UserId) -> BackendResult<bool> {
@@ -452,14 +542,28 @@ impl Directory for SqlDirectory {
         Ok(self.change("directory.remove_member", query).await? > 0)
     }
 
-    async fn raise_receipt(&self, conversation: ConversationId, receipt: &Receipt) -> BackendResult<()> {
+    async fn raise_receipt(&self, conversation: ConversationId, receipt: &Receipt) -> BackendResult<bool> {
+        const OPERATION: &str = "directory.raise_receipt";
         let status = match receipt.status {
             ReceiptStatus::Delivered => "delivered",
             ReceiptStatus::Read => "read",
         };
-        let query = self.query(self.dialect.raise_receipt()).bind(sql(conversation.0));
-        let query = query.bind(sql(receipt.user.0)).bind(status).bind(sql(receipt.upto.0));
-        self.change("directory.raise_receipt", query).await.map(|_| ())
+        let (place, user, upto) = (sql(conversation.0), sql(receipt.user.0), sql(receipt.upto.0));
+        let raise = || {
+            let text =
+                "UPDATE receipts SET upto = ? WHERE conversation_id = ? AND user_id = ? AND status = ? AND upto < ?";
+            self.query(text).bind(upto).bind(place).bind(user).bind(status).bind(upto)
+        };
+        if self.change(OPERATION, raise()).await? > 0 {
+            return Ok(true);
+        }
+        let text = self.dialect.insert_new("receipts", &["conversation_id", "user_id", "status", "upto"], 1);
+        let query = self.query(&text).bind(place).bind(user).bind(status).bind(upto);
+        if self.change(OPERATION, query).await? > 0 {
+            return Ok(true);
+        }
+        // There is one that is as high, or somebody has made a lower one just now.
+        Ok(self.change(OPERATION, raise()).await? > 0)
     }
 
     async fn receipts(&self, conversation: ConversationId) -> BackendResult<Vec<Receipt>> {
@@ -503,6 +607,13 @@ impl Directory for SqlDirectory {
     async fn purge_revoked(&self) -> BackendResult<u64> {
         let text = format!("DELETE FROM revoked_tokens WHERE expires_at < {} - ?", self.dialect.now_s());
         self.change("directory.purge_revoked", self.query(&text).bind(sql(PURGE_AFTER_S))).await
+    }
+
+    async fn probe(&self) -> BackendResult<()> {
+        // A row that is there, as it is: also a database that only reads refuses it.
+        self.change("directory.probe", self.query("UPDATE directory_identity SET one = 1 WHERE one = 1"))
+            .await
+            .map(|_| ())
     }
 }
 

@@ -5,11 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use fjall::Keyspace;
 use tokio::sync::Notify;
 
 use super::{Delivered, GroupReader, KeyedLog, LogReader, PartitionLag, Record, Topic};
-use crate::backends::store::{Change, Durability, EmbeddedStore};
+use crate::backends::store::{Change, Durability, EmbeddedStore, Keyspace};
 use crate::backends::{BackendError, BackendResult, error::ErrorKind};
 use crate::runtime::clock;
 
@@ -70,11 +69,12 @@ impl EmbeddedLog {
         let records = store.keyspace("log")?;
         let commits = store.keyspace("log-commits")?;
         check_partitions(&commits, partitions)?;
+        let open = records.get_ref().map_err(read_failed)?;
         let mut topics = HashMap::new();
         for topic in Topic::ALL {
             let mut all = Vec::new();
             for partition in 0..partitions {
-                let last = records.prefix(partition_key(topic, partition)).next_back();
+                let last = open.prefix(partition_key(topic, partition)).next_back();
                 let next = match last.map(fjall::Guard::key).transpose().map_err(read_failed)? {
                     Some(key) => offset_of(&key).ok_or_else(corrupt)? + 1,
                     None => 0,
@@ -93,7 +93,7 @@ impl EmbeddedLog {
 fn check_partitions(commits: &Keyspace, partitions: u32) -> BackendResult<()> {
     const KEY: &str = "partitions";
     match commits.get(KEY).map_err(read_failed)? {
-        None => commits.insert(KEY, partitions.to_be_bytes()).map_err(read_failed),
+        None => commits.get_ref().map_err(read_failed)?.insert(KEY, partitions.to_be_bytes()).map_err(read_failed),
         Some(value) if *value == partitions.to_be_bytes() => Ok(()),
         Some(value) => {
             let found = value.as_ref().try_into().map(u32::from_be_bytes).unwrap_or_default();
@@ -162,7 +162,8 @@ impl Inner {
         }
         let mut out = Vec::new();
         let mut position = from;
-        for guard in self.records.range(record_key(topic, partition, from)..record_key(topic, partition, u64::MAX)) {
+        let records = self.records.get_ref().map_err(read_failed)?;
+        for guard in records.range(record_key(topic, partition, from)..record_key(topic, partition, u64::MAX)) {
             let (key, value) = guard.into_inner().map_err(read_failed)?;
             let offset = offset_of(&key).ok_or_else(corrupt)?;
             let (at_ms, record) = decode(&value).ok_or_else(corrupt)?;
@@ -220,7 +221,9 @@ impl KeyedLog for EmbeddedLog {
     }
 
     async fn probe(&self) -> BackendResult<()> {
-        Ok(())
+        let keyspace = self.inner.commits.clone();
+        let change = Change { keyspace, key: b"probe".to_vec(), value: Some(Vec::new()) };
+        self.inner.store.write("log.probe", vec![change], Durability::Process).await
     }
 
     async fn reader(&self, _name: &str) -> BackendResult<Arc<dyn LogReader>> {

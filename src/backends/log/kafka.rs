@@ -5,6 +5,7 @@
 //! drops records for other keys. The push service reads as a consumer group.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ use super::kafka_producer::Producing;
 use super::{Delivered, GroupReader, KeyedLog, LogReader, PartitionLag, Record, Topic};
 use crate::backends::deployment::DeploymentId;
 use crate::backends::error::{BackendError, BackendResult, ErrorKind};
-use crate::runtime::clock;
+use crate::runtime::{Tasks, clock};
 
 /// Longest that one question to a broker may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -51,15 +52,22 @@ pub struct KafkaLog {
 
 struct Inner {
     config: ClientConfig,
+    brokers: String,
     /// Before each topic's name.
     prefix: String,
     partitions: u32,
     /// Before the keys of each record: those of other deployments on the same topics are left out.
     deployment: DeploymentId,
     producing: Producing,
+    /// Whether missing topics are being made.
+    is_healing: AtomicBool,
+    tasks: Tasks,
     /// Product and version, as far as a broker tells.
     version: String,
 }
+
+/// Longest that a subscription waits for where its partition ends.
+const SUBSCRIBE_TIMEOUT: Duration = Duration::from_millis(2_500);
 
 impl KafkaLog {
     /// Opens the log at an address such as `kafka://host:9092,host:9092/prefix-`, and makes the topics that are missing.
@@ -75,12 +83,18 @@ impl KafkaLog {
         if brokers.is_empty() || !prefix.chars().all(is_valid) {
             let valid =
                 "valid is kafka://HOST:PORT[,HOST:PORT…][/PREFIX] with letters, digits, dots, dashes and underscores";
-            return Err(rejected(format!("{url:?}: {valid}")));
+            return Err(rejected(format!("{:?}: {valid}", crate::backends::without_password(url))));
+        }
+        if brokers.contains('@') {
+            let text = "an address of Kafka has no account: name hosts and ports only";
+            return Err(rejected(format!("{}: {text}", crate::backends::without_password(url))));
         }
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", brokers).set("client.id", "chatctl").set("socket.nagle.disable", "true");
         // A broker that comes back is found within a second, not within the library's ten.
         config.set("reconnect.backoff.ms", "50").set("reconnect.backoff.max.ms", "1000");
+        // Topics that were made anew, as on a broker whose disk was lost, are found within seconds, not within five minutes.
+        config.set("topic.metadata.refresh.interval.ms", "10000");
         let mut producer = config.clone();
         producer
             .set("enable.idempotence", "true")
@@ -90,9 +104,20 @@ impl KafkaLog {
             .set("message.max.bytes", "1000000");
         let producing = Producing::new(producer).map_err(|e| rejected(e.to_string()))?;
         let version = super::kafka_version::ask(brokers).await.map_err(rejected)?;
-        let inner = Inner { config, prefix: prefix.to_owned(), partitions, deployment, producing, version };
+        let brokers = brokers.to_owned();
+        let inner = Inner {
+            config,
+            brokers,
+            prefix: prefix.to_owned(),
+            partitions,
+            deployment,
+            producing,
+            version,
+            is_healing: AtomicBool::new(false),
+            tasks: Tasks::new(),
+        };
         let log = Self { inner: Arc::new(inner) };
-        log.check_topics(OPEN, brokers).await?;
+        log.inner.check_topics(OPEN).await?;
         Ok(log)
     }
 
@@ -101,9 +126,28 @@ impl KafkaLog {
     pub fn version(&self) -> &str {
         &self.inner.version
     }
+}
+
+impl Inner {
+    /// Makes topics that are gone, as after the loss of a broker's disk, and begins anew to publish. Once at a time; whoever
+    /// finds them missing again begins it again.
+    fn heal(self: &Arc<Self>) {
+        if self.is_healing.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let inner = Arc::clone(self);
+        self.tasks.spawn("log.heal", async move {
+            match inner.check_topics("log.heal").await {
+                Ok(()) => inner.producing.renew(),
+                Err(error) => tracing::warn!(%error, "the topics of the log are gone and can't be made yet"),
+            }
+            inner.is_healing.store(false, Ordering::Relaxed);
+        });
+    }
 
     /// Makes missing topics and refuses those with another number of partitions.
-    async fn check_topics(&self, operation: &'static str, brokers: &str) -> BackendResult<()> {
+    async fn check_topics(self: &Arc<Self>, operation: &'static str) -> BackendResult<()> {
+        let brokers = &self.brokers;
         let deadline = clock::instant() + TOPICS_TIMEOUT;
         let mut timeout = OPEN_TIMEOUT;
         loop {
@@ -114,12 +158,12 @@ impl KafkaLog {
             timeout = ANSWER_TIMEOUT;
             let mut missing = Vec::new();
             for topic in Topic::ALL {
-                let name = self.inner.topic(topic);
+                let name = self.topic(topic);
                 match found.get(&name) {
                     None | Some(0) => missing.push(name),
-                    Some(count) if *count == self.inner.partitions => {}
+                    Some(count) if *count == self.partitions => {}
                     Some(count) => {
-                        let wanted = self.inner.partitions;
+                        let wanted = self.partitions;
                         let fix = format!("set partitions to {count}, or use another prefix in the address");
                         let text =
                             format!("kafka://{brokers}: topic {name} has {count} partitions, not {wanted}: {fix}");
@@ -140,8 +184,8 @@ impl KafkaLog {
     }
 
     /// Partitions with a leader, by topic.
-    async fn partition_counts(&self, timeout: Duration) -> KafkaResult<HashMap<String, u32>> {
-        let inner = Arc::clone(&self.inner);
+    async fn partition_counts(self: &Arc<Self>, timeout: Duration) -> KafkaResult<HashMap<String, u32>> {
+        let inner = Arc::clone(self);
         blocking(move || {
             let metadata = inner.producing.client().client().fetch_metadata(None, timeout)?;
             let count = |topic: &rdkafka::metadata::MetadataTopic| {
@@ -155,12 +199,11 @@ impl KafkaLog {
 
     async fn create(&self, operation: &'static str, names: &[String]) -> BackendResult<()> {
         let refused = |text: String| BackendError::not_applied(operation, ErrorKind::Rejected, text);
-        let admin: AdminClient<DefaultClientContext> =
-            self.inner.config.create().map_err(|e| refused(e.to_string()))?;
+        let admin: AdminClient<DefaultClientContext> = self.config.create().map_err(|e| refused(e.to_string()))?;
         let topics: Vec<NewTopic<'_>> = names
             .iter()
             // The broker's own default for replicas: a single broker has one, a cluster what its operator wants.
-            .map(|name| NewTopic::new(name, self.inner.partitions as i32, TopicReplication::Fixed(-1)))
+            .map(|name| NewTopic::new(name, self.partitions as i32, TopicReplication::Fixed(-1)))
             .collect();
         let made = admin.create_topics(&topics, &AdminOptions::new().request_timeout(Some(OPEN_TIMEOUT))).await;
         for result in made.map_err(|e| refused(e.to_string()))? {
@@ -172,9 +215,7 @@ impl KafkaLog {
         }
         Ok(())
     }
-}
 
-impl Inner {
     fn topic(&self, topic: Topic) -> String {
         format!("{}{}", self.prefix, topic.name())
     }
@@ -226,6 +267,19 @@ fn fetch_end(consumer: &StreamConsumer, topic: &str, partition: i32) -> KafkaRes
     }
 }
 
+/// Whether a broker does not know a topic that was there when the log was opened.
+fn is_topic_gone(error: &KafkaError) -> bool {
+    let code = error.rdkafka_error_code();
+    matches!(
+        code,
+        Some(
+            RDKafkaErrorCode::UnknownTopicOrPartition
+                | RDKafkaErrorCode::UnknownTopic
+                | RDKafkaErrorCode::UnknownPartition
+        )
+    )
+}
+
 /// Runs a call of the client library that waits.
 async fn blocking<T: Send + 'static>(call: impl FnOnce() -> KafkaResult<T> + Send + 'static) -> KafkaResult<T> {
     // The only failure is that the runtime ends, with everything that waits for this.
@@ -235,11 +289,7 @@ async fn blocking<T: Send + 'static>(call: impl FnOnce() -> KafkaResult<T> + Sen
 fn failed(operation: &'static str, error: KafkaError) -> BackendError {
     let kind = match error.rdkafka_error_code() {
         Some(RDKafkaErrorCode::MessageTimedOut | RDKafkaErrorCode::OperationTimedOut) => ErrorKind::TimedOut,
-        Some(
-            RDKafkaErrorCode::MessageSizeTooLarge
-            | RDKafkaErrorCode::TopicAuthorizationFailed
-            | RDKafkaErrorCode::UnknownTopicOrPartition,
-        ) => ErrorKind::Rejected,
+        Some(RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::TopicAuthorizationFailed) => ErrorKind::Rejected,
         _ => ErrorKind::Unavailable,
     };
     BackendError::unknown(operation, kind, error)
@@ -261,7 +311,12 @@ impl KeyedLog for KafkaLog {
             message.key(&key).payload(record.payload.as_ref())
         };
         match self.inner.producing.publish(message).await {
-            Ok(outcome) => outcome.map_err(|error| failed(OPERATION, error)),
+            Ok(outcome) => outcome.map_err(|error| {
+                if is_topic_gone(&error) {
+                    self.inner.heal();
+                }
+                failed(OPERATION, error)
+            }),
             // Not taken into the queue of this process, so it went nowhere.
             Err(error) => Err(BackendError::not_applied(OPERATION, ErrorKind::Unavailable, error)),
         }
@@ -281,6 +336,9 @@ impl KeyedLog for KafkaLog {
             .count();
         if leaders == self.inner.partitions as usize {
             return Ok(());
+        }
+        if leaders == 0 {
+            self.inner.heal();
         }
         let text = format!("{leaders} of {} inbox partitions have a leader", self.inner.partitions);
         Err(BackendError::not_applied("log.probe", ErrorKind::Unavailable, text))
@@ -303,7 +361,7 @@ impl KeyedLog for KafkaLog {
             log: Arc::clone(&self.inner),
             consumer: Arc::new(consumer),
             held: Mutex::default(),
-            changing: tokio::sync::Mutex::default(),
+            changing: Mutex::default(),
         }))
     }
 
@@ -323,12 +381,15 @@ impl KeyedLog for KafkaLog {
     }
 }
 
+/// Held while a partition is taken up or let go.
+type Turn = Arc<tokio::sync::Mutex<()>>;
+
 struct KafkaReader {
     log: Arc<Inner>,
     consumer: Arc<StreamConsumer>,
     held: Mutex<Held>,
-    /// Held while partitions are taken up or let go.
-    changing: tokio::sync::Mutex<()>,
+    /// Each held while its partition is taken up or let go.
+    changing: Mutex<HashMap<(Topic, u32), Turn>>,
 }
 
 /// What a reader holds. Written by subscribe, unsubscribe and next.
@@ -348,7 +409,25 @@ struct PartitionRead {
     ends: VecDeque<(u64, u64)>,
 }
 
+impl Held {
+    /// Counts a key in, if its partition is held.
+    fn count_in(&mut self, topic: Topic, partition: u32, key: u64) -> bool {
+        let Some(read) = self.partitions.get_mut(&(topic, partition)) else { return false };
+        let count = self.keys.entry((topic, key)).or_default();
+        *count += 1;
+        if *count == 1 {
+            read.keys += 1;
+        }
+        true
+    }
+}
+
 impl KafkaReader {
+    /// What is held while a partition is taken up or let go: one that is slow holds up no other.
+    fn changing(&self, topic: Topic, partition: u32) -> Turn {
+        Arc::clone(self.changing.lock().expect("no panic while held").entry((topic, partition)).or_default())
+    }
+
     fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().expect("no panic while held")
     }
@@ -400,7 +479,8 @@ impl KafkaReader {
         let (topic, partition, offset) = self.log.place_of(message)?;
         let mut held = self.held();
         let read = held.partitions.get_mut(&(topic, partition))?;
-        read.position = read.position.max(offset + 1);
+        // Also where it goes back: a topic that was made anew begins at 0.
+        read.position = offset + 1;
         let delivered = self.log.delivered(message)?;
         let is_held = delivered.record.keys.iter().any(|key| held.keys.contains_key(&(delivered.topic, *key)));
         is_held.then_some(delivered)
@@ -410,26 +490,32 @@ impl KafkaReader {
 #[async_trait]
 impl LogReader for KafkaReader {
     async fn subscribe(&self, topic: Topic, key: u64) -> BackendResult<()> {
-        let _changing = self.changing.lock().await;
+        const OPERATION: &str = "log.subscribe";
         let partition = super::partition_of(key, self.log.partitions);
-        let is_new_partition = !self.held().partitions.contains_key(&(topic, partition));
-        if is_new_partition {
-            self.take_up(topic, partition)
-                .await
-                .map_err(|e| BackendError::not_applied("log.subscribe", ErrorKind::Unavailable, e))?;
+        if self.held().count_in(topic, partition, key) {
+            return Ok(());
         }
-        let mut held = self.held();
-        let count = held.keys.entry((topic, key)).or_default();
-        *count += 1;
-        if *count == 1 {
-            held.partitions.entry((topic, partition)).or_default().keys += 1;
-        }
-        Ok(())
+        let take_up = async {
+            let changing = self.changing(topic, partition);
+            let _changing = changing.lock().await;
+            while !self.held().count_in(topic, partition, key) {
+                self.take_up(topic, partition)
+                    .await
+                    .map_err(|e| BackendError::not_applied(OPERATION, ErrorKind::Unavailable, e))?;
+            }
+            Ok(())
+        };
+        let in_time = tokio::time::timeout(SUBSCRIBE_TIMEOUT, take_up).await;
+        // Nothing was counted in.
+        let late =
+            || BackendError::not_applied(OPERATION, ErrorKind::TimedOut, "the end of the partition is not known");
+        in_time.unwrap_or_else(|_| Err(late()))
     }
 
     async fn unsubscribe(&self, topic: Topic, key: u64) -> BackendResult<()> {
-        let _changing = self.changing.lock().await;
         let partition = super::partition_of(key, self.log.partitions);
+        let changing = self.changing(topic, partition);
+        let _changing = changing.lock().await;
         let is_unused = {
             let mut held = self.held();
             let Some(count) = held.keys.get_mut(&(topic, key)) else { return Ok(()) };

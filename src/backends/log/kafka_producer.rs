@@ -145,24 +145,23 @@ impl Producing {
         Ok(fate)
     }
 
+    /// Makes a new producer, which knows nothing of what the last one knew of the cluster.
+    pub(super) fn renew(&self) {
+        match Producer::start(&self.config) {
+            Ok(producer) => self.live.store(Arc::new(Live { producer, waiting: Arc::default() })),
+            Err(error) => tracing::warn!(%error, "no new producer"),
+        }
+    }
+
     /// The producer to use: a new one when the last is stuck.
     fn live(&self) -> Arc<Live> {
         let live = self.live.load_full();
         if !live.waiting.is_mine_to_replace(clock::now_us()) {
             return live;
         }
-        match Producer::start(&self.config) {
-            Ok(producer) => {
-                tracing::warn!("Kafka took no record for {} s: a new producer tries", STUCK_AFTER.as_secs());
-                let new = Arc::new(Live { producer, waiting: Arc::default() });
-                self.live.store(Arc::clone(&new));
-                new
-            }
-            Err(error) => {
-                tracing::warn!(%error, "no new producer");
-                live
-            }
-        }
+        tracing::warn!("Kafka took no record for {} s: a new producer tries", STUCK_AFTER.as_secs());
+        self.renew();
+        self.live.load_full()
     }
 }
 

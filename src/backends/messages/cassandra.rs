@@ -72,6 +72,7 @@ struct Inner {
     first_head: PreparedStatement,
     raise_head: PreparedStatement,
     mark: PreparedStatement,
+    probe: PreparedStatement,
     /// Buckets that are listed already. Written by `append`.
     known_buckets: Mutex<HashSet<(u64, u64)>>,
     /// Product and version of a node, as of the opening.
@@ -271,6 +272,7 @@ impl Inner {
             .await?,
             mark: prepare(format!("INSERT INTO {keyspace}.store_marks (name, value) VALUES (?, ?) IF NOT EXISTS"))
                 .await?,
+            probe: prepare(format!("INSERT INTO {keyspace}.store_marks (name, value) VALUES ('probe', '')")).await?,
             known_buckets: Mutex::default(),
             version,
             session,
@@ -525,6 +527,10 @@ impl Messages for CassandraMessages {
         // Which columns come, and in which order, is the product's; the value is the last one.
         let text = found.last().and_then(|column| Some(column.as_ref()?.as_text()?.clone()));
         text.ok_or_else(|| BackendError::not_applied(OPERATION, ErrorKind::Corrupt, "a mark without a value"))
+    }
+
+    async fn probe(&self) -> BackendResult<()> {
+        self.inner.run("messages.probe", &self.inner.probe, ()).await.map(|_| ())
     }
 }
 

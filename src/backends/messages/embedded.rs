@@ -4,10 +4,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
 
 use async_trait::async_trait;
-use fjall::Keyspace;
 
 use super::{ConversationHead, Messages, StoredMessage};
-use crate::backends::store::{Change, Durability, EmbeddedStore};
+use crate::backends::store::{Change, Durability, EmbeddedStore, Keyspace};
 use crate::backends::{BackendError, BackendResult, error::ErrorKind};
 use crate::protocol::{ConversationId, MessageId};
 
@@ -45,7 +44,7 @@ impl EmbeddedMessages {
     pub fn open(store: &EmbeddedStore) -> BackendResult<Self> {
         let void_ranges = store.keyspace("message-voids")?;
         let mut voids: HashMap<ConversationId, Vec<VoidRange>> = HashMap::new();
-        for guard in void_ranges.iter() {
+        for guard in void_ranges.get_ref().map_err(|e| failed("messages.open", e))?.iter() {
             let (key, value) = guard.into_inner().map_err(|e| failed("messages.open", e))?;
             let (Some((conversation, upto)), Some(after)) = (parse_key(&key), parse_u64(&value)) else {
                 return Err(corrupt("messages.open", "a void range has a wrong shape"));
@@ -137,7 +136,7 @@ impl Messages for EmbeddedMessages {
         let rows = self.inner.rows.clone();
         let range = key(conversation, after.0 + 1)..=key(conversation, upto.0);
         let values = EmbeddedStore::read("messages.read", move || {
-            rows.range(range).take(limit).map(fjall::Guard::value).collect::<fjall::Result<Vec<_>>>()
+            rows.get_ref()?.range(range).take(limit).map(fjall::Guard::value).collect::<fjall::Result<Vec<_>>>()
         })
         .await?;
         values.iter().map(|value| parse_row(value)).collect()
@@ -152,7 +151,7 @@ impl Messages for EmbeddedMessages {
         let rows = self.inner.rows.clone();
         let range = key(conversation, 0)..key(conversation, before.0);
         let values = EmbeddedStore::read("messages.read_back", move || {
-            rows.range(range).rev().take(limit).map(fjall::Guard::value).collect::<fjall::Result<Vec<_>>>()
+            rows.get_ref()?.range(range).rev().take(limit).map(fjall::Guard::value).collect::<fjall::Result<Vec<_>>>()
         })
         .await?;
         values.iter().map(|value| parse_row(value)).collect()
@@ -186,7 +185,8 @@ impl Messages for EmbeddedMessages {
         reached.wait().await?;
         let rows = self.inner.rows.clone();
         let stored = EmbeddedStore::read(VOID, move || {
-            rows.range(key(conversation, after.0 + 1)..=key(conversation, upto.0))
+            rows.get_ref()?
+                .range(key(conversation, after.0 + 1)..=key(conversation, upto.0))
                 .map(|guard| guard.key().map(|k| k.to_vec()))
                 .collect::<fjall::Result<Vec<_>>>()
         })
@@ -211,6 +211,11 @@ impl Messages for EmbeddedMessages {
         let change = Inner::change(&self.inner.marks, name.as_bytes().to_vec(), Some(value.as_bytes().to_vec()));
         self.inner.store.write(MARK, vec![change], Durability::Power).await?;
         Ok(value.to_owned())
+    }
+
+    async fn probe(&self) -> BackendResult<()> {
+        let change = Inner::change(&self.inner.marks, b"probe".to_vec(), Some(Vec::new()));
+        self.inner.store.write("messages.probe", vec![change], Durability::Power).await
     }
 
     async fn raise_head(

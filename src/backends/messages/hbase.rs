@@ -549,6 +549,11 @@ impl Messages for HBaseMessages {
         let found = rows.first().and_then(|(_, cells)| cells.get(&column)).cloned();
         found.and_then(|value| String::from_utf8(value).ok()).ok_or_else(|| corrupt(OPERATION, "a mark"))
     }
+
+    async fn probe(&self) -> BackendResult<()> {
+        let column = format!("{HEAD_FAMILY}:probe");
+        self.inner.put("messages.probe", &self.inner.conversations, MARKS_ROW, &[(&column, b"1")]).await
+    }
 }
 
 #[cfg(test)]

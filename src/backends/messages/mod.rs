@@ -72,6 +72,9 @@ pub trait Messages: Send + Sync {
     /// Durable on `Ok`; of several that mark at once all get the same answer.
     async fn mark(&self, name: &str, value: &str) -> BackendResult<String>;
 
+    /// Writes something small that nobody reads: whether the engine takes writes now.
+    async fn probe(&self) -> BackendResult<()>;
+
     /// Sets the head to `to` if it is `from` now; returns whether it did. Durable on `Ok(true)`.
     async fn raise_head(
         &self,

@@ -66,4 +66,7 @@ pub trait Presence: Send + Sync {
 
     /// What is known of some users, in their order; unknown users are offline since 0.
     async fn get(&self, users: &[UserId]) -> BackendResult<Vec<PresenceRecord>>;
+
+    /// Writes something small that nobody reads: whether the engine takes writes now.
+    async fn probe(&self) -> BackendResult<()>;
 }

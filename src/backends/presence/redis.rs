@@ -210,6 +210,10 @@ impl Presence for RedisPresence {
         let record = |pair: &[u64]| PresenceRecord { online: pair[0] == 1, last_beat_ms: pair[1] };
         Ok(answer.chunks_exact(2).map(record).collect())
     }
+
+    async fn probe(&self) -> BackendResult<()> {
+        self.redis.probe("presence.probe").await
+    }
 }
 
 #[cfg(test)]

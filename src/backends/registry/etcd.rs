@@ -55,8 +55,13 @@ impl EtcdRegistry {
     pub async fn open(url: &str, deployment: DeploymentId) -> BackendResult<Self> {
         const OPEN: &str = "open registry";
         let rest = url.strip_prefix("etcd://").unwrap_or(url);
-        let refused = |kind, text: String| BackendError::not_applied(OPEN, kind, format!("{url}: {text}"));
+        let address = crate::backends::without_password(url);
+        let refused = |kind, text: String| BackendError::not_applied(OPEN, kind, format!("{address}: {text}"));
         let (hosts, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        if hosts.contains('@') {
+            let text = "an address of etcd has no account: name hosts and ports only";
+            return Err(refused(ErrorKind::Rejected, text.to_owned()));
+        }
         let Some(http) = JsonHttp::new(hosts) else {
             return Err(refused(ErrorKind::Rejected, "valid is etcd://HOST:PORT[,HOST:PORT…][/PREFIX]".to_owned()));
         };

@@ -60,11 +60,16 @@ impl ZooKeeperRegistry {
     /// Names the address and the fix.
     pub async fn open(url: &str, deployment: DeploymentId) -> BackendResult<Self> {
         const OPEN: &str = "open registry";
+        let address = crate::backends::without_password(url);
         let rest = url.strip_prefix("zookeeper://").unwrap_or(url);
         let (ensemble, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        if ensemble.contains('@') {
+            let text = format!("{address}: an address of ZooKeeper has no account: name hosts and ports only");
+            return Err(BackendError::not_applied(OPEN, ErrorKind::Rejected, text));
+        }
         if ensemble.is_empty() || !prefix.chars().all(is_name) {
-            let text = format!("{url:?}: valid is zookeeper://HOST:PORT[,HOST:PORT…][/PREFIX]");
+            let text = format!("{address:?}: valid is zookeeper://HOST:PORT[,HOST:PORT…][/PREFIX]");
             return Err(BackendError::not_applied(OPEN, ErrorKind::Rejected, text));
         }
         let prefix = if prefix.is_empty() { "chatctl" } else { prefix };
@@ -76,14 +81,14 @@ impl ZooKeeperRegistry {
             version: "ZooKeeper".to_owned(),
         };
         let unavailable = |e: Error| {
-            let text = format!("{url}: {e}; is ZooKeeper listening there?");
+            let text = format!("{address}: {e}; is ZooKeeper listening there?");
             BackendError::not_applied(OPEN, ErrorKind::Unavailable, text)
         };
         let client = inner.client().await.map_err(unavailable)?;
         // A server that keeps its version to itself is taken as it is.
         if let Some(found) = ask_ensemble(ensemble).await {
             version::at_least("ZooKeeper", &found, VERSION_MIN)
-                .map_err(|text| BackendError::not_applied(OPEN, ErrorKind::Rejected, format!("{url}: {text}")))?;
+                .map_err(|text| BackendError::not_applied(OPEN, ErrorKind::Rejected, format!("{address}: {text}")))?;
             inner.version = format!("ZooKeeper {found}");
         }
         let folders = CreateMode::Persistent.with_acls(Acls::anyone_all());

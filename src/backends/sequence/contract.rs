@@ -18,6 +18,7 @@ macro_rules! sequence_contract {
             only_the_highest_claim_can_seed,
             only_its_owner_ends_a_turn,
             a_seed_remembers_uuids_as_stored,
+            a_uuid_is_forgotten_after_its_window,
             a_restart_never_gives_an_id_out_again,
         }
     };
@@ -33,17 +34,18 @@ pub(crate) mod promises {
     use crate::backends::contract::Place;
     use crate::backends::messages::ConversationHead;
     use crate::backends::sequence::{PENDING_IDS_MAX, Remembered, Request, Reservation, Seed, Sequence, Slot};
+    use crate::protocol::limits::RETRY_WINDOW;
     use crate::protocol::{ConversationId, MessageId, UserId};
+    use crate::runtime::clock;
 
     type Port = dyn Sequence;
-    const NOW_MS: u64 = 1_800_000_000_000;
 
     fn fresh() -> ConversationId {
         ConversationId(Uuid::new_v4().as_u64_pair().0 >> 2)
     }
 
     fn request(conversation: ConversationId) -> Request {
-        Request { conversation, sender: UserId(1), uuid: Uuid::new_v4(), digest: 9, at_ms: NOW_MS }
+        Request { conversation, sender: UserId(1), uuid: Uuid::new_v4(), digest: 9 }
     }
 
     async fn seeded(port: &Port, settled: u64, block_end: u64) -> ConversationId {
@@ -93,12 +95,12 @@ pub(crate) mod promises {
     pub(crate) async fn a_uuid_keeps_its_id_and_another_body_is_a_conflict(place: impl Place<Port>) {
         let port = place.open().await;
         let r = request(seeded(&*port, 0, 100).await);
-        let id = reserve(&*port, &r).await;
-        let later = Request { at_ms: NOW_MS + 5_000, ..r };
-        let slot = Slot { id: MessageId(id), at_ms: NOW_MS };
-        assert_eq!(port.reserve(&later).await.expect("answers"), Reservation::Pending(slot, 1));
-        assert!(commit(&*port, &r, id).await);
-        assert_eq!(port.reserve(&later).await.expect("answers"), Reservation::Stored(slot));
+        let Reservation::Fresh(slot, 1) = port.reserve(&r).await.expect("answers") else { panic!("not fresh") };
+        // A retry keeps the time of the first try.
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        assert_eq!(port.reserve(&r).await.expect("answers"), Reservation::Pending(slot, 1));
+        assert!(commit(&*port, &r, slot.id.0).await);
+        assert_eq!(port.reserve(&r).await.expect("answers"), Reservation::Stored(slot));
         let other = Request { digest: 10, ..r };
         assert_eq!(port.reserve(&other).await.expect("answers"), Reservation::Conflict);
     }
@@ -118,7 +120,12 @@ pub(crate) mod promises {
         assert!(commit(&*port, &b, 12).await);
         let progress = port.progress(c).await.expect("answers").expect("seeded");
         assert_eq!((progress.stable.0, progress.head.0), (10, 12));
-        assert_eq!(progress.pending, [Slot { id: MessageId(11), at_ms: NOW_MS }]);
+        assert_eq!(progress.pending.iter().map(|slot| slot.id.0).collect::<Vec<_>>(), [11]);
+        let age_ms = progress.now_ms - progress.pending[0].at_ms;
+        assert!(
+            age_ms < 60_000 && clock::unix_ms().abs_diff(progress.now_ms) < 60_000,
+            "one clock dates both: {age_ms}"
+        );
         assert!(commit(&*port, &a, 11).await);
         let progress = port.progress(c).await.expect("answers").expect("seeded");
         assert_eq!((progress.stable.0, progress.pending.len()), (12, 0));
@@ -155,8 +162,8 @@ pub(crate) mod promises {
         assert_eq!((reserve(&*port, &a).await, reserve(&*port, &b).await), (8, 9));
         assert_eq!(port.newest(&[used]).await.expect("answers"), [None], "both are pending");
         assert!(commit(&*port, &a, 8).await);
-        let eight = Some(Slot { id: MessageId(8), at_ms: NOW_MS });
-        assert_eq!(port.newest(&[unused, used, unseeded]).await.expect("answers"), [None, eight, None]);
+        let newest = port.newest(&[unused, used, unseeded]).await.expect("answers");
+        assert_eq!(newest.iter().map(|slot| slot.map(|slot| slot.id.0)).collect::<Vec<_>>(), [None, Some(8), None]);
         assert!(commit(&*port, &b, 9).await);
         assert_eq!(port.newest(&[used]).await.expect("answers")[0].map(|slot| slot.id.0), Some(9));
         assert_eq!(port.newest(&[]).await.expect("answers"), []);
@@ -229,7 +236,7 @@ pub(crate) mod promises {
         let port = place.open().await;
         let c = fresh();
         let r = request(c);
-        let slot = Slot { id: MessageId(5), at_ms: NOW_MS - 1_000 };
+        let slot = Slot { id: MessageId(5), at_ms: clock::unix_ms() - 1_000 };
         let remembered = vec![Remembered { sender: r.sender, uuid: r.uuid, digest: r.digest, slot }];
         assert!(port.begin_seed(c, 1).await.expect("answers"));
         assert!(!port.remember(c, 2, &remembered).await.expect("answers"), "that epoch has no claim");
@@ -241,6 +248,26 @@ pub(crate) mod promises {
         assert!(!port.remember(c, 1, &remembered).await.expect("answers"), "the counter is there");
         assert_eq!(port.reserve(&r).await.expect("answers"), Reservation::Stored(slot));
         assert_eq!(reserve(&*port, &request(c)).await, 6);
+    }
+
+    pub(crate) async fn a_uuid_is_forgotten_after_its_window(place: impl Place<Port>) {
+        let port = place.open().await;
+        let c = fresh();
+        let (old, young) = (request(c), request(c));
+        let window_ms = RETRY_WINDOW.as_millis() as u64;
+        let row = |r: &Request, id, age_ms| Remembered {
+            sender: r.sender,
+            uuid: r.uuid,
+            digest: r.digest,
+            slot: Slot { id: MessageId(id), at_ms: clock::unix_ms() - age_ms },
+        };
+        let rows = [row(&old, 1, window_ms + 60_000), row(&young, 2, window_ms - 60_000)];
+        assert!(port.begin_seed(c, 1).await.expect("answers") && port.remember(c, 1, &rows).await.expect("answers"));
+        let seed = Seed { epoch: 1, settled: MessageId(2), block_end: 100, oldest: MessageId(1) };
+        assert!(port.seed(c, &seed).await.expect("answers"));
+        reserve(&*port, &request(c)).await;
+        assert_eq!(port.reserve(&young).await.expect("answers"), Reservation::Stored(rows[1].slot));
+        assert_eq!(reserve(&*port, &old).await, 4, "it is a message like any other");
     }
 
     pub(crate) async fn a_restart_never_gives_an_id_out_again(place: impl Place<Port>) {

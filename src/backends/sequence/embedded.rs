@@ -4,6 +4,7 @@
 //! code that rebuilds them after Redis forgot (see `docs/adr/0004-embedded-sequence-forgets.md`).
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
@@ -14,6 +15,7 @@ use crate::backends::BackendResult;
 use crate::backends::messages::ConversationHead;
 use crate::protocol::limits::RETRY_WINDOW;
 use crate::protocol::{ConversationId, MessageId, UserId};
+use crate::runtime::clock;
 
 const SHARDS: usize = 64;
 
@@ -25,6 +27,8 @@ const NEWEST_LOOKS: usize = 16;
 pub struct EmbeddedSequence {
     shards: Arc<[Mutex<HashMap<ConversationId, Entry>>]>,
     can_split: bool,
+    /// How far the counters' clock is ahead of this machine's: tests let time pass.
+    ahead_ms: Arc<AtomicU64>,
 }
 
 #[derive(Clone, Default)]
@@ -63,7 +67,7 @@ struct Known {
 
 impl Default for EmbeddedSequence {
     fn default() -> Self {
-        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), can_split: false }
+        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), can_split: false, ahead_ms: Arc::default() }
     }
 }
 
@@ -74,12 +78,17 @@ impl EmbeddedSequence {
         Self { can_split: true, ..Self::default() }
     }
 
+    /// Lets time pass for the counters.
+    pub(crate) fn advance(&self, by: std::time::Duration) {
+        self.ahead_ms.fetch_add(by.as_millis() as u64, Ordering::Relaxed);
+    }
+
     /// What the counters are now, as a backup.
     pub(crate) fn backup(&self) -> Self {
         let shard = |shard: &Mutex<HashMap<ConversationId, Entry>>| {
             Mutex::new(shard.lock().expect("no panic while held").clone())
         };
-        Self { shards: self.shards.iter().map(shard).collect(), can_split: self.can_split }
+        Self { shards: self.shards.iter().map(shard).collect(), ahead_ms: Arc::clone(&self.ahead_ms), ..*self }
     }
 
     /// Goes back to a backup, under everybody who uses these counters.
@@ -92,6 +101,10 @@ impl EmbeddedSequence {
 }
 
 impl EmbeddedSequence {
+    fn now_ms(&self) -> u64 {
+        clock::unix_ms() + self.ahead_ms.load(Ordering::Relaxed)
+    }
+
     fn shard(&self, conversation: ConversationId) -> MutexGuard<'_, HashMap<ConversationId, Entry>> {
         self.shards[conversation.0 as usize % SHARDS].lock().expect("no panic while held")
     }
@@ -102,8 +115,8 @@ impl EmbeddedSequence {
 }
 
 impl Counter {
-    fn reserve(&mut self, request: &Request) -> Reservation {
-        self.forget_old(request.at_ms);
+    fn reserve(&mut self, request: &Request, now_ms: u64) -> Reservation {
+        self.forget_old(now_ms);
         let key = (request.sender, request.uuid);
         if let Some(known) = self.known.get(&key) {
             return match self.pending.get(&known.slot.id.0) {
@@ -120,8 +133,8 @@ impl Counter {
             return Reservation::BlockUsedUp { epoch: self.epoch, block_end: self.block_end };
         }
         self.last += 1;
-        let slot = Slot { id: MessageId(self.last), at_ms: request.at_ms };
-        let pending = Pending { at_ms: request.at_ms, sender: request.sender, uuid: request.uuid, voiding: false };
+        let slot = Slot { id: MessageId(self.last), at_ms: now_ms };
+        let pending = Pending { at_ms: now_ms, sender: request.sender, uuid: request.uuid, voiding: false };
         self.pending.insert(self.last, pending);
         self.remember(key, Known { slot, digest: request.digest });
         Reservation::Fresh(slot, self.epoch)
@@ -153,11 +166,11 @@ impl Counter {
         slots.filter(|slot| !self.pending.contains_key(&slot.id.0)).max_by_key(|slot| slot.id)
     }
 
-    fn progress(&self) -> Progress {
+    fn progress(&self, now_ms: u64) -> Progress {
         let pending: Vec<Slot> =
             self.pending.iter().map(|(id, p)| Slot { id: MessageId(*id), at_ms: p.at_ms }).collect();
         let stable = pending.first().map_or(self.last, |slot| slot.id.0 - 1);
-        Progress { epoch: self.epoch, stable: MessageId(stable), head: MessageId(self.last), pending }
+        Progress { epoch: self.epoch, stable: MessageId(stable), head: MessageId(self.last), pending, now_ms }
     }
 }
 
@@ -168,7 +181,9 @@ impl Sequence for EmbeddedSequence {
     }
 
     async fn reserve(&self, request: &Request) -> BackendResult<Reservation> {
-        Ok(self.with_counter(request.conversation, |c| c.reserve(request)).unwrap_or(Reservation::Unseeded))
+        Ok(self
+            .with_counter(request.conversation, |c| c.reserve(request, self.now_ms()))
+            .unwrap_or(Reservation::Unseeded))
     }
 
     async fn commit(
@@ -195,7 +210,7 @@ impl Sequence for EmbeddedSequence {
     }
 
     async fn progress(&self, conversation: ConversationId) -> BackendResult<Option<Progress>> {
-        Ok(self.with_counter(conversation, |c| c.progress()))
+        Ok(self.with_counter(conversation, |c| c.progress(self.now_ms())))
     }
 
     async fn newest(&self, conversations: &[ConversationId]) -> BackendResult<Vec<Option<Slot>>> {
@@ -276,6 +291,11 @@ impl Sequence for EmbeddedSequence {
         if let Some(entry) = self.shard(conversation).get_mut(&conversation) {
             entry.counter.take_if(|c| c.epoch <= epoch);
         }
+        Ok(())
+    }
+
+    async fn probe(&self) -> BackendResult<()> {
+        // It is a map in this process.
         Ok(())
     }
 }

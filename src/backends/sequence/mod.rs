@@ -35,8 +35,6 @@ pub struct Request {
     pub uuid: Uuid,
     /// Hash of kind, body and reply; the same uuid with another digest is a conflict.
     pub digest: u64,
-    /// Now, in milliseconds since 1970.
-    pub at_ms: u64,
 }
 
 /// An id that belongs to a message, and the time that goes with it.
@@ -44,7 +42,8 @@ pub struct Request {
 pub struct Slot {
     /// The message's id.
     pub id: MessageId,
-    /// When it was first reserved, in milliseconds since 1970. A retry stores the same time.
+    /// When it was first reserved, in milliseconds since 1970, by the clock of the counters: the same one for all servers. A
+    /// retry stores the same time.
     pub at_ms: u64,
 }
 
@@ -83,6 +82,8 @@ pub struct Progress {
     pub head: MessageId,
     /// Ids above `stable` that are not committed yet, rising; each with the time of its reservation.
     pub pending: Vec<Slot>,
+    /// Now, by the clock that dated them.
+    pub now_ms: u64,
 }
 
 /// A message that a seed found in the store: its uuid is remembered, as committed.
@@ -181,4 +182,7 @@ pub trait Sequence: Send + Sync {
 
     /// Drops a counter of this epoch or an older one: it was overtaken.
     async fn forget(&self, conversation: ConversationId, epoch: u64) -> BackendResult<()>;
+
+    /// Writes something small that nobody reads: whether the engine takes writes now.
+    async fn probe(&self) -> BackendResult<()>;
 }

@@ -38,7 +38,7 @@ const NEWEST_KEYS: usize = 200;
 /// Messages that one call remembers: the server does nothing else meanwhile.
 const REMEMBER_ROWS: usize = 500;
 
-/// Takes a record apart, and an id out of the list of pending ones.
+/// Takes a record apart, tells the time, and takes an id out of the list of pending ones.
 const COMMON: &str = r"
 local key = KEYS[1]
 local function record(id)
@@ -50,6 +50,10 @@ end
 local function write(id, r)
   redis.call('HSET', key, 'i:' .. id, table.concat({r.at, r.digest, r.state, r.sender, r.uuid}, ' '))
 end
+local function now_ms()
+  local time = redis.call('TIME')
+  return string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
+end
 local function pending() return redis.call('HGET', key, 'p') or '' end
 local function settle(id)
   local list = ',' .. pending()
@@ -58,11 +62,12 @@ local function settle(id)
 end
 ";
 
-/// KEYS: conversation. ARGV: sender, uuid, digest, at, window, pending at most, life.
+/// KEYS: conversation. ARGV: sender, uuid, digest, window, pending at most, life.
 const RESERVE: &str = r"
 local m = redis.call('HMGET', key, 'e', 'l', 'b', 'f')
 if not m[1] then return {'unseeded'} end
-local now, window = tonumber(ARGV[4]), tonumber(ARGV[5])
+local at, window = now_ms(), tonumber(ARGV[4])
+local now = tonumber(at)
 local last, floor = tonumber(m[2]), tonumber(m[4])
 local old = floor
 for _ = 1, 16 do
@@ -91,13 +96,13 @@ if known then
 end
 local list = pending()
 local _, count = string.gsub(list, ',', '')
-if count >= tonumber(ARGV[6]) then return {'overloaded'} end
+if count >= tonumber(ARGV[5]) then return {'overloaded'} end
 if last >= tonumber(m[3]) then return {'used_up', m[1], m[3]} end
 local id = string.format('%.0f', last + 1)
-write(id, {at = ARGV[4], digest = ARGV[3], state = 'p', sender = ARGV[1], uuid = ARGV[2]})
+write(id, {at = at, digest = ARGV[3], state = 'p', sender = ARGV[1], uuid = ARGV[2]})
 redis.call('HSET', key, 'l', id, 'p', list .. id .. ',', u, id)
-redis.call('PEXPIRE', key, ARGV[7])
-return {'fresh', id, ARGV[4], m[1]}
+redis.call('PEXPIRE', key, ARGV[6])
+return {'fresh', id, at, m[1]}
 ";
 
 /// KEYS: conversation. ARGV: sender, uuid, id.
@@ -113,11 +118,11 @@ end
 return 1
 ";
 
-/// KEYS: conversation. Answers last id and epoch, then id and time of each pending one.
+/// KEYS: conversation. Answers last id, epoch and now, then id and time of each pending one.
 const PROGRESS: &str = r"
 local m = redis.call('HMGET', key, 'l', 'e')
 if not m[1] then return {} end
-local out = {m[1], m[2]}
+local out = {m[1], m[2], now_ms()}
 for id in string.gmatch(pending(), '[^,]+') do
   local r = record(id)
   out[#out + 1] = id
@@ -386,10 +391,10 @@ impl Sequence for RedisSequence {
 
     async fn reserve(&self, request: &Request) -> BackendResult<Reservation> {
         const OPERATION: &str = "sequence.reserve";
-        let Request { conversation, sender, uuid, digest, at_ms } = *request;
+        let Request { conversation, sender, uuid, digest } = *request;
         let answer: Vec<String> = self
             .run(OPERATION, &SCRIPTS.reserve, conversation, |call| {
-                call.arg(sender.0).arg(uuid.simple().to_string()).arg(digest).arg(at_ms);
+                call.arg(sender.0).arg(uuid.simple().to_string()).arg(digest);
                 call.arg(RETRY_WINDOW.as_millis() as u64).arg(PENDING_IDS_MAX).arg(life_ms());
             })
             .await?;
@@ -429,13 +434,13 @@ impl Sequence for RedisSequence {
             return Ok(None);
         }
         let read = || {
-            let (head, epoch) = (number(&answer[0])?, number(answer.get(1)?)?);
-            let pending = answer[2..].chunks(2).map(|pair| slot(&pair[0], pair.get(1)?));
-            Some((head, epoch, pending.collect::<Option<Vec<Slot>>>()?))
+            let (head, epoch, now_ms) = (number(&answer[0])?, number(answer.get(1)?)?, number(answer.get(2)?)?);
+            let pending = answer[3..].chunks(2).map(|pair| slot(&pair[0], pair.get(1)?));
+            Some((head, epoch, now_ms, pending.collect::<Option<Vec<Slot>>>()?))
         };
-        let (head, epoch, pending) = read().ok_or_else(|| corrupt(OPERATION, &answer))?;
+        let (head, epoch, now_ms, pending) = read().ok_or_else(|| corrupt(OPERATION, &answer))?;
         let stable = pending.first().map_or(head, |slot| slot.id.0 - 1);
-        Ok(Some(Progress { epoch, stable: MessageId(stable), head: MessageId(head), pending }))
+        Ok(Some(Progress { epoch, stable: MessageId(stable), head: MessageId(head), pending, now_ms }))
     }
 
     async fn newest(&self, conversations: &[ConversationId]) -> BackendResult<Vec<Option<Slot>>> {
@@ -514,6 +519,10 @@ impl Sequence for RedisSequence {
             .await?;
         Ok(())
     }
+
+    async fn probe(&self) -> BackendResult<()> {
+        self.redis.probe("sequence.probe").await
+    }
 }
 
 #[cfg(test)]
@@ -534,8 +543,7 @@ mod tests {
     const TALK: ConversationId = ConversationId(1);
 
     fn request() -> Request {
-        let at_ms = 1_700_000_000_000;
-        Request { conversation: TALK, sender: UserId(1), uuid: Uuid::new_v4(), digest: 5, at_ms }
+        Request { conversation: TALK, sender: UserId(1), uuid: Uuid::new_v4(), digest: 5 }
     }
 
     async fn seeded(port: &dyn Sequence) {

@@ -47,4 +47,7 @@ pub trait Sessions: Send + Sync {
 
     /// The live sessions of some users.
     async fn lookup(&self, users: &[UserId]) -> BackendResult<Vec<Session>>;
+
+    /// Writes something small that nobody reads: whether the engine takes writes now.
+    async fn probe(&self) -> BackendResult<()>;
 }

@@ -190,6 +190,10 @@ impl Sessions for RedisSessions {
         }
         Ok(found)
     }
+
+    async fn probe(&self) -> BackendResult<()> {
+        self.redis.probe("sessions.probe").await
+    }
 }
 
 #[cfg(test)]

@@ -7,34 +7,43 @@ use axum::Json;
 use axum::http::StatusCode;
 use serde::Deserialize;
 
-use super::extract::{Body, Caller, InPath, Params};
+use super::extract::{Body, Caller, ClientAddress, Earlier, InPath, Params, Signed};
+use super::logins::Place;
 use super::status::Failure;
 use super::{ApiServer, App};
+use crate::backends::directory::NewUser;
 use crate::backends::registry::{Role, ServerEntry};
 use crate::protocol::api::{
-    ACCOUNTS_PER_CALL_MAX, Friends, LoggedIn, Login, MadeAccounts, NewAccounts, Placement, Profile, ProfileChange,
-    Signup, UserRef,
+    ACCOUNTS_PER_CALL_MAX, Friends, LoggedIn, Login, MadeAccounts, NewAccount, NewAccounts, Placement, Profile,
+    ProfileChange, Signup, UserRef,
 };
 use crate::protocol::{CHAT_PATH, DeviceName, ErrorCode, ServerName, UserId};
+use crate::server::auth::PasswordError;
+use crate::server::names;
 use crate::server::peer::Call;
 use crate::server::placement;
 use crate::telemetry::Counter;
 
-const NAME_CHARS_MAX: usize = 64;
 /// Most devices of an account that is made with others.
 const DEVICES_PER_ACCOUNT_MAX: usize = 8;
 const PASSWORD_BYTES: std::ops::RangeInclusive<usize> = 8..=256;
 
 type Answer<T> = Result<T, Failure>;
 
-fn check_name(what: &str, name: &str) -> Answer<()> {
-    let chars = name.chars().count();
-    if name.trim() == name && (1..=NAME_CHARS_MAX).contains(&chars) && !name.chars().any(char::is_control) {
-        return Ok(());
+/// The name and display name of a new account, as they are kept.
+fn new_names(name: &str) -> Answer<(String, String)> {
+    let refused = |invalid| Failure::new(ErrorCode::BadRequest, format!("name {invalid}"));
+    let kept = names::account(name).map_err(refused)?;
+    // As it was given, capitals and all.
+    let display_name = names::shown(name, names::DISPLAY_CHARS_MAX).map_err(refused)?;
+    Ok((kept, display_name))
+}
+
+fn password_failure(error: PasswordError) -> Failure {
+    match error {
+        PasswordError::Busy => Failure::retry_later(ErrorCode::Overloaded, error.to_string(), 1_000),
+        PasswordError::Failed(text) => Failure::new(ErrorCode::Internal, text),
     }
-    let message =
-        format!("{what} has 1 to {NAME_CHARS_MAX} characters, none of them a control character, no space at the ends");
-    Err(Failure::new(ErrorCode::BadRequest, message))
 }
 
 fn check_password(password: &str) -> Answer<()> {
@@ -56,8 +65,9 @@ pub(super) async fn bulk(server: App, Body(body): Body<NewAccounts>) -> Answer<(
         return Err(Failure::new(ErrorCode::BadRequest, message));
     }
     let mut hashes: HashMap<&str, String> = HashMap::new();
+    let mut kept = Vec::with_capacity(body.accounts.len());
     for account in &body.accounts {
-        check_name("name", &account.name)?;
+        kept.push(new_names(&account.name)?);
         check_password(&account.password)?;
         if account.devices.len() > DEVICES_PER_ACCOUNT_MAX {
             let message = format!("{} devices: at most {DEVICES_PER_ACCOUNT_MAX}", account.devices.len());
@@ -65,11 +75,15 @@ pub(super) async fn bulk(server: App, Body(body): Body<NewAccounts>) -> Answer<(
         }
         if !hashes.contains_key(account.password.as_str()) {
             let hash = server.passwords.hash(account.password.clone()).await;
-            hashes.insert(&account.password, hash.map_err(|e| Failure::new(ErrorCode::Internal, e))?);
+            hashes.insert(&account.password, hash.map_err(password_failure)?);
         }
     }
-    let rows: Vec<(String, String)> =
-        body.accounts.iter().map(|a| (a.name.clone(), hashes[a.password.as_str()].clone())).collect();
+    let row = |((name, display_name), account): ((String, String), &NewAccount)| NewUser {
+        name,
+        display_name,
+        password_hash: hashes[account.password.as_str()].clone(),
+    };
+    let rows: Vec<NewUser> = kept.into_iter().zip(&body.accounts).map(row).collect();
     let users = server.deps.backends.directory.add_users(&rows).await.map_err(|error| {
         if error.kind == crate::backends::error::ErrorKind::Conflict {
             return Failure::new(ErrorCode::Conflict, "one of the names is taken, or stands twice in the list");
@@ -88,10 +102,11 @@ pub(super) async fn bulk(server: App, Body(body): Body<NewAccounts>) -> Answer<(
 }
 
 pub(super) async fn signup(server: App, Body(body): Body<Signup>) -> Answer<(StatusCode, Json<UserRef>)> {
-    check_name("name", &body.name)?;
+    let (name, display_name) = new_names(&body.name)?;
     check_password(&body.password)?;
-    let hash = server.passwords.hash(body.password).await.map_err(|e| Failure::new(ErrorCode::Internal, e))?;
-    let user = server.deps.backends.directory.add_user(&body.name, &hash).await.map_err(|error| {
+    let password_hash = server.passwords.hash(body.password).await.map_err(password_failure)?;
+    let new = NewUser { name, display_name, password_hash };
+    let user = server.deps.backends.directory.add_user(&new).await.map_err(|error| {
         if error.kind == crate::backends::error::ErrorKind::Conflict {
             return Failure::new(ErrorCode::Conflict, format!("the name {:?} is taken", body.name));
         }
@@ -100,14 +115,37 @@ pub(super) async fn signup(server: App, Body(body): Body<Signup>) -> Answer<(Sta
     Ok((StatusCode::CREATED, Json(UserRef { user })))
 }
 
-pub(super) async fn login(server: App, Body(body): Body<Login>) -> Answer<Json<LoggedIn>> {
-    server.logins.take(body.name.clone()).map_err(|wait| rate_limited(&server, wait))?;
-    let found = server.deps.backends.directory.credentials(&body.name).await?;
-    let hash = found.as_ref().map(|c| c.password_hash.clone());
-    let fits = server.passwords.verify(body.password, hash).await.map_err(|e| Failure::new(ErrorCode::Internal, e))?;
-    let Some(found) = found.filter(|_| fits) else {
-        return Err(Failure::new(ErrorCode::Unauthorized, "name or password is wrong"));
+pub(super) async fn login(
+    server: App,
+    ClientAddress(address): ClientAddress,
+    Earlier(earlier): Earlier,
+    Body(body): Body<Login>,
+) -> Answer<Json<LoggedIn>> {
+    let wrong = || Failure::new(ErrorCode::Unauthorized, "name or password is wrong");
+    // No account has another one: there is nothing to count and nothing to look up.
+    let name = names::account(&body.name).map_err(|_| wrong())?;
+    if !PASSWORD_BYTES.contains(&body.password.len()) {
+        return Err(wrong());
+    }
+    let directory = &server.deps.backends.directory;
+    let place = match earlier {
+        Some(earlier) => {
+            let found = directory.credentials(&name).await?;
+            let is_own = found.is_some_and(|found| found.user == earlier.sub);
+            if is_own { Place::Device(earlier.dev) } else { Place::of(address) }
+        }
+        None => Place::of(address),
     };
+    server.logins.take(&name, &place).map_err(|wait| rate_limited(&server, wait))?;
+    let mut found = directory.credentials(&name).await?;
+    if found.is_none() && name != body.name {
+        // An account from before names had one form.
+        found = directory.credentials(&body.name).await?;
+    }
+    let hash = found.as_ref().map(|c| c.password_hash.clone());
+    let fits = server.passwords.verify(body.password, hash).await.map_err(password_failure)?;
+    let Some(found) = found.filter(|_| fits) else { return Err(wrong()) };
+    server.logins.succeeded(&name, Place::of(address));
     log_in(&server, found.user, &body.device).await.map(Json)
 }
 
@@ -183,7 +221,8 @@ pub(super) async fn placement(
     place(&server, claims.sub, params.avoid.as_ref()).await.map(Json)
 }
 
-pub(super) async fn logout(server: App, Caller(claims): Caller) -> Answer<StatusCode> {
+/// Ends a token, also one that has been ended before: then only who might not know is told.
+pub(super) async fn logout(server: App, Signed(claims): Signed) -> Answer<StatusCode> {
     server.deps.backends.directory.revoke_token(claims.jti, claims.exp).await?;
     server.tell(&[Role::Chat, Role::Api], &Call::LogOut(claims.jti)).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -203,8 +242,9 @@ pub(super) async fn change_me(
     Caller(claims): Caller,
     Body(body): Body<ProfileChange>,
 ) -> Answer<Json<Profile>> {
-    check_name("display_name", &body.display_name)?;
-    server.deps.backends.directory.set_display_name(claims.sub, &body.display_name).await?;
+    let display_name = names::shown(&body.display_name, names::DISPLAY_CHARS_MAX)
+        .map_err(|invalid| Failure::new(ErrorCode::BadRequest, format!("display_name {invalid}")))?;
+    server.deps.backends.directory.set_display_name(claims.sub, &display_name).await?;
     profile(&server, claims.sub).await.map(Json)
 }
 
@@ -219,8 +259,10 @@ pub(super) struct ByName {
 }
 
 pub(super) async fn find_user(server: App, _: Caller, Params(params): Params<ByName>) -> Answer<Json<Profile>> {
-    let found = server.deps.backends.directory.find_user(&params.name).await?;
-    found.map(Json).ok_or_else(|| Failure::new(ErrorCode::NotFound, "nobody has this name"))
+    let nobody = || Failure::new(ErrorCode::NotFound, "nobody has this name");
+    let name = names::account(&params.name).map_err(|_| nobody())?;
+    let found = server.deps.backends.directory.find_user(&name).await?;
+    found.map(Json).ok_or_else(nobody)
 }
 
 pub(super) async fn friends(server: App, Caller(claims): Caller) -> Answer<Json<Friends>> {

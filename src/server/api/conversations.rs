@@ -14,12 +14,14 @@ use crate::protocol::api::{
 };
 use crate::protocol::limits::{FANOUT_ON_WRITE_MEMBERS_MAX, MEMBERS_PER_CALL_MAX};
 use crate::protocol::{ConversationId, ErrorCode, UserId};
+use crate::server::names;
 use crate::server::peer::Call;
-
-const NAME_CHARS_MAX: usize = 128;
 
 /// Conversations in one answer of the list.
 const PAGE: usize = 500;
+
+/// Members in one answer of the list, at most, and when the client does not say.
+const MEMBERS_PAGE_MAX: usize = 10_000;
 
 type Answer<T> = Result<T, Failure>;
 
@@ -36,10 +38,7 @@ fn shown(row: ConversationRow) -> Conversation {
 
 /// Fails unless the user is a member. A conversation that does not exist is not told apart.
 pub(super) async fn require_member(server: &ApiServer, conversation: ConversationId, user: UserId) -> Answer<()> {
-    if server.members.get(conversation).await?.is_some_and(|members| members.contains(user)) {
-        return Ok(());
-    }
-    Err(not_a_member(conversation))
+    if server.members.contains(conversation, user).await? { Ok(()) } else { Err(not_a_member(conversation)) }
 }
 
 fn not_a_member(conversation: ConversationId) -> Failure {
@@ -69,21 +68,32 @@ async fn existing(server: &ApiServer, mut users: Vec<UserId>) -> Answer<Vec<User
     }
 }
 
+/// The name of a new conversation, as it is kept; a group may have none.
+fn conversation_name(kind: ConversationKind, name: &str) -> Answer<String> {
+    if name.is_empty() {
+        return Ok(String::new());
+    }
+    if kind == ConversationKind::Direct {
+        let message = "a direct conversation has no name of its own: leave out name";
+        return Err(Failure::new(ErrorCode::BadRequest, message));
+    }
+    names::shown(name, names::CONVERSATION_CHARS_MAX)
+        .map_err(|invalid| Failure::new(ErrorCode::BadRequest, format!("name {invalid}")))
+}
+
 pub(super) async fn create(
     server: App,
     Caller(claims): Caller,
     Body(body): Body<NewConversation>,
 ) -> Answer<(StatusCode, Json<Conversation>)> {
-    if body.name.chars().count() > NAME_CHARS_MAX {
-        return Err(Failure::new(ErrorCode::BadRequest, format!("name has at most {NAME_CHARS_MAX} characters")));
-    }
+    let name = conversation_name(body.kind, &body.name)?;
     let mut members = body.members;
     members.push(claims.sub);
     let members = existing(&server, members).await?;
     if body.kind == ConversationKind::Direct && members.len() != 2 {
         return Err(Failure::new(ErrorCode::BadRequest, "a direct conversation has one other member"));
     }
-    let new = NewConversationRow { kind: body.kind, name: body.name, owner: claims.sub, members };
+    let new = NewConversationRow { kind: body.kind, name, owner: claims.sub, members };
     let conversation = server.deps.backends.directory.add_conversation(&new).await?;
     let row = row(&server, conversation, claims.sub).await?;
     Ok((StatusCode::CREATED, Json(shown(row))))
@@ -117,10 +127,25 @@ pub(super) async fn members(
     server: App,
     Caller(claims): Caller,
     InPath(conversation): InPath<ConversationId>,
+    Params(params): Params<MembersPage>,
 ) -> Answer<Json<Members>> {
+    let limit = params.limit.unwrap_or(MEMBERS_PAGE_MAX);
+    if !(1..=MEMBERS_PAGE_MAX).contains(&limit) {
+        return Err(Failure::new(ErrorCode::BadRequest, format!("limit is 1 to {MEMBERS_PAGE_MAX}")));
+    }
+    let after = params.after_user_id.unwrap_or(UserId(0));
     require_member(&server, conversation, claims.sub).await?;
-    let members = server.deps.backends.directory.members(conversation).await?;
-    Ok(Json(Members { members }))
+    let mut members = server.deps.backends.directory.members(conversation, after, limit + 1).await?;
+    let has_more = members.len() > limit;
+    members.truncate(limit);
+    Ok(Json(Members { members, has_more }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MembersPage {
+    after_user_id: Option<UserId>,
+    limit: Option<usize>,
 }
 
 /// A group whose members the caller may change.
@@ -163,6 +188,11 @@ pub(super) async fn remove_member(
     Caller(claims): Caller,
     InPath((conversation, user)): InPath<(ConversationId, UserId)>,
 ) -> Answer<StatusCode> {
+    if user == claims.sub && !server.members.contains(conversation, user).await? {
+        // Nobody, or nobody any more. A removal that not every server had confirmed is confirmed now.
+        server.tell(&[Role::Chat, Role::Api], &Call::MemberGone { conversation, user }).await?;
+        return Ok(StatusCode::NO_CONTENT);
+    }
     let row = row(&server, conversation, claims.sub).await?;
     if row.owner == user {
         return Err(Failure::new(ErrorCode::Forbidden, "the owner can't leave the group"));

@@ -1,5 +1,6 @@
 //! What handlers take from a request; every refusal is a JSON error.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use axum::Json;
@@ -11,9 +12,10 @@ use serde::de::DeserializeOwned;
 
 use super::ApiServer;
 use super::status::Failure;
+use crate::backends::registry::Role;
 use crate::protocol::ErrorCode;
 use crate::server::auth::{self, Claims};
-use crate::server::http;
+use crate::server::http::{self, FORWARDED_FOR};
 
 /// The authenticated caller.
 pub(super) struct Caller(pub(super) Claims);
@@ -26,12 +28,62 @@ impl FromRequestParts<Arc<ApiServer>> for Caller {
         if !server.revocations.is_good(&claims).await? {
             return Err(unauthorized());
         }
-        server.requests.take(claims.sub).map_err(|wait| {
-            let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-            Failure::retry_later(ErrorCode::RateLimited, "this account asks for too much at once", wait_ms)
-        })?;
+        take_request(server, &claims)?;
         Ok(Self(claims))
     }
+}
+
+/// Whoever a token was made for, also where it was logged out since.
+pub(super) struct Signed(pub(super) Claims);
+
+impl FromRequestParts<Arc<ApiServer>> for Signed {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, server: &Arc<ApiServer>) -> Result<Self, Failure> {
+        let claims = server.deps.tokens.verify(bearer(parts)?).map_err(|_| unauthorized())?;
+        take_request(server, &claims)?;
+        Ok(Self(claims))
+    }
+}
+
+/// An earlier token that a client may show when it logs in: it may have expired, or have been logged out.
+pub(super) struct Earlier(pub(super) Option<Claims>);
+
+impl FromRequestParts<Arc<ApiServer>> for Earlier {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, server: &Arc<ApiServer>) -> Result<Self, Failure> {
+        let token = bearer(parts).ok();
+        Ok(Self(token.and_then(|token| server.deps.tokens.verify_old(token).ok())))
+    }
+}
+
+/// The address of who sends a connection's requests.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ConnectedFrom(pub(super) IpAddr);
+
+/// The client's address: what the gateway says, where the request comes from one; else the connection's.
+pub(super) struct ClientAddress(pub(super) IpAddr);
+
+impl FromRequestParts<Arc<ApiServer>> for ClientAddress {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, server: &Arc<ApiServer>) -> Result<Self, Failure> {
+        let peer = parts.extensions.get::<ConnectedFrom>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0);
+        let is_gateway = server.cluster.servers(Role::Gateway).iter().any(|gateway| gateway.address.ip() == peer);
+        // The last one is what our gateway saw; those before it are what the client said.
+        let forwarded = parts.headers.get_all(FORWARDED_FOR).iter().next_back().and_then(|value| value.to_str().ok());
+        let seen = forwarded.and_then(|list| list.rsplit(',').next()).and_then(|last| last.trim().parse().ok());
+        Ok(Self(seen.filter(|_| is_gateway).unwrap_or(peer)))
+    }
+}
+
+/// Takes one of the requests that an account may make.
+fn take_request(server: &ApiServer, claims: &Claims) -> Result<(), Failure> {
+    server.requests.take(claims.sub).map_err(|wait| {
+        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        Failure::retry_later(ErrorCode::RateLimited, "this account asks for too much at once", wait_ms)
+    })
 }
 
 /// The token of a request.

@@ -4,6 +4,7 @@ mod accounts;
 mod conversations;
 pub(super) mod extract;
 mod health;
+mod logins;
 mod pages;
 pub(super) mod status;
 mod sync;
@@ -21,7 +22,6 @@ use axum::routing::{delete, get, patch, post};
 use hyper_util::service::TowerToHyperService;
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use self::status::Failure;
 use super::auth::{PasswordCost, Passwords};
@@ -33,6 +33,7 @@ use super::ordering::Ordering;
 use super::peer::{self, Answer, Call, PeerHandler, Peers};
 use super::placement::Placement;
 use super::rate::Buckets;
+use super::readiness::Readiness;
 use super::revocations::Revocations;
 use super::{Deps, Listeners, http};
 use crate::backends::registry::Role;
@@ -56,9 +57,6 @@ const BROADCAST_RETRY_MAX: Duration = Duration::from_millis(800);
 /// How often tokens that were logged out and have expired since are removed from the directory.
 const PURGE_INTERVAL: Duration = Duration::from_mins(10);
 
-/// Names whose logins are counted.
-const LOGIN_NAMES_MAX: usize = 100_000;
-
 /// Accounts whose requests are counted.
 const ACCOUNTS_MAX: usize = 100_000;
 
@@ -70,7 +68,7 @@ pub struct Config {
     pub placement: Placement,
     /// Cost of a password hash.
     pub password_cost: PasswordCost,
-    /// Logins per second for one name, over ten seconds.
+    /// Logins per second for one name from one address, over ten seconds.
     pub logins_per_second: u32,
     /// Requests per second of one account, over ten seconds.
     pub requests_per_second: u32,
@@ -108,11 +106,11 @@ pub(crate) struct ApiServer {
     revocations: Revocations,
     ordering: Ordering,
     passwords: Passwords,
-    logins: Buckets<String>,
+    logins: logins::Logins,
     /// What each account may ask for.
     requests: Buckets<UserId>,
     pages: pages::Pages,
-    readiness: health::Readiness,
+    readiness: Readiness,
 }
 
 type App = State<Arc<ApiServer>>;
@@ -122,7 +120,7 @@ type App = State<Arc<ApiServer>>;
 /// # Errors
 /// When the registry does not answer, the listener is of no use, or the password cost is not valid.
 pub async fn start(listeners: Listeners, deps: Deps, config: Config) -> Result<SocketAddr, ChatError> {
-    let (address, peer) = (listeners.clients.local_addr()?, listeners.peers.local_addr()?);
+    let (address, peer) = (deps.reached_at(&listeners.clients)?, deps.reached_at(&listeners.peers)?);
     let passwords = Passwords::new(config.password_cost).map_err(std::io::Error::other)?;
     let server = Arc::new(ApiServer {
         cluster: Cluster::start(&deps).await,
@@ -132,16 +130,17 @@ pub async fn start(listeners: Listeners, deps: Deps, config: Config) -> Result<S
         revocations: Revocations::new(Arc::clone(&deps.backends.directory)),
         ordering: Ordering::new(&deps.backends, &deps.metrics),
         passwords,
-        logins: Buckets::new(config.logins_per_second, LOGIN_NAMES_MAX),
+        logins: logins::Logins::new(config.logins_per_second),
         requests: Buckets::new(config.requests_per_second, ACCOUNTS_MAX),
         pages: pages::Pages::default(),
-        readiness: health::Readiness::default(),
+        // Nothing of it is needed to talk.
+        readiness: Readiness::but_for(&["media"]),
         config,
         deps: deps.clone(),
     });
-    let connections = Arc::new(Semaphore::new(server.config.connections_max));
+    let room = http::Room::new(server.config.connections_max);
     peer::serve(listeners.peers, &deps, Arc::clone(&server) as Arc<dyn PeerHandler>);
-    deps.tasks.spawn("api.accept", accept_loop(listeners.clients, router(&server), deps.clone(), connections));
+    deps.tasks.spawn("api.accept", accept_loop(listeners.clients, router(&server), deps.clone(), room));
     deps.tasks.spawn_until_stopped("api.purge_revoked", purge_revoked(deps.clone()));
     cluster::announce_as(Role::Api, &deps, address, peer, || 0).await?;
     Ok(address)
@@ -207,28 +206,32 @@ async fn purge_revoked(deps: Deps) {
 }
 
 /// Accepts until the server stops. Inputs: the listener, the word to stop.
-async fn accept_loop(listener: TcpListener, router: Router, deps: Deps, connections: Arc<Semaphore>) {
+async fn accept_loop(listener: TcpListener, router: Router, deps: Deps, room: http::Room) {
     loop {
-        let permit = tokio::select! {
-            permit = Arc::clone(&connections).acquire_owned() => permit,
-            () = deps.tasks.stopped() => return,
-        };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = deps.tasks.stopped() => return,
         };
-        match (accepted, permit) {
-            (Ok((stream, _)), Ok(permit)) => {
-                deps.tasks.spawn("api.connection", serve(stream, router.clone(), deps.clone(), permit));
+        match accepted {
+            Ok((stream, _)) => {
+                if let Some(place) = room.enter() {
+                    deps.tasks.spawn("api.connection", serve(stream, router.clone(), deps.clone(), place));
+                }
             }
-            _ => tokio::time::sleep(Duration::from_millis(20)).await,
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }
 }
 
 /// Serves one connection.
-async fn serve(stream: TcpStream, router: Router, deps: Deps, _permit: OwnedSemaphorePermit) {
-    http::serve(stream, Vec::new(), deps.tasks, TowerToHyperService::new(router)).await;
+async fn serve(stream: TcpStream, router: Router, deps: Deps, place: http::Place) {
+    let Ok(peer) = stream.peer_addr() else { return };
+    let router = TowerToHyperService::new(router);
+    let service = hyper::service::service_fn(move |mut request: Request| {
+        request.extensions_mut().insert(extract::ConnectedFrom(peer.ip()));
+        hyper::service::Service::call(&router, request)
+    });
+    http::serve_in(place, stream, deps.tasks, service).await;
 }
 
 #[async_trait]
@@ -236,6 +239,9 @@ impl PeerHandler for ApiServer {
     async fn handle(&self, call: Call) -> Answer {
         match call {
             Call::MembersChanged { conversation, .. } => self.members.drop_entry(conversation),
+            Call::MemberGone { conversation, user } => {
+                self.members.drop_if_member(conversation, user);
+            }
             Call::LogOut(token) => self.revocations.forget(token),
             _ => return Answer::WrongRole,
         }

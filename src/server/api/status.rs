@@ -57,6 +57,10 @@ impl From<BackendError> for Failure {
         if error.kind == ErrorKind::Conflict {
             return Self::new(ErrorCode::Conflict, "already taken");
         }
+        if error.kind == ErrorKind::Rejected && error.operation.starts_with("directory.") {
+            tracing::warn!(%error, "the directory refused a value of a request");
+            return Self::new(ErrorCode::BadRequest, "a value of this request can't be stored");
+        }
         tracing::warn!(%error, "a request failed on an engine");
         let operation = error.operation.split('.').next().unwrap_or_default();
         Self::retry_later(ErrorCode::Unavailable, format!("the {operation} engine is not available"), 1_000)

@@ -11,7 +11,11 @@ use super::status::Failure;
 use crate::protocol::api::{InboxEntry, InboxSync, MessagesSync};
 use crate::protocol::limits::{SYNC_LIMIT_DEFAULT, SYNC_LIMIT_MAX};
 use crate::protocol::{ConversationId, ErrorCode, MessageId};
-use crate::server::ordering::Source;
+use crate::server::ordering::{Source, VOID_AFTER_MS};
+
+/// A message is dated when its id is given out, and is stored later: one that came just after a client's last look may bear an
+/// older time. No id is pending for longer than this.
+const SINCE_SLACK_MS: u64 = 2 * VOID_AFTER_MS;
 
 /// Conversations in one answer of the inbox, when the client does not say.
 const INBOX_LIMIT_DEFAULT: usize = 100;
@@ -74,17 +78,16 @@ pub(super) async fn inbox(
     let mut after = query.after_conversation_id.unwrap_or(ConversationId(0));
     let mut out = Vec::new();
     loop {
-        let rows = backends.directory.conversations_of(claims.sub, after, limit + 1).await?;
-        let is_last = rows.len() <= limit;
-        let conversations: Vec<ConversationId> = rows.iter().map(|row| row.conversation).collect();
+        let conversations = backends.directory.conversation_ids_of(claims.sub, after, limit + 1).await?;
+        let is_last = conversations.len() <= limit;
         let newest = server.ordering.newest(&conversations).await?;
-        for (row, newest) in rows.into_iter().zip(newest) {
+        for (conversation, newest) in conversations.into_iter().zip(newest) {
             if out.len() == limit {
                 return Ok(Json(InboxSync { conversations: out, has_more: true }));
             }
-            after = row.conversation;
-            if let Some(newest) = newest.filter(|newest| newest.at_ms > query.since) {
-                out.push(InboxEntry { conversation: row.conversation, head: newest.id, at: newest.at_ms });
+            after = conversation;
+            if let Some(newest) = newest.filter(|newest| newest.at_ms.saturating_add(SINCE_SLACK_MS) > query.since) {
+                out.push(InboxEntry { conversation, head: newest.id, at: newest.at_ms });
             }
         }
         if is_last {

@@ -7,6 +7,7 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::requests::{Requests, Waiting};
+use super::seats::Seat;
 use super::send::retry_after_ms;
 use super::session::{Action, Request, SessionState};
 use super::socket::{Flushed, MERGE_WINDOW_MS, Pushed, ReadEnd, Socket};
@@ -31,6 +32,8 @@ pub(super) struct Connection {
     /// When the token expires, in seconds since 1970.
     expires_s: u32,
     pub(super) socket: Socket,
+    /// Given back when the last who knows the connection forgets it.
+    _seat: Seat,
     /// Requests that wait or are under way; `None` while there are none. Written by reader and workers.
     requests: Mutex<Option<Box<Requests>>>,
     /// Large channels that this connection subscribes to. Written by [`super::subscriptions`] only.
@@ -72,8 +75,8 @@ pub(super) struct Early {
 impl ChatServer {
     /// Makes an authenticated socket live: claim the session, fix the inbox position, welcome, then run its reader in a
     /// task of its own, so that nothing of the handshake stays in memory.
-    pub(super) async fn go_live(self: Arc<Self>, socket: Socket, identity: Identity, early: Early) {
-        let (connection, is_first) = match self.open(socket, identity).await {
+    pub(super) async fn go_live(self: Arc<Self>, socket: Socket, identity: Identity, seat: Seat, early: Early) {
+        let (connection, is_first) = match self.open(socket, identity, seat).await {
             Ok(opened) => opened,
             Err(connection) => {
                 connection.socket.linger().await;
@@ -94,6 +97,7 @@ impl ChatServer {
         self: &Arc<Self>,
         socket: Socket,
         identity: Identity,
+        seat: Seat,
     ) -> Result<(Arc<Connection>, bool), Arc<Connection>> {
         let session = Session {
             user: identity.sub,
@@ -109,6 +113,7 @@ impl ChatServer {
             token: identity.jti,
             expires_s: u32::try_from(identity.exp).unwrap_or(u32::MAX),
             socket,
+            _seat: seat,
             requests: Mutex::default(),
             subscriptions: Mutex::default(),
         });

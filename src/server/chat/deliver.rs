@@ -160,13 +160,26 @@ impl ChatServer {
         if all.is_empty() || self.tamper.as_ref().is_some_and(|t| t.ignores_removals()) {
             return all;
         }
-        match self.members.get(conversation).await {
-            Ok(Some(members)) => all.retain(|one| members.contains(user_of(one))),
-            Ok(None) => all.clear(),
-            Err(error) => {
-                tracing::warn!(%error, %conversation, "members can't be read; recipients will sync");
-                all.clear();
+        let kept = match self.members.get(conversation).await {
+            Ok(Some(list)) if list.is_large() => {
+                // It has grown since the message was sent, or this server's look is the older one.
+                let users: Vec<UserId> = all.iter().map(&user_of).collect();
+                let members = self.members.among(conversation, &users).await;
+                members.map(|members| all.retain(|one| members.contains(&user_of(one))))
             }
+            Ok(Some(list)) => {
+                all.retain(|one| list.has(user_of(one)));
+                Ok(())
+            }
+            Ok(None) => {
+                all.clear();
+                Ok(())
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = kept {
+            tracing::warn!(%error, %conversation, "members can't be read; recipients will sync");
+            all.clear();
         }
         all
     }

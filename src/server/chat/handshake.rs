@@ -4,11 +4,15 @@
 
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::alphabet::STANDARD;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::connection::{self, Early};
+use super::seats::{Begun, TooLate};
 use super::socket::{ReadEnd, Socket};
 use super::{ChatServer, Identity};
 use crate::backends::directory::TokenStanding;
@@ -34,10 +38,15 @@ const PONG_BYTES_MAX: usize = 16 * 1024;
 /// Told where a token can't be checked.
 pub(super) const UNCHECKED: &str = "the token can't be checked now, try again";
 
+/// Told where no seat is free.
+const FULL: &str = "this server is full";
+
 /// An HTTP answer that ends the connection.
 struct Refusal {
     status: &'static str,
     content_type: &'static str,
+    /// Further lines of the head, each with its end.
+    headers: &'static str,
     body: String,
 }
 
@@ -45,7 +54,12 @@ impl Refusal {
     fn error(status: &'static str, code: ErrorCode, message: &str) -> Self {
         let body = ApiError { code, message: message.to_owned(), retry_after_ms: None };
         let body = serde_json::to_string(&body).expect("plain data");
-        Self { status, content_type: "application/json", body }
+        Self { status, content_type: "application/json", headers: "", body }
+    }
+
+    fn full() -> Self {
+        let refusal = Self::error("503 Service Unavailable", ErrorCode::Overloaded, FULL);
+        Self { headers: "Retry-After: 1\r\n", ..refusal }
     }
 
     fn bad(message: &str) -> Self {
@@ -71,29 +85,34 @@ enum Request {
 }
 
 /// Takes a fresh socket to a live connection, or to a clean refusal.
-pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream) {
+pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, begun: Begun) {
     let limit = server.config.handshake_timeout;
     let started = crate::runtime::clock::instant();
-    let upgrade = match tokio::time::timeout(limit, read_upgrade(&server, &mut stream)).await {
+    let upgrade = match begun.within(limit, read_upgrade(&server, &mut stream)).await {
         Ok(Some(Ok(Request::Upgrade(upgrade)))) => upgrade,
-        Ok(Some(Ok(Request::Poll(begun)))) => {
+        Ok(Some(Ok(Request::Poll(head)))) => {
+            let Some(_seat) = server.poll_seats.take() else { return refuse(&server, stream, Refusal::full()).await };
+            drop(begun);
             // Boxed, so that it takes no memory in the other handshakes.
-            Box::pin(super::poll::serve(Arc::clone(&server), stream, begun)).await;
+            Box::pin(super::poll::serve(Arc::clone(&server), stream, head)).await;
             return server.socket_closed();
         }
         Ok(Some(Err(refusal))) => return refuse(&server, stream, refusal).await,
         Ok(None) => return give_up(&server),
-        Err(_) => {
+        Err(TooLate) => {
             let late = Refusal::error("408 Request Timeout", ErrorCode::BadRequest, "the request head came too slowly");
             return refuse(&server, stream, late).await;
         }
     };
-    let identity = match &upgrade.token {
+    let (identity, seat) = match &upgrade.token {
         Some(token) => match authenticate(&server, token).await {
-            Ok(identity) => Some(identity),
+            Ok(identity) => match server.seats.take() {
+                Some(seat) => (Some(identity), Some(seat)),
+                None => return refuse(&server, stream, Refusal::full()).await,
+            },
             Err(refusal) => return refuse(&server, stream, refusal).await,
         },
-        None => None,
+        None => (None, None),
     };
     let mut head = format!(
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {}\r\n",
@@ -108,27 +127,50 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream) {
     }
     let socket = Socket::new(stream);
     if upgrade.is_echo {
+        let Some(_seat) = server.seats.take() else { return give_up(&server) };
+        drop(begun);
         let decoder = Decoder::new(Role::Server, server.config.echo_message_bytes_max);
         return connection::echo(server, socket, decoder, upgrade.rest).await;
     }
     let decoder = Decoder::new(Role::Server, server.config.limits.message_bytes_max);
     let mut early = Early { decoder, texts: Vec::new() };
     let time_left = limit.saturating_sub(started.elapsed());
-    let hello = tokio::time::timeout(time_left, hello(&server, &socket, identity, &mut early, upgrade.rest)).await;
-    match hello.unwrap_or(Err(CloseCode::HelloTimeout)) {
-        Ok(identity) => server.go_live(socket, identity, early).await,
+    let hello = begun.within(time_left, hello(&server, &socket, identity, &mut early, upgrade.rest)).await;
+    let seated =
+        hello.unwrap_or(Err(CloseCode::HelloTimeout)).map(|identity| (identity, seat.or_else(|| server.seats.take())));
+    drop(begun);
+    match seated {
+        Ok((identity, Some(seat))) => server.go_live(socket, identity, seat, early).await,
+        Ok((_, None)) => {
+            let error = ErrorFrame {
+                uuid: None,
+                code: ErrorCode::Overloaded,
+                message: FULL.to_owned(),
+                retry_after_ms: Some(super::send::retry_after_ms()),
+            };
+            end_with(&server, socket, CloseCode::Internal, Some(error)).await;
+        }
         Err(code) => {
-            if code == CloseCode::Unauthorized {
-                let message = auth::InvalidToken.to_string();
-                let error = ErrorFrame { uuid: None, code: ErrorCode::Unauthorized, message, retry_after_ms: None };
-                let frame = websocket::text_frame(&ServerFrame::Error(error).encode(), None);
-                socket.push(frame.into(), usize::MAX);
-            }
-            socket.begin_close(websocket::close_frame(Some(code.code()), code.reason(), None).into(), false);
-            socket.linger().await;
-            give_up(&server);
+            let unauthorized = || ErrorFrame {
+                uuid: None,
+                code: ErrorCode::Unauthorized,
+                message: auth::InvalidToken.to_string(),
+                retry_after_ms: None,
+            };
+            let error = (code == CloseCode::Unauthorized).then(unauthorized);
+            end_with(&server, socket, code, error).await;
         }
     }
+}
+
+/// Ends a WebSocket that did not become live.
+async fn end_with(server: &ChatServer, socket: Socket, code: CloseCode, error: Option<ErrorFrame>) {
+    if let Some(error) = error {
+        socket.push(websocket::text_frame(&ServerFrame::Error(error).encode(), None).into(), usize::MAX);
+    }
+    socket.begin_close(websocket::close_frame(Some(code.code()), code.reason(), None).into(), false);
+    socket.linger().await;
+    give_up(server);
 }
 
 fn give_up(server: &ChatServer) {
@@ -137,9 +179,9 @@ fn give_up(server: &ChatServer) {
 }
 
 async fn refuse(server: &ChatServer, mut stream: TcpStream, refusal: Refusal) {
-    let Refusal { status, content_type, body } = refusal;
+    let Refusal { status, content_type, headers, body } = refusal;
     let head = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        "HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\n{headers}Connection: close\r\n\r\n",
         body.len()
     );
     let answer = [head.as_bytes(), body.as_bytes()].concat();
@@ -172,6 +214,9 @@ async fn read_upgrade(server: &ChatServer, stream: &mut TcpStream) -> Option<Res
             }
             Ok(httparse::Status::Complete(head_bytes)) => {
                 let rest = buffer[head_bytes..].to_vec();
+                if request.method == Some("GET") && request.path == Some("/health/ready") {
+                    return Some(Err(ready(server).await));
+                }
                 return Some(check(server, &request, rest).map(Request::Upgrade));
             }
             Ok(httparse::Status::Partial) if buffer.len() < HEAD_BYTES_MAX => {}
@@ -185,13 +230,7 @@ async fn read_upgrade(server: &ChatServer, stream: &mut TcpStream) -> Option<Res
 }
 
 fn check(server: &ChatServer, request: &httparse::Request<'_, '_>, rest: Vec<u8>) -> Result<Upgrade, Refusal> {
-    let header = |name: &str| {
-        let found = request.headers.iter().find(|h| h.name.eq_ignore_ascii_case(name));
-        found.and_then(|h| std::str::from_utf8(h.value).ok())
-    };
-    let has_token = |name: &str, wanted: &str| {
-        header(name).is_some_and(|v| v.split(',').any(|t| t.trim().eq_ignore_ascii_case(wanted)))
-    };
+    let head = Head(request.headers);
     if request.method != Some("GET") {
         return Err(Refusal::error("405 Method Not Allowed", ErrorCode::BadRequest, "only GET is answered here"));
     }
@@ -200,25 +239,36 @@ fn check(server: &ChatServer, request: &httparse::Request<'_, '_>, rest: Vec<u8>
     if !is_chat(path) && !is_echo {
         return Err(plain_http(server, path));
     }
-    if !has_token("connection", "upgrade") || !has_token("upgrade", "websocket") {
-        return Err(Refusal::error("426 Upgrade Required", ErrorCode::BadRequest, "this is a WebSocket endpoint"));
+    if request.version != Some(1) {
+        let status = "505 HTTP Version Not Supported";
+        return Err(Refusal::error(status, ErrorCode::BadRequest, "a WebSocket begins with HTTP/1.1"));
     }
-    if header("sec-websocket-version") != Some("13") {
-        return Err(Refusal::bad("Sec-WebSocket-Version must be 13"));
+    if !head.single("host").is_ok_and(|host| host.is_some_and(|host| !host.is_empty())) {
+        return Err(Refusal::bad("there is one Host header"));
     }
-    let key = header("sec-websocket-key").filter(|key| key.len() == 24);
-    let Some(key) = key else { return Err(Refusal::bad("Sec-WebSocket-Key must be 16 bytes in base64")) };
-    let offered = request.headers.iter().any(|h| h.name.eq_ignore_ascii_case("sec-websocket-protocol"));
-    let with_subprotocol = has_token("sec-websocket-protocol", SUBPROTOCOL);
+    if !head.lists("connection", "upgrade") || !head.lists("upgrade", "websocket") {
+        let refusal = Refusal::error("426 Upgrade Required", ErrorCode::BadRequest, "this is a WebSocket endpoint");
+        return Err(Refusal { headers: "Upgrade: websocket\r\n", ..refusal });
+    }
+    if head.single("sec-websocket-version") != Ok(Some("13")) {
+        let refusal = Refusal::error("426 Upgrade Required", ErrorCode::BadRequest, "Sec-WebSocket-Version must be 13");
+        return Err(Refusal { headers: "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n", ..refusal });
+    }
+    let key = head.single("sec-websocket-key").ok().flatten().filter(|key| is_key(key));
+    let Some(key) = key else { return Err(Refusal::bad("there is one Sec-WebSocket-Key: 16 bytes in base64")) };
+    let offered = head.values("sec-websocket-protocol").next().is_some();
+    let with_subprotocol = head.lists("sec-websocket-protocol", SUBPROTOCOL);
     if offered && !with_subprotocol && !is_echo {
         return Err(Refusal::bad(&format!("the subprotocol spoken here is {SUBPROTOCOL}")));
     }
-    let authorization = header("authorization");
+    let Ok(authorization) = head.single("authorization") else {
+        return Err(Refusal::bad("a request has at most one Authorization header"));
+    };
     if !is_echo && authorization.is_some_and(|h| auth::bearer(h).is_none()) {
         return Err(Refusal::error("401 Unauthorized", ErrorCode::Unauthorized, "use Authorization: Bearer TOKEN"));
     }
-    if !server.has_room() {
-        return Err(Refusal::error("503 Service Unavailable", ErrorCode::Overloaded, "this server is full"));
+    if server.seats.are_taken() {
+        return Err(Refusal::full());
     }
     if server.is_draining() {
         let message = "this server drains: ask for another placement";
@@ -233,6 +283,43 @@ fn check(server: &ChatServer, request: &httparse::Request<'_, '_>, rest: Vec<u8>
     })
 }
 
+/// The headers of a request.
+struct Head<'a>(&'a [httparse::Header<'a>]);
+
+/// A header that stands there twice, or is no text.
+#[derive(Debug, PartialEq, Eq)]
+struct NotOne;
+
+impl<'a> Head<'a> {
+    fn values(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
+        self.0.iter().filter(move |header| header.name.eq_ignore_ascii_case(name)).map(|header| header.value)
+    }
+
+    /// The value of a header that stands there once, or not at all.
+    fn single(&self, name: &str) -> Result<Option<&'a str>, NotOne> {
+        let mut values = self.values(name);
+        match (values.next(), values.next()) {
+            (None, _) => Ok(None),
+            (Some(value), None) => std::str::from_utf8(value).map(|text| Some(text.trim())).map_err(|_| NotOne),
+            (Some(_), Some(_)) => Err(NotOne),
+        }
+    }
+
+    /// Whether a list, which may stand on several lines, has an element.
+    fn lists(&self, name: &str, wanted: &str) -> bool {
+        let mut texts = self.values(name).filter_map(|value| std::str::from_utf8(value).ok());
+        texts.any(|text| text.split(',').any(|element| element.trim().eq_ignore_ascii_case(wanted)))
+    }
+}
+
+/// Whether a text is 16 bytes in base64. Source: RFC 6455, 4.1.
+fn is_key(text: &str) -> bool {
+    // Some clients leave bits behind the last byte.
+    const LENIENT: GeneralPurpose =
+        GeneralPurpose::new(&STANDARD, GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true));
+    LENIENT.decode(text).is_ok_and(|bytes| bytes.len() == 16)
+}
+
 /// Whether a path is the chat's: `/ws`, or `/ws/NAME` as a balancer gets it to find this server.
 fn is_chat(path: &str) -> bool {
     let name = path.strip_prefix(CHAT_PATH).map(|rest| rest.strip_prefix('/').unwrap_or(rest));
@@ -241,14 +328,24 @@ fn is_chat(path: &str) -> bool {
 
 /// The few paths that are answered without an upgrade.
 fn plain_http(server: &ChatServer, path: &str) -> Refusal {
-    let ok = |content_type, body| Refusal { status: "200 OK", content_type, body };
+    let ok = |content_type, body| Refusal { status: "200 OK", content_type, headers: "", body };
     match path {
         "/health/live" => ok("application/json", r#"{"status":"live"}"#.to_owned()),
-        "/health/ready" if !server.is_draining() => ok("application/json", r#"{"status":"ready"}"#.to_owned()),
-        "/health/ready" => Refusal::error("503 Service Unavailable", ErrorCode::Unavailable, "this server drains"),
         "/metrics" => ok(prometheus::CONTENT_TYPE, prometheus::render(&server.deps.registry.all())),
         _ => Refusal::error("404 Not Found", ErrorCode::NotFound, "the chat is at /ws"),
     }
+}
+
+/// Whether this server can do its work: it does not drain, and its engines take writes.
+async fn ready(server: &ChatServer) -> Refusal {
+    const NOT_NOW: &str = "503 Service Unavailable";
+    if server.is_draining() {
+        return Refusal::error(NOT_NOW, ErrorCode::Unavailable, "this server drains");
+    }
+    let report = server.readiness.look(&server.deps.backends).await;
+    let status = if report.is_ready() { "200 OK" } else { NOT_NOW };
+    let body = serde_json::to_string(&report).expect("plain data");
+    Refusal { status, content_type: "application/json", headers: "", body }
 }
 
 /// Why nobody is known by a token.
@@ -339,5 +436,34 @@ async fn hello(
             if refusal.status.starts_with("503") { CloseCode::Internal } else { CloseCode::Unauthorized }
         }),
         (None, _) => Err(CloseCode::Unauthorized),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_on_several_lines_are_one_list_and_what_is_single_stands_once() {
+        let header = |name, value: &'static str| httparse::Header { name, value: value.as_bytes() };
+        let headers = [
+            header("Connection", "keep-alive"),
+            header("connection", "close, UPGRADE"),
+            header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
+            header("Host", "a"),
+            header("host", "a"),
+        ];
+        let head = Head(&headers);
+        assert!(head.lists("connection", "upgrade") && !head.lists("upgrade", "websocket"));
+        assert_eq!(head.single("sec-websocket-key"), Ok(Some("dGhlIHNhbXBsZSBub25jZQ==")));
+        assert_eq!((head.single("host"), head.single("origin")), (Err(NotOne), Ok(None)));
+    }
+
+    #[test]
+    fn a_key_is_sixteen_bytes() {
+        assert!(is_key("dGhlIHNhbXBsZSBub25jZQ==") && is_key("AAAAAAAAAAAAAAAAAAAAAB=="));
+        for bad in ["", "dGhlIHNhbXBsZSBub25jZQ", "dGhlIHNhbXBsZSBub25jZQ=!", "AAAAAAAAAAAAAAAAAAAAAAAA", "AAAA"] {
+            assert!(!is_key(bad), "{bad:?}");
+        }
     }
 }

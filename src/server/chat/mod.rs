@@ -3,6 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `handshake` | HTTP upgrade, authentication, `hello`: everything before a connection is live |
+//! | `seats` | how many may be connected, and how many may be on their way to it |
 //! | `connection` | one live socket: reading, writing, merging, closing |
 //! | `session` | what a frame means: a state machine without I/O |
 //! | `hub` | who is here |
@@ -11,23 +12,30 @@
 //! | `presence_feed` | beats out, friends' changes in |
 //! | `rights` | tokens, claims, memberships and friendships that end while a connection is open |
 //! | `subscriptions` | who subscribes to which large channel |
+//! | `in_flight` | requests under way, for a change of members that waits for them |
+//! | `uuids` | in which conversation a uuid is in use |
+//! | `unannounced` | messages that are stored and could not be published |
 
 mod connection;
 mod deliver;
 mod handshake;
 mod hub;
+mod in_flight;
 mod poll;
 mod presence_feed;
 mod requests;
 mod rights;
+mod seats;
 mod send;
 mod session;
 mod socket;
 mod subscriptions;
 pub mod tamper;
+mod unannounced;
+mod uuids;
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering as Atomic};
+use std::sync::atomic::{AtomicBool, Ordering as Atomic};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -39,20 +47,25 @@ use self::connection::{Connection, Flushes};
 pub(crate) use self::deliver::InboxHeader;
 use self::deliver::PendingHeads;
 use self::hub::Hub;
+use self::in_flight::InFlight;
 use self::poll::Polls;
 use self::presence_feed::BeatBuffer;
 use self::rights::Rights;
+use self::seats::{HalfOpen, Seats};
 use self::tamper::Tamper;
+use self::unannounced::Unannounced;
+use self::uuids::Uuids;
 use super::cluster::{self, Cluster};
 use super::members::Members;
 use super::ordering::Ordering;
 use super::peer::{self, Answer, Call, PeerHandler, Peers};
+use super::readiness::Readiness;
 use super::{Deps, Listeners, auth};
 use crate::backends::BackendError;
 use crate::backends::log::{LogReader, PartitionLag, Topic};
 use crate::backends::registry::{Role, ServerEntry};
 use crate::backends::sessions::{SESSION_TTL, Session};
-use crate::protocol::{CloseCode, Limits, ServerFrame, frames::MovedFrame};
+use crate::protocol::{CloseCode, ConversationId, Limits, ServerFrame, frames::MovedFrame};
 use crate::runtime::{clock, machine, net};
 use crate::telemetry::{Counter, Gauge, PartitionFigures};
 
@@ -61,6 +74,12 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How often connections that went silent, or whose token has expired, are looked for. Source: invariant I13, 5 s.
 const SWEEP_CONNECTIONS_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How often room for one more connection is looked for while there is none.
+const ROOM_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Longest that a change of members waits for the requests that are under way; it is told again then.
+const IN_FLIGHT_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// How often the lag gauges are written.
 const LAG_INTERVAL: Duration = Duration::from_millis(500);
@@ -71,7 +90,7 @@ const LAG_INTERVAL: Duration = Duration::from_millis(500);
 pub struct Config {
     /// What one connection may do.
     pub limits: Limits,
-    /// Connections that the server holds at most, half-open handshakes included.
+    /// Users that may be connected at once. Connections that have not said yet who they are come on top: a tenth as many, or 256.
     pub connections_max: usize,
     /// Time for the HTTP upgrade and the `hello`.
     #[serde(with = "humantime_serde")]
@@ -127,11 +146,16 @@ pub struct ChatServer {
     me: Weak<Self>,
     polls: Polls,
     rights: Rights,
-    /// Connections and half-open handshakes. Written by accept and by the end of both.
-    sockets: AtomicUsize,
+    in_flight: InFlight,
+    uuids: Uuids,
+    unannounced: Unannounced,
+    readiness: Readiness,
+    /// For users, and for connections of `/echo`.
+    seats: Seats,
+    /// For HTTP connections of clients that poll.
+    poll_seats: Seats,
+    half_open: Arc<HalfOpen>,
     draining: AtomicBool,
-    /// Sockets that are held at most: as configured, or as the process may open files.
-    connections_max: usize,
     tamper: Option<Arc<dyn Tamper>>,
 }
 
@@ -158,8 +182,10 @@ pub async fn start(
 ) -> Result<Arc<ChatServer>, ChatError> {
     let reader = deps.backends.log.reader(deps.name.as_str()).await?;
     let cluster = Cluster::start(&deps).await;
-    let (address, peer_address) = (listeners.clients.local_addr()?, listeners.peers.local_addr()?);
-    let files = machine::raise_open_files();
+    let (address, peer_address) = (deps.reached_at(&listeners.clients)?, deps.reached_at(&listeners.peers)?);
+    let files = machine::raise_open_files().saturating_sub(FILES_RESERVED) as usize;
+    // As configured, or as the process may open files, half-open connections included.
+    let seats = config.connections_max.min(files / 11 * 10);
     let server = Arc::new_cyclic(|me| ChatServer {
         me: Weak::clone(me),
         address,
@@ -176,9 +202,15 @@ pub async fn start(
         flushes: Flushes::default(),
         polls: Polls::default(),
         rights: Rights::default(),
-        sockets: AtomicUsize::new(0),
+        in_flight: InFlight::default(),
+        uuids: Uuids::default(),
+        unannounced: Unannounced::default(),
+        // Messages are sent and delivered without.
+        readiness: Readiness::but_for(&["media", "presence", "registry"]),
+        seats: Seats::new(seats),
+        poll_seats: Seats::new(seats),
+        half_open: HalfOpen::beside(seats),
         draining: AtomicBool::new(false),
-        connections_max: config.connections_max.min(files.saturating_sub(FILES_RESERVED) as usize),
         config,
         tamper,
         deps,
@@ -196,6 +228,7 @@ pub async fn start(
     tasks.spawn_until_stopped("chat.sweep_connections", Arc::clone(&server).sweep_connections_loop());
     tasks.spawn_until_stopped("chat.logouts_loop", Arc::clone(&server).logouts_loop());
     tasks.spawn_until_stopped("chat.recheck_loop", Arc::clone(&server).recheck_loop());
+    tasks.spawn_until_stopped("chat.unannounced_loop", Arc::clone(&server).unannounced_loop());
     tasks.spawn_until_stopped("chat.lag_loop", Arc::clone(&server).lag_loop());
     let announced = Arc::clone(&server);
     cluster::announce(&server.deps, move || announced.entry()).await?;
@@ -230,16 +263,23 @@ impl ChatServer {
     async fn accept_loop(self: Arc<Self>, listener: TcpListener) {
         let tasks = self.deps.tasks.clone();
         loop {
+            // Who comes while all are young waits in the kernel's queue.
+            let accept = async {
+                while !self.half_open.has_room() {
+                    tokio::time::sleep(ROOM_INTERVAL).await;
+                }
+                listener.accept().await
+            };
             let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+                accepted = accept => accepted,
                 () = tasks.stopped() => return,
             };
             match accepted {
                 Ok((stream, _)) => {
                     self.deps.metrics.count(Counter::ConnectionsOpened);
-                    self.sockets.fetch_add(1, Atomic::Relaxed);
                     net::set_options(&stream);
-                    tasks.spawn("chat.handshake", handshake::run(Arc::clone(&self), stream));
+                    let begun = self.half_open.begin();
+                    tasks.spawn("chat.handshake", handshake::run(Arc::clone(&self), stream, begun));
                 }
                 Err(error) => {
                     if !net::is_transient_accept_error(&error) {
@@ -251,14 +291,7 @@ impl ChatServer {
         }
     }
 
-    /// True when there is room for one more socket. One that is refused gets an answer and goes elsewhere; one that the
-    /// process has no file for waits in the kernel's queue.
-    fn has_room(&self) -> bool {
-        self.sockets.load(Atomic::Relaxed) <= self.connections_max
-    }
-
     fn socket_closed(&self) {
-        self.sockets.fetch_sub(1, Atomic::Relaxed);
         self.deps.metrics.count(Counter::ConnectionsClosed);
     }
 
@@ -311,6 +344,12 @@ impl ChatServer {
                 self.close(&connection, CloseCode::IdleTimeout);
             }
         }
+    }
+
+    /// Waits for the requests of a conversation that are under way.
+    async fn ended_within(&self, conversation: ConversationId, limit: Duration) -> Answer {
+        let ended = tokio::time::timeout(limit, self.in_flight.ended(conversation)).await;
+        if ended.is_ok() { Answer::Done } else { Answer::Failed }
     }
 
     fn is_draining(&self) -> bool {
@@ -382,7 +421,15 @@ impl PeerHandler for ChatServer {
                     self.rights.check_members_later(conversation, members);
                     return Answer::Failed;
                 }
-                Answer::Done
+                // What a removed member has under way is stored before the removal is answered, or never.
+                self.ended_within(conversation, IN_FLIGHT_WAIT_MAX).await
+            }
+            Call::MemberGone { conversation, user } => {
+                if self.members.drop_if_member(conversation, user) {
+                    // Not told when it happened: as if it happened now.
+                    return self.handle(Call::MembersChanged { conversation, members: 0 }).await;
+                }
+                self.ended_within(conversation, IN_FLIGHT_WAIT_MAX).await
             }
             Call::Replace { user, session } => {
                 let Some(this) = self.me() else { return Answer::Failed };

@@ -106,16 +106,15 @@ struct Wait {
 type Answer = Result<(StatusCode, Json<PollAnswer>), Failure>;
 
 async fn open(State(server): State<Arc<ChatServer>>, Caller(identity): Caller) -> Answer {
-    if !server.has_room() {
-        return Err(Failure::new(ErrorCode::Overloaded, "this server is full"));
-    }
+    let Some(seat) = server.seats.take() else {
+        return Err(Failure::retry_later(ErrorCode::Overloaded, "this server is full", 1_000));
+    };
     if server.is_draining() {
         let message = "this server drains: ask for another placement";
         return Err(Failure::retry_later(ErrorCode::Unavailable, message, 1_000));
     }
-    server.sockets.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     server.deps.metrics.count(Counter::ConnectionsOpened);
-    match server.open(Socket::polled(), identity).await {
+    match server.open(Socket::polled(), identity, seat).await {
         Ok((connection, is_first)) => {
             let polled = Polled { connection: Arc::clone(&connection), state: Mutex::default() };
             server.polls.lock().insert(connection.session, Arc::new(polled));

@@ -13,6 +13,7 @@ use super::deliver::InboxHeader;
 use super::requests::Waiting;
 use super::session::Request;
 use super::subscriptions::Added;
+use super::uuids::Use;
 use crate::backends::error::BackendError;
 use crate::backends::log::{Record, Topic};
 use crate::backends::registry::Role;
@@ -47,8 +48,28 @@ struct Refused {
 
 impl Refused {
     fn not_a_member(conversation: ConversationId) -> Self {
-        let message = format!("you are not a member of {conversation}");
-        Self { code: ErrorCode::NotAMember, message, retry_after_ms: None }
+        Self::definite(ErrorCode::NotAMember, format!("you are not a member of {conversation}"))
+    }
+
+    const fn definite(code: ErrorCode, message: String) -> Self {
+        Self { code, message, retry_after_ms: None }
+    }
+
+    /// A look-up before anything was stored failed, however it did.
+    fn unread(error: BackendError) -> Self {
+        BackendError { effect: Effect::NotApplied, ..error }.into()
+    }
+
+    /// A message is stored, and its recipients were not told.
+    fn unannounced(error: BackendError) -> Self {
+        let message = "the message is stored, and an engine that tells its recipients did not answer: send it again with \
+                       the same uuid";
+        Self { message: message.to_owned(), ..error.into() }
+    }
+
+    fn uuid_elsewhere() -> Self {
+        let message = "this uuid belongs to a message of another conversation: each message has its own".to_owned();
+        Self::definite(ErrorCode::Conflict, message)
     }
 }
 
@@ -71,9 +92,7 @@ impl From<OrderingError> for Refused {
     fn from(error: OrderingError) -> Self {
         match error {
             OrderingError::Backend(error) => error.into(),
-            OrderingError::Conflict => {
-                Self { code: ErrorCode::Conflict, message: error.to_string(), retry_after_ms: None }
-            }
+            OrderingError::Conflict => Self::definite(ErrorCode::Conflict, error.to_string()),
             OrderingError::Overloaded => {
                 Self { code: ErrorCode::Overloaded, message: error.to_string(), retry_after_ms: Some(retry_after_ms()) }
             }
@@ -84,6 +103,8 @@ impl From<OrderingError> for Refused {
 impl ChatServer {
     pub(super) async fn handle_request(self: &Arc<Self>, connection: &Arc<Connection>, waiting: Waiting) {
         let Waiting { request, arrived_us } = waiting;
+        // Before the members are looked at: a removal waits for what goes by the list as it was.
+        let _entered = self.in_flight.enter(request.conversation());
         let (uuid, work) = match request {
             Request::Send(frame) => {
                 let uuid = frame.uuid;
@@ -113,6 +134,11 @@ impl ChatServer {
         frame: SendFrame,
         arrived_us: u64,
     ) -> Result<AckFrame, Refused> {
+        let used = self.uuids.claim(from.user, frame.uuid, frame.conversation);
+        if used == Use::Elsewhere {
+            self.deps.metrics.count(Counter::SendsFailed);
+            return Err(Refused::uuid_elsewhere());
+        }
         let waited = Duration::from_micros(clock::now_us() - arrived_us);
         let timed_out = || Err(BackendError::timed_out("send").into());
         let result = match SEND_TIMEOUT.checked_sub(waited).filter(|left| !left.is_zero()) {
@@ -134,6 +160,9 @@ impl ChatServer {
                 Ok(AckFrame { uuid, conversation, id, at })
             }
             Err(refused) => {
+                if used == Use::New && refused.code.is_definite() {
+                    self.uuids.give_back(from.user, frame.uuid);
+                }
                 self.deps.metrics.count(Counter::SendsFailed);
                 Err(refused)
             }
@@ -146,25 +175,34 @@ impl ChatServer {
         frame: &SendFrame,
     ) -> Result<MessageFrame, Refused> {
         let members = self.members_for(from.user, frame.conversation).await?;
-        let message = self.ordering.store(from.user, frame).await?;
-        if members.is_large() {
-            self.publish_head(&message).await?;
-        } else if members.kind == ConversationKind::Direct {
-            self.push_direct(from.session, &message, &members).await?;
-        } else {
-            self.publish_to_inboxes(Some(from.session), &message, &members.users).await?;
+        if let Some(answered) = frame.reply_to
+            && !self.ordering.is_stored(frame.conversation, answered).await.map_err(Refused::unread)?
+        {
+            let message = format!("reply_to: there is no message {answered} in {}", frame.conversation);
+            return Err(Refused::definite(ErrorCode::NotFound, message));
         }
+        let message = self.ordering.store(from.user, frame).await?;
+        let announcing = self.unannounced.begin(from.session, &message);
+        let announced = if members.is_large() {
+            self.publish_head(&message).await
+        } else if members.kind == ConversationKind::Direct {
+            self.push_direct(from.session, &message, &members).await
+        } else {
+            self.publish_to_inboxes(Some(from.session), &message, members.users()).await
+        };
+        announced.map_err(Refused::unannounced)?;
+        announcing.done();
         Ok(message)
     }
 
     /// The members of a conversation, if the user is one of them.
     async fn members_for(&self, user: UserId, conversation: ConversationId) -> Result<Arc<MemberList>, Refused> {
-        let members = self.members.get(conversation).await?;
-        members.filter(|list| list.contains(user)).ok_or_else(|| Refused::not_a_member(conversation))
+        let members = self.members.of_member(conversation, user).await.map_err(Refused::unread)?;
+        members.ok_or_else(|| Refused::not_a_member(conversation))
     }
 
     /// Large conversations: one record with the new head; clients fetch.
-    async fn publish_head(&self, message: &MessageFrame) -> BackendResult<()> {
+    pub(super) async fn publish_head(&self, message: &MessageFrame) -> BackendResult<()> {
         let head = HeadFrame { conversation: message.conversation, id: message.id };
         let payload = serde_json::to_vec(&head).expect("plain data").into();
         let key = message.conversation.0;
@@ -174,7 +212,7 @@ impl ChatServer {
     }
 
     /// One record per inbox partition that holds members, naming them.
-    async fn publish_to_inboxes(
+    pub(super) async fn publish_to_inboxes(
         &self,
         except: Option<SessionId>,
         message: &MessageFrame,
@@ -201,8 +239,8 @@ impl ChatServer {
         members: &MemberList,
     ) -> BackendResult<()> {
         // Without the sessions everybody counts as offline: the inbox reaches who is not.
-        let Ok(mut sessions) = self.deps.backends.sessions.lookup(&members.users).await else {
-            return self.publish_to_inboxes(Some(from), message, &members.users).await;
+        let Ok(mut sessions) = self.deps.backends.sessions.lookup(members.users()).await else {
+            return self.publish_to_inboxes(Some(from), message, members.users()).await;
         };
         sessions.retain(|s| s.session != from);
         let frame = ServerFrame::Message(message.clone()).encode();
@@ -214,7 +252,7 @@ impl ChatServer {
             // The sender has at least the device that sends; only others can be missing.
             all_accepted && (has_devices || user == message.sender)
         };
-        let missed: Vec<UserId> = members.users.iter().copied().filter(|user| !reached(*user)).collect();
+        let missed: Vec<UserId> = members.users().iter().copied().filter(|user| !reached(*user)).collect();
         if missed.is_empty() {
             return Ok(());
         }
@@ -261,8 +299,15 @@ impl ChatServer {
     async fn receipt(self: &Arc<Self>, from: &Arc<Connection>, frame: SendReceiptFrame) -> Result<(), Refused> {
         let SendReceiptFrame { conversation, status, upto } = frame;
         let members = self.members_for(from.user, conversation).await?;
+        if !self.ordering.is_given_out(conversation, upto).await? {
+            let message = format!("upto: there is no message {upto} in {conversation} yet");
+            return Err(Refused::definite(ErrorCode::BadRequest, message));
+        }
         let receipt = Receipt { user: from.user, status, upto };
-        self.deps.backends.directory.raise_receipt(conversation, &receipt).await?;
+        if !self.deps.backends.directory.raise_receipt(conversation, &receipt).await? {
+            // A higher one is known; what was said before is not said again.
+            return Ok(());
+        }
         let frame = ServerFrame::Receipt(ReceiptFrame { conversation, user: from.user, status, upto });
         self.tell_others(from, conversation, &members, &frame).await;
         Ok(())
@@ -280,7 +325,7 @@ impl ChatServer {
             return;
         }
         // Nobody hears it when the sessions can't be read: it is not worth a retry.
-        let Ok(mut sessions) = self.deps.backends.sessions.lookup(&members.users).await else { return };
+        let Ok(mut sessions) = self.deps.backends.sessions.lookup(members.users()).await else { return };
         sessions.retain(|s| s.session != from.session);
         self.push_to_sessions(Some(conversation), &sessions, &frame.encode()).await;
     }
@@ -292,8 +337,7 @@ impl ChatServer {
             Added::New => {}
             Added::Known | Added::Gone => return Ok(()),
             Added::TooMany => {
-                let message = format!("at most {limit} subscriptions");
-                return Err(Refused { code: ErrorCode::TooLarge, message, retry_after_ms: None });
+                return Err(Refused::definite(ErrorCode::TooLarge, format!("at most {limit} subscriptions")));
             }
         }
         // Who was removed after the look above was not found among the subscribers.

@@ -13,8 +13,8 @@ use crate::backends::BackendResult;
 use crate::backends::log::Topic;
 use crate::protocol::frames::{ConversationChangeFrame, HeadFrame};
 use crate::protocol::limits::{FANOUT_ON_WRITE_MEMBERS_MAX, MEMBERS_PER_CALL_MAX};
-use crate::protocol::{ConversationId, MessageId, ServerFrame};
-use crate::server::members::{LIST_TTL, MemberList};
+use crate::protocol::{ConversationId, MessageId, ServerFrame, UserId};
+use crate::server::members::LIST_TTL;
 
 /// Members up to which a conversation may have become large with the last change.
 const JUST_GROWN_MAX: usize = FANOUT_ON_WRITE_MEMBERS_MAX + MEMBERS_PER_CALL_MAX;
@@ -120,17 +120,18 @@ impl ChatServer {
         count: u64,
     ) -> BackendResult<()> {
         let may_have_grown = (FANOUT_ON_WRITE_MEMBERS_MAX as u64 + 1..=JUST_GROWN_MAX as u64).contains(&count);
-        if self.hub.subscribers(conversation).is_empty() && !may_have_grown {
+        let subscribers = self.hub.subscribers(conversation);
+        if subscribers.is_empty() && !may_have_grown {
             return Ok(());
         }
-        let members = self.members.get(conversation).await?;
-        let is_member = |connection: &Connection| members.as_ref().is_some_and(|m| m.contains(connection.user));
-        for connection in self.hub.subscribers(conversation).iter().filter(|connection| !is_member(connection)) {
+        let users: Vec<UserId> = subscribers.iter().map(|connection| connection.user).collect();
+        let members = self.members.among(conversation, &users).await?;
+        for connection in subscribers.iter().filter(|connection| !members.contains(&connection.user)) {
             self.remove_subscription(connection, conversation).await;
         }
-        match members {
-            Some(members) if members.is_large() && may_have_grown => self.has_grown(conversation, &members).await,
-            Some(members) if !members.is_large() => self.has_shrunk(conversation).await,
+        match self.members.get(conversation).await? {
+            Some(list) if list.is_large() && may_have_grown => self.has_grown(conversation).await,
+            Some(list) if !list.is_large() => self.has_shrunk(conversation).await,
             _ => Ok(()),
         }
     }
@@ -138,10 +139,12 @@ impl ChatServer {
     /// Subscribes the members that are connected here, tells them, and says where the conversation stands: what was said the
     /// new way before they were subscribed is below that. Where that fails they are subscribed no more, so that whoever does
     /// it again finds them as they were.
-    async fn has_grown(self: &Arc<Self>, conversation: ConversationId, members: &MemberList) -> BackendResult<()> {
+    async fn has_grown(self: &Arc<Self>, conversation: ConversationId) -> BackendResult<()> {
+        let directory = &self.deps.backends.directory;
+        let members = directory.members(conversation, UserId(0), JUST_GROWN_MAX).await?;
         let mut new = Vec::new();
         let mut result = Ok(());
-        for connection in self.hub.connections_of(members.users.iter().copied()) {
+        for connection in self.hub.connections_of(members.into_iter()) {
             match self.add_subscription(&connection, conversation, usize::MAX).await {
                 Ok(Added::New) => {
                     let frame = ConversationChangeFrame { conversation, large: true };

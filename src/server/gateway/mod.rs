@@ -24,11 +24,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 use self::lost::Led;
-use self::proxy::{Proxy, Side};
+use self::proxy::{Connection, Proxy};
 use super::chat::ChatError;
 use super::cluster::{self, Cluster};
 use super::peer::{self, NothingOfItsOwn, Peers};
-use super::{Deps, Listeners};
+use super::{Deps, Listeners, http};
 use crate::backends::registry::{Role, ServerEntry};
 use crate::protocol::ServerName;
 use crate::runtime::{clock, net};
@@ -48,7 +48,7 @@ pub struct Config {
     /// Time that a client has for the first line of a WebSocket upgrade.
     #[serde(with = "humantime_serde")]
     pub first_line_timeout: Duration,
-    /// Largest request body.
+    /// Largest request body: what the largest request of a server may have.
     pub body_bytes_max: usize,
     /// Tunnels ended per second while draining.
     pub drain_per_second: u32,
@@ -60,7 +60,7 @@ impl Default for Config {
             tunnels_max: 100_000,
             http_connections_max: 10_000,
             first_line_timeout: Duration::from_secs(10),
-            body_bytes_max: 64 << 20,
+            body_bytes_max: 256 << 10,
             drain_per_second: 2_000,
         }
     }
@@ -96,7 +96,7 @@ pub async fn start(
     deps: Deps,
     config: Config,
 ) -> Result<Arc<Gateway>, ChatError> {
-    let (address, peer) = (listeners.clients.local_addr()?, listeners.peers.local_addr()?);
+    let (address, peer) = (deps.reached_at(&listeners.clients)?, deps.reached_at(&listeners.peers)?);
     let gateway = Arc::new(Gateway {
         name: deps.name.clone(),
         address,
@@ -172,7 +172,13 @@ impl Gateway {
     /// Accepts WebSockets until the server stops. Inputs: the listener, the word to stop.
     async fn accept_tunnels(self: Arc<Self>, listener: TcpListener) {
         let room = Arc::new(Semaphore::new(self.config.tunnels_max));
-        while let Some((stream, permit)) = self.accept(&listener, &room).await {
+        loop {
+            // Once there is room for one more.
+            let permit = tokio::select! {
+                permit = Arc::clone(&room).acquire_owned() => permit,
+                () = self.deps.tasks.stopped() => return,
+            };
+            let Some(stream) = self.accept(&listener).await else { return };
             let gateway = Arc::clone(&self);
             self.deps.tasks.spawn_until_stopped("gateway.tunnel", async move {
                 gateway.tunnels.fetch_add(1, Ordering::Relaxed);
@@ -189,27 +195,18 @@ impl Gateway {
 
     /// Accepts HTTP connections until the server stops. Inputs: the listener, the word to stop.
     async fn accept_requests(self: Arc<Self>, listener: TcpListener) {
-        let room = Arc::new(Semaphore::new(self.config.http_connections_max));
-        while let Some((stream, permit)) = self.accept(&listener, &room).await {
-            let gateway = Arc::clone(&self);
-            self.deps.tasks.spawn("gateway.connection", async move {
-                proxy::serve(gateway, stream, Vec::new(), Side::Api).await;
-                drop(permit);
-            });
+        let room = http::Room::new(self.config.http_connections_max);
+        while let Some(stream) = self.accept(&listener).await {
+            if let Some(place) = room.enter() {
+                let served = proxy::serve(Arc::clone(&self), stream, Connection::Api(place));
+                self.deps.tasks.spawn("gateway.connection", served);
+            }
         }
     }
 
-    /// The next connection, once there is room for it; `None` when the server stops.
-    async fn accept(
-        &self,
-        listener: &TcpListener,
-        room: &Arc<Semaphore>,
-    ) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    /// The next connection; `None` when the server stops.
+    async fn accept(&self, listener: &TcpListener) -> Option<TcpStream> {
         loop {
-            let permit = tokio::select! {
-                permit = Arc::clone(room).acquire_owned() => permit.ok()?,
-                () = self.deps.tasks.stopped() => return None,
-            };
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 () = self.deps.tasks.stopped() => return None,
@@ -217,7 +214,7 @@ impl Gateway {
             match accepted {
                 Ok((stream, _)) => {
                     net::set_options(&stream);
-                    return Some((stream, permit));
+                    return Some(stream);
                 }
                 Err(error) => {
                     if !net::is_transient_accept_error(&error) {

@@ -7,26 +7,28 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::{Body, Bytes, HttpBody};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, header, request};
 use axum::response::{IntoResponse, Response};
+use bytes::BytesMut;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{Gateway, polls};
 use crate::backends::registry::{Role, ServerEntry};
 use crate::protocol::{ErrorCode, ServerName};
 use crate::runtime::{clock, error_chain};
 use crate::server::api::status::Failure;
-use crate::server::http;
+use crate::server::http::{self, FORWARDED_FOR};
 use crate::telemetry::{Counter, Timer};
 
 /// What the requests of a connection are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Side {
+enum Side {
     /// The API servers.
     Api,
     /// The chat servers: clients without a socket.
@@ -39,6 +41,12 @@ pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_millis(4_900);
 /// Time to connect to a server.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// Bytes of bodies that are kept at once, of all requests.
+const BODIES_BYTES_MAX: usize = 64 << 20;
+
+/// The beginning of each body that does not count towards that: no flood of large ones keeps a login out.
+const UNCOUNTED_BYTES: usize = 2 * 1024;
+
 /// Connections kept open to each server.
 const IDLE_CONNECTIONS: usize = 64;
 
@@ -49,6 +57,8 @@ const HOP_BY_HOP: [&str; 7] =
 /// Connections to servers, and what is under way on those to API servers.
 pub(super) struct Proxy {
     client: Client<HttpConnector, Body>,
+    /// Bytes of bodies that may be kept.
+    bodies: Arc<Semaphore>,
     /// Requests under way. Written by each request at its begin and end.
     under_way: Mutex<HashMap<ServerName, u64>>,
 }
@@ -62,20 +72,34 @@ impl Default for Proxy {
             .pool_max_idle_per_host(IDLE_CONNECTIONS)
             .pool_timer(TokioTimer::new())
             .build(connector);
-        Self { client, under_way: Mutex::default() }
+        Self { client, bodies: Arc::new(Semaphore::new(BODIES_BYTES_MAX)), under_way: Mutex::default() }
     }
 }
 
-/// Serves one connection of a client, of which the beginning may be read already, until it ends, or until the gateway stops
-/// and the request under way is answered.
-pub(super) async fn serve(gateway: Arc<Gateway>, stream: TcpStream, begun: Vec<u8>, side: Side) {
+/// Serves one connection of a client until it ends, or until the gateway stops and the request under way is answered.
+pub(super) async fn serve(gateway: Arc<Gateway>, stream: TcpStream, begun: Connection) {
     let Ok(from) = stream.peer_addr() else { return };
     let tasks = gateway.deps.tasks.clone();
+    let side = match begun {
+        Connection::Api(_) => Side::Api,
+        Connection::Polls(_) => Side::Polls,
+    };
     let service = hyper::service::service_fn(move |request| {
         let gateway = Arc::clone(&gateway);
         async move { Ok::<_, Infallible>(answer(&gateway, side, from, request).await) }
     });
-    http::serve(stream, begun, tasks, service).await;
+    match begun {
+        Connection::Api(place) => http::serve_in(place, stream, tasks, service).await,
+        Connection::Polls(bytes) => http::serve(stream, bytes, tasks, service).await,
+    }
+}
+
+/// A connection that carries requests.
+pub(super) enum Connection {
+    /// For the API servers, in its place.
+    Api(http::Place),
+    /// For the chat servers, with the bytes that were read to tell it from a WebSocket.
+    Polls(Vec<u8>),
 }
 
 async fn answer(gateway: &Gateway, side: Side, from: SocketAddr, request: Request<Body>) -> Response {
@@ -105,9 +129,13 @@ pub(super) fn unavailable(message: &str) -> Response {
 pub(super) struct Received {
     pub(super) head: request::Parts,
     body: Bytes,
+    /// What it takes of the gateway's room for bodies.
+    _kept: Option<OwnedSemaphorePermit>,
 }
 
 /// Reads a request in full before a server is bothered, and so that it can be sent again; an answer for one that is refused.
+///
+/// Its body counts towards what the gateway keeps of all bodies, but for a beginning that any login fits into.
 pub(super) async fn receive(gateway: &Gateway, from: SocketAddr, request: Request<Body>) -> Result<Received, Response> {
     let (mut head, body) = request.into_parts();
     // Nothing else has a path on a server: not `*`, not the `host:port` of CONNECT.
@@ -117,17 +145,40 @@ pub(super) async fn receive(gateway: &Gateway, from: SocketAddr, request: Reques
     }
     strip_hop_by_hop(&mut head.headers);
     note_client(&mut head.headers, from);
-    match Limited::new(body, gateway.config.body_bytes_max).collect().await {
-        Ok(body) => Ok(Received { head, body: body.to_bytes() }),
-        Err(error) if error.is::<LengthLimitError>() => {
-            let message = format!("a body has at most {} bytes", gateway.config.body_bytes_max);
-            Err(Failure::new(ErrorCode::TooLarge, message).into_response())
-        }
-        Err(error) if http::is_slow(&*error) => {
-            Err(Failure::new(ErrorCode::RequestTimeout, http::SlowBody.to_string()).into_response())
-        }
-        Err(_) => Err(Failure::new(ErrorCode::BadRequest, "the body broke off").into_response()),
+    let most = gateway.config.body_bytes_max;
+    let too_large = || Failure::new(ErrorCode::TooLarge, format!("a body has at most {most} bytes")).into_response();
+    if body.size_hint().lower() > most as u64 {
+        // Said, and not sent yet.
+        return Err(too_large());
     }
+    let mut body = Limited::new(body, most);
+    let (mut bytes, mut kept) = (BytesMut::new(), None::<OwnedSemaphorePermit>);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| {
+            if error.is::<LengthLimitError>() {
+                too_large()
+            } else if http::is_slow(&*error) {
+                Failure::new(ErrorCode::RequestTimeout, http::SlowBody.to_string()).into_response()
+            } else {
+                Failure::new(ErrorCode::BadRequest, "the body broke off").into_response()
+            }
+        })?;
+        // Trailers go with the connection.
+        let Ok(data) = frame.into_data() else { continue };
+        bytes.extend_from_slice(&data);
+        let counted = bytes.len().saturating_sub(UNCOUNTED_BYTES);
+        let more = counted - kept.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let more = u32::try_from(more).unwrap_or(u32::MAX);
+        let Ok(permit) = Arc::clone(&gateway.proxy.bodies).try_acquire_many_owned(more) else {
+            let message = "the gateway has as much of requests as it keeps";
+            return Err(Failure::retry_later(ErrorCode::Overloaded, message, 1_000).into_response());
+        };
+        match &mut kept {
+            Some(kept) => kept.merge(permit),
+            None => kept = Some(permit),
+        }
+    }
+    Ok(Received { head, body: bytes.freeze(), _kept: kept })
 }
 
 async fn pass_on(gateway: &Gateway, from: SocketAddr, request: Request<Body>) -> Response {
@@ -236,8 +287,7 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
 
 /// Adds the client's address behind those of proxies in front of us.
 fn note_client(headers: &mut HeaderMap, from: SocketAddr) {
-    const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-    let before = headers.get(&FORWARDED_FOR).and_then(|value| value.to_str().ok());
+    let before = headers.get(FORWARDED_FOR).and_then(|value| value.to_str().ok());
     let all = before.map_or_else(|| from.ip().to_string(), |before| format!("{before}, {}", from.ip()));
     if let Ok(value) = HeaderValue::from_str(&all) {
         headers.insert(FORWARDED_FOR, value);

@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::lost::Leads;
-use super::proxy::{self, Side};
+use super::proxy::{self, Connection};
 use super::{Gateway, polls};
 use crate::protocol::api::ApiError;
 use crate::protocol::{CHAT_PATH, ErrorCode, ServerName};
@@ -48,7 +48,7 @@ pub(super) async fn run(gateway: &Arc<Gateway>, mut client: TcpStream) {
     };
     if polls::are_meant(&first) {
         // Boxed: it is far larger than a tunnel.
-        return Box::pin(proxy::serve(Arc::clone(gateway), client, first, Side::Polls)).await;
+        return Box::pin(proxy::serve(Arc::clone(gateway), client, Connection::Polls(first))).await;
     }
     let Some((server, leads)) = connect(gateway, wanted(&first), &first).await else {
         gateway.deps.metrics.count(Counter::HandshakesFailed);

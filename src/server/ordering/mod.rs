@@ -26,7 +26,6 @@ use crate::backends::sequence::{Progress, Request, Reservation, Sequence, Slot};
 use crate::backends::{BackendResult, Backends};
 use crate::protocol::frames::SendFrame;
 use crate::protocol::{ConversationId, MessageId, UserId};
-use crate::runtime::clock;
 use crate::telemetry::{Counter, Metrics};
 
 /// Ids that a counter may give out before the head must be raised. Source: DESIGN section 3.
@@ -103,7 +102,6 @@ impl Ordering {
             sender,
             uuid: frame.uuid,
             digest: digest(&frame.kind, &frame.body, frame.reply_to),
-            at_ms: clock::unix_ms(),
         };
         self.watch(frame.conversation);
         for _ in 0..TRIES_MAX {
@@ -117,10 +115,12 @@ impl Ordering {
                     self.highest.note(frame.conversation, slot.id);
                     let message = message(sender, frame, slot);
                     self.messages.append(&message).await?;
-                    if !self.may_acknowledge(frame.conversation, epoch).await? {
+                    // From here on an error does not say any more that nothing was stored.
+                    let may_acknowledge = self.may_acknowledge(frame.conversation, epoch).await;
+                    if !may_acknowledge.map_err(BackendError::after_a_write)? {
                         continue;
                     }
-                    if self.commit(&message).await? {
+                    if self.commit(&message).await.map_err(BackendError::after_a_write)? {
                         return Ok(message);
                     }
                     // The id was declared void meanwhile: the row is shadowed, the uuid is free.
@@ -187,6 +187,20 @@ impl Ordering {
             crate::backends::error::ErrorKind::Unavailable,
             "the counter is being rebuilt",
         ))
+    }
+
+    /// Whether an id was given out: whether a receipt may say that it was read.
+    pub async fn is_given_out(&self, conversation: ConversationId, id: MessageId) -> BackendResult<bool> {
+        Ok(id <= self.highest.of(conversation) || id <= self.progress(conversation).await?.head)
+    }
+
+    /// Whether there is a message with an id.
+    pub async fn is_stored(&self, conversation: ConversationId, id: MessageId) -> BackendResult<bool> {
+        if id.0 == 0 || !self.is_given_out(conversation, id).await? {
+            return Ok(false);
+        }
+        let rows = self.messages.read(conversation, MessageId(id.0 - 1), id, 1).await?;
+        Ok(rows.first().is_some_and(|row| row.id == id))
     }
 
     /// Messages with `after < id`, settled or at least committed, at most `limit` and of some 1 MiB;
@@ -272,9 +286,8 @@ impl Ordering {
 
     /// Declares pending ids void whose writer had its time. Returns whether there were any.
     async fn void_overdue(&self, conversation: ConversationId, progress: &Progress) -> BackendResult<bool> {
-        let now_ms = clock::unix_ms();
         let mut any = false;
-        for slot in progress.pending.iter().filter(|slot| slot.at_ms + VOID_AFTER_MS < now_ms) {
+        for slot in progress.pending.iter().filter(|slot| slot.at_ms + VOID_AFTER_MS < progress.now_ms) {
             any = true;
             // Three steps, each of which another server can repeat: mark (from here a commit fails), shadow, settle.
             if self.sequence.begin_void(conversation, slot.id).await? {

@@ -47,9 +47,9 @@ fn frame(body: &str) -> SendFrame {
 }
 
 /// What a server asks the counter for a frame of Alice's.
-fn request_of(frame: &SendFrame, at_ms: u64) -> Request {
+fn request_of(frame: &SendFrame) -> Request {
     let digest = digest(&frame.kind, &frame.body, frame.reply_to);
-    Request { conversation: frame.conversation, sender: ALICE, uuid: frame.uuid, digest, at_ms }
+    Request { conversation: frame.conversation, sender: ALICE, uuid: frame.uuid, digest }
 }
 
 #[tokio::test]
@@ -96,7 +96,7 @@ async fn stable_never_passes_a_pending_id_and_a_sync_hides_uncommitted_rows() {
     let ordering = bench.ordering();
     ordering.store(ALICE, &frame("one")).await.expect("stores");
     let slow = frame("slow");
-    let request = request_of(&slow, clock::unix_ms());
+    let request = request_of(&slow);
     let Reservation::Fresh(slot, _) = bench.backends.sequence.reserve(&request).await.expect("reserves") else {
         panic!("not fresh")
     };
@@ -149,8 +149,12 @@ async fn what_is_remembered_is_what_the_store_has() {
     for n in 0..30 {
         ordering.store(ALICE, &frame(&n.to_string())).await.expect("stores");
         for (after, limit) in [(0, 100), (n / 2, 3), (n, 10), (n + 5, 10)] {
-            let recent = ordering.read(TALK, MessageId(after), limit, Source::Memory).await.expect("reads");
-            assert_eq!(recent, ordering.read(TALK, MessageId(after), limit, Source::Store).await.expect("reads"));
+            let read = async |source| {
+                let (rows, has_more, progress) =
+                    ordering.read(TALK, MessageId(after), limit, source).await.expect("reads");
+                (rows, has_more, progress.stable, progress.head)
+            };
+            assert_eq!(read(Source::Memory).await, read(Source::Store).await);
         }
     }
     let newest = ordering.newest(&[TALK, ConversationId(2)]).await.expect("reads");
@@ -159,12 +163,14 @@ async fn what_is_remembered_is_what_the_store_has() {
 
 #[tokio::test]
 async fn an_id_whose_writer_died_becomes_void_and_its_retry_gets_a_fresh_one() {
-    let bench = Bench::new().await;
+    let mut bench = Bench::new().await;
+    let counters = EmbeddedSequence::default();
+    bench.backends.sequence = Arc::new(counters.clone());
     let ordering = bench.ordering();
     ordering.store(ALICE, &frame("one")).await.expect("stores");
     let dead = frame("dead");
-    let request = request_of(&dead, clock::unix_ms() - VOID_AFTER_MS - 1);
-    bench.backends.sequence.reserve(&request).await.expect("reserves");
+    bench.backends.sequence.reserve(&request_of(&dead)).await.expect("reserves");
+    counters.advance(Duration::from_millis(VOID_AFTER_MS + 1));
     let progress = ordering.progress(TALK).await.expect("voids");
     assert_eq!((progress.stable.0, progress.pending.len()), (2, 0));
     assert_eq!(bench.metrics.counted(Counter::IdsVoided), 1);

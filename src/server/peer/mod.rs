@@ -43,6 +43,13 @@ pub enum Call {
         /// How many there are now.
         members: u64,
     },
+    /// Somebody has left, as was told before: make sure that you know. Costs nothing where it is known.
+    MemberGone {
+        /// Which conversation.
+        conversation: ConversationId,
+        /// Who.
+        user: UserId,
+    },
     /// The device connected elsewhere: close the old connection.
     Replace {
         /// Whose.
@@ -69,7 +76,11 @@ impl Call {
     /// Whether it changes what the other server knows, beyond what it writes to sockets.
     const fn changes_state(&self) -> bool {
         match self {
-            Self::MembersChanged { .. } | Self::Replace { .. } | Self::LogOut(_) | Self::Friends { .. } => true,
+            Self::MembersChanged { .. }
+            | Self::MemberGone { .. }
+            | Self::Replace { .. }
+            | Self::LogOut(_)
+            | Self::Friends { .. } => true,
             Self::Deliver { .. } | Self::Beats(_) | Self::Metrics => false,
         }
     }

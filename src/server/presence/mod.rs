@@ -90,7 +90,7 @@ pub struct PresenceServer {
 /// # Errors
 /// When the registry does not answer, or the listener is of no use.
 pub async fn start(listener: TcpListener, deps: Deps, config: Config) -> Result<SocketAddr, super::chat::ChatError> {
-    let address = listener.local_addr()?;
+    let address = deps.reached_at(&listener)?;
     let cluster = Cluster::start(&deps).await;
     let server = Arc::new(PresenceServer {
         deps: deps.clone(),

@@ -28,7 +28,7 @@ const RETRY: Duration = Duration::from_millis(500);
 
 /// Starts the push service in the tasks of `deps`; `listener` is for other servers. It is announced when this returns.
 pub async fn start(listener: TcpListener, deps: Deps) -> Result<(), ChatError> {
-    let address = listener.local_addr()?;
+    let address = deps.reached_at(&listener)?;
     let reader = deps.backends.log.group(Topic::Inbox, GROUP).await?;
     let tasks = deps.tasks.clone();
     peer::serve(listener, &deps, Arc::new(NothingOfItsOwn));

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,9 @@ use crate::runtime::{Tasks, queue};
 
 /// Most that one connection may ask.
 const ASKED_BYTES_MAX: u64 = 1 << 20;
+
+/// Longest that a question may take which the supervisor answers from what it knows.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Notes that may wait for a slow reader.
 const NOTES_WAITING_MAX: usize = 256;
@@ -70,6 +74,12 @@ pub enum ControlError {
     /// A stack is there already.
     #[error("a stack runs in {} already: stop it with `chatctl down`, or give this one another folder with --stack", .0.display())]
     Occupied(PathBuf),
+    /// The supervisor is there and says nothing.
+    #[error("the supervisor of the stack (process {pid}) does not answer within {} s: it is stopped, or the machine has no time for it; `kill -CONT {pid}` lets it go on, `kill {pid}` ends it and the stack", ANSWER_TIMEOUT.as_secs())]
+    Silent {
+        /// Its process.
+        pid: i32,
+    },
     /// The supervisor could not do it.
     #[error("{0}")]
     Refused(String),
@@ -108,7 +118,7 @@ pub async fn serve(listener: UnixListener, supervisor: Arc<Supervisor>) {
             () = ended.stopped() => return,
         };
         let Ok((stream, _)) = accepted else {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
             continue;
         };
         let (supervisor, ended) = (Arc::clone(&supervisor), ended.clone());
@@ -180,6 +190,8 @@ async fn answer(supervisor: &Arc<Supervisor>, request: Request, note: impl Fn(St
 pub struct Client {
     lines: tokio::io::Lines<BufReader<tokio::net::unix::OwnedReadHalf>>,
     write: tokio::net::unix::OwnedWriteHalf,
+    /// The supervisor's process; 0 where the system does not tell.
+    pid: i32,
 }
 
 impl Client {
@@ -190,15 +202,32 @@ impl Client {
     pub async fn connect(folder: &Path) -> Result<Self, ControlError> {
         let stream = UnixStream::connect(socket(folder)).await;
         let stream = stream.map_err(|source| ControlError::NoStack { folder: folder.to_owned(), source })?;
+        let pid = stream.peer_cred().ok().and_then(|who| who.pid()).unwrap_or_default();
         let (read, write) = stream.into_split();
-        Ok(Self { lines: BufReader::new(read).lines(), write })
+        Ok(Self { lines: BufReader::new(read).lines(), write, pid })
     }
 
     /// Asks and waits for the answer; `note` gets what happens on the way.
     ///
     /// # Errors
-    /// What the supervisor says, or that it is gone.
+    /// What the supervisor says, that it is gone, or that it does not say anything for too long.
     pub async fn ask<T: DeserializeOwned>(
+        &mut self,
+        request: &Request,
+        note: impl FnMut(String),
+    ) -> Result<T, ControlError> {
+        let limit = match request {
+            Request::Status | Request::CheckFault(_) => ANSWER_TIMEOUT,
+            // These take as long as what they do.
+            Request::Scale { .. } | Request::DoFault(_) | Request::Restart(_) | Request::Down => {
+                return self.converse(request, note).await;
+            }
+        };
+        let silent = ControlError::Silent { pid: self.pid };
+        tokio::time::timeout(limit, self.converse(request, note)).await.unwrap_or(Err(silent))
+    }
+
+    async fn converse<T: DeserializeOwned>(
         &mut self,
         request: &Request,
         mut note: impl FnMut(String),
@@ -216,5 +245,20 @@ impl Client {
                 Reply::Failed(text) => return Err(ControlError::Refused(text)),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_supervisor_that_says_nothing_is_told_by_its_process() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let listener = UnixListener::bind(socket(folder.path())).expect("binds");
+        let mut client = Client::connect(folder.path()).await.expect("connects");
+        let _accepted_and_left_alone = listener.accept().await.expect("accepts");
+        let error = client.ask::<Value>(&Request::Status, |_| {}).await.expect_err("no answer");
+        assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
     }
 }

@@ -28,6 +28,9 @@ pub(crate) struct Common {
     /// Address to listen on
     #[arg(long, value_name = "IP", env = "CHATCTL_HOST")]
     host: Option<IpAddr>,
+    /// Address that clients and other servers are told; without it --host, or where that is 0.0.0.0 this machine's own
+    #[arg(long, value_name = "IP", env = "CHATCTL_ADVERTISE")]
+    advertise: Option<IpAddr>,
     /// Port of the first API server (0: any free one)
     #[arg(long, value_name = "PORT", env = "CHATCTL_API_PORT")]
     api_port: Option<u16>,
@@ -97,6 +100,7 @@ impl Common {
         };
         config.data = self.data.clone().or(config.data);
         config.host = self.host.unwrap_or(config.host);
+        config.advertise = self.advertise.or(config.advertise);
         config.api_port = self.api_port.unwrap_or(config.api_port);
         config.chat_port = self.chat_port.unwrap_or(config.chat_port);
         config.chat.echo |= self.echo;
@@ -119,6 +123,7 @@ pub(crate) fn run_up(args: UpArgs) -> Result<u8, Failure> {
     config.api_servers = args.api_servers.unwrap_or(config.api_servers);
     config.gateways = args.gateways.unwrap_or(config.gateways);
     config.processes.enabled |= args.processes;
+    config.check_whole().map_err(Failure::usage)?;
     if config.processes.enabled {
         let why = if args.profile == Some(Profile::Engines) { Error::of_local_engines } else { Error::from };
         return processes::run(config, &args.at.stack, args.detach, why);

@@ -1,0 +1,163 @@
+//! Who may be connected: a number of seats for users, and before that a number of connections that have not said yet who they are.
+//!
+//! A seat is taken once a token was found good, so that nobody without one keeps users out. Of those that are half open the
+//! oldest is cut when others want in: a client says who it is within milliseconds, one that only holds a connection never does.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::runtime::clock;
+
+/// Half-open connections at once, at least; where there are more seats, a tenth of them.
+const HALF_OPEN_MIN: usize = 256;
+
+/// How long a half-open connection has, however many want in.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Seats of one kind.
+pub(super) struct Seats {
+    taken: Arc<AtomicUsize>,
+    most: usize,
+}
+
+/// One that is taken, until it is dropped.
+pub(super) struct Seat(Arc<AtomicUsize>);
+
+impl Seats {
+    pub(super) fn new(most: usize) -> Self {
+        Self { taken: Arc::default(), most }
+    }
+
+    /// Takes a seat, if one is free.
+    pub(super) fn take(&self) -> Option<Seat> {
+        // Made before the look, so that it is given back where there is none.
+        let seat = Seat(Arc::clone(&self.taken));
+        let before = self.taken.fetch_add(1, Ordering::Relaxed);
+        (before < self.most).then_some(seat)
+    }
+
+    /// Whether none is free now.
+    pub(super) fn are_taken(&self) -> bool {
+        self.taken.load(Ordering::Relaxed) >= self.most
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Connections that have not said who they are.
+pub(super) struct HalfOpen {
+    most: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    next: u64,
+    /// By number, oldest first: when it began, on [`clock::now_us`], and what cuts it.
+    open: BTreeMap<u64, (u64, Arc<Notify>)>,
+}
+
+/// One of them, until it is dropped.
+pub(super) struct Begun {
+    all: Arc<HalfOpen>,
+    number: u64,
+    cut: Arc<Notify>,
+}
+
+/// A connection took too long, or was cut to let others in.
+#[derive(Debug)]
+pub(super) struct TooLate;
+
+impl HalfOpen {
+    /// As many as befit a number of seats.
+    pub(super) fn beside(seats: usize) -> Arc<Self> {
+        Arc::new(Self { most: (seats / 10).max(HALF_OPEN_MIN), state: Mutex::default() })
+    }
+
+    /// Whether there is room for one more; makes some where the oldest had its time.
+    pub(super) fn has_room(&self) -> bool {
+        self.has_room_at(clock::now_us())
+    }
+
+    fn has_room_at(&self, now_us: u64) -> bool {
+        let mut state = self.state.lock().expect("no panic while held");
+        if state.open.len() < self.most {
+            return true;
+        }
+        let oldest = state.open.first_entry();
+        match oldest.filter(|oldest| now_us.saturating_sub(oldest.get().0) >= PATIENCE.as_micros() as u64) {
+            Some(oldest) => {
+                let (_, cut) = oldest.remove();
+                cut.notify_one();
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Counts one in.
+    pub(super) fn begin(self: &Arc<Self>) -> Begun {
+        let mut state = self.state.lock().expect("no panic while held");
+        let (number, cut) = (state.next, Arc::new(Notify::new()));
+        state.next += 1;
+        state.open.insert(number, (clock::now_us(), Arc::clone(&cut)));
+        Begun { all: Arc::clone(self), number, cut }
+    }
+}
+
+impl Begun {
+    /// Runs a step of a handshake, for so long at most.
+    pub(super) async fn within<T>(&self, limit: Duration, step: impl Future<Output = T>) -> Result<T, TooLate> {
+        tokio::select! {
+            done = tokio::time::timeout(limit, step) => done.map_err(|_| TooLate),
+            () = self.cut.notified() => Err(TooLate),
+        }
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        self.all.state.lock().expect("no panic while held").open.remove(&self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seat_is_free_again_when_its_holder_leaves() {
+        let seats = Seats::new(2);
+        let (one, two) = (seats.take(), seats.take());
+        assert!(one.is_some() && two.is_some() && seats.take().is_none() && seats.are_taken());
+        drop(one);
+        assert!(!seats.are_taken() && seats.take().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_oldest_is_cut_when_others_want_in_and_not_before_its_time() {
+        let all = HalfOpen::beside(0);
+        let silent: Vec<Begun> = (0..HALF_OPEN_MIN).map(|_| all.begin()).collect();
+        assert!(!all.has_room());
+        let later_us = clock::now_us() + PATIENCE.as_micros() as u64;
+        assert!(all.has_room_at(later_us));
+        let limit = Duration::from_secs(9);
+        assert!(silent[0].within(limit, std::future::pending::<()>()).await.is_err());
+        assert_eq!(silent[1].within(limit, std::future::ready(7)).await.ok(), Some(7), "it is not cut");
+        let news: Vec<Begun> =
+            std::iter::from_fn(|| all.has_room_at(later_us).then(|| all.begin())).take(100).collect();
+        assert_eq!(news.len(), 100, "each of the old ones makes room for one");
+        assert_eq!(all.state.lock().expect("no panic while held").open.len(), HALF_OPEN_MIN);
+        drop((silent, news));
+        assert!(all.state.lock().expect("no panic while held").open.is_empty());
+    }
+}
