@@ -57,6 +57,8 @@ names!(
         HeadsCoalesced = "chatctl_heads_coalesced_total",
         /// Messages that were published later than their sender waited.
         AnnouncedLate = "chatctl_announced_late_total",
+        /// Messages that were announced again, since their recipient's connection was lost without a word.
+        AnnouncedAgain = "chatctl_announced_again_total",
         /// Ids declared void.
         IdsVoided = "chatctl_ids_voided_total",
         /// Messages that were stored and not acknowledged, since their counter was overtaken.

@@ -1,5 +1,7 @@
 //! Clients that hold what they have no right to: others are served all the same (invariants I10 and I12).
 
+use std::time::Duration;
+
 use chatctl::stack::{Config, Stack};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -127,5 +129,36 @@ async fn large_bodies_and_answers_that_nobody_reads_leave_health_and_others_alon
     }
     let (alice, bob) = (signup(&stack, "alice").await, signup(&stack, "bob").await);
     talks(&stack, &alice, &bob).await;
+    stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_went_silent_is_notified_of_what_was_written_into_the_dead_socket() {
+    let mut config = config();
+    config.chat.idle_timeout = Duration::from_secs(1);
+    let stack = Stack::start(config).await.expect("starts");
+    let (alice, bob) = (signup(&stack, "alice").await, signup(&stack, "bob").await);
+    let direct = conversation(&stack, &alice, "direct", &[&bob]).await;
+    let group = conversation(&stack, &alice, "group", &[&bob]).await;
+    // It looks alive, and nothing comes from it any more.
+    let _dead = Socket::open(&bob).await;
+    let mut a = Socket::open(&alice).await;
+    a.send(&direct, Uuid::new_v4(), "are you there?").await;
+    a.send(&group, Uuid::new_v4(), "are you?").await;
+    let file = stack.data().join("notifications.jsonl");
+    let is_told = |text: &str, conversation: &str| {
+        text.lines().any(|line| line.contains(&bob.id) && line.contains(&format!("\"{conversation}\"")))
+    };
+    tokio::time::timeout(Duration::from_secs(30), async {
+        loop {
+            let text = std::fs::read_to_string(&file).unwrap_or_default();
+            if is_told(&text, &direct) && is_told(&text, &group) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await
+    .expect("both are told");
     stack.stop().await;
 }

@@ -1,12 +1,12 @@
 //! The keyed log in Kafka: three topics of P partitions each.
 //!
 //! A record's keys are the Kafka key, eight bytes each; the partition is chosen here, so that every server computes the same.
-//! A reader assigns itself the partitions of the keys that it holds, one after the other, without disturbing the rest, and
-//! drops records for other keys. The push service reads as a consumer group.
+//! A reader (`kafka_reader`) assigns itself the partitions of the keys that it holds, without disturbing the rest, and drops records
+//! for other keys. The push service reads as a consumer group.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,30 +19,26 @@ use rdkafka::consumer::{CommitMode, Consumer, StreamConsumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::producer::{BaseRecord, Producer};
-use rdkafka::{Offset, TopicPartitionList};
 
 use super::kafka_batch::gather;
 use super::kafka_producer::Producing;
-use super::{Delivered, GroupReader, KeyedLog, LogReader, PartitionLag, Record, Topic};
+use super::kafka_reader::KafkaReader;
+use super::{Delivered, GroupReader, KeyedLog, LogReader, Record, Topic};
 use crate::backends::deployment::DeploymentId;
 use crate::backends::error::{BackendError, BackendResult, ErrorKind};
 use crate::runtime::{Tasks, clock};
 
 /// Longest that one question to a broker may take.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// How long a broker holds a fetch that has nothing to give; a partition that is read anew waits for the end of the last.
-/// An empty fetch costs broker and reader as much as one that carries something, and every server has one under way.
-const FETCH_WAIT_MS: &str = "200";
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Longest that opening may wait for the first broker.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(8);
 
+/// Replicas of new topics, where there are as many brokers.
+const REPLICAS: usize = 3;
+
 /// Longest that new topics may take until every partition has a leader.
 const TOPICS_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Ends of a partition that are remembered, to tell how old the oldest unread record is.
-const SAMPLES_MAX: usize = 600;
 
 /// A log in a Kafka cluster. Clones share the producer.
 #[derive(Clone)]
@@ -50,12 +46,21 @@ pub struct KafkaLog {
     inner: Arc<Inner>,
 }
 
-struct Inner {
-    config: ClientConfig,
+/// What a cluster has.
+struct Found {
+    brokers: usize,
+    /// Replicas of the partition of ours that has the fewest.
+    replicas_min: usize,
+    /// Partitions with a leader, by topic.
+    partitions: HashMap<String, u32>,
+}
+
+pub(super) struct Inner {
+    pub(super) config: ClientConfig,
     brokers: String,
     /// Before each topic's name.
     prefix: String,
-    partitions: u32,
+    pub(super) partitions: u32,
     /// Before the keys of each record: those of other deployments on the same topics are left out.
     deployment: DeploymentId,
     producing: Producing,
@@ -65,9 +70,6 @@ struct Inner {
     /// Product and version, as far as a broker tells.
     version: String,
 }
-
-/// Longest that a subscription waits for where its partition ends.
-const SUBSCRIBE_TIMEOUT: Duration = Duration::from_millis(2_500);
 
 impl KafkaLog {
     /// Opens the log at an address such as `kafka://host:9092,host:9092/prefix-`, and makes the topics that are missing.
@@ -151,7 +153,7 @@ impl Inner {
         let deadline = clock::instant() + TOPICS_TIMEOUT;
         let mut timeout = OPEN_TIMEOUT;
         loop {
-            let found = self.partition_counts(timeout).await.map_err(|e| {
+            let found = self.look(timeout).await.map_err(|e| {
                 let text = format!("kafka://{brokers}: {e}; is a broker listening there?");
                 BackendError::not_applied(operation, ErrorKind::Unavailable, text)
             })?;
@@ -159,7 +161,7 @@ impl Inner {
             let mut missing = Vec::new();
             for topic in Topic::ALL {
                 let name = self.topic(topic);
-                match found.get(&name) {
+                match found.partitions.get(&name) {
                     None | Some(0) => missing.push(name),
                     Some(count) if *count == self.partitions => {}
                     Some(count) => {
@@ -172,19 +174,26 @@ impl Inner {
                 }
             }
             if missing.is_empty() {
+                if found.brokers >= REPLICAS && found.replicas_min < 2 {
+                    tracing::warn!(
+                        "kafka://{brokers}: a topic has one replica on {} brokers: one that dies takes what is on its disk with \
+                         it; make topics with three replicas and min.insync.replicas=2",
+                        found.brokers
+                    );
+                }
                 return Ok(());
             }
             if clock::instant() >= deadline {
                 let text = format!("kafka://{brokers}: topics {} did not come up", missing.join(", "));
                 return Err(BackendError::not_applied(operation, ErrorKind::Unavailable, text));
             }
-            self.create(operation, &missing).await?;
+            self.create(operation, &missing, found.brokers).await?;
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }
 
-    /// Partitions with a leader, by topic.
-    async fn partition_counts(self: &Arc<Self>, timeout: Duration) -> KafkaResult<HashMap<String, u32>> {
+    /// What there is.
+    async fn look(self: &Arc<Self>, timeout: Duration) -> KafkaResult<Found> {
         let inner = Arc::clone(self);
         blocking(move || {
             let metadata = inner.producing.client().client().fetch_metadata(None, timeout)?;
@@ -192,18 +201,32 @@ impl Inner {
                 let with_leader = topic.partitions().iter().filter(|p| p.leader() >= 0).count() as u32;
                 (topic.name().to_owned(), with_leader)
             };
-            Ok(metadata.topics().iter().map(count).collect())
+            let ours = |topic: &&rdkafka::metadata::MetadataTopic| inner.topic_of(topic.name()).is_some();
+            let partitions =
+                metadata.topics().iter().filter(ours).flat_map(rdkafka::metadata::MetadataTopic::partitions);
+            Ok(Found {
+                brokers: metadata.brokers().len(),
+                replicas_min: partitions.map(|partition| partition.replicas().len()).min().unwrap_or(usize::MAX),
+                partitions: metadata.topics().iter().map(count).collect(),
+            })
         })
         .await
     }
 
-    async fn create(&self, operation: &'static str, names: &[String]) -> BackendResult<()> {
+    async fn create(&self, operation: &'static str, names: &[String], brokers: usize) -> BackendResult<()> {
         let refused = |text: String| BackendError::not_applied(operation, ErrorKind::Rejected, text);
         let admin: AdminClient<DefaultClientContext> = self.config.create().map_err(|e| refused(e.to_string()))?;
         let topics: Vec<NewTopic<'_>> = names
             .iter()
-            // The broker's own default for replicas: a single broker has one, a cluster what its operator wants.
-            .map(|name| NewTopic::new(name, self.partitions as i32, TopicReplication::Fixed(-1)))
+            .map(|name| {
+                if brokers < REPLICAS {
+                    // The brokers' own default.
+                    return NewTopic::new(name, self.partitions as i32, TopicReplication::Fixed(-1));
+                }
+                // One of three may be gone, and what is acknowledged is on two.
+                NewTopic::new(name, self.partitions as i32, TopicReplication::Fixed(REPLICAS as i32))
+                    .set("min.insync.replicas", "2")
+            })
             .collect();
         let made = admin.create_topics(&topics, &AdminOptions::new().request_timeout(Some(OPEN_TIMEOUT))).await;
         for result in made.map_err(|e| refused(e.to_string()))? {
@@ -216,7 +239,7 @@ impl Inner {
         Ok(())
     }
 
-    fn topic(&self, topic: Topic) -> String {
+    pub(super) fn topic(&self, topic: Topic) -> String {
         format!("{}{}", self.prefix, topic.name())
     }
 
@@ -226,13 +249,13 @@ impl Inner {
     }
 
     /// Topic, partition and offset of a record.
-    fn place_of(&self, message: &BorrowedMessage<'_>) -> Option<(Topic, u32, u64)> {
+    pub(super) fn place_of(&self, message: &BorrowedMessage<'_>) -> Option<(Topic, u32, u64)> {
         let topic = self.topic_of(message.topic())?;
         Some((topic, u32::try_from(message.partition()).ok()?, u64::try_from(message.offset()).ok()?))
     }
 
     /// A record as it is delivered; `None` where it is of another deployment.
-    fn delivered(&self, message: &BorrowedMessage<'_>) -> Option<Delivered> {
+    pub(super) fn delivered(&self, message: &BorrowedMessage<'_>) -> Option<Delivered> {
         let mut words = message.key()?.chunks_exact(8).map(|c| u64::from_be_bytes(c.try_into().expect("eight")));
         if words.next() != Some(self.deployment.0) {
             return None;
@@ -250,23 +273,6 @@ impl Inner {
     }
 }
 
-/// Where a partition ends now. A broker that has only just come to lead it, as of a new topic, says for a moment that it
-/// does not.
-fn fetch_end(consumer: &StreamConsumer, topic: &str, partition: i32) -> KafkaResult<i64> {
-    let deadline = clock::instant() + ANSWER_TIMEOUT;
-    loop {
-        match consumer.fetch_watermarks(topic, partition, ANSWER_TIMEOUT) {
-            Err(error)
-                if error.rdkafka_error_code() == Some(RDKafkaErrorCode::NotLeaderForPartition)
-                    && clock::instant() < deadline =>
-            {
-                std::thread::sleep(Duration::from_millis(50));
-            }
-            answer => return answer.map(|(_, end)| end),
-        }
-    }
-}
-
 /// Whether a broker does not know a topic that was there when the log was opened.
 fn is_topic_gone(error: &KafkaError) -> bool {
     let code = error.rdkafka_error_code();
@@ -281,12 +287,14 @@ fn is_topic_gone(error: &KafkaError) -> bool {
 }
 
 /// Runs a call of the client library that waits.
-async fn blocking<T: Send + 'static>(call: impl FnOnce() -> KafkaResult<T> + Send + 'static) -> KafkaResult<T> {
+pub(super) async fn blocking<T: Send + 'static>(
+    call: impl FnOnce() -> KafkaResult<T> + Send + 'static,
+) -> KafkaResult<T> {
     // The only failure is that the runtime ends, with everything that waits for this.
     tokio::task::spawn_blocking(call).await.unwrap_or(Err(KafkaError::Canceled))
 }
 
-fn failed(operation: &'static str, error: KafkaError) -> BackendError {
+pub(super) fn failed(operation: &'static str, error: KafkaError) -> BackendError {
     let kind = match error.rdkafka_error_code() {
         Some(RDKafkaErrorCode::MessageTimedOut | RDKafkaErrorCode::OperationTimedOut) => ErrorKind::TimedOut,
         Some(RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::TopicAuthorizationFailed) => ErrorKind::Rejected,
@@ -345,24 +353,8 @@ impl KeyedLog for KafkaLog {
     }
 
     async fn reader(&self, name: &str) -> BackendResult<Arc<dyn LogReader>> {
-        let consumer: StreamConsumer = self
-            .inner
-            .config
-            .clone()
-            .set("client.id", format!("chatctl-{name}"))
-            // Only manual assignment: the group is a word that the client library asks for.
-            .set("group.id", format!("chatctl-reader-{name}"))
-            .set("enable.auto.commit", "false")
-            .set("auto.offset.reset", "earliest")
-            .set("fetch.wait.max.ms", FETCH_WAIT_MS)
-            .create()
-            .map_err(|e| BackendError::not_applied("log.reader", ErrorKind::Rejected, e))?;
-        Ok(Arc::new(KafkaReader {
-            log: Arc::clone(&self.inner),
-            consumer: Arc::new(consumer),
-            held: Mutex::default(),
-            changing: Mutex::default(),
-        }))
+        let reader = KafkaReader::open(&self.inner, name)?;
+        Ok(Arc::new(reader))
     }
 
     async fn group(&self, topic: Topic, group: &str) -> BackendResult<Box<dyn GroupReader>> {
@@ -378,204 +370,6 @@ impl KeyedLog for KafkaLog {
             .map_err(|e| BackendError::not_applied("log.group", ErrorKind::Rejected, e))?;
         consumer.subscribe(&[&self.inner.topic(topic)]).map_err(|e| failed("log.group", e))?;
         Ok(Box::new(KafkaGroup { log: Arc::clone(&self.inner), consumer: Arc::new(consumer) }))
-    }
-}
-
-/// Held while a partition is taken up or let go.
-type Turn = Arc<tokio::sync::Mutex<()>>;
-
-struct KafkaReader {
-    log: Arc<Inner>,
-    consumer: Arc<StreamConsumer>,
-    held: Mutex<Held>,
-    /// Each held while its partition is taken up or let go.
-    changing: Mutex<HashMap<(Topic, u32), Turn>>,
-}
-
-/// What a reader holds. Written by subscribe, unsubscribe and next.
-#[derive(Default)]
-struct Held {
-    keys: HashMap<(Topic, u64), u32>,
-    partitions: HashMap<(Topic, u32), PartitionRead>,
-}
-
-#[derive(Default)]
-struct PartitionRead {
-    /// Distinct keys of this partition that are held.
-    keys: u32,
-    /// Offset of the next record to read.
-    position: u64,
-    /// When (ms) the partition was how long, oldest first: while the position is behind one, that one is unread.
-    ends: VecDeque<(u64, u64)>,
-}
-
-impl Held {
-    /// Counts a key in, if its partition is held.
-    fn count_in(&mut self, topic: Topic, partition: u32, key: u64) -> bool {
-        let Some(read) = self.partitions.get_mut(&(topic, partition)) else { return false };
-        let count = self.keys.entry((topic, key)).or_default();
-        *count += 1;
-        if *count == 1 {
-            read.keys += 1;
-        }
-        true
-    }
-}
-
-impl KafkaReader {
-    /// What is held while a partition is taken up or let go: one that is slow holds up no other.
-    fn changing(&self, topic: Topic, partition: u32) -> Turn {
-        Arc::clone(self.changing.lock().expect("no panic while held").entry((topic, partition)).or_default())
-    }
-
-    fn held(&self) -> MutexGuard<'_, Held> {
-        self.held.lock().expect("no panic while held")
-    }
-
-    fn list(&self, topic: Topic, partition: u32, offset: Offset) -> KafkaResult<TopicPartitionList> {
-        let mut list = TopicPartitionList::new();
-        list.add_partition_offset(&self.log.topic(topic), partition as i32, offset)?;
-        Ok(list)
-    }
-
-    /// Where the partition ends now.
-    async fn end_of(&self, topic: Topic, partition: u32) -> KafkaResult<u64> {
-        let (consumer, name) = (Arc::clone(&self.consumer), self.log.topic(topic));
-        let end = blocking(move || fetch_end(&consumer, &name, partition as i32)).await?;
-        Ok(u64::try_from(end).unwrap_or(0))
-    }
-
-    /// Where many partitions end now, in one request to each broker. Those without an answer are left out.
-    async fn ends_of(&self, partitions: &[(Topic, u32)]) -> HashMap<(Topic, u32), u64> {
-        let mut list = TopicPartitionList::new();
-        for (topic, partition) in partitions {
-            // The "time" -1 asks for the end. Source: the protocol's `ListOffsets`, `LATEST_TIMESTAMP`.
-            let added = list.add_partition_offset(&self.log.topic(*topic), *partition as i32, Offset::End);
-            debug_assert!(added.is_ok(), "the end is an offset");
-        }
-        let consumer = Arc::clone(&self.consumer);
-        let answer = blocking(move || consumer.offsets_for_times(list, ANSWER_TIMEOUT)).await;
-        let Ok(answer) = answer else { return HashMap::new() };
-        let names: HashMap<String, Topic> =
-            partitions.iter().map(|(topic, _)| (self.log.topic(*topic), *topic)).collect();
-        let end = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| {
-            element.error().ok()?;
-            let Offset::Offset(end) = element.offset() else { return None };
-            Some(((*names.get(element.topic())?, element.partition() as u32), u64::try_from(end).ok()?))
-        };
-        answer.elements().iter().filter_map(end).collect()
-    }
-
-    /// Begins to read a partition at its end.
-    async fn take_up(&self, topic: Topic, partition: u32) -> KafkaResult<()> {
-        let end = self.end_of(topic, partition).await?;
-        self.consumer.incremental_assign(&self.list(topic, partition, Offset::Offset(end as i64))?)?;
-        self.held().partitions.insert((topic, partition), PartitionRead { position: end, ..PartitionRead::default() });
-        Ok(())
-    }
-
-    /// Takes a message; `None` when nobody here holds one of its keys.
-    fn take(&self, message: &BorrowedMessage<'_>) -> Option<Delivered> {
-        let (topic, partition, offset) = self.log.place_of(message)?;
-        let mut held = self.held();
-        let read = held.partitions.get_mut(&(topic, partition))?;
-        // Also where it goes back: a topic that was made anew begins at 0.
-        read.position = offset + 1;
-        let delivered = self.log.delivered(message)?;
-        let is_held = delivered.record.keys.iter().any(|key| held.keys.contains_key(&(delivered.topic, *key)));
-        is_held.then_some(delivered)
-    }
-}
-
-#[async_trait]
-impl LogReader for KafkaReader {
-    async fn subscribe(&self, topic: Topic, key: u64) -> BackendResult<()> {
-        const OPERATION: &str = "log.subscribe";
-        let partition = super::partition_of(key, self.log.partitions);
-        if self.held().count_in(topic, partition, key) {
-            return Ok(());
-        }
-        let take_up = async {
-            let changing = self.changing(topic, partition);
-            let _changing = changing.lock().await;
-            while !self.held().count_in(topic, partition, key) {
-                self.take_up(topic, partition)
-                    .await
-                    .map_err(|e| BackendError::not_applied(OPERATION, ErrorKind::Unavailable, e))?;
-            }
-            Ok(())
-        };
-        let in_time = tokio::time::timeout(SUBSCRIBE_TIMEOUT, take_up).await;
-        // Nothing was counted in.
-        let late =
-            || BackendError::not_applied(OPERATION, ErrorKind::TimedOut, "the end of the partition is not known");
-        in_time.unwrap_or_else(|_| Err(late()))
-    }
-
-    async fn unsubscribe(&self, topic: Topic, key: u64) -> BackendResult<()> {
-        let partition = super::partition_of(key, self.log.partitions);
-        let changing = self.changing(topic, partition);
-        let _changing = changing.lock().await;
-        let is_unused = {
-            let mut held = self.held();
-            let Some(count) = held.keys.get_mut(&(topic, key)) else { return Ok(()) };
-            *count -= 1;
-            if *count > 0 {
-                return Ok(());
-            }
-            held.keys.remove(&(topic, key));
-            let Some(read) = held.partitions.get_mut(&(topic, partition)) else { return Ok(()) };
-            read.keys -= 1;
-            let is_unused = read.keys == 0;
-            if is_unused {
-                held.partitions.remove(&(topic, partition));
-            }
-            is_unused
-        };
-        if is_unused {
-            let list = self.list(topic, partition, Offset::Invalid);
-            list.and_then(|list| self.consumer.incremental_unassign(&list))
-                .map_err(|e| failed("log.unsubscribe", e))?;
-        }
-        Ok(())
-    }
-
-    async fn next(&self) -> BackendResult<Vec<Delivered>> {
-        loop {
-            let first = self.consumer.recv().await;
-            let ready = || self.consumer.recv().now_or_never();
-            let records = gather(first, ready, |message| self.take(&message)).map_err(|e| failed("log.next", e))?;
-            if !records.is_empty() {
-                return Ok(records);
-            }
-        }
-    }
-
-    async fn lag(&self) -> Vec<PartitionLag> {
-        let partitions: Vec<(Topic, u32)> = self.held().partitions.keys().copied().collect();
-        let ends = self.ends_of(&partitions).await;
-        let mut out = Vec::new();
-        for (topic, partition) in partitions {
-            let end = ends.get(&(topic, partition)).copied();
-            let now_ms = clock::unix_ms();
-            let mut held = self.held();
-            let Some(read) = held.partitions.get_mut(&(topic, partition)) else { continue };
-            // Without an answer the last known end counts, and its age grows.
-            let end = end.or(read.ends.back().map(|(_, end)| *end)).unwrap_or(read.position);
-            if read.ends.back().is_none_or(|(_, last)| *last < end) {
-                read.ends.push_back((now_ms, end));
-            }
-            if read.ends.len() > SAMPLES_MAX {
-                read.ends.pop_front();
-            }
-            let position = read.position;
-            while read.ends.front().is_some_and(|(_, end)| *end <= position) {
-                read.ends.pop_front();
-            }
-            let age_ms = read.ends.front().map_or(0, |(seen_ms, _)| now_ms.saturating_sub(*seen_ms));
-            out.push(PartitionLag { topic, partition, records: end.saturating_sub(position), age_ms });
-        }
-        out
     }
 }
 

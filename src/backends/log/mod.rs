@@ -9,6 +9,7 @@ mod embedded;
 mod kafka;
 mod kafka_batch;
 mod kafka_producer;
+mod kafka_reader;
 mod kafka_version;
 
 use std::sync::Arc;

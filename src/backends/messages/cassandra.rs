@@ -5,7 +5,7 @@
 //! is a tombstone with a time in the future, which a row that lands late can't outrun. Heads change by lightweight
 //! transactions only.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -85,15 +85,16 @@ struct Address {
     user: Option<(String, String)>,
     hosts: Vec<String>,
     keyspace: String,
-    replicas: u8,
+    /// As the address says, if it does.
+    replicas: Option<u8>,
 }
 
 impl Address {
     fn parse(url: &str) -> Option<Self> {
         let rest = url.strip_prefix("cassandra://")?;
         let (rest, replicas) = match rest.split_once("?replicas=") {
-            Some((rest, replicas)) => (rest, replicas.parse().ok().filter(|n| (1..=7).contains(n))?),
-            None => (rest, 1),
+            Some((rest, replicas)) => (rest, Some(replicas.parse().ok().filter(|n| (1..=7).contains(n))?)),
+            None => (rest, None),
         };
         let (rest, keyspace) = rest.split_once('/').unwrap_or((rest, "chatctl"));
         let (user, hosts) = match rest.rsplit_once('@') {
@@ -110,11 +111,11 @@ impl Address {
     }
 }
 
-fn tables(keyspace: &str, replicas: u8) -> [String; 5] {
+fn tables(keyspace: &str, datacenter: &str, replicas: u8) -> [String; 5] {
     [
         format!(
             "CREATE KEYSPACE IF NOT EXISTS {keyspace} WITH replication = \
-             {{'class': 'SimpleStrategy', 'replication_factor': {replicas}}}"
+             {{'class': 'NetworkTopologyStrategy', '{datacenter}': {replicas}}}"
         ),
         format!(
             "CREATE TABLE IF NOT EXISTS {keyspace}.messages (\
@@ -159,21 +160,37 @@ impl CassandraMessages {
             .map_err(|_| unavailable(&"no node answers"))?
             .map_err(|e| unavailable(&e))?;
         let version = checked_version(&session).await.map_err(|text| refused(ErrorKind::Rejected, text))?;
-        for statement in tables(&address.keyspace, address.replicas) {
+        let nodes = session.get_cluster_state().get_nodes_info().len();
+        if let Some(replicas) = address.replicas.filter(|replicas| usize::from(*replicas) > nodes) {
+            let text =
+                format!("replicas={replicas} needs as many nodes, there are {nodes}: no write would be acknowledged");
+            return Err(refused(ErrorKind::Rejected, text));
+        }
+        let datacenter = datacenter(&session).await.map_err(|e| unavailable(&e))?;
+        for statement in tables(&address.keyspace, &datacenter, address.replicas.unwrap_or(1)) {
             session
                 .query_unpaged(statement, ())
                 .await
                 .map_err(|e| refused(ErrorKind::Rejected, format!("making the tables: {e}")))?;
         }
+        let replicas = replicas_of(&session, &address.keyspace).await.map_err(|e| unavailable(&e))?;
+        if let Some(wanted) = address.replicas.filter(|wanted| u32::from(*wanted) != replicas) {
+            let keyspace = &address.keyspace;
+            let text = format!(
+                "keyspace {keyspace} has {replicas} replicas, the address says {wanted}: ALTER KEYSPACE and repair it, or \
+                 leave replicas out of the address"
+            );
+            return Err(refused(ErrorKind::Rejected, text));
+        }
         let inner = Inner::prepare(session, &address.keyspace, version).await;
         let store = Self { inner: Arc::new(inner.map_err(|e| refused(ErrorKind::Rejected, e.to_string()))?) };
-        store.warn_of_late_writes(&shown, address.replicas).await;
+        store.warn_of_late_writes(&shown, replicas).await;
         Ok(store)
     }
 
     /// Warns of a cluster of one replica that acknowledges writes before they are on disk: a node that is killed loses
     /// messages that were acknowledged, and epochs.
-    async fn warn_of_late_writes(&self, address: &str, replicas: u8) {
+    async fn warn_of_late_writes(&self, address: &str, replicas: u32) {
         const QUERY: &str = "SELECT value FROM system_views.settings WHERE name = 'commitlog_sync'";
         // Versions before 4.0 do not tell.
         let Ok(answer) = self.inner.session.query_unpaged(QUERY, ()).await else { return };
@@ -191,6 +208,27 @@ impl CassandraMessages {
     pub fn version(&self) -> &str {
         &self.inner.version
     }
+}
+
+/// The data center of the node that answers.
+async fn datacenter(session: &Session) -> Result<String, String> {
+    let answer = session.query_unpaged("SELECT data_center FROM system.local", ()).await.map_err(|e| e.to_string())?;
+    let rows = answer.into_rows_result().map_err(|e| e.to_string())?;
+    rows.single_row::<(String,)>().map(|(name,)| name).map_err(|e| e.to_string())
+}
+
+/// How many replicas a keyspace has, in all data centers.
+async fn replicas_of(session: &Session, keyspace: &str) -> Result<u32, String> {
+    let query = "SELECT replication FROM system_schema.keyspaces WHERE keyspace_name = ?";
+    let answer = session.query_unpaged(query, (keyspace,)).await.map_err(|e| e.to_string())?;
+    let rows = answer.into_rows_result().map_err(|e| e.to_string())?;
+    let (replication,) = rows.single_row::<(HashMap<String, String>,)>().map_err(|e| e.to_string())?;
+    Ok(replicas_in(&replication))
+}
+
+/// The sum of a replication's numbers: one for each data center, or one for all. (A number such as `3/1` has transient ones.)
+fn replicas_in(replication: &HashMap<String, String>) -> u32 {
+    replication.values().filter_map(|value| value.split('/').next()?.parse::<u32>().ok()).sum()
 }
 
 /// Product and version of a node that is new enough. `ScyllaDB` calls itself an old Cassandra in the table that both have,
@@ -551,11 +589,23 @@ mod tests {
     messages_contract!(keyspace(), ignore = "needs CHATCTL_TEST_CASSANDRA");
 
     #[test]
+    fn replicas_are_added_over_data_centers() {
+        let replication = |pairs: &[(&str, &str)]| {
+            replicas_in(&pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
+        };
+        assert_eq!(
+            replication(&[("class", "org.apache.cassandra.locator.SimpleStrategy"), ("replication_factor", "1")]),
+            1
+        );
+        assert_eq!(replication(&[("class", "NetworkTopologyStrategy"), ("dc1", "3"), ("dc2", "2/1")]), 5);
+    }
+
+    #[test]
     fn an_address_is_taken_apart() {
         let address = Address::parse("cassandra://u:p@a:1,b:2/ks?replicas=3").expect("valid");
         let user = Some(("u".to_owned(), "p".to_owned()));
         let hosts = vec!["a:1".to_owned(), "b:2".to_owned()];
-        assert_eq!(address, Address { user, hosts, keyspace: "ks".to_owned(), replicas: 3 });
+        assert_eq!(address, Address { user, hosts, keyspace: "ks".to_owned(), replicas: Some(3) });
         assert_eq!(Address::parse("cassandra://a:1").expect("valid").keyspace, "chatctl");
         for bad in ["cassandra://", "cassandra://a/b-c", "cassandra://a/b?replicas=9", "redis://a"] {
             assert_eq!(Address::parse(bad), None, "{bad}");

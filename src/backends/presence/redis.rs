@@ -92,6 +92,9 @@ local users = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', before, 'WITHSCORES',
 return {clock, life, users}
 ";
 
+/// Users that one call asks for: the server does nothing else meanwhile.
+const USERS_AT_ONCE: usize = 1_000;
+
 struct Scripts {
     beat: Script,
     expire: Script,
@@ -196,19 +199,20 @@ impl Presence for RedisPresence {
     }
 
     async fn get(&self, users: &[UserId]) -> BackendResult<Vec<PresenceRecord>> {
-        if users.is_empty() {
-            return Ok(Vec::new());
-        }
-        let answer: Vec<u64> = self
-            .run("presence.get", &SCRIPTS.get, |call| {
-                call.arg(&self.prefix);
-                for user in users {
-                    call.arg(user.0);
-                }
-            })
-            .await?;
         let record = |pair: &[u64]| PresenceRecord { online: pair[0] == 1, last_beat_ms: pair[1] };
-        Ok(answer.chunks_exact(2).map(record).collect())
+        let mut records = Vec::with_capacity(users.len());
+        for users in users.chunks(USERS_AT_ONCE) {
+            let answer: Vec<u64> = self
+                .run("presence.get", &SCRIPTS.get, |call| {
+                    call.arg(&self.prefix);
+                    for user in users {
+                        call.arg(user.0);
+                    }
+                })
+                .await?;
+            records.extend(answer.chunks_exact(2).map(record));
+        }
+        Ok(records)
     }
 
     async fn probe(&self) -> BackendResult<()> {

@@ -3,6 +3,7 @@
 mod check;
 mod name;
 mod places;
+mod range;
 pub mod schedule;
 pub mod threshold;
 mod yields;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::name::{NAME_CHARS_MAX, check_name};
 use self::places::Places;
+pub use self::range::Range;
 use self::threshold::Threshold;
 use crate::loadgen::behavior::{Behavior, Flapper};
 use crate::protocol::fault;
@@ -179,16 +181,6 @@ impl Default for StackSpec {
             engines: EngineChoice::Embedded,
         }
     }
-}
-
-/// A whole number drawn evenly from a range, or fixed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Range {
-    /// Smallest.
-    pub min: u32,
-    /// Largest.
-    pub max: u32,
 }
 
 /// Who is simulated.

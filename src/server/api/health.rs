@@ -1,11 +1,16 @@
 //! Liveness, readiness and metrics.
 
+use std::sync::Mutex;
+use std::time::Duration;
+
 use axum::Json;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 
 use super::App;
 use crate::backends::registry::Role;
+use crate::runtime::clock;
 use crate::server::peer::{Answer, Call};
 use crate::telemetry::prometheus;
 
@@ -20,9 +25,26 @@ pub(super) async fn ready(server: App) -> Response {
     (status, Json(report)).into_response()
 }
 
+/// How long a rendered page stands: who asks for many gets the same one.
+const PAGE_TTL: Duration = Duration::from_millis(50);
+
+/// The page that was rendered last, and when, on [`clock::now_us`].
+pub(super) type MetricsPage = Mutex<Option<(u64, Bytes)>>;
+
 pub(super) async fn metrics(server: App) -> Response {
-    ([(header::CONTENT_TYPE, prometheus::CONTENT_TYPE)], prometheus::render(&server.deps.registry.all()))
-        .into_response()
+    let now_us = clock::now_us();
+    let page = {
+        let mut last = server.metrics_page.lock().expect("no panic while held");
+        match &*last {
+            Some((at_us, page)) if now_us - at_us < PAGE_TTL.as_micros() as u64 => page.clone(),
+            _ => {
+                let page = Bytes::from(prometheus::render(&server.deps.registry.all()));
+                *last = Some((now_us, page.clone()));
+                page
+            }
+        }
+    };
+    ([(header::CONTENT_TYPE, prometheus::CONTENT_TYPE)], page).into_response()
 }
 
 /// The figures of every live server, asked over peer links. A server that does not answer is left out.

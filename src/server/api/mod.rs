@@ -111,6 +111,7 @@ pub(crate) struct ApiServer {
     requests: Buckets<UserId>,
     pages: pages::Pages,
     readiness: Readiness,
+    metrics_page: health::MetricsPage,
 }
 
 type App = State<Arc<ApiServer>>;
@@ -133,6 +134,7 @@ pub async fn start(listeners: Listeners, deps: Deps, config: Config) -> Result<S
         logins: logins::Logins::new(config.logins_per_second),
         requests: Buckets::new(config.requests_per_second, ACCOUNTS_MAX),
         pages: pages::Pages::default(),
+        metrics_page: health::MetricsPage::default(),
         // Nothing of it is needed to talk.
         readiness: Readiness::but_for(&["media"]),
         config,

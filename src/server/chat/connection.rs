@@ -11,6 +11,7 @@ use super::seats::Seat;
 use super::send::retry_after_ms;
 use super::session::{Action, Request, SessionState};
 use super::socket::{Flushed, MERGE_WINDOW_MS, Pushed, ReadEnd, Socket};
+use super::unheard::Unheard;
 use super::{ChatServer, Identity};
 use crate::backends::BackendResult;
 use crate::backends::log::Topic;
@@ -32,6 +33,8 @@ pub(super) struct Connection {
     /// When the token expires, in seconds since 1970.
     expires_s: u32,
     pub(super) socket: Socket,
+    /// Written by deliveries and by whatever is heard.
+    pub(super) unheard: Unheard,
     /// Given back when the last who knows the connection forgets it.
     _seat: Seat,
     /// Requests that wait or are under way; `None` while there are none. Written by reader and workers.
@@ -113,6 +116,7 @@ impl ChatServer {
             token: identity.jti,
             expires_s: u32::try_from(identity.exp).unwrap_or(u32::MAX),
             socket,
+            unheard: Unheard::default(),
             _seat: seat,
             requests: Mutex::default(),
             subscriptions: Mutex::default(),
@@ -215,8 +219,13 @@ impl ChatServer {
     ) -> bool {
         if !connection.socket.is_open() {
             // Closing: only the other end's close matters, and it ends the reading anyway.
-            return !matches!(event, Event::Close(_));
+            let is_goodbye = matches!(event, Event::Close(_));
+            if is_goodbye {
+                connection.note_heard();
+            }
+            return !is_goodbye;
         }
+        connection.note_heard();
         match event {
             Event::Text(text) => {
                 self.deps.metrics.count(Counter::FramesIn);
@@ -281,6 +290,7 @@ impl ChatServer {
     /// Takes a connection out of everything. Done once; a second call changes nothing.
     pub(super) async fn disconnected(&self, connection: &Arc<Connection>) {
         let Some(was_last) = self.hub.remove(connection.user, connection.session) else { return };
+        self.note_lost(connection);
         self.remove_subscriptions(connection).await;
         // Failures here cost nothing: the session ends by its time to live, the reader only reads too much.
         let _ = self.reader.unsubscribe(Topic::Inbox, connection.user.0).await;

@@ -103,6 +103,7 @@ impl ChatServer {
         connections.retain(|connection| header.except != Some(connection.session));
         let connections = self.keep_members(header.conversation, connections, |connection| connection.user).await;
         for connection in &connections {
+            connection.note_written(header.conversation, header.id);
             self.deliver(connection, &frame);
         }
         self.deps.metrics.add(Counter::Deliveries, connections.len() as u64);
@@ -188,6 +189,7 @@ impl ChatServer {
     pub(super) async fn deliver_to_sessions(
         &self,
         conversation: Option<ConversationId>,
+        message: Option<MessageId>,
         sessions: &[(UserId, SessionId)],
         text: &str,
     ) -> Vec<SessionId> {
@@ -200,6 +202,9 @@ impl ChatServer {
         let mut accepted = Vec::new();
         for (user, session) in sessions {
             if let Some(connection) = self.hub.find(user, session) {
+                if let Some((conversation, id)) = conversation.zip(message) {
+                    connection.note_written(conversation, id);
+                }
                 this.deliver(&connection, &frame);
                 accepted.push(session);
             }

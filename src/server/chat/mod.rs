@@ -15,6 +15,7 @@
 //! | `in_flight` | requests under way, for a change of members that waits for them |
 //! | `uuids` | in which conversation a uuid is in use |
 //! | `unannounced` | messages that are stored and could not be published |
+//! | `unheard` | messages that were written to connections which ended without a word |
 
 mod connection;
 mod deliver;
@@ -32,6 +33,7 @@ mod socket;
 mod subscriptions;
 pub mod tamper;
 mod unannounced;
+mod unheard;
 mod uuids;
 
 use std::net::SocketAddr;
@@ -54,6 +56,7 @@ use self::rights::Rights;
 use self::seats::{HalfOpen, Seats};
 use self::tamper::Tamper;
 use self::unannounced::Unannounced;
+use self::unheard::Lost;
 use self::uuids::Uuids;
 use super::cluster::{self, Cluster};
 use super::members::Members;
@@ -149,6 +152,7 @@ pub struct ChatServer {
     in_flight: InFlight,
     uuids: Uuids,
     unannounced: Unannounced,
+    lost: Lost,
     readiness: Readiness,
     /// For users, and for connections of `/echo`.
     seats: Seats,
@@ -205,6 +209,7 @@ pub async fn start(
         in_flight: InFlight::default(),
         uuids: Uuids::default(),
         unannounced: Unannounced::default(),
+        lost: Lost::default(),
         // Messages are sent and delivered without.
         readiness: Readiness::but_for(&["media", "presence", "registry"]),
         seats: Seats::new(seats),
@@ -229,6 +234,7 @@ pub async fn start(
     tasks.spawn_until_stopped("chat.logouts_loop", Arc::clone(&server).logouts_loop());
     tasks.spawn_until_stopped("chat.recheck_loop", Arc::clone(&server).recheck_loop());
     tasks.spawn_until_stopped("chat.unannounced_loop", Arc::clone(&server).unannounced_loop());
+    tasks.spawn_until_stopped("chat.lost_loop", Arc::clone(&server).lost_loop());
     tasks.spawn_until_stopped("chat.lag_loop", Arc::clone(&server).lag_loop());
     let announced = Arc::clone(&server);
     cluster::announce(&server.deps, move || announced.entry()).await?;
@@ -408,8 +414,8 @@ impl ChatServer {
 impl PeerHandler for ChatServer {
     async fn handle(&self, call: Call) -> Answer {
         match call {
-            Call::Deliver { conversation, sessions, frame } => {
-                Answer::Accepted(self.deliver_to_sessions(conversation, &sessions, &frame).await)
+            Call::Deliver { conversation, message, sessions, frame } => {
+                Answer::Accepted(self.deliver_to_sessions(conversation, message, &sessions, &frame).await)
             }
             Call::MembersChanged { conversation, members } => {
                 let Some(this) = self.me() else { return Answer::Failed };

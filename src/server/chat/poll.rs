@@ -168,6 +168,7 @@ async fn exchange(
         return Err(Failure::new(ErrorCode::BadRequest, message));
     }
     connection.socket.heard();
+    connection.note_heard();
     {
         let mut state = polled.state.lock().expect("no panic while held");
         for frame in &frames {

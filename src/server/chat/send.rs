@@ -23,7 +23,7 @@ use crate::protocol::api::{ConversationKind, Receipt};
 use crate::protocol::frames::{
     AckFrame, ErrorFrame, HeadFrame, ReceiptFrame, SendFrame, SendReceiptFrame, TypingFrame,
 };
-use crate::protocol::{ConversationId, ErrorCode, MessageFrame, ServerFrame, ServerName, SessionId, UserId};
+use crate::protocol::{ConversationId, ErrorCode, MessageFrame, MessageId, ServerFrame, ServerName, SessionId, UserId};
 use crate::runtime::clock;
 use crate::server::members::MemberList;
 use crate::server::ordering::OrderingError;
@@ -244,7 +244,8 @@ impl ChatServer {
         };
         sessions.retain(|s| s.session != from);
         let frame = ServerFrame::Message(message.clone()).encode();
-        let accepted = self.push_to_sessions(Some(message.conversation), &sessions, &frame).await;
+        let about = (message.conversation, Some(message.id));
+        let accepted = self.push_to_sessions(about, &sessions, &frame).await;
         let reached = |user: UserId| {
             let mut devices = sessions.iter().filter(|s| s.user == user).peekable();
             let has_devices = devices.peek().is_some();
@@ -262,7 +263,7 @@ impl ChatServer {
     /// Writes a frame to sessions here and on other servers; returns those that took it.
     async fn push_to_sessions(
         self: &Arc<Self>,
-        conversation: Option<ConversationId>,
+        (conversation, message): (ConversationId, Option<MessageId>),
         sessions: &[Session],
         frame: &str,
     ) -> Vec<SessionId> {
@@ -272,9 +273,10 @@ impl ChatServer {
         }
         let pushes = servers.into_iter().map(|(server, sessions)| async move {
             if *server == self.deps.name {
-                return self.deliver_to_sessions(conversation, &sessions, frame).await;
+                return self.deliver_to_sessions(Some(conversation), message, &sessions, frame).await;
             }
-            self.push_to_peer(server, Call::Deliver { conversation, sessions, frame: frame.to_owned() }).await
+            let (conversation, frame) = (Some(conversation), frame.to_owned());
+            self.push_to_peer(server, Call::Deliver { conversation, message, sessions, frame }).await
         });
         join_all(pushes).await.concat()
     }
@@ -327,7 +329,7 @@ impl ChatServer {
         // Nobody hears it when the sessions can't be read: it is not worth a retry.
         let Ok(mut sessions) = self.deps.backends.sessions.lookup(members.users()).await else { return };
         sessions.retain(|s| s.session != from.session);
-        self.push_to_sessions(Some(conversation), &sessions, &frame.encode()).await;
+        self.push_to_sessions((conversation, None), &sessions, &frame.encode()).await;
     }
 
     async fn subscribe(self: &Arc<Self>, from: &Arc<Connection>, channel: ConversationId) -> Result<(), Refused> {

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 pub use self::link::Peers;
 pub use self::serve::serve;
-use crate::protocol::{ConversationId, ServerName, SessionId, UserId};
+use crate::protocol::{ConversationId, MessageId, ServerName, SessionId, UserId};
 
 /// Longest that a call may take, and that anything may take to be written.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -29,6 +29,8 @@ pub enum Call {
     Deliver {
         /// Where it was said; recipients who are not members (any more) are left out. `None` for frames that need no check.
         conversation: Option<ConversationId>,
+        /// Which message it is, if it is one.
+        message: Option<MessageId>,
         /// To whom.
         sessions: Vec<(UserId, SessionId)>,
         /// A server frame, encoded.

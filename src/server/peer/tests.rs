@@ -59,8 +59,12 @@ fn start(listener: TcpListener, name: &str, tasks: &Tasks) -> (ServerEntry, Arc<
 
 fn deliver(n: u128, frame_bytes: usize) -> (Call, Answer) {
     let session = SessionId(Uuid::from_u128(n));
-    let call =
-        Call::Deliver { conversation: None, sessions: vec![(UserId(1), session)], frame: "x".repeat(frame_bytes) };
+    let call = Call::Deliver {
+        conversation: None,
+        message: None,
+        sessions: vec![(UserId(1), session)],
+        frame: "x".repeat(frame_bytes),
+    };
     (call, Answer::Accepted(vec![session]))
 }
 
