@@ -119,7 +119,7 @@ fn flush_loop<K: SoftKey, V: Serialize>(map: &Weak<Inner<K, V>>) {
 }
 
 impl<K, V> Inner<K, V> {
-    /// Hands what changed to the writer; what it does not take now stays marked for the next round.
+    /// Has what changed written; what is not stays marked for the next round.
     fn flush(&self)
     where
         K: SoftKey,
@@ -135,10 +135,16 @@ impl<K, V> Inner<K, V> {
                 value: state.map.get(key).map(|v| serde_json::to_vec(v).expect("plain data")),
             })
             .collect();
-        if !changes.is_empty() && self.store.enqueue("flush", changes, Durability::Process).is_ok() {
-            for key in &keys {
-                state.dirty.remove(key);
-            }
+        if changes.is_empty() {
+            return;
+        }
+        let Ok(pending) = self.store.enqueue("flush", changes, Durability::Process) else { return };
+        for key in &keys {
+            state.dirty.remove(key);
+        }
+        drop(state);
+        if pending.wait_blocking().is_err() {
+            self.state.lock().expect("no panic while held").dirty.extend(keys);
         }
     }
 }

@@ -124,8 +124,11 @@ impl Disk {
             .manual_journal_persist(false)
             .open()?;
         let mut state = self.lock();
-        for (name, keyspace) in &state.keyspaces {
-            keyspace.0.store(Some(Arc::new(database.keyspace(name, KeyspaceCreateOptions::default)?)));
+        // All of them or none: one that stayed open would keep the folder's lock.
+        let open = |name: &String| database.keyspace(name, KeyspaceCreateOptions::default).map(Arc::new);
+        let opened = state.keyspaces.keys().map(open).collect::<fjall::Result<Vec<_>>>()?;
+        for (keyspace, open) in state.keyspaces.values().zip(opened) {
+            keyspace.0.store(Some(open));
         }
         state.database = Some(database);
         Ok(())
@@ -192,6 +195,19 @@ pub struct Pending {
 }
 
 impl Pending {
+    /// The same on a thread that may block.
+    ///
+    /// # Errors
+    /// As [`Pending::wait`].
+    pub fn wait_blocking(self) -> BackendResult<()> {
+        let operation = self.operation;
+        match self.done.blocking_recv() {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(BackendError::unknown(operation, ErrorKind::Unavailable, error)),
+            Err(_) => Err(BackendError::unknown(operation, ErrorKind::Unavailable, "the store was closed")),
+        }
+    }
+
     /// Waits until the write is as durable as was asked.
     pub async fn wait(self) -> BackendResult<()> {
         let operation = self.operation;

@@ -74,6 +74,10 @@ macro_rules! frames {
             /// # Errors
             /// [`FrameError`] names the frame and the field.
             pub fn decode(text: &str) -> Result<Self, FrameError> {
+                if !text.trim_start().starts_with('{') {
+                    // A list would be taken for an object's values in their order.
+                    return Err(FrameError::NoType(serde::de::Error::custom("this is no object")));
+                }
                 let TypeOnly { kind } = serde_json::from_str(text).map_err(FrameError::NoType)?;
                 match kind.as_ref() {
                     $( $text => frames!(@read $variant, $text, text $(, $payload)?), )*
@@ -372,7 +376,7 @@ mod tests {
 
     #[test]
     fn what_is_not_an_object_is_refused() {
-        for text in ["", "[]", "1", "{", "{\"type\":1}", "null"] {
+        for text in ["", "[]", "[\"ping\"]", "1", "{", "{\"type\":1}", "null"] {
             assert_eq!(ClientFrame::decode(text).expect_err("bad").code(), ErrorCode::BadRequest, "{text}");
         }
     }

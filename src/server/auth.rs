@@ -1,15 +1,15 @@
 //! Tokens (JWT, HS256 and nothing else) and passwords (argon2id).
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use argon2::password_hash::{PasswordHasher, PasswordVerifier, phc::PasswordHash};
 use argon2::{Algorithm, Argon2, Params, Version};
 use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use uuid::Uuid;
 
 use super::keys::Keys;
@@ -173,10 +173,11 @@ pub struct Passwords {
     argon2: Argon2<'static>,
     /// Checked where a name is unknown and no check has run lately.
     dummy_hash: String,
-    turns: Semaphore,
-    signups: Semaphore,
-    /// Waiting and running. Written by [`Passwords::run`].
-    under_way: AtomicUsize,
+    turns: Arc<Semaphore>,
+    signups: Arc<Semaphore>,
+    /// Hashes and checks that wait or run.
+    hashes: Arc<AtomicUsize>,
+    checks: Arc<AtomicUsize>,
     /// What checks took, in microseconds, and when the newest ended, on [`clock::now_us`]. Written by each check.
     took: Mutex<(VecDeque<u64>, u64)>,
 }
@@ -194,34 +195,36 @@ impl Passwords {
         Ok(Self {
             argon2,
             dummy_hash,
-            turns: Semaphore::new(machine::cores()),
-            signups: Semaphore::new(machine::cores().saturating_sub(1).max(1)),
-            under_way: AtomicUsize::new(0),
+            turns: Arc::new(Semaphore::new(machine::cores())),
+            signups: Arc::new(Semaphore::new(machine::cores().saturating_sub(1).max(1))),
+            hashes: Arc::default(),
+            checks: Arc::default(),
             took: Mutex::default(),
         })
     }
 
     /// The hash of a password, as a PHC string.
     pub async fn hash(&self, password: String) -> Result<String, PasswordError> {
-        let _counted = self.count()?;
-        let _signup = self.signups.acquire().await.map_err(|e| PasswordError::Failed(e.to_string()))?;
+        let counted = Counted::enter(&self.hashes)?;
+        let signup = acquire(&self.signups).await?;
         let argon2 = self.argon2.clone();
-        self.run(move || hash_now(&argon2, password.as_bytes())).await?.map_err(PasswordError::Failed)
+        let hash = self.run((counted, signup), move || hash_now(&argon2, password.as_bytes())).await?;
+        hash.map_err(PasswordError::Failed)
     }
 
     /// Whether a password fits a hash; `None` stands for an unknown name and never fits.
     pub async fn verify(&self, password: String, hash: Option<String>) -> Result<bool, PasswordError> {
-        let _counted = self.count()?;
         let is_known = hash.is_some();
         if !is_known && let Some(took) = self.took_lately() {
             tokio::time::sleep(took).await;
             return Ok(false);
         }
+        let counted = Counted::enter(&self.checks)?;
         let began = clock::now_us();
         let argon2 = self.argon2.clone();
         let hash = hash.unwrap_or_else(|| self.dummy_hash.clone());
         let fits = self
-            .run(move || {
+            .run(counted, move || {
                 PasswordHash::new(&hash).is_ok_and(|h| argon2.verify_password(password.as_bytes(), &h).is_ok())
             })
             .await?;
@@ -247,24 +250,38 @@ impl Passwords {
         took.1 = clock::now_us();
     }
 
-    /// Counts a check or hash, until what it returns is dropped.
-    fn count(&self) -> Result<Counted<'_>, PasswordError> {
-        let counted = Counted(&self.under_way);
-        let before = self.under_way.fetch_add(1, Ordering::Relaxed);
-        if before < WAITING_MAX { Ok(counted) } else { Err(PasswordError::Busy) }
-    }
-
-    async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, PasswordError> {
-        let failed = |text: String| PasswordError::Failed(text);
-        let _turn = self.turns.acquire().await.map_err(|e| failed(e.to_string()))?;
-        tokio::task::spawn_blocking(work).await.map_err(|e| failed(e.to_string()))
+    /// Runs on a core. What is held until then is held until the work is done, also where nobody waits for it any more.
+    async fn run<T: Send + 'static>(
+        &self,
+        held: impl Send + 'static,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, PasswordError> {
+        let turn = acquire(&self.turns).await?;
+        let done = tokio::task::spawn_blocking(move || {
+            let done = work();
+            drop((turn, held));
+            done
+        });
+        done.await.map_err(|e| PasswordError::Failed(e.to_string()))
     }
 }
 
-/// One that waits or runs.
-struct Counted<'a>(&'a AtomicUsize);
+async fn acquire(turns: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, PasswordError> {
+    Arc::clone(turns).acquire_owned().await.map_err(|e| PasswordError::Failed(e.to_string()))
+}
 
-impl Drop for Counted<'_> {
+/// One that waits or runs.
+struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    fn enter(all: &Arc<AtomicUsize>) -> Result<Self, PasswordError> {
+        let counted = Self(Arc::clone(all));
+        let before = all.fetch_add(1, Ordering::Relaxed);
+        if before < WAITING_MAX { Ok(counted) } else { Err(PasswordError::Busy) }
+    }
+}
+
+impl Drop for Counted {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -367,11 +384,15 @@ mod tests {
         // Nobody gets a core any more: only who needs none is answered.
         passwords.turns.forget_permits(usize::MAX);
         assert!(!passwords.verify("x".to_owned(), None).await.expect("answers without a core"));
+        let mut login = Box::pin(passwords.verify("x".to_owned(), Some(passwords.dummy_hash.clone())));
         let tries = (0..WAITING_MAX + 5).map(|_| passwords.hash("correct horse".to_owned()));
         let mut tries: Vec<_> = tries.map(Box::pin).collect();
         let busy = tries.iter_mut().filter_map(futures_util::FutureExt::now_or_never).count();
         assert_eq!(busy, 5);
-        drop(tries);
-        assert_eq!(passwords.under_way.load(Ordering::Relaxed), 0);
+        let waits = futures_util::FutureExt::now_or_never(login.as_mut());
+        assert!(waits.is_none(), "signups don't take the places of logins");
+        drop((tries, login));
+        let left = (passwords.hashes.load(Ordering::Relaxed), passwords.checks.load(Ordering::Relaxed));
+        assert_eq!(left, (0, 0));
     }
 }

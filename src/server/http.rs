@@ -28,6 +28,9 @@ use crate::runtime::{Tasks, net};
 /// Whose request a proxy passes on: each adds the address that it saw.
 pub(super) const FORWARDED_FOR: &str = "x-forwarded-for";
 
+/// The address of a client as a gateway of the stack saw it, with a proof (see [`super::keys::Keys::sign`]).
+pub(super) const CLIENT_ADDRESS: &str = "x-chatctl-client";
+
 /// Time for a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -71,13 +74,21 @@ where
 }
 
 /// Connections beyond the limit that are still let in, for what must always be answered.
-const RESERVE: usize = 64;
+const RESERVE: usize = 256;
 
 /// Time that such a connection has in all.
-const RESERVE_TIMEOUT: Duration = Duration::from_secs(2);
+const RESERVE_TIMEOUT: Duration = Duration::from_millis(1_500);
 
 /// What is answered on them: the paths of probes.
 const ALWAYS: [&str; 3] = ["/health/live", "/health/ready", "/metrics"];
+
+/// Whether a request is one of them, by its first line.
+pub(super) fn is_probe(first: &[u8]) -> bool {
+    let line = first.split(|b| *b == b'\n').next().unwrap_or_default();
+    let target = line.strip_prefix(b"GET ").and_then(|rest| rest.split(|b| *b == b' ').next()).unwrap_or_default();
+    let path = target.split(|b| *b == b'?').next().unwrap_or_default();
+    ALWAYS.iter().any(|always| always.as_bytes() == path)
+}
 
 /// Room for connections, and a reserve for probes, so that whether a server is well can be asked however many it serves.
 pub(super) struct Room {

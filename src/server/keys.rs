@@ -17,19 +17,24 @@ pub enum Purpose {
     Tokens,
     /// Authenticates both ends of a peer link.
     PeerLinks,
+    /// Authenticates what a gateway says of a client.
+    Clients,
 }
 
 impl Purpose {
     fn key(self, secret: &[u8; KEY_BYTES]) -> [u8; KEY_BYTES] {
         match self {
             Self::Tokens => *secret,
-            Self::PeerLinks => {
-                let mut mac = Hmac::<Sha256>::new_from_slice(secret).expect("HMAC takes keys of any length");
-                mac.update(b"chatctl peer links 1");
-                mac.finalize().into_bytes().into()
-            }
+            Self::PeerLinks => hmac(secret, b"chatctl peer links 1"),
+            Self::Clients => hmac(secret, b"chatctl clients 1"),
         }
     }
+}
+
+fn hmac(key: &[u8; KEY_BYTES], text: &[u8]) -> [u8; KEY_BYTES] {
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
+    mac.update(text);
+    mac.finalize().into_bytes().into()
 }
 
 /// The keys of one use: the one in use first, then those that are accepted. Never shown.
@@ -47,6 +52,28 @@ impl Keys {
     #[must_use]
     pub fn current(&self) -> &[u8; KEY_BYTES] {
         &self.0[0]
+    }
+
+    /// A text with a proof that a holder of the key wrote it.
+    #[must_use]
+    pub fn sign(&self, text: &str) -> String {
+        use base64::Engine;
+        let proof = hmac(self.current(), text.as_bytes());
+        format!("{text} {}", base64::engine::general_purpose::STANDARD_NO_PAD.encode(proof))
+    }
+
+    /// The text of [`Keys::sign`], if a holder of one of the keys wrote it.
+    #[must_use]
+    pub fn signed<'a>(&self, signed: &'a str) -> Option<&'a str> {
+        use base64::Engine;
+        let (text, proof) = signed.rsplit_once(' ')?;
+        let proof = base64::engine::general_purpose::STANDARD_NO_PAD.decode(proof).ok()?;
+        let is_of = |key: &[u8; KEY_BYTES]| {
+            let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
+            mac.update(text.as_bytes());
+            mac.verify_slice(&proof).is_ok()
+        };
+        self.0.iter().any(is_of).then_some(text)
     }
 
     /// All that are accepted, the one in use first.
@@ -74,5 +101,19 @@ mod tests {
         assert_eq!((all.len(), tokens.current()), (4, &one));
         assert_eq!(tokens.current(), Keys::derive(&one, &[], Purpose::Tokens).current());
         assert_eq!(format!("{tokens:?}"), "Keys(2)");
+    }
+
+    #[test]
+    fn what_is_signed_is_read_by_who_has_the_key_and_nothing_else_is() {
+        let keys =
+            |current: u8, accepted: u8| Keys::derive(&[current; KEY_BYTES], &[[accepted; KEY_BYTES]], Purpose::Clients);
+        let signed = keys(1, 2).sign("127.0.0.9");
+        assert_eq!(keys(3, 1).signed(&signed), Some("127.0.0.9"));
+        assert_eq!(keys(3, 4).signed(&signed), None);
+        for forged in
+            [signed.replace(".9", ".8"), "127.0.0.9".to_owned(), "127.0.0.9 ".to_owned(), "127.0.0.9 AA".to_owned()]
+        {
+            assert_eq!(keys(1, 2).signed(&forged), None, "{forged}");
+        }
     }
 }

@@ -24,6 +24,7 @@ mod readiness;
 mod recent_set;
 mod remembered;
 mod revocations;
+mod seats;
 mod single_flight;
 
 use std::net::{IpAddr, SocketAddr};
@@ -49,8 +50,8 @@ pub struct Listeners {
 pub struct Deps {
     /// This server.
     pub name: ServerName,
-    /// Where it is reached, in place of "every address" that it may listen on.
-    pub advertise: IpAddr,
+    /// Where it is reached, if not at the address that it listens on.
+    pub advertise: Option<IpAddr>,
     /// The engines, timed for this server.
     pub backends: Backends,
     /// This server's figures.
@@ -61,6 +62,8 @@ pub struct Deps {
     pub tokens: Arc<auth::Tokens>,
     /// Authenticate peer links.
     pub peer_keys: Arc<keys::Keys>,
+    /// Authenticate what gateways say of clients.
+    pub client_keys: Arc<keys::Keys>,
     /// Tasks of this server.
     pub tasks: Tasks,
 }
@@ -72,8 +75,8 @@ impl Deps {
     /// When the listener is of no use.
     fn reached_at(&self, listener: &TcpListener) -> std::io::Result<SocketAddr> {
         let mut address = listener.local_addr()?;
-        if address.ip().is_unspecified() {
-            address.set_ip(self.advertise);
+        if let Some(advertised) = self.advertise {
+            address.set_ip(advertised);
         }
         Ok(address)
     }

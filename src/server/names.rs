@@ -27,6 +27,9 @@ pub(super) const DISPLAY_CHARS_MAX: usize = 64;
 /// Longest name of a conversation, in characters.
 pub(super) const CONVERSATION_CHARS_MAX: usize = 128;
 
+/// How many times as many characters a name may have before they are composed.
+const GIVEN_TIMES_MAX: usize = 4;
+
 /// U+200D and U+FE0F: what makes one emoji of several characters.
 const EMOJI_JOINERS: [char; 2] = ['\u{200d}', '\u{fe0f}'];
 
@@ -46,7 +49,9 @@ pub(super) enum InvalidName {
     )]
     Account,
     /// Letters of several scripts.
-    #[error("has letters of scripts that are not written together: use those of one script")]
+    #[error(
+        "has letters of scripts that are not written together, or that names are not written with: use those of one script in common use"
+    )]
     MixedScripts,
     /// A character that can't be shown.
     #[error("has no control or invisible characters (RFC 8266)")]
@@ -56,7 +61,8 @@ pub(super) enum InvalidName {
 /// The form in which an account's name is kept and compared.
 pub(super) fn account(text: &str) -> Result<String, InvalidName> {
     let length = InvalidName::Length { most: ACCOUNT_CHARS_MAX };
-    if text.chars().count() > ACCOUNT_CHARS_MAX {
+    // A letter may come in several characters: what counts is the form that is kept.
+    if text.chars().count() > GIVEN_TIMES_MAX * ACCOUNT_CHARS_MAX {
         return Err(length);
     }
     let mut parts = Vec::new();
@@ -64,7 +70,6 @@ pub(super) fn account(text: &str) -> Result<String, InvalidName> {
         parts.push(UsernameCaseMapped::enforce(part).map_err(|_| InvalidName::Account)?);
     }
     let name = parts.join(" ");
-    // Mapping can make a name longer.
     if name.is_empty() || name.chars().count() > ACCOUNT_CHARS_MAX {
         return Err(length);
     }
@@ -78,7 +83,7 @@ pub(super) fn account(text: &str) -> Result<String, InvalidName> {
 /// The form in which a name that is only shown is kept; not empty.
 pub(super) fn shown(text: &str, chars_max: usize) -> Result<String, InvalidName> {
     let length = InvalidName::Length { most: chars_max };
-    if text.chars().count() > chars_max {
+    if text.chars().count() > GIVEN_TIMES_MAX * chars_max {
         return Err(length);
     }
     let mut name = String::with_capacity(text.len());
@@ -96,7 +101,7 @@ pub(super) fn shown(text: &str, chars_max: usize) -> Result<String, InvalidName>
         before = Some(c);
     }
     name.truncate(name.trim_end().len());
-    if name.is_empty() { Err(length) } else { Ok(name) }
+    if (1..=chars_max).contains(&name.chars().count()) { Ok(name) } else { Err(length) }
 }
 
 /// Whether a character can be seen: the letters, marks, numbers, punctuation, symbols and spaces of the `FreeformClass` (RFC 8264,
@@ -111,12 +116,13 @@ fn is_shown(c: char) -> bool {
 }
 
 /// Letters and marks that show nothing by themselves. Source: `Default_Ignorable_Code_Point` of Unicode's
-/// `DerivedCoreProperties.txt`, but for what is no letter or mark, and for the joiners of emoji.
-const IGNORABLE: [RangeInclusive<char>; 8] = [
+/// `DerivedCoreProperties.txt`, but for what is no letter or mark, and for the joiners of emoji; and the blank of Braille.
+const IGNORABLE: [RangeInclusive<char>; 9] = [
     '\u{34f}'..='\u{34f}',
     '\u{115f}'..='\u{1160}',
     '\u{17b4}'..='\u{17b5}',
     '\u{180b}'..='\u{180f}',
+    '\u{2800}'..='\u{2800}',
     '\u{3164}'..='\u{3164}',
     '\u{fe00}'..='\u{fe0e}',
     '\u{ffa0}'..='\u{ffa0}',
@@ -146,6 +152,7 @@ mod tests {
             ("李雷", "李雷"),
             ("Ωμέγα", "ωμέγα"),
             ("東京タワー", "東京タワー"),
+            (&"e\u{301}".repeat(64), &"é".repeat(64)),
         ] {
             assert_eq!(account(given).as_deref(), Ok(kept), "{given:?}");
             assert_eq!(account(kept).as_deref(), Ok(kept), "once more changes nothing");

@@ -49,14 +49,14 @@ impl Readiness {
         let mut last = self.last.lock().await;
         let now = clock::now_us();
         if let Some((began, report)) = &*last
-            && now - began < FRESH.as_micros() as u64
+            && now.saturating_sub(*began) < FRESH.as_micros() as u64
         {
             return report.clone();
         }
         let engines = backends.probe(PROBE_TIMEOUT).await;
         let is_well = engines.iter().all(|(port, state)| state == "ok" || self.optional.contains(port));
         let report = Report { status: if is_well { "ready" } else { "not ready" }, engines };
-        *last = Some((clock::now_us(), report.clone()));
+        *last = Some((now, report.clone()));
         report
     }
 }

@@ -159,11 +159,10 @@ impl Config {
         }
     }
 
-    /// Where the servers of this stack are reached.
+    /// Where the servers of this stack are reached, if not at `host`.
     #[must_use]
-    pub fn advertised(&self) -> IpAddr {
-        let host = (!self.host.is_unspecified()).then_some(self.host);
-        self.advertise.or(host).unwrap_or_else(net::own_address)
+    pub fn advertised(&self) -> Option<IpAddr> {
+        self.advertise.or_else(|| self.host.is_unspecified().then(net::own_address))
     }
 
     fn check_times(&self) -> Result<(), String> {
@@ -273,10 +272,13 @@ mod tests {
     #[test]
     fn every_address_is_told_as_one_that_can_be_reached() {
         let config = |text: &str| serde_saphyr::from_str::<Config>(text).expect("parses");
-        assert_eq!(config("host: 127.0.0.5").advertised().to_string(), "127.0.0.5");
-        assert_eq!(config("{host: 0.0.0.0, advertise: 10.0.0.7}").advertised().to_string(), "10.0.0.7");
+        let told = Some(IpAddr::from([10, 0, 0, 7]));
+        assert_eq!(config("host: 127.0.0.5").advertised(), None);
+        for host in ["0.0.0.0", "127.0.0.5"] {
+            assert_eq!(config(&format!("{{host: {host}, advertise: 10.0.0.7}}")).advertised(), told, "{host}");
+        }
         for every in ["0.0.0.0", "'::'"] {
-            assert!(!config(&format!("host: {every}")).advertised().is_unspecified());
+            assert!(config(&format!("host: {every}")).advertised().is_some_and(|address| !address.is_unspecified()));
         }
         assert!(config("advertise: 0.0.0.0").check().is_err());
     }

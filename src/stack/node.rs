@@ -189,8 +189,8 @@ async fn start_role(
         Role::Gateway => {
             let http = bind(place.port)?;
             let mut address = http.local_addr().map_err(|e| failed(e.into()))?;
-            if address.ip().is_unspecified() {
-                address.set_ip(deps.advertise);
+            if let Some(advertised) = deps.advertise {
+                address.set_ip(advertised);
             }
             let listeners = Listeners { clients: bind(place.websocket_port)?, peers: bind(0)? };
             let gateway = gateway::start(listeners, http, deps, config.gateway).await.map_err(failed)?;

@@ -194,6 +194,7 @@ impl Stack {
         let secrets = Secrets::read_or_make(data.path())?;
         let tokens = Arc::new(auth::Tokens::new(&secrets.keys(Purpose::Tokens), config.token_lifetime.as_secs()));
         let peer_keys = Arc::new(secrets.keys(Purpose::PeerLinks));
+        let client_keys = Arc::new(secrets.keys(Purpose::Clients));
         let metrics = Registry::default();
         let mut stack = Self { nodes: Vec::new(), config, metrics, backends, data };
         for place in stack.config.places() {
@@ -206,6 +207,7 @@ impl Stack {
                 registry: stack.metrics.clone(),
                 tokens: Arc::clone(&tokens),
                 peer_keys: Arc::clone(&peer_keys),
+                client_keys: Arc::clone(&client_keys),
                 tasks: Tasks::new(),
             };
             let home = match homes {

@@ -59,6 +59,8 @@ names!(
         AnnouncedLate = "chatctl_announced_late_total",
         /// Messages that were announced again, since their recipient's connection was lost without a word.
         AnnouncedAgain = "chatctl_announced_again_total",
+        /// Messages whose announcement was given up: too many waited.
+        AnnouncementsDropped = "chatctl_announcements_dropped_total",
         /// Ids declared void.
         IdsVoided = "chatctl_ids_voided_total",
         /// Messages that were stored and not acknowledged, since their counter was overtaken.

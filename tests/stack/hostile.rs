@@ -162,3 +162,24 @@ async fn who_went_silent_is_notified_of_what_was_written_into_the_dead_socket() 
     .expect("both are told");
     stack.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_is_full_says_so_and_answers_probes() {
+    let mut config = Config { gateways: 1, ..config() };
+    config.gateway.tunnels_max = 2;
+    let stack = Stack::start(config).await.expect("starts");
+    let (alice, bob) = (signup(&stack, "alice").await, signup(&stack, "bob").await);
+    let address = authority(&alice.url).to_owned();
+    let (_a, _b) = (Socket::open(&alice).await, Socket::open(&bob).await);
+    let mut silent = Vec::new();
+    for _ in 0..300 {
+        silent.push(TcpStream::connect(&address).await.expect("connects"));
+    }
+    for path in ["/health/live", "/health/ready", "/metrics"] {
+        let (_, probed) = answer(&address, &format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")).await;
+        assert!(probed.starts_with("HTTP/1.1 200"), "{path}: {probed}");
+    }
+    let (_, refused) = answer(&address, "GET /ws HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert!(refused.starts_with("HTTP/1.1 503") && refused.contains("as it holds"), "{refused}");
+    stack.stop().await;
+}

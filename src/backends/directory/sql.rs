@@ -610,10 +610,16 @@ impl Directory for SqlDirectory {
     }
 
     async fn probe(&self) -> BackendResult<()> {
-        // A row that is there, as it is: also a database that only reads refuses it.
-        self.change("directory.probe", self.query("UPDATE directory_identity SET one = 1 WHERE one = 1"))
-            .await
-            .map(|_| ())
+        const OPERATION: &str = "directory.probe";
+        // A row of nobody, which changes each time: a database that only reads refuses it, and so does a full disk.
+        let raise =
+            "UPDATE receipts SET upto = upto + 1 WHERE conversation_id = 0 AND user_id = 0 AND status = 'probe'";
+        if self.change(OPERATION, self.query(raise)).await? > 0 {
+            return Ok(());
+        }
+        let text = self.dialect.insert_new("receipts", &["conversation_id", "user_id", "status", "upto"], 1);
+        let query = self.query(&text).bind(0_i64).bind(0_i64).bind("probe").bind(0_i64);
+        self.change(OPERATION, query).await.map(|_| ())
     }
 }
 

@@ -291,7 +291,12 @@ impl EmbeddedReader {
             if read.keys == 0 || out.len() >= READ_RECORDS_MAX {
                 continue;
             }
-            let (records, position) = self.log.read(topic, partition, read.position, READ_RECORDS_MAX)?;
+            let (records, position) = match self.log.read(topic, partition, read.position, READ_RECORDS_MAX) {
+                Ok(read) => read,
+                // What was read of others is theirs.
+                Err(_) if !out.is_empty() => break,
+                Err(error) => return Err(error),
+            };
             read.position = position;
             out.extend(
                 records.into_iter().filter(|d| d.record.keys.iter().any(|key| held.keys.contains_key(&(topic, *key)))),
@@ -384,7 +389,11 @@ impl EmbeddedGroup {
         let mut positions = self.positions.lock().expect("no panic while held");
         let mut out = Vec::new();
         for (partition, position) in (0_u32..).zip(positions.iter_mut()) {
-            let (records, next) = self.log.read(self.topic, partition, *position, READ_RECORDS_MAX)?;
+            let (records, next) = match self.log.read(self.topic, partition, *position, READ_RECORDS_MAX) {
+                Ok(read) => read,
+                Err(_) if !out.is_empty() => break,
+                Err(error) => return Err(error),
+            };
             if !records.is_empty() {
                 *position = next;
                 self.dealt_with.insert(partition, next);

@@ -34,6 +34,9 @@ pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest that opening may wait for the first broker.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(8);
 
+/// From one try to make topics that are gone to the next, at least.
+const HEAL_INTERVAL: Duration = Duration::from_secs(5);
+
 /// Replicas of new topics, where there are as many brokers.
 const REPLICAS: usize = 3;
 
@@ -143,6 +146,7 @@ impl Inner {
                 Ok(()) => inner.producing.renew(),
                 Err(error) => tracing::warn!(%error, "the topics of the log are gone and can't be made yet"),
             }
+            tokio::time::sleep(HEAL_INTERVAL).await;
             inner.is_healing.store(false, Ordering::Relaxed);
         });
     }
@@ -340,7 +344,8 @@ impl KeyedLog for KafkaLog {
             .topics()
             .iter()
             .flat_map(rdkafka::metadata::MetadataTopic::partitions)
-            .filter(|p| p.leader() >= 0)
+            // With three replicas two have to be there for a write (`min.insync.replicas`).
+            .filter(|p| p.leader() >= 0 && (p.replicas().len() < REPLICAS || p.isr().len() >= 2))
             .count();
         if leaders == self.inner.partitions as usize {
             return Ok(());
@@ -348,7 +353,7 @@ impl KeyedLog for KafkaLog {
         if leaders == 0 {
             self.inner.heal();
         }
-        let text = format!("{leaders} of {} inbox partitions have a leader", self.inner.partitions);
+        let text = format!("{leaders} of {} inbox partitions can be written to", self.inner.partitions);
         Err(BackendError::not_applied("log.probe", ErrorKind::Unavailable, text))
     }
 

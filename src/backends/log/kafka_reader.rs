@@ -34,6 +34,9 @@ const SUBSCRIBE_TIMEOUT: Duration = Duration::from_millis(2_500);
 /// A consumer that gives nothing for this long, though there is something to read, is replaced.
 const STUCK_AFTER: Duration = Duration::from_secs(10);
 
+/// Records that are read again of a partition which ends before what was read of it.
+const REREAD_MAX: u64 = 500;
+
 /// How long a partition may end before what was read of it: a new leader learns within that what the last one had acknowledged.
 const WENT_BACK_FOR: Duration = Duration::from_secs(5);
 
@@ -146,11 +149,11 @@ impl KafkaReader {
     fn is_stuck(&self, lag: &[PartitionLag], ends: &HashMap<(Topic, u32), u64>) -> bool {
         let stuck_us = STUCK_AFTER.as_micros() as u64;
         let now_us = clock::now_us();
-        if now_us - self.made_us.load(Ordering::Relaxed) < stuck_us {
+        if now_us.saturating_sub(self.made_us.load(Ordering::Relaxed)) < stuck_us {
             return false;
         }
         let waiting_since_us = self.waiting_since_us.load(Ordering::Relaxed);
-        let waits = waiting_since_us > 0 && now_us - waiting_since_us > stuck_us;
+        let waits = waiting_since_us > 0 && now_us.saturating_sub(waiting_since_us) > stuck_us;
         let unread = |l: &PartitionLag| {
             l.records > 0 && l.age_ms > STUCK_AFTER.as_millis() as u64 && ends.contains_key(&(l.topic, l.partition))
         };
@@ -174,7 +177,7 @@ impl KafkaReader {
         since_us > 0 && now_us.saturating_sub(since_us) > WENT_BACK_FOR.as_micros() as u64
     }
 
-    /// Reads on with another consumer: from where the last one was, or from the beginning of topics that were made again.
+    /// Reads on with another consumer: from where the last one was, or from near the end of a topic that ends before that.
     async fn renew(&self, ends: &HashMap<(Topic, u32), u64>) -> KafkaResult<()> {
         let _replacing = self.replacing.write().await;
         tracing::warn!(reader = self.name, "a Kafka consumer reads nothing any more: another one reads on");
@@ -184,8 +187,9 @@ impl KafkaReader {
         {
             let mut held = self.held();
             for (place @ (topic, partition), read) in &mut held.partitions {
-                if ends.get(place).is_some_and(|end| read.position > *end) {
-                    read.position = 0;
+                if let Some(end) = ends.get(place).filter(|end| read.position > **end) {
+                    // Made anew, or cut off behind what some replica had. Readers take repeats; not those of days.
+                    read.position = end.saturating_sub(REREAD_MAX);
                     read.ends.clear();
                 }
                 let from = Offset::Offset(read.position as i64);

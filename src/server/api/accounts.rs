@@ -34,8 +34,8 @@ type Answer<T> = Result<T, Failure>;
 fn new_names(name: &str) -> Answer<(String, String)> {
     let refused = |invalid| Failure::new(ErrorCode::BadRequest, format!("name {invalid}"));
     let kept = names::account(name).map_err(refused)?;
-    // As it was given, capitals and all.
-    let display_name = names::shown(name, names::DISPLAY_CHARS_MAX).map_err(refused)?;
+    // As it was given, capitals and all; joiners that some scripts write with are in the kept form only.
+    let display_name = names::shown(name, names::DISPLAY_CHARS_MAX).unwrap_or_else(|_| kept.clone());
     Ok((kept, display_name))
 }
 
@@ -108,7 +108,7 @@ pub(super) async fn signup(server: App, Body(body): Body<Signup>) -> Answer<(Sta
     let new = NewUser { name, display_name, password_hash };
     let user = server.deps.backends.directory.add_user(&new).await.map_err(|error| {
         if error.kind == crate::backends::error::ErrorKind::Conflict {
-            return Failure::new(ErrorCode::Conflict, format!("the name {:?} is taken", body.name));
+            return Failure::new(ErrorCode::Conflict, format!("the name {} is taken", new.name));
         }
         error.into()
     })?;
@@ -122,26 +122,25 @@ pub(super) async fn login(
     Body(body): Body<Login>,
 ) -> Answer<Json<LoggedIn>> {
     let wrong = || Failure::new(ErrorCode::Unauthorized, "name or password is wrong");
-    // No account has another one: there is nothing to count and nothing to look up.
-    let name = names::account(&body.name).map_err(|_| wrong())?;
+    // No account has another one: there is nothing to count and nothing to look up. (One from before names had a form may.)
+    let kept = names::account(&body.name).ok();
+    let is_possible = body.name.chars().count() <= names::ACCOUNT_CHARS_MAX && !body.name.contains('\0');
+    let Some(name) = kept.or_else(|| is_possible.then(|| body.name.clone())) else { return Err(wrong()) };
     if !PASSWORD_BYTES.contains(&body.password.len()) {
         return Err(wrong());
     }
     let directory = &server.deps.backends.directory;
+    let find = async || {
+        // As it was given first: an account from before names had one form.
+        let exact = if name != body.name && is_possible { directory.credentials(&body.name).await? } else { None };
+        if exact.is_some() { Ok(exact) } else { directory.credentials(&name).await }
+    };
     let place = match earlier {
-        Some(earlier) => {
-            let found = directory.credentials(&name).await?;
-            let is_own = found.is_some_and(|found| found.user == earlier.sub);
-            if is_own { Place::Device(earlier.dev) } else { Place::of(address) }
-        }
-        None => Place::of(address),
+        Some(earlier) if find().await?.is_some_and(|found| found.user == earlier.sub) => Place::Device(earlier.dev),
+        _ => Place::of(address),
     };
     server.logins.take(&name, &place).map_err(|wait| rate_limited(&server, wait))?;
-    let mut found = directory.credentials(&name).await?;
-    if found.is_none() && name != body.name {
-        // An account from before names had one form.
-        found = directory.credentials(&body.name).await?;
-    }
+    let found = find().await?;
     let hash = found.as_ref().map(|c| c.password_hash.clone());
     let fits = server.passwords.verify(body.password, hash).await.map_err(password_failure)?;
     let Some(found) = found.filter(|_| fits) else { return Err(wrong()) };
@@ -260,9 +259,16 @@ pub(super) struct ByName {
 
 pub(super) async fn find_user(server: App, _: Caller, Params(params): Params<ByName>) -> Answer<Json<Profile>> {
     let nobody = || Failure::new(ErrorCode::NotFound, "nobody has this name");
-    let name = names::account(&params.name).map_err(|_| nobody())?;
-    let found = server.deps.backends.directory.find_user(&name).await?;
-    found.map(Json).ok_or_else(nobody)
+    let directory = &server.deps.backends.directory;
+    if params.name.contains('\0') {
+        return Err(nobody());
+    }
+    let kept = names::account(&params.name).ok().filter(|kept| *kept != params.name);
+    if let Some(exact) = directory.find_user(&params.name).await? {
+        return Ok(Json(exact));
+    }
+    let Some(kept) = kept else { return Err(nobody()) };
+    directory.find_user(&kept).await?.map(Json).ok_or_else(nobody)
 }
 
 pub(super) async fn friends(server: App, Caller(claims): Caller) -> Answer<Json<Friends>> {

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
@@ -9,13 +10,13 @@ use axum::http::StatusCode;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
 
 use super::ApiServer;
 use super::status::Failure;
-use crate::backends::registry::Role;
 use crate::protocol::ErrorCode;
 use crate::server::auth::{self, Claims};
-use crate::server::http::{self, FORWARDED_FOR};
+use crate::server::http::{self, CLIENT_ADDRESS};
 
 /// The authenticated caller.
 pub(super) struct Caller(pub(super) Claims);
@@ -41,7 +42,8 @@ impl FromRequestParts<Arc<ApiServer>> for Signed {
 
     async fn from_request_parts(parts: &mut Parts, server: &Arc<ApiServer>) -> Result<Self, Failure> {
         let claims = server.deps.tokens.verify(bearer(parts)?).map_err(|_| unauthorized())?;
-        take_request(server, &claims)?;
+        // By the token: who has one that was logged out takes nothing from its owner.
+        server.logouts.take(claims.jti).map_err(too_much)?;
         Ok(Self(claims))
     }
 }
@@ -62,28 +64,30 @@ impl FromRequestParts<Arc<ApiServer>> for Earlier {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ConnectedFrom(pub(super) IpAddr);
 
-/// The client's address: what the gateway says, where the request comes from one; else the connection's.
+/// The client's address: what a gateway of the stack saw, where the request comes from one; else the connection's.
 pub(super) struct ClientAddress(pub(super) IpAddr);
 
 impl FromRequestParts<Arc<ApiServer>> for ClientAddress {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, server: &Arc<ApiServer>) -> Result<Self, Failure> {
-        let peer = parts.extensions.get::<ConnectedFrom>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0);
-        let is_gateway = server.cluster.servers(Role::Gateway).iter().any(|gateway| gateway.address.ip() == peer);
-        // The last one is what our gateway saw; those before it are what the client said.
-        let forwarded = parts.headers.get_all(FORWARDED_FOR).iter().next_back().and_then(|value| value.to_str().ok());
-        let seen = forwarded.and_then(|list| list.rsplit(',').next()).and_then(|last| last.trim().parse().ok());
-        Ok(Self(seen.filter(|_| is_gateway).unwrap_or(peer)))
+        let connected =
+            parts.extensions.get::<ConnectedFrom>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |from| from.0);
+        let said = parts.headers.get(CLIENT_ADDRESS).and_then(|value| value.to_str().ok());
+        let seen =
+            said.and_then(|signed| server.deps.client_keys.signed(signed)).and_then(|address| address.parse().ok());
+        Ok(Self(seen.unwrap_or(connected)))
     }
 }
 
 /// Takes one of the requests that an account may make.
 fn take_request(server: &ApiServer, claims: &Claims) -> Result<(), Failure> {
-    server.requests.take(claims.sub).map_err(|wait| {
-        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-        Failure::retry_later(ErrorCode::RateLimited, "this account asks for too much at once", wait_ms)
-    })
+    server.requests.take(claims.sub).map_err(too_much)
+}
+
+fn too_much(wait: Duration) -> Failure {
+    let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+    Failure::retry_later(ErrorCode::RateLimited, "this account asks for too much at once", wait_ms)
 }
 
 /// The token of a request.
@@ -104,10 +108,16 @@ impl<T: DeserializeOwned> FromRequest<Arc<ApiServer>> for Body<T> {
     type Rejection = Failure;
 
     async fn from_request(request: Request, server: &Arc<ApiServer>) -> Result<Self, Failure> {
-        match Json::<T>::from_request(request, server).await {
-            Ok(Json(value)) => Ok(Self(value)),
-            Err(rejection) => Err(refused(&rejection, rejection.status(), rejection.body_text())),
+        let raw = match Json::<Box<RawValue>>::from_request(request, server).await {
+            Ok(Json(raw)) => raw,
+            Err(rejection) => return Err(refused(&rejection, rejection.status(), rejection.body_text())),
+        };
+        let bad = |why: String| Failure::new(ErrorCode::BadRequest, why);
+        // A list would be taken for an object's values in their order.
+        if !raw.get().starts_with('{') {
+            return Err(bad("the body is a JSON object".to_owned()));
         }
+        serde_json::from_str(raw.get()).map(Self).map_err(|e| bad(format!("the body can't be read: {e}")))
     }
 }
 

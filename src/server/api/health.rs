@@ -32,11 +32,11 @@ const PAGE_TTL: Duration = Duration::from_millis(50);
 pub(super) type MetricsPage = Mutex<Option<(u64, Bytes)>>;
 
 pub(super) async fn metrics(server: App) -> Response {
-    let now_us = clock::now_us();
     let page = {
         let mut last = server.metrics_page.lock().expect("no panic while held");
+        let now_us = clock::now_us();
         match &*last {
-            Some((at_us, page)) if now_us - at_us < PAGE_TTL.as_micros() as u64 => page.clone(),
+            Some((at_us, page)) if now_us.saturating_sub(*at_us) < PAGE_TTL.as_micros() as u64 => page.clone(),
             _ => {
                 let page = Bytes::from(prometheus::render(&server.deps.registry.all()));
                 *last = Some((now_us, page.clone()));

@@ -22,6 +22,7 @@ use axum::routing::{delete, get, patch, post};
 use hyper_util::service::TowerToHyperService;
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, TcpStream};
+use uuid::Uuid;
 
 use self::status::Failure;
 use super::auth::{PasswordCost, Passwords};
@@ -109,6 +110,8 @@ pub(crate) struct ApiServer {
     logins: logins::Logins,
     /// What each account may ask for.
     requests: Buckets<UserId>,
+    /// Logouts of each token.
+    logouts: Buckets<Uuid>,
     pages: pages::Pages,
     readiness: Readiness,
     metrics_page: health::MetricsPage,
@@ -133,6 +136,7 @@ pub async fn start(listeners: Listeners, deps: Deps, config: Config) -> Result<S
         passwords,
         logins: logins::Logins::new(config.logins_per_second),
         requests: Buckets::new(config.requests_per_second, ACCOUNTS_MAX),
+        logouts: Buckets::new(1, ACCOUNTS_MAX),
         pages: pages::Pages::default(),
         metrics_page: health::MetricsPage::default(),
         // Nothing of it is needed to talk.

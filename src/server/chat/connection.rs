@@ -7,7 +7,6 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::requests::{Requests, Waiting};
-use super::seats::Seat;
 use super::send::retry_after_ms;
 use super::session::{Action, Request, SessionState};
 use super::socket::{Flushed, MERGE_WINDOW_MS, Pushed, ReadEnd, Socket};
@@ -21,6 +20,7 @@ use crate::protocol::limits::HEARTBEAT;
 use crate::protocol::websocket::{self, Decoder, Event};
 use crate::protocol::{CloseCode, ConversationId, DeviceName, ErrorCode, ServerFrame, SessionId, UserId};
 use crate::runtime::clock;
+use crate::server::seats::Seat;
 use crate::telemetry::Counter;
 
 /// A live connection. Shared by its reader, the hub and whoever writes to it.

@@ -103,8 +103,11 @@ impl ChatServer {
         connections.retain(|connection| header.except != Some(connection.session));
         let connections = self.keep_members(header.conversation, connections, |connection| connection.user).await;
         for connection in &connections {
-            connection.note_written(header.conversation, header.id);
-            self.deliver(connection, &frame);
+            if connection.note_written(header.conversation, header.id) {
+                self.deliver(connection, &frame);
+            } else {
+                self.note_late(connection, header.conversation, header.id);
+            }
         }
         self.deps.metrics.add(Counter::Deliveries, connections.len() as u64);
         let age_ms = clock::unix_ms().saturating_sub(delivered.at_ms);
@@ -202,8 +205,9 @@ impl ChatServer {
         let mut accepted = Vec::new();
         for (user, session) in sessions {
             if let Some(connection) = self.hub.find(user, session) {
-                if let Some((conversation, id)) = conversation.zip(message) {
-                    connection.note_written(conversation, id);
+                let is_over = conversation.zip(message).is_some_and(|(c, id)| !connection.note_written(c, id));
+                if is_over {
+                    continue;
                 }
                 this.deliver(&connection, &frame);
                 accepted.push(session);

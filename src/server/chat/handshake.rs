@@ -12,7 +12,6 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::connection::{self, Early};
-use super::seats::{Begun, TooLate};
 use super::socket::{ReadEnd, Socket};
 use super::{ChatServer, Identity};
 use crate::backends::directory::TokenStanding;
@@ -21,6 +20,7 @@ use crate::protocol::frames::{ErrorFrame, FrameError};
 use crate::protocol::websocket::{self, Decoder, Event, Role};
 use crate::protocol::{CHAT_PATH, ClientFrame, CloseCode, ECHO_PATH, ErrorCode, SUBPROTOCOL, ServerFrame, ServerName};
 use crate::server::auth;
+use crate::server::seats::{Begun, TooLate};
 use crate::telemetry::{Counter, prometheus};
 
 /// Largest HTTP request head.
@@ -85,7 +85,7 @@ enum Request {
 }
 
 /// Takes a fresh socket to a live connection, or to a clean refusal.
-pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, begun: Begun) {
+pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, mut begun: Begun) {
     let limit = server.config.handshake_timeout;
     let started = crate::runtime::clock::instant();
     let upgrade = match begun.within(limit, read_upgrade(&server, &mut stream)).await {
@@ -98,22 +98,24 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, begun: B
             return server.socket_closed();
         }
         Ok(Some(Err(refusal))) => return refuse(&server, stream, refusal).await,
-        Ok(None) => return give_up(&server),
-        Err(TooLate) => {
+        Ok(None) | Err(TooLate::Cut) => return give_up(&server),
+        Err(TooLate::Slow) => {
             let late = Refusal::error("408 Request Timeout", ErrorCode::BadRequest, "the request head came too slowly");
             return refuse(&server, stream, late).await;
         }
     };
-    let (identity, seat) = match &upgrade.token {
-        Some(token) => match authenticate(&server, token).await {
-            Ok(identity) => match server.seats.take() {
-                Some(seat) => (Some(identity), Some(seat)),
-                None => return refuse(&server, stream, Refusal::full()).await,
-            },
+    let (mut identity, mut seat) = (None, None);
+    if let Some(token) = &upgrade.token {
+        begun.has_token();
+        match authenticate(&server, token).await {
+            Ok(known) => identity = Some(known),
             Err(refusal) => return refuse(&server, stream, refusal).await,
-        },
-        None => (None, None),
-    };
+        }
+        seat = server.seats.take();
+        if seat.is_none() {
+            return refuse(&server, stream, Refusal::full()).await;
+        }
+    }
     let mut head = format!(
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {}\r\n",
         upgrade.accept_key
@@ -135,12 +137,26 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, begun: B
     let decoder = Decoder::new(Role::Server, server.config.limits.message_bytes_max);
     let mut early = Early { decoder, texts: Vec::new() };
     let time_left = limit.saturating_sub(started.elapsed());
-    let hello = begun.within(time_left, hello(&server, &socket, identity, &mut early, upgrade.rest)).await;
-    let seated =
-        hello.unwrap_or(Err(CloseCode::HelloTimeout)).map(|identity| (identity, seat.or_else(|| server.seats.take())));
-    drop(begun);
+    let needs_hello = identity.is_none();
+    let said = begun.within(time_left, hello(&socket, needs_hello, &mut early, upgrade.rest)).await;
+    let identified = match (said, identity) {
+        (Err(_), _) => Err(CloseCode::HelloTimeout),
+        (Ok(Err(code)), _) => Err(code),
+        (Ok(Ok(_)), Some(identity)) => Ok(identity),
+        (Ok(Ok(Some(Ok(ClientFrame::Hello(frame))))), None) => {
+            begun.has_token();
+            authenticate(&server, &frame.token).await.map_err(|refusal| {
+                if refusal.status.starts_with("503") { CloseCode::Internal } else { CloseCode::Unauthorized }
+            })
+        }
+        (Ok(Ok(_)), None) => Err(CloseCode::Unauthorized),
+    };
+    let seated = identified.map(|identity| (identity, seat.or_else(|| server.seats.take())));
     match seated {
-        Ok((identity, Some(seat))) => server.go_live(socket, identity, seat, early).await,
+        Ok((identity, Some(seat))) => {
+            drop(begun);
+            server.go_live(socket, identity, seat, early).await;
+        }
         Ok((_, None)) => {
             let error = ErrorFrame {
                 uuid: None,
@@ -214,7 +230,8 @@ async fn read_upgrade(server: &ChatServer, stream: &mut TcpStream) -> Option<Res
             }
             Ok(httparse::Status::Complete(head_bytes)) => {
                 let rest = buffer[head_bytes..].to_vec();
-                if request.method == Some("GET") && request.path == Some("/health/ready") {
+                let path = request.path.and_then(|path| path.split('?').next());
+                if request.method == Some("GET") && path == Some("/health/ready") {
                     return Some(Err(ready(server).await));
                 }
                 return Some(check(server, &request, rest).map(Request::Upgrade));
@@ -234,7 +251,10 @@ fn check(server: &ChatServer, request: &httparse::Request<'_, '_>, rest: Vec<u8>
     if request.method != Some("GET") {
         return Err(Refusal::error("405 Method Not Allowed", ErrorCode::BadRequest, "only GET is answered here"));
     }
-    let path = request.path.unwrap_or_default().split('?').next().unwrap_or_default();
+    let target = request.path.unwrap_or_default();
+    // A target may name the host as well. Source: RFC 9112, 3.2.2.
+    let target = target.strip_prefix("http://").map_or(target, |rest| rest.find('/').map_or("/", |at| &rest[at..]));
+    let path = target.split('?').next().unwrap_or_default();
     let is_echo = path == ECHO_PATH && server.config.echo;
     if !is_chat(path) && !is_echo {
         return Err(plain_http(server, path));
@@ -403,15 +423,11 @@ impl Greeting {
     }
 }
 
+/// The first frame of a client whose header had no token.
+type Hello = Option<Result<ClientFrame, FrameError>>;
+
 /// Waits for the `hello` if the header had no token; keeps what comes behind it.
-async fn hello(
-    server: &ChatServer,
-    socket: &Socket,
-    identity: Option<Identity>,
-    early: &mut Early,
-    mut rest: Vec<u8>,
-) -> Result<Identity, CloseCode> {
-    let needs_hello = identity.is_none();
+async fn hello(socket: &Socket, needs_hello: bool, early: &mut Early, mut rest: Vec<u8>) -> Result<Hello, CloseCode> {
     let mut greeting = Greeting::default();
     let fed = early.decoder.feed(&mut rest, &mut |event| greeting.on_event(socket, needs_hello, event));
     fed.map_err(|violation| violation.code)?;
@@ -419,7 +435,7 @@ async fn hello(
         if let Some(code) = greeting.ended {
             return Err(code);
         }
-        if identity.is_some() || greeting.hello.is_some() {
+        if !needs_hello || greeting.hello.is_some() {
             break;
         }
         let mut on_event = |event: Event<'_>| greeting.on_event(socket, needs_hello, event);
@@ -430,13 +446,7 @@ async fn hello(
         }
     }
     early.texts = greeting.texts;
-    match (identity, greeting.hello) {
-        (Some(identity), _) => Ok(identity),
-        (None, Some(Ok(ClientFrame::Hello(frame)))) => authenticate(server, &frame.token).await.map_err(|refusal| {
-            if refusal.status.starts_with("503") { CloseCode::Internal } else { CloseCode::Unauthorized }
-        }),
-        (None, _) => Err(CloseCode::Unauthorized),
-    }
+    Ok(greeting.hello)
 }
 
 #[cfg(test)]

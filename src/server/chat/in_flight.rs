@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::Notify;
 
-use crate::protocol::ConversationId;
+use crate::protocol::{ConversationId, UserId};
 
 /// What is under way, by conversation.
 #[derive(Default)]
@@ -24,8 +24,8 @@ struct State {
 
 #[derive(Default)]
 struct Place {
-    /// The numbers of its requests, rising.
-    under_way: Vec<u64>,
+    /// The numbers of its requests, rising, and whose they are.
+    under_way: Vec<(u64, UserId)>,
     /// Told whenever one ends.
     ended: Arc<Notify>,
 }
@@ -42,23 +42,32 @@ impl InFlight {
         self.0.lock().expect("no panic while held")
     }
 
-    /// Enters a request.
-    pub(super) fn enter(&self, conversation: ConversationId) -> Entered<'_> {
+    /// Enters a request of a user.
+    pub(super) fn enter(&self, conversation: ConversationId, user: UserId) -> Entered<'_> {
         let mut state = self.lock();
         let number = state.next;
         state.next += 1;
-        state.places.entry(conversation).or_default().under_way.push(number);
+        state.places.entry(conversation).or_default().under_way.push((number, user));
         Entered { all: self, conversation, number }
     }
 
-    /// Waits until nothing is under way that entered before this call.
-    pub(super) async fn ended(&self, conversation: ConversationId) {
+    /// Whose requests are under way.
+    pub(super) fn users(&self, conversation: ConversationId) -> Vec<UserId> {
+        let state = self.lock();
+        state
+            .places
+            .get(&conversation)
+            .map_or_else(Vec::new, |place| place.under_way.iter().map(|(_, user)| *user).collect())
+    }
+
+    /// Waits until nothing of some users is under way that entered before this call.
+    pub(super) async fn ended(&self, conversation: ConversationId, is_of_interest: impl Fn(UserId) -> bool) {
         let mark = self.lock().next;
-        while let Some(notify) = self.with_older(conversation, mark) {
+        while let Some(notify) = self.with_older(conversation, mark, &is_of_interest) {
             let mut ended = std::pin::pin!(notify.notified());
             // Before the second look, so that an end between the two is not missed.
             ended.as_mut().enable();
-            if self.with_older(conversation, mark).is_none() {
+            if self.with_older(conversation, mark, &is_of_interest).is_none() {
                 return;
             }
             ended.await;
@@ -66,10 +75,16 @@ impl InFlight {
     }
 
     /// What tells of an end, if something is under way that entered before a number was given out.
-    fn with_older(&self, conversation: ConversationId, mark: u64) -> Option<Arc<Notify>> {
+    fn with_older(
+        &self,
+        conversation: ConversationId,
+        mark: u64,
+        is_of_interest: impl Fn(UserId) -> bool,
+    ) -> Option<Arc<Notify>> {
         let state = self.lock();
         let place = state.places.get(&conversation)?;
-        place.under_way.first().is_some_and(|oldest| *oldest < mark).then(|| Arc::clone(&place.ended))
+        let mut older = place.under_way.iter().take_while(|(number, _)| *number < mark);
+        older.any(|(_, user)| is_of_interest(*user)).then(|| Arc::clone(&place.ended))
     }
 }
 
@@ -77,7 +92,7 @@ impl Drop for Entered<'_> {
     fn drop(&mut self) {
         let mut state = self.all.lock();
         let Some(place) = state.places.get_mut(&self.conversation) else { return };
-        place.under_way.retain(|number| *number != self.number);
+        place.under_way.retain(|(number, _)| *number != self.number);
         place.ended.notify_waiters();
         if place.under_way.is_empty() {
             state.places.remove(&self.conversation);
@@ -95,13 +110,16 @@ mod tests {
     async fn a_change_waits_for_what_began_before_it_and_for_nothing_else() {
         let all = InFlight::default();
         let (busy, other) = (ConversationId(1), ConversationId(2));
-        let (first, second, _elsewhere) = (all.enter(busy), all.enter(busy), all.enter(other));
-        let mut ended = std::pin::pin!(all.ended(busy));
+        let (one, two) = (UserId(1), UserId(2));
+        let (first, second, _elsewhere) = (all.enter(busy, one), all.enter(busy, one), all.enter(other, one));
+        let _somebody_elses = all.enter(busy, two);
+        assert_eq!(all.users(busy), [one, one, two]);
+        let mut ended = std::pin::pin!(all.ended(busy, |user| user == one));
         assert!(ended.as_mut().now_or_never().is_none());
-        let _later = all.enter(busy);
+        let _later = all.enter(busy, one);
         drop(first);
         assert!(ended.as_mut().now_or_never().is_none());
-        let mut again = std::pin::pin!(all.ended(busy));
+        let mut again = std::pin::pin!(all.ended(busy, |user| user == one));
         assert!(again.as_mut().now_or_never().is_none(), "who asks once more waits for the same");
         drop(second);
         ended.await;
@@ -112,9 +130,9 @@ mod tests {
     async fn nothing_is_kept_of_what_has_ended() {
         let all = InFlight::default();
         for n in 0..100 {
-            drop((all.enter(ConversationId(n)), all.enter(ConversationId(n))));
+            drop((all.enter(ConversationId(n), UserId(1)), all.enter(ConversationId(n), UserId(2))));
         }
         assert!(all.lock().places.is_empty());
-        all.ended(ConversationId(1)).await;
+        all.ended(ConversationId(1), |_| true).await;
     }
 }

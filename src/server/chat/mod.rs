@@ -3,7 +3,6 @@
 //! | file | what |
 //! |---|---|
 //! | `handshake` | HTTP upgrade, authentication, `hello`: everything before a connection is live |
-//! | `seats` | how many may be connected, and how many may be on their way to it |
 //! | `connection` | one live socket: reading, writing, merging, closing |
 //! | `session` | what a frame means: a state machine without I/O |
 //! | `hub` | who is here |
@@ -26,7 +25,6 @@ mod poll;
 mod presence_feed;
 mod requests;
 mod rights;
-mod seats;
 mod send;
 mod session;
 mod socket;
@@ -53,7 +51,6 @@ use self::in_flight::InFlight;
 use self::poll::Polls;
 use self::presence_feed::BeatBuffer;
 use self::rights::Rights;
-use self::seats::{HalfOpen, Seats};
 use self::tamper::Tamper;
 use self::unannounced::Unannounced;
 use self::unheard::Lost;
@@ -63,6 +60,7 @@ use super::members::Members;
 use super::ordering::Ordering;
 use super::peer::{self, Answer, Call, PeerHandler, Peers};
 use super::readiness::Readiness;
+use super::seats::{HalfOpen, Seats};
 use super::{Deps, Listeners, auth};
 use crate::backends::BackendError;
 use crate::backends::log::{LogReader, PartitionLag, Topic};
@@ -78,11 +76,14 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
 /// How often connections that went silent, or whose token has expired, are looked for. Source: invariant I13, 5 s.
 const SWEEP_CONNECTIONS_INTERVAL: Duration = Duration::from_secs(2);
 
+/// HTTP connections of clients that poll, at least; where there are more seats, a tenth of them.
+const POLL_CONNECTIONS_MIN: usize = 256;
+
 /// How often room for one more connection is looked for while there is none.
 const ROOM_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Longest that a change of members waits for the requests that are under way; it is told again then.
-const IN_FLIGHT_WAIT_MAX: Duration = Duration::from_secs(2);
+const IN_FLIGHT_WAIT_MAX: Duration = Duration::from_millis(1_500);
 
 /// How often the lag gauges are written.
 const LAG_INTERVAL: Duration = Duration::from_millis(500);
@@ -188,8 +189,8 @@ pub async fn start(
     let cluster = Cluster::start(&deps).await;
     let (address, peer_address) = (deps.reached_at(&listeners.clients)?, deps.reached_at(&listeners.peers)?);
     let files = machine::raise_open_files().saturating_sub(FILES_RESERVED) as usize;
-    // As configured, or as the process may open files, half-open connections included.
-    let seats = config.connections_max.min(files / 11 * 10);
+    // As configured, or as the process may open files, half-open connections and those of polls included.
+    let seats = config.connections_max.min(files / 12 * 10);
     let server = Arc::new_cyclic(|me| ChatServer {
         me: Weak::clone(me),
         address,
@@ -213,7 +214,7 @@ pub async fn start(
         // Messages are sent and delivered without.
         readiness: Readiness::but_for(&["media", "presence", "registry"]),
         seats: Seats::new(seats),
-        poll_seats: Seats::new(seats),
+        poll_seats: Seats::new((seats / 10).max(POLL_CONNECTIONS_MIN)),
         half_open: HalfOpen::beside(seats),
         draining: AtomicBool::new(false),
         config,
@@ -269,12 +270,13 @@ impl ChatServer {
     async fn accept_loop(self: Arc<Self>, listener: TcpListener) {
         let tasks = self.deps.tasks.clone();
         loop {
-            // Who comes while all are young waits in the kernel's queue.
             let accept = async {
-                while !self.half_open.has_room() {
+                let accepted = listener.accept().await;
+                // Room is made once somebody wants in; who comes while all are young waits.
+                while accepted.is_ok() && !self.half_open.has_room() {
                     tokio::time::sleep(ROOM_INTERVAL).await;
                 }
-                listener.accept().await
+                accepted
             };
             let accepted = tokio::select! {
                 accepted = accept => accepted,
@@ -352,10 +354,16 @@ impl ChatServer {
         }
     }
 
-    /// Waits for the requests of a conversation that are under way.
-    async fn ended_within(&self, conversation: ConversationId, limit: Duration) -> Answer {
-        let ended = tokio::time::timeout(limit, self.in_flight.ended(conversation)).await;
-        if ended.is_ok() { Answer::Done } else { Answer::Failed }
+    /// Waits for the requests under way of those who are no members any more, the ones that passed the door while they were.
+    async fn former_members_ended(&self, conversation: ConversationId) -> Answer {
+        let users = self.in_flight.users(conversation);
+        if users.is_empty() {
+            return Answer::Done;
+        }
+        let Ok(members) = self.members.among(conversation, &users).await else { return Answer::Failed };
+        let ended = self.in_flight.ended(conversation, |user| users.contains(&user) && !members.contains(&user));
+        let in_time = tokio::time::timeout(IN_FLIGHT_WAIT_MAX, ended).await;
+        if in_time.is_ok() { Answer::Done } else { Answer::Failed }
     }
 
     fn is_draining(&self) -> bool {
@@ -428,14 +436,15 @@ impl PeerHandler for ChatServer {
                     return Answer::Failed;
                 }
                 // What a removed member has under way is stored before the removal is answered, or never.
-                self.ended_within(conversation, IN_FLIGHT_WAIT_MAX).await
+                self.former_members_ended(conversation).await
             }
             Call::MemberGone { conversation, user } => {
-                if self.members.drop_if_member(conversation, user) {
+                let is_subscribed = || self.hub.subscribers(conversation).iter().any(|c| c.user == user);
+                if self.members.drop_if_member(conversation, user) || is_subscribed() {
                     // Not told when it happened: as if it happened now.
                     return self.handle(Call::MembersChanged { conversation, members: 0 }).await;
                 }
-                self.ended_within(conversation, IN_FLIGHT_WAIT_MAX).await
+                self.former_members_ended(conversation).await
             }
             Call::Replace { user, session } => {
                 let Some(this) = self.me() else { return Answer::Failed };

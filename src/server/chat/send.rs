@@ -104,7 +104,7 @@ impl ChatServer {
     pub(super) async fn handle_request(self: &Arc<Self>, connection: &Arc<Connection>, waiting: Waiting) {
         let Waiting { request, arrived_us } = waiting;
         // Before the members are looked at: a removal waits for what goes by the list as it was.
-        let _entered = self.in_flight.enter(request.conversation());
+        let _entered = self.in_flight.enter(request.conversation(), connection.user);
         let (uuid, work) = match request {
             Request::Send(frame) => {
                 let uuid = frame.uuid;
@@ -301,7 +301,7 @@ impl ChatServer {
     async fn receipt(self: &Arc<Self>, from: &Arc<Connection>, frame: SendReceiptFrame) -> Result<(), Refused> {
         let SendReceiptFrame { conversation, status, upto } = frame;
         let members = self.members_for(from.user, conversation).await?;
-        if !self.ordering.is_given_out(conversation, upto).await? {
+        if upto.0 == 0 || !self.ordering.is_given_out(conversation, upto).await? {
             let message = format!("upto: there is no message {upto} in {conversation} yet");
             return Err(Refused::definite(ErrorCode::BadRequest, message));
         }

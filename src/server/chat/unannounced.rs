@@ -4,15 +4,16 @@
 //! a message goes on trying, for as long as it runs; recipients drop what comes twice. What is lost with the server is found by
 //! the next sync, or by the gap before the next message.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::sync::Notify;
 
 use super::ChatServer;
 use crate::backends::{BackendResult, error::ErrorKind};
-use crate::protocol::{MessageFrame, SessionId};
+use crate::protocol::{ConversationId, MessageFrame, MessageId, SessionId};
 use crate::runtime::Backoff;
 use crate::telemetry::Counter;
 
@@ -22,21 +23,32 @@ const BYTES_MAX: usize = 32 << 20;
 /// What a message takes beside its body, about.
 const MESSAGE_BYTES: usize = 256;
 
-/// First wait before a message is published again, and the longest.
+/// Messages that are published at the same time.
+const AT_ONCE: usize = 32;
+
+/// First wait before messages are published again, and the longest.
 const RETRY: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
-/// What waits, oldest first.
+/// What waits.
 #[derive(Default)]
 pub(super) struct Unannounced {
     waiting: Mutex<Waiting>,
     news: Notify,
 }
 
+/// Where a message is.
+type Key = (ConversationId, MessageId);
+
 #[derive(Default)]
 struct Waiting {
-    messages: VecDeque<(SessionId, MessageFrame)>,
+    /// Each once, however often its sender repeats it.
+    messages: HashMap<Key, (SessionId, MessageFrame)>,
+    /// Their keys, those that waited longest first.
+    order: VecDeque<Key>,
     bytes: usize,
+    /// Given up, and not counted yet.
+    dropped: u64,
 }
 
 const fn bytes(message: &MessageFrame) -> usize {
@@ -75,56 +87,79 @@ impl Unannounced {
 
     fn put(&self, from: SessionId, message: MessageFrame) {
         let mut waiting = self.lock();
-        waiting.bytes += bytes(&message);
-        waiting.messages.push_back((from, message));
+        let key = (message.conversation, message.id);
+        let added = bytes(&message);
+        if waiting.messages.insert(key, (from, message)).is_none() {
+            waiting.order.push_back(key);
+            waiting.bytes += added;
+        }
         while waiting.bytes > BYTES_MAX {
-            let Some((_, oldest)) = waiting.messages.pop_front() else { break };
-            waiting.bytes -= bytes(&oldest);
+            let Some(oldest) = waiting.order.pop_front() else { break };
+            if let Some((_, gone)) = waiting.messages.remove(&oldest) {
+                waiting.bytes -= bytes(&gone);
+                waiting.dropped += 1;
+            }
         }
         drop(waiting);
         self.news.notify_one();
     }
 
-    fn first(&self) -> Option<(SessionId, MessageFrame)> {
-        self.lock().messages.front().cloned()
+    /// Takes those out that waited longest.
+    fn take(&self) -> Vec<(SessionId, MessageFrame)> {
+        let mut waiting = self.lock();
+        let mut taken = Vec::new();
+        while taken.len() < AT_ONCE
+            && let Some(key) = waiting.order.pop_front()
+        {
+            if let Some((from, message)) = waiting.messages.remove(&key) {
+                waiting.bytes -= bytes(&message);
+                taken.push((from, message));
+            }
+        }
+        taken
     }
 
-    /// Takes a message out, unless it was given up meanwhile.
-    fn remove(&self, message: &MessageFrame) {
-        let mut waiting = self.lock();
-        let found = waiting.messages.iter().position(|(_, m)| m.uuid == message.uuid && m.id == message.id);
-        if let Some(at) = found
-            && let Some((_, gone)) = waiting.messages.remove(at)
-        {
-            waiting.bytes -= bytes(&gone);
-        }
+    fn take_dropped(&self) -> u64 {
+        std::mem::take(&mut self.lock().dropped)
     }
 }
 
 impl ChatServer {
     /// Publishes what could not be published before. Inputs: what waits, the clock.
     pub(super) async fn unannounced_loop(self: Arc<Self>) {
+        let mut backoff = Backoff::new(RETRY, RETRY_MAX);
         loop {
-            let mut backoff = Backoff::new(RETRY, RETRY_MAX);
-            while let Some((from, message)) = self.unannounced.first() {
-                // Its sender repeats it at about the same time: not at once, and not with all others.
-                let wait = backoff.next_wait(&mut rand::rng());
-                tokio::time::sleep(wait).await;
-                match self.announce(from, &message).await {
-                    Ok(()) => {
-                        self.unannounced.remove(&message);
-                        self.deps.metrics.count(Counter::AnnouncedLate);
-                        backoff = Backoff::new(RETRY / 100, RETRY_MAX);
-                    }
-                    Err(error) if error.kind == ErrorKind::Rejected => {
-                        tracing::error!(%error, conversation = %message.conversation, id = %message.id, "a message can't be published");
-                        self.unannounced.remove(&message);
-                    }
-                    // Counted by the port's layer.
-                    Err(_) => {}
-                }
-            }
             self.unannounced.news.notified().await;
+            // Their senders repeat them at about the same time: not at once.
+            let mut wait = backoff.next_wait(&mut rand::rng());
+            loop {
+                tokio::time::sleep(wait).await;
+                let metrics = &self.deps.metrics;
+                metrics.add(Counter::AnnouncementsDropped, self.unannounced.take_dropped());
+                let taken = self.unannounced.take();
+                if taken.is_empty() {
+                    break;
+                }
+                let announced = join_all(taken.iter().map(|(from, message)| self.announce(*from, message))).await;
+                let mut has_failed = false;
+                for ((from, message), announced) in taken.into_iter().zip(announced) {
+                    match announced {
+                        Ok(()) => metrics.count(Counter::AnnouncedLate),
+                        Err(error) if error.kind == ErrorKind::Rejected => {
+                            let (conversation, id) = (message.conversation, message.id);
+                            tracing::error!(%error, %conversation, %id, "a message can't be published");
+                            metrics.count(Counter::AnnouncementsDropped);
+                        }
+                        // Counted by the port's layer. Behind the others, whose way may be free.
+                        Err(_) => {
+                            has_failed = true;
+                            self.unannounced.put(from, message);
+                        }
+                    }
+                }
+                wait = if has_failed { backoff.next_wait(&mut rand::rng()) } else { Duration::ZERO };
+            }
+            backoff.reset();
         }
     }
 
@@ -141,7 +176,7 @@ impl ChatServer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{ConversationId, MessageId, UserId};
+    use crate::protocol::UserId;
     use uuid::Uuid;
 
     fn message(id: u64, body_bytes: usize) -> MessageFrame {
@@ -162,18 +197,19 @@ mod tests {
         let (all, from) = (Unannounced::default(), SessionId(Uuid::new_v4()));
         let (told, given_up) = (message(1, 10), message(2, 10));
         all.begin(from, &told).done();
-        assert!(all.first().is_none());
-        drop(all.begin(from, &given_up));
-        assert_eq!(all.first().map(|(_, m)| m.id), Some(MessageId(2)));
+        assert!(all.take().is_empty());
+        for _ in 0..3 {
+            // Its sender repeats it.
+            drop(all.begin(from, &given_up));
+        }
+        assert_eq!(all.take().iter().map(|(_, m)| m.id).collect::<Vec<_>>(), [MessageId(2)]);
         for id in 3..100 {
             drop(all.begin(from, &message(id, 1 << 20)));
         }
-        assert!(all.lock().bytes <= BYTES_MAX && all.lock().messages.len() > 20);
-        let (_, first) = all.first().expect("some wait");
-        assert!(first.id > MessageId(60), "{}", first.id);
-        while let Some((_, first)) = all.first() {
-            all.remove(&first);
-        }
+        assert!(all.lock().bytes <= BYTES_MAX && all.take_dropped() > 60);
+        let first = all.take();
+        assert!(first.len() > 20 && first[0].1.id > MessageId(60), "{}", first[0].1.id);
+        assert!(all.take().is_empty());
         assert_eq!(all.lock().bytes, 0);
     }
 }

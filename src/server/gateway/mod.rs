@@ -28,11 +28,15 @@ use self::proxy::{Connection, Proxy};
 use super::chat::ChatError;
 use super::cluster::{self, Cluster};
 use super::peer::{self, NothingOfItsOwn, Peers};
+use super::seats::{HalfOpen, Seats};
 use super::{Deps, Listeners, http};
 use crate::backends::registry::{Role, ServerEntry};
 use crate::protocol::ServerName;
 use crate::runtime::{clock, net};
 use crate::telemetry::{Counter, Gauge};
+
+/// How often room for one more connection is looked for while there is none.
+const ROOM_INTERVAL: Duration = Duration::from_millis(5);
 
 /// How often the gauge of open connections is written.
 const GAUGE_INTERVAL: Duration = Duration::from_millis(500);
@@ -171,24 +175,22 @@ impl Gateway {
 
     /// Accepts WebSockets until the server stops. Inputs: the listener, the word to stop.
     async fn accept_tunnels(self: Arc<Self>, listener: TcpListener) {
-        let room = Arc::new(Semaphore::new(self.config.tunnels_max));
-        loop {
-            // Once there is room for one more.
-            let permit = tokio::select! {
-                permit = Arc::clone(&room).acquire_owned() => permit,
-                () = self.deps.tasks.stopped() => return,
-            };
-            let Some(stream) = self.accept(&listener).await else { return };
-            let gateway = Arc::clone(&self);
+        let half_open = HalfOpen::beside(self.config.tunnels_max);
+        let seats = Arc::new(Seats::new(self.config.tunnels_max));
+        while let Some(stream) = self.accept(&listener).await {
+            // Who comes while all are young waits.
+            while !half_open.has_room() {
+                tokio::time::sleep(ROOM_INTERVAL).await;
+            }
+            let (gateway, begun, seats) = (Arc::clone(&self), half_open.begin(), Arc::clone(&seats));
             self.deps.tasks.spawn_until_stopped("gateway.tunnel", async move {
                 gateway.tunnels.fetch_add(1, Ordering::Relaxed);
                 gateway.deps.metrics.count(Counter::ConnectionsOpened);
                 let _leaving = Leaving(Arc::clone(&gateway));
                 tokio::select! {
-                    () = tunnel::run(&gateway, stream) => {}
+                    () = tunnel::run(&gateway, stream, begun, &seats) => {}
                     () = gateway.leave() => {}
                 }
-                drop(permit);
             });
         }
     }

@@ -14,7 +14,7 @@ use axum::http::Request;
 use axum::response::{IntoResponse, Response};
 
 use super::Gateway;
-use super::proxy::{Received, receive, send, unavailable};
+use super::proxy::{Received, receive, send, send_once, unavailable};
 use crate::backends::registry::Role;
 use crate::protocol::limits::POLL_WAIT_MAX;
 use crate::protocol::{ErrorCode, POLL_PATH, ServerName, behind_poll_path};
@@ -61,7 +61,10 @@ pub(super) async fn pass_on(gateway: &Gateway, from: SocketAddr, request: Reques
     };
     match Target::of(received.head.uri.path()) {
         Some(Target::New(wanted)) => open(gateway, wanted, &received).await,
-        Some(Target::Session(server, session)) => exchange(gateway, &server, session, &received).await,
+        Some(Target::Session(server, session)) => {
+            let session = session.to_owned();
+            exchange(gateway, &server, &session, received).await
+        }
         None => not_found("there is nothing at this path, see docs/protocol.md"),
     }
 }
@@ -87,12 +90,12 @@ async fn open(gateway: &Gateway, wanted: Option<ServerName>, received: &Received
     unavailable("no chat server takes connections now")
 }
 
-async fn exchange(gateway: &Gateway, name: &ServerName, session: &str, received: &Received) -> Response {
+async fn exchange(gateway: &Gateway, name: &ServerName, session: &str, received: Received) -> Response {
     let Some(server) = gateway.cluster.look_up(Role::Chat, name).await else {
         return not_found("the server of this session is gone: open another session");
     };
     let query = received.head.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
-    match send(gateway, server.address, &format!("{POLL_PATH}/{session}{query}"), received).await {
+    match send_once(gateway, server.address, &format!("{POLL_PATH}/{session}{query}"), received).await {
         Ok(response) => response,
         Err(failed) => {
             gateway.deps.metrics.count(Counter::PeerFailures);

@@ -23,7 +23,7 @@ use crate::backends::registry::{Role, ServerEntry};
 use crate::protocol::{ErrorCode, ServerName};
 use crate::runtime::{clock, error_chain};
 use crate::server::api::status::Failure;
-use crate::server::http::{self, FORWARDED_FOR};
+use crate::server::http::{self, CLIENT_ADDRESS, FORWARDED_FOR};
 use crate::telemetry::{Counter, Timer};
 
 /// What the requests of a connection are for.
@@ -145,6 +145,10 @@ pub(super) async fn receive(gateway: &Gateway, from: SocketAddr, request: Reques
     }
     strip_hop_by_hop(&mut head.headers);
     note_client(&mut head.headers, from);
+    // Whatever a client put there itself is replaced.
+    if let Ok(signed) = HeaderValue::from_str(&gateway.deps.client_keys.sign(&from.ip().to_canonical().to_string())) {
+        head.headers.insert(CLIENT_ADDRESS, signed);
+    }
     let most = gateway.config.body_bytes_max;
     let too_large = || Failure::new(ErrorCode::TooLarge, format!("a body has at most {most} bytes")).into_response();
     if body.size_hint().lower() > most as u64 {
@@ -219,14 +223,35 @@ pub(super) async fn send(
     target: &str,
     received: &Received,
 ) -> Result<Response, Failed> {
+    send_body(gateway, server, target, &received.head, received.body.clone()).await
+}
+
+/// Sends a request that is not sent again: its body is given up as it goes, and does not count any more.
+pub(super) async fn send_once(
+    gateway: &Gateway,
+    server: SocketAddr,
+    target: &str,
+    received: Received,
+) -> Result<Response, Failed> {
+    let Received { head, body, .. } = received;
+    send_body(gateway, server, target, &head, body).await
+}
+
+async fn send_body(
+    gateway: &Gateway,
+    server: SocketAddr,
+    target: &str,
+    head: &request::Parts,
+    body: Bytes,
+) -> Result<Response, Failed> {
     let not_sent = |error: String| Failed { may_be_done: false, error };
     let uri = Uri::builder().scheme("http").authority(server.to_string()).path_and_query(target).build();
     let uri = uri.map_err(|e| not_sent(e.to_string()))?;
-    let mut request = Request::builder().method(received.head.method.clone()).uri(uri);
+    let mut request = Request::builder().method(head.method.clone()).uri(uri);
     if let Some(headers) = request.headers_mut() {
-        headers.clone_from(&received.head.headers);
+        headers.clone_from(&head.headers);
     }
-    let request = request.body(Body::from(received.body.clone())).map_err(|e| not_sent(e.to_string()))?;
+    let request = request.body(Body::from(body)).map_err(|e| not_sent(e.to_string()))?;
     let answer = gateway.proxy.client.request(request).await;
     let answer = answer.map_err(|e| Failed { may_be_done: !e.is_connect(), error: error_chain(&e) })?;
     let mut response = answer.map(Body::new);

@@ -22,6 +22,8 @@ use super::{Gateway, polls};
 use crate::protocol::api::ApiError;
 use crate::protocol::{CHAT_PATH, ErrorCode, ServerName};
 use crate::runtime::net;
+use crate::server::http;
+use crate::server::seats::{Begun, Seats};
 use crate::telemetry::Counter;
 
 /// Longest first line of a request.
@@ -33,6 +35,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Chat servers tried for one connection.
 const TRIES_MAX: usize = 3;
 
+/// Time that a probe has when all seats are taken.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
 const READ_BYTES: usize = 64 * 1024;
 
 thread_local! {
@@ -40,25 +45,44 @@ thread_local! {
 }
 
 /// Takes a client to a chat server and serves it until either side ends.
-pub(super) async fn run(gateway: &Arc<Gateway>, mut client: TcpStream) {
-    let first = tokio::time::timeout(gateway.config.first_line_timeout, first_line(&mut client)).await;
+pub(super) async fn run(gateway: &Arc<Gateway>, mut client: TcpStream, begun: Begun, seats: &Seats) {
+    let first = begun.within(gateway.config.first_line_timeout, first_line(&mut client)).await;
     let Ok(Ok(first)) = first else {
         gateway.deps.metrics.count(Counter::HandshakesFailed);
         return;
     };
+    let Some(_seat) = seats.take() else {
+        // It counts as half open until it is gone.
+        return run_full(gateway, client, &first).await;
+    };
+    drop(begun);
     if polls::are_meant(&first) {
         // Boxed: it is far larger than a tunnel.
         return Box::pin(proxy::serve(Arc::clone(gateway), client, Connection::Polls(first))).await;
     }
     let Some((server, leads)) = connect(gateway, wanted(&first), &first).await else {
         gateway.deps.metrics.count(Counter::HandshakesFailed);
-        return refuse(client).await;
+        return refuse(client, "no chat server takes connections now").await;
     };
     // An end that failed takes the other one with it: both sockets close here.
     tokio::select! {
         _ = copy_both(&client, &server) => {}
         () = leads.lost() => {}
     }
+}
+
+/// What is left for a connection when all seats are taken: a probe gets its answer, everybody else is told.
+async fn run_full(gateway: &Gateway, client: TcpStream, first: &[u8]) {
+    gateway.deps.metrics.count(Counter::HandshakesFailed);
+    if !http::is_probe(first) {
+        return refuse(client, "this gateway has as many connections as it holds").await;
+    }
+    let _ = tokio::time::timeout(PROBE_TIMEOUT, async {
+        if let Some((server, _)) = connect(gateway, None, first).await {
+            let _ = copy_both(&client, &server).await;
+        }
+    })
+    .await;
 }
 
 /// Reads up to the end of the first line, and whatever came with it.
@@ -101,8 +125,8 @@ async fn connect(gateway: &Gateway, wanted: Option<ServerName>, first: &[u8]) ->
     None
 }
 
-async fn refuse(mut client: TcpStream) {
-    let message = "no chat server takes connections now".to_owned();
+async fn refuse(mut client: TcpStream, message: &str) {
+    let message = message.to_owned();
     let body = ApiError { code: ErrorCode::Unavailable, message, retry_after_ms: Some(1_000) };
     let body = serde_json::to_string(&body).expect("plain data");
     let answer = format!(

@@ -194,7 +194,8 @@ impl Engines {
         epoch: u64,
         settled: MessageId,
     ) -> BackendResult<Option<MessageId>> {
-        let oldest_ms = clock::unix_ms().saturating_sub(RETRY_WINDOW.as_millis() as u64);
+        let window_ms = RETRY_WINDOW.as_millis() as u64;
+        let mut oldest_ms = None;
         let mut oldest = settled.next();
         // Everything with an id above this one is stored or void.
         let mut explained = settled;
@@ -205,6 +206,9 @@ impl Engines {
             wanted = page::rows_of_next(&page, ROWS_MAX);
             let mut remembered = Vec::with_capacity(page.len());
             let mut is_in_window = true;
+            // Rows are dated by the counters' clock. By the earlier of that and this server's, too many are remembered, not too few.
+            let newest_ms = page.first().map_or(0, |row| row.at);
+            let oldest_ms = *oldest_ms.get_or_insert(clock::unix_ms().min(newest_ms).saturating_sub(window_ms));
             for row in &page {
                 if row.id < explained {
                     persist(|| self.messages.void(conversation, row.id, explained)).await?;

@@ -64,6 +64,8 @@ struct State {
     next: u64,
     /// By number, oldest first: when it began, on [`clock::now_us`], and what cuts it.
     open: BTreeMap<u64, (u64, Arc<Notify>)>,
+    /// Those that have sent a token, which is being checked: they are not cut.
+    checked: usize,
 }
 
 /// One of them, until it is dropped.
@@ -71,11 +73,17 @@ pub(super) struct Begun {
     all: Arc<HalfOpen>,
     number: u64,
     cut: Arc<Notify>,
+    is_checked: bool,
 }
 
-/// A connection took too long, or was cut to let others in.
-#[derive(Debug)]
-pub(super) struct TooLate;
+/// Why a step of a handshake came to no end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TooLate {
+    /// It took too long.
+    Slow,
+    /// The connection was cut to let others in.
+    Cut,
+}
 
 impl HalfOpen {
     /// As many as befit a number of seats.
@@ -90,7 +98,7 @@ impl HalfOpen {
 
     fn has_room_at(&self, now_us: u64) -> bool {
         let mut state = self.state.lock().expect("no panic while held");
-        if state.open.len() < self.most {
+        if state.open.len() + state.checked < self.most {
             return true;
         }
         let oldest = state.open.first_entry();
@@ -110,7 +118,7 @@ impl HalfOpen {
         let (number, cut) = (state.next, Arc::new(Notify::new()));
         state.next += 1;
         state.open.insert(number, (clock::now_us(), Arc::clone(&cut)));
-        Begun { all: Arc::clone(self), number, cut }
+        Begun { all: Arc::clone(self), number, cut, is_checked: false }
     }
 }
 
@@ -118,15 +126,31 @@ impl Begun {
     /// Runs a step of a handshake, for so long at most.
     pub(super) async fn within<T>(&self, limit: Duration, step: impl Future<Output = T>) -> Result<T, TooLate> {
         tokio::select! {
-            done = tokio::time::timeout(limit, step) => done.map_err(|_| TooLate),
-            () = self.cut.notified() => Err(TooLate),
+            biased;
+            done = tokio::time::timeout(limit, step) => done.map_err(|_| TooLate::Slow),
+            () = self.cut.notified() => Err(TooLate::Cut),
+        }
+    }
+
+    /// A token has come, and is checked: what that takes is not the client's fault. It goes on to count.
+    pub(super) fn has_token(&mut self) {
+        if !self.is_checked {
+            let mut state = self.all.state.lock().expect("no panic while held");
+            state.open.remove(&self.number);
+            state.checked += 1;
+            self.is_checked = true;
         }
     }
 }
 
 impl Drop for Begun {
     fn drop(&mut self) {
-        self.all.state.lock().expect("no panic while held").open.remove(&self.number);
+        let mut state = self.all.state.lock().expect("no panic while held");
+        if self.is_checked {
+            state.checked -= 1;
+        } else {
+            state.open.remove(&self.number);
+        }
     }
 }
 
@@ -146,18 +170,20 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_oldest_is_cut_when_others_want_in_and_not_before_its_time() {
         let all = HalfOpen::beside(0);
-        let silent: Vec<Begun> = (0..HALF_OPEN_MIN).map(|_| all.begin()).collect();
+        let mut silent: Vec<Begun> = (0..HALF_OPEN_MIN).map(|_| all.begin()).collect();
         assert!(!all.has_room());
         let later_us = clock::now_us() + PATIENCE.as_micros() as u64;
         assert!(all.has_room_at(later_us));
         let limit = Duration::from_secs(9);
-        assert!(silent[0].within(limit, std::future::pending::<()>()).await.is_err());
+        assert_eq!(silent[0].within(limit, std::future::pending::<()>()).await, Err(TooLate::Cut));
+        silent[2].has_token();
         assert_eq!(silent[1].within(limit, std::future::ready(7)).await.ok(), Some(7), "it is not cut");
         let news: Vec<Begun> =
             std::iter::from_fn(|| all.has_room_at(later_us).then(|| all.begin())).take(100).collect();
         assert_eq!(news.len(), 100, "each of the old ones makes room for one");
-        assert_eq!(all.state.lock().expect("no panic while held").open.len(), HALF_OPEN_MIN);
+        assert_eq!(all.state.lock().expect("no panic while held").open.len(), HALF_OPEN_MIN - 1);
         drop((silent, news));
-        assert!(all.state.lock().expect("no panic while held").open.is_empty());
+        let state = all.state.lock().expect("no panic while held");
+        assert!(state.open.is_empty() && state.checked == 0);
     }
 }
