@@ -22,7 +22,7 @@ pub(super) struct Noted {
     /// The connection that stands, or stood last.
     connection: Option<SessionId>,
     /// Hashes of bodies that were sent or seen and not shown yet, and by whom the frame said they are.
-    bodies: HashMap<Uuid, (String, Option<String>)>,
+    bodies: HashMap<Uuid, (String, String)>,
 }
 
 impl Device {
@@ -45,7 +45,7 @@ impl Device {
         Some(self.noted.get_or_insert_default())
     }
 
-    fn keep_body(&mut self, uuid: Uuid, body: &str, from: Option<String>) {
+    fn keep_body(&mut self, uuid: Uuid, body: &str, from: String) {
         if let Some(noted) = self.noted() {
             if noted.bodies.len() >= BODIES_MAX {
                 noted.bodies.clear();
@@ -68,7 +68,10 @@ impl Device {
     }
 
     pub(super) fn note_send(&mut self, frame: &SendFrame, is_retry: bool) {
-        self.keep_body(frame.uuid, &frame.body, None);
+        if self.run.history.is_some() {
+            let from = self.name().0;
+            self.keep_body(frame.uuid, &frame.body, from);
+        }
         self.note_own("send", |connection| {
             json!({"conv": frame.conversation, "uuid": frame.uuid, "conn": connection, "try": u32::from(is_retry),
                    "h": body_hash(&frame.body)})
@@ -88,7 +91,7 @@ impl Device {
 
     pub(super) fn note_wire(&mut self, message: &MessageFrame) {
         let MessageFrame { conversation, id, uuid, sender, body, .. } = message;
-        self.keep_body(*uuid, body, Some(sender.to_string()));
+        self.keep_body(*uuid, body, sender.to_string());
         self.note_own("wire", |connection| {
             json!({"conv": conversation, "uuid": uuid, "id": id, "conn": connection, "from": sender, "h": body_hash(body)})
         });
@@ -102,9 +105,7 @@ impl Device {
             let mut line = json!({"conv": conversation, "uuid": uuid, "id": seen.id, "conn": connection});
             if let Some((hash, from)) = body {
                 line["h"] = json!(hash);
-                if let Some(from) = from {
-                    line["from"] = json!(from);
-                }
+                line["from"] = json!(from);
             }
             line
         });
@@ -125,7 +126,7 @@ impl Device {
     /// when they are shown.
     pub(super) fn note_sync(&mut self, at: usize, after: u64, started_us: u64, answer: &MessagesSync) {
         for message in &answer.messages {
-            self.keep_body(message.uuid, &message.body, Some(message.sender.to_string()));
+            self.keep_body(message.uuid, &message.body, message.sender.to_string());
         }
         self.note_own("sync", |_| {
             let conversation = self.run.world.conversations[self.conversations[at].index as usize].id;
