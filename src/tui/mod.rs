@@ -3,12 +3,15 @@
 mod panels;
 mod state;
 
-use std::io;
+use std::fs::File;
+use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crossterm::event::{Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use ratatui::DefaultTerminal;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::sync::watch;
 
 use self::state::State;
@@ -53,7 +56,7 @@ fn run(
     live: &mut watch::Receiver<LiveSnapshot>,
     use_colour: bool,
 ) -> io::Result<Ended> {
-    let mut state = State::new(use_colour);
+    let (mut state, keys) = (State::new(use_colour), keys()?);
     loop {
         // An error means that the run is gone; what it said last is still there.
         let (is_new, is_gone) = live.has_changed().map_or((false, true), |is_new| (is_new, false));
@@ -64,14 +67,42 @@ fn run(
         if is_gone || state.is_run_over() {
             return Ok(Ended::RunOver);
         }
-        if crossterm::event::poll(FRAME)?
-            && let Event::Key(key) = crossterm::event::read()?
-            && key.kind == KeyEventKind::Press
-            && on_key(&mut state, key)
-        {
-            return Ok(Ended::Quit);
+        wait_for_input(&keys, FRAME)?;
+        while crossterm::event::poll(Duration::ZERO)? {
+            if let Event::Key(key) = crossterm::event::read()?
+                && key.kind == KeyEventKind::Press
+                && on_key(&mut state, key)
+            {
+                return Ok(Ended::Quit);
+            }
         }
     }
+}
+
+/// Where keys come from: standard input where it is a terminal, else the terminal of the session, as the library takes them.
+fn keys() -> io::Result<File> {
+    let stdin = io::stdin();
+    if stdin.is_terminal() { Ok(stdin.as_fd().try_clone_to_owned()?.into()) } else { File::open("/dev/tty") }
+}
+
+/// Waits until there is something to read, for so long at most.
+///
+/// The library reads a terminal that is gone for ever, without a pause: it must not be asked then.
+///
+/// # Errors
+/// When the terminal is gone.
+fn wait_for_input(keys: impl AsFd, limit: Duration) -> io::Result<()> {
+    let mut waited = [PollFd::new(&keys, PollFlags::IN)];
+    let limit = Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: limit.subsec_nanos().into() };
+    match rustix::event::poll(&mut waited, Some(&limit)) {
+        // A signal, such as of another size: the screen is drawn anew.
+        Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        Err(error) => return Err(error.into()),
+    }
+    if waited[0].revents().intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) {
+        return Err(io::Error::new(io::ErrorKind::BrokenPipe, "it is gone"));
+    }
+    Ok(())
 }
 
 /// Handles a key; returns true to quit.
@@ -98,6 +129,19 @@ mod tests {
     use super::*;
     use crate::telemetry::live::ServerSnapshot;
     use crate::telemetry::{LatencyPath, LatencySummary, PhaseKind, RunPhase};
+
+    #[test]
+    fn a_terminal_that_is_gone_is_told_and_one_that_is_silent_is_waited_for() {
+        use std::io::Write;
+        use std::os::unix::net::UnixStream;
+        const MOMENT: Duration = Duration::from_millis(20);
+        let (keys, mut terminal) = UnixStream::pair().expect("a pair");
+        wait_for_input(&keys, MOMENT).expect("nothing came");
+        terminal.write_all(b"q").expect("writes");
+        wait_for_input(&keys, MOMENT * 1_000).expect("something is there");
+        drop(terminal);
+        assert_eq!(wait_for_input(&keys, MOMENT).expect_err("gone").kind(), io::ErrorKind::BrokenPipe);
+    }
 
     fn snapshot() -> LiveSnapshot {
         let mut s = LiveSnapshot {
