@@ -18,15 +18,12 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
 
 use super::api::status::Failure;
+use super::seats::{Seat, Seats};
 use crate::protocol::ErrorCode;
 use crate::runtime::{Tasks, net};
-
-/// Whose request a proxy passes on: each adds the address that it saw.
-pub(super) const FORWARDED_FOR: &str = "x-forwarded-for";
 
 /// The address of a client as a gateway of the stack saw it, with a proof (see [`super::keys::Keys::sign`]).
 pub(super) const CLIENT_ADDRESS: &str = "x-chatctl-client";
@@ -92,28 +89,25 @@ pub(super) fn is_probe(first: &[u8]) -> bool {
 
 /// Room for connections, and a reserve for probes, so that whether a server is well can be asked however many it serves.
 pub(super) struct Room {
-    usual: Arc<Semaphore>,
-    reserve: Arc<Semaphore>,
+    usual: Seats,
+    reserve: Seats,
 }
 
 /// A connection's place, until it is dropped.
 pub(super) struct Place {
-    _permit: OwnedSemaphorePermit,
+    _seat: Seat,
     is_reserve: bool,
 }
 
 impl Room {
     /// For so many connections.
     pub(super) fn new(connections_max: usize) -> Self {
-        Self { usual: Arc::new(Semaphore::new(connections_max)), reserve: Arc::new(Semaphore::new(RESERVE)) }
+        Self { usual: Seats::new(connections_max), reserve: Seats::new(RESERVE) }
     }
 
     /// A place for a connection that has come; `None` where it can only be dropped.
     pub(super) fn enter(&self) -> Option<Place> {
-        let of = |semaphore: &Arc<Semaphore>, is_reserve| {
-            let permit = Arc::clone(semaphore).try_acquire_owned().ok()?;
-            Some(Place { _permit: permit, is_reserve })
-        };
+        let of = |seats: &Seats, is_reserve| seats.take().map(|seat| Place { _seat: seat, is_reserve });
         of(&self.usual, false).or_else(|| of(&self.reserve, true))
     }
 }
@@ -312,19 +306,23 @@ mod tests {
         };
         let read = |body: axum::body::Bytes| std::future::ready(body.len().to_string());
         let router = Router::new().route("/large", get(large)).route("/read", post(read));
+        (listen(tasks, router, Room::new(1_000)), open)
+    }
+
+    /// Serves a router, to as many connections as there is room for.
+    fn listen(tasks: &Tasks, router: Router, room: Room) -> std::net::SocketAddr {
         let listener = net::listen("127.0.0.1:0".parse().expect("valid")).expect("binds");
         let address = listener.local_addr().expect("bound");
         let group = tasks.clone();
         tasks.spawn_until_stopped("test.accept", async move {
             loop {
                 let (stream, _) = listener.accept().await.expect("accepts");
-                group.spawn(
-                    "test.serve",
-                    serve(stream, Vec::new(), group.clone(), TowerToHyperService::new(router.clone())),
-                );
+                let Some(place) = room.enter() else { continue };
+                let service = TowerToHyperService::new(router.clone());
+                group.spawn("test.serve", serve_in(place, stream, group.clone(), service));
             }
         });
-        (address, open)
+        address
     }
 
     #[tokio::test(start_paused = true)]
@@ -348,20 +346,9 @@ mod tests {
     #[tokio::test]
     async fn who_comes_when_all_places_are_taken_is_told_and_probes_are_answered() {
         let tasks = Tasks::new();
-        let room = Arc::new(Room::new(1));
         let live = || std::future::ready("live");
         let router = Router::new().route("/health/live", get(live)).route("/me", get(live));
-        let listener = net::listen("127.0.0.1:0".parse().expect("valid")).expect("binds");
-        let address = listener.local_addr().expect("bound");
-        let group = tasks.clone();
-        tasks.spawn_until_stopped("test.accept", async move {
-            loop {
-                let (stream, _) = listener.accept().await.expect("accepts");
-                let Some(place) = room.enter() else { continue };
-                let service = TowerToHyperService::new(router.clone());
-                group.spawn("test.serve", serve_in(place, stream, group.clone(), service));
-            }
-        });
+        let address = listen(&tasks, router, Room::new(1));
         let ask = |path: &'static str| async move {
             let mut client = TcpStream::connect(address).await.expect("connects");
             let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");

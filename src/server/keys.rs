@@ -4,6 +4,8 @@
 //! into use. The secret itself signs tokens, as any tool of JWT can; the key of peer links is derived from it, and tells nothing
 //! of it.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
@@ -57,17 +59,15 @@ impl Keys {
     /// A text with a proof that a holder of the key wrote it.
     #[must_use]
     pub fn sign(&self, text: &str) -> String {
-        use base64::Engine;
         let proof = hmac(self.current(), text.as_bytes());
-        format!("{text} {}", base64::engine::general_purpose::STANDARD_NO_PAD.encode(proof))
+        format!("{text} {}", STANDARD_NO_PAD.encode(proof))
     }
 
     /// The text of [`Keys::sign`], if a holder of one of the keys wrote it.
     #[must_use]
     pub fn signed<'a>(&self, signed: &'a str) -> Option<&'a str> {
-        use base64::Engine;
         let (text, proof) = signed.rsplit_once(' ')?;
-        let proof = base64::engine::general_purpose::STANDARD_NO_PAD.decode(proof).ok()?;
+        let proof = STANDARD_NO_PAD.decode(proof).ok()?;
         let is_of = |key: &[u8; KEY_BYTES]| {
             let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
             mac.update(text.as_bytes());

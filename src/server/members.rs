@@ -2,7 +2,7 @@
 //! forget the conversation.
 //!
 //! Of a conversation that is fanned out on write the whole list is kept. Of a large one only those are, who were asked for: each
-//! is looked up by key, so that a channel of millions costs what those who use it cost. That somebody is no member is never taken
+//! is looked up by key, so that a channel of millions costs what those who use it cost. That who asks is no member is never taken
 //! from memory: the directory is asked by key, the same for a conversation that does not exist.
 
 use std::collections::HashSet;

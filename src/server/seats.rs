@@ -16,6 +16,9 @@ use crate::runtime::clock;
 /// Half-open connections at once, at least; where there are more seats, a tenth of them.
 const HALF_OPEN_MIN: usize = 256;
 
+/// How often room is looked for while there is none.
+const ROOM_INTERVAL: Duration = Duration::from_millis(5);
+
 /// How long a half-open connection has, however many want in.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -92,7 +95,7 @@ impl HalfOpen {
     }
 
     /// Whether there is room for one more; makes some where the oldest had its time.
-    pub(super) fn has_room(&self) -> bool {
+    fn has_room(&self) -> bool {
         self.has_room_at(clock::now_us())
     }
 
@@ -112,8 +115,15 @@ impl HalfOpen {
         }
     }
 
-    /// Counts one in.
-    pub(super) fn begin(self: &Arc<Self>) -> Begun {
+    /// Counts one in that has come, once there is room for it. One task does so.
+    pub(super) async fn admit(self: &Arc<Self>) -> Begun {
+        while !self.has_room() {
+            tokio::time::sleep(ROOM_INTERVAL).await;
+        }
+        self.begin()
+    }
+
+    fn begin(self: &Arc<Self>) -> Begun {
         let mut state = self.state.lock().expect("no panic while held");
         let (number, cut) = (state.next, Arc::new(Notify::new()));
         state.next += 1;

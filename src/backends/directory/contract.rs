@@ -5,6 +5,7 @@ macro_rules! directory_contract {
     ($place:expr $(, ignore = $needs:literal)?) => {
         $crate::backends::contract::contract_tests! { $place $(, ignore = $needs)?; $crate::backends::directory::contract::promises;
             a_user_is_found_by_name_and_by_id,
+            a_probe_is_taken_again_and_again,
             a_name_is_taken_once_by_one_of_many,
             many_users_are_added_together_or_not_at_all,
             friendship_has_two_directions,
@@ -12,6 +13,7 @@ macro_rules! directory_contract {
             members_join_once_and_leave_at_once_for_every_handle,
             conversations_are_listed_in_pages,
             a_large_group_can_be_made,
+            an_audience_is_listed_up_to_a_limit_and_members_are_found_by_key,
             a_receipt_never_goes_back,
             of_many_who_raise_a_receipt_the_highest_stays,
             hostile_texts_are_kept_as_they_are_or_refused,
@@ -30,7 +32,7 @@ pub(crate) mod promises {
     use uuid::Uuid;
 
     use crate::backends::contract::Place;
-    use crate::backends::directory::{Directory, NewConversationRow, NewUser, TokenStanding};
+    use crate::backends::directory::{Audience, Directory, NewConversationRow, NewUser, TokenStanding};
     use crate::backends::error::ErrorKind;
     use crate::protocol::api::{ConversationKind, Receipt};
     use crate::protocol::frames::ReceiptStatus;
@@ -59,6 +61,13 @@ pub(crate) mod promises {
             members: members.to_vec(),
         };
         port.add_conversation(&new).await.expect("adds")
+    }
+
+    pub(crate) async fn a_probe_is_taken_again_and_again(place: impl Place<Port>) {
+        let (here, there) = (place.open().await, place.open().await);
+        for port in [&here, &there, &here] {
+            port.probe().await.expect("is taken");
+        }
     }
 
     pub(crate) async fn a_user_is_found_by_name_and_by_id(place: impl Place<Port>) {
@@ -160,6 +169,31 @@ pub(crate) mod promises {
         let members: Vec<UserId> = (1..=12_000).map(|n| UserId(n + 1_000_000)).collect();
         let group = group(&*port, &members).await;
         assert_eq!(port.members(group, UserId(0), 20_000).await.expect("reads"), members);
+    }
+
+    pub(crate) async fn an_audience_is_listed_up_to_a_limit_and_members_are_found_by_key(place: impl Place<Port>) {
+        let port = place.open().await;
+        let mut users = Vec::new();
+        for _ in 0..4 {
+            users.push(user(&*port).await);
+        }
+        let group = group(&*port, &users[..3]).await;
+        let audience = async |most| port.audience(group, most).await.expect("reads").expect("is there");
+        assert_eq!(audience(3).await, Audience { kind: ConversationKind::Group, users: Some(users[..3].to_vec()) });
+        assert_eq!(audience(2).await, Audience { kind: ConversationKind::Group, users: None });
+        assert_eq!(
+            port.members_among(group, &[users[3], users[2], users[0]]).await.expect("reads"),
+            [users[0], users[2]]
+        );
+        assert_eq!(port.members_among(group, &[]).await.expect("reads"), []);
+        assert_eq!(port.members(group, users[0], 1).await.expect("reads"), [users[1]]);
+        assert_eq!(port.conversation_ids_of(users[1], ConversationId(0), 10).await.expect("reads"), [group]);
+        assert_eq!(port.conversation_ids_of(users[1], group, 10).await.expect("reads"), []);
+        for user in &users[..3] {
+            assert!(port.remove_member(group, *user).await.expect("removes"));
+        }
+        assert_eq!(audience(2).await.users, Some(Vec::new()), "everybody has left, and it is there");
+        assert_eq!(port.audience(ConversationId(u64::MAX), 2).await.expect("reads"), None);
     }
 
     pub(crate) async fn a_receipt_never_goes_back(place: impl Place<Port>) {

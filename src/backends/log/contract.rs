@@ -5,6 +5,7 @@ macro_rules! log_contract {
     ($place:expr $(, ignore = $needs:literal)?) => {
         $crate::backends::contract::contract_tests! { $place $(, ignore = $needs)?; $crate::backends::log::contract::promises;
             a_record_reaches_a_reader_that_holds_its_key,
+            a_probe_is_taken_again_and_again,
             a_record_for_other_keys_is_not_seen,
             a_position_is_fixed_when_subscribe_returns,
             order_within_a_partition_is_kept,
@@ -53,6 +54,13 @@ pub(crate) mod promises {
             out.extend(next(reader).await);
         }
         out
+    }
+
+    pub(crate) async fn a_probe_is_taken_again_and_again(place: impl Place<Log>) {
+        let (here, there) = (place.open().await, place.open().await);
+        for port in [&here, &there, &here] {
+            port.probe().await.expect("is taken");
+        }
     }
 
     pub(crate) async fn a_record_reaches_a_reader_that_holds_its_key(place: impl Place<Log>) {

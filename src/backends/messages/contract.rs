@@ -5,6 +5,7 @@ macro_rules! messages_contract {
     ($place:expr $(, ignore = $needs:literal)?) => {
         $crate::backends::contract::contract_tests! { $place $(, ignore = $needs)?; $crate::backends::messages::contract::promises;
             what_was_appended_is_read_in_id_order,
+            a_probe_is_taken_again_and_again,
             a_range_has_its_ends_and_its_limit,
             reading_back_starts_at_the_newest,
             conversations_do_not_mix,
@@ -54,6 +55,13 @@ pub(crate) mod promises {
     async fn ids(port: &Port, conversation: ConversationId, after: u64, upto: u64, limit: usize) -> Vec<u64> {
         let rows = port.read(conversation, MessageId(after), MessageId(upto), limit).await.expect("reads");
         rows.iter().map(|m| m.id.0).collect()
+    }
+
+    pub(crate) async fn a_probe_is_taken_again_and_again(place: impl Place<Port>) {
+        let (here, there) = (place.open().await, place.open().await);
+        for port in [&here, &there, &here] {
+            port.probe().await.expect("is taken");
+        }
     }
 
     pub(crate) async fn what_was_appended_is_read_in_id_order(place: impl Place<Port>) {

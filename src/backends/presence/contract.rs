@@ -5,6 +5,7 @@ macro_rules! presence_contract {
     ($place:expr $(, ignore = $needs:literal)?) => {
         $crate::backends::contract::contract_tests! { $place $(, ignore = $needs)?; $crate::backends::presence::contract::promises;
             the_first_beat_brings_online_and_the_next_does_not,
+            a_probe_is_taken_again_and_again,
             coming_online_is_told_to_one_of_many,
             an_older_beat_changes_nothing,
             silent_are_the_online_with_an_old_beat,
@@ -51,6 +52,13 @@ pub(crate) mod promises {
     async fn silent(port: &Port, user: UserId) -> Option<LastBeat> {
         let silent = port.silent(SILENCE_MS, EVERYBODY).await.expect("answers");
         silent.users.into_iter().find(|last| last.user == user)
+    }
+
+    pub(crate) async fn a_probe_is_taken_again_and_again(place: impl Place<Port>) {
+        let (here, there) = (place.open().await, place.open().await);
+        for port in [&here, &there, &here] {
+            port.probe().await.expect("is taken");
+        }
     }
 
     pub(crate) async fn the_first_beat_brings_online_and_the_next_does_not(place: impl Place<Port>) {

@@ -5,6 +5,7 @@ macro_rules! sequence_contract {
     ($place:expr $(, ignore = $needs:literal)?) => {
         $crate::backends::contract::contract_tests! { $place $(, ignore = $needs)?; $crate::backends::sequence::contract::promises;
             an_unknown_conversation_is_unseeded,
+            a_probe_is_taken_again_and_again,
             ids_rise_by_one_from_the_seed,
             many_servers_never_get_the_same_id,
             a_uuid_keeps_its_id_and_another_body_is_a_conflict,
@@ -65,6 +66,13 @@ pub(crate) mod promises {
 
     async fn commit(port: &Port, r: &Request, id: u64) -> bool {
         port.commit(r.conversation, r.sender, r.uuid, MessageId(id)).await.expect("answers")
+    }
+
+    pub(crate) async fn a_probe_is_taken_again_and_again(place: impl Place<Port>) {
+        let (here, there) = (place.open().await, place.open().await);
+        for port in [&here, &there, &here] {
+            port.probe().await.expect("is taken");
+        }
     }
 
     pub(crate) async fn an_unknown_conversation_is_unseeded(place: impl Place<Port>) {

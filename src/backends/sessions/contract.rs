@@ -5,6 +5,7 @@ macro_rules! sessions_contract {
     ($place:expr $(, ignore = $needs:literal)?) => {
         $crate::backends::contract::contract_tests! { $place $(, ignore = $needs)?; $crate::backends::sessions::contract::promises;
             a_claimed_session_is_found_by_another_handle,
+            a_probe_is_taken_again_and_again,
             a_device_has_one_session_and_the_old_one_is_told,
             two_devices_are_two_sessions,
             an_old_servers_release_does_not_end_the_new_session,
@@ -37,6 +38,13 @@ pub(crate) mod promises {
 
     fn fresh() -> u64 {
         Uuid::new_v4().as_u64_pair().0 >> 2
+    }
+
+    pub(crate) async fn a_probe_is_taken_again_and_again(place: impl Place<Port>) {
+        let (here, there) = (place.open().await, place.open().await);
+        for port in [&here, &there, &here] {
+            port.probe().await.expect("is taken");
+        }
     }
 
     pub(crate) async fn a_claimed_session_is_found_by_another_handle(place: impl Place<Port>) {

@@ -11,7 +11,7 @@ use crate::loadgen::history::body_hash;
 use crate::loadgen::run::history_seconds;
 use crate::protocol::api::MessagesSync;
 use crate::protocol::frames::{AckFrame, ReceiptFrame, SendFrame, TypingFrame, WelcomeFrame};
-use crate::protocol::{ErrorCode, MessageFrame, MessageId, SessionId};
+use crate::protocol::{ErrorCode, MessageFrame, MessageId, SessionId, UserId};
 
 /// Bodies that are kept until they are shown; what is above a hole for very long is shown without its hash.
 const BODIES_MAX: usize = 10_000;
@@ -22,7 +22,7 @@ pub(super) struct Noted {
     /// The connection that stands, or stood last.
     connection: Option<SessionId>,
     /// Hashes of bodies that were sent or seen and not shown yet, and by whom the frame said they are.
-    bodies: HashMap<Uuid, (String, String)>,
+    bodies: HashMap<Uuid, (String, UserId)>,
 }
 
 impl Device {
@@ -45,13 +45,15 @@ impl Device {
         Some(self.noted.get_or_insert_default())
     }
 
-    fn keep_body(&mut self, uuid: Uuid, body: &str, from: String) {
-        if let Some(noted) = self.noted() {
-            if noted.bodies.len() >= BODIES_MAX {
-                noted.bodies.clear();
-            }
-            noted.bodies.insert(uuid, (body_hash(body), from));
+    /// Keeps whose a body is and its hash, until it is shown; returns the hash, `None` where there is no history.
+    fn keep_body(&mut self, uuid: Uuid, body: &str, from: UserId) -> Option<String> {
+        let noted = self.noted()?;
+        if noted.bodies.len() >= BODIES_MAX {
+            noted.bodies.clear();
         }
+        let hash = body_hash(body);
+        noted.bodies.insert(uuid, (hash.clone(), from));
+        Some(hash)
     }
 
     pub(super) fn note_connected(&mut self, welcome: &WelcomeFrame) {
@@ -68,13 +70,11 @@ impl Device {
     }
 
     pub(super) fn note_send(&mut self, frame: &SendFrame, is_retry: bool) {
-        if self.run.history.is_some() {
-            let from = self.name().0;
-            self.keep_body(frame.uuid, &frame.body, from);
-        }
+        let from = self.run.world.users[self.user as usize].id;
+        let Some(hash) = self.keep_body(frame.uuid, &frame.body, from) else { return };
         self.note_own("send", |connection| {
             json!({"conv": frame.conversation, "uuid": frame.uuid, "conn": connection, "try": u32::from(is_retry),
-                   "h": body_hash(&frame.body)})
+                   "h": hash})
         });
     }
 
@@ -91,9 +91,9 @@ impl Device {
 
     pub(super) fn note_wire(&mut self, message: &MessageFrame) {
         let MessageFrame { conversation, id, uuid, sender, body, .. } = message;
-        self.keep_body(*uuid, body, sender.to_string());
+        let Some(hash) = self.keep_body(*uuid, body, *sender) else { return };
         self.note_own("wire", |connection| {
-            json!({"conv": conversation, "uuid": uuid, "id": id, "conn": connection, "from": sender, "h": body_hash(body)})
+            json!({"conv": conversation, "uuid": uuid, "id": id, "conn": connection, "from": sender, "h": hash})
         });
     }
 
@@ -125,14 +125,16 @@ impl Device {
     /// An answer of a sync, up to where it is complete: rows above the settled mark may have holes between them, and are told
     /// when they are shown.
     pub(super) fn note_sync(&mut self, at: usize, after: u64, started_us: u64, answer: &MessagesSync) {
-        for message in &answer.messages {
-            self.keep_body(message.uuid, &message.body, message.sender.to_string());
+        let upto = complete_upto(after, answer);
+        let mut rows = Vec::new();
+        for MessageFrame { id, uuid, body, sender, .. } in &answer.messages {
+            let Some(hash) = self.keep_body(*uuid, body, *sender) else { return };
+            if *id <= upto {
+                rows.push(json!([id, uuid, hash]));
+            }
         }
         self.note_own("sync", |_| {
             let conversation = self.run.world.conversations[self.conversations[at].index as usize].id;
-            let upto = complete_upto(after, answer);
-            let settled = answer.messages.iter().filter(|message| message.id <= upto);
-            let rows: Vec<_> = settled.map(|m| json!([m.id, m.uuid, body_hash(&m.body)])).collect();
             json!({"conv": conversation, "after": after, "msgs": rows, "t0": history_seconds(started_us), "upto": upto,
                    "vis": false})
         });
@@ -149,7 +151,7 @@ fn complete_upto(after: u64, answer: &MessagesSync) -> MessageId {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{ConversationId, UserId};
+    use crate::protocol::ConversationId;
 
     #[test]
     fn an_answer_is_complete_up_to_what_is_listed_and_settled() {

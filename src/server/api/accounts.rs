@@ -135,12 +135,14 @@ pub(super) async fn login(
         let exact = if name != body.name && is_possible { directory.credentials(&body.name).await? } else { None };
         if exact.is_some() { Ok(exact) } else { directory.credentials(&name).await }
     };
-    let place = match earlier {
-        Some(earlier) if find().await?.is_some_and(|found| found.user == earlier.sub) => Place::Device(earlier.dev),
+    // Who shows a token is looked up before the try is counted, everybody else after it.
+    let early = if earlier.is_some() { find().await? } else { None };
+    let place = match (&earlier, &early) {
+        (Some(earlier), Some(found)) if found.user == earlier.sub => Place::Device(earlier.dev.clone()),
         _ => Place::of(address),
     };
     server.logins.take(&name, &place).map_err(|wait| rate_limited(&server, wait))?;
-    let found = find().await?;
+    let found = if earlier.is_some() { early } else { find().await? };
     let hash = found.as_ref().map(|c| c.password_hash.clone());
     let fits = server.passwords.verify(body.password, hash).await.map_err(password_failure)?;
     let Some(found) = found.filter(|_| fits) else { return Err(wrong()) };

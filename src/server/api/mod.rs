@@ -220,9 +220,11 @@ async fn accept_loop(listener: TcpListener, router: Router, deps: Deps, room: ht
         };
         match accepted {
             Ok((stream, _)) => {
-                if let Some(place) = room.enter() {
-                    deps.tasks.spawn("api.connection", serve(stream, router.clone(), deps.clone(), place));
-                }
+                let Some(place) = room.enter() else {
+                    deps.metrics.count(Counter::ConnectionsDropped);
+                    continue;
+                };
+                deps.tasks.spawn("api.connection", serve(stream, router.clone(), deps.clone(), place));
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }

@@ -140,7 +140,9 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, mut begu
     let needs_hello = identity.is_none();
     let said = begun.within(time_left, hello(&socket, needs_hello, &mut early, upgrade.rest)).await;
     let identified = match (said, identity) {
-        (Err(_), _) => Err(CloseCode::HelloTimeout),
+        // Nobody counts it any more: it is gone at once.
+        (Err(TooLate::Cut), _) => return give_up(&server),
+        (Err(TooLate::Slow), _) => Err(CloseCode::HelloTimeout),
         (Ok(Err(code)), _) => Err(code),
         (Ok(Ok(_)), Some(identity)) => Ok(identity),
         (Ok(Ok(Some(Ok(ClientFrame::Hello(frame))))), None) => {

@@ -79,9 +79,6 @@ const SWEEP_CONNECTIONS_INTERVAL: Duration = Duration::from_secs(2);
 /// HTTP connections of clients that poll, at least; where there are more seats, a tenth of them.
 const POLL_CONNECTIONS_MIN: usize = 256;
 
-/// How often room for one more connection is looked for while there is none.
-const ROOM_INTERVAL: Duration = Duration::from_millis(5);
-
 /// Longest that a change of members waits for the requests that are under way; it is told again then.
 const IN_FLIGHT_WAIT_MAX: Duration = Duration::from_millis(1_500);
 
@@ -271,22 +268,17 @@ impl ChatServer {
         let tasks = self.deps.tasks.clone();
         loop {
             let accept = async {
-                let accepted = listener.accept().await;
-                // Room is made once somebody wants in; who comes while all are young waits.
-                while accepted.is_ok() && !self.half_open.has_room() {
-                    tokio::time::sleep(ROOM_INTERVAL).await;
-                }
-                accepted
+                let (stream, _) = listener.accept().await?;
+                Ok::<_, std::io::Error>((stream, self.half_open.admit().await))
             };
             let accepted = tokio::select! {
                 accepted = accept => accepted,
                 () = tasks.stopped() => return,
             };
             match accepted {
-                Ok((stream, _)) => {
+                Ok((stream, begun)) => {
                     self.deps.metrics.count(Counter::ConnectionsOpened);
                     net::set_options(&stream);
-                    let begun = self.half_open.begin();
                     tasks.spawn("chat.handshake", handshake::run(Arc::clone(&self), stream, begun));
                 }
                 Err(error) => {

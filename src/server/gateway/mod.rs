@@ -35,9 +35,6 @@ use crate::protocol::ServerName;
 use crate::runtime::{clock, net};
 use crate::telemetry::{Counter, Gauge};
 
-/// How often room for one more connection is looked for while there is none.
-const ROOM_INTERVAL: Duration = Duration::from_millis(5);
-
 /// How often the gauge of open connections is written.
 const GAUGE_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -178,11 +175,7 @@ impl Gateway {
         let half_open = HalfOpen::beside(self.config.tunnels_max);
         let seats = Arc::new(Seats::new(self.config.tunnels_max));
         while let Some(stream) = self.accept(&listener).await {
-            // Who comes while all are young waits.
-            while !half_open.has_room() {
-                tokio::time::sleep(ROOM_INTERVAL).await;
-            }
-            let (gateway, begun, seats) = (Arc::clone(&self), half_open.begin(), Arc::clone(&seats));
+            let (gateway, begun, seats) = (Arc::clone(&self), half_open.admit().await, Arc::clone(&seats));
             self.deps.tasks.spawn_until_stopped("gateway.tunnel", async move {
                 gateway.tunnels.fetch_add(1, Ordering::Relaxed);
                 gateway.deps.metrics.count(Counter::ConnectionsOpened);
@@ -199,10 +192,12 @@ impl Gateway {
     async fn accept_requests(self: Arc<Self>, listener: TcpListener) {
         let room = http::Room::new(self.config.http_connections_max);
         while let Some(stream) = self.accept(&listener).await {
-            if let Some(place) = room.enter() {
-                let served = proxy::serve(Arc::clone(&self), stream, Connection::Api(place));
-                self.deps.tasks.spawn("gateway.connection", served);
-            }
+            let Some(place) = room.enter() else {
+                self.deps.metrics.count(Counter::ConnectionsDropped);
+                continue;
+            };
+            let served = proxy::serve(Arc::clone(&self), stream, Connection::Api(place));
+            self.deps.tasks.spawn("gateway.connection", served);
         }
     }
 

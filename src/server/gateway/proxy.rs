@@ -23,7 +23,7 @@ use crate::backends::registry::{Role, ServerEntry};
 use crate::protocol::{ErrorCode, ServerName};
 use crate::runtime::{clock, error_chain};
 use crate::server::api::status::Failure;
-use crate::server::http::{self, CLIENT_ADDRESS, FORWARDED_FOR};
+use crate::server::http::{self, CLIENT_ADDRESS};
 use crate::telemetry::{Counter, Timer};
 
 /// What the requests of a connection are for.
@@ -37,6 +37,9 @@ enum Side {
 
 /// Time for an answer's head; past it the answer is `unavailable`. Source: invariant I9, 5 s.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_millis(4_900);
+
+/// Whose request it is: each proxy on the way adds the address that it saw.
+const FORWARDED_FOR: &str = "x-forwarded-for";
 
 /// Time to connect to a server.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
