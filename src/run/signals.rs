@@ -5,16 +5,34 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::run::Error;
 use crate::runtime::Tasks;
 
-/// Opens each of them. One that whoever started this process has it ignore (`nohup`) stays ignored.
-///
-/// # Errors
-/// When the system refuses one.
-pub fn stops() -> Result<Vec<Signal>, Error> {
-    let mut kinds = vec![SignalKind::interrupt(), SignalKind::terminate()];
-    if !is_ignored(SignalKind::hangup()) {
-        kinds.push(SignalKind::hangup());
+/// The signals that stop this process.
+pub struct Signals {
+    asked: Vec<Signal>,
+    /// Listened to as the first of all only: a terminal that goes away says so more than once, and that is no second request.
+    hangup: Option<Signal>,
+}
+
+impl Signals {
+    /// Opens each of them. A hangup that whoever started this process has it ignore (`nohup`) stays ignored.
+    ///
+    /// # Errors
+    /// When the system refuses one.
+    pub fn open() -> Result<Self, Error> {
+        let open = |kind| signal(kind).map_err(Error::environment);
+        let hangup = if is_ignored(SignalKind::hangup()) { None } else { Some(open(SignalKind::hangup())?) };
+        Ok(Self { asked: vec![open(SignalKind::interrupt())?, open(SignalKind::terminate())?], hangup })
     }
-    kinds.into_iter().map(|kind| signal(kind).map_err(Error::environment)).collect()
+
+    /// Waits for the next one.
+    pub async fn next(&mut self) {
+        std::future::poll_fn(|context| {
+            let is_any =
+                self.asked.iter_mut().chain(&mut self.hangup).any(|signal| signal.poll_recv(context).is_ready());
+            if is_any { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        })
+        .await;
+        self.hangup = None;
+    }
 }
 
 /// Whether this process was started with a signal ignored. Asked before a handler of ours replaces that.
@@ -25,25 +43,16 @@ fn is_ignored(kind: SignalKind) -> bool {
     ignored >> (kind.as_raw_value() - 1) & 1 == 1
 }
 
-/// Waits for the next of some signals.
-pub async fn next(signals: &mut [Signal]) {
-    std::future::poll_fn(|context| {
-        let is_any = signals.iter_mut().any(|signal| signal.poll_recv(context).is_ready());
-        if is_any { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
-    })
-    .await;
-}
-
 /// The first signal interrupts the run; each one after it calls `end`, which ends the process.
 ///
 /// # Errors
 /// When the system refuses a signal.
 pub fn watch(interrupt: &Tasks, end: impl Fn() + Send + 'static) -> Result<(), Error> {
-    let mut signals = stops()?;
+    let mut signals = Signals::open()?;
     let interrupt = interrupt.clone();
     Tasks::new().spawn("load.signals", async move {
         loop {
-            next(&mut signals).await;
+            signals.next().await;
             if interrupt.is_stopped() {
                 end();
             }

@@ -316,6 +316,17 @@ fn a_run_that_ignores_hangups_goes_on() {
 }
 
 #[test]
+fn a_terminal_that_goes_away_says_so_more_than_once_and_the_results_are_written() {
+    let mut load = Endless::start(&[], "steady");
+    for _ in 0..3 {
+        load.signal(Signal::HUP);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(load.end(), (Some(130), true));
+    assert_eq!(load.left(), 0);
+}
+
+#[test]
 fn a_second_signal_ends_at_once_and_leaves_no_folder_either() {
     let mut load = Endless::start(&[], "steady");
     load.signal(Signal::INT);

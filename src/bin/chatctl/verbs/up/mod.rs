@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use chatctl::backends::registry::Role;
-use chatctl::run::{Error, signals};
+use chatctl::run::Error;
+use chatctl::run::signals::Signals;
 use chatctl::runtime::machine;
 use chatctl::stack::profile::Profile;
 use chatctl::stack::{Config, Stack};
@@ -168,13 +169,13 @@ fn run(config: Config, is_supervised: bool) -> Result<u8, Failure> {
 
 /// SIGINT, SIGTERM, SIGHUP, and the end of whoever supervises.
 pub(crate) struct Stops {
-    signals: Vec<tokio::signal::unix::Signal>,
+    signals: Signals,
     orphaned: Option<tokio::sync::oneshot::Receiver<()>>,
 }
 
 impl Stops {
     pub(crate) fn new() -> Result<Self, Failure> {
-        Ok(Self { signals: signals::stops()?, orphaned: None })
+        Ok(Self { signals: Signals::open()?, orphaned: None })
     }
 
     /// Counts the end of standard input as a stop. A thread of its own reads, since such a read can't be given up.
@@ -199,7 +200,7 @@ impl Stops {
             }
         };
         tokio::select! {
-            () = signals::next(&mut self.signals) => {}
+            () = self.signals.next() => {}
             () = orphaned => self.orphaned = None,
         }
     }
