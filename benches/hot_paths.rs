@@ -75,7 +75,7 @@ fn storing(c: &mut Criterion) {
     let talk = ConversationId(1);
     runtime.block_on(async {
         sequence.begin_seed(talk, 1).await.expect("claims");
-        let seed = Seed { epoch: 1, settled: MessageId(0), block_end: u64::MAX, oldest: MessageId(1) };
+        let seed = Seed { epoch: 1, settled: MessageId(0), block_end: u64::MAX };
         sequence.seed(talk, &seed).await.expect("seeds");
     });
     let mut n = 0_u128;
@@ -83,7 +83,7 @@ fn storing(c: &mut Criterion) {
         b.iter(|| {
             n += 1;
             let uuid = Uuid::from_u128(n);
-            let request = Request { conversation: talk, sender: UserId(1), uuid, digest: 1 };
+            let request = Request { conversation: talk, sender: UserId(1), uuid, digest: 1, not_upto: MessageId(0) };
             runtime.block_on(async {
                 let reserved = sequence.reserve(&request).await;
                 sequence.commit(talk, UserId(1), uuid, MessageId(n as u64)).await.map(|_| reserved)

@@ -317,7 +317,7 @@ impl StartsAgain {
         }
         let is_new = self.seeded.lock().expect("no panic while held").insert(conversation);
         if is_new {
-            let seed = Seed { epoch: 1, settled: MessageId(0), block_end: 10_000, oldest: MessageId(1) };
+            let seed = Seed { epoch: 1, settled: MessageId(0), block_end: 10_000 };
             self.naive.begin_seed(conversation, 1).await.expect("claims");
             self.naive.seed(conversation, &seed).await.expect("seeds");
         }

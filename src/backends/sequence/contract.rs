@@ -8,7 +8,8 @@ macro_rules! sequence_contract {
             a_probe_is_taken_again_and_again,
             ids_rise_by_one_from_the_seed,
             many_servers_never_get_the_same_id,
-            a_uuid_keeps_its_id_and_another_body_is_a_conflict,
+            a_uuid_keeps_its_id_and_another_body_is_a_conflict_while_it_is_pending,
+            thousands_of_committed_uuids_are_each_found_and_never_another,
             one_uuid_of_two_senders_is_two_messages,
             stable_stops_below_the_lowest_pending_id,
             a_voided_id_is_never_committed_and_its_uuid_gets_a_fresh_one,
@@ -18,8 +19,7 @@ macro_rules! sequence_contract {
             a_used_up_block_is_told_and_can_be_raised,
             only_the_highest_claim_can_seed,
             only_its_owner_ends_a_turn,
-            a_seed_remembers_uuids_as_stored,
-            a_uuid_is_forgotten_after_its_window,
+            a_seed_remembers_uuids_as_committed,
             a_restart_never_gives_an_id_out_again,
         }
     };
@@ -34,8 +34,7 @@ pub(crate) mod promises {
 
     use crate::backends::contract::Place;
     use crate::backends::messages::ConversationHead;
-    use crate::backends::sequence::{PENDING_IDS_MAX, Remembered, Request, Reservation, Seed, Sequence, Slot};
-    use crate::protocol::limits::RETRY_WINDOW;
+    use crate::backends::sequence::{PENDING_IDS_MAX, Remembered, Request, Reservation, Seed, Sequence};
     use crate::protocol::{ConversationId, MessageId, UserId};
     use crate::runtime::clock;
 
@@ -46,13 +45,13 @@ pub(crate) mod promises {
     }
 
     fn request(conversation: ConversationId) -> Request {
-        Request { conversation, sender: UserId(1), uuid: Uuid::new_v4(), digest: 9 }
+        Request { conversation, sender: UserId(1), uuid: Uuid::new_v4(), digest: 9, not_upto: MessageId(0) }
     }
 
     async fn seeded(port: &Port, settled: u64, block_end: u64) -> ConversationId {
         let c = fresh();
         assert!(port.begin_seed(c, 1).await.expect("answers"));
-        let seed = Seed { epoch: 1, settled: MessageId(settled), block_end, oldest: MessageId(settled + 1) };
+        let seed = Seed { epoch: 1, settled: MessageId(settled), block_end };
         assert!(port.seed(c, &seed).await.expect("answers"));
         c
     }
@@ -100,17 +99,42 @@ pub(crate) mod promises {
         assert_eq!(ids, (1..=200).collect());
     }
 
-    pub(crate) async fn a_uuid_keeps_its_id_and_another_body_is_a_conflict(place: impl Place<Port>) {
+    pub(crate) async fn a_uuid_keeps_its_id_and_another_body_is_a_conflict_while_it_is_pending(
+        place: impl Place<Port>,
+    ) {
         let port = place.open().await;
         let r = request(seeded(&*port, 0, 100).await);
         let Reservation::Fresh(slot, 1) = port.reserve(&r).await.expect("answers") else { panic!("not fresh") };
         // A retry keeps the time of the first try.
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         assert_eq!(port.reserve(&r).await.expect("answers"), Reservation::Pending(slot, 1));
-        assert!(commit(&*port, &r, slot.id.0).await);
-        assert_eq!(port.reserve(&r).await.expect("answers"), Reservation::Stored(slot));
         let other = Request { digest: 10, ..r };
         assert_eq!(port.reserve(&other).await.expect("answers"), Reservation::Conflict);
+        assert!(commit(&*port, &r, slot.id.0).await);
+        for request in [r, other] {
+            assert_eq!(port.reserve(&request).await.expect("answers"), Reservation::Committed(slot.id));
+        }
+        let another = Request { not_upto: slot.id, ..r };
+        assert_eq!(reserve(&*port, &another).await, 2, "whoever looked says that it is another message");
+        assert_eq!(port.reserve(&another).await.expect("answers"), port.reserve(&r).await.expect("answers"));
+    }
+
+    pub(crate) async fn thousands_of_committed_uuids_are_each_found_and_never_another(place: impl Place<Port>) {
+        const MESSAGES: u64 = 3_000;
+        let port = place.open().await;
+        let c = seeded(&*port, 0, 2 * MESSAGES).await;
+        let mut sent = Vec::new();
+        for id in 1..=MESSAGES {
+            let r = request(c);
+            assert_eq!(reserve(&*port, &r).await, id);
+            assert!(commit(&*port, &r, id).await);
+            sent.push(r);
+        }
+        for (r, id) in sent.iter().zip(1..) {
+            assert_eq!(port.reserve(r).await.expect("answers"), Reservation::Committed(MessageId(id)));
+            assert!(commit(&*port, r, id).await && !commit(&*port, r, id + 1).await);
+        }
+        assert_eq!(reserve(&*port, &request(c)).await, MESSAGES + 1);
     }
 
     pub(crate) async fn one_uuid_of_two_senders_is_two_messages(place: impl Place<Port>) {
@@ -211,7 +235,7 @@ pub(crate) mod promises {
     pub(crate) async fn only_the_highest_claim_can_seed(place: impl Place<Port>) {
         let port = place.open().await;
         let c = fresh();
-        let seed = |epoch| Seed { epoch, settled: MessageId(0), block_end: 10, oldest: MessageId(1) };
+        let seed = |epoch| Seed { epoch, settled: MessageId(0), block_end: 10 };
         assert!(!port.seed(c, &seed(1)).await.expect("answers"), "nothing is claimed");
         assert!(port.begin_seed(c, 1).await.expect("answers"));
         assert!(port.begin_seed(c, 2).await.expect("answers"));
@@ -240,42 +264,21 @@ pub(crate) mod promises {
         assert!(port.take_turn(c, 2, LIFE).await.expect("answers"));
     }
 
-    pub(crate) async fn a_seed_remembers_uuids_as_stored(place: impl Place<Port>) {
+    pub(crate) async fn a_seed_remembers_uuids_as_committed(place: impl Place<Port>) {
         let port = place.open().await;
         let c = fresh();
         let r = request(c);
-        let slot = Slot { id: MessageId(5), at_ms: clock::unix_ms() - 1_000 };
-        let remembered = vec![Remembered { sender: r.sender, uuid: r.uuid, digest: r.digest, slot }];
+        let remembered = vec![Remembered { sender: r.sender, uuid: r.uuid, id: MessageId(5) }];
         assert!(port.begin_seed(c, 1).await.expect("answers"));
         assert!(!port.remember(c, 2, &remembered).await.expect("answers"), "that epoch has no claim");
         for _ in 0..2 {
             assert!(port.remember(c, 1, &remembered).await.expect("answers"));
         }
-        let seed = Seed { epoch: 1, settled: MessageId(5), block_end: 10, oldest: MessageId(5) };
+        let seed = Seed { epoch: 1, settled: MessageId(5), block_end: 10 };
         assert!(port.seed(c, &seed).await.expect("answers"));
         assert!(!port.remember(c, 1, &remembered).await.expect("answers"), "the counter is there");
-        assert_eq!(port.reserve(&r).await.expect("answers"), Reservation::Stored(slot));
+        assert_eq!(port.reserve(&r).await.expect("answers"), Reservation::Committed(MessageId(5)));
         assert_eq!(reserve(&*port, &request(c)).await, 6);
-    }
-
-    pub(crate) async fn a_uuid_is_forgotten_after_its_window(place: impl Place<Port>) {
-        let port = place.open().await;
-        let c = fresh();
-        let (old, young) = (request(c), request(c));
-        let window_ms = RETRY_WINDOW.as_millis() as u64;
-        let row = |r: &Request, id, age_ms| Remembered {
-            sender: r.sender,
-            uuid: r.uuid,
-            digest: r.digest,
-            slot: Slot { id: MessageId(id), at_ms: clock::unix_ms() - age_ms },
-        };
-        let rows = [row(&old, 1, window_ms + 60_000), row(&young, 2, window_ms - 60_000)];
-        assert!(port.begin_seed(c, 1).await.expect("answers") && port.remember(c, 1, &rows).await.expect("answers"));
-        let seed = Seed { epoch: 1, settled: MessageId(2), block_end: 100, oldest: MessageId(1) };
-        assert!(port.seed(c, &seed).await.expect("answers"));
-        reserve(&*port, &request(c)).await;
-        assert_eq!(port.reserve(&young).await.expect("answers"), Reservation::Stored(rows[1].slot));
-        assert_eq!(reserve(&*port, &old).await, 4, "it is a message like any other");
     }
 
     pub(crate) async fn a_restart_never_gives_an_id_out_again(place: impl Place<Port>) {

@@ -3,24 +3,21 @@
 //! They are deliberately not written down: after a restart every counter is rebuilt from the message store, by the same
 //! code that rebuilds them after Redis forgot (see `docs/adr/0004-embedded-sequence-forgets.md`).
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use super::{PENDING_IDS_MAX, Progress, Remembered, Request, Reservation, Seed, Sequence, Slot};
+use super::fingerprints::Fingerprints;
+use super::{PENDING_IDS_MAX, Progress, Remembered, Request, Reservation, Seed, Sequence, Slot, fingerprint};
 use crate::backends::BackendResult;
 use crate::backends::messages::ConversationHead;
-use crate::protocol::limits::RETRY_WINDOW;
 use crate::protocol::{ConversationId, MessageId, UserId};
 use crate::runtime::clock;
 
 const SHARDS: usize = 64;
-
-/// Messages that are looked through for the newest committed one.
-const NEWEST_LOOKS: usize = 16;
 
 /// Counters of one process. Clones are the same counters.
 #[derive(Clone)]
@@ -35,8 +32,8 @@ pub struct EmbeddedSequence {
 struct Entry {
     /// Epoch of the highest claim to seed.
     claimed: u64,
-    /// What was remembered under that claim, by id.
-    remembered: BTreeMap<u64, Remembered>,
+    /// What was remembered under that claim.
+    remembered: Fingerprints,
     counter: Option<Counter>,
 }
 
@@ -45,10 +42,12 @@ struct Counter {
     epoch: u64,
     last: u64,
     block_end: u64,
+    /// The greatest committed id since the counter was seeded.
+    newest: Option<Slot>,
     pending: BTreeMap<u64, Pending>,
-    known: HashMap<(UserId, Uuid), Known>,
-    /// Keys of `known`, oldest first, to forget them when the retry window has passed.
-    ages: VecDeque<(u64, UserId, Uuid)>,
+    /// Ids of `pending`.
+    pending_uuids: HashMap<(UserId, Uuid), u64>,
+    committed: Fingerprints,
 }
 
 #[derive(Clone)]
@@ -56,13 +55,8 @@ struct Pending {
     at_ms: u64,
     sender: UserId,
     uuid: Uuid,
-    voiding: bool,
-}
-
-#[derive(Clone, Copy)]
-struct Known {
-    slot: Slot,
     digest: u64,
+    voiding: bool,
 }
 
 impl Default for EmbeddedSequence {
@@ -116,15 +110,17 @@ impl EmbeddedSequence {
 
 impl Counter {
     fn reserve(&mut self, request: &Request, now_ms: u64) -> Reservation {
-        self.forget_old(now_ms);
         let key = (request.sender, request.uuid);
-        if let Some(known) = self.known.get(&key) {
-            return match self.pending.get(&known.slot.id.0) {
-                _ if known.digest != request.digest => Reservation::Conflict,
-                Some(pending) if pending.voiding => Reservation::Overloaded,
-                Some(_) => Reservation::Pending(known.slot, self.epoch),
-                None => Reservation::Stored(known.slot),
+        if let Some(id) = self.pending_uuids.get(&key) {
+            let pending = &self.pending[id];
+            return match pending {
+                _ if pending.digest != request.digest => Reservation::Conflict,
+                _ if pending.voiding => Reservation::Overloaded,
+                _ => Reservation::Pending(Slot { id: MessageId(*id), at_ms: pending.at_ms }, self.epoch),
             };
+        }
+        if let Some(id) = self.committed.find(request.fingerprint(), request.not_upto, now_ms) {
+            return Reservation::Committed(id);
         }
         if self.pending.len() >= PENDING_IDS_MAX {
             return Reservation::Overloaded;
@@ -133,37 +129,32 @@ impl Counter {
             return Reservation::BlockUsedUp { epoch: self.epoch, block_end: self.block_end };
         }
         self.last += 1;
-        let slot = Slot { id: MessageId(self.last), at_ms: now_ms };
-        let pending = Pending { at_ms: now_ms, sender: request.sender, uuid: request.uuid, voiding: false };
-        self.pending.insert(self.last, pending);
-        self.remember(key, Known { slot, digest: request.digest });
-        Reservation::Fresh(slot, self.epoch)
+        let Request { sender, uuid, digest, .. } = *request;
+        self.pending.insert(self.last, Pending { at_ms: now_ms, sender, uuid, digest, voiding: false });
+        self.pending_uuids.insert(key, self.last);
+        Reservation::Fresh(Slot { id: MessageId(self.last), at_ms: now_ms }, self.epoch)
     }
 
-    fn remember(&mut self, key: (UserId, Uuid), known: Known) {
-        self.known.insert(key, known);
-        self.ages.push_back((known.slot.at_ms, key.0, key.1));
-    }
-
-    fn forget_old(&mut self, now_ms: u64) {
-        let window = RETRY_WINDOW.as_millis() as u64;
-        while let Some(&(at_ms, sender, uuid)) = self.ages.front() {
-            if at_ms + window > now_ms {
-                break;
-            }
-            self.ages.pop_front();
-            // A uuid that was voided and sent again has a younger entry of its own.
-            if self.known.get(&(sender, uuid)).is_some_and(|k| k.slot.at_ms == at_ms) {
-                self.known.remove(&(sender, uuid));
-            }
+    fn commit(&mut self, sender: UserId, uuid: Uuid, id: MessageId, now_ms: u64) -> bool {
+        let fingerprint = fingerprint(sender, uuid);
+        if self.pending_uuids.get(&(sender, uuid)) != Some(&id.0) {
+            return self.committed.has(fingerprint, id);
         }
+        if self.pending[&id.0].voiding {
+            return false;
+        }
+        let pending = self.take_pending(id).expect("just seen");
+        self.committed.insert(fingerprint, id, now_ms);
+        if self.newest.is_none_or(|newest| newest.id < id) {
+            self.newest = Some(Slot { id, at_ms: pending.at_ms });
+        }
+        true
     }
 
-    /// The newest of the youngest few that is committed. One that is pending for long hides it from nobody but the inbox.
-    fn newest(&self) -> Option<Slot> {
-        let youngest = self.ages.iter().rev().take(NEWEST_LOOKS);
-        let slots = youngest.filter_map(|(_, sender, uuid)| Some(self.known.get(&(*sender, *uuid))?.slot));
-        slots.filter(|slot| !self.pending.contains_key(&slot.id.0)).max_by_key(|slot| slot.id)
+    fn take_pending(&mut self, id: MessageId) -> Option<Pending> {
+        let pending = self.pending.remove(&id.0)?;
+        self.pending_uuids.remove(&(pending.sender, pending.uuid));
+        Some(pending)
     }
 
     fn progress(&self, now_ms: u64) -> Progress {
@@ -193,19 +184,7 @@ impl Sequence for EmbeddedSequence {
         uuid: Uuid,
         id: MessageId,
     ) -> BackendResult<bool> {
-        let committed = self.with_counter(conversation, |c| {
-            if c.known.get(&(sender, uuid)).is_none_or(|known| known.slot.id != id) {
-                return false;
-            }
-            match c.pending.get(&id.0) {
-                Some(pending) if pending.voiding => false,
-                Some(_) => {
-                    c.pending.remove(&id.0);
-                    true
-                }
-                None => true,
-            }
-        });
+        let committed = self.with_counter(conversation, |c| c.commit(sender, uuid, id, self.now_ms()));
         Ok(committed.unwrap_or(false))
     }
 
@@ -214,7 +193,7 @@ impl Sequence for EmbeddedSequence {
     }
 
     async fn newest(&self, conversations: &[ConversationId]) -> BackendResult<Vec<Option<Slot>>> {
-        Ok(conversations.iter().map(|c| self.with_counter(*c, |counter| counter.newest()).flatten()).collect())
+        Ok(conversations.iter().map(|c| self.with_counter(*c, |counter| counter.newest).flatten()).collect())
     }
 
     async fn begin_void(&self, conversation: ConversationId, id: MessageId) -> BackendResult<bool> {
@@ -226,8 +205,7 @@ impl Sequence for EmbeddedSequence {
     async fn end_void(&self, conversation: ConversationId, id: MessageId) -> BackendResult<()> {
         self.with_counter(conversation, |c| {
             if c.pending.get(&id.0).is_some_and(|p| p.voiding) {
-                let pending = c.pending.remove(&id.0).expect("just seen");
-                c.known.remove(&(pending.sender, pending.uuid));
+                c.take_pending(id);
             }
         });
         Ok(())
@@ -240,7 +218,7 @@ impl Sequence for EmbeddedSequence {
             return Ok(false);
         }
         if entry.claimed != epoch {
-            entry.remembered.clear();
+            entry.remembered = Fingerprints::default();
         }
         entry.claimed = epoch;
         Ok(true)
@@ -252,7 +230,10 @@ impl Sequence for EmbeddedSequence {
         if entry.counter.is_some() || entry.claimed != epoch {
             return Ok(false);
         }
-        entry.remembered.extend(messages.iter().map(|message| (message.slot.id.0, *message)));
+        let now_ms = self.now_ms();
+        for message in messages {
+            entry.remembered.insert(fingerprint(message.sender, message.uuid), message.id, now_ms);
+        }
         Ok(true)
     }
 
@@ -262,17 +243,15 @@ impl Sequence for EmbeddedSequence {
         if entry.counter.is_some() || entry.claimed != seed.epoch {
             return Ok(false);
         }
-        let mut counter = Counter {
+        let counter = Counter {
             epoch: seed.epoch,
             last: seed.settled.0,
             block_end: seed.block_end,
+            newest: None,
             pending: BTreeMap::new(),
-            known: HashMap::new(),
-            ages: VecDeque::new(),
+            pending_uuids: HashMap::new(),
+            committed: std::mem::take(&mut entry.remembered),
         };
-        for row in std::mem::take(&mut entry.remembered).into_values() {
-            counter.remember((row.sender, row.uuid), Known { slot: row.slot, digest: row.digest });
-        }
         entry.counter = Some(counter);
         Ok(true)
     }

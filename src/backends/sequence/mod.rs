@@ -7,11 +7,14 @@
 #[cfg(test)]
 pub(crate) mod contract;
 mod embedded;
+mod fingerprints;
 mod redis;
+mod redis_scripts;
 
 use std::time::Duration;
 
 use async_trait::async_trait;
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 pub use self::embedded::EmbeddedSequence;
@@ -35,6 +38,21 @@ pub struct Request {
     pub uuid: Uuid,
     /// Hash of kind, body and reply; the same uuid with another digest is a conflict.
     pub digest: u64,
+    /// Ids of committed messages up to this one are known to be other messages'. 0 at first; see [`Reservation::Committed`].
+    pub not_upto: MessageId,
+}
+
+impl Request {
+    /// What is remembered of the uuid once its message is committed.
+    fn fingerprint(&self) -> u64 {
+        fingerprint(self.sender, self.uuid)
+    }
+}
+
+/// What is remembered of a sender's uuid: 64 bits, which two of them hardly ever share.
+fn fingerprint(sender: UserId, uuid: Uuid) -> u64 {
+    let hash = Sha256::new().chain_update(sender.0.to_be_bytes()).chain_update(uuid).finalize();
+    u64::from_be_bytes(hash[..8].try_into().expect("sha256 has 32 bytes"))
 }
 
 /// An id that belongs to a message, and the time that goes with it.
@@ -54,8 +72,9 @@ pub enum Reservation {
     Fresh(Slot, u64),
     /// The uuid has an id that was never committed: store the same message under it and commit. With the counter's epoch.
     Pending(Slot, u64),
-    /// The uuid has an id and is stored.
-    Stored(Slot),
+    /// A message was committed under this id whose uuid has the same fingerprint: the store says whether it is this one. If
+    /// not, reserve again with [`Request::not_upto`].
+    Committed(MessageId),
     /// The uuid came with another digest before.
     Conflict,
     /// Too many ids are pending.
@@ -93,10 +112,8 @@ pub struct Remembered {
     pub sender: UserId,
     /// The sender's uuid.
     pub uuid: Uuid,
-    /// Hash of kind, body and reply.
-    pub digest: u64,
     /// Its place.
-    pub slot: Slot,
+    pub id: MessageId,
 }
 
 /// Everything that a counter starts with.
@@ -108,14 +125,15 @@ pub struct Seed {
     pub settled: MessageId,
     /// Largest usable id.
     pub block_end: u64,
-    /// The oldest id that was remembered under the claim; behind `settled` if none was.
-    pub oldest: MessageId,
 }
 
 /// The counters.
+///
+/// A uuid is remembered for [`RETRY_WINDOW`](crate::protocol::limits::RETRY_WINDOW) at least: whole while its id is pending, as
+/// a fingerprint beside the id afterwards (docs/adr/0023-uuid-fingerprints.md).
 #[async_trait]
 pub trait Sequence: Send + Sync {
-    /// Gives out an id, or says what the uuid has already. Atomic, and one round trip.
+    /// Gives out an id, or says which one the uuid has already. Atomic, and one round trip.
     ///
     /// # Errors
     /// `Unknown`: an id may be pending now; reserving again with the same uuid finds it.

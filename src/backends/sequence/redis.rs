@@ -9,22 +9,26 @@
 //! |---|---|
 //! | `e`, `l`, `b` | epoch, last id given out, end of the block |
 //! | `c` | epoch of the highest claim to seed |
+//! | `h` | the greatest committed id and its time |
 //! | `p` | ids that are pending or marked, each followed by a comma, rising |
-//! | `f` | where forgetting goes on: every id below is forgotten |
-//! | `i:ID` | `at digest state sender uuid`; state is `p`ending, `v`oiding or `s`tored |
-//! | `u:SENDER:UUID` | the id of a message |
+//! | `i:ID` | `at digest state sender uuid` of such an id; state is `p`ending or `v`oiding |
+//! | `u:SENDER:UUID` | such an id |
+//! | `m:N` | a bucket of the uuids of committed messages: fingerprint and id of each |
+//! | `n`, `k` | buckets, and entries in all of them |
+//! | `t` | `at:id,` some sixteen times a retry window: up to which id were given out by when |
+//! | `f`, `w` | the greatest id whose uuid is forgotten, and the bucket where dropping them goes on |
 
-use std::sync::LazyLock;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use redis::{Script, ScriptInvocation, Value};
 use uuid::Uuid;
 
-use super::{PENDING_IDS_MAX, Progress, Remembered, Request, Reservation, Seed, Sequence, Slot};
+use super::redis_scripts::SCRIPTS;
+use super::{PENDING_IDS_MAX, Progress, Remembered, Request, Reservation, Seed, Sequence, Slot, fingerprint};
 use crate::backends::error::{BackendError, BackendResult, ErrorKind};
 use crate::backends::messages::ConversationHead;
-use crate::backends::redis::{IN_LIFE, Redis, is_other_life};
+use crate::backends::redis::{Redis, is_other_life};
 use crate::protocol::limits::RETRY_WINDOW;
 use crate::protocol::{ConversationId, MessageId, UserId};
 
@@ -37,236 +41,6 @@ const NEWEST_KEYS: usize = 200;
 
 /// Messages that one call remembers: the server does nothing else meanwhile.
 const REMEMBER_ROWS: usize = 500;
-
-/// Takes a record apart, tells the time, and takes an id out of the list of pending ones.
-const COMMON: &str = r"
-local key = KEYS[1]
-local function record(id)
-  local text = redis.call('HGET', key, 'i:' .. id)
-  if not text then return nil end
-  local at, digest, state, sender, uuid = string.match(text, '^(%S+) (%S+) (%S+) (%S+) (%S+)$')
-  return {at = at, digest = digest, state = state, sender = sender, uuid = uuid}
-end
-local function write(id, r)
-  redis.call('HSET', key, 'i:' .. id, table.concat({r.at, r.digest, r.state, r.sender, r.uuid}, ' '))
-end
-local function now_ms()
-  local time = redis.call('TIME')
-  return string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
-end
-local function pending() return redis.call('HGET', key, 'p') or '' end
-local function settle(id)
-  local list = ',' .. pending()
-  local from, to = string.find(list, ',' .. id .. ',', 1, true)
-  if from then redis.call('HSET', key, 'p', string.sub(list, 2, from) .. string.sub(list, to + 1)) end
-end
-";
-
-/// KEYS: conversation. ARGV: sender, uuid, digest, window, pending at most, life.
-const RESERVE: &str = r"
-local m = redis.call('HMGET', key, 'e', 'l', 'b', 'f')
-if not m[1] then return {'unseeded'} end
-local at, window = now_ms(), tonumber(ARGV[4])
-local now = tonumber(at)
-local last, floor = tonumber(m[2]), tonumber(m[4])
-local old = floor
-for _ = 1, 16 do
-  if floor > last then break end
-  local id = string.format('%.0f', floor)
-  local r = record(id)
-  if r then
-    if r.state ~= 's' or tonumber(r.at) + window > now then break end
-    redis.call('HDEL', key, 'i:' .. id)
-    if redis.call('HGET', key, 'u:' .. r.sender .. ':' .. r.uuid) == id then
-      redis.call('HDEL', key, 'u:' .. r.sender .. ':' .. r.uuid)
-    end
-  end
-  floor = floor + 1
-end
-if floor > old then redis.call('HSET', key, 'f', string.format('%.0f', floor)) end
-local u = 'u:' .. ARGV[1] .. ':' .. ARGV[2]
-local known = redis.call('HGET', key, u)
-if known then
-  local r = record(known)
-  if r then
-    if r.digest ~= ARGV[3] then return {'conflict'} end
-    if r.state == 'v' then return {'overloaded'} end
-    return {r.state == 'p' and 'pending' or 'stored', known, r.at, m[1]}
-  end
-end
-local list = pending()
-local _, count = string.gsub(list, ',', '')
-if count >= tonumber(ARGV[5]) then return {'overloaded'} end
-if last >= tonumber(m[3]) then return {'used_up', m[1], m[3]} end
-local id = string.format('%.0f', last + 1)
-write(id, {at = at, digest = ARGV[3], state = 'p', sender = ARGV[1], uuid = ARGV[2]})
-redis.call('HSET', key, 'l', id, 'p', list .. id .. ',', u, id)
-redis.call('PEXPIRE', key, ARGV[6])
-return {'fresh', id, at, m[1]}
-";
-
-/// KEYS: conversation. ARGV: sender, uuid, id.
-const COMMIT: &str = r"
-if redis.call('HGET', key, 'u:' .. ARGV[1] .. ':' .. ARGV[2]) ~= ARGV[3] then return 0 end
-local r = record(ARGV[3])
-if not r or r.state == 'v' then return 0 end
-if r.state == 'p' then
-  r.state = 's'
-  write(ARGV[3], r)
-  settle(ARGV[3])
-end
-return 1
-";
-
-/// KEYS: conversation. Answers last id, epoch and now, then id and time of each pending one.
-const PROGRESS: &str = r"
-local m = redis.call('HMGET', key, 'l', 'e')
-if not m[1] then return {} end
-local out = {m[1], m[2], now_ms()}
-for id in string.gmatch(pending(), '[^,]+') do
-  local r = record(id)
-  out[#out + 1] = id
-  out[#out + 1] = r and r.at or '0'
-end
-return out
-";
-
-/// KEYS: conversations. Answers id and time of the newest committed one among the last 16 of each, or nothing.
-const NEWEST: &str = r"
-local out = {}
-for n, key in ipairs(KEYS) do
-  out[n] = ''
-  local id = tonumber(redis.call('HGET', key, 'l') or '0')
-  for _ = 1, 16 do
-    if id < 1 then break end
-    local name = string.format('%.0f', id)
-    local text = redis.call('HGET', key, 'i:' .. name)
-    local at, state = string.match(text or '', '^(%S+) %S+ (%S+)')
-    if state == 's' then
-      out[n] = name .. ' ' .. at
-      break
-    end
-    id = id - 1
-  end
-end
-return out
-";
-
-/// KEYS: conversation. ARGV: id.
-const BEGIN_VOID: &str = r"
-local r = record(ARGV[1])
-if not r or r.state == 's' then return 0 end
-r.state = 'v'
-write(ARGV[1], r)
-return 1
-";
-
-/// KEYS: conversation. ARGV: id.
-const END_VOID: &str = r"
-local r = record(ARGV[1])
-if r and r.state == 'v' then
-  redis.call('HDEL', key, 'i:' .. ARGV[1], 'u:' .. r.sender .. ':' .. r.uuid)
-  settle(ARGV[1])
-end
-return 1
-";
-
-/// KEYS: conversation. ARGV: epoch, life.
-const BEGIN_SEED: &str = r"
-local m = redis.call('HMGET', key, 'e', 'c')
-if m[1] or tonumber(m[2] or '0') > tonumber(ARGV[1]) then return 0 end
-if m[2] ~= ARGV[1] then redis.call('DEL', key) end
-redis.call('HSET', key, 'c', ARGV[1])
-redis.call('PEXPIRE', key, ARGV[2])
-return 1
-";
-
-/// KEYS: conversation. ARGV: epoch, then id, at, digest, sender, uuid of each message.
-const REMEMBER: &str = r"
-local m = redis.call('HMGET', key, 'e', 'c')
-if m[1] or m[2] ~= ARGV[1] then return 0 end
-for n = 2, #ARGV - 1, 5 do
-  local id = ARGV[n]
-  write(id, {at = ARGV[n + 1], digest = ARGV[n + 2], state = 's', sender = ARGV[n + 3], uuid = ARGV[n + 4]})
-  redis.call('HSET', key, 'u:' .. ARGV[n + 3] .. ':' .. ARGV[n + 4], id)
-end
-return 1
-";
-
-/// KEYS: conversation. ARGV: epoch, settled, end of the block, first id that is remembered.
-const SEED: &str = r"
-local m = redis.call('HMGET', key, 'e', 'c')
-if m[1] or m[2] ~= ARGV[1] then return 0 end
-redis.call('HSET', key, 'e', ARGV[1], 'l', ARGV[2], 'b', ARGV[3], 'f', ARGV[4], 'p', '')
-return 1
-";
-
-/// KEYS: conversation. ARGV: epoch, end of the block, epoch from now on.
-const EXTEND: &str = r"
-local m = redis.call('HMGET', key, 'e', 'b')
-if m[1] ~= ARGV[1] then return 1 end
-redis.call('HSET', key, 'e', ARGV[3])
-if tonumber(m[2]) < tonumber(ARGV[2]) then redis.call('HSET', key, 'b', ARGV[2]) end
-return 1
-";
-
-/// KEYS: conversation. ARGV: epoch, life.
-const FORGET: &str = r"
-local m = redis.call('HMGET', key, 'e', 'c')
-if m[1] and tonumber(m[1]) <= tonumber(ARGV[1]) then
-  redis.call('DEL', key)
-  redis.call('HSET', key, 'c', m[2] or m[1])
-  redis.call('PEXPIRE', key, ARGV[2])
-end
-return 1
-";
-
-/// KEYS: turn. ARGV: owner, life.
-const KEEP_TURN: &str = r"
-if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
-return 1
-";
-
-/// KEYS: turn. ARGV: owner.
-const END_TURN: &str = r"
-if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
-return 1
-";
-
-struct Scripts {
-    reserve: Script,
-    commit: Script,
-    progress: Script,
-    newest: Script,
-    begin_void: Script,
-    end_void: Script,
-    begin_seed: Script,
-    remember: Script,
-    seed: Script,
-    extend: Script,
-    forget: Script,
-    keep_turn: Script,
-    end_turn: Script,
-}
-
-static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| {
-    let script = |body: &str| Script::new(&format!("{IN_LIFE}{COMMON}{body}"));
-    Scripts {
-        reserve: script(RESERVE),
-        commit: script(COMMIT),
-        progress: script(PROGRESS),
-        newest: Script::new(&format!("{IN_LIFE}{NEWEST}")),
-        begin_void: script(BEGIN_VOID),
-        end_void: script(END_VOID),
-        begin_seed: script(BEGIN_SEED),
-        remember: script(REMEMBER),
-        seed: script(SEED),
-        extend: script(EXTEND),
-        forget: script(FORGET),
-        keep_turn: Script::new(KEEP_TURN),
-        end_turn: Script::new(END_TURN),
-    }
-});
 
 /// Counters in a Redis.
 #[derive(Clone)]
@@ -325,12 +99,12 @@ impl RedisSequence {
 
     /// Key of a conversation's counter.
     fn key(&self, conversation: ConversationId, life: &str) -> String {
-        self.redis.key(format_args!("seq:{conversation}:{life}"))
+        self.redis.key(format_args!("ids:{conversation}:{life}"))
     }
 
     /// Key of the turn to seed.
     fn turn(&self, conversation: ConversationId, life: &str) -> String {
-        self.redis.key(format_args!("seq:{conversation}:{life}:turn"))
+        self.redis.key(format_args!("ids:{conversation}:{life}:turn"))
     }
 }
 
@@ -344,6 +118,11 @@ fn number(text: &str) -> Option<u64> {
 
 fn slot(id: &str, at_ms: &str) -> Option<Slot> {
     Some(Slot { id: MessageId(number(id)?), at_ms: number(at_ms)? })
+}
+
+/// What is kept of a fingerprint: 6 bytes.
+fn stored_fingerprint(fingerprint: u64) -> Vec<u8> {
+    fingerprint.to_be_bytes()[..6].to_vec()
 }
 
 fn life_ms() -> u64 {
@@ -391,10 +170,11 @@ impl Sequence for RedisSequence {
 
     async fn reserve(&self, request: &Request) -> BackendResult<Reservation> {
         const OPERATION: &str = "sequence.reserve";
-        let Request { conversation, sender, uuid, digest } = *request;
+        let Request { conversation, sender, uuid, digest, not_upto } = *request;
         let answer: Vec<String> = self
             .run(OPERATION, &SCRIPTS.reserve, conversation, |call| {
                 call.arg(sender.0).arg(uuid.simple().to_string()).arg(digest);
+                call.arg(stored_fingerprint(request.fingerprint())).arg(not_upto.0);
                 call.arg(RETRY_WINDOW.as_millis() as u64).arg(PENDING_IDS_MAX).arg(life_ms());
             })
             .await?;
@@ -405,7 +185,7 @@ impl Sequence for RedisSequence {
             ["overloaded"] => Some(Reservation::Overloaded),
             ["fresh", id, at, epoch] => slot(id, at).zip(number(epoch)).map(|(s, e)| Reservation::Fresh(s, e)),
             ["pending", id, at, epoch] => slot(id, at).zip(number(epoch)).map(|(s, e)| Reservation::Pending(s, e)),
-            ["stored", id, at, _] => slot(id, at).map(Reservation::Stored),
+            ["committed", id] => number(id).map(|id| Reservation::Committed(MessageId(id))),
             ["used_up", epoch, end] => {
                 number(epoch).zip(number(end)).map(|(epoch, block_end)| Reservation::BlockUsedUp { epoch, block_end })
             }
@@ -422,7 +202,8 @@ impl Sequence for RedisSequence {
         id: MessageId,
     ) -> BackendResult<bool> {
         self.run("sequence.commit", &SCRIPTS.commit, conversation, |call| {
-            call.arg(sender.0).arg(uuid.simple().to_string()).arg(id.0);
+            call.arg(sender.0).arg(uuid.simple().to_string());
+            call.arg(stored_fingerprint(fingerprint(sender, uuid))).arg(id.0);
         })
         .await
     }
@@ -483,8 +264,7 @@ impl Sequence for RedisSequence {
                 .run("sequence.remember", &SCRIPTS.remember, conversation, |call| {
                     call.arg(epoch);
                     for row in rows {
-                        call.arg(row.slot.id.0).arg(row.slot.at_ms).arg(row.digest);
-                        call.arg(row.sender.0).arg(row.uuid.simple().to_string());
+                        call.arg(row.id.0).arg(stored_fingerprint(fingerprint(row.sender, row.uuid)));
                     }
                 })
                 .await?;
@@ -497,7 +277,7 @@ impl Sequence for RedisSequence {
 
     async fn seed(&self, conversation: ConversationId, seed: &Seed) -> BackendResult<bool> {
         self.run("sequence.seed", &SCRIPTS.seed, conversation, |call| {
-            call.arg(seed.epoch).arg(seed.settled.0).arg(seed.block_end).arg(seed.oldest.0);
+            call.arg(seed.epoch).arg(seed.settled.0).arg(seed.block_end);
         })
         .await
     }
@@ -543,12 +323,12 @@ mod tests {
     const TALK: ConversationId = ConversationId(1);
 
     fn request() -> Request {
-        Request { conversation: TALK, sender: UserId(1), uuid: Uuid::new_v4(), digest: 5 }
+        Request { conversation: TALK, sender: UserId(1), uuid: Uuid::new_v4(), digest: 5, not_upto: MessageId(0) }
     }
 
     async fn seeded(port: &dyn Sequence) {
         assert!(port.begin_seed(TALK, 1).await.expect("claims"));
-        let seed = Seed { epoch: 1, settled: MessageId(0), block_end: 100, oldest: MessageId(1) };
+        let seed = Seed { epoch: 1, settled: MessageId(0), block_end: 100 };
         assert!(port.seed(TALK, &seed).await.expect("seeds"));
     }
 
@@ -562,6 +342,64 @@ mod tests {
         let other = RedisSequence::new(place.redis_of(DeploymentId(8)).await);
         assert_eq!(other.progress(TALK).await.expect("reads"), None);
         assert_eq!(other.reserve(&request()).await.expect("answers"), Reservation::Unseeded);
+    }
+
+    /// Sends and commits messages, whose ids rise from 1.
+    async fn committed(port: &RedisSequence, count: u64) -> Vec<Request> {
+        let mut sent = Vec::new();
+        for id in 1..=count {
+            let request = request();
+            let reserved = port.reserve(&request).await.expect("reserves");
+            assert!(matches!(reserved, Reservation::Fresh(slot, 1) if slot.id.0 == id), "{reserved:?}");
+            assert!(port.commit(TALK, request.sender, request.uuid, MessageId(id)).await.expect("commits"));
+            sent.push(request);
+        }
+        sent
+    }
+
+    /// Runs a command on the key of the conversation.
+    async fn ask<T: redis::FromRedisValue>(port: &RedisSequence, command: &[&str], behind: &[&str]) -> T {
+        let mut connection = port.redis.connection("test").await.expect("connects");
+        let mut call = redis::cmd(command[0]);
+        call.arg(&command[1..]).arg(port.key(TALK, &connection.life)).arg(behind);
+        call.query_async(&mut connection.commands).await.expect("answers")
+    }
+
+    #[tokio::test]
+    #[ignore = "needs redis-server"]
+    async fn uuids_that_are_older_than_the_window_are_forgotten_and_their_room_is_given_back() {
+        let place = place().await;
+        let port = RedisSequence::new(place.redis_of(DeploymentId(7)).await);
+        seeded(&port).await;
+        port.extend(TALK, 1, ConversationHead { epoch: 1, block_end: 10_000 }).await.expect("raises");
+        let sent = committed(&port, 1_000).await;
+        // As if the first 600 had been sent a day and an hour ago.
+        let at = crate::runtime::clock::unix_ms() - RETRY_WINDOW.as_millis() as u64 - 3_600_000;
+        let _: Value = ask(&port, &["HSET"], &["t", &format!("{at}:600,")]).await;
+        let reserved = port.reserve(&sent[600]).await.expect("answers");
+        assert_eq!(reserved, Reservation::Committed(MessageId(601)), "it was sent after that");
+        let reserved = port.reserve(&sent[599]).await.expect("answers");
+        assert!(matches!(reserved, Reservation::Fresh(slot, 1) if slot.id.0 == 1_001), "{reserved:?}");
+        for request in &sent[600..] {
+            assert!(matches!(port.reserve(request).await.expect("answers"), Reservation::Committed(_)));
+        }
+        let entries: u64 = ask(&port, &["HGET"], &["k"]).await;
+        assert_eq!(entries, 400);
+        let sweep: Option<u64> = ask(&port, &["HGET"], &["w"]).await;
+        assert_eq!(sweep, None, "every bucket was swept");
+    }
+
+    #[tokio::test]
+    #[ignore = "needs redis-server"]
+    async fn a_committed_message_takes_some_twenty_bytes() {
+        const MESSAGES: u64 = 20_000;
+        let place = place().await;
+        let port = RedisSequence::new(place.redis_of(DeploymentId(7)).await);
+        seeded(&port).await;
+        port.extend(TALK, 1, ConversationHead { epoch: 1, block_end: MESSAGES }).await.expect("raises");
+        committed(&port, MESSAGES).await;
+        let bytes: u64 = ask(&port, &["MEMORY", "USAGE"], &["SAMPLES", "0"]).await;
+        assert!(bytes < 20 * MESSAGES, "{} bytes a message", bytes as f64 / MESSAGES as f64);
     }
 
     /// A fail-over to a copy that was behind, and a fail-back in good order: the server is the same process with the same

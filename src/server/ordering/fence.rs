@@ -25,7 +25,7 @@ pub(super) const TAIL_WAIT: Duration = Duration::from_millis(1_500);
 
 /// Nobody holds a look at a conversation whose newest message is older: a look comes with a message. Clocks may differ by
 /// the greater part of it.
-const QUIET_AFTER: Duration = Duration::from_secs(30);
+const QUIET_AFTER: Duration = Duration::from_mins(10);
 
 /// How long a server that was overtaken leaves a conversation to the other side.
 const STAY_AWAY: Duration = Duration::from_secs(5);
@@ -98,4 +98,32 @@ pub(super) async fn was_in_use(messages: &dyn Messages, conversation: Conversati
     let newest: Vec<StoredMessage> = messages.read_back(conversation, MessageId(u64::MAX), 1).await?;
     let quiet_before_ms = clock::unix_ms().saturating_sub(QUIET_AFTER.as_millis() as u64);
     Ok(newest.first().is_some_and(|message| message.at > quiet_before_ms))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::UserId;
+
+    #[tokio::test]
+    async fn a_conversation_counts_as_in_use_though_this_server_s_clock_is_minutes_ahead() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let engines = crate::backends::Engines::default();
+        let config = crate::backends::Config { data: folder.path().to_owned(), partitions: 4, engines };
+        let messages = crate::backends::open(&config).await.expect("opens").messages;
+        for (conversation, age_s, in_use) in [(1, 0, true), (2, 300, true), (3, 3_600, false)] {
+            let row = StoredMessage {
+                conversation: ConversationId(conversation),
+                id: MessageId(1),
+                uuid: uuid::Uuid::new_v4(),
+                sender: UserId(1),
+                kind: "text".to_owned(),
+                body: "x".to_owned(),
+                reply_to: None,
+                at: clock::unix_ms() - age_s * 1_000,
+            };
+            messages.append(&row).await.expect("appends");
+            assert_eq!(was_in_use(&*messages, row.conversation).await.expect("reads"), in_use, "{age_s} s");
+        }
+    }
 }

@@ -97,17 +97,24 @@ impl Ordering {
     ///
     /// Dropping the future leaves an id pending, as a crash would: a retry completes it, or it becomes void.
     pub async fn store(&self, sender: UserId, frame: &SendFrame) -> Result<StoredMessage, OrderingError> {
-        let request = Request {
+        let mut request = Request {
             conversation: frame.conversation,
             sender,
             uuid: frame.uuid,
             digest: digest(&frame.kind, &frame.body, frame.reply_to),
+            not_upto: MessageId(0),
         };
         self.watch(frame.conversation);
         for _ in 0..TRIES_MAX {
             let seen = self.highest.of(frame.conversation);
             match self.sequence.reserve(&request).await? {
-                Reservation::Stored(slot) => return Ok(message(sender, frame, slot)),
+                Reservation::Committed(id) => match self.stored(frame.conversation, id).await? {
+                    Some(row) if row.sender != sender || row.uuid != frame.uuid => request.not_upto = id,
+                    Some(row) if digest(&row.kind, &row.body, row.reply_to) == request.digest => return Ok(row),
+                    Some(_) => return Err(OrderingError::Conflict),
+                    // The store lost what it had: the sender still has the message.
+                    None => request.not_upto = id,
+                },
                 Reservation::Fresh(slot, epoch) if slot.id <= seen => {
                     self.went_back(frame.conversation, epoch).await?;
                 }
@@ -199,8 +206,13 @@ impl Ordering {
         if id.0 == 0 || !self.is_given_out(conversation, id).await? {
             return Ok(false);
         }
+        Ok(self.stored(conversation, id).await?.is_some())
+    }
+
+    /// The row of an id above 0.
+    async fn stored(&self, conversation: ConversationId, id: MessageId) -> BackendResult<Option<StoredMessage>> {
         let rows = self.messages.read(conversation, MessageId(id.0 - 1), id, 1).await?;
-        Ok(rows.first().is_some_and(|row| row.id == id))
+        Ok(rows.into_iter().find(|row| row.id == id))
     }
 
     /// Messages with `after < id`, settled or at least committed, at most `limit` and of some 1 MiB;

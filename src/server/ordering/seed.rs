@@ -11,11 +11,11 @@ use std::time::Duration;
 use rand::RngExt;
 use tokio::sync::{Semaphore, watch};
 
-use super::{BLOCK_IDS, digest, fence, page};
+use super::{BLOCK_IDS, fence, page};
 use crate::backends::BackendResult;
 use crate::backends::error::{BackendError, Effect, ErrorKind};
-use crate::backends::messages::{ConversationHead, Messages, StoredMessage};
-use crate::backends::sequence::{Remembered, Seed, Sequence, Slot};
+use crate::backends::messages::{ConversationHead, Messages};
+use crate::backends::sequence::{Remembered, Seed, Sequence};
 use crate::protocol::limits::RETRY_WINDOW;
 use crate::protocol::{ConversationId, MessageId};
 use crate::runtime::backoff::Backoff;
@@ -164,12 +164,11 @@ impl Engines {
         let settled = MessageId(old.block_end);
         // Where no counter ever was, nothing can be stored.
         let is_first = old == ConversationHead::default();
-        let oldest = if is_first { None } else { Some(self.take_over_tail(conversation, new.epoch, settled).await?) };
-        let Some(oldest) = oldest.unwrap_or(Some(settled.next())) else {
+        if !is_first && !self.take_over_tail(conversation, new.epoch, settled).await? {
             // A younger epoch has the claim.
             return self.wait_for_other_seeds().await;
-        };
-        let seed = Seed { epoch: new.epoch, settled, block_end: new.block_end, oldest };
+        }
+        let seed = Seed { epoch: new.epoch, settled, block_end: new.block_end };
         if !self.sequence.seed(conversation, &seed).await? {
             return self.wait_for_other_seeds().await;
         }
@@ -187,16 +186,15 @@ impl Engines {
     }
 
     /// Reads the messages of the retry window, newest first, hands them over, and voids every gap between them up to `settled`.
-    /// Returns the oldest id that is remembered (behind `settled` if none), or `None` where the claim does not stand any more.
+    /// Returns whether the claim still stands.
     async fn take_over_tail(
         &self,
         conversation: ConversationId,
         epoch: u64,
         settled: MessageId,
-    ) -> BackendResult<Option<MessageId>> {
+    ) -> BackendResult<bool> {
         let window_ms = RETRY_WINDOW.as_millis() as u64;
         let mut oldest_ms = None;
-        let mut oldest = settled.next();
         // Everything with an id above this one is stored or void.
         let mut explained = settled;
         let mut wanted = page::rows_of_next(&[], ROWS_MAX);
@@ -218,18 +216,17 @@ impl Engines {
                 if !is_in_window {
                     break;
                 }
-                remembered.push(remember(row));
-                oldest = row.id;
+                remembered.push(Remembered { sender: row.sender, uuid: row.uuid, id: row.id });
             }
             if !remembered.is_empty() && !persist(|| self.sequence.remember(conversation, epoch, &remembered)).await? {
-                return Ok(None);
+                return Ok(false);
             }
             if !is_in_window {
-                return Ok(Some(oldest));
+                return Ok(true);
             }
             if is_last {
                 persist(|| self.messages.void(conversation, MessageId(0), explained)).await?;
-                return Ok(Some(oldest));
+                return Ok(true);
             }
         }
     }
@@ -249,14 +246,5 @@ async fn persist<T, F: Future<Output = BackendResult<T>>>(call: impl Fn() -> F) 
         }
         let wait = backoff.next_wait(&mut rand::rng());
         tokio::time::sleep(wait.max(error.retry_after.unwrap_or_default())).await;
-    }
-}
-
-fn remember(row: &StoredMessage) -> Remembered {
-    Remembered {
-        sender: row.sender,
-        uuid: row.uuid,
-        digest: digest(&row.kind, &row.body, row.reply_to),
-        slot: Slot { id: row.id, at_ms: row.at },
     }
 }
