@@ -2,6 +2,9 @@
 //!
 //! A node ends with the session of the process that made it. A process that lives but does not announce any more is noticed
 //! too: an entry that has not changed for the life of an entry is left out.
+//!
+//! Where the address has an account, everything below the deployment's folder is that account's alone: nobody else reads the
+//! servers' addresses, or enters a server.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -10,7 +13,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use zookeeper_client::{Acls, Client, CreateMode, Error, Stat};
+use zookeeper_client::{Acl, Acls, AuthId, Client, CreateMode, Error, Permission, Stat};
 
 use super::{ENTRY_TTL, Registry, Role, ServerEntry};
 use crate::backends::deployment::DeploymentId;
@@ -43,6 +46,8 @@ pub struct ZooKeeperRegistry {
 struct Inner {
     /// `host:port,host:port`.
     ensemble: String,
+    /// `user:password`, where the address has one.
+    account: Option<String>,
     /// Folder of all roles.
     root: String,
     /// The live session. Written by whoever finds none, or one that has ended.
@@ -54,7 +59,7 @@ struct Inner {
 }
 
 impl ZooKeeperRegistry {
-    /// Opens the registry at an address such as `zookeeper://host:2181,host:2181/prefix`.
+    /// Opens the registry at an address such as `zookeeper://user:password@host:2181,host:2181/prefix`.
     ///
     /// # Errors
     /// Names the address and the fix.
@@ -62,19 +67,22 @@ impl ZooKeeperRegistry {
         const OPEN: &str = "open registry";
         let address = crate::backends::without_password(url);
         let rest = url.strip_prefix("zookeeper://").unwrap_or(url);
+        // A secret may hold anything, slashes too.
+        let (account, rest) = rest.rsplit_once('@').map_or((None, rest), |(account, rest)| (Some(account), rest));
         let (ensemble, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
-        if ensemble.contains('@') {
-            let text = format!("{address}: an address of ZooKeeper has no account: name hosts and ports only");
+        if account.is_some_and(|account| account.split_once(':').is_none_or(|(user, _)| user.is_empty())) {
+            let text = format!("{address}: an account of ZooKeeper is USER:PASSWORD");
             return Err(BackendError::not_applied(OPEN, ErrorKind::Rejected, text));
         }
         if ensemble.is_empty() || !prefix.chars().all(is_name) {
-            let text = format!("{address:?}: valid is zookeeper://HOST:PORT[,HOST:PORT…][/PREFIX]");
+            let text = format!("{address:?}: valid is zookeeper://[USER:PASSWORD@]HOST:PORT[,HOST:PORT…][/PREFIX]");
             return Err(BackendError::not_applied(OPEN, ErrorKind::Rejected, text));
         }
         let prefix = if prefix.is_empty() { "chatctl" } else { prefix };
         let mut inner = Inner {
             ensemble: ensemble.to_owned(),
+            account: account.map(str::to_owned),
             root: format!("/{prefix}/{deployment}/servers"),
             client: tokio::sync::Mutex::default(),
             changes: Mutex::default(),
@@ -91,11 +99,13 @@ impl ZooKeeperRegistry {
                 .map_err(|text| BackendError::not_applied(OPEN, ErrorKind::Rejected, format!("{address}: {text}")))?;
             inner.version = format!("ZooKeeper {found}");
         }
-        let folders = CreateMode::Persistent.with_acls(Acls::anyone_all());
-        for role in Role::ALL {
-            let made = within(client.mkdir(&inner.folder(role), &folders)).await;
-            made.map_err(unavailable)?;
-        }
+        inner.make_folders(&client).await.map_err(|error| match error {
+            Error::NoAuth | Error::AuthFailed => {
+                let text = format!("{address}: its folders belong to another account: name that one in the address");
+                BackendError::not_applied(OPEN, ErrorKind::Rejected, text)
+            }
+            error => unavailable(error),
+        })?;
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -142,6 +152,34 @@ fn failed(operation: &'static str, error: Error) -> BackendError {
 }
 
 impl Inner {
+    /// Who may do what with what this server makes.
+    const fn acls(&self) -> Acls<'static> {
+        if self.account.is_some() { Acls::creator_all() } else { Acls::anyone_all() }
+    }
+
+    /// Makes the folder of each role. With an account, one that was open to anyone is closed; and whether this account may
+    /// use it is seen here and not at the first server.
+    async fn make_folders(&self, client: &Client) -> Result<(), Error> {
+        for role in Role::ALL {
+            let folder = self.folder(role);
+            let parent = folder.rsplit_once('/').map_or("/", |(parent, _)| parent);
+            within(client.mkdir(parent, &CreateMode::Persistent.with_acls(Acls::anyone_all()))).await?;
+            match within(client.create(&folder, &[], &CreateMode::Persistent.with_acls(self.acls()))).await {
+                Ok(_) | Err(Error::NodeExists) => {}
+                Err(error) => return Err(error),
+            }
+            if self.account.is_some() {
+                let (acls, _) = within(client.get_acl(&folder)).await?;
+                if acls.iter().any(|acl| acl.auth_id() == &AuthId::anyone()) {
+                    let own = Acl::new(Permission::ALL, AuthId::authed());
+                    within(client.set_acl(&folder, &[own], None)).await?;
+                }
+            }
+            within(client.list_children(&folder)).await?;
+        }
+        Ok(())
+    }
+
     fn folder(&self, role: Role) -> String {
         format!("{}/{role}", self.root)
     }
@@ -157,8 +195,11 @@ impl Inner {
             return Ok(client.clone());
         }
         let connect = async {
-            let connector =
+            let mut connector =
                 Client::connector().with_session_timeout(ENTRY_TTL).with_connection_timeout(CONNECT_TIMEOUT);
+            if let Some(account) = &self.account {
+                connector = connector.with_auth("digest", account.as_bytes());
+            }
             connector.connect(&self.ensemble).await
         };
         let client = tokio::time::timeout(CONNECT_TIMEOUT, connect).await.unwrap_or(Err(Error::Timeout))?;
@@ -189,7 +230,7 @@ impl Inner {
     async fn try_announce(&self, client: &Client, path: &str, entry: &ServerEntry) -> Result<bool, Error> {
         let data = serde_json::to_vec(entry).expect("plain data");
         let Some((stored, stat)) = self.find(client, path).await? else {
-            let ephemeral = CreateMode::Ephemeral.with_acls(Acls::anyone_all());
+            let ephemeral = CreateMode::Ephemeral.with_acls(self.acls());
             return match within(client.create(path, &data, &ephemeral)).await {
                 Ok((stat, _)) => {
                     self.is_fresh(&entry.name, stat.mzxid);
@@ -307,6 +348,31 @@ mod tests {
     }
 
     registry_contract!(ensemble(), ignore = "needs CHATCTL_TEST_ZOOKEEPER");
+
+    #[tokio::test]
+    #[ignore = "needs CHATCTL_TEST_ZOOKEEPER"]
+    async fn with_an_account_nobody_else_reads_or_enters_servers() {
+        let (Ensemble { url, .. }, entry) = (ensemble(), crate::backends::registry::contract::promises::entry(1, 0));
+        let as_account = |account: &str| url.replace("://", &format!("://{account}@"));
+        // Made before there was an account: it is closed.
+        let open = ZooKeeperRegistry::open(&url, DeploymentId(7)).await.expect("opens");
+        let ours = ZooKeeperRegistry::open(&as_account("us:se@cret/1"), DeploymentId(7)).await.expect("opens");
+        let (forged, reads) = (open.announce(&entry).await, open.list(entry.role).await);
+        for refused in [forged, reads.map(|_| ())] {
+            assert_eq!(refused.expect_err("is refused").kind, ErrorKind::Rejected);
+        }
+        ours.announce(&entry).await.expect("announces");
+        let second = ZooKeeperRegistry::open(&as_account("us:se@cret/1"), DeploymentId(7)).await.expect("opens");
+        assert_eq!(second.list(entry.role).await.expect("lists"), std::slice::from_ref(&entry));
+        let wrong = as_account("us:wrong");
+        for address in [&url, &wrong] {
+            let refused = ZooKeeperRegistry::open(address, DeploymentId(7)).await.map(|_| ()).expect_err("is refused");
+            assert!(refused.to_string().contains("belong to another account"), "{refused}");
+            assert!(!refused.to_string().contains("wrong"), "no password is told: {refused}");
+        }
+        ours.withdraw(&entry.name, entry.epoch).await.expect("withdraws");
+        assert_eq!(second.list(entry.role).await.expect("lists"), []);
+    }
 
     #[tokio::test]
     #[ignore = "needs CHATCTL_TEST_ZOOKEEPER"]
