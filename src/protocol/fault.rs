@@ -34,6 +34,19 @@ pub enum Fault {
     },
     /// An engine forgets everything (Redis).
     Flush(String),
+    /// An engine ends at once, loses its disk and starts again with an empty one.
+    Wipe(String),
+    /// An engine ends after a while, and starts again with the data of now (Redis).
+    Restore(String, Duration),
+    /// A server's wall clock is off for a while: it steps, and steps back.
+    Skew {
+        /// Whose clock.
+        server: String,
+        /// Ahead of the machine's, or behind where that is negative, in ms.
+        by_ms: i64,
+        /// For how long.
+        lasts: Duration,
+    },
 }
 
 impl Fault {
@@ -41,8 +54,12 @@ impl Fault {
     #[must_use]
     pub const fn lasts(&self) -> Duration {
         match self {
-            Self::Kill(_) | Self::Drain(_) | Self::Restart(_) | Self::Flush(_) => Duration::ZERO,
-            Self::Pause(_, lasts) | Self::Stop(_, lasts) | Self::Cut { lasts, .. } => *lasts,
+            Self::Kill(_) | Self::Drain(_) | Self::Restart(_) | Self::Flush(_) | Self::Wipe(_) => Duration::ZERO,
+            Self::Pause(_, lasts)
+            | Self::Stop(_, lasts)
+            | Self::Restore(_, lasts)
+            | Self::Cut { lasts, .. }
+            | Self::Skew { lasts, .. } => *lasts,
         }
     }
 
@@ -56,7 +73,10 @@ impl Fault {
             | Self::Pause(what, _)
             | Self::Stop(what, _)
             | Self::Flush(what)
-            | Self::Cut { server: what, .. } => what,
+            | Self::Wipe(what)
+            | Self::Restore(what, _)
+            | Self::Cut { server: what, .. }
+            | Self::Skew { server: what, .. } => what,
         }
     }
 }
@@ -72,6 +92,12 @@ impl fmt::Display for Fault {
             Self::Pause(what, lasts) => write!(f, "pause {what} {}", time(lasts)),
             Self::Stop(what, lasts) => write!(f, "stop {what} {}", time(lasts)),
             Self::Cut { server, engine, lasts } => write!(f, "cut {server} from {engine} {}", time(lasts)),
+            Self::Wipe(what) => write!(f, "wipe {what}"),
+            Self::Restore(what, lasts) => write!(f, "restore {what} {}", time(lasts)),
+            Self::Skew { server, by_ms, lasts } => {
+                let (sign, by) = (if *by_ms < 0 { '-' } else { '+' }, Duration::from_millis(by_ms.unsigned_abs()));
+                write!(f, "skew {server} {sign}{} {}", time(&by).to_string().replace(' ', ""), time(lasts))
+            }
         }
     }
 }
@@ -93,6 +119,16 @@ impl FromStr for Fault {
             ["drain", what] => Self::Drain(what.to_owned()),
             ["restart", what] => Self::Restart(what.to_owned()),
             ["flush", what] => Self::Flush(what.to_owned()),
+            ["wipe", what] => Self::Wipe(what.to_owned()),
+            ["restore", what, time] => Self::Restore(what.to_owned(), lasts(time)?),
+            ["skew", server, by, time] => {
+                let (sign, by) = match by.strip_prefix('-') {
+                    Some(by) => (-1, by),
+                    None => (1, by.strip_prefix('+').unwrap_or(by)),
+                };
+                let by_ms = sign * i64::try_from(lasts(by)?.as_millis()).expect("an hour fits");
+                Self::Skew { server: server.to_owned(), by_ms, lasts: lasts(time)? }
+            }
             ["pause", what, time] => Self::Pause(what.to_owned(), lasts(time)?),
             ["stop", what, time] => Self::Stop(what.to_owned(), lasts(time)?),
             ["cut", server, "from", engine, time] => {
@@ -101,7 +137,8 @@ impl FromStr for Fault {
             _ => {
                 return Err(format!(
                     "unknown fault {text:?}: valid are \"kill chat-2\", \"drain chat-2\", \"restart redis\", \
-                     \"pause redis 10s\", \"stop kafka 20s\", \"cut chat-1 from redis 15s\", \"flush redis\""
+                     \"pause redis 10s\", \"stop kafka 20s\", \"cut chat-1 from redis 15s\", \"flush redis\", \
+                     \"restore redis 15s\", \"wipe kafka\", \"skew chat-1 -60s 20s\""
                 ));
             }
         })
@@ -126,14 +163,39 @@ mod tests {
 
     #[test]
     fn faults_are_read_as_they_are_written_and_others_are_refused_with_the_valid_ones() {
-        for text in ["kill chat-2", "restart cassandra", "pause redis 10s", "stop kafka 20s", "flush redis"] {
+        for text in [
+            "kill chat-2",
+            "restart cassandra",
+            "pause redis 10s",
+            "stop kafka 20s",
+            "flush redis",
+            "wipe kafka",
+            "restore redis 15s",
+        ] {
             assert_eq!(text.parse::<Fault>().expect(text).to_string(), text);
         }
         let cut: Fault = "cut chat-1 from redis 15s".parse().expect("valid");
         assert_eq!((cut.lasts(), cut.target()), (Duration::from_secs(15), "chat-1"));
-        for text in
-            ["kill", "explode chat-1", "pause redis", "pause redis soon", "stop kafka 0s", "cut chat-1 redis 1s"]
+        for (text, by_ms) in
+            [("skew chat-1 -90s 20s", -90_000), ("skew chat-1 +1m 20s", 60_000), ("skew chat-1 1m 20s", 60_000)]
         {
+            let skew: Fault = text.parse().expect(text);
+            assert!(matches!(skew, Fault::Skew { by_ms: read, .. } if read == by_ms), "{text}");
+            assert_eq!(skew.to_string().parse::<Fault>().expect("reads what it writes"), skew);
+        }
+        for text in [
+            "kill",
+            "skew chat-1 20s",
+            "skew chat-1 --1s 20s",
+            "skew chat-1 0s 20s",
+            "wipe",
+            "restore redis",
+            "explode chat-1",
+            "pause redis",
+            "pause redis soon",
+            "stop kafka 0s",
+            "cut chat-1 redis 1s",
+        ] {
             assert!(text.parse::<Fault>().is_err(), "{text}");
         }
         assert!("explode chat-1".parse::<Fault>().expect_err("unknown").contains("kill chat-2"));

@@ -1,9 +1,21 @@
 //! The only place that reads clocks.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, Timespec};
+
+/// How far this process's wall clock is off, in µs: 0 but in a server that is told so by a fault.
+static SKEW_US: AtomicI64 = AtomicI64::new(0);
+
+/// How a line on a supervised server's standard input begins that sets its skew; the rest are ms.
+pub const SKEW_PREFIX: &str = "skew_ms ";
+
+/// Has the wall clock be off by so much from now on, ahead or behind: what a machine's clock does when it is set.
+pub fn skew(by_ms: i64) {
+    SKEW_US.store(by_ms.saturating_mul(1_000), Ordering::Relaxed);
+}
 
 /// Milliseconds since 1970 on the wall clock.
 #[must_use]
@@ -15,7 +27,9 @@ pub fn unix_ms() -> u64 {
 #[must_use]
 #[expect(clippy::disallowed_methods, reason = "this module is the wrapper")]
 pub fn unix_us() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX))
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let us = since.map_or(0, |d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX));
+    us.saturating_add_signed(SKEW_US.load(Ordering::Relaxed))
 }
 
 /// Microseconds on the monotonic clock since this process first asked. Never goes back.

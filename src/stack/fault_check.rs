@@ -41,7 +41,14 @@ pub fn in_process(fault: &Fault, servers: &[String]) -> Result<(), String> {
         }
         Fault::Drain(name) => not_the_last(name, servers),
         Fault::Kill(_) => Ok(()),
-        Fault::Restart(_) | Fault::Pause(..) | Fault::Stop(..) | Fault::Cut { .. } | Fault::Flush(_) => {
+        Fault::Restart(_)
+        | Fault::Pause(..)
+        | Fault::Stop(..)
+        | Fault::Cut { .. }
+        | Fault::Flush(_)
+        | Fault::Wipe(_)
+        | Fault::Restore(..)
+        | Fault::Skew { .. } => {
             Err("a stack in one process knows only kill and drain: set stack.engines to real".to_owned())
         }
     }
@@ -61,8 +68,15 @@ pub fn of_processes(fault: &Fault, servers: &[String], engines: &[String]) -> Re
     match fault {
         Fault::Drain(_) if !is_server => Err(format!("{name} is an engine: restart or stop it")),
         Fault::Drain(_) => not_the_last(fault.target(), servers),
-        Fault::Flush(_) if is_server => Err(format!("{name} keeps nothing: stop it")),
+        Fault::Flush(_) | Fault::Wipe(_) | Fault::Restore(..) if is_server => {
+            Err(format!("{name} keeps nothing: stop it"))
+        }
         Fault::Flush(_) if name != "redis" => Err(format!("{name} can't be flushed, only redis can")),
+        Fault::Restore(..) if name != "redis" => Err(format!("{name} can't be restored, only redis can")),
+        Fault::Wipe(_) if name != "redis" && name != "kafka" => {
+            Err(format!("{name} can't be wiped, only redis and kafka can: what others hold is nowhere else"))
+        }
+        Fault::Skew { .. } if !is_server => Err(format!("{name} is no server: only the clock of one can be off")),
         Fault::Cut { .. } if !is_server => Err(format!("{name} is no server: cut a server from it")),
         Fault::Cut { server, engine, .. } if !engines.iter().any(|kind| kind == engine_name(engine)) => {
             Err(format!("{server} has no way to {engine}: valid are {}", engines.join(", ")))
@@ -111,7 +125,14 @@ mod tests {
             let refused = check(&config, fault).expect_err(fault);
             assert!(refused.contains("there is no server chat-") && refused.contains("chat-3"), "{refused}");
         }
-        for fault in ["pause redis 10s", "restart chat-1", "cut chat-1 from redis 5s", "flush redis"] {
+        for fault in [
+            "pause redis 10s",
+            "restart chat-1",
+            "cut chat-1 from redis 5s",
+            "flush redis",
+            "wipe kafka",
+            "skew chat-1 60s 5s",
+        ] {
             assert!(check(&config, fault).expect_err(fault).contains("set stack.engines to real"), "{fault}");
         }
     }
@@ -119,7 +140,16 @@ mod tests {
     #[test]
     fn a_stack_of_processes_does_what_fits_servers_and_engines() {
         let config = Profile::Engines.config();
-        for fault in ["kill chat-1", "pause redis 10s", "stop kafka 5s", "flush redis", "cut chat-1 from redis 5s"] {
+        for fault in [
+            "kill chat-1",
+            "pause redis 10s",
+            "stop kafka 5s",
+            "flush redis",
+            "cut chat-1 from redis 5s",
+            "wipe kafka",
+            "restore redis 5s",
+            "skew chat-1 -60s 5s",
+        ] {
             assert_eq!(check(&config, fault), Ok(()), "{fault}");
         }
         for (fault, problem) in [
@@ -128,6 +158,10 @@ mod tests {
             ("drain redis", "redis is an engine"),
             ("flush chat-1", "chat-1 keeps nothing"),
             ("flush kafka", "kafka can't be flushed"),
+            ("wipe postgres", "only redis and kafka can"),
+            ("wipe chat-1", "chat-1 keeps nothing"),
+            ("restore kafka 5s", "only redis can"),
+            ("skew redis 60s 5s", "redis is no server"),
             ("cut redis from kafka 5s", "redis is no server"),
             ("cut chat-1 from memcached 5s", "chat-1 has no way to memcached"),
         ] {

@@ -52,6 +52,21 @@ impl LocalEngines {
         self.run("stop", engine).await.map(|_| ())
     }
 
+    /// Removes the data of an engine that does not run.
+    pub(super) async fn wipe(&self, engine: &str) -> Result<(), String> {
+        self.run("wipe", engine).await.map(|_| ())
+    }
+
+    /// Keeps a copy of an engine's data as they are now.
+    pub(super) async fn save(&self, engine: &str) -> Result<(), String> {
+        self.run("save", engine).await.map(|_| ())
+    }
+
+    /// Gives an engine that does not run the data of that copy.
+    pub(super) async fn restore(&self, engine: &str) -> Result<(), String> {
+        self.run("restore", engine).await.map(|_| ())
+    }
+
     /// Sends a signal to every process of an engine.
     pub(super) async fn tell(&self, engine: &str, what: Tell) -> Result<(), String> {
         for pid in process::family(self.pid(engine).await?) {

@@ -69,6 +69,12 @@ impl Supervisor {
                 server.release();
                 Ok(())
             }
+            (Target::Server(server), Fault::Skew { by_ms, lasts, .. }) => {
+                server.skew(by_ms);
+                self.last(lasts).await;
+                server.skew(0);
+                Ok(())
+            }
             (Target::Server(_), Fault::Cut { server, engine, lasts }) => {
                 let relay = self.relay(&server, &engine)?;
                 relay.set_cut(true);
@@ -88,7 +94,23 @@ impl Supervisor {
                 local.tell(&engine, Tell::GoOn).await
             }
             (Target::Engine(..), Fault::Flush(_)) => self.flush_redis().await,
-            (Target::Server(_), Fault::Flush(_)) | (Target::Engine(..), Fault::Drain(_) | Fault::Cut { .. }) => {
+            (Target::Engine(engine, local), Fault::Wipe(_)) => {
+                local.kill(&engine).await?;
+                let wiped = local.wipe(&engine).await;
+                // Whatever came of that: nothing that was taken down stays so.
+                start(&engine, &local).await?;
+                wiped
+            }
+            (Target::Engine(engine, local), Fault::Restore(_, lasts)) => {
+                local.save(&engine).await?;
+                self.last(lasts).await;
+                local.kill(&engine).await?;
+                let restored = local.restore(&engine).await;
+                start(&engine, &local).await?;
+                restored
+            }
+            (Target::Server(_), Fault::Flush(_) | Fault::Wipe(_) | Fault::Restore(..))
+            | (Target::Engine(..), Fault::Drain(_) | Fault::Cut { .. } | Fault::Skew { .. }) => {
                 Err("this can't be done".to_owned())
             }
         }

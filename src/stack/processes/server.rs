@@ -9,8 +9,8 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::watch;
 
 use super::status::Phase;
@@ -80,6 +80,8 @@ pub(super) struct Server {
     files: Files,
     config: Config,
     wish: watch::Sender<Wish>,
+    /// How far its wall clock is to be off, in ms.
+    skew_ms: watch::Sender<i64>,
     state: watch::Sender<State>,
 }
 
@@ -107,6 +109,7 @@ impl Server {
             files,
             config,
             wish: watch::Sender::new(Wish::Run(0)),
+            skew_ms: watch::Sender::new(0),
             state: watch::Sender::new(state),
         }
     }
@@ -170,7 +173,7 @@ impl Server {
         });
     }
 
-    /// One life of the process. Inputs: its ready line, its end, a change of the wish.
+    /// One life of the process.
     async fn live(&self, wish: &mut watch::Receiver<Wish>) -> Ended {
         self.enter(Phase::Starting);
         let mut child = match self.spawn() {
@@ -181,7 +184,30 @@ impl Server {
         };
         self.state.send_modify(|state| state.pid = child.id());
         // Held open for as long as it lives: its end tells the server that its supervisor is gone.
-        let _input = child.stdin.take();
+        let input = child.stdin.take();
+        tokio::select! {
+            ended = self.live_on(child, wish) => ended,
+            () = self.tell_the_time(input) => unreachable!("it never ends"),
+        }
+    }
+
+    /// Tells a process how far its clock is to be off, at its start and whenever that changes; for ever.
+    async fn tell_the_time(&self, mut input: Option<ChildStdin>) {
+        let mut skew_ms = self.skew_ms.subscribe();
+        loop {
+            let line = format!("{}{}\n", clock::SKEW_PREFIX, *skew_ms.borrow_and_update());
+            if let Some(input) = &mut input {
+                // One that does not hear it is about to end.
+                let _ = input.write_all(line.as_bytes()).await;
+            }
+            if skew_ms.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Inputs: its ready line, its end, a change of the wish.
+    async fn live_on(&self, mut child: Child, wish: &mut watch::Receiver<Wish>) -> Ended {
         let mut lines = child.stdout.take().map(|out| BufReader::new(out).lines());
         let ready = async {
             match &mut lines {
@@ -320,6 +346,11 @@ impl Server {
         }
         let how = self.state().last_exit.unwrap_or_else(|| "no word from it".to_owned());
         Err(format!("{} does not serve after {} s: {how}; see {}", self.name, limit.as_secs(), self.log().display()))
+    }
+
+    /// Has its wall clock be off by so much, ahead or behind, until told otherwise.
+    pub(super) fn skew(&self, by_ms: i64) {
+        self.skew_ms.send_replace(by_ms);
     }
 
     /// Ends it at once; it stays down until [`Server::release`].

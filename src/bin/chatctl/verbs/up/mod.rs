@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use chatctl::backends::registry::Role;
 use chatctl::run::Error;
 use chatctl::run::signals::Signals;
-use chatctl::runtime::machine;
+use chatctl::runtime::{clock, machine};
 use chatctl::stack::profile::Profile;
 use chatctl::stack::{Config, Stack};
 
@@ -178,12 +178,16 @@ impl Stops {
         Ok(Self { signals: Signals::open()?, orphaned: None })
     }
 
-    /// Counts the end of standard input as a stop. A thread of its own reads, since such a read can't be given up.
+    /// Counts the end of standard input as a stop, and sets the clock as its lines say. A thread of its own reads, since such a read can't be given up.
     fn end_with_standard_input(&mut self) {
         let (orphaned, when_orphaned) = tokio::sync::oneshot::channel();
         std::thread::spawn(move || {
             // An error is an end as well.
-            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+            for line in std::io::stdin().lines().map_while(Result::ok) {
+                if let Some(by_ms) = line.strip_prefix(clock::SKEW_PREFIX).and_then(|by_ms| by_ms.parse().ok()) {
+                    clock::skew(by_ms);
+                }
+            }
             // Nobody waits when the process is stopping already.
             let _ = orphaned.send(());
         });
