@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::header::{ACCEPT, CONTENT_TYPE};
+use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
 use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -62,12 +62,24 @@ impl JsonHttp {
         path: &str,
         body: Option<&Value>,
     ) -> Result<(StatusCode, Bytes), NoAnswer> {
+        self.request_as(None, method, path, body).await
+    }
+
+    /// The same with what the header `Authorization` is to say.
+    pub(super) async fn request_as(
+        &self,
+        authorization: Option<&str>,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<(StatusCode, Bytes), NoAnswer> {
         let body = body.map(|body| Bytes::from(body.to_string()));
         let exchange = async {
             let mut tries = self.bases.len();
             loop {
                 let at = self.current.load(Ordering::Relaxed) % self.bases.len();
-                let answer = self.once(method.clone(), &format!("{}{path}", self.bases[at]), body.clone()).await;
+                let answer =
+                    self.once(authorization, method.clone(), &format!("{}{path}", self.bases[at]), body.clone()).await;
                 tries -= 1;
                 match answer {
                     Err(NoAnswer { may_have_arrived: false, .. }) if tries > 0 => self.leave(at),
@@ -87,11 +99,20 @@ impl JsonHttp {
         let _ = self.current.compare_exchange(host, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    async fn once(&self, method: Method, uri: &str, body: Option<Bytes>) -> Result<(StatusCode, Bytes), NoAnswer> {
+    async fn once(
+        &self,
+        authorization: Option<&str>,
+        method: Method,
+        uri: &str,
+        body: Option<Bytes>,
+    ) -> Result<(StatusCode, Bytes), NoAnswer> {
         let failed = |may_have_arrived, text: String| NoAnswer { text, may_have_arrived, timed_out: false };
         let mut request = Request::builder().method(method).uri(uri).header(ACCEPT, JSON);
         if body.is_some() {
             request = request.header(CONTENT_TYPE, JSON);
+        }
+        if let Some(authorization) = authorization {
+            request = request.header(AUTHORIZATION, authorization);
         }
         let request = request.body(Full::new(body.unwrap_or_default())).map_err(|e| failed(false, e.to_string()))?;
         let answer = self.client.request(request).await.map_err(|e| failed(!e.is_connect(), error_chain(&e)))?;

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use hyper::Method;
+use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use super::{ENTRY_TTL, Registry, Role, ServerEntry};
@@ -33,12 +33,22 @@ pub struct EtcdRegistry {
 
 struct Inner {
     http: JsonHttp,
+    /// Of a cluster with authentication.
+    account: Option<Account>,
     /// Before each key.
     prefix: String,
     /// The lease of each server that this process announces.
     leases: Mutex<HashMap<ServerName, i64>>,
     /// Product and version, as of the opening.
     version: String,
+}
+
+/// A name, a password, and the token that they were exchanged for.
+struct Account {
+    name: String,
+    password: String,
+    /// Written by the first call, and by one whose token is not good any more.
+    token: tokio::sync::Mutex<Option<String>>,
 }
 
 /// A stored entry and the revision of its last change.
@@ -48,7 +58,7 @@ struct Stored {
 }
 
 impl EtcdRegistry {
-    /// Opens the registry at an address such as `etcd://host:2379,host:2379/prefix`.
+    /// Opens the registry at an address such as `etcd://user:password@host:2379,host:2379/prefix`.
     ///
     /// # Errors
     /// Names the address and the fix.
@@ -57,16 +67,24 @@ impl EtcdRegistry {
         let rest = url.strip_prefix("etcd://").unwrap_or(url);
         let address = crate::backends::without_password(url);
         let refused = |kind, text: String| BackendError::not_applied(OPEN, kind, format!("{address}: {text}"));
+        // A secret may hold anything, slashes too.
+        let (account, rest) = rest.rsplit_once('@').map_or((None, rest), |(account, rest)| (Some(account), rest));
         let (hosts, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-        if hosts.contains('@') {
-            let text = "an address of etcd has no account: name hosts and ports only";
-            return Err(refused(ErrorKind::Rejected, text.to_owned()));
-        }
+        let account = match account.map(|account| account.split_once(':')) {
+            None => None,
+            Some(Some((name, password))) if !name.is_empty() => Some(Account {
+                name: name.to_owned(),
+                password: password.to_owned(),
+                token: tokio::sync::Mutex::default(),
+            }),
+            Some(_) => return Err(refused(ErrorKind::Rejected, "an account of etcd is USER:PASSWORD".to_owned())),
+        };
         let Some(http) = JsonHttp::new(hosts) else {
-            return Err(refused(ErrorKind::Rejected, "valid is etcd://HOST:PORT[,HOST:PORT…][/PREFIX]".to_owned()));
+            let valid = "valid is etcd://[USER:PASSWORD@]HOST:PORT[,HOST:PORT…][/PREFIX]";
+            return Err(refused(ErrorKind::Rejected, valid.to_owned()));
         };
         let prefix = format!("{}/{deployment}", if prefix.is_empty() { "chatctl" } else { prefix });
-        let mut inner = Inner { http, prefix, leases: Mutex::default(), version: String::new() };
+        let mut inner = Inner { http, account, prefix, leases: Mutex::default(), version: String::new() };
         let status = inner.call("maintenance/status", &json!({})).await;
         let status = status.map_err(|e| {
             refused(
@@ -76,6 +94,10 @@ impl EtcdRegistry {
         })?;
         let found = status["version"].as_str().unwrap_or_default();
         version::at_least("etcd", found, VERSION_MIN).map_err(|text| refused(ErrorKind::Rejected, text))?;
+        // Whether this account may use the prefix is seen here and not at the first server.
+        inner.find_all(Role::Chat).await.map_err(|e| {
+            refused(ErrorKind::Rejected, format!("{e}; has the account of the address, if any, a role for its prefix?"))
+        })?;
         inner.version = format!("etcd {found}");
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -92,15 +114,53 @@ fn integer(value: &Value) -> Option<i64> {
     value.as_i64().or_else(|| value.as_str()?.parse().ok())
 }
 
+/// The answer of the gateway.
+fn read(status: StatusCode, answer: &[u8]) -> Result<Value, String> {
+    if status.is_success() {
+        return serde_json::from_slice(answer).map_err(|e| format!("no JSON in the answer: {e}"));
+    }
+    let told = serde_json::from_slice::<Value>(answer).ok();
+    let message = told.as_ref().and_then(|told| told["message"].as_str()).map(str::to_owned);
+    Err(format!("{status}: {}", message.unwrap_or_else(|| String::from_utf8_lossy(answer).into_owned())))
+}
+
 impl Inner {
     /// One request to the gateway. The error says what happened; whether the request had its effect, the caller knows best.
     async fn call(&self, path: &str, body: &Value) -> Result<Value, String> {
-        let (status, answer) =
-            self.http.request(Method::POST, &format!("/v3/{path}"), Some(body)).await.map_err(|e| e.text)?;
-        if !status.is_success() {
-            return Err(format!("{status}: {}", String::from_utf8_lossy(&answer)));
+        let mut is_repeat = false;
+        loop {
+            let token = self.token().await?;
+            let path = format!("/v3/{path}");
+            let answer = self.http.request_as(token.as_deref(), Method::POST, &path, Some(body)).await;
+            let (status, answer) = answer.map_err(|e| e.text)?;
+            // A token lasts for minutes, and ends with the server that gave it out.
+            if let (StatusCode::UNAUTHORIZED, Some(token), false) = (status, &token, is_repeat) {
+                self.drop_token(token).await;
+                is_repeat = true;
+                continue;
+            }
+            return read(status, &answer);
         }
-        serde_json::from_slice(&answer).map_err(|e| format!("no JSON in the answer: {e}"))
+    }
+
+    /// What the account's name and password were exchanged for.
+    async fn token(&self) -> Result<Option<String>, String> {
+        let Some(account) = &self.account else { return Ok(None) };
+        let mut token = account.token.lock().await;
+        if token.is_none() {
+            let body = json!({"name": account.name, "password": account.password});
+            let answer = self.http.request(Method::POST, "/v3/auth/authenticate", Some(&body)).await;
+            let (status, answer) = answer.map_err(|e| e.text)?;
+            let answer = read(status, &answer)?;
+            *token = Some(answer["token"].as_str().ok_or("an answer without a token")?.to_owned());
+        }
+        Ok(token.clone())
+    }
+
+    /// Forgets a token, unless somebody has a new one already.
+    async fn drop_token(&self, used: &str) {
+        let Some(account) = &self.account else { return };
+        account.token.lock().await.take_if(|token| token == used);
     }
 
     fn key(&self, role: Role, name: &str) -> String {
@@ -136,6 +196,13 @@ impl Inner {
 
     async fn find(&self, role: Role, name: &ServerName) -> Result<Option<Stored>, String> {
         Ok(self.range(&json!({"key": self.key(role, name.as_str())})).await?.pop())
+    }
+
+    async fn find_all(&self, role: Role) -> Result<Vec<ServerEntry>, String> {
+        // Every key that begins with the role's folder: up to the character behind the slash.
+        let end = BASE64.encode(format!("/{}/servers/{role}0", self.prefix));
+        let stored = self.range(&json!({"key": self.key(role, ""), "range_end": end})).await?;
+        Ok(stored.into_iter().map(|stored| stored.entry).collect())
     }
 
     /// Does something to a key that has not changed since it was looked at; returns whether it had not.
@@ -192,11 +259,7 @@ impl Registry for EtcdRegistry {
     }
 
     async fn list(&self, role: Role) -> BackendResult<Vec<ServerEntry>> {
-        // Every key that begins with the role's folder: up to the character behind the slash.
-        let end = BASE64.encode(format!("/{}/servers/{role}0", self.inner.prefix));
-        let body = json!({"key": self.inner.key(role, ""), "range_end": end});
-        let stored = self.inner.range(&body).await.map_err(failed("registry.list"))?;
-        Ok(stored.into_iter().map(|stored| stored.entry).collect())
+        self.inner.find_all(role).await.map_err(failed("registry.list"))
     }
 }
 
@@ -215,4 +278,77 @@ mod tests {
     }
 
     registry_contract!(cluster(), ignore = "needs CHATCTL_TEST_ETCD");
+
+    /// A server of the test's own, with authentication.
+    struct Guarded {
+        _folder: tempfile::TempDir,
+        server: std::process::Child,
+        port: u16,
+    }
+
+    impl Guarded {
+        async fn start() -> Self {
+            let folder = tempfile::tempdir().expect("a folder");
+            let free = || std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+            let (clients, peers) = (free(), free());
+            let [port, peer_port] = [&clients, &peers].map(|port| port.local_addr().expect("bound").port());
+            drop((clients, peers));
+            let [url, peer_url] = [port, peer_port].map(|port| format!("http://127.0.0.1:{port}"));
+            let mut command = std::process::Command::new("etcd");
+            command.arg("--data-dir").arg(folder.path()).args(["--logger", "zap", "--log-level", "error"]);
+            command.args(["--listen-client-urls", &url, "--advertise-client-urls", &url]);
+            command.args(["--listen-peer-urls", &peer_url, "--initial-advertise-peer-urls", &peer_url]);
+            command.args(["--initial-cluster", &format!("default={peer_url}")]);
+            let place = Self { _folder: folder, server: command.spawn().expect("etcd is on the PATH"), port };
+            let http = JsonHttp::new(&format!("127.0.0.1:{port}")).expect("a host");
+            let call = async |path: &str, body: Value| http.request(Method::POST, path, Some(&body)).await.map(|a| a.0);
+            for _ in 0..200 {
+                if call("/v3/maintenance/status", json!({})).await.is_ok_and(|status| status.is_success()) {
+                    break;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+            let everything = json!({"permType": "READWRITE", "key": "AA==", "range_end": "AA=="});
+            for (path, body) in [
+                ("/v3/auth/role/add", json!({"name": "servers"})),
+                ("/v3/auth/role/grant", json!({"name": "servers", "perm": everything})),
+                ("/v3/auth/user/add", json!({"name": "us", "password": "se@cret/1"})),
+                ("/v3/auth/user/grant", json!({"user": "us", "role": "servers"})),
+                ("/v3/auth/user/add", json!({"name": "other", "password": "other"})),
+                ("/v3/auth/user/add", json!({"name": "root", "password": "root"})),
+                ("/v3/auth/user/grant", json!({"user": "root", "role": "root"})),
+                ("/v3/auth/enable", json!({})),
+            ] {
+                assert_eq!(call(path, body).await.expect(path), StatusCode::OK, "{path}");
+            }
+            place
+        }
+
+        async fn open(&self, account: &str) -> BackendResult<EtcdRegistry> {
+            EtcdRegistry::open(&format!("etcd://{account}127.0.0.1:{}/test", self.port), DeploymentId(7)).await
+        }
+    }
+
+    impl Drop for Guarded {
+        fn drop(&mut self) {
+            let _ = self.server.kill();
+            let _ = self.server.wait();
+        }
+    }
+
+    #[tokio::test]
+    #[ignore = "needs etcd on the PATH"]
+    async fn a_cluster_with_authentication_is_used_by_its_account_alone() {
+        let etcd = Guarded::start().await;
+        for account in ["", "us:wrong@", "nobody:x@", "other:other@"] {
+            let refused = etcd.open(account).await.map(|_| ()).expect_err(account).to_string();
+            assert!(!refused.contains("wrong"), "no password is told: {refused}");
+        }
+        let entry = crate::backends::registry::contract::promises::entry(1, 0);
+        let registry = etcd.open("us:se@cret/1@").await.expect("opens");
+        registry.announce(&entry).await.expect("announces");
+        // A token that is not good any more, as after the server's restart or some minutes.
+        *registry.inner.account.as_ref().expect("has one").token.lock().await = Some("stale".to_owned());
+        assert_eq!(registry.list(entry.role).await.expect("lists"), std::slice::from_ref(&entry));
+    }
 }
