@@ -7,6 +7,8 @@
 #[cfg(test)]
 pub(crate) mod contract;
 mod embedded;
+#[cfg(test)]
+mod failover;
 mod redis;
 
 use std::time::Duration;

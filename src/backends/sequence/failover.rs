@@ -1,0 +1,76 @@
+//! The counters in a Redis behind sentinels: the same promises, and what a failover leaves of them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::contract::sequence_contract;
+use super::{RedisSequence, Request, Reservation, Seed, Sequence};
+use crate::backends::contract::{Place, SentinelPlace};
+use crate::protocol::{ConversationId, MessageId, UserId};
+
+const TALK: ConversationId = ConversationId(1);
+
+async fn place(password: Option<&'static str>) -> SentinelPlace<dyn Sequence> {
+    SentinelPlace::<dyn Sequence>::new(password, |redis| Arc::new(RedisSequence::new(redis))).await
+}
+
+sequence_contract!(place(None).await, ignore = "needs redis-server");
+
+fn request() -> Request {
+    Request { conversation: TALK, sender: UserId(1), uuid: Uuid::new_v4(), digest: 5 }
+}
+
+async fn seeded(port: &dyn Sequence) {
+    assert!(port.begin_seed(TALK, 1).await.expect("claims"));
+    let seed = Seed { epoch: 1, settled: MessageId(0), block_end: 100, oldest: MessageId(1) };
+    assert!(port.seed(TALK, &seed).await.expect("seeds"));
+}
+
+/// The master is killed: the next calls find the replica that was promoted, and what it has copied counts as not there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs redis-server"]
+async fn a_master_that_is_killed_is_replaced_by_the_one_that_the_sentinels_promote() {
+    let place = place(None).await;
+    let port = place.open().await;
+    seeded(&*port).await;
+    let first = request();
+    let Reservation::Fresh(slot, _) = port.reserve(&first).await.expect("reserves") else { panic!("not fresh") };
+    assert!(port.commit(TALK, first.sender, first.uuid, slot.id).await.expect("commits"));
+    place.kill_master().await;
+    let mut answer = port.progress(TALK).await;
+    for _ in 0..300 {
+        if answer.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        answer = port.progress(TALK).await;
+    }
+    assert_eq!(answer.expect("the port works again"), None);
+    assert_eq!(port.reserve(&first).await.expect("answers"), Reservation::Unseeded);
+    assert_eq!(port.newest(&[TALK]).await.expect("reads"), [None]);
+    assert!(!port.commit(TALK, first.sender, first.uuid, slot.id).await.expect("answers"));
+    seeded(&*port).await;
+    assert!(matches!(port.reserve(&request()).await, Ok(Reservation::Fresh(..))));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs redis-server"]
+async fn a_silent_sentinel_is_passed_over_and_those_that_ask_for_a_password_get_it() {
+    let place = place(Some("secret")).await;
+    place.signal_sentinel(0, "STOP");
+    let redis = place.redis("chat").await.expect("opens");
+    assert!(redis.version().starts_with("Redis ") && redis.version().ends_with("(Sentinel)"), "{}", redis.version());
+    redis.probe("probe").await.expect("is taken");
+    place.signal_sentinel(1, "STOP");
+    place.redis("chat").await.expect("the last one is enough");
+    place.signal_sentinel(2, "STOP");
+    let error = place.redis("chat").await.err().expect("nobody answers").to_string();
+    assert!(error.contains("no answer in time") && !error.contains("secret"), "{error}");
+    for sentinel in 0..3 {
+        place.signal_sentinel(sentinel, "CONT");
+    }
+    let error = place.redis("talk").await.err().expect("no such master").to_string();
+    assert!(error.matches(r#"it knows no master "talk""#).count() == 3 && !error.contains("secret"), "{error}");
+}
