@@ -311,6 +311,14 @@ mod sentinels {
             format!("redis+sentinel://{account}{}/{master}/1", hosts.join(","))
         }
 
+        /// Adds a sentinel before the others, which calls a server the master that is none.
+        pub(crate) fn add_stale_sentinel(&self) {
+            const NOBODY: u16 = 1;
+            let [port] = free_ports();
+            let sentinel = start_sentinel(self.folder.path(), port, NOBODY, self.password);
+            self.sentinels.lock().expect("no panic while held").insert(0, (port, sentinel));
+        }
+
         /// The deployment, by the sentinels' address for a master of some name.
         pub(crate) async fn redis(&self, master: &str) -> BackendResult<Redis> {
             Redis::open(&self.url(master), DeploymentId(7)).await

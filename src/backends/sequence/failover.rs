@@ -7,7 +7,10 @@ use uuid::Uuid;
 
 use super::contract::sequence_contract;
 use super::{RedisSequence, Request, Reservation, Seed, Sequence};
-use crate::backends::contract::{Place, SentinelPlace};
+use crate::backends::contract::{Place, RedisPlace, SentinelPlace};
+use crate::backends::deployment::DeploymentId;
+use crate::backends::error::{Effect, ErrorKind};
+use crate::backends::redis::Connection;
 use crate::protocol::{ConversationId, MessageId, UserId};
 
 const TALK: ConversationId = ConversationId(1);
@@ -73,4 +76,39 @@ async fn a_silent_sentinel_is_passed_over_and_those_that_ask_for_a_password_get_
     }
     let error = place.redis("talk").await.err().expect("no such master").to_string();
     assert!(error.matches(r#"it knows no master "talk""#).count() == 3 && !error.contains("secret"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs redis-server"]
+async fn a_sentinel_that_names_a_server_that_is_gone_is_passed_over() {
+    let place = place(None).await;
+    place.add_stale_sentinel();
+    // The sentinel itself takes a moment to start.
+    for _ in 0..2 {
+        place.redis("chat").await.expect("opens").probe("probe").await.expect("is taken");
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// A master that its replicas have left: it may have been replaced, and is given up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs redis-server"]
+async fn a_master_that_misses_its_replicas_is_unavailable_and_does_nothing() {
+    let place = RedisPlace::<dyn Sequence>::new(|redis| Arc::new(RedisSequence::new(redis))).await;
+    let port = place.open().await;
+    seeded(&*port).await;
+    let redis = place.redis_of(DeploymentId(7)).await;
+    let mut connection = redis.connection("set").await.expect("connects");
+    let need = async |replicas: u32, connection: &mut Connection| {
+        let mut set = redis::cmd("CONFIG");
+        set.arg("SET").arg("min-replicas-to-write").arg(replicas);
+        set.query_async::<()>(&mut connection.commands).await.expect("is set");
+    };
+    need(1, &mut connection).await;
+    for error in [port.reserve(&request()).await.err(), port.probe().await.err(), redis.probe("probe").await.err()] {
+        let error = error.expect("refused");
+        assert_eq!((error.kind, error.effect), (ErrorKind::Unavailable, Effect::NotApplied), "{error}");
+    }
+    need(0, &mut connection).await;
+    assert!(matches!(port.reserve(&request()).await, Ok(Reservation::Fresh(slot, _)) if slot.id == MessageId(1)));
 }
