@@ -55,6 +55,7 @@ where
 
 pub(crate) use embedded::EmbeddedPlace;
 pub(crate) use redis::RedisPlace;
+pub(crate) use sentinels::SentinelPlace;
 
 mod embedded {
     use std::sync::{Arc, Mutex};
@@ -120,10 +121,8 @@ mod redis {
     impl<P: ?Sized> RedisPlace<P> {
         pub(crate) async fn new(make: impl Fn(Redis) -> Arc<P> + Send + Sync + 'static) -> Self {
             let folder = tempfile::tempdir().expect("a temporary folder");
-            let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
-            let port = free.local_addr().expect("bound").port();
-            drop(free);
-            let server = Mutex::new(start(folder.path(), port));
+            let [port] = free_ports();
+            let server = Mutex::new(start(folder.path(), port, &[]));
             let place = Self { folder, port, server, make: Box::new(make) };
             place.wait().await;
             place
@@ -195,11 +194,18 @@ mod redis {
         }
     }
 
-    fn start(folder: &std::path::Path, port: u16) -> Child {
-        // Stock settings, but for the folder, the port and no wait before a copy begins.
+    /// Ports that nobody listens on.
+    pub(super) fn free_ports<const COUNT: usize>() -> [u16; COUNT] {
+        let bound = [(); COUNT].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
+        bound.map(|listener| listener.local_addr().expect("bound").port())
+    }
+
+    /// Starts a server with stock settings, but for the folder, the port, no wait before a copy begins, and `more`.
+    pub(super) fn start(folder: &std::path::Path, port: u16, more: &[&str]) -> Child {
         Command::new("redis-server")
             .args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--repl-diskless-sync-delay", "0", "--dir"])
             .arg(folder)
+            .args(more)
             .stdout(Stdio::null())
             .spawn()
             .expect("redis-server is on the PATH: `scripts/engines install redis`")
@@ -219,8 +225,229 @@ mod redis {
 
         async fn restart(&self) {
             self.kill();
-            *self.server.lock().expect("no panic while held") = start(self.folder.path(), self.port);
+            *self.server.lock().expect("no panic while held") = start(self.folder.path(), self.port, &[]);
             self.wait().await;
+        }
+    }
+}
+
+mod sentinels {
+    use std::fmt::Write;
+    use std::path::Path;
+    use std::process::{Child, Command, Stdio};
+    use std::sync::{Arc, Mutex};
+    use std::time::Duration;
+
+    use super::Place;
+    use super::redis::{free_ports, start};
+    use crate::backends::BackendResult;
+    use crate::backends::deployment::DeploymentId;
+    use crate::backends::redis::Redis;
+
+    type Open<P> = Box<dyn Fn(Redis) -> Arc<P> + Send + Sync>;
+
+    /// Port and process of each server or sentinel.
+    type Processes = Mutex<Vec<(u16, Child)>>;
+
+    /// A master, two replicas and three sentinels of the test's own. A restart kills the master, waits until a replica is in its
+    /// place, and starts it again.
+    pub(crate) struct SentinelPlace<P: ?Sized> {
+        folder: tempfile::TempDir,
+        /// Of servers and sentinels.
+        password: Option<&'static str>,
+        servers: Processes,
+        sentinels: Processes,
+        make: Open<P>,
+    }
+
+    impl<P: ?Sized> SentinelPlace<P> {
+        pub(crate) async fn new(
+            password: Option<&'static str>,
+            make: impl Fn(Redis) -> Arc<P> + Send + Sync + 'static,
+        ) -> Self {
+            let folder = tempfile::tempdir().expect("a temporary folder");
+            let (servers, sentinels) = (Processes::default(), Processes::default());
+            let place = Self { folder, password, servers, sentinels, make: Box::new(make) };
+            let ports: [u16; 6] = free_ports();
+            for port in &ports[..3] {
+                place.start_server(*port, ports[0]);
+            }
+            for port in &ports[..3] {
+                let role = if *port == ports[0] { "connected_slaves:2" } else { "master_link_status:up" };
+                place.wait_for("INFO replication", *port, |info| info.contains(role)).await;
+            }
+            for port in &ports[3..] {
+                let sentinel = start_sentinel(place.folder.path(), *port, ports[0], password);
+                place.sentinels.lock().expect("no panic while held").push((*port, sentinel));
+            }
+            for port in &ports[3..] {
+                place
+                    .wait_for("SENTINEL MASTERS", *port, |answer| answer.contains("num-slaves=2 num-other-sentinels=2"))
+                    .await;
+            }
+            place
+        }
+
+        fn start_server(&self, port: u16, master: u16) {
+            let folder = self.folder.path().join(port.to_string());
+            std::fs::create_dir_all(&folder).expect("a folder");
+            let leader = format!("127.0.0.1 {master}");
+            let mut more = Vec::new();
+            if port != master {
+                more.extend(["--replicaof", leader.as_str()]);
+            }
+            if let Some(password) = self.password {
+                more.extend(["--requirepass", password, "--masterauth", password]);
+            }
+            let server = start(&folder, port, &more);
+            self.servers.lock().expect("no panic while held").push((port, server));
+        }
+
+        /// The address of the sentinels, for a master of some name.
+        pub(crate) fn url(&self, master: &str) -> String {
+            let account = self.password.map_or_else(String::new, |password| format!(":{password}@"));
+            let sentinels = self.sentinels.lock().expect("no panic while held");
+            let hosts: Vec<String> = sentinels.iter().map(|(port, _)| format!("127.0.0.1:{port}")).collect();
+            format!("redis+sentinel://{account}{}/{master}/1", hosts.join(","))
+        }
+
+        /// Adds a sentinel before the others, which calls a server the master that is none.
+        pub(crate) fn add_stale_sentinel(&self) {
+            const NOBODY: u16 = 1;
+            let [port] = free_ports();
+            let sentinel = start_sentinel(self.folder.path(), port, NOBODY, self.password);
+            self.sentinels.lock().expect("no panic while held").insert(0, (port, sentinel));
+        }
+
+        /// The deployment, by the sentinels' address for a master of some name.
+        pub(crate) async fn redis(&self, master: &str) -> BackendResult<Redis> {
+            Redis::open(&self.url(master), DeploymentId(7)).await
+        }
+
+        /// Kills the master.
+        pub(crate) async fn kill_master(&self) -> u16 {
+            let master = self.master().await;
+            let mut servers = self.servers.lock().expect("no panic while held");
+            let at = servers.iter().position(|(port, _)| *port == master).expect("it is ours");
+            end(&mut servers.remove(at).1);
+            master
+        }
+
+        /// Sends the process of a sentinel a signal.
+        pub(crate) fn signal_sentinel(&self, index: usize, name: &str) {
+            let id = self.sentinels.lock().expect("no panic while held")[index].1.id().to_string();
+            let sent = Command::new("kill").args(["-s", name, &id]).status().expect("kill is on the PATH");
+            assert!(sent.success());
+        }
+
+        /// The master's port, as the last sentinel says.
+        async fn master(&self) -> u16 {
+            let sentinel = self.sentinels.lock().expect("no panic while held").last().expect("there are three").0;
+            let answer = self.ask("SENTINEL GET-MASTER-ADDR-BY-NAME chat", sentinel).await.expect("it answers");
+            answer
+                .trim()
+                .rsplit('=')
+                .next()
+                .and_then(|port| port.parse().ok())
+                .unwrap_or_else(|| panic!("no port: {answer}"))
+        }
+
+        /// The answer to a command: a text, or `name=value` for each pair of a list.
+        async fn ask(&self, command: &str, port: u16) -> redis::RedisResult<String> {
+            let account = self.password.map_or_else(String::new, |password| format!(":{password}@"));
+            let client = redis::Client::open(format!("redis://{account}127.0.0.1:{port}/"))?;
+            let mut connection = client.get_multiplexed_async_connection().await?;
+            let mut words = command.split(' ');
+            let mut ask = redis::cmd(words.next().unwrap_or_default());
+            for word in words {
+                ask.arg(word);
+            }
+            let answer: redis::Value = ask.query_async(&mut connection).await?;
+            let mut text = String::new();
+            flatten(&answer, &mut text);
+            Ok(text)
+        }
+
+        async fn wait_for(&self, command: &str, port: u16, is_so: impl Fn(&str) -> bool) {
+            let mut last = Ok(String::new());
+            for _ in 0..800 {
+                last = self.ask(command, port).await;
+                if last.as_deref().is_ok_and(&is_so) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            panic!("port {port}, {command}: {last:?}");
+        }
+    }
+
+    /// Texts as they are, lists as pairs of name and value.
+    fn flatten(value: &redis::Value, text: &mut String) {
+        match value {
+            redis::Value::Array(values) if values.iter().all(|value| matches!(value, redis::Value::BulkString(_))) => {
+                for pair in values.chunks(2) {
+                    let words: Vec<String> =
+                        pair.iter().map(|v| redis::from_redis_value_ref(v).unwrap_or_default()).collect();
+                    write!(text, "{} ", words.join("=")).expect("into memory");
+                }
+            }
+            redis::Value::Array(values) => values.iter().for_each(|value| flatten(value, text)),
+            value => text.push_str(&redis::from_redis_value_ref::<String>(value).unwrap_or_default()),
+        }
+    }
+
+    fn start_sentinel(folder: &Path, port: u16, master: u16, password: Option<&str>) -> Child {
+        let mut text = format!(
+            "bind 127.0.0.1\nport {port}\ndir {}\nsentinel monitor chat 127.0.0.1 {master} 2\n\
+             sentinel down-after-milliseconds chat 1000\nsentinel failover-timeout chat 5000\n",
+            folder.display()
+        );
+        if let Some(password) = password {
+            write!(
+                text,
+                "requirepass {password}\nsentinel sentinel-pass {password}\nsentinel auth-pass chat {password}\n"
+            )
+            .expect("into memory");
+        }
+        let file = folder.join(format!("sentinel-{port}.conf"));
+        std::fs::write(&file, text).expect("written");
+        let mut command = Command::new("redis-server");
+        command.arg(file).arg("--sentinel").stdout(Stdio::null()).spawn().expect("redis-server is on the PATH")
+    }
+
+    fn end(process: &mut Child) {
+        process.kill().expect("it is ours");
+        process.wait().expect("it ended");
+    }
+
+    impl<P: ?Sized> Drop for SentinelPlace<P> {
+        fn drop(&mut self) {
+            for processes in [&self.sentinels, &self.servers] {
+                processes.lock().expect("no panic while held").iter_mut().for_each(|(_, process)| end(process));
+            }
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl<P: ?Sized + Send + Sync> Place<P> for SentinelPlace<P> {
+        async fn open(&self) -> Arc<P> {
+            (self.make)(self.redis("chat").await.expect("opens"))
+        }
+
+        async fn restart(&self) {
+            let old = self.kill_master().await;
+            let mut new = old;
+            for _ in 0..400 {
+                new = self.master().await;
+                if new != old {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            assert_ne!(new, old, "no replica was promoted");
+            self.wait_for("INFO replication", new, |info| info.contains("role:master")).await;
+            // It comes back as a master, with the data that it had, until the sentinels see it.
+            self.start_server(old, old);
         }
     }
 }

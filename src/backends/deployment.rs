@@ -12,7 +12,7 @@ use super::error::{BackendError, BackendResult, ErrorKind};
 use super::messages::Messages;
 
 /// Mark of the message store that holds the deployment's id.
-const DEPLOYMENT: &str = "deployment";
+pub(super) const DEPLOYMENT: &str = "deployment";
 
 /// Mark of the message store that names the directory whose conversations it holds.
 const DIRECTORY: &str = "directory";

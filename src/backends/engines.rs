@@ -37,8 +37,15 @@ impl Engine {
             "postgresql" => "postgres",
             "mysql" => "mariadb",
             "s3+http" => "s3",
+            "redis+sentinel" => "redis",
             scheme => scheme,
         })
+    }
+
+    /// Whether the servers at the address only tell where the engine is.
+    #[must_use]
+    pub fn is_by_sentinels(&self) -> bool {
+        self.address().is_some_and(|address| address.starts_with("redis+sentinel:"))
     }
 
     /// Where an address says `host:port,host:port`: from the scheme or the account up to the path.
@@ -123,11 +130,11 @@ pub struct Engines {
     pub log: Engine,
     /// Stored conversations: `cassandra://` or `hbase://`.
     pub messages: Engine,
-    /// Ids and repeats: `redis://`.
+    /// Ids and repeats: `redis://`, or `redis+sentinel://` where sentinels name the master.
     pub sequence: Engine,
-    /// Live connections: `redis://`.
+    /// Live connections: the same.
     pub sessions: Engine,
-    /// Last beats: `redis://`.
+    /// Last beats: the same.
     pub presence: Engine,
     /// Live servers: `zookeeper://` or `etcd://`.
     pub registry: Engine,
@@ -155,9 +162,9 @@ impl Engines {
         [
             ("log", &self.log, &["kafka"]),
             ("messages", &self.messages, &["cassandra", "hbase"]),
-            ("sequence", &self.sequence, &["redis"]),
-            ("sessions", &self.sessions, &["redis"]),
-            ("presence", &self.presence, &["redis"]),
+            ("sequence", &self.sequence, &["redis", "redis+sentinel"]),
+            ("sessions", &self.sessions, &["redis", "redis+sentinel"]),
+            ("presence", &self.presence, &["redis", "redis+sentinel"]),
             ("registry", &self.registry, &["zookeeper", "etcd"]),
             ("directory", &self.directory, &["postgres", "postgresql", "mysql", "mariadb"]),
             ("media", &self.media, &["s3", "s3+http"]),
@@ -217,6 +224,10 @@ mod tests {
         let kafka = engine("kafka://a:1,b:2");
         assert_eq!((kafka.hosts(), kafka.kind()), (vec!["a:1".to_owned(), "b:2".to_owned()], Some("kafka")));
         assert_eq!(kafka.with_host("h:1").address(), Some("kafka://h:1"));
+        let redis = engine("redis+sentinel://u:p@ss@a:1,b:2/chat/0");
+        assert_eq!((redis.hosts(), redis.kind()), (vec!["a:1".to_owned(), "b:2".to_owned()], Some("redis")));
+        assert_eq!(redis.to_string(), "redis+sentinel://a:1,b:2/chat/0");
+        assert!(redis.is_by_sentinels() && !sql.is_by_sentinels());
         assert_eq!(Engine::Embedded.with_host("h:1"), Engine::Embedded);
     }
 

@@ -18,6 +18,7 @@ pub mod presence;
 pub mod push;
 pub mod redis;
 pub mod registry;
+mod sentinels;
 pub mod sequence;
 pub mod sessions;
 pub mod soft;

@@ -1,5 +1,7 @@
 //! One Redis, as the ports that live there share it: connecting, checking, and what an error means.
 //!
+//! It is the server at an address, or the one that [`Sentinels`] call the master when a connection is made.
+//!
 //! A connection carries every caller's commands at once. It is made on the first call and again after it broke, and each
 //! time the server says which life its data has: the replication id, which is another one after each start and each promotion
 //! (and now and then without either, as when the first replica comes), and of which a replica has its master's. Data of another
@@ -12,11 +14,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, RedisError};
+use redis::{AsyncConnectionConfig, Client, ConnectionAddr, RedisError};
 use tokio::sync::Mutex;
 
 use super::deployment::DeploymentId;
 use super::error::{BackendError, BackendResult, ErrorKind};
+use super::sentinels::Sentinels;
 use super::{version, without_password};
 
 /// Life of what a probe writes.
@@ -47,7 +50,7 @@ pub struct Redis {
 }
 
 struct Inner {
-    client: Client,
+    server: Server,
     /// Without a password, for messages.
     address: String,
     /// Whose keys are seen.
@@ -58,6 +61,13 @@ struct Inner {
     connection: Mutex<Option<Connection>>,
     /// Connections that were made.
     connections: AtomicU64,
+}
+
+/// Where the server is.
+enum Server {
+    At(Client),
+    /// Where sentinels say.
+    MasterOf(Sentinels),
 }
 
 /// A connection, and the life of the data that it leads to.
@@ -79,11 +89,11 @@ impl Redis {
     pub async fn open(url: &str, deployment: DeploymentId) -> BackendResult<Self> {
         const OPERATION: &str = "open redis";
         let rejected = |text: String| BackendError::not_applied(OPERATION, ErrorKind::Rejected, text);
-        let client = Client::open(url).map_err(|e| rejected(format!("{}: {e}", without_password(url))))?;
         let address = without_password(url);
+        let server = Server::parse(url).map_err(|problem| rejected(format!("{address}: {problem}")))?;
         let redis = Self {
             inner: Arc::new(Inner {
-                client,
+                server,
                 address,
                 deployment,
                 version: std::sync::OnceLock::new(),
@@ -96,18 +106,14 @@ impl Redis {
             let fix = "is Redis listening there, and are name and password right?";
             BackendError { source: Some(format!("{text}; {fix}").into()), ..error }
         })?;
-        let info: String =
-            redis::cmd("INFO").query_async(&mut connection.commands).await.map_err(|e| failed(OPERATION, e))?;
-        let address = &redis.inner.address;
+        let info = all_info(&mut connection.commands).await.map_err(|e| failed(OPERATION, e))?;
+        check(&info).map_err(|problem| rejected(format!("{}: {problem}", redis.inner.address)))?;
         let version = field(&info, "redis_version").unwrap_or_default();
-        version::at_least("Redis", version, VERSION_MIN).map_err(|text| rejected(format!("{address}: {text}")))?;
-        redis.inner.version.get_or_init(|| format!("Redis {version}"));
-        match field(&info, "maxmemory_policy") {
-            None | Some("noeviction") => Ok(redis),
-            Some(policy) => Err(rejected(format!(
-                "{address} has maxmemory-policy {policy}: it would throw counters away; set it to noeviction"
-            ))),
-        }
+        redis.inner.version.get_or_init(|| match redis.inner.server {
+            Server::At(_) => format!("Redis {version}"),
+            Server::MasterOf(_) => format!("Redis {version} (Sentinel)"),
+        });
+        Ok(redis)
     }
 
     /// Product and version, as of the opening.
@@ -137,24 +143,13 @@ impl Redis {
         if let Some(connection) = &*slot {
             return Ok(connection.clone());
         }
-        let unavailable = |e: RedisError| {
-            let text = format!("{}: {e}", self.inner.address);
+        let unavailable = |problem: String| {
+            let text = format!("{}: {problem}", self.inner.address);
             BackendError::not_applied(operation, ErrorKind::Unavailable, text)
         };
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(RESPONSE_TIMEOUT));
-        let mut commands =
-            self.inner.client.get_multiplexed_async_connection_with_config(&config).await.map_err(unavailable)?;
-        let info: String =
-            redis::cmd("INFO").arg("replication").query_async(&mut commands).await.map_err(unavailable)?;
-        if field(&info, "role") == Some("slave") {
-            let text = format!("{} is a replica: it takes no writes", self.inner.address);
-            return Err(BackendError::not_applied(operation, ErrorKind::Unavailable, text));
-        }
-        let life = field(&info, "master_replid").unwrap_or_default();
+        let (commands, life) = self.inner.connect().await.map_err(unavailable)?;
         let number = self.inner.connections.fetch_add(1, Ordering::Relaxed);
-        let connection = Connection { commands, life: life.into(), number };
+        let connection = Connection { commands, life, number };
         *slot = Some(connection.clone());
         Ok(connection)
     }
@@ -176,8 +171,7 @@ impl Redis {
     /// Turns an error into the port's, and gives the connection that it came from up if it is of no use any more.
     pub async fn failed(&self, operation: &'static str, error: RedisError, from: &Connection) -> BackendError {
         let is_broken = error.is_io_error() || error.is_connection_dropped() || error.is_timeout();
-        // A replica, or a server that is still loading: the next connection may lead to another one.
-        let is_elsewhere = matches!(error.code(), Some("READONLY" | "LOADING" | "MASTERDOWN" | OTHER_LIFE));
+        let is_elsewhere = error.code().is_some_and(is_code_of_another);
         if is_broken || is_elsewhere {
             // Another caller may have made a new one by now.
             self.inner.connection.lock().await.take_if(|current| current.number == from.number);
@@ -197,9 +191,8 @@ fn failed(operation: &'static str, error: RedisError) -> BackendError {
     if let Some(code) = error.code() {
         // The server answered, so it did nothing: scripts here fail before their first write or not at all.
         let kind = match code {
-            "READONLY" | "LOADING" | "MASTERDOWN" | "BUSY" | "OOM" | "CLUSTERDOWN" | "TRYAGAIN" | OTHER_LIFE => {
-                ErrorKind::Unavailable
-            }
+            "BUSY" | "OOM" | "CLUSTERDOWN" | "TRYAGAIN" => ErrorKind::Unavailable,
+            code if is_code_of_another(code) => ErrorKind::Unavailable,
             _ => ErrorKind::Rejected,
         };
         return BackendError::not_applied(operation, kind, error);
@@ -211,7 +204,118 @@ fn failed(operation: &'static str, error: RedisError) -> BackendError {
     BackendError::unknown(operation, kind, error)
 }
 
+/// Whether a server says that it can't take the call and another one may: it is a replica, still loading, cut off from the
+/// replicas that have to confirm writes, or has other data than it had.
+fn is_code_of_another(code: &str) -> bool {
+    matches!(code, "READONLY" | "LOADING" | "MASTERDOWN" | "NOREPLICAS" | OTHER_LIFE)
+}
+
+impl Server {
+    fn parse(url: &str) -> Result<Self, String> {
+        if let Some(sentinels) = Sentinels::parse(url) {
+            return sentinels.map(Self::MasterOf);
+        }
+        let options = url.rsplit('@').next().and_then(|place| place.split_once('?'));
+        let mut names = options.into_iter().flat_map(|(_, options)| options.split('&')).map(|o| o.split('=').next());
+        if let Some(unknown) = names.find(|name| *name != Some("protocol")) {
+            return Err(format!("there is no option {:?}", unknown.unwrap_or_default()));
+        }
+        Client::open(url).map(Self::At).map_err(|e| e.to_string())
+    }
+}
+
+impl Inner {
+    /// A new connection to the server, or to the master that the sentinels name now, and the life of its data.
+    async fn connect(&self) -> Result<(MultiplexedConnection, Arc<str>), String> {
+        let sentinels = match &self.server {
+            Server::At(client) => return connect(client).await,
+            Server::MasterOf(sentinels) => sentinels,
+        };
+        let (mut tried, mut problems) = (Vec::new(), Vec::new());
+        for sentinel in sentinels.order() {
+            match sentinels.ask(sentinel).await {
+                Err(problem) => problems.push(problem),
+                Ok(server) if tried.contains(&server) => {}
+                Ok(server) => {
+                    let connected = match sentinels.client(&server) {
+                        Ok(client) => connect(&client).await,
+                        Err(error) => Err(error.to_string()),
+                    };
+                    match connected {
+                        Ok((mut commands, life)) => {
+                            sentinels.keep(sentinel);
+                            self.note_master(&server, &mut commands).await;
+                            return Ok((commands, life));
+                        }
+                        Err(problem) => problems.push(format!("master {server}: {problem}")),
+                    }
+                    tried.push(server);
+                }
+            }
+        }
+        Err(problems.join("; "))
+    }
+
+    /// Tells which server it is from now on, and warns where a replica that was promoted is not set up as its master was.
+    async fn note_master(&self, server: &ConnectionAddr, commands: &mut MultiplexedConnection) {
+        tracing::info!("{}: the master is {server}", self.address);
+        // What the first one is refused for is said by `open`.
+        if self.connections.load(Ordering::Relaxed) > 0
+            && let Ok(info) = all_info(commands).await
+            && let Err(problem) = check(&info)
+        {
+            tracing::warn!("{}: master {server}: {problem}", self.address);
+        }
+    }
+}
+
+/// Connects to a server that takes writes; tells the life of its data.
+async fn connect(client: &Client) -> Result<(MultiplexedConnection, Arc<str>), String> {
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(CONNECT_TIMEOUT))
+        .set_response_timeout(Some(RESPONSE_TIMEOUT));
+    let mut commands = client.get_multiplexed_async_connection_with_config(&config).await.map_err(|e| e.to_string())?;
+    let info: String =
+        redis::cmd("INFO").arg("replication").query_async(&mut commands).await.map_err(|e| e.to_string())?;
+    if field(&info, "role") == Some("slave") {
+        return Err("it is a replica: it takes no writes".to_owned());
+    }
+    Ok((commands, field(&info, "master_replid").unwrap_or_default().into()))
+}
+
+async fn all_info(commands: &mut MultiplexedConnection) -> redis::RedisResult<String> {
+    redis::cmd("INFO").query_async(commands).await
+}
+
+/// Checks version and eviction policy in an answer to `INFO`.
+fn check(info: &str) -> Result<(), String> {
+    version::at_least("Redis", field(info, "redis_version").unwrap_or_default(), VERSION_MIN)?;
+    match field(info, "maxmemory_policy") {
+        None | Some("noeviction") => Ok(()),
+        Some(policy) => {
+            Err(format!("it has maxmemory-policy {policy}: it would throw counters away; set it to noeviction"))
+        }
+    }
+}
+
 /// A field of `INFO`.
 fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_that_mean_nothing_are_refused() {
+        assert!(Server::parse("redis://u:p@h:1/2?protocol=resp3").is_ok());
+        let error = Server::parse("redis://u:p@h:1/2?protocol=resp3&tls=true").err().expect("refused");
+        assert_eq!(error, "there is no option \"tls\"");
+    }
+
+    #[test]
+    fn a_master_without_its_replicas_is_given_up() {
+        assert!(is_code_of_another("NOREPLICAS") && is_code_of_another("READONLY") && !is_code_of_another("WRONGTYPE"));
+    }
 }

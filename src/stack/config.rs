@@ -122,6 +122,13 @@ impl Config {
             }
         }
         self.engines.check()?;
+        let by_sentinels = self.engines.all().into_iter().find(|(_, engine, _)| engine.is_by_sentinels());
+        if let Some((port, ..)) = by_sentinels.filter(|_| self.processes.relays) {
+            return Err(format!(
+                "engines.{port} is at sentinels, and processes.relays is true (as every run with a cut sets it): the master \
+                 that sentinels name is not reached through a relay; give the address of a single Redis"
+            ));
+        }
         if !(1..=1024).contains(&self.partitions) {
             return Err(format!("partitions is {}: valid are 1 to 1024", self.partitions));
         }
@@ -259,6 +266,17 @@ mod tests {
             assert!(check(text).is_err_and(|problem| problem.contains("valid are")), "{text}");
         }
         assert_eq!(check("token_lifetime: 2s"), Ok(()));
+    }
+
+    #[test]
+    fn a_relay_to_sentinels_is_refused() {
+        let check = |relays: bool| {
+            let engines = "{sequence: 'redis+sentinel://a:1/chat'}";
+            let text = format!("{{engines: {engines}, processes: {{relays: {relays}}}}}");
+            serde_saphyr::from_str::<Config>(&text).expect("parses").check()
+        };
+        assert_eq!(check(false), Ok(()));
+        assert!(check(true).is_err_and(|problem| problem.starts_with("engines.sequence is at sentinels")));
     }
 
     #[test]

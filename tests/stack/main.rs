@@ -13,5 +13,6 @@ mod presence;
 mod proofs;
 mod rights;
 mod sense;
+mod sentinels;
 mod talk;
 mod unwell;

@@ -107,6 +107,17 @@ impl Dialect {
         }
     }
 
+    /// Asks whether a server takes writes: the answer is `off` where it does.
+    pub(super) const fn read_only_query(self) -> &'static str {
+        match self {
+            Self::Sqlite => "SELECT 'off'",
+            // Also `on` for a standby.
+            Self::Postgres => "SHOW transaction_read_only",
+            // A number in MySQL, a word in new MariaDBs.
+            Self::Mysql => "SELECT IF(@@global.read_only IN ('0', 'OFF'), 'off', 'on')",
+        }
+    }
+
     /// Product and version for people. `found` is the answer of [`Dialect::version_query`].
     pub(super) fn product(self, found: &str) -> String {
         let version = found.split(|c: char| c == '-' || c.is_whitespace()).next().unwrap_or(found);

@@ -3,6 +3,7 @@
 #[cfg(test)]
 pub(crate) mod contract;
 mod dialect;
+mod hosts;
 mod sql;
 
 use async_trait::async_trait;

@@ -2,15 +2,16 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::time::Duration;
+use std::sync::Arc;
 
 use async_trait::async_trait;
-use sqlx::any::{AnyArguments, AnyPoolOptions, AnyRow};
+use sqlx::any::{AnyArguments, AnyRow};
 use sqlx::query::Query;
 use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Connection, Executor, Row};
 use uuid::Uuid;
 
 use super::dialect::Dialect;
+use super::hosts::Hosts;
 use super::{Audience, ConversationRow, Credentials, Directory, NewConversationRow, NewUser, TokenStanding};
 use crate::backends::deployment::DeploymentId;
 use crate::backends::{BackendError, BackendResult, error::ErrorKind};
@@ -20,18 +21,6 @@ use crate::protocol::{ConversationId, MessageId, UserId};
 
 /// Rows in one statement with many values; `SQLite` allows 32,766 bound values, the others twice that.
 const ROWS_PER_STATEMENT: usize = 5_000;
-
-/// Connections of one process to a database server: forty processes of a large stack share the few hundred that a server has.
-/// `SQLite` has one writer, so it gets fewer.
-const CONNECTIONS_MAX: u32 = 6;
-const SQLITE_CONNECTIONS_MAX: u32 = 4;
-
-/// Longest wait for a connection.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(4);
-
-/// A connection that was in use this short ago is taken without asking whether it is alive: the pool has asked when it was
-/// given back, and under load the question would be a third of all round trips.
-const TRUSTED_FOR: Duration = Duration::from_secs(1);
 
 /// A logged-out token is remembered for so long past its end: a server whose clock is behind the database's still takes it
 /// for one that has not expired.
@@ -43,7 +32,9 @@ const TRIES: usize = 5;
 /// A directory. Clones share the connections.
 #[derive(Clone)]
 pub struct SqlDirectory {
-    pool: AnyPool,
+    hosts: Arc<Hosts>,
+    /// Without a password, for messages.
+    address: String,
     dialect: Dialect,
     /// Product and version, as of the opening.
     version: String,
@@ -60,7 +51,8 @@ impl SqlDirectory {
         Self::open(&format!("sqlite://{}?mode=rwc", file.display())).await
     }
 
-    /// Opens a database at an address such as `postgres://user:password@host/database`, and brings its tables up to date.
+    /// Opens a database at an address such as `postgres://user:password@host:5432,host:5432/database`, and brings its tables up to
+    /// date.
     ///
     /// # Errors
     /// Names the address and the fix.
@@ -73,50 +65,35 @@ impl SqlDirectory {
             return Err(refused(ErrorKind::Rejected, format!("no database that is known; {valid}")));
         };
         sqlx::any::install_default_drivers();
-        let most = if dialect == Dialect::Sqlite { SQLITE_CONNECTIONS_MAX } else { CONNECTIONS_MAX };
-        let pool = AnyPoolOptions::new()
-            .max_connections(most)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .test_before_acquire(false)
-            .before_acquire(|connection, about| {
-                Box::pin(async move {
-                    if about.idle_for >= TRUSTED_FOR {
-                        connection.ping().await?;
-                    }
-                    Ok(true)
-                })
-            })
-            .after_connect(move |connection, _| {
-                Box::pin(async move {
-                    for statement in dialect.on_connect() {
-                        connection.execute(*statement).await?;
-                    }
-                    Ok(())
-                })
-            })
-            .connect(url)
-            .await
-            .map_err(|e| {
-                let fix = "check address, name and password, and that the database exists";
-                refused(ErrorKind::Unavailable, format!("{e}; {fix}"))
-            })?;
-        let mut directory = Self { pool, dialect, version: String::new(), id: String::new() };
+        let hosts = Hosts::parse(url, dialect).map_err(|problem| refused(ErrorKind::Rejected, problem))?;
+        let mut directory = Self {
+            hosts: Arc::new(hosts),
+            address: address.clone(),
+            dialect,
+            version: String::new(),
+            id: String::new(),
+        };
+        let pool = directory.hosts.pool().await.map_err(|problem| {
+            let fix = "check address, name and password, and that the database exists";
+            refused(ErrorKind::Unavailable, format!("{problem}; {fix}"))
+        })?;
         let version: String = sqlx::query_scalar(dialect.version_query())
-            .fetch_one(&directory.pool)
+            .fetch_one(&pool)
             .await
             .map_err(|e| refused(ErrorKind::Unavailable, e.to_string()))?;
         dialect.check_version(&version).map_err(|text| refused(ErrorKind::Rejected, text))?;
         directory.version = dialect.product(&version);
-        directory.migrate().await.map_err(|e| {
+        directory.migrate(&pool).await.map_err(|e| {
             let fix = "the account must be allowed to create tables";
             refused(ErrorKind::Unavailable, format!("making the tables: {e}; {fix}"))
         })?;
-        directory.id = directory.identity().await.map_err(|e| refused(ErrorKind::Unavailable, e.to_string()))?;
+        directory.id = directory.identity(&pool).await.map_err(|e| refused(ErrorKind::Unavailable, e.to_string()))?;
+        directory.hosts.hold_to(&directory.id);
         Ok(directory)
     }
 
-    async fn migrate(&self) -> sqlx::Result<()> {
-        let mut connection = self.pool.acquire().await?;
+    async fn migrate(&self, pool: &AnyPool) -> sqlx::Result<()> {
+        let mut connection = pool.acquire().await?;
         if let Some(lock) = self.dialect.lock() {
             sqlx::query(lock).execute(&mut *connection).await?;
         }
@@ -128,11 +105,11 @@ impl SqlDirectory {
     }
 
     /// The id that was made with the tables; a new directory gets one now.
-    async fn identity(&self) -> sqlx::Result<String> {
+    async fn identity(&self, pool: &AnyPool) -> sqlx::Result<String> {
         let text = self.dialect.insert_new("directory_identity", &["one", "id"], 1);
         let fresh = DeploymentId::fresh().to_string();
-        sqlx::query(AssertSqlSafe(self.dialect.statement(&text))).bind(1_i64).bind(fresh).execute(&self.pool).await?;
-        sqlx::query_scalar("SELECT id FROM directory_identity").fetch_one(&self.pool).await
+        sqlx::query(AssertSqlSafe(self.dialect.statement(&text))).bind(1_i64).bind(fresh).execute(pool).await?;
+        sqlx::query_scalar("SELECT id FROM directory_identity").fetch_one(pool).await
     }
 
     /// Which directory this is: 16 hexadecimal digits that no other has.
@@ -149,7 +126,7 @@ impl SqlDirectory {
 
     /// Closes the connections; what was committed stays.
     pub async fn close(&self) {
-        self.pool.close().await;
+        self.hosts.close().await;
     }
 }
 
@@ -274,17 +251,34 @@ impl SqlDirectory {
         sqlx::query(AssertSqlSafe(self.dialect.statement(text)))
     }
 
+    /// The connections to the server in use.
+    async fn pool(&self, operation: &'static str) -> BackendResult<AnyPool> {
+        let pool = self.hosts.pool().await;
+        pool.map_err(|problem| {
+            let text = format!("{}: {problem}", self.address);
+            BackendError::not_applied(operation, ErrorKind::Unavailable, text)
+        })
+    }
+
+    /// The port's error; the next call chooses another server if this one may be lost.
+    fn failed(&self, operation: &'static str, error: sqlx::Error) -> BackendError {
+        self.hosts.note(&error);
+        failed(operation, error)
+    }
+
     async fn fetch(
         &self,
         operation: &'static str,
         query: Query<'static, Any, AnyArguments>,
     ) -> BackendResult<Vec<AnyRow>> {
-        query.fetch_all(&self.pool).await.map_err(|e| failed(operation, e))
+        let pool = self.pool(operation).await?;
+        query.fetch_all(&pool).await.map_err(|e| self.failed(operation, e))
     }
 
     /// Runs a change; returns how many rows it touched.
     async fn change(&self, operation: &'static str, query: Query<'static, Any, AnyArguments>) -> BackendResult<u64> {
-        query.execute(&self.pool).await.map(|done| done.rows_affected()).map_err(|e| failed(operation, e))
+        let pool = self.pool(operation).await?;
+        query.execute(&pool).await.map(|done| done.rows_affected()).map_err(|e| self.failed(operation, e))
     }
 
     /// Inserts a row and returns its id.
@@ -319,9 +313,9 @@ impl SqlDirectory {
         Ok(joined)
     }
 
-    async fn insert_conversation(&self, new: &NewConversationRow) -> sqlx::Result<ConversationId> {
+    async fn insert_conversation(&self, pool: &AnyPool, new: &NewConversationRow) -> sqlx::Result<ConversationId> {
         let pair = pair(new);
-        let mut transaction = self.pool.begin_with(self.dialect.begin()).await?;
+        let mut transaction = pool.begin_with(self.dialect.begin()).await?;
         if let Some(pair) = &pair {
             let found = self.query("SELECT id FROM conversations WHERE pair = ?").bind(pair.clone());
             if let Some(found) = found.fetch_optional(&mut *transaction).await? {
@@ -344,12 +338,13 @@ impl Directory for SqlDirectory {
         const OPERATION: &str = "directory.add_user";
         check_texts(OPERATION, &[&user.name, &user.display_name])?;
         let NewUser { name, display_name, password_hash } = user.clone();
+        let pool = self.pool(OPERATION).await?;
         let add = async {
-            let mut connection = self.pool.acquire().await?;
+            let mut connection = pool.acquire().await?;
             let text = "INSERT INTO users (name, display_name, password_hash) VALUES (?, ?, ?)";
             self.insert(&mut connection, text, |query| query.bind(name).bind(display_name).bind(password_hash)).await
         };
-        add.await.map(UserId).map_err(|e| failed(OPERATION, e))
+        add.await.map(UserId).map_err(|e| self.failed(OPERATION, e))
     }
 
     async fn add_users(&self, users: &[NewUser]) -> BackendResult<Vec<UserId>> {
@@ -360,8 +355,9 @@ impl Directory for SqlDirectory {
         for user in users {
             check_texts(OPERATION, &[&user.name, &user.display_name])?;
         }
+        let pool = self.pool(OPERATION).await?;
         let add = async {
-            let mut transaction = self.pool.begin_with(self.dialect.begin()).await?;
+            let mut transaction = pool.begin_with(self.dialect.begin()).await?;
             for chunk in users.chunks(ROWS_PER_STATEMENT) {
                 let rows = vec!["(?, ?, ?)"; chunk.len()].join(", ");
                 let text = format!("INSERT INTO users (name, display_name, password_hash) VALUES {rows}");
@@ -383,7 +379,7 @@ impl Directory for SqlDirectory {
             let found = users.iter().map(|user| ids.get(&user.name).copied().ok_or(sqlx::Error::RowNotFound));
             found.collect::<sqlx::Result<Vec<_>>>()
         };
-        add.await.map_err(|e| failed(OPERATION, e))
+        add.await.map_err(|e| self.failed(OPERATION, e))
     }
 
     async fn credentials(&self, name: &str) -> BackendResult<Option<Credentials>> {
@@ -443,13 +439,14 @@ impl Directory for SqlDirectory {
     async fn add_conversation(&self, new: &NewConversationRow) -> BackendResult<ConversationId> {
         const OPERATION: &str = "directory.add_conversation";
         check_texts(OPERATION, &[&new.name])?;
+        let pool = self.pool(OPERATION).await?;
         let mut tries = 0;
         loop {
             tries += 1;
-            match self.insert_conversation(new).await {
+            match self.insert_conversation(&pool, new).await {
                 // Somebody else made the pair's conversation in the same moment: the next try finds it.
                 Err(error) if tries < TRIES && is_collision(&error) => {}
-                result => return result.map_err(|e| failed(OPERATION, e)),
+                result => return result.map_err(|e| self.failed(OPERATION, e)),
             }
         }
     }
@@ -527,13 +524,15 @@ impl Directory for SqlDirectory {
     }
 
     async fn add_members(&self, conversation: ConversationId, users: &[UserId]) -> BackendResult<u64> {
+        const OPERATION: &str = "directory.add_members";
+        let pool = self.pool(OPERATION).await?;
         let add = async {
-            let mut transaction = self.pool.begin_with(self.dialect.begin()).await?;
+            let mut transaction = pool.begin_with(self.dialect.begin()).await?;
             let joined = self.insert_members(&mut transaction, conversation.0, users).await?;
             transaction.commit().await?;
             Ok(joined)
         };
-        add.await.map_err(|e| failed("directory.add_members", e))
+        add.await.map_err(|e| self.failed(OPERATION, e))
     }
 
     async fn remove_member(&self, conversation: ConversationId, user: UserId) -> BackendResult<bool> {
@@ -625,8 +624,6 @@ impl Directory for SqlDirectory {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::backends::contract::{Deployment, Place, engine_address};
     use crate::backends::directory::contract::directory_contract;

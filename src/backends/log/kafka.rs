@@ -11,16 +11,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::FutureExt;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
-use rdkafka::consumer::{CommitMode, Consumer, StreamConsumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::producer::{BaseRecord, Producer};
 
-use super::kafka_batch::gather;
+use super::kafka_group::KafkaGroup;
 use super::kafka_producer::Producing;
 use super::kafka_reader::KafkaReader;
 use super::{Delivered, GroupReader, KeyedLog, LogReader, Record, Topic};
@@ -62,10 +60,10 @@ pub(super) struct Inner {
     pub(super) config: ClientConfig,
     brokers: String,
     /// Before each topic's name.
-    prefix: String,
+    pub(super) prefix: String,
     pub(super) partitions: u32,
     /// Before the keys of each record: those of other deployments on the same topics are left out.
-    deployment: DeploymentId,
+    pub(super) deployment: DeploymentId,
     producing: Producing,
     /// Whether missing topics are being made.
     is_healing: AtomicBool,
@@ -363,53 +361,14 @@ impl KeyedLog for KafkaLog {
     }
 
     async fn group(&self, topic: Topic, group: &str) -> BackendResult<Box<dyn GroupReader>> {
-        let consumer: StreamConsumer = self
-            .inner
-            .config
-            .clone()
-            .set("group.id", format!("{}{group}-{}", self.inner.prefix, self.inner.deployment))
-            .set("enable.auto.commit", "false")
-            .set("auto.offset.reset", "earliest")
-            .set("session.timeout.ms", "10000")
-            .create()
-            .map_err(|e| BackendError::not_applied("log.group", ErrorKind::Rejected, e))?;
-        consumer.subscribe(&[&self.inner.topic(topic)]).map_err(|e| failed("log.group", e))?;
-        Ok(Box::new(KafkaGroup { log: Arc::clone(&self.inner), consumer: Arc::new(consumer) }))
-    }
-}
-
-struct KafkaGroup {
-    log: Arc<Inner>,
-    consumer: Arc<StreamConsumer>,
-}
-
-#[async_trait]
-impl GroupReader for KafkaGroup {
-    async fn next(&mut self) -> BackendResult<Vec<Delivered>> {
-        loop {
-            let first = self.consumer.recv().await;
-            let ready = || self.consumer.recv().now_or_never();
-            let records = gather(first, ready, |message| self.log.delivered(&message));
-            let records = records.map_err(|e| failed("log.group.next", e))?;
-            if !records.is_empty() {
-                return Ok(records);
-            }
-        }
-    }
-
-    async fn commit(&mut self) -> BackendResult<()> {
-        let consumer = Arc::clone(&self.consumer);
-        let commit = blocking(move || consumer.commit_consumer_state(CommitMode::Sync)).await;
-        match commit {
-            // Nothing was read since the last commit.
-            Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) | Ok(()) => Ok(()),
-            Err(error) => Err(failed("log.group.commit", error)),
-        }
+        Ok(Box::new(KafkaGroup::join(&self.inner, topic, group)?))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
     use crate::backends::contract::{Deployment, Place, engine_address};
     use crate::backends::log::contract::log_contract;

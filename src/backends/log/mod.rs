@@ -8,6 +8,7 @@ pub(crate) mod contract;
 mod embedded;
 mod kafka;
 mod kafka_batch;
+mod kafka_group;
 mod kafka_producer;
 mod kafka_reader;
 mod kafka_version;

@@ -1,38 +1,37 @@
 //! The message store in Cassandra (or `ScyllaDB`, which speaks the same protocol).
 //!
 //! A conversation's messages are cut into partitions of [`BUCKET_IDS`] ids, newest first within each; a small table says which
-//! buckets there are, so that readers skip the ids that no counter ever gave out. Writes and reads are by quorum. A void id
-//! is a tombstone with a time in the future, which a row that lands late can't outrun. Heads change by lightweight
-//! transactions only.
+//! buckets there are, so that readers skip the ids that no counter ever gave out. Writes and reads are by quorum, of all data
+//! centers or of the one that the address names ([ADR 24](../../../docs/adr/0024-where-the-engines-are.md)). A void id is a
+//! tombstone with a time in the future, which a row that lands late can't outrun. Heads change by lightweight transactions only.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, TryStreamExt, stream};
+use scylla::client::execution_profile::ExecutionProfile;
 use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
 use scylla::deserialize::row::DeserializeRow;
-use scylla::errors::{DbError, ExecutionError, RequestAttemptError};
+use scylla::errors::{DbError, ExecutionError, PrepareError, RequestAttemptError};
 use scylla::frame::types::{Consistency, SerialConsistency};
+use scylla::policies::load_balancing::DefaultPolicy;
 use scylla::response::query_result::QueryResult;
 use scylla::serialize::row::SerializeRow;
 use scylla::statement::prepared::PreparedStatement;
 use uuid::Uuid;
 
+use super::cassandra_cluster::{Address, checked_version, datacenter, replicas_of, tables};
 use super::{ConversationHead, Messages, STATUS_SENT, StoredMessage};
 use crate::backends::error::{BackendError, BackendResult, ErrorKind};
-use crate::backends::{version, without_password};
+use crate::backends::{deployment, without_password};
 use crate::protocol::{ConversationId, MessageId, UserId};
 use crate::runtime::clock;
 
 /// Ids in one partition. At 1 KiB a message this is 5 MiB, far below what Cassandra bears.
 const BUCKET_IDS: u64 = 5_000;
-
-/// The first versions that give out rows by `PER PARTITION LIMIT` and are still kept up.
-const CASSANDRA_MIN: version::Version = (3, 11);
-const SCYLLA_MIN: version::Version = (4, 0);
 
 /// How far in the future a void is written: further than clocks of servers differ and writes are late.
 const VOID_AHEAD: Duration = Duration::from_hours(24);
@@ -48,6 +47,10 @@ const NEWEST_AT_ONCE: usize = 100;
 
 /// Partitions that one call writes to at the same time.
 const AT_ONCE: usize = 8;
+
+/// Mark of the quorum that the store's messages are written and read by: a data center, or all of them.
+const QUORUM: &str = "quorum";
+const ALL_DATACENTERS: &str = "all data centers";
 
 /// Buckets that are remembered as known; a full memory starts anew.
 const KNOWN_BUCKETS_MAX: usize = 100_000;
@@ -72,68 +75,14 @@ struct Inner {
     first_head: PreparedStatement,
     raise_head: PreparedStatement,
     mark: PreparedStatement,
+    /// The same, by a transaction over all data centers.
+    mark_of_all: PreparedStatement,
+    read_mark: PreparedStatement,
     probe: PreparedStatement,
     /// Buckets that are listed already. Written by `append`.
     known_buckets: Mutex<HashSet<(u64, u64)>>,
     /// Product and version of a node, as of the opening.
     version: String,
-}
-
-/// An address such as `cassandra://user:password@host:9042,host:9042/keyspace?replicas=3`.
-#[derive(Debug, PartialEq, Eq)]
-struct Address {
-    user: Option<(String, String)>,
-    hosts: Vec<String>,
-    keyspace: String,
-    /// As the address says, if it does.
-    replicas: Option<u8>,
-}
-
-impl Address {
-    fn parse(url: &str) -> Option<Self> {
-        let rest = url.strip_prefix("cassandra://")?;
-        let (rest, replicas) = match rest.split_once("?replicas=") {
-            Some((rest, replicas)) => (rest, Some(replicas.parse().ok().filter(|n| (1..=7).contains(n))?)),
-            None => (rest, None),
-        };
-        let (rest, keyspace) = rest.split_once('/').unwrap_or((rest, "chatctl"));
-        let (user, hosts) = match rest.rsplit_once('@') {
-            Some((account, hosts)) => {
-                let (user, password) = account.split_once(':')?;
-                (Some((user.to_owned(), password.to_owned())), hosts)
-            }
-            None => (None, rest),
-        };
-        let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
-        let hosts: Vec<String> = hosts.split(',').map(str::to_owned).collect();
-        let valid = !keyspace.is_empty() && keyspace.chars().all(is_name) && hosts.iter().all(|host| !host.is_empty());
-        valid.then(|| Self { user, hosts, keyspace: keyspace.to_owned(), replicas })
-    }
-}
-
-fn tables(keyspace: &str, datacenter: &str, replicas: u8) -> [String; 5] {
-    [
-        format!(
-            "CREATE KEYSPACE IF NOT EXISTS {keyspace} WITH replication = \
-             {{'class': 'NetworkTopologyStrategy', '{datacenter}': {replicas}}}"
-        ),
-        format!(
-            "CREATE TABLE IF NOT EXISTS {keyspace}.messages (\
-             conversation_id bigint, bucket bigint, message_id bigint, sender_id bigint, uuid uuid, content_type text, \
-             content text, reply_to bigint, timestamp bigint, status tinyint, \
-             PRIMARY KEY ((conversation_id, bucket), message_id)) WITH CLUSTERING ORDER BY (message_id DESC)"
-        ),
-        format!(
-            "CREATE TABLE IF NOT EXISTS {keyspace}.message_buckets (\
-             conversation_id bigint, bucket bigint, PRIMARY KEY (conversation_id, bucket)) \
-             WITH CLUSTERING ORDER BY (bucket DESC)"
-        ),
-        format!(
-            "CREATE TABLE IF NOT EXISTS {keyspace}.conversation_heads (\
-             conversation_id bigint PRIMARY KEY, epoch bigint, block_end bigint)"
-        ),
-        format!("CREATE TABLE IF NOT EXISTS {keyspace}.store_marks (name text PRIMARY KEY, value text)"),
-    ]
 }
 
 impl CassandraMessages {
@@ -145,12 +94,18 @@ impl CassandraMessages {
         let shown = without_password(url);
         let refused = |kind, text: String| BackendError::not_applied("open messages", kind, format!("{shown}: {text}"));
         let Some(address) = Address::parse(url) else {
-            let valid = "valid is cassandra://[USER:PASSWORD@]HOST:PORT[,HOST:PORT…][/KEYSPACE][?replicas=1…7]";
+            let valid =
+                "valid is cassandra://[USER:PASSWORD@]HOST:PORT[,HOST:PORT…][/KEYSPACE][?replicas=1…7&datacenter=NAME]";
             return Err(refused(ErrorKind::Rejected, valid.to_owned()));
         };
         let mut builder = SessionBuilder::new().known_nodes(&address.hosts).connection_timeout(OPEN_TIMEOUT);
         if let Some((user, password)) = &address.user {
             builder = builder.user(user, password);
+        }
+        if let Some(datacenter) = &address.datacenter {
+            let local = DefaultPolicy::builder().prefer_datacenter(datacenter.clone()).build();
+            let profile = ExecutionProfile::builder().load_balancing_policy(local).build();
+            builder = builder.default_execution_profile_handle(profile.into_handle());
         }
         let unavailable = |e: &dyn std::fmt::Display| {
             refused(ErrorKind::Unavailable, format!("{e}; check address, name and password, and that a node is up"))
@@ -159,21 +114,19 @@ impl CassandraMessages {
             .await
             .map_err(|_| unavailable(&"no node answers"))?
             .map_err(|e| unavailable(&e))?;
+        address.check_nodes(&session).map_err(|problem| refused(ErrorKind::Rejected, problem))?;
         let version = checked_version(&session).await.map_err(|text| refused(ErrorKind::Rejected, text))?;
-        let nodes = session.get_cluster_state().get_nodes_info().len();
-        if let Some(replicas) = address.replicas.filter(|replicas| usize::from(*replicas) > nodes) {
-            let text =
-                format!("replicas={replicas} needs as many nodes, there are {nodes}: no write would be acknowledged");
-            return Err(refused(ErrorKind::Rejected, text));
-        }
-        let datacenter = datacenter(&session).await.map_err(|e| unavailable(&e))?;
+        let datacenter = match &address.datacenter {
+            Some(name) => name.clone(),
+            None => datacenter(&session).await.map_err(|e| unavailable(&e))?,
+        };
         for statement in tables(&address.keyspace, &datacenter, address.replicas.unwrap_or(1)) {
             session
                 .query_unpaged(statement, ())
                 .await
                 .map_err(|e| refused(ErrorKind::Rejected, format!("making the tables: {e}")))?;
         }
-        let replicas = replicas_of(&session, &address.keyspace).await.map_err(|e| unavailable(&e))?;
+        let replicas = replicas_of(&session, &address).await.map_err(|e| unavailable(&e))?;
         if let Some(wanted) = address.replicas.filter(|wanted| u32::from(*wanted) != replicas) {
             let keyspace = &address.keyspace;
             let text = format!(
@@ -182,10 +135,42 @@ impl CassandraMessages {
             );
             return Err(refused(ErrorKind::Rejected, text));
         }
-        let inner = Inner::prepare(session, &address.keyspace, version).await;
+        let inner = Inner::prepare(session, &address, version).await;
         let store = Self { inner: Arc::new(inner.map_err(|e| refused(ErrorKind::Rejected, e.to_string()))?) };
+        store.bind_quorum(&address).await?.map_err(|problem| refused(ErrorKind::Rejected, problem))?;
         store.warn_of_late_writes(&shown, replicas).await;
         Ok(store)
+    }
+
+    /// Holds everybody to the quorum that the store was first opened with: what one quorum has acknowledged, another one may not
+    /// see.
+    async fn bind_quorum(&self, address: &Address) -> BackendResult<Result<(), String>> {
+        const OPERATION: &str = "open messages";
+        let wanted = address.datacenter.as_deref().unwrap_or(ALL_DATACENTERS);
+        let stored = async |name: &str| {
+            let rows = self.inner.rows::<(Option<String>,)>(OPERATION, &self.inner.read_mark, (name,)).await?;
+            Ok::<_, BackendError>(rows.into_iter().find_map(|(value,)| value))
+        };
+        let bound = if let Some(bound) = stored(QUORUM).await? {
+            bound
+        } else {
+            // A store from before the mark has always had the quorum of all.
+            let is_used = stored(deployment::DEPLOYMENT).await?.is_some();
+            let first = if is_used { ALL_DATACENTERS } else { wanted };
+            marked(OPERATION, self.inner.run(OPERATION, &self.inner.mark_of_all, (QUORUM, first)).await?, first)?
+        };
+        if bound == wanted {
+            return Ok(Ok(()));
+        }
+        let fix = if bound == ALL_DATACENTERS {
+            "leave datacenter out of the address".to_owned()
+        } else {
+            format!("say datacenter={bound}")
+        };
+        Ok(Err(format!(
+            "its messages are written and read by the quorum of {bound}, and the address says that of {wanted}, which may \
+             miss them: {fix}"
+        )))
     }
 
     /// Warns of a cluster of one replica that acknowledges writes before they are on disk: a node that is killed loses
@@ -210,54 +195,33 @@ impl CassandraMessages {
     }
 }
 
-/// The data center of the node that answers.
-async fn datacenter(session: &Session) -> Result<String, String> {
-    let answer = session.query_unpaged("SELECT data_center FROM system.local", ()).await.map_err(|e| e.to_string())?;
-    let rows = answer.into_rows_result().map_err(|e| e.to_string())?;
-    rows.single_row::<(String,)>().map(|(name,)| name).map_err(|e| e.to_string())
-}
-
-/// How many replicas a keyspace has, in all data centers.
-async fn replicas_of(session: &Session, keyspace: &str) -> Result<u32, String> {
-    let query = "SELECT replication FROM system_schema.keyspaces WHERE keyspace_name = ?";
-    let answer = session.query_unpaged(query, (keyspace,)).await.map_err(|e| e.to_string())?;
-    let rows = answer.into_rows_result().map_err(|e| e.to_string())?;
-    let (replication,) = rows.single_row::<(HashMap<String, String>,)>().map_err(|e| e.to_string())?;
-    Ok(replicas_in(&replication))
-}
-
-/// The sum of a replication's numbers: one for each data center, or one for all. (A number such as `3/1` has transient ones.)
-fn replicas_in(replication: &HashMap<String, String>) -> u32 {
-    replication.values().filter_map(|value| value.split('/').next()?.parse::<u32>().ok()).sum()
-}
-
-/// Product and version of a node that is new enough. `ScyllaDB` calls itself an old Cassandra in the table that both have,
-/// and tells its own version in one that only it has.
-async fn checked_version(session: &Session) -> Result<String, String> {
-    const SCYLLA: &str = "SELECT version FROM system.versions WHERE key = 'local'";
-    const CASSANDRA: &str = "SELECT release_version FROM system.local";
-    let ask = async |query: &str| {
-        let rows = session.query_unpaged(query, ()).await.ok()?.into_rows_result().ok()?;
-        rows.single_row::<(String,)>().ok().map(|(version,)| version)
+/// Prepares a statement, with the quorum that counts.
+async fn prepared(session: &Session, address: &Address, text: String) -> Result<PreparedStatement, PrepareError> {
+    let (quorum, serial) = if address.datacenter.is_some() {
+        (Consistency::LocalQuorum, SerialConsistency::LocalSerial)
+    } else {
+        (Consistency::Quorum, SerialConsistency::Serial)
     };
-    let (product, found, needed) = match ask(SCYLLA).await {
-        Some(found) => ("ScyllaDB", found, SCYLLA_MIN),
-        None => ("Cassandra", ask(CASSANDRA).await.unwrap_or_default(), CASSANDRA_MIN),
-    };
-    version::at_least(product, &found, needed)?;
-    Ok(format!("{product} {found}"))
+    let mut statement = session.prepare(text).await?;
+    statement.set_consistency(quorum);
+    statement.set_serial_consistency(Some(serial));
+    statement.set_request_timeout(Some(STATEMENT_TIMEOUT));
+    Ok(statement)
+}
+
+/// The same statement, with the quorum of all data centers.
+fn over_all_datacenters(mut statement: PreparedStatement) -> PreparedStatement {
+    statement.set_consistency(Consistency::Quorum);
+    statement.set_serial_consistency(Some(SerialConsistency::Serial));
+    statement
 }
 
 impl Inner {
-    async fn prepare(session: Session, keyspace: &str, version: String) -> Result<Self, scylla::errors::PrepareError> {
+    async fn prepare(session: Session, address: &Address, version: String) -> Result<Self, PrepareError> {
         const ROW: &str = "message_id, sender_id, uuid, content_type, content, reply_to, timestamp";
-        let prepare = async |text: String| {
-            let mut statement = session.prepare(text).await?;
-            statement.set_consistency(Consistency::Quorum);
-            statement.set_serial_consistency(Some(SerialConsistency::Serial));
-            statement.set_request_timeout(Some(STATEMENT_TIMEOUT));
-            Ok::<_, scylla::errors::PrepareError>(statement)
-        };
+        let keyspace = &address.keyspace;
+        let prepare = async |text: String| prepared(&session, address, text).await;
+        let mark = format!("INSERT INTO {keyspace}.store_marks (name, value) VALUES (?, ?) IF NOT EXISTS");
         let in_bucket = format!("{keyspace}.messages WHERE conversation_id = ? AND bucket = ?");
         Ok(Self {
             insert: prepare(format!(
@@ -308,8 +272,9 @@ impl Inner {
                  IF epoch = ? AND block_end = ?"
             ))
             .await?,
-            mark: prepare(format!("INSERT INTO {keyspace}.store_marks (name, value) VALUES (?, ?) IF NOT EXISTS"))
-                .await?,
+            mark: prepare(mark.clone()).await?,
+            mark_of_all: over_all_datacenters(prepare(mark).await?),
+            read_mark: prepare(format!("SELECT value FROM {keyspace}.store_marks WHERE name = ?")).await?,
             probe: prepare(format!("INSERT INTO {keyspace}.store_marks (name, value) VALUES ('probe', '')")).await?,
             known_buckets: Mutex::default(),
             version,
@@ -422,6 +387,17 @@ fn transaction(
     let applied = row.columns.first().and_then(|column| column.as_ref()?.as_boolean());
     let applied = applied.ok_or_else(|| corrupt("a transaction's answer has a wrong shape".to_owned()))?;
     Ok((applied, row.columns))
+}
+
+/// The value of a mark after a transaction that wanted it to be `value`.
+fn marked(operation: &'static str, result: QueryResult, value: &str) -> BackendResult<String> {
+    let (applied, found) = transaction(operation, result)?;
+    if applied {
+        return Ok(value.to_owned());
+    }
+    // Which columns come, and in which order, is the product's; the value is the last one.
+    let text = found.last().and_then(|column| Some(column.as_ref()?.as_text()?.clone()));
+    text.ok_or_else(|| BackendError::not_applied(operation, ErrorKind::Corrupt, "a mark without a value"))
 }
 
 #[async_trait]
@@ -557,14 +533,7 @@ impl Messages for CassandraMessages {
 
     async fn mark(&self, name: &str, value: &str) -> BackendResult<String> {
         const OPERATION: &str = "messages.mark";
-        let result = self.inner.run(OPERATION, &self.inner.mark, (name, value)).await?;
-        let (applied, found) = transaction(OPERATION, result)?;
-        if applied {
-            return Ok(value.to_owned());
-        }
-        // Which columns come, and in which order, is the product's; the value is the last one.
-        let text = found.last().and_then(|column| Some(column.as_ref()?.as_text()?.clone()));
-        text.ok_or_else(|| BackendError::not_applied(OPERATION, ErrorKind::Corrupt, "a mark without a value"))
+        marked(OPERATION, self.inner.run(OPERATION, &self.inner.mark, (name, value)).await?, value)
     }
 
     async fn probe(&self) -> BackendResult<()> {
@@ -588,27 +557,46 @@ mod tests {
 
     messages_contract!(keyspace(), ignore = "needs CHATCTL_TEST_CASSANDRA");
 
-    #[test]
-    fn replicas_are_added_over_data_centers() {
-        let replication = |pairs: &[(&str, &str)]| {
-            replicas_in(&pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
-        };
-        assert_eq!(
-            replication(&[("class", "org.apache.cassandra.locator.SimpleStrategy"), ("replication_factor", "1")]),
-            1
-        );
-        assert_eq!(replication(&[("class", "NetworkTopologyStrategy"), ("dc1", "3"), ("dc2", "2/1")]), 5);
+    mod local {
+        use super::*;
+
+        /// The same with the quorum of one data center; its name is that of a node that knows no other.
+        fn keyspace() -> impl Place<dyn Messages> {
+            let address = engine_address("CHATCTL_TEST_CASSANDRA");
+            let url = format!("cassandra://{address}/chatctl_test_local?datacenter=datacenter1");
+            Deployment(move || {
+                let url = url.clone();
+                async move { Arc::new(CassandraMessages::open(&url).await.expect("opens")) as Arc<dyn Messages> }
+            })
+        }
+
+        messages_contract!(keyspace(), ignore = "needs CHATCTL_TEST_CASSANDRA");
     }
 
-    #[test]
-    fn an_address_is_taken_apart() {
-        let address = Address::parse("cassandra://u:p@a:1,b:2/ks?replicas=3").expect("valid");
-        let user = Some(("u".to_owned(), "p".to_owned()));
-        let hosts = vec!["a:1".to_owned(), "b:2".to_owned()];
-        assert_eq!(address, Address { user, hosts, keyspace: "ks".to_owned(), replicas: Some(3) });
-        assert_eq!(Address::parse("cassandra://a:1").expect("valid").keyspace, "chatctl");
-        for bad in ["cassandra://", "cassandra://a/b-c", "cassandra://a/b?replicas=9", "redis://a"] {
-            assert_eq!(Address::parse(bad), None, "{bad}");
+    #[tokio::test]
+    #[ignore = "needs CHATCTL_TEST_CASSANDRA"]
+    async fn a_store_keeps_the_quorum_that_it_was_first_opened_with() {
+        let address = engine_address("CHATCTL_TEST_CASSANDRA");
+        let own = uuid::Uuid::new_v4().simple().to_string();
+        let url = |keyspace: &str, options: &str| format!("cassandra://{address}/{keyspace}_{own}{options}");
+        let refusal = async |url: String| CassandraMessages::open(&url).await.err().expect("refused").to_string();
+        let error = refusal(url("q", "?datacenter=mars")).await;
+        assert!(error.contains("no data center mars: valid are datacenter1"), "{error}");
+        for _ in 0..2 {
+            CassandraMessages::open(&url("q", "?datacenter=datacenter1")).await.expect("opens");
+        }
+        let error = refusal(url("q", "")).await;
+        assert!(error.ends_with("say datacenter=datacenter1"), "{error}");
+        // A store that was in use before there was the mark.
+        let old = CassandraMessages::open(&url("old", "")).await.expect("opens");
+        old.mark(deployment::DEPLOYMENT, "0000000000000007").await.expect("marks");
+        let forget = format!("DELETE FROM old_{own}.store_marks WHERE name = '{QUORUM}'");
+        old.inner.session.query_unpaged(forget, ()).await.expect("forgets");
+        let error = refusal(url("old", "?datacenter=datacenter1")).await;
+        assert!(error.contains("leave datacenter out"), "{error}");
+        for keyspace in ["q", "old"] {
+            let drop = format!("DROP KEYSPACE {keyspace}_{own}");
+            old.inner.session.query_unpaged(drop, ()).await.expect("dropped");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Stored conversations: rows by (conversation, id), and the head of each conversation, which fences id blocks.
 
 mod cassandra;
+mod cassandra_cluster;
 #[cfg(test)]
 pub(crate) mod contract;
 mod embedded;

@@ -44,7 +44,11 @@ impl Notifier for Recorder {
         }
         let mut file = self.file.lock().await;
         if file.metadata().await.map_err(failed)?.len() > FILE_BYTES_MAX {
-            tokio::fs::rename(&self.path, self.path.with_extension("jsonl.1")).await.map_err(failed)?;
+            // Another push server with this data folder may have put it aside: the file that it has begun stays.
+            let present = tokio::fs::metadata(&self.path).await;
+            if present.is_ok_and(|present| present.len() > FILE_BYTES_MAX) {
+                tokio::fs::rename(&self.path, self.path.with_extension("jsonl.1")).await.map_err(failed)?;
+            }
             *file = open(&self.path).await.map_err(failed)?;
         }
         file.write_all(text.as_bytes()).await.map_err(failed)?;
@@ -68,5 +72,20 @@ mod tests {
         assert_eq!(text.lines().count(), 2);
         let line: serde_json::Value = serde_json::from_str(text.lines().next().expect("a line")).expect("JSON");
         assert_eq!(line, serde_json::json!({"user": "u1", "conversation": "c2", "id": 3, "at": 4}));
+    }
+
+    #[tokio::test]
+    async fn two_servers_with_one_folder_put_a_full_file_aside_once() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("notifications.jsonl");
+        let (here, there) = (Recorder::open(&path).await.expect("opens"), Recorder::open(&path).await.expect("opens"));
+        std::fs::File::options().write(true).open(&path).expect("opens").set_len(FILE_BYTES_MAX + 1).expect("full");
+        let n = Notification { user: UserId(1), conversation: ConversationId(2), id: MessageId(3), at: 4 };
+        for recorder in [&here, &there] {
+            recorder.notify(&[n]).await.expect("records");
+        }
+        let aside = std::fs::metadata(path.with_extension("jsonl.1")).expect("there is one").len();
+        assert_eq!(aside, FILE_BYTES_MAX + 1, "the full one");
+        assert_eq!(std::fs::read_to_string(&path).expect("reads").lines().count(), 2);
     }
 }

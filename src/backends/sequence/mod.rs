@@ -7,6 +7,8 @@
 #[cfg(test)]
 pub(crate) mod contract;
 mod embedded;
+#[cfg(test)]
+mod failover;
 mod fingerprints;
 mod redis;
 mod redis_scripts;
