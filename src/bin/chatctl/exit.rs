@@ -16,7 +16,7 @@ Exit codes:
   4    the ledger found a violation: lost, duplicated, out of order, leaked (compare, check: in a run of the new build)
   5    the run is invalid: the generator was late (capacity: the limit); compare, check: so are runs, or the baseline is unsound
   6    compare, check: the new build is worse by more than a limit
-  7    not enough data (compare, check: an interval reaches past its limit; capacity: too few samples for a threshold)
+  7    not enough data (compare, check: an interval reaches past its limit, or too few runs; capacity: too few samples for a threshold)
   130  interrupted, or nobody reads standard output any more; results are written all the same";
 
 /// The exit code of a run. A broken guarantee outranks everything, also that the run was interrupted.

@@ -32,7 +32,7 @@ const fn meaning(answer: Answer) -> &'static str {
             "There was no baseline: **nothing was compared**. This build is the baseline from now on."
         }
         Answer::NotEnoughData => {
-            "**This is no regression that was found, and no \"same\" either**: an interval reaches past its limit. More runs, or a quieter machine, would settle it."
+            "**This is no regression that was found, and no \"same\" either**: an interval reaches past its limit, or the runs are too few for one. More runs, or a quieter machine, would settle it."
         }
         Answer::Worse => "**A regression**: something is worse by more than its limit, and not by chance.",
         Answer::UnsoundBaseline => {
