@@ -79,7 +79,9 @@ impl Redis {
     pub async fn open(url: &str, deployment: DeploymentId) -> BackendResult<Self> {
         const OPERATION: &str = "open redis";
         let rejected = |text: String| BackendError::not_applied(OPERATION, ErrorKind::Rejected, text);
-        let client = Client::open(url).map_err(|e| rejected(format!("{}: {e}", without_password(url))))?;
+        let client = Client::open(url).map_err(|_| {
+            rejected(format!("{} is no address of a Redis: write redis://HOST:PORT/", without_password(url)))
+        })?;
         let address = without_password(url);
         let redis = Self {
             inner: Arc::new(Inner {
