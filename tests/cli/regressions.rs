@@ -298,7 +298,7 @@ fn capacity_says_by_which_latency_it_judges() {
     let (code, out, err) = run(&args);
     assert_eq!(code, Some(0), "{out}{err}");
     assert!(out.contains("limits no latency: ack_ms.p95 < 500 and delivery_ms.p95 < 500 must hold too"), "{out}");
-    assert!(out.contains("held in 1 of 1 trials") && out.contains("too few to bound"), "{out}");
+    assert!(out.contains("held in 1 of 1 trial") && out.contains("too few to bound"), "{out}");
     assert!(fs::read_to_string(&json).expect("is there").contains("delivery_ms.p95 < 500"));
     let (code, out, err) = run(&[&args[..], &["--threshold", "ack_ms.p99 < 400"]].concat());
     assert_eq!(code, Some(0), "{out}{err}");

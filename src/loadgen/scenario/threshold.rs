@@ -7,9 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Scenario, as_text, unknown_measure};
 use crate::loadgen::result::{Counts, RunResult};
-use crate::telemetry::LatencyPath;
-use crate::telemetry::LatencySummary;
-use crate::telemetry::human::human_value;
+use crate::telemetry::human::{counted, human_value};
+use crate::telemetry::{LatencyPath, LatencySummary, Percentile};
 
 /// One condition.
 #[derive(Debug, Clone, PartialEq)]
@@ -106,12 +105,12 @@ impl Statistic {
         match self {
             Self::Count => 0,
             Self::Mean | Self::Max => 1,
-            Self::P50 => 2,
-            Self::P75 => 4,
-            Self::P90 => 10,
-            Self::P95 => 20,
-            Self::P99 => 100,
-            Self::P999 => 1_000,
+            Self::P50 => Percentile::P50.samples_min(),
+            Self::P75 => Percentile::P75.samples_min(),
+            Self::P90 => Percentile::P90.samples_min(),
+            Self::P95 => Percentile::P95.samples_min(),
+            Self::P99 => Percentile::P99.samples_min(),
+            Self::P999 => Percentile::P999.samples_min(),
         }
     }
 
@@ -266,7 +265,7 @@ impl Threshold {
                 let samples = result.latency.get(*path).map_or(0, |summary| summary.count);
                 let needs = statistic.samples_min();
                 let note = if (1..needs).contains(&samples) {
-                    format!("{samples} samples, needs {needs}")
+                    format!("{}, needs {needs}", counted(samples, "sample"))
                 } else {
                     String::new()
                 };
@@ -417,7 +416,7 @@ mod tests {
             let text = format!("delivery_ms.{statistic} < 50");
             let few = judged(&text, &measured(needs - 1));
             assert!(!few.passed, "{few:?}");
-            assert_eq!(few.measured(), format!("{} samples, needs {needs}", needs - 1));
+            assert_eq!(few.measured(), format!("{}, needs {needs}", counted(needs - 1, "sample")));
             let enough = judged(&text, &measured(needs));
             assert!(enough.passed && enough.note.is_empty(), "{enough:?}");
         }

@@ -4,6 +4,7 @@
 //! shown, by an interval that lies within the limit, and never the absence of a difference.
 
 use crate::loadgen::RunResult;
+use crate::report::counted;
 
 use super::figure::{Figure, RATE_LIMIT, Rate, Weight};
 use super::stats::{self, Groups};
@@ -133,7 +134,8 @@ impl Coverage {
     }
 
     fn note(self, name: &str) -> String {
-        format!("{name}: measured in {} runs of base and in {} of new", self.base.0, self.new.0)
+        let base = counted(self.base.0 as u64, "run");
+        format!("{name}: measured in {base} of base and in {} of new", self.new.0)
     }
 }
 

@@ -4,7 +4,7 @@ use crate::loadgen::RunResult;
 
 use super::soundness::Defect;
 use super::{Answer, Finding, Rules, Sides, Usable, Weight, judge, stats};
-use crate::report::human_count;
+use crate::report::{counted, human_count};
 
 /// Of the runs: what makes the two sides hard to compare.
 pub(super) fn of_runs(sides: &Sides<'_>) -> Vec<String> {
@@ -27,7 +27,7 @@ pub(super) fn of_runs(sides: &Sides<'_>) -> Vec<String> {
     }
     let failed = sides.base.iter().filter(|r| Defect::of(r) == Some(Defect::Failed)).count();
     if failed > 0 {
-        notes.push(format!("{failed} of {} runs of base failed a threshold too", sides.base.len()));
+        notes.push(format!("{failed} of {} of base failed a threshold too", counted(sides.base.len() as u64, "run")));
     }
     notes
 }
