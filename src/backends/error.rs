@@ -28,6 +28,8 @@ pub enum ErrorKind {
     Corrupt,
     /// A unique value is taken.
     Conflict,
+    /// Another process has what only one can have. The source says all there is to say.
+    InUse,
 }
 
 /// A failed call to an engine.
@@ -54,6 +56,7 @@ impl fmt::Display for ErrorKind {
             Self::Rejected => "engine refused the call",
             Self::Corrupt => "stored data can't be read",
             Self::Conflict => "already taken",
+            Self::InUse => "in use by another process",
         })
     }
 }

@@ -133,8 +133,11 @@ pub async fn open(config: &Config) -> BackendResult<Backends> {
     Ok(Backends { opened: Arc::new(opening.opened.into_inner().expect("no panic while held")), ..backends })
 }
 
-/// An error with the setting that it belongs to.
+/// An error with the setting that it belongs to: that of a data folder in use is none of an engine's.
 fn at(port: &str, error: BackendError) -> BackendError {
+    if error.kind == error::ErrorKind::InUse {
+        return error;
+    }
     let text = match &error.source {
         Some(source) => format!("engines.{port}: {source}"),
         None => format!("engines.{port}"),

@@ -220,7 +220,7 @@ impl Server {
         if let Some(unknown) = names.find(|name| *name != Some("protocol")) {
             return Err(format!("there is no option {:?}", unknown.unwrap_or_default()));
         }
-        Client::open(url).map(Self::At).map_err(|e| e.to_string())
+        Client::open(url).map(Self::At).map_err(|_| "no address of a Redis: write redis://HOST:PORT/".to_owned())
     }
 }
 

@@ -234,10 +234,10 @@ impl EmbeddedStore {
         let lock = std::fs::File::create(folder.join("lock")).map_err(failed)?;
         if !FileExt::try_lock_exclusive(&lock).map_err(failed)? {
             let text = format!(
-                "{} is in use by another process: stop it, or give another folder with --data",
+                "data folder {} is in use by another process: stop it, or give another folder with --data",
                 folder.display()
             );
-            return Err(BackendError::not_applied(OPEN, ErrorKind::Rejected, text));
+            return Err(BackendError::not_applied(OPEN, ErrorKind::InUse, text));
         }
         let disk = Arc::new(Disk { folder: folder.to_owned(), state: Mutex::default() });
         disk.open().map_err(|e| BackendError::not_applied(OPEN, ErrorKind::Unavailable, e))?;

@@ -159,6 +159,8 @@ pub struct RunResult {
     pub scenario_text: String,
     /// API address of the stack.
     pub target: String,
+    /// Whether that stack was started for the run and by it; `None` in results of older versions.
+    pub has_own_stack: Option<bool>,
     /// When the load began, in milliseconds since 1970.
     pub started_at_ms: u64,
     /// How long the load took, in seconds.

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::human_us;
-use crate::telemetry::{LatencyPath, LiveSnapshot, RunPhase};
+use crate::telemetry::{LatencyPath, LiveSnapshot, Percentile, RunPhase};
 
 /// A snapshot in one line.
 #[must_use]
@@ -23,7 +23,8 @@ pub fn render(s: &LiveSnapshot) -> String {
         s.rates.delivered
     );
     if let Some(delivery) = s.interval.get(LatencyPath::Delivery) {
-        let _ = write!(line, "  delivery p50 {} p99 {}", human_us(delivery.p50_us), human_us(delivery.p99_us));
+        let (p50, p99) = (delivery.shown(Percentile::P50), delivery.shown(Percentile::P99));
+        let _ = write!(line, "  delivery p50 {p50} p99 {p99}");
     }
     let lag: u64 = s.servers.values().map(|server| server.lag_records).sum();
     let _ = write!(line, "  lag {lag} rec  gen late p99 {}", human_us(s.generator_lag_us_p99));

@@ -17,7 +17,7 @@ use crate::loadgen::RunResult;
 use crate::loadgen::result::SCHEMA_VERSION;
 use crate::loadgen::scenario::check_name;
 use crate::runtime::files;
-pub use crate::telemetry::human::{human_bytes, human_count, human_us, human_value};
+pub use crate::telemetry::human::{counted, human_bytes, human_count, human_us, human_value};
 use crate::telemetry::{LatencySummary, LiveSnapshot, printable};
 
 pub use self::untrusted::cleaned;

@@ -2,10 +2,10 @@
 
 use std::fmt::Write;
 
-use super::{human_bytes, human_count, human_us};
+use super::{counted, human_bytes, human_count, human_us};
 use crate::loadgen::RunResult;
 use crate::loadgen::result::Verdict;
-use crate::telemetry::LatencyPath;
+use crate::telemetry::{LatencyPath, Percentile};
 
 /// How it may look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,15 +60,18 @@ fn messages(out: &mut String, r: &RunResult) {
     };
     let _ = writeln!(
         out,
-        "devices    {} of {} connected, {} disconnects against the plan, {} reconnects{busiest}",
+        "devices    {} of {} connected, {} against the plan, {}{busiest}",
         n(c.clients - c.never_connected.min(c.clients)),
         n(c.clients),
-        n(c.disconnects),
-        n(c.reconnects)
+        counted(c.disconnects, "disconnect"),
+        counted(c.reconnects, "reconnect")
     );
     let lag = r.generator.lag;
-    let _ =
-        writeln!(out, "heartbeats {} sent; 99 % of what was due went out within {}", n(c.beats), human_us(lag.p99_us));
+    let due = match lag.known_us(Percentile::P99) {
+        Some(us) => format!("99 % of what was due went out within {}", human_us(us)),
+        None => format!("all that was due went out within {}", human_us(lag.max_us)),
+    };
+    let _ = writeln!(out, "heartbeats {} sent; {due}", n(c.beats));
     let _ = writeln!(
         out,
         "messages   {} scheduled, {} due, {} sent{}, {} acknowledged, {} refused{}, {} unresolved",
@@ -90,35 +93,35 @@ fn messages(out: &mut String, r: &RunResult) {
         .map_or_else(String::new, |percent| format!(", {percent:.2} % of those that had to be pushed"));
     let _ = writeln!(
         out,
-        "delivered  {}{pushed}; {} duplicates dropped by clients; {} gaps filled by sync",
+        "delivered  {}{pushed}; {} dropped by clients; {} filled by sync",
         n(c.delivered),
-        n(c.repeated_on_wire),
-        n(c.gaps_synced)
+        counted(c.repeated_on_wire, "duplicate"),
+        counted(c.gaps_synced, "gap")
     );
     let _ = writeln!(
         out,
-        "traffic    {} out, {} in; {} requests of clients without a socket",
+        "traffic    {} out, {} in; {} of clients without a socket",
         human_bytes(c.bytes_out),
         human_bytes(c.bytes_in),
-        n(c.poll_requests)
+        counted(c.poll_requests, "request")
     );
     if c.removals + c.additions + c.changes_failed > 0 {
         let _ = writeln!(
             out,
-            "members    {} removed, {} added again, {} changes given up",
+            "members    {} removed, {} added again, {} given up",
             n(c.removals),
             n(c.additions),
-            n(c.changes_failed)
+            counted(c.changes_failed, "change")
         );
     }
     if c.retries + c.throttled + c.tokens_renewed > 0 {
         let _ = writeln!(
             out,
-            "retries    {} requests and connects, at most {} of one device; {} answers asked to come back later; {} tokens renewed",
-            n(c.retries),
+            "retries    {} of requests and connects, at most {} of one device; {} asked to come back later; {} renewed",
+            counted(c.retries, "repetition"),
             n(c.retries_per_device_max),
-            n(c.throttled),
-            n(c.tokens_renewed)
+            counted(c.throttled, "answer"),
+            counted(c.tokens_renewed, "token")
         );
     }
     if !r.errors.is_empty() {
@@ -139,9 +142,9 @@ fn ledger(out: &mut String, r: &RunResult) {
     let clean = match (c.unaudited, c.undrained) {
         (0, 0) => "clean".to_owned(),
         (unaudited, undrained) => format!(
-            "clean as far as it is known: {} conversations were not read back, {} devices did not sync at the end",
-            human_count(unaudited),
-            human_count(undrained)
+            "clean as far as it is known: {} not read back, {} not synced at the end",
+            counted(unaudited, "conversation"),
+            counted(undrained, "device")
         ),
     };
     let _ = writeln!(out, "ledger     {}", if broken.is_empty() { clean } else { broken.join("  ") });
@@ -154,10 +157,10 @@ fn ledger(out: &mut String, r: &RunResult) {
     }
     let _ = writeln!(
         out,
-        "audit      {} conversations read back in full, {} not; {} other members' views",
-        human_count(c.audited),
+        "audit      {} read back in full, {} not; {} of other members",
+        counted(c.audited, "conversation"),
         human_count(c.unaudited),
-        human_count(c.read_views)
+        counted(c.read_views, "view")
     );
     if r.checks.is_empty() {
         return;
@@ -183,12 +186,12 @@ fn latencies(out: &mut String, r: &RunResult) {
             "{:<25}{:>10}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}",
             path.as_str(),
             human_count(s.count),
-            human_us(s.p50_us),
-            human_us(s.p75_us),
-            human_us(s.p90_us),
-            human_us(s.p95_us),
-            human_us(s.p99_us),
-            human_us(s.p999_us),
+            s.shown(Percentile::P50),
+            s.shown(Percentile::P75),
+            s.shown(Percentile::P90),
+            s.shown(Percentile::P95),
+            s.shown(Percentile::P99),
+            s.shown(Percentile::P999),
             human_us(s.max_us)
         );
     }
@@ -199,12 +202,14 @@ fn faults(out: &mut String, r: &RunResult) {
         let lost = match fault.recovered_99_s {
             _ if fault.disconnected == 0 => "nobody lost a connection".to_owned(),
             Some(s) => format!(
-                "{} devices lost their connection, {} came back, 99 % reconnected and caught up after {s:.2} s",
-                fault.disconnected, fault.recovered
+                "{} cut off, {} came back, 99 % reconnected and caught up after {s:.2} s",
+                counted(fault.disconnected, "device"),
+                fault.recovered
             ),
             None => format!(
-                "{} devices lost their connection, {} came back: less than 99 %, so it has not recovered",
-                fault.disconnected, fault.recovered
+                "{} cut off, {} came back: less than 99 %, so it has not recovered",
+                counted(fault.disconnected, "device"),
+                fault.recovered
             ),
         };
         let end = match fault.calm_after_s {
@@ -221,10 +226,10 @@ fn faults(out: &mut String, r: &RunResult) {
         let _ = writeln!(out, "\nfault      {} at {:.1} s{took}: {lost}", fault.what, fault.at_s);
         let _ = writeln!(
             out,
-            "           {} errors, {} ACKs and {} deliveries over a second late; {end}",
-            human_count(fault.errors),
-            human_count(fault.late_acks),
-            human_count(fault.late_deliveries)
+            "           {}, {} and {} over a second late; {end}",
+            counted(fault.errors, "error"),
+            counted(fault.late_acks, "ACK"),
+            counted(fault.late_deliveries, "delivery")
         );
     }
 }
@@ -233,11 +238,11 @@ fn generator(out: &mut String, r: &RunResult) {
     let g = &r.generator;
     let _ = writeln!(
         out,
-        "\ngenerator  late p50 {}, p99 {}, max {} ({} samples); {:.2} s of processor time, {:.1} µs per frame and beat; {} resident",
-        human_us(g.lag.p50_us),
-        human_us(g.lag.p99_us),
+        "\ngenerator  late p50 {}, p99 {}, max {} ({}); {:.2} s of processor time, {:.1} µs per frame and beat; {} resident",
+        g.lag.shown(Percentile::P50),
+        g.lag.shown(Percentile::P99),
         human_us(g.lag.max_us),
-        human_count(g.lag.count),
+        counted(g.lag.count, "sample"),
         g.cpu_s,
         r.generator_us_per_frame(),
         human_bytes(g.resident_bytes)
@@ -267,8 +272,10 @@ fn foreign_load(out: &mut String, r: &RunResult) {
     };
     let _ = writeln!(
         out,
-        "machine    {:.0} cores; {foreign}; other machines of the host took {:.2}, {:.2} at most",
-        g.cores, g.steal_cores_mean, g.steal_cores_max
+        "machine    {}; {foreign}; other machines of the host took {:.2}, {:.2} at most",
+        counted(g.cores.round() as u64, "core"),
+        g.steal_cores_mean,
+        g.steal_cores_max
     );
 }
 
@@ -286,8 +293,8 @@ fn memory(out: &mut String, r: &RunResult) {
     let each = |bytes: u64| human_bytes(bytes / m.connections.max(1));
     let _ = writeln!(
         out,
-        "memory     {} connections; each: server {}, client {}, kernel {} (growth since before the first connection, of clients since before their accounts)",
-        human_count(m.connections),
+        "memory     {}; each: server {}, client {}, kernel {} (growth since before the first connection, of clients since before their accounts)",
+        counted(m.connections, "connection"),
         each(m.server_bytes),
         each(m.client_bytes),
         each(m.kernel_bytes)
@@ -301,9 +308,9 @@ fn workers(out: &mut String, r: &RunResult) {
         let clock = r.workers.iter().map(|w| w.clock_error_us).max().unwrap_or(0);
         let _ = writeln!(
             out,
-            "workers    {}, {} devices; the latest late p99 {}; {cpu_s:.1} s of processor time; clocks known to {clock} µs",
+            "workers    {}, {}; the latest late p99 {}; {cpu_s:.1} s of processor time; clocks known to {clock} µs",
             r.workers.len(),
-            human_count(devices),
+            counted(devices, "device"),
             human_us(late)
         );
         return;
@@ -315,9 +322,9 @@ fn workers(out: &mut String, r: &RunResult) {
             .unwrap_or_else(|| format!("late p99 {}, {:.1} s of processor time", human_us(w.lag_us_p99), w.cpu_s));
         let _ = writeln!(
             out,
-            "worker     {:<22} {:>9} devices, clock {:+} ± {} µs; {state}",
+            "worker     {:<22} {:>17}, clock {:+} ± {} µs; {state}",
             w.name,
-            human_count(w.clients),
+            counted(w.clients, "device"),
             w.clock_offset_us,
             w.clock_error_us
         );
@@ -345,7 +352,7 @@ fn processes(out: &mut String, r: &RunResult) {
         let of_role: Vec<_> = r.processes.iter().filter(|p| p.role == role).collect();
         if role != "engine" && of_role.len() > LISTED_MAX {
             let (cpu_s, bytes) = of_role.iter().fold((0.0, 0), |(s, b), p| (s + p.cpu_s, b + p.resident_bytes));
-            row(out, &format!("{role} ({} processes)", of_role.len()), cpu_s, bytes);
+            row(out, &format!("{role} ({})", counted(of_role.len() as u64, "process")), cpu_s, bytes);
         } else {
             for p in of_role {
                 row(out, &p.name, p.cpu_s, p.resident_bytes);
@@ -404,6 +411,25 @@ mod tests {
         assert!(text.trim_end().ends_with("PASS\n           because"), "{text}");
         assert!(!text.contains('\x1b'));
         assert!(text.contains("ledger     clean"), "{text}");
+    }
+
+    #[test]
+    fn one_is_no_plural_and_a_percentile_has_its_samples() {
+        let mut r = RunResult::default();
+        let six =
+            LatencySummary { count: 6, p50_us: 900, p75_us: 910, p999_us: 4_200, max_us: 4_300, ..Default::default() };
+        r.latency.insert(LatencyPath::Ack, six);
+        r.generator.cores = 1.0;
+        (r.counts.disconnects, r.counts.reconnects, r.counts.audited, r.counts.gaps_synced) = (1, 1, 1, 1);
+        let text = render(&r, Style::Plain);
+        let ack: Vec<&str> = text.lines().find(|line| line.starts_with("ack ")).expect("a row").split("  ").collect();
+        let cells: Vec<&str> = ack.into_iter().map(str::trim).filter(|cell| !cell.is_empty()).collect();
+        assert_eq!(cells, ["ack", "6", "900 µs", "910 µs", "-", "-", "-", "-", "4.3 ms"], "{text}");
+        for wanted in
+            ["1 disconnect against the plan, 1 reconnect", "1 conversation read back", "1 gap filled", "1 core;"]
+        {
+            assert!(text.contains(wanted), "lacks {wanted}:\n{text}");
+        }
     }
 
     #[test]

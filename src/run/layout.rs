@@ -337,7 +337,7 @@ fn server_files(scenario: &Scenario, machine: &Machine, has_workers: bool, files
         )
     };
     let state = if devices > allows { State::Short } else { State::Enough };
-    let now = format!("{} servers", scenario.stack.chat_servers);
+    let now = report::counted(scenario.stack.chat_servers as u64, "server");
     Limit::with_remedy("files of the chat servers", now, Some(allows), state, fix)
 }
 

@@ -106,6 +106,7 @@ pub async fn run(scenario: &Scenario, settings: &RunSettings<'_>) -> Result<Fini
     let Recorded { series, problem } = recorded;
     let mut problems: Vec<String> = problem.into_iter().collect();
     problems.extend(result.reasons.iter().filter(|reason| reason.starts_with(HISTORY_INCOMPLETE)).cloned());
+    result.has_own_stack = Some(settings.layout.has_own_stack());
     result.reconnects_per_s_max = series.iter().map(|second| second.rates.reconnects).fold(0.0, f64::max);
     Ok(FinishedRun { result: report::cleaned(result), series, logs, problems })
 }

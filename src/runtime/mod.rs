@@ -12,8 +12,10 @@ pub mod net;
 mod pacing_thread;
 pub mod process;
 pub mod queue;
+pub mod spelling;
 pub mod tasks;
 pub mod temporary;
+mod unclosed;
 pub mod yaml;
 
 pub use backoff::Backoff;

@@ -3,6 +3,8 @@
 use serde::de::DeserializeOwned;
 use serde_saphyr::Error;
 
+use super::spelling::did_you_mean;
+use super::unclosed::{Unclosed, unclosed};
 use crate::telemetry::printable;
 
 /// Columns of a line that are shown under an error.
@@ -21,7 +23,25 @@ fn told(text: &str, origin: &str, error: &Error) -> String {
     if is_empty {
         return format!("{origin}: the file is empty");
     }
+    let at_end = matches!(error, Error::Eof { .. });
     let place = error.location().map(|at| (at.line() as usize, at.column() as usize));
+    // A list where none belongs is that, whether it is closed or not.
+    let is_of_another_kind = matches!(error, Error::Unexpected { .. } | Error::SerdeInvalidType { .. });
+    let is_cause = |open: &Unclosed| {
+        let begin = (open.line, open.column);
+        at_end || place.is_none_or(|place| begin < place || (begin == place && !is_of_another_kind))
+    };
+    let open = unclosed(text).filter(is_cause);
+    if let Some(open) = open {
+        let whole = text.lines().nth(open.line - 1).unwrap_or_default();
+        return format!(
+            "{origin}:{}:{}: {}{}",
+            open.line,
+            open.column,
+            words_of_unclosed(open),
+            mark(open.line, open.column, whole)
+        );
+    }
     let Some((line, column)) = place.filter(|(line, column)| *line > 0 && *column > 0) else {
         return format!("{origin}: {}", printable(&words(error, "")));
     };
@@ -29,6 +49,22 @@ fn told(text: &str, origin: &str, error: &Error) -> String {
     let rest: String = whole.chars().skip(column - 1).collect();
     let what = words(error, &rest);
     format!("{origin}:{line}:{column}: {}{}", printable(&what), mark(line, column, whole))
+}
+
+/// What is wrong where a bracket or a quote is not closed.
+fn words_of_unclosed(open: Unclosed) -> String {
+    let (what, close) = match open.mark {
+        '[' => ("the list that begins here", "]"),
+        '{' => ("the mapping that begins here", "}"),
+        '"' => ("the text that begins here", "\""),
+        _ => ("the text that begins here", "'"),
+    };
+    match open.instead {
+        Some((other, line, column)) => {
+            format!("{what} is closed by `{other}` at {line}:{column}, and wanted is `{close}`")
+        }
+        None => format!("{what} is not closed: `{close}` is missing"),
+    }
 }
 
 /// The line, and a mark below the place.
@@ -45,7 +81,13 @@ fn words(error: &Error, rest: &str) -> String {
     match error {
         Error::Message { msg, .. } => msg.clone(),
         Error::SerdeUnknownField { field, expected, .. } => {
-            format!("there is no key {field:?} here: valid are {}", expected.join(", "))
+            let near = did_you_mean(field, expected.iter().copied());
+            let valid = expected.join(", ");
+            if near.is_empty() {
+                format!("there is no key {field:?} here: valid are {valid}")
+            } else {
+                format!("there is no key {field:?} here{near} Valid are {valid}")
+            }
         }
         Error::SerdeUnknownVariant { variant, expected, .. } => {
             format!("there is no {variant:?} here: valid are {}", expected.join(", "))
@@ -155,6 +197,17 @@ mod tests {
             ("name: a\nfrobs: 3\n", "x.yaml:2:1: there is no key \"frobs\" here: valid are name, wait, rate, count"),
             ("count: 3\n", "the key \"name\" is missing"),
             ("name: [\n", "x.yaml:1:7: a list stands here, and wanted is a single value"),
+            ("name: a\nplacse: []\n", "there is no key \"placse\" here: did you mean \"places\"? Valid are name, wait"),
+            (
+                "name: a\nplaces: [b, c\ncount: 3\n",
+                "x.yaml:2:9: the list that begins here is not closed: `]` is missing",
+            ),
+            ("name: a\nweights: {b: 1\n", "x.yaml:2:10: the mapping that begins here is not closed: `}` is missing"),
+            ("name: \"a\ncount: 3\n", "x.yaml:1:7: the text that begins here is not closed: `\"` is missing"),
+            (
+                "name: a\nplaces: [b}\n",
+                "x.yaml:2:9: the list that begins here is closed by `}` at 2:11, and wanted is `]`",
+            ),
             ("name: a\nplaces: {a: 1}\n", "x.yaml:2:9: a mapping stands here, and wanted is a list"),
             ("name: a\nweights: [1]\n", "x.yaml:2:10: a list stands here, and wanted is a mapping"),
             ("- x\n", "a list stands here, and wanted is a mapping (`key: value`)"),

@@ -36,7 +36,7 @@ pub struct Claims {
 
 /// A token that is not valid. Which of its faults it was is not told to the client.
 #[derive(Debug, thiserror::Error)]
-#[error("token is missing, forged or expired: log in again")]
+#[error("token is missing, forged, expired or logged out: log in again")]
 pub struct InvalidToken;
 
 /// Makes and checks tokens.

@@ -2,7 +2,7 @@
 //! at once, in the middle of whatever they did, as the end of a process would. A process that is one server has one runtime,
 //! so that no call to an engine goes from thread to thread.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -173,26 +173,28 @@ async fn start_role(
     tamper: Option<Arc<dyn Tamper>>,
 ) -> Result<Started, StackError> {
     let failed = |source| StackError::Start { server: place.name.clone(), source };
-    let bind = |port| bind(&place.name, config.host, port);
-    let listeners = || Ok::<_, StackError>(Listeners { clients: bind(place.port)?, peers: bind(0)? });
+    let bind = |port, setting| bind(&place.name, SocketAddr::new(config.host, port), setting);
+    let setting = PortSetting::of(place.role);
+    let listeners = || Ok::<_, StackError>(Listeners { clients: bind(place.port, setting)?, peers: bind(0, None)? });
     Ok(match place.role {
         Role::Chat => {
             let server = chat::start(listeners()?, deps, config.chat, tamper).await.map_err(failed)?;
             Started { clients_of: Some(ClientsOf::Chat(Arc::clone(&server))), ..Started::at(server.address()) }
         }
-        Role::Presence => Started::at(presence::start(bind(0)?, deps, config.presence).await.map_err(failed)?),
+        Role::Presence => Started::at(presence::start(bind(0, None)?, deps, config.presence).await.map_err(failed)?),
         Role::Api => Started::at(api::start(listeners()?, deps, config.api).await.map_err(failed)?),
         Role::Push => {
-            push::start(bind(0)?, deps).await.map_err(failed)?;
+            push::start(bind(0, None)?, deps).await.map_err(failed)?;
             Started { address: None, websocket_address: None, clients_of: None }
         }
         Role::Gateway => {
-            let http = bind(place.port)?;
+            let http = bind(place.port, setting)?;
             let mut address = http.local_addr().map_err(|e| failed(e.into()))?;
             if let Some(advertised) = deps.advertise {
                 address.set_ip(advertised);
             }
-            let listeners = Listeners { clients: bind(place.websocket_port)?, peers: bind(0)? };
+            let clients = bind(place.websocket_port, Some(PortSetting::GATEWAY_WEBSOCKETS))?;
+            let listeners = Listeners { clients, peers: bind(0, None)? };
             let gateway = gateway::start(listeners, http, deps, config.gateway).await.map_err(failed)?;
             Started {
                 websocket_address: Some(gateway.address()),
@@ -203,7 +205,69 @@ async fn start_role(
     })
 }
 
-fn bind(server: &ServerName, host: IpAddr, port: u16) -> Result<tokio::net::TcpListener, StackError> {
-    let address = SocketAddr::new(host, port);
-    net::listen(address).map_err(|source| StackError::Bind { server: server.clone(), address, source })
+/// How the port of the first server of a role is set; the next ones have the next.
+#[derive(Clone, Copy)]
+struct PortSetting {
+    /// In a file.
+    key: &'static str,
+    /// On the command line.
+    flag: Option<&'static str>,
+}
+
+impl PortSetting {
+    const GATEWAY_WEBSOCKETS: Self = Self { key: "gateway_chat_port", flag: None };
+
+    const fn of(role: Role) -> Option<Self> {
+        match role {
+            Role::Api => Some(Self { key: "api_port", flag: Some("--api-port") }),
+            Role::Chat => Some(Self { key: "chat_port", flag: Some("--chat-port") }),
+            Role::Gateway => Some(Self { key: "gateway_port", flag: None }),
+            Role::Presence | Role::Push => None,
+        }
+    }
+}
+
+fn bind(
+    server: &ServerName,
+    address: SocketAddr,
+    setting: Option<PortSetting>,
+) -> Result<tokio::net::TcpListener, StackError> {
+    net::listen(address).map_err(|source| {
+        let is_about_host = source.kind() == std::io::ErrorKind::AddrNotAvailable || address.port() == 0;
+        let fix = match setting.filter(|_| !is_about_host) {
+            Some(PortSetting { key, flag: Some(flag) }) => {
+                format!("give another port with {flag} ({key} in a file of settings), or 0 for any")
+            }
+            Some(PortSetting { key, flag: None }) => {
+                format!("give another port with {key} in a file of settings, or 0 for any")
+            }
+            None => "give an address of this machine with --host (host in a file of settings)".to_owned(),
+        };
+        StackError::Bind { server: server.clone(), address, source, fix }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_that_can_not_be_had_names_the_setting() {
+        let taken = net::listen("127.0.0.1:0".parse().expect("valid")).expect("binds");
+        let address = taken.local_addr().expect("bound");
+        let refused = |role, address| {
+            let server = format!("{role}-1").parse().expect("a name");
+            bind(&server, address, PortSetting::of(role)).expect_err("refused").to_string()
+        };
+        for (role, wanted) in [
+            (Role::Api, "give another port with --api-port (api_port in a file of settings), or 0 for any"),
+            (Role::Chat, "give another port with --chat-port (chat_port in a file of settings)"),
+            (Role::Gateway, "give another port with gateway_port in a file of settings"),
+        ] {
+            let told = refused(role, address);
+            assert!(told.contains(wanted), "{told}");
+        }
+        let nowhere = refused(Role::Api, "203.0.113.1:7100".parse().expect("valid"));
+        assert!(nowhere.contains("--host (host in a file"), "{nowhere}");
+    }
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::config::Config;
 use super::node::{Home, Node};
 use super::secrets::Secrets;
+use crate::backends::error::ErrorKind;
 use crate::backends::registry::Role;
 use crate::backends::{self, BackendError, Backends};
 use crate::protocol::ServerName;
@@ -28,9 +29,9 @@ pub enum StackError {
     Config(String),
     /// An engine failed.
     #[error("engines: {0}")]
-    Backend(#[from] BackendError),
+    Backend(BackendError),
     /// An address can't be had.
-    #[error("{server} can't listen on {address}: {source}; give another port, or 0 for any")]
+    #[error("{server} can't listen on {address}: {source}; {fix}")]
     Bind {
         /// Which server.
         server: ServerName,
@@ -38,6 +39,8 @@ pub enum StackError {
         address: SocketAddr,
         /// Why.
         source: std::io::Error,
+        /// Which setting to change.
+        fix: String,
     },
     /// A server did not start.
     #[error("{server} did not start: {source}")]
@@ -94,6 +97,15 @@ pub enum StackError {
         /// What there is.
         running: String,
     },
+}
+
+impl From<BackendError> for StackError {
+    fn from(error: BackendError) -> Self {
+        match (error.kind, &error.source) {
+            (ErrorKind::InUse, Some(source)) => Self::Occupied(source.to_string()),
+            _ => Self::Backend(error),
+        }
+    }
 }
 
 /// A server of the stack.

@@ -36,6 +36,21 @@ pub fn human_count(n: u64) -> String {
     out
 }
 
+/// A count with its noun, which is given for one: `1 run`, `2 runs`, `1 200 deliveries`, `3 processes`.
+#[must_use]
+pub fn counted(n: u64, one: &str) -> String {
+    let number = human_count(n);
+    if n == 1 {
+        return format!("{number} {one}");
+    }
+    let is_vowel = |c: char| matches!(c, 'a' | 'e' | 'i' | 'o' | 'u');
+    match one.strip_suffix('y') {
+        Some(stem) if !stem.ends_with(is_vowel) => format!("{number} {stem}ies"),
+        _ if one.ends_with('s') || one.ends_with('x') => format!("{number} {one}es"),
+        _ => format!("{number} {one}s"),
+    }
+}
+
 /// A measured value: whole ones as such, others with three places.
 #[must_use]
 pub fn human_value(value: f64) -> String {
@@ -54,6 +69,9 @@ mod tests {
         );
         assert_eq!([5, 2_048, 3 << 20].map(human_bytes), ["5 B", "2.0 KiB", "3.0 MiB"]);
         assert_eq!([7, 1_000, 1_234_567].map(human_count), ["7", "1 000", "1 234 567"]);
+        let nouns = [(0, "run"), (1, "run"), (1_200, "delivery"), (2, "process"), (2, "key"), (1, "delivery")];
+        let wanted = ["0 runs", "1 run", "1 200 deliveries", "2 processes", "2 keys", "1 delivery"];
+        assert_eq!(nouns.map(|(n, one)| counted(n, one)), wanted);
         assert_eq!([0.0, 3.0, 0.25, 509.4391].map(human_value), ["0", "3", "0.250", "509.439"]);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io::Read;
 
+use super::human::human_us;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use flate2::read::ZlibDecoder;
@@ -212,6 +213,81 @@ pub struct LatencySummary {
     pub max_us: u64,
 }
 
+/// A percentile of a summary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Percentile {
+    /// The median.
+    P50,
+    /// 75 %.
+    P75,
+    /// 90 %.
+    P90,
+    /// 95 %.
+    P95,
+    /// 99 %.
+    P99,
+    /// 99.9 %.
+    P999,
+}
+
+impl Percentile {
+    /// All of them, rising.
+    pub const ALL: [Self; 6] = [Self::P50, Self::P75, Self::P90, Self::P95, Self::P99, Self::P999];
+
+    /// What it is called in tables.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::P50 => "p50",
+            Self::P75 => "p75",
+            Self::P90 => "p90",
+            Self::P95 => "p95",
+            Self::P99 => "p99",
+            Self::P999 => "p99.9",
+        }
+    }
+
+    /// Samples without which there is none: at least one has to lie above it.
+    #[must_use]
+    pub const fn samples_min(self) -> u64 {
+        match self {
+            Self::P50 => 2,
+            Self::P75 => 4,
+            Self::P90 => 10,
+            Self::P95 => 20,
+            Self::P99 => 100,
+            Self::P999 => 1_000,
+        }
+    }
+}
+
+/// Shown where there are too few samples for a figure.
+pub const TOO_FEW: &str = "-";
+
+impl LatencySummary {
+    /// A percentile in µs; `None` where the samples are too few for it.
+    #[must_use]
+    pub const fn known_us(&self, percentile: Percentile) -> Option<u64> {
+        if self.count < percentile.samples_min() {
+            return None;
+        }
+        Some(match percentile {
+            Percentile::P50 => self.p50_us,
+            Percentile::P75 => self.p75_us,
+            Percentile::P90 => self.p90_us,
+            Percentile::P95 => self.p95_us,
+            Percentile::P99 => self.p99_us,
+            Percentile::P999 => self.p999_us,
+        })
+    }
+
+    /// A percentile for people: [`TOO_FEW`] where the samples are too few for it.
+    #[must_use]
+    pub fn shown(&self, percentile: Percentile) -> String {
+        self.known_us(percentile).map_or_else(|| TOO_FEW.to_owned(), human_us)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;
@@ -230,6 +306,19 @@ mod tests {
         let summary = a.summary();
         assert_eq!((summary.count, summary.max_us / 1_000), (100, 500));
         assert!(summary.p50_us.abs_diff(1_000) <= 1);
+    }
+
+    #[test]
+    fn a_percentile_of_too_few_samples_is_not_shown() {
+        for percentile in Percentile::ALL {
+            let of = |count| {
+                let mut latency = Latency::default();
+                latency.record_many_us(900, count);
+                latency.summary().shown(percentile)
+            };
+            let needs = percentile.samples_min();
+            assert_eq!((of(needs - 1).as_str(), of(needs).as_str()), (TOO_FEW, "900 µs"), "{}", percentile.name());
+        }
     }
 
     #[test]

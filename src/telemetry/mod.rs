@@ -11,7 +11,7 @@ mod phase;
 mod printable;
 pub mod prometheus;
 
-pub use latency::{Latency, LatencySummary};
+pub use latency::{Latency, LatencySummary, Percentile};
 pub use latency_path::{ByPath, LatencyPath, PathName};
 pub use live::LiveSnapshot;
 pub use metrics::{Counter, Gauge, Metrics, PartitionFigures, Registry, Timer};

@@ -185,6 +185,17 @@ mod tests {
     }
 
     #[test]
+    fn a_percentile_without_its_samples_is_a_dash() {
+        let mut state = State::new(false);
+        state.take(snapshot());
+        state.go_to(0);
+        let text = screen(&state, 120, 30);
+        let row = text.lines().find(|line| line.contains("delivery") && line.contains("10 ")).expect("a row");
+        assert!(row.contains("900 µs") && row.contains("9.0 ms") && row.matches(" - ").count() >= 3, "{text}");
+        assert!(!row.contains("4.2 ms"), "p99 of ten: {text}");
+    }
+
+    #[test]
     fn a_tiny_terminal_does_not_break_it() {
         let mut state = State::new(false);
         state.take(snapshot());

@@ -264,7 +264,12 @@ fn a_folder_in_use_is_exit_3_and_names_it() {
     assert!(lines.any(|line| line.expect("text").starts_with("ready")), "the stack is up");
     let (code, _, err) = run(&args);
     assert_eq!(code, Some(3), "{err}");
-    assert!(err.contains(&data) && err.contains("--data"), "{err}");
+    assert_eq!(
+        err.lines().next(),
+        Some(&*format!(
+            "chatctl: data folder {data} is in use by another process: stop it, or give another folder with --data"
+        ))
+    );
     let pid = rustix::process::Pid::from_child(&first);
     rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("signals");
     assert_eq!(first.wait().expect("ends").code(), Some(0), "a clean stop");

@@ -39,6 +39,29 @@ async fn a_name_has_one_form_and_nothing_invisible() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_names_what_is_wrong_in_words_of_ours() {
+    let stack = start().await;
+    let (alice, gone) = (signup(&stack, "alice").await, signup(&stack, "gone").await);
+    assert_eq!(http(&stack, "POST", "/logout", &gone.token, &Value::Null).await.0, 204);
+    let account = |name: &str| json!({"name": name, "password": "password"});
+    for (method, path, token, body, status, wanted) in [
+        ("GET", "/conversations/abc", &alice.token, Value::Null, 400, "\"abc\" in the path is no valid"),
+        ("GET", "/users/%ff", &alice.token, Value::Null, 400, "the path is no UTF-8"),
+        ("GET", "/users", &alice.token, Value::Null, 400, "the query can't be read: missing field"),
+        ("POST", "/signup", &alice.token, Value::Null, 400, "the body is no JSON: EOF"),
+        ("POST", "/signup", &alice.token, account(""), 400, "name has 1 to 64 characters"),
+        ("GET", "/me", &gone.token, Value::Null, 401, "token is missing, forged, expired or logged out: log in again"),
+    ] {
+        let (was, answer) = http(&stack, method, path, token, &body).await;
+        let told = answer.to_string().replace("\\\"", "\"");
+        assert_eq!(was, status, "{path}: {told}");
+        assert!(told.contains(wanted), "{path}: {told}");
+        assert!(!told.contains("Failed to") && !told.contains("Invalid URL"), "a library's words: {told}");
+    }
+    stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_direct_conversation_has_no_name() {
     let stack = start().await;
     let (alice, bob) = (signup(&stack, "alice").await, signup(&stack, "bob").await);

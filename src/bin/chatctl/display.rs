@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use chatctl::report::{self, human_count};
+use chatctl::report::{self, counted, human_count};
 use chatctl::run::{Notice, Observer, Silent};
 use chatctl::runtime::Tasks;
 use chatctl::telemetry::{LiveSnapshot, RunPhase};
@@ -107,15 +107,17 @@ impl Observer for Lines {
 fn text(notice: &Notice) -> String {
     match notice {
         Notice::UsersLowered { asked, fit, connections, heartbeat, connect_over } => format!(
-            "fits       {} of {} users fit on this machine (`chatctl doctor --connections {connections} --heartbeat {}s \
+            "fits       {} of {} fit on this machine (`chatctl doctor --connections {connections} --heartbeat {}s \
              --connect-over {}s` says why)",
             human_count((*fit).into()),
-            human_count((*asked).into()),
+            counted((*asked).into(), "user"),
             heartbeat.as_secs(),
             connect_over.as_secs()
         ),
         Notice::ServersRaised { chat_servers, connections_each } => {
-            format!("servers    {chat_servers} chat servers, since one process may hold {connections_each} connections")
+            let servers = counted(*chat_servers as u64, "chat server");
+            let each = counted(*connections_each, "connection");
+            format!("servers    {servers}, since one process may hold {each}")
         }
         Notice::Limits { limits, connections } => limits_table(limits, *connections),
         Notice::Stack(line) => line.clone(),

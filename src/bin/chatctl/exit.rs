@@ -10,14 +10,22 @@ pub(crate) use chatctl::run::exit_code::{
 pub(crate) const HELP: &str = "\
 Exit codes:
   0    pass
-  1    a threshold failed (compare, check: in a run of the new build); capacity: no rate holds
+  1    a threshold failed (compare, check: in a run of the new build);
+       capacity: no rate holds
   2    wrong usage or a bad scenario
-  3    environment: something outside is missing or broken; check: a run could not be done, or no baseline (--require-baseline)
-  4    the ledger found a violation: lost, duplicated, out of order, leaked (compare, check: in a run of the new build)
-  5    the run is invalid: the generator was late (capacity: the limit); compare, check: so are runs, or the baseline is unsound
+  3    environment: an address, a port, an engine, a file or the machine is
+       missing, in use or not enough; a result could not be written;
+       check: a run could not be done, or no baseline (--require-baseline);
+       compare: a run left no result
+  4    the ledger found a violation: lost, duplicated, out of order, leaked
+       (compare, check: in a run of the new build)
+  5    the run is invalid: the generator was late (capacity: the limit);
+       compare, check: so are runs, or the baseline is unsound
   6    compare, check: the new build is worse by more than a limit
-  7    not enough data (compare, check: an interval reaches past its limit; capacity: too few samples for a threshold)
-  130  interrupted, or nobody reads standard output any more; results are written all the same";
+  7    not enough data (compare, check: an interval reaches past its limit,
+       or too few runs; capacity: too few samples for a threshold)
+  130  interrupted, or nobody reads standard output any more; results are
+       written all the same";
 
 /// The exit code of a run. A broken guarantee outranks everything, also that the run was interrupted.
 pub(crate) fn of(result: &RunResult) -> u8 {
@@ -85,6 +93,11 @@ mod tests {
     use chatctl::loadgen::result::Counts;
 
     use super::*;
+
+    #[test]
+    fn the_help_keeps_its_indentation_on_a_terminal_of_80_columns() {
+        assert!(HELP.lines().all(|line| line.chars().count() < 80), "{HELP}");
+    }
 
     #[test]
     fn a_broken_guarantee_outranks_an_interruption() {

@@ -6,6 +6,7 @@
 mod cli;
 mod display;
 mod exit;
+mod help;
 mod output;
 mod process;
 mod progress;
@@ -14,7 +15,7 @@ mod signals;
 mod table;
 mod verbs;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches, Parser};
 
 use crate::output::errln;
 use crate::verbs::Verb;
@@ -31,7 +32,8 @@ struct Args {
 }
 
 fn main() -> std::process::ExitCode {
-    let args = match Args::try_parse() {
+    let parsed = help::plain(Args::command()).try_get_matches();
+    let args = match parsed.and_then(|matches| Args::from_arg_matches(&matches)) {
         Ok(args) => args,
         Err(error) => {
             // Help and version go to standard output and are no failure.

@@ -2,11 +2,11 @@
 
 use chatctl::loadgen::capacity::Cause;
 use chatctl::loadgen::result::Verdict;
-use chatctl::report::{compare, human_count, human_us};
+use chatctl::report::{compare, counted, human_count, human_us};
 use chatctl::run::capacity::Trial;
 use chatctl::run::{Progress, ProgressObserver, RunLabel};
 use chatctl::runtime::Tasks;
-use chatctl::telemetry::{LatencyPath, printable, printable_lines};
+use chatctl::telemetry::{LatencyPath, Percentile, printable, printable_lines};
 
 use crate::output::{self, out, outln};
 
@@ -20,10 +20,10 @@ impl ProgressObserver for ProgressLines<'_> {
         match progress {
             Progress::BaselineFound { folder, runs, version } => {
                 let version = printable(version);
-                outln!("baseline   {runs} runs of version {version} in {}", folder.display());
+                outln!("baseline   {} of version {version} in {}", counted(runs.into(), "run"), folder.display());
             }
             Progress::BaselineBegins { folder, runs } => {
-                outln!("baseline   made from this build in {}: {runs} runs", folder.display());
+                outln!("baseline   made from this build in {}: {}", folder.display(), counted(runs.into(), "run"));
             }
             Progress::RunBegins(label) => {
                 out!("{:<22} ", words(label));
@@ -43,7 +43,8 @@ impl ProgressObserver for ProgressLines<'_> {
                 outln!("           {} broke a guarantee: more runs would change nothing", side.word());
             }
             Progress::MorePairs { pairs, more } => {
-                outln!("open       {pairs} pairs leave something open: {more} more");
+                let pairs = counted(pairs.into(), "pair");
+                outln!("open       something is open after {pairs}: {more} more");
             }
             Progress::TrialBegins { number, rate } => {
                 out!("trial {number:<4} {:>9} messages/s ", human_count(rate.round() as u64));
@@ -71,7 +72,7 @@ fn words(label: RunLabel) -> String {
 /// What a trial showed, in a line.
 fn line(trial: &Trial, cause: Option<&Cause>) -> String {
     let result = &trial.result;
-    let p99 = result.latency.get(LatencyPath::Delivery).map_or("-".to_owned(), |s| human_us(s.p99_us));
+    let p99 = result.latency.get(LatencyPath::Delivery).map_or("-".to_owned(), |s| s.shown(Percentile::P99));
     let word = match (cause, result.verdict) {
         // By its own verdict it passed.
         (Some(_), Verdict::Pass) => "FAIL",
@@ -81,6 +82,6 @@ fn line(trial: &Trial, cause: Option<&Cause>) -> String {
     format!(
         "{:>9} deliveries/s  p99 {p99:>8}  generator late p99 {:>8}  {word}{why}",
         human_count(trial.steady.deliveries_per_s.round() as u64),
-        human_us(result.generator.lag.p99_us),
+        result.generator.lag.shown(Percentile::P99),
     )
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use chatctl::report::human_count;
+use chatctl::report::{counted, human_count};
 use chatctl::runtime::limits::Limit;
 use chatctl::telemetry::printable;
 
@@ -45,7 +45,7 @@ pub(crate) fn limits_table(limits: &[Limit], connections: u64) -> String {
             limit.fix.clone(),
         ]);
     }
-    format!("{} connections on this machine\n{table}", human_count(connections))
+    format!("{} on this machine\n{table}", counted(connections, "connection"))
 }
 
 #[cfg(test)]

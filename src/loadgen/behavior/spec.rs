@@ -67,7 +67,9 @@ impl Talks {
             Self::Direct if !has_direct => {
                 Some("one-to-one talkers need conversations: set population.direct_per_user above 0")
             }
-            Self::Groups if !has_groups => Some("group talkers need groups: add population.groups"),
+            Self::Groups if !has_groups => {
+                Some("group talkers need groups: give population.groups an entry with a count above 0")
+            }
             Self::Nowhere | Self::Direct | Self::Groups | Self::Everywhere => None,
         }
     }

@@ -12,7 +12,7 @@ use crate::loadgen::scenario::Scenario;
 use crate::loadgen::scenario::threshold::{Threshold, UpperLimit};
 use crate::telemetry::LatencyPath;
 use crate::telemetry::LatencySummary;
-use crate::telemetry::human::human_us;
+use crate::telemetry::human::{counted, human_us};
 use crate::telemetry::live::MachineLoad;
 
 /// Processors that others took from which on they count, in one second and on average over a run.
@@ -224,9 +224,11 @@ fn who_took(result: &RunResult, seconds: &BTreeSet<usize>) -> String {
     let cores = loads.first().map_or(0.0, |m| m.cores);
     let hosts = || format!("other machines of the host took {steal:.2}");
     match (foreign >= 0.01, steal >= 0.01) {
-        (false, true) => format!("{} of {cores:.0} cores", hosts()),
-        (_, true) => format!("other programs used {foreign:.2} of {cores:.0} cores, {}", hosts()),
-        _ => format!("other programs used {foreign:.2} of {cores:.0} cores"),
+        (false, true) => format!("{} of {}", hosts(), counted(cores.round() as u64, "core")),
+        (_, true) => {
+            format!("other programs used {foreign:.2} of {}, {}", counted(cores.round() as u64, "core"), hosts())
+        }
+        _ => format!("other programs used {foreign:.2} of {}", counted(cores.round() as u64, "core")),
     }
 }
 

@@ -12,6 +12,7 @@ use crate::loadgen::run::Shared;
 use crate::loadgen::scenario::threshold::{self, Threshold};
 use crate::loadgen::scenario::{PhaseKind, Scenario};
 use crate::loadgen::stats::get;
+use crate::telemetry::human::counted;
 use crate::telemetry::{Latency, LatencyPath};
 
 /// Everything that was counted.
@@ -152,7 +153,10 @@ fn failed_reasons(result: &RunResult, is_asked_for: impl Fn(&str) -> bool) -> Ve
         thresholds.map(|outcome| format!("threshold {}: {}", outcome.threshold, outcome.measured())).collect();
     for fault in result.faults.iter().filter(|fault| fault.disconnected > 0 && fault.recovered_99_s.is_none()) {
         let FaultRecord { what, disconnected, recovered, .. } = fault;
-        reasons.push(format!("fault {what:?}: {recovered} of {disconnected} devices came back, less than 99 %"));
+        reasons.push(format!(
+            "fault {what:?}: {recovered} of {} came back, less than 99 %",
+            counted(*disconnected, "device")
+        ));
     }
     reasons
 }
@@ -167,16 +171,18 @@ fn unknown_pushes(scenario: &Scenario, result: &RunResult) -> Option<String> {
     let is_much = push_unknown >= PUSH_UNKNOWN_MIN && push_unknown.saturating_mul(2) > delivered_online;
     (is_much && scenario.faults.is_empty()).then(|| {
         format!(
-            "it can't be said whether messages are pushed: {push_unknown} of {delivered_online} deliveries to devices that \
-             were online came by sync, too soon after a connect or a send to expect a push; let devices stay connected for longer"
+            "it can't be said whether messages are pushed: {push_unknown} of {} to devices that were online \
+             came by sync, too soon after a connect or a send to expect a push; let devices stay connected for longer",
+            counted(delivered_online, "delivery")
         )
     })
 }
 
 /// What whoever reads the figures has to know of answers that did not come.
 fn resends(counts: &Counts) -> Option<String> {
-    (counts.resent > 0)
-        .then(|| format!("{} of {} messages had no answer within 5 s and were sent again", counts.resent, counts.sent))
+    (counts.resent > 0).then(|| {
+        format!("of {}, no answer came to {} within 5 s: sent again", counted(counts.sent, "message"), counts.resent)
+    })
 }
 
 /// Share of the scheduled messages that may go unsent because nobody could send them, in percent.
@@ -189,8 +195,9 @@ fn invalid_reasons(scenario: &Scenario, result: &RunResult) -> Vec<String> {
     let counts = &result.counts;
     if counts.local_errors > 0 && counts.never_connected > 0 {
         reasons.push(format!(
-            "{} devices never connected, and {} connects failed by a limit of the generator's machine; see `chatctl doctor`",
-            counts.never_connected, counts.local_errors
+            "{} never connected, and {} failed by a limit of the generator's machine; see `chatctl doctor`",
+            counted(counts.never_connected, "device"),
+            counted(counts.local_errors, "connect")
         ));
     }
     if let Some(percent) = counts.skipped_percent().filter(|percent| *percent > SKIPPED_PERCENT_MAX) {

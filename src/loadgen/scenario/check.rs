@@ -192,9 +192,16 @@ impl Check<'_> {
         let Some(churn) = self.scenario.churn else { return };
         self.time("churn.every", churn.every, Duration::from_millis(10), TIME_MAX);
         self.time("churn.back_after", churn.back_after, Duration::from_millis(10), TIME_MAX);
-        if !self.scenario.population.groups.iter().any(|groups| groups.count > 0 && groups.members.max > 2) {
-            self.add("churn", "members come and go in groups of at least 3: add population.groups");
+        let groups = &self.scenario.population.groups;
+        if groups.iter().any(|groups| groups.count > 0 && groups.members.max > 2) {
+            return;
         }
+        let fix = match groups.iter().filter(|groups| groups.count > 0).map(|groups| groups.members.max).max() {
+            Some(most) => format!("the largest has {most}; set population.groups[].members above 2"),
+            None if groups.is_empty() => "there are none; add population.groups".to_owned(),
+            None => "there are none; set population.groups[].count above 0".to_owned(),
+        };
+        self.add("churn", format!("members come and go in groups of at least 3: {fix}"));
     }
 
     fn faults(&mut self) {

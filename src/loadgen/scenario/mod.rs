@@ -6,6 +6,7 @@ mod places;
 mod range;
 pub mod schedule;
 pub mod threshold;
+mod unknown_measure;
 mod yields;
 
 use std::collections::BTreeMap;
@@ -389,6 +390,25 @@ thresholds: ['ack_ms.p99 < 50', 'lost == 0']
 
     fn error(text: &str) -> String {
         Scenario::parse(text, "x.yaml").expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn churn_says_what_its_groups_lack() {
+        let head = "{name: t, population: {users: 9, direct_per_user: 1";
+        let rest =
+            "}, behaviors: {lurker: 1}, churn: {every: 2s, back_after: 3s}, phases: [{phase: steady, duration: 1s}]}";
+        for (groups, wanted) in [
+            ("", "there are none; add population.groups"),
+            (
+                ", groups: [{count: 0, members: {min: 3, max: 4}}]",
+                "there are none; set population.groups[].count above 0",
+            ),
+            (", groups: [{count: 4, members: {min: 2, max: 2}}]", "the largest has 2; set population.groups[].members"),
+        ] {
+            let error = Scenario::parse(&format!("{head}{groups}{rest}"), "x").expect_err(wanted).to_string();
+            assert!(error.contains("churn: members come and go in groups of at least 3: "), "{error}");
+            assert!(error.contains(wanted), "{error}");
+        }
     }
 
     #[test]

@@ -229,7 +229,27 @@ impl Progress {
     /// The share done, and a text such as `accounts 120/500`.
     pub(in crate::loadgen) fn show(&self) -> (f64, String) {
         let (done, total) = (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed));
-        let share = if total == 0 { 1.0 } else { done as f64 / total as f64 };
-        (share, format!("{} {done}/{total}", self.what.lock().expect("no panic while held")))
+        let what = *self.what.lock().expect("no panic while held");
+        match (what, total) {
+            ("", _) => (0.0, "begins".to_owned()),
+            (_, 0) => (1.0, format!("no {what}")),
+            _ => (done as f64 / total as f64, format!("{what} {done}/{total}")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_not_begun_is_not_done_and_none_is_no_fraction() {
+        let progress = Progress::default();
+        assert_eq!(progress.show(), (0.0, "begins".to_owned()));
+        progress.begin("friendships", 0);
+        assert_eq!(progress.show(), (1.0, "no friendships".to_owned()));
+        progress.begin("accounts", 4);
+        progress.steps(1);
+        assert_eq!(progress.show(), (0.25, "accounts 1/4".to_owned()));
     }
 }

@@ -98,6 +98,10 @@ fn too_few_samples_are_no_loss_and_a_rare_figure_decides_nothing() {
     let fewer = checked_with_base(acks(100), |r, _| acks(99)(r));
     assert_eq!(finding(&fewer, "ack p99").answer, Answer::NotEnoughData, "{fewer:?}");
     assert_eq!(fewer.answer, Answer::NotEnoughData);
+    let cpu_unknown = checked_with_base(|_| (), |r, _| r.generator.stack_cpu_s = 0.0);
+    let cpu = finding(&cpu_unknown, "stack CPU per delivery");
+    assert_eq!((cpu.answer, cpu.limit, cpu.new), (Answer::NotEnoughData, 0.05, None), "{cpu:?}");
+    assert!(cpu.base.is_some(), "what one side has is shown: {cpu:?}");
     let gone = checked_with_base(acks(100), |r, _| drop(r.histograms.remove(LatencyPath::Ack)));
     assert_eq!(finding(&gone, "ack p99").answer, Answer::Worse);
     let rare = checked_with_base(

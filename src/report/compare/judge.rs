@@ -4,6 +4,7 @@
 //! shown, by an interval that lies within the limit, and never the absence of a difference.
 
 use crate::loadgen::RunResult;
+use crate::report::counted;
 
 use super::figure::{Figure, RATE_LIMIT, Rate, Weight};
 use super::stats::{self, Groups};
@@ -32,6 +33,9 @@ const FAR_DEVIATIONS: f64 = 5.0;
 
 /// Rise of a rate that is told although the runs are too few for a test: one in a hundred.
 const FAR_RATE: f64 = 0.01;
+
+/// Runs of each side past which more of them are no advice.
+pub(super) const RUNS_NEEDED_MAX: u64 = 10_000;
 
 /// What the answer needs to know of a change. All are for the worse when above 0.
 struct Change {
@@ -130,7 +134,8 @@ impl Coverage {
     }
 
     fn note(self, name: &str) -> String {
-        format!("{name}: measured in {} runs of base and in {} of new", self.base.0, self.new.0)
+        let base = counted(self.base.0 as u64, "run");
+        format!("{name}: measured in {base} of base and in {} of new", self.new.0)
     }
 }
 
@@ -158,8 +163,14 @@ pub(super) fn values(figure: Figure, sides: &Usable<'_>) -> Values {
     if groups.base.is_empty() { Values::Missing(coverage) } else { Values::Both(groups) }
 }
 
+/// The finding of a figure without its values.
+pub(super) fn bare(figure: Figure, weight: Weight, rules: Rules, answer: Answer) -> Finding {
+    let sign = if figure.is_more_better() { -1.0 } else { 1.0 };
+    Finding::bare(figure.name(), figure.unit(), weight, sign * figure.limit(&rules.limits), answer)
+}
+
 /// The finding of a figure that only some of the runs have, and a note of how many.
-pub(super) fn missing(figure: Figure, coverage: Coverage, sides: &Usable<'_>) -> (Finding, String) {
+pub(super) fn missing(figure: Figure, coverage: Coverage, sides: &Usable<'_>, rules: Rules) -> (Finding, String) {
     // What users got before and do not get any more is no matter of statistics. That there are too few samples for a
     // percentile is.
     let is_gone = figure.weight() == Weight::Gate
@@ -167,9 +178,14 @@ pub(super) fn missing(figure: Figure, coverage: Coverage, sides: &Usable<'_>) ->
         && coverage.is_on_one_side()
         && !sides.new.iter().any(|run| figure.has_samples(run));
     let answer = if is_gone { Answer::Worse } else { Answer::NotEnoughData };
-    let name = figure.name();
-    let note = coverage.note(&name);
-    (Finding::bare(name, figure.unit(), coverage.weight(figure.weight()), answer), note)
+    let level = |runs: &[&RunResult]| {
+        let values: Vec<f64> = runs.iter().filter_map(|run| figure.of(run)).collect();
+        (!values.is_empty()).then(|| stats::median(values))
+    };
+    let (base, new) = (level(&sides.base), level(&sides.new));
+    let finding = bare(figure, coverage.weight(figure.weight()), rules, answer);
+    let note = coverage.note(&finding.name);
+    (Finding { base, new, ..finding }, note)
 }
 
 /// The shift between two groups of logarithms.
@@ -196,17 +212,13 @@ pub(super) fn figure(figure: Figure, groups: &Groups, rules: Rules) -> Option<Fi
         limit,
         limit_of_fall: limit,
     };
-    let noise = noise(groups);
+    let (noise, alarm) = (noise(groups), rules.alarm(figure.weight()));
     let answer = change.answer(figure.weight(), rules).unwrap_or_else(|| {
-        // Too few runs for the test: only what is far outside of the noise is told.
+        // Too few runs for the test: only what is far outside of the noise is told, and one run of a side has none to be told.
         let is_tail = matches!(figure, Figure::Latency(..)) && !figure.name().ends_with("p50");
         let spread = noise.unwrap_or(NOISE_ASSUMED).max(NOISE_ASSUMED);
         let far = (FAR_DEVIATIONS * spread).max(if is_tail { FAR_TAIL } else { FAR }.ln());
-        match shift.estimate {
-            estimate if estimate > far => Answer::Worse,
-            estimate if estimate < -far => Answer::Better,
-            _ => Answer::NotEnoughData,
-        }
+        if_far(groups, shift.estimate, far)
     });
     let sign = if figure.is_more_better() { -1.0 } else { 1.0 };
     let ends = |(low, high): (f64, f64)| if sign > 0.0 { (low, high) } else { (-high, -low) };
@@ -224,10 +236,23 @@ pub(super) fn figure(figure: Figure, groups: &Groups, rules: Rules) -> Option<Fi
         chance_of_rise: if sign > 0.0 { rise } else { fall },
         chance_of_fall: if sign > 0.0 { fall } else { rise },
         noise: noise.map(f64::exp_m1),
-        runs_needed: (answer == Answer::NotEnoughData).then(|| runs_needed(&change, groups)).flatten(),
+        runs_needed: (answer == Answer::NotEnoughData).then(|| runs_needed(&change, groups, alarm)).flatten(),
         is_suspicious: shift.chance_of_rise <= SUSPICION && shift.estimate > limit,
         answer,
     })
+}
+
+/// The answer where the runs are too few for a test: worse or better from a change that is far outside of the noise.
+const fn if_far(groups: &Groups, estimate: f64, far: f64) -> Answer {
+    if !groups.are_repeated() {
+        Answer::NotEnoughData
+    } else if estimate > far {
+        Answer::Worse
+    } else if estimate < -far {
+        Answer::Better
+    } else {
+        Answer::NotEnoughData
+    }
 }
 
 /// Noise of one run, as a logarithm: what the runs of each side differ by among themselves.
@@ -238,14 +263,20 @@ fn noise(groups: &Groups) -> Option<f64> {
     }
 }
 
-/// Runs of each side with which an interval around no change would lie within the limit nineteen times in twenty.
-fn runs_needed(change: &Change, groups: &Groups) -> Option<u64> {
-    let (low, high) = change.interval?;
-    // Half of the interval is t deviations; it needs room for its own width and for the estimate's own bad luck.
+/// Runs of each side with which an interval around no change would lie within the limit nineteen times in twenty, and enough
+/// for an interval at all; past the limit, for an alarm. `None` where nothing is known of the noise, or there are too many.
+fn runs_needed(change: &Change, groups: &Groups, alarm: f64) -> Option<u64> {
     let runs = groups.base.len().min(groups.new.len());
-    let deviation = (high - low) / 2.0 / stats::t_95(runs.saturating_sub(1));
+    // Half of the interval is t deviations; it needs room for its own width and for the estimate's own bad luck.
+    let deviation = match change.interval {
+        Some((low, high)) => (high - low) / 2.0 / stats::t_95(runs.saturating_sub(1)),
+        None if groups.are_repeated() => groups.change_deviation()?,
+        None => return None,
+    };
     let needed = runs as f64 * ((1.645 + 1.645) * deviation / change.limit).powi(2);
-    (needed.is_finite() && needed <= 100_000.0).then_some((needed.ceil() as u64).max(runs as u64 + 1))
+    let chance = if change.estimate > change.limit { alarm } else { TAIL };
+    let fewest = stats::fewest_runs(groups.are_paired, chance).max(runs + 1) as u64;
+    (needed.is_finite() && needed <= RUNS_NEEDED_MAX as f64).then_some((needed.ceil() as u64).max(fewest))
 }
 
 /// The finding of a rate, and a note where not every run has it; `None` where no run counted it, or nothing of it happened.
@@ -265,15 +296,15 @@ pub(super) fn rate(rate: &Rate, sides: &Usable<'_>, rules: Rules) -> Option<(Fin
     };
     let (base, new): (Vec<_>, Vec<_>) = (base.into_iter().flatten().collect(), new.into_iter().flatten().collect());
     if base.is_empty() || new.is_empty() {
-        return Some((Finding::bare(rate.name.to_owned(), rate.unit, weight, Answer::NotEnoughData), note));
+        return Some((Finding::bare(rate.name.to_owned(), rate.unit, weight, rate.floor, Answer::NotEnoughData), note));
     }
     let judged = judged_rate(rate, (&base, &new), are_paired, rules);
     if is_settled {
         return judged.map(|finding| (finding, None));
     }
     // A rise is one without the runs that lack it; that there is none is not known without them.
-    let finding =
-        judged.unwrap_or_else(|| Finding::bare(rate.name.to_owned(), rate.unit, weight, Answer::NotEnoughData));
+    let finding = judged
+        .unwrap_or_else(|| Finding::bare(rate.name.to_owned(), rate.unit, weight, rate.floor, Answer::NotEnoughData));
     Some((Finding { answer: finding.answer.max(Answer::NotEnoughData), ..finding }, note))
 }
 
@@ -307,13 +338,10 @@ fn judged_rate(rate: &Rate, (base, new): (&[OfMany], &[OfMany]), are_paired: boo
         limit_of_fall: limit,
     };
     let answer = change.answer(rate.weight, rules).unwrap_or_else(|| {
-        let far = (FAR_DEVIATIONS * by_chance).max(FAR_RATE).max(limit);
-        match estimate {
-            estimate if estimate > far => Answer::Worse,
-            estimate if estimate < -far => Answer::Better,
-            _ => Answer::NotEnoughData,
-        }
+        // A burst in one of two runs is one event, as it is in one of ten.
+        if_far(&groups, estimate, (FAR_DEVIATIONS * deviation).max(FAR_RATE).max(limit))
     });
+    let alarm = rules.alarm(rate.weight);
     Some(Finding {
         name: rate.name.to_owned(),
         unit: rate.unit,
@@ -326,7 +354,7 @@ fn judged_rate(rate: &Rate, (base, new): (&[OfMany], &[OfMany]), are_paired: boo
         chance_of_rise: change.chance_of_rise,
         chance_of_fall: change.chance_of_fall,
         noise: None,
-        runs_needed: (answer == Answer::NotEnoughData).then(|| runs_needed(&change, &groups)).flatten(),
+        runs_needed: (answer == Answer::NotEnoughData).then(|| runs_needed(&change, &groups, alarm)).flatten(),
         is_suspicious: change.chance_of_rise <= SUSPICION && estimate > limit,
         answer,
     })

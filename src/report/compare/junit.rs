@@ -68,7 +68,8 @@ pub fn render(c: &Comparison) -> String {
     let mut cases = vec![of_runs(c, Side::Base), of_runs(c, Side::New)];
     cases.extend(c.findings.iter().map(of_finding));
     // The answer itself, so that whatever makes it is a case.
-    cases.push(Case { name: "answer".to_owned(), kind: kind(c.answer), message: c.answer.word().to_owned() });
+    let message = [&[c.answer.word().to_owned()], c.notes.as_slice()].concat().join("\n");
+    cases.push(Case { name: "answer".to_owned(), kind: kind(c.answer), message });
     let count = |kind| cases.iter().filter(|case| case.kind == kind).count();
     let scenario = xml(&c.scenario);
     let mut out = format!(

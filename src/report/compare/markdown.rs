@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::{Answer, Comparison, Side, Weight, change, interval, value};
+use crate::report::counted;
 use crate::telemetry::printable;
 
 /// Problems that are listed one by one.
@@ -32,7 +33,7 @@ const fn meaning(answer: Answer) -> &'static str {
             "There was no baseline: **nothing was compared**. This build is the baseline from now on."
         }
         Answer::NotEnoughData => {
-            "**This is no regression that was found, and no \"same\" either**: an interval reaches past its limit. More runs, or a quieter machine, would settle it."
+            "**This is no regression that was found, and no \"same\" either**: an interval reaches past its limit, or the runs are too few for one. More runs, or a quieter machine, would settle it."
         }
         Answer::Worse => "**A regression**: something is worse by more than its limit, and not by chance.",
         Answer::UnsoundBaseline => {
@@ -85,7 +86,7 @@ pub fn render(c: &Comparison) -> String {
         );
     }
     let how = if c.are_interleaved { "in turn" } else { "**not in turn**" };
-    let _ = writeln!(out, "\n{} runs of base and {} of new, {how}.", c.runs.0, c.runs.1);
+    let _ = writeln!(out, "\n{} of base and {} of new, {how}.", counted(c.runs.0 as u64, "run"), c.runs.1);
     for note in &c.notes {
         let _ = writeln!(out, "\n> {}", escape(note));
     }

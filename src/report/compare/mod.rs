@@ -7,6 +7,7 @@ mod figure;
 mod judge;
 mod junit;
 mod markdown;
+mod notes;
 mod rank;
 #[cfg(test)]
 mod simulation;
@@ -138,8 +139,8 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// One without figures.
-    fn bare(name: String, unit: Unit, weight: Weight, answer: Answer) -> Self {
+    /// One without figures, whose limit is one for the worse.
+    fn bare(name: String, unit: Unit, weight: Weight, limit: f64, answer: Answer) -> Self {
         Self {
             name,
             unit,
@@ -148,7 +149,7 @@ impl Finding {
             new: None,
             change: None,
             interval: None,
-            limit: 0.0,
+            limit,
             chance_of_rise: 1.0,
             chance_of_fall: 1.0,
             noise: None,
@@ -223,13 +224,13 @@ impl<'a> Usable<'a> {
 #[must_use]
 pub fn compare(sides: &Sides<'_>, rules: Rules) -> Comparison {
     let usable = Usable::of(sides);
-    let mut notes = notes(sides);
+    let mut notes = notes::of_runs(sides);
     let mut findings = Vec::new();
     for figure in Figure::all() {
         match judge::values(figure, &usable) {
             Values::Neither => {}
             Values::Missing(coverage) => {
-                let (finding, note) = judge::missing(figure, coverage, &usable);
+                let (finding, note) = judge::missing(figure, coverage, &usable, rules);
                 findings.push(finding);
                 notes.push(note);
             }
@@ -252,10 +253,7 @@ pub fn compare(sides: &Sides<'_>, rules: Rules) -> Comparison {
     if findings.is_empty() {
         notes.push("no figure was measured on both sides".to_owned());
     }
-    let needed = findings.iter().filter(|f| f.counts_as() == Answer::NotEnoughData).filter_map(|f| f.runs_needed).max();
-    if let Some(needed) = needed {
-        notes.push(format!("about {needed} runs of each side would settle what is open, at this noise"));
-    }
+    notes.extend(notes::of_open(&findings, &usable));
     let mut comparison = Comparison {
         scenario: sides.new.iter().chain(sides.base).next().map(|r| r.scenario.clone()).unwrap_or_default(),
         answer: Answer::Same,
@@ -271,28 +269,6 @@ pub fn compare(sides: &Sides<'_>, rules: Rules) -> Comparison {
     };
     comparison.settle();
     comparison
-}
-
-/// What is to be known of the runs beside their figures.
-fn notes(sides: &Sides<'_>) -> Vec<String> {
-    let mut notes = Vec::new();
-    if let Some(other) = sides.new.iter().zip(sides.base).find(|(a, b)| a.machine != b.machine) {
-        notes.push(format!("the machines differ: {} and {}", other.1.machine, other.0.machine));
-    }
-    if sides.base.len().min(sides.new.len()) == 1 {
-        notes.push("one run of a side says nothing of the noise between runs: compare several".to_owned());
-    }
-    let hashes = sides.base.iter().chain(sides.new).filter(|r| r.scenario_hash.is_empty()).count();
-    if hashes > 0 && hashes < sides.base.len() + sides.new.len() {
-        notes.push(format!(
-            "{hashes} of the results do not say what their scenario was: only its name and seed are known"
-        ));
-    }
-    let failed = sides.base.iter().filter(|r| Defect::of(r) == Some(Defect::Failed)).count();
-    if failed > 0 {
-        notes.push(format!("{failed} of {} runs of base failed a threshold too", sides.base.len()));
-    }
-    notes
 }
 
 /// Gives those that were measured on both sides gate weight where there is no other figure: then they are what the scenario is
@@ -323,9 +299,8 @@ impl Comparison {
             let logs: Vec<f64> = runs.iter().filter_map(|r| figure.of(r)).map(f64::ln).collect();
             (!logs.is_empty()).then(|| Finding {
                 base: Some(stats::median(logs.clone()).exp()),
-                limit: figure.limit(&rules.limits) * if figure.is_more_better() { -1.0 } else { 1.0 },
                 noise: stats::robust_deviation(&logs).map(f64::exp_m1),
-                ..Finding::bare(figure.name(), figure.unit(), figure.weight(), Answer::BaselineMade)
+                ..judge::bare(figure, figure.weight(), rules, Answer::BaselineMade)
             })
         };
         let mut comparison = Self {

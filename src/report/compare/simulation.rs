@@ -201,20 +201,80 @@ fn two_runs_that_are_far_off_make_neither_worse_nor_the_same() {
 }
 
 #[test]
-fn one_run_of_each_is_enough_only_for_what_is_far_off() {
+fn one_run_of_a_side_is_enough_for_nothing_and_two_for_what_is_far_off() {
     let mut rng = StdRng::seed_from_u64(9);
-    let mut one = |factor| vec![run(&mut rng, USUAL, 0.0, factor)];
-    let (base, near, far) = (one(1.0), one(1.4), one(6.0));
-    let answer = |new: &[RunResult]| compare(&Sides { base: &base, new, are_interleaved: false }, Rules::default());
-    assert_eq!(answer(&near).answer, Answer::NotEnoughData);
-    assert_eq!(answer(&base).answer, Answer::NotEnoughData, "a run is not the same as itself");
-    let far = answer(&far);
-    assert_eq!(far.answer, Answer::Worse);
-    assert!(far.notes.iter().any(|note| note.contains("one run")), "{:?}", far.notes);
+    let mut runs =
+        |count: usize, factor| -> Vec<RunResult> { (0..count).map(|_| run(&mut rng, USUAL, 0.0, factor)).collect() };
+    let (base, near, far, fast) = (runs(2, 1.0), runs(2, 1.4), runs(2, 6.0), runs(2, 0.1));
+    let answer =
+        |base: &[RunResult], new: &[RunResult]| compare(&Sides { base, new, are_interleaved: false }, Rules::default());
+    for new in [&base, &near, &far, &fast] {
+        for (base, new) in [(&base[..1], &new[..1]), (&base[..], &new[..1]), (&base[..1], &new[..])] {
+            let one = answer(base, new);
+            assert_eq!(one.answer, Answer::NotEnoughData, "{one:?}");
+            assert!(one.findings.iter().all(|f| f.answer == Answer::NotEnoughData), "{one:?}");
+            let forms = [text(&one), markdown(&one), junit(&one)];
+            assert!(forms.iter().all(|form| form.contains("compare 7 of each side, or more")), "{forms:?}");
+            assert!(forms[2].contains("<error") && !forms[2].contains("<failure"), "{}", forms[2]);
+        }
+    }
+    assert_eq!(answer(&base, &near).answer, Answer::NotEnoughData);
+    assert_eq!(answer(&base, &far).answer, Answer::Worse);
+    // A run's own verdict needs no second one.
+    let failed = RunResult { verdict: Verdict::ThresholdFailed, ..base[0].clone() };
+    assert_eq!(answer(&base[..1], &[failed]).answer, Answer::Failed);
 }
 
 #[test]
-fn refused_messages_are_worse_in_ten_pairs_and_in_one() {
+fn what_is_open_says_how_many_runs_would_settle_it() {
+    let mut rng = StdRng::seed_from_u64(4);
+    let mut runs =
+        |count: usize, machine| -> Vec<RunResult> { (0..count).map(|_| run(&mut rng, machine, 0.0, 1.0)).collect() };
+    for (pairs, machine) in [(2, USUAL), (4, USUAL), (10, NOISY)] {
+        let (base, new) = (runs(pairs, machine), runs(pairs, machine));
+        let open = compare(&Sides { base: &base, new: &new, are_interleaved: true }, Rules::default());
+        assert_eq!(open.answer, Answer::NotEnoughData);
+        let wanted = format!("runs of each side would settle what is open, at the noise of these {pairs}");
+        for form in [text(&open), markdown(&open), junit(&open)] {
+            let told = form.lines().find_map(|line| line.split_once(&wanted)).unwrap_or_else(|| panic!("{form}"));
+            let number = told.0.split_once("about ").and_then(|(_, rest)| rest.trim().parse::<usize>().ok());
+            assert!(number.is_some_and(|number| number >= 5 && number > pairs), "{form}");
+        }
+    }
+    // Every second run takes a thousand times as long.
+    let torn = |r: &mut RunResult, n: usize| {
+        let mut latency = Latency::default();
+        latency.record_many_us(if n.is_multiple_of(2) { 1_000 } else { 1_000_000 }, 10_000);
+        r.histograms.insert(LatencyPath::Ack, latency);
+    };
+    let beyond = checked_with(4, QUIET, 1.0, 10, torn);
+    assert_eq!(beyond.answer, Answer::NotEnoughData, "{beyond:?}");
+    assert!(
+        text(&beyond).contains("not even 10 000 runs of each side settle ack p50, ack p95, ack p99: use"),
+        "{beyond:?}"
+    );
+}
+
+#[test]
+fn an_own_stack_beside_a_running_one_is_noted() {
+    let run = |has_own_stack| RunResult { has_own_stack, ..RunResult::default() };
+    let notes = |base: &[RunResult], new: &[RunResult]| {
+        compare(&Sides { base, new, are_interleaved: false }, Rules::default()).notes.join("\n")
+    };
+    let (own, running, unknown) = (run(Some(true)), run(Some(false)), run(None));
+    let one = std::slice::from_ref::<RunResult>;
+    let noted = notes(one(&own), one(&running));
+    assert!(noted.contains("base ran on a stack of its own, new against a running stack (--target)"), "{noted}");
+    assert!(notes(one(&running), &[own.clone(), own.clone()]).contains("the stacks differ"));
+    assert!(notes(&[own.clone(), running.clone()], &[own.clone(), running.clone()]).contains("the stacks differ"));
+    for same in [&own, &running, &unknown] {
+        assert!(!notes(one(same), one(same)).contains("the stacks differ"));
+    }
+    assert!(!notes(one(&own), one(&unknown)).contains("the stacks differ"), "older results do not say");
+}
+
+#[test]
+fn refused_messages_are_worse_in_ten_pairs_and_in_two_but_not_in_one() {
     let refuse = |r: &mut RunResult, _| {
         (r.counts.refused, r.counts.acked) = (2_000, 8_000);
         r.errors.insert("refused".to_owned(), 2_000);
@@ -225,11 +285,18 @@ fn refused_messages_are_worse_in_ten_pairs_and_in_one() {
         assert_eq!(finding(&compared, name).answer, Answer::Worse, "{name}");
     }
     let mut rng = StdRng::seed_from_u64(3);
-    let base = vec![run(&mut rng, USUAL, 0.0, 1.0)];
+    let base = vec![run(&mut rng, USUAL, 0.0, 1.0); 2];
     let mut new = base.clone();
+    let answer = |new: &[RunResult]| {
+        let base = &base[..new.len()];
+        let compared = compare(&Sides { base, new, are_interleaved: false }, Rules::default());
+        finding(&compared, "refused per message").answer
+    };
     refuse(&mut new[0], 0);
-    let compared = compare(&Sides { base: &base, new: &new, are_interleaved: false }, Rules::default());
-    assert_eq!(finding(&compared, "refused per message").answer, Answer::Worse, "{compared:?}");
+    assert_eq!(answer(&new[..1]), Answer::NotEnoughData, "one burst is one event");
+    assert_eq!(answer(&new), Answer::NotEnoughData, "in one of two runs, too");
+    refuse(&mut new[1], 1);
+    assert_eq!(answer(&new), Answer::Worse);
 }
 
 #[test]

@@ -146,12 +146,26 @@ impl Groups {
 
     /// The smallest chance that the test could give with so many runs.
     pub(super) fn smallest_chance(&self) -> f64 {
-        if self.are_paired {
-            0.5_f64.powi(self.base.len().min(1_000) as i32).max(1.0 / (DRAWN + 1) as f64)
-        } else {
-            (1.0 / choose(self.base.len() + self.new.len(), self.new.len()) as f64).max(1.0 / (DRAWN + 1) as f64)
-        }
+        smallest_chance((self.base.len(), self.new.len()), self.are_paired)
     }
+
+    /// Whether each side has a second run: without one, nothing is known of the noise between runs.
+    pub(super) const fn are_repeated(&self) -> bool {
+        self.base.len() > 1 && self.new.len() > 1
+    }
+}
+
+/// The smallest chance that a test gives with so many runs of base and of new.
+fn smallest_chance((base, new): (usize, usize), are_paired: bool) -> f64 {
+    let smallest = if are_paired { 0.5_f64.powi(base.min(1_000) as i32) } else { 1.0 / choose(base + new, new) as f64 };
+    smallest.max(1.0 / (DRAWN + 1) as f64)
+}
+
+/// The fewest runs of each side with which a test can give a chance this small.
+pub(super) fn fewest_runs(are_paired: bool, chance: f64) -> usize {
+    /// Past it no chance is asked for.
+    const MOST: usize = 20;
+    (1..MOST).find(|runs| smallest_chance((*runs, *runs), are_paired) <= chance).unwrap_or(MOST)
 }
 
 /// Ways to choose `k` of `n`, as far as they fit.
@@ -184,6 +198,8 @@ pub(super) mod tests {
         assert!((dealt.chance_of_rise() - 1.0 / 6.0).abs() < 1e-9);
         assert!((dealt.smallest_chance() - 1.0 / 6.0).abs() < 1e-9);
         assert_eq!(choose(20, 5), 15_504);
+        assert_eq!([0.05, 0.001].map(|chance| fewest_runs(true, chance)), [5, 10]);
+        assert_eq!([0.05, 0.001].map(|chance| fewest_runs(false, chance)), [3, 7]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::{Answer, Comparison, Side, Weight, change, interval, value};
+use crate::report::counted;
 use crate::telemetry::printable;
 
 /// Problems that are listed one by one.
@@ -18,8 +19,8 @@ pub fn render(c: &Comparison) -> String {
     } else {
         "not in turn: what the machine did meanwhile is in the change"
     };
-    let mut out =
-        format!("scenario   {}; {} runs of base, {} of new, {how}\n\n", printable(&c.scenario), c.runs.0, c.runs.1);
+    let base = counted(c.runs.0 as u64, "run");
+    let mut out = format!("scenario   {}; {base} of base, {} of new, {how}\n\n", printable(&c.scenario), c.runs.1);
     if !c.findings.is_empty() {
         let _ = writeln!(
             out,

@@ -12,7 +12,8 @@ use self::tables::{environment, faults, generator, ledger, processes, thresholds
 use super::{escape, human_count, human_us};
 use crate::loadgen::RunResult;
 use crate::loadgen::result::Verdict;
-use crate::telemetry::{Latency, LatencyPath, LiveSnapshot};
+use crate::telemetry::latency::TOO_FEW;
+use crate::telemetry::{Latency, LatencyPath, LiveSnapshot, Percentile};
 
 /// The style sheet; the page's colours follow the reader's light or dark preference.
 const STYLE: &str = include_str!("page.css");
@@ -83,9 +84,7 @@ fn utc(unix_ms: u64) -> String {
 fn tiles(page: &mut String, r: &RunResult) {
     let c = &r.counts;
     let violations: u64 = c.violations().values().sum();
-    let p99 = |path: LatencyPath| {
-        r.latency.get(path).filter(|s| s.count > 0).map_or("–".to_owned(), |s| human_us(s.p99_us))
-    };
+    let p99 = |path: LatencyPath| r.latency.get(path).map_or(TOO_FEW.to_owned(), |s| s.shown(Percentile::P99));
     let per_second = |n: u64| human_count((n as f64 / r.duration_s.max(1e-3)).round() as u64);
     let tiles = [
         (if violations == 0 { "good" } else { "bad" }, human_count(violations), "broken guarantees"),
@@ -121,9 +120,10 @@ fn latency(page: &mut String, r: &RunResult) {
     for path in LatencyPath::ALL {
         let Some(s) = r.latency.get(path).filter(|s| s.count > 0) else { continue };
         let _ = write!(page, "<tr><td>{}</td><td>{}</td>", path.as_str(), human_count(s.count));
-        for us in [s.p50_us, s.p75_us, s.p90_us, s.p95_us, s.p99_us, s.p999_us, s.max_us] {
-            let _ = write!(page, "<td>{}</td>", human_us(us));
+        for figure in Percentile::ALL.map(|percentile| s.shown(percentile)) {
+            let _ = write!(page, "<td>{figure}</td>");
         }
+        let _ = write!(page, "<td>{}</td>", human_us(s.max_us));
         page.push_str("</tr>");
     }
     page.push_str(
@@ -233,6 +233,17 @@ mod tests {
             assert!(!page.contains(unwanted), "has {unwanted}");
         }
         assert!(page.contains("Connections per server") && page.contains("7.0 µs per frame and beat"), "{page}");
+    }
+
+    #[test]
+    fn a_percentile_without_its_samples_is_a_dash() {
+        let six =
+            LatencySummary { count: 6, p50_us: 900, p75_us: 910, p999_us: 4_200, max_us: 4_300, ..Default::default() };
+        let mut result = RunResult::default();
+        result.latency.insert(LatencyPath::Delivery, six);
+        let page = render(&result, &[]);
+        let row = "<td>delivery</td><td>6</td><td>900 µs</td><td>910 µs</td><td>-</td><td>-</td><td>-</td><td>-</td><td>4.3 ms</td>";
+        assert!(page.contains(row) && page.contains("<b>-</b><span>delivery p99</span>"), "{page}");
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use super::over_time::seconds;
 use crate::loadgen::RunResult;
-use crate::report::{escape, human_bytes, human_count, human_us, human_value};
-use crate::telemetry::PathName;
+use crate::report::{counted, escape, human_bytes, human_count, human_us, human_value};
+use crate::telemetry::{PathName, Percentile};
 
 /// Violations that are listed with their ids.
 const VIOLATIONS_MAX: usize = 50;
@@ -39,14 +39,13 @@ pub(super) fn ledger(page: &mut String, r: &RunResult) {
     }
     let _ = write!(
         page,
-        "</div>\n<p class=\"sub\">{} conversations were read back in full and held against what was acknowledged and shown; \
-         {} were not. {} repeats on the wire were dropped by clients, {} gaps closed by sync, {} sends left without an \
-         answer.</p>\n",
-        human_count(c.audited),
+        "</div>\n<p class=\"sub\">Read back in full and held against what was acknowledged and shown: {}; not read back: {}. \
+         Clients dropped {}, sync filled {}, and {} got no answer.</p>\n",
+        counted(c.audited, "conversation"),
         human_count(c.unaudited),
-        human_count(c.repeated_on_wire),
-        human_count(c.gaps_synced),
-        human_count(c.unresolved)
+        counted(c.repeated_on_wire, "duplicate"),
+        counted(c.gaps_synced, "gap"),
+        counted(c.unresolved, "send")
     );
     checks(page, r);
     if !r.violations.is_empty() {
@@ -117,12 +116,12 @@ pub(super) fn generator(page: &mut String, r: &RunResult) {
     let g = &r.generator;
     let _ = write!(
         page,
-        "<h2>Generator</h2>\n<p class=\"sub\">late p50 {}, p99 {}, max {} over {} actions; {:.2} s of processor time, {:.1} µs per \
+        "<h2>Generator</h2>\n<p class=\"sub\">late p50 {}, p99 {}, max {} over {}; {:.2} s of processor time, {:.1} µs per \
          frame and beat; {} resident{}</p>\n",
-        human_us(g.lag.p50_us),
-        human_us(g.lag.p99_us),
+        g.lag.shown(Percentile::P50),
+        g.lag.shown(Percentile::P99),
         human_us(g.lag.max_us),
-        human_count(g.lag.count),
+        counted(g.lag.count, "action"),
         g.cpu_s,
         r.generator_us_per_frame(),
         human_bytes(g.resident_bytes),
@@ -136,8 +135,8 @@ pub(super) fn generator(page: &mut String, r: &RunResult) {
         let each = |bytes: u64| human_bytes(bytes / m.connections.max(1));
         let _ = writeln!(
             page,
-            "<p class=\"sub\">Memory of each of {} connections: server {}, client {}, kernel {}.</p>",
-            human_count(m.connections),
+            "<p class=\"sub\">Memory of each of {}: server {}, client {}, kernel {}.</p>",
+            counted(m.connections, "connection"),
             each(m.server_bytes),
             each(m.client_bytes),
             each(m.kernel_bytes)

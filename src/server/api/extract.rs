@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
+use axum::extract::path::ErrorKind;
+use axum::extract::rejection::{JsonRejection, PathRejection};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::StatusCode;
 use axum::http::header::AUTHORIZATION;
@@ -110,7 +112,7 @@ impl<T: DeserializeOwned> FromRequest<Arc<ApiServer>> for Body<T> {
     async fn from_request(request: Request, server: &Arc<ApiServer>) -> Result<Self, Failure> {
         let raw = match Json::<Box<RawValue>>::from_request(request, server).await {
             Ok(Json(raw)) => raw,
-            Err(rejection) => return Err(refused(&rejection, rejection.status(), rejection.body_text())),
+            Err(rejection) => return Err(refused(&rejection, rejection.status(), words_of_body(&rejection))),
         };
         let bad = |why: String| Failure::new(ErrorCode::BadRequest, why);
         // A list would be taken for an object's values in their order.
@@ -134,7 +136,38 @@ pub(in crate::server) fn refused(
         StatusCode::PAYLOAD_TOO_LARGE => ErrorCode::TooLarge,
         _ => ErrorCode::BadRequest,
     };
+    let why = if code == ErrorCode::TooLarge { "the body is larger than the API takes".to_owned() } else { why };
     Failure::new(code, why)
+}
+
+/// What is wrong with a body, in words of ours.
+fn words_of_body(rejection: &JsonRejection) -> String {
+    let text = rejection.body_text();
+    let after = |prefix: &str| text.strip_prefix(prefix).unwrap_or(&text).to_owned();
+    match rejection {
+        JsonRejection::MissingJsonContentType(_) => "a body needs the header Content-Type: application/json".to_owned(),
+        JsonRejection::JsonSyntaxError(_) => {
+            format!("the body is no JSON: {}", after("Failed to parse the request body as JSON: "))
+        }
+        _ => format!("the body can't be read: {}", after("Failed to buffer the request body: ")),
+    }
+}
+
+/// What is wrong with a path.
+fn words_of_path(rejection: &PathRejection) -> String {
+    let PathRejection::FailedToDeserializePathParams(error) = rejection else {
+        return "the path lacks a part".to_owned();
+    };
+    match error.kind() {
+        ErrorKind::ParseErrorAtKey { key, value, .. } | ErrorKind::DeserializeError { key, value, .. } => {
+            format!("{value:?} in the path is no valid {key}")
+        }
+        ErrorKind::ParseError { value, .. } | ErrorKind::ParseErrorAtIndex { value, .. } => {
+            format!("{value:?} in the path is no valid id")
+        }
+        ErrorKind::InvalidUtf8InPathParam { .. } => "the path is no UTF-8".to_owned(),
+        _ => "a part of the path is no valid id".to_owned(),
+    }
 }
 
 /// The query string.
@@ -146,7 +179,11 @@ impl<T: DeserializeOwned, S: Sync> FromRequestParts<S> for Params<T> {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Failure> {
         match Query::<T>::try_from_uri(&parts.uri) {
             Ok(Query(value)) => Ok(Self(value)),
-            Err(rejection) => Err(Failure::new(ErrorCode::BadRequest, rejection.body_text())),
+            Err(rejection) => {
+                let text = rejection.body_text();
+                let why = text.strip_prefix("Failed to deserialize query string: ").unwrap_or(&text);
+                Err(Failure::new(ErrorCode::BadRequest, format!("the query can't be read: {why}")))
+            }
         }
     }
 }
@@ -160,7 +197,7 @@ impl<T: DeserializeOwned + Send> FromRequestParts<Arc<ApiServer>> for InPath<T> 
     async fn from_request_parts(parts: &mut Parts, server: &Arc<ApiServer>) -> Result<Self, Failure> {
         match Path::<T>::from_request_parts(parts, server).await {
             Ok(Path(value)) => Ok(Self(value)),
-            Err(rejection) => Err(Failure::new(ErrorCode::BadRequest, rejection.body_text())),
+            Err(rejection) => Err(Failure::new(ErrorCode::BadRequest, words_of_path(&rejection))),
         }
     }
 }

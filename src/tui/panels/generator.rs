@@ -6,12 +6,15 @@ use ratatui::text::Line;
 use ratatui::widgets::Paragraph;
 
 use super::{State, block, us};
+use crate::telemetry::human::counted;
 
 pub(super) fn draw(frame: &mut Frame<'_>, area: Rect, state: &State) {
     let s = &state.snapshot;
     let machine = s.machine.unwrap_or_default();
     let unknown = || "unknown".to_owned();
-    let foreign = machine.foreign_cores.map_or_else(unknown, |n| format!("{n:.2} of {:.0} cores", machine.cores));
+    let foreign = machine
+        .foreign_cores
+        .map_or_else(unknown, |n| format!("{n:.2} of {}", counted(machine.cores.round() as u64, "core")));
     let pressure = machine.pressure.map_or_else(unknown, |share| format!("{:.0} % of the time", share * 100.0));
     let lines = vec![
         Line::raw(format!("late, p50 of the interval    {}", us(s.generator_lag_us_p50))),

@@ -7,19 +7,19 @@ use ratatui::symbols::Marker;
 use ratatui::widgets::{Axis, Chart, Dataset, GraphType, Row, Table};
 
 use super::{State, block, coloured, dim, heading, us};
-use crate::telemetry::{LatencyPath, LatencySummary, PathName};
+use crate::telemetry::{LatencyPath, LatencySummary, PathName, Percentile};
 
-/// A percentile: its name, whether it is on narrow screens too, and where it is in a summary.
-type Column = (&'static str, bool, fn(&LatencySummary) -> u64);
+/// A figure: its name, whether it is on narrow screens too, and its text of a summary.
+type Column = (&'static str, bool, fn(&LatencySummary) -> String);
 
 const COLUMNS: [Column; 7] = [
-    ("p50", true, |s| s.p50_us),
-    ("p75", false, |s| s.p75_us),
-    ("p90", true, |s| s.p90_us),
-    ("p95", false, |s| s.p95_us),
-    ("p99", true, |s| s.p99_us),
-    ("p99.9", true, |s| s.p999_us),
-    ("max", true, |s| s.max_us),
+    ("p50", true, |s| s.shown(Percentile::P50)),
+    ("p75", false, |s| s.shown(Percentile::P75)),
+    ("p90", true, |s| s.shown(Percentile::P90)),
+    ("p95", false, |s| s.shown(Percentile::P95)),
+    ("p99", true, |s| s.shown(Percentile::P99)),
+    ("p99.9", true, |s| s.shown(Percentile::P999)),
+    ("max", true, |s| us(s.max_us)),
 ];
 
 /// Columns of a screen that has room for all.
@@ -56,7 +56,7 @@ fn draw_table(frame: &mut Frame<'_>, area: Rect, state: &State) {
     let is_wide = area.width >= WIDTH_OF_ALL;
     let columns = || COLUMNS.iter().filter(|column| is_wide || column.1);
     let row = |(name, s): (&PathName, &LatencySummary)| {
-        let figures = columns().map(|(_, _, of)| us(of(s)));
+        let figures = columns().map(|(_, _, of)| of(s));
         Row::new([name.to_string(), s.count.to_string()].into_iter().chain(figures).collect::<Vec<_>>())
     };
     // What is looked at first comes first: on a short screen the end is cut off.

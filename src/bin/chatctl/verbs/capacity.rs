@@ -6,7 +6,7 @@ use std::time::Duration;
 use chatctl::loadgen::Scenario;
 use chatctl::loadgen::capacity::{self, Rules};
 use chatctl::loadgen::scenario::threshold::Threshold;
-use chatctl::report::{self, human_count};
+use chatctl::report::{self, counted, human_count};
 use chatctl::run::capacity::{Answer, CapacitySettings, search};
 use chatctl::run::{preflight, runner, writable};
 use chatctl::runtime::Tasks;
@@ -154,10 +154,10 @@ fn print_answer(out: &Answer) {
         (false, false) => outln!("capacity   none: the scenario does not hold at any rate"),
         (true, false) => {
             outln!(
-                "capacity   {rate} messages/s, {} deliveries/s; held in {} of {} trials{}",
+                "capacity   {rate} messages/s, {} deliveries/s; held in {} of {}{}",
                 whole(out.deliveries_per_s.unwrap_or(0.0)),
                 out.held,
-                out.trials,
+                counted(out.trials.into(), "trial"),
                 out.fails_at.map_or(String::new(), |rate| format!(
                     "; {} failed in {} of {}",
                     whole(rate),

@@ -8,7 +8,7 @@ use chatctl::loadgen::result::RunResult;
 use chatctl::report::{self, summary};
 use chatctl::run::{self, FinishedRun, RunFiles, RunSettings, preflight, runner};
 use chatctl::runtime::Tasks;
-use chatctl::telemetry::LatencyPath;
+use chatctl::telemetry::{LatencyPath, Percentile};
 
 use crate::cli::{LayoutArgs, Ui};
 use crate::display::Display;
@@ -218,9 +218,8 @@ fn costs(outcomes: &[(String, Outcome)]) -> Table<9> {
         let Ok(result) = outcome.result() else { continue };
         let c = &result.counts;
         let quantiles = |path: LatencyPath| {
-            let seen = result.latency.get(path).filter(|l| l.count > 0);
-            let text = |us: Option<u64>| us.map_or_else(|| "-".to_owned(), report::human_us);
-            (text(seen.map(|l| l.p50_us)), text(seen.map(|l| l.p99_us)))
+            let seen = result.latency.get(path).copied().unwrap_or_default();
+            (seen.shown(Percentile::P50), seen.shown(Percentile::P99))
         };
         let ((ack_p50, ack_p99), (delivery_p50, delivery_p99)) =
             (quantiles(LatencyPath::Ack), quantiles(LatencyPath::Delivery));
