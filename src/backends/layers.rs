@@ -38,6 +38,51 @@ pub enum Layer {
     Faulty(Box<Faults>),
     /// Answers of some operations come late: what they say was true when it was read.
     Late(&'static [&'static str], Duration),
+    /// Calls take as long as a test says.
+    #[cfg(test)]
+    Paced(Arc<dyn Pace>),
+}
+
+/// Says how long calls take, and hears which ones are at an engine.
+#[cfg(test)]
+pub trait Pace: Send + Sync {
+    /// How long a call waits before it gets to the engine, and its answer after that.
+    fn waits(&self, operation: &'static str) -> [Duration; 2];
+    /// A call has got to the engine.
+    fn enter(&self);
+    /// It is answered, or nobody waits for it any more.
+    fn leave(&self);
+}
+
+/// A call at an engine.
+#[cfg(test)]
+struct AtEngine<'a>(&'a dyn Pace);
+
+#[cfg(test)]
+impl Drop for AtEngine<'_> {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
+#[cfg(test)]
+async fn paced<T>(
+    pace: &dyn Pace,
+    operation: &'static str,
+    call: impl Future<Output = BackendResult<T>>,
+) -> BackendResult<T> {
+    let [before, after] = pace.waits(operation);
+    if !before.is_zero() {
+        tokio::time::sleep(before).await;
+    }
+    pace.enter();
+    let at_engine = AtEngine(pace);
+    let answer = call.await;
+    drop(at_engine);
+    if !after.is_zero() {
+        tokio::time::sleep(after).await;
+    }
+    answer
 }
 
 /// Seeded faults: which calls go wrong, and how.
@@ -101,6 +146,8 @@ impl Layer {
                 }
                 answer
             }
+            #[cfg(test)]
+            Self::Paced(pace) => paced(&**pace, operation, call).await,
         }
     }
 }

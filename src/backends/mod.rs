@@ -344,6 +344,12 @@ impl Backends {
         self.layered(|| Layer::Late(operations, wait))
     }
 
+    /// The same engines, whose calls take as long as a test says.
+    #[cfg(test)]
+    pub(crate) fn paced(&self, pace: &Arc<dyn layers::Pace>) -> Self {
+        self.layered(|| Layer::Paced(Arc::clone(pace)))
+    }
+
     fn layered(&self, mut layer: impl FnMut() -> Layer) -> Self {
         Self {
             log: Arc::new(Layered::new(Arc::clone(&self.log), layer())),

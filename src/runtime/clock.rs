@@ -25,9 +25,8 @@ pub fn unix_ms() -> u64 {
 
 /// Microseconds since 1970 on the wall clock.
 #[must_use]
-#[expect(clippy::disallowed_methods, reason = "this module is the wrapper")]
 pub fn unix_us() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let since = wall().duration_since(UNIX_EPOCH);
     let us = since.map_or(0, |d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX));
     us.saturating_add_signed(SKEW_US.load(Ordering::Relaxed))
 }
@@ -55,9 +54,29 @@ pub fn boot_seconds() -> f64 {
 
 /// A point on the monotonic clock.
 #[must_use]
-#[expect(clippy::disallowed_methods, reason = "this module is the wrapper")]
 pub fn instant() -> Instant {
+    steady()
+}
+
+/// The monotonic clock. In a test it is the one of the runtime, which may be paused and moved.
+#[cfg_attr(not(test), expect(clippy::disallowed_methods, reason = "this module is the wrapper"))]
+fn steady() -> Instant {
+    #[cfg(test)]
+    return tokio::time::Instant::now().into_std();
+    #[cfg(not(test))]
     Instant::now()
+}
+
+/// The wall clock. In a test it is as far ahead of its time, or behind, as the runtime's clock is.
+#[expect(clippy::disallowed_methods, reason = "this module is the wrapper")]
+fn wall() -> SystemTime {
+    let now = SystemTime::now();
+    #[cfg(test)]
+    let now = {
+        let (real, steady) = (Instant::now(), steady());
+        now + steady.saturating_duration_since(real) - real.saturating_duration_since(steady)
+    };
+    now
 }
 
 /// When [`now_us`] was 0, as an instant and on `CLOCK_MONOTONIC`.
@@ -84,7 +103,7 @@ fn start() -> Start {
 }
 
 fn since_start() -> Duration {
-    start().instant.elapsed()
+    steady().saturating_duration_since(start().instant)
 }
 
 /// `CLOCK_MONOTONIC` at the time at which [`now_us`] says `at_us`, for absolute sleeps.
@@ -131,6 +150,15 @@ mod tests {
         let latest = monotonic_at_us(now_us() + 1);
         assert!(earliest <= now && now <= latest, "{earliest:?} {now:?} {latest:?}");
         assert!(monotonic_at_us(u64::MAX) > latest);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_clock_goes_by_the_one_of_the_runtime_of_a_test() {
+        let (steady_us, wall_ms, point) = (now_us(), unix_ms(), instant());
+        tokio::time::advance(Duration::from_hours(1)).await;
+        assert_eq!((instant() - point).as_secs(), 3_600);
+        // The process's clock may begin only now, and the wall clock is read a moment after the runtime's.
+        assert!(now_us() - steady_us >= 3_599_000_000 && unix_ms().abs_diff(wall_ms + 3_600_000) < 1_000);
     }
 
     #[tokio::test(start_paused = true)]

@@ -11,6 +11,9 @@ use tokio_util::task::TaskTracker;
 pub struct Tasks {
     stop: CancellationToken,
     tracker: TaskTracker,
+    /// What can end them at once, for tests that have several servers in one runtime.
+    #[cfg(test)]
+    spawned: std::sync::Arc<std::sync::Mutex<Vec<tokio::task::AbortHandle>>>,
 }
 
 impl Tasks {
@@ -28,7 +31,17 @@ impl Tasks {
     {
         let _ = name; // kept for the reader and for a console; tokio's own task names are unstable
         #[expect(clippy::disallowed_methods, reason = "this is the wrapper")]
-        tokio::spawn(self.tracker.track_future(future));
+        let spawned = tokio::spawn(self.tracker.track_future(future));
+        #[cfg(test)]
+        self.spawned.lock().expect("no panic while held").push(spawned.abort_handle());
+        drop(spawned);
+    }
+
+    /// Drops every task in the middle of whatever it does, as the end of a process would.
+    #[cfg(test)]
+    pub(crate) fn kill(&self) {
+        self.stop();
+        self.spawned.lock().expect("no panic while held").drain(..).for_each(|task| task.abort());
     }
 
     /// Starts a loop that is dropped at its next await when the group stops.
@@ -74,6 +87,19 @@ impl Tasks {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_killed_task_is_dropped_where_it_waits() {
+        let (tasks, held) = (Tasks::new(), std::sync::Arc::new(()));
+        let holds = std::sync::Arc::clone(&held);
+        tasks.spawn("test.holds", async move {
+            std::future::pending::<()>().await;
+            drop(holds);
+        });
+        tasks.kill();
+        assert_eq!(tasks.join(Duration::from_secs(5)).await, 0);
+        assert_eq!(std::sync::Arc::strong_count(&held), 1);
+    }
 
     #[tokio::test]
     async fn a_stopped_loop_ends_and_is_waited_for() {

@@ -34,6 +34,14 @@ pub struct Claims {
     pub exp: u64,
 }
 
+impl Claims {
+    /// Whether they are over, at a time in milliseconds since 1970.
+    #[must_use]
+    pub const fn have_expired(&self, now_ms: u64) -> bool {
+        self.exp <= now_ms / 1_000
+    }
+}
+
 /// A token that is not valid. Which of its faults it was is not told to the client.
 #[derive(Debug, thiserror::Error)]
 #[error("token is missing, forged, expired or logged out: log in again")]
@@ -45,8 +53,6 @@ pub struct Tokens {
     /// The key in use first, then those that are accepted while another one comes into use.
     decoding: Vec<DecodingKey>,
     validation: Validation,
-    /// The same for tokens that may have expired.
-    of_old_ones: Validation,
     lifetime_s: u64,
 }
 
@@ -56,15 +62,14 @@ impl Tokens {
     pub fn new(keys: &Keys, lifetime_s: u64) -> Self {
         let mut validation = Validation::new(ALGORITHM);
         validation.leeway = 0;
+        // Whether a token has expired is asked of our clock, here and while a connection is open.
+        validation.validate_exp = false;
         // A token that is not valid yet is not valid.
         validation.validate_nbf = true;
-        let mut of_old_ones = validation.clone();
-        of_old_ones.validate_exp = false;
         Self {
             encoding: EncodingKey::from_secret(keys.current()),
             decoding: keys.all().map(|key| DecodingKey::from_secret(key)).collect(),
             validation,
-            of_old_ones,
             lifetime_s,
         }
     }
@@ -81,16 +86,12 @@ impl Tokens {
 
     /// Checks signature, algorithm and expiry.
     pub fn verify(&self, token: &str) -> Result<Claims, InvalidToken> {
-        self.verify_by(token, &self.validation)
+        self.verify_old(token).ok().filter(|claims| !claims.have_expired(clock::unix_ms())).ok_or(InvalidToken)
     }
 
     /// Checks signature and algorithm: who has it was once let in, whatever has become of the token.
     pub fn verify_old(&self, token: &str) -> Result<Claims, InvalidToken> {
-        self.verify_by(token, &self.of_old_ones)
-    }
-
-    fn verify_by(&self, token: &str, validation: &Validation) -> Result<Claims, InvalidToken> {
-        let verify = |key| jsonwebtoken::decode(token, key, validation).map(|data| data.claims).ok();
+        let verify = |key| jsonwebtoken::decode(token, key, &self.validation).map(|data| data.claims).ok();
         self.decoding.iter().find_map(verify).ok_or(InvalidToken)
     }
 }
@@ -335,7 +336,8 @@ mod tests {
     #[test]
     fn an_expired_token_is_refused() {
         let (_, mut claims) = tokens().issue(UserId(5), &device());
-        claims.exp = claims.iat - 1;
+        // In the second in which it ends it has ended: as for connections that are open.
+        claims.exp = claims.iat;
         let token =
             jsonwebtoken::encode(&Header::new(ALGORITHM), &claims, &EncodingKey::from_secret(&[7; 32])).expect("signs");
         assert!(tokens().verify(&token).is_err());

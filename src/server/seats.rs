@@ -44,6 +44,12 @@ impl Seats {
         (before < self.most).then_some(seat)
     }
 
+    /// How many are taken, for tests.
+    #[cfg(test)]
+    pub(super) fn taken(&self) -> usize {
+        self.taken.load(Ordering::Relaxed)
+    }
+
     /// Whether none is free now.
     pub(super) fn are_taken(&self) -> bool {
         self.taken.load(Ordering::Relaxed) >= self.most
@@ -92,6 +98,13 @@ impl HalfOpen {
     /// As many as befit a number of seats.
     pub(super) fn beside(seats: usize) -> Arc<Self> {
         Arc::new(Self { most: (seats / 10).max(HALF_OPEN_MIN), state: Mutex::default() })
+    }
+
+    /// How many there are, for tests.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        let state = self.state.lock().expect("no panic while held");
+        state.open.len() + state.checked
     }
 
     /// Whether there is room for one more; makes some where the oldest had its time.

@@ -8,12 +8,15 @@
 //! | `processes` | a stack whose servers are processes of their own |
 //! | `secrets` | the keys of a deployment, as files |
 //! | `fault_check` | which faults a stack can have done to it |
+//! | `model` | seeded schedules against the real servers, on a clock that tests move |
 //! | `haproxy` | another balancer in the gateway's place |
 //! | `profile` | stacks with a name |
 
 pub mod config;
 pub mod fault_check;
 pub mod haproxy;
+#[cfg(test)]
+mod model;
 mod node;
 pub mod plan;
 pub mod processes;

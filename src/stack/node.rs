@@ -140,9 +140,21 @@ impl Node {
         drop(home);
     }
 
+    /// The chat server, for tests that look inside.
+    #[cfg(test)]
+    pub(super) fn chat(&self) -> Option<Arc<ChatServer>> {
+        match &self.clients_of {
+            Some(ClientsOf::Chat(server)) => Some(Arc::clone(server)),
+            _ => None,
+        }
+    }
+
     /// Ends the server at once.
     pub(super) fn kill(&mut self) {
         self.clients_of = None;
+        // The runtime of a test goes on.
+        #[cfg(test)]
+        self.tasks.kill();
         self.home = None;
     }
 }

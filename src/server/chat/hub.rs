@@ -182,6 +182,14 @@ impl Hub {
         self.watchers_lock().get(&friend).cloned().unwrap_or_default()
     }
 
+    /// Users, subscriptions and watched friends, for tests that look for what was left behind.
+    #[cfg(test)]
+    pub(super) fn sizes(&self) -> [usize; 3] {
+        let channels = self.channels.lock().expect("no panic while held");
+        let subscriptions = channels.values().map(HashMap::len).sum();
+        [self.read().len(), subscriptions, self.watchers_lock().len()]
+    }
+
     /// The friends that a user watches. Walks all watches: for clean-up when the directory can't be asked.
     pub(super) fn watched_by(&self, user: UserId) -> Vec<UserId> {
         self.watchers_lock().iter().filter(|(_, users)| users.contains(&user)).map(|(friend, _)| *friend).collect()

@@ -51,6 +51,12 @@ impl InFlight {
         Entered { all: self, conversation, number }
     }
 
+    /// Conversations in which something is under way, for tests.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.lock().places.len()
+    }
+
     /// Whose requests are under way.
     pub(super) fn users(&self, conversation: ConversationId) -> Vec<UserId> {
         let state = self.lock();

@@ -18,6 +18,8 @@
 
 mod connection;
 mod deliver;
+#[cfg(test)]
+mod figures;
 mod handshake;
 mod hub;
 mod in_flight;
@@ -46,6 +48,8 @@ use tokio::net::TcpListener;
 use self::connection::{Connection, Flushes};
 pub(crate) use self::deliver::InboxHeader;
 use self::deliver::PendingHeads;
+#[cfg(test)]
+pub(crate) use self::figures::Figures;
 use self::hub::Hub;
 use self::in_flight::InFlight;
 use self::poll::Polls;
