@@ -241,6 +241,7 @@ forward!(Messages, "messages" {
 
 forward!(Sequence, "sequence" {
     fn reserve(request: &Request) -> Reservation;
+    fn now_ms() -> u64;
     fn commit(conversation: ConversationId, sender: UserId, uuid: Uuid, id: MessageId) -> bool;
     fn progress(conversation: ConversationId) -> Option<Progress>;
     fn newest(conversations: &[ConversationId]) -> Vec<Option<Slot>>;

@@ -167,6 +167,10 @@ impl Counter {
 
 #[async_trait]
 impl Sequence for EmbeddedSequence {
+    async fn now_ms(&self) -> BackendResult<u64> {
+        Ok(Self::now_ms(self))
+    }
+
     fn can_split(&self) -> bool {
         self.can_split
     }

@@ -25,6 +25,7 @@ pub use self::redis::RedisSequence;
 use super::BackendResult;
 use super::messages::ConversationHead;
 use crate::protocol::{ConversationId, MessageId, UserId};
+use crate::runtime::clock;
 
 /// Ids of one conversation that may be pending; then reservations are refused. Source: DESIGN section 3.
 pub const PENDING_IDS_MAX: usize = 500;
@@ -163,6 +164,11 @@ pub trait Sequence: Send + Sync {
 
     /// Settles an id that was marked; its uuid is forgotten, so that a retry gets a fresh id.
     async fn end_void(&self, conversation: ConversationId, id: MessageId) -> BackendResult<()>;
+
+    /// Now, by the clock that dates the ids.
+    async fn now_ms(&self) -> BackendResult<u64> {
+        Ok(clock::unix_ms())
+    }
 
     /// Whether two servers may see different counters at the same time, each of them alive: two Redis masters after a
     /// failover. Then whoever uses a counter holds its epoch against the store's.

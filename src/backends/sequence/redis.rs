@@ -240,6 +240,15 @@ impl Sequence for RedisSequence {
         Ok(slots)
     }
 
+    async fn now_ms(&self) -> BackendResult<u64> {
+        const OPERATION: &str = "sequence.now_ms";
+        let mut connection = self.redis.connection(OPERATION).await?;
+        match redis::cmd("TIME").query_async::<(u64, u64)>(&mut connection.commands).await {
+            Ok((s, us)) => Ok(s * 1_000 + us / 1_000),
+            Err(error) => Err(self.redis.failed(OPERATION, error, &connection).await),
+        }
+    }
+
     async fn begin_void(&self, conversation: ConversationId, id: MessageId) -> BackendResult<bool> {
         let id_argument = |call: &mut ScriptInvocation<'_>| _ = call.arg(id.0);
         self.run("sequence.begin_void", &SCRIPTS.begin_void, conversation, id_argument).await

@@ -14,6 +14,7 @@ use std::time::Duration;
 use crate::backends::BackendResult;
 use crate::backends::error::{BackendError, Effect, ErrorKind};
 use crate::backends::messages::{Messages, StoredMessage};
+use crate::backends::sequence::Sequence;
 use crate::protocol::{ConversationId, MessageId};
 use crate::runtime::clock;
 
@@ -23,9 +24,9 @@ const LOOK_HOLDS: Duration = Duration::from_secs(1);
 /// Time between raising an epoch and reading what is stored: a look that began before it does not hold any more.
 pub(super) const TAIL_WAIT: Duration = Duration::from_millis(1_500);
 
-/// Nobody holds a look at a conversation whose newest message is older: a look comes with a message. Clocks may differ by
-/// the greater part of it.
-const QUIET_AFTER: Duration = Duration::from_mins(10);
+/// Nobody holds a look at a conversation whose newest message is older: a look comes with a message. The counters' clock dated
+/// the message; it may differ from the one that they have now by the greater part of this.
+const QUIET_AFTER: Duration = Duration::from_secs(30);
 
 /// How long a server that was overtaken leaves a conversation to the other side.
 const STAY_AWAY: Duration = Duration::from_secs(5);
@@ -93,25 +94,34 @@ impl Fence {
     }
 }
 
-/// Whether somebody may hold a look at a conversation now.
-pub(super) async fn was_in_use(messages: &dyn Messages, conversation: ConversationId) -> BackendResult<bool> {
+/// Whether somebody may hold a look at a conversation now. Of two clocks, this server's and the counters', one may be ahead: the
+/// earlier one counts.
+pub(super) async fn was_in_use(
+    sequence: &dyn Sequence,
+    messages: &dyn Messages,
+    conversation: ConversationId,
+) -> BackendResult<bool> {
     let newest: Vec<StoredMessage> = messages.read_back(conversation, MessageId(u64::MAX), 1).await?;
-    let quiet_before_ms = clock::unix_ms().saturating_sub(QUIET_AFTER.as_millis() as u64);
-    Ok(newest.first().is_some_and(|message| message.at > quiet_before_ms))
+    let Some(newest) = newest.first() else { return Ok(false) };
+    let now_ms = clock::unix_ms().min(sequence.now_ms().await?);
+    Ok(newest.at > now_ms.saturating_sub(QUIET_AFTER.as_millis() as u64))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backends::sequence::EmbeddedSequence;
     use crate::protocol::UserId;
 
     #[tokio::test]
-    async fn a_conversation_counts_as_in_use_though_this_server_s_clock_is_minutes_ahead() {
+    async fn a_conversation_counts_as_in_use_though_the_counters_clock_is_ahead() {
         let folder = tempfile::tempdir().expect("a folder");
         let engines = crate::backends::Engines::default();
         let config = crate::backends::Config { data: folder.path().to_owned(), partitions: 4, engines };
         let messages = crate::backends::open(&config).await.expect("opens").messages;
-        for (conversation, age_s, in_use) in [(1, 0, true), (2, 300, true), (3, 3_600, false)] {
+        let (right, ahead) = (EmbeddedSequence::default(), EmbeddedSequence::default());
+        ahead.advance(Duration::from_mins(5));
+        for (conversation, age_s, in_use) in [(1, 0, true), (2, 20, true), (3, 40, false)] {
             let row = StoredMessage {
                 conversation: ConversationId(conversation),
                 id: MessageId(1),
@@ -123,7 +133,17 @@ mod tests {
                 at: clock::unix_ms() - age_s * 1_000,
             };
             messages.append(&row).await.expect("appends");
-            assert_eq!(was_in_use(&*messages, row.conversation).await.expect("reads"), in_use, "{age_s} s");
+            for sequence in [&right, &ahead] {
+                let found = was_in_use(sequence, &*messages, row.conversation).await.expect("reads");
+                assert_eq!(found, in_use, "{age_s} s");
+            }
         }
+        // A clock that is behind makes a seed wait in vain, and no more.
+        let future = ConversationId(4);
+        let row = messages.read_back(ConversationId(1), MessageId(u64::MAX), 1).await.expect("reads").remove(0);
+        let at = clock::unix_ms() + 60_000;
+        messages.append(&StoredMessage { conversation: future, at, ..row }).await.expect("appends");
+        assert!(was_in_use(&right, &*messages, future).await.expect("reads"));
+        assert!(!was_in_use(&right, &*messages, ConversationId(5)).await.expect("reads"), "nothing was ever sent");
     }
 }

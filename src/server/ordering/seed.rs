@@ -158,7 +158,10 @@ impl Engines {
             self.sequence.extend(conversation, old.epoch, new).await?;
             return self.wait_for_other_seeds().await;
         }
-        if self.sequence.can_split() && old.epoch > 0 && fence::was_in_use(&*self.messages, conversation).await? {
+        if self.sequence.can_split()
+            && old.epoch > 0
+            && fence::was_in_use(&*self.sequence, &*self.messages, conversation).await?
+        {
             tokio::time::sleep(fence::TAIL_WAIT).await;
         }
         let settled = MessageId(old.block_end);
