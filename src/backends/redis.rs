@@ -1,6 +1,6 @@
 //! One Redis, as the ports that live there share it: connecting, checking, and what an error means.
 //!
-//! It is the server at an address, or the one that [`Sentinels`] call the master when a connection is made.
+//! It is the server at an address, or the one that sentinels call the master when a connection is made.
 //!
 //! A connection carries every caller's commands at once. It is made on the first call and again after it broke, and each
 //! time the server says which life its data has: the replication id, which is another one after each start and each promotion
