@@ -181,7 +181,7 @@ fn unknown_pushes(scenario: &Scenario, result: &RunResult) -> Option<String> {
 /// What whoever reads the figures has to know of answers that did not come.
 fn resends(counts: &Counts) -> Option<String> {
     (counts.resent > 0).then(|| {
-        format!("of {}, no answer came to {} within 5 s: sent again", counted(counts.sent, "message"), counts.resent)
+        format!("{} of {} had no answer within 5 s: sent again", counts.resent, counted(counts.sent, "message"))
     })
 }
 
