@@ -132,7 +132,7 @@ impl Redis {
     }
 
     fn lose(&mut self, loss: Loss) {
-        const EVICT: &str = r#"EVAL "local n = 0 for _, key in ipairs(redis.call('KEYS', 'chatctl:*:seq:*')) do n = n + redis.call('DEL', key) end return n" 0"#;
+        const EVICT: &str = r#"EVAL "local n = 0 for _, key in ipairs(redis.call('KEYS', 'chatctl:*:ids:*')) do n = n + redis.call('DEL', key) end return n" 0"#;
         match loss {
             Loss::Everything | Loss::OldSnapshot => {
                 self.end();
