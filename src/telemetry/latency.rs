@@ -265,20 +265,23 @@ impl Percentile {
 pub const TOO_FEW: &str = "-";
 
 impl LatencySummary {
-    /// A percentile in µs; `None` where the samples are too few for it.
+    /// A percentile in µs, however few the samples are.
     #[must_use]
-    pub const fn known_us(&self, percentile: Percentile) -> Option<u64> {
-        if self.count < percentile.samples_min() {
-            return None;
-        }
-        Some(match percentile {
+    pub const fn percentile_us(&self, percentile: Percentile) -> u64 {
+        match percentile {
             Percentile::P50 => self.p50_us,
             Percentile::P75 => self.p75_us,
             Percentile::P90 => self.p90_us,
             Percentile::P95 => self.p95_us,
             Percentile::P99 => self.p99_us,
             Percentile::P999 => self.p999_us,
-        })
+        }
+    }
+
+    /// A percentile in µs; `None` where the samples are too few for it.
+    #[must_use]
+    pub fn known_us(&self, percentile: Percentile) -> Option<u64> {
+        (self.count >= percentile.samples_min()).then(|| self.percentile_us(percentile))
     }
 
     /// A percentile for people: [`TOO_FEW`] where the samples are too few for it.

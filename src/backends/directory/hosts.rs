@@ -14,6 +14,7 @@ use tokio::sync::Mutex;
 
 use super::dialect::Dialect;
 use crate::backends::Engine;
+use crate::runtime::clock;
 
 /// Connections of one process to a database server: forty processes of a large stack share the few hundred that a server has.
 /// `SQLite` has one writer, so it gets fewer.
@@ -38,12 +39,21 @@ pub(super) struct Hosts {
     dialect: Dialect,
     /// `host:port`, and how to connect.
     hosts: Vec<(String, AnyConnectOptions)>,
-    /// Which host is in use, and the connections to it. Written by whoever finds none, or a lost one.
-    chosen: Mutex<Option<(usize, AnyPool)>>,
+    /// Written by whoever finds no host in use, or a lost one; the others wait for that one's choice.
+    choice: Mutex<Choice>,
     /// Whether the host in use may be lost.
     is_doubted: Arc<AtomicBool>,
     /// Of the directory, once it is known: a host that has another one is no copy.
     id: OnceLock<String>,
+}
+
+/// What came of choosing.
+#[derive(Default)]
+struct Choice {
+    /// Which host is in use, and the connections to it.
+    chosen: Option<(usize, AnyPool)>,
+    /// Why there was none, and when that was found, on [`clock::now_us`].
+    failed: Option<(u64, String)>,
 }
 
 impl Hosts {
@@ -65,7 +75,7 @@ impl Hosts {
             options.map(|options| (name, options)).map_err(|e: sqlx::Error| e.to_string())
         };
         let hosts = names.into_iter().map(read).collect::<Result<Vec<_>, String>>()?;
-        Ok(Self { dialect, hosts, chosen: Mutex::default(), is_doubted: Arc::default(), id: OnceLock::new() })
+        Ok(Self { dialect, hosts, choice: Mutex::default(), is_doubted: Arc::default(), id: OnceLock::new() })
     }
 
     /// The connections to the host in use.
@@ -73,14 +83,26 @@ impl Hosts {
     /// # Errors
     /// Says what is wrong with each host.
     pub(super) async fn pool(&self) -> Result<AnyPool, String> {
-        let mut chosen = self.chosen.lock().await;
+        let asked_us = clock::now_us();
+        let mut choice = self.choice.lock().await;
+        let Choice { chosen, failed } = &mut *choice;
         let present = chosen.as_ref().map(|(host, _)| *host);
-        if let Some((_, pool)) = &*chosen
+        if let Some((_, pool)) = chosen
             && !(self.are_several() && self.is_doubted.load(Ordering::Acquire))
         {
             return Ok(pool.clone());
         }
-        let host = self.choose(present).await?;
+        // Whoever waited for a choice that failed does not begin another one: all of them would, one after the other.
+        if let Some((_, problem)) = failed.as_ref().filter(|(at_us, _)| *at_us > asked_us) {
+            return Err(problem.clone());
+        }
+        let host = match self.choose(present).await {
+            Ok(host) => host,
+            Err(problem) => {
+                *failed = Some((clock::now_us(), problem.clone()));
+                return Err(problem);
+            }
+        };
         if let Some((_, pool)) = chosen.as_ref().filter(|_| present == Some(host)) {
             self.is_doubted.store(false, Ordering::Release);
             return Ok(pool.clone());
@@ -112,7 +134,7 @@ impl Hosts {
 
     /// Closes the connections.
     pub(super) async fn close(&self) {
-        if let Some((_, pool)) = &*self.chosen.lock().await {
+        if let Some((_, pool)) = &self.choice.lock().await.chosen {
             pool.close().await;
         }
     }
@@ -232,6 +254,8 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
 
+    use super::super::dialect::Dialect;
+    use super::Hosts;
     use crate::backends::Engine;
     use crate::backends::contract::{Deployment, Place, engine_address};
     use crate::backends::directory::contract::directory_contract;
@@ -402,6 +426,27 @@ mod tests {
         assert!(errors[1].contains("directory_identity"), "{errors:?}");
         second.set(b"");
         works_again(&directory).await;
+    }
+
+    /// Takes connections and never answers.
+    async fn silent() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        (listener, address)
+    }
+
+    #[tokio::test]
+    async fn those_who_ask_together_while_no_host_answers_share_one_choice() {
+        sqlx::any::install_default_drivers();
+        let ((first, at), (_second, behind)) = (silent().await, silent().await);
+        let hosts = Hosts::parse(&format!("postgres://u@{at},{behind}/db"), Dialect::Postgres).expect("an address");
+        let asked = futures_util::future::join_all((0..20).map(|_| hosts.pool())).await;
+        assert!(asked.iter().all(Result::is_err));
+        let mut connections = 0;
+        while tokio::time::timeout(Duration::from_millis(100), first.accept()).await.is_ok() {
+            connections += 1;
+        }
+        assert_eq!(connections, 1);
     }
 
     #[tokio::test]

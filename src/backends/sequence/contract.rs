@@ -26,6 +26,26 @@ macro_rules! sequence_contract {
 }
 pub(crate) use sequence_contract;
 
+/// One conversation, for tests of an engine of their own.
+pub(crate) mod talk {
+    use uuid::Uuid;
+
+    use crate::backends::sequence::{Request, Seed, Sequence};
+    use crate::protocol::{ConversationId, MessageId, UserId};
+
+    pub(crate) const TALK: ConversationId = ConversationId(1);
+
+    pub(crate) fn request() -> Request {
+        Request { conversation: TALK, sender: UserId(1), uuid: Uuid::new_v4(), digest: 5, not_upto: MessageId(0) }
+    }
+
+    pub(crate) async fn seeded(port: &dyn Sequence) {
+        assert!(port.begin_seed(TALK, 1).await.expect("claims"));
+        let seed = Seed { epoch: 1, settled: MessageId(0), block_end: 100 };
+        assert!(port.seed(TALK, &seed).await.expect("seeds"));
+    }
+}
+
 /// The bodies of the tests.
 pub(crate) mod promises {
     use std::collections::HashSet;

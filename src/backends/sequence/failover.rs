@@ -3,33 +3,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use uuid::Uuid;
-
 use super::contract::sequence_contract;
-use super::{RedisSequence, Request, Reservation, Seed, Sequence};
+use super::contract::talk::{TALK, request, seeded};
+use super::{RedisSequence, Reservation, Sequence};
 use crate::backends::contract::{Place, RedisPlace, SentinelPlace};
 use crate::backends::deployment::DeploymentId;
 use crate::backends::error::{Effect, ErrorKind};
 use crate::backends::redis::Connection;
-use crate::protocol::{ConversationId, MessageId, UserId};
-
-const TALK: ConversationId = ConversationId(1);
+use crate::protocol::MessageId;
 
 async fn place(password: Option<&'static str>) -> SentinelPlace<dyn Sequence> {
     SentinelPlace::<dyn Sequence>::new(password, |redis| Arc::new(RedisSequence::new(redis))).await
 }
 
 sequence_contract!(place(None).await, ignore = "needs redis-server");
-
-fn request() -> Request {
-    Request { conversation: TALK, sender: UserId(1), uuid: Uuid::new_v4(), digest: 5, not_upto: MessageId(0) }
-}
-
-async fn seeded(port: &dyn Sequence) {
-    assert!(port.begin_seed(TALK, 1).await.expect("claims"));
-    let seed = Seed { epoch: 1, settled: MessageId(0), block_end: 100 };
-    assert!(port.seed(TALK, &seed).await.expect("seeds"));
-}
 
 /// The master is killed: the next calls find the replica that was promoted, and what it has copied counts as not there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

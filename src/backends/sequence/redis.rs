@@ -322,24 +322,13 @@ mod tests {
     use crate::backends::contract::{Place, RedisPlace};
     use crate::backends::deployment::DeploymentId;
     use crate::backends::sequence::contract::sequence_contract;
+    use crate::backends::sequence::contract::talk::{TALK, request, seeded};
 
     async fn place() -> RedisPlace<dyn Sequence> {
         RedisPlace::<dyn Sequence>::new(|redis| Arc::new(RedisSequence::new(redis))).await
     }
 
     sequence_contract!(place().await, ignore = "needs redis-server");
-
-    const TALK: ConversationId = ConversationId(1);
-
-    fn request() -> Request {
-        Request { conversation: TALK, sender: UserId(1), uuid: Uuid::new_v4(), digest: 5, not_upto: MessageId(0) }
-    }
-
-    async fn seeded(port: &dyn Sequence) {
-        assert!(port.begin_seed(TALK, 1).await.expect("claims"));
-        let seed = Seed { epoch: 1, settled: MessageId(0), block_end: 100 };
-        assert!(port.seed(TALK, &seed).await.expect("seeds"));
-    }
 
     #[tokio::test]
     #[ignore = "needs redis-server"]

@@ -58,12 +58,7 @@ pub fn defaults(scenario: &Scenario) -> Vec<Threshold> {
 /// A figure of a latency.
 pub(in crate::loadgen) enum Statistic {
     Mean,
-    P50,
-    P75,
-    P90,
-    P95,
-    P99,
-    P999,
+    Percentile(Percentile),
     Max,
     Count,
 }
@@ -71,12 +66,12 @@ pub(in crate::loadgen) enum Statistic {
 impl Statistic {
     pub(super) const ALL: [(&'static str, Self); 9] = [
         ("mean", Self::Mean),
-        ("p50", Self::P50),
-        ("p75", Self::P75),
-        ("p90", Self::P90),
-        ("p95", Self::P95),
-        ("p99", Self::P99),
-        ("p999", Self::P999),
+        ("p50", Self::Percentile(Percentile::P50)),
+        ("p75", Self::Percentile(Percentile::P75)),
+        ("p90", Self::Percentile(Percentile::P90)),
+        ("p95", Self::Percentile(Percentile::P95)),
+        ("p99", Self::Percentile(Percentile::P99)),
+        ("p999", Self::Percentile(Percentile::P999)),
         ("max", Self::Max),
         ("count", Self::Count),
     ];
@@ -90,12 +85,7 @@ impl Statistic {
         Some(match self {
             Self::Count => return None,
             Self::Mean => summary.mean_us,
-            Self::P50 => summary.p50_us as f64,
-            Self::P75 => summary.p75_us as f64,
-            Self::P90 => summary.p90_us as f64,
-            Self::P95 => summary.p95_us as f64,
-            Self::P99 => summary.p99_us as f64,
-            Self::P999 => summary.p999_us as f64,
+            Self::Percentile(percentile) => summary.percentile_us(percentile) as f64,
             Self::Max => summary.max_us as f64,
         })
     }
@@ -105,12 +95,7 @@ impl Statistic {
         match self {
             Self::Count => 0,
             Self::Mean | Self::Max => 1,
-            Self::P50 => Percentile::P50.samples_min(),
-            Self::P75 => Percentile::P75.samples_min(),
-            Self::P90 => Percentile::P90.samples_min(),
-            Self::P95 => Percentile::P95.samples_min(),
-            Self::P99 => Percentile::P99.samples_min(),
-            Self::P999 => Percentile::P999.samples_min(),
+            Self::Percentile(percentile) => percentile.samples_min(),
         }
     }
 
