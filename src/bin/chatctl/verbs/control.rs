@@ -87,7 +87,8 @@ pub(crate) struct RestartArgs {
 pub(crate) struct FaultArgs {
     #[command(flatten)]
     at: StackLocation,
-    /// What to do, such as: kill chat-2, pause redis 10s, stop kafka 20s, cut chat-1 from redis 15s, skew chat-2 -60s 20s
+    /// What to do, such as: kill chat-2, pause redis 10s, stop kafka 20s, cut chat-1 from redis 15s; in quotes where
+    /// it has a minus: "skew chat-2 -60s 20s"
     #[arg(required = true)]
     fault: Vec<String>,
 }
