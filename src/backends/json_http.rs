@@ -8,15 +8,20 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
 use hyper::{Method, Request, StatusCode, Uri};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
 
 use crate::runtime::error_chain;
+use crate::runtime::http_client::{ClientConfig, HttpClient};
 
 /// Longest that one request may take. Under the deadline that every call to a port has.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How connections are made and kept.
+const CONNECTIONS: ClientConfig = ClientConfig {
+    connect_timeout: Duration::from_secs(1),
+    idle_max: Duration::from_secs(20),
+    idle_per_host_max: usize::MAX,
+};
 
 /// Largest answer that is taken.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
@@ -25,7 +30,7 @@ const JSON: &str = "application/json";
 
 /// A client of one service on one or more hosts.
 pub(super) struct JsonHttp {
-    client: Client<HttpConnector, Full<Bytes>>,
+    client: HttpClient<Full<Bytes>>,
     bases: Vec<String>,
     /// Index of the host that is asked.
     current: AtomicUsize,
@@ -48,11 +53,7 @@ impl JsonHttp {
         if !bases.iter().all(is_host) {
             return None;
         }
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(TIMEOUT / 2));
-        let client = Client::builder(TokioExecutor::new()).build(connector);
-        Some(Self { client, bases, current: AtomicUsize::new(0) })
+        Some(Self { client: HttpClient::new(CONNECTIONS), bases, current: AtomicUsize::new(0) })
     }
 
     /// One request; an answer is an answer whatever its status. `path` begins with a slash.

@@ -7,16 +7,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::header::RETRY_AFTER;
-use hyper::http::Extensions;
 use hyper::{HeaderMap, Method, Request, StatusCode};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::{HttpConnector, HttpInfo, capture_connection};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 
-use super::idle::{IDLE_MAX, UsedConnections, is_of_closed};
 use super::retry::Retry;
 use super::target::Target;
 use crate::protocol::api::{
@@ -24,11 +19,18 @@ use crate::protocol::api::{
     NewAccounts, NewConversation, Placement, Signup, UserRef,
 };
 use crate::protocol::{ConversationId, DeviceName, ErrorCode, MessageId, ServerName, UserId};
+use crate::runtime::http_client::{ClientConfig, HttpClient};
 use crate::runtime::{clock, error_chain, is_local_cause};
 use crate::telemetry::printable;
 
 /// Longest that a request may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Longest that a connection may take to be made.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Longest that a connection without a request is kept.
+const IDLE_MAX: Duration = Duration::from_secs(10);
 
 /// Requests at the same time.
 const REQUESTS_AT_ONCE: usize = 128;
@@ -190,13 +192,12 @@ pub(super) enum Source {
 /// One API, through pooled connections. Clones share them.
 #[derive(Clone)]
 pub(super) struct Api {
-    client: Client<HttpConnector, Full<Bytes>>,
+    client: HttpClient<Full<Bytes>>,
     /// The same without a pool: each request has a connection of its own.
-    fresh: Client<HttpConnector, Full<Bytes>>,
+    fresh: HttpClient<Full<Bytes>>,
     base: Arc<str>,
     turns: Arc<Semaphore>,
     counts: Arc<ApiCounts>,
-    used: Arc<UsedConnections>,
 }
 
 /// Why there is no answer.
@@ -224,23 +225,29 @@ fn may_be_repeated(request: &Request<Full<Bytes>>) -> bool {
 /// What a server answered, whatever the status.
 type Answer = (StatusCode, HeaderMap, Bytes);
 
+/// Sends a request and reads the whole answer.
+async fn exchange_once(client: &HttpClient<Full<Bytes>>, request: Request<Full<Bytes>>) -> Result<Answer, Failure> {
+    let answer = client.request(request).await.map_err(|error| {
+        let failure = if error.is_of_idle() { Failure::OfIdle } else { Failure::Other };
+        failure(Error::failed(&error))
+    })?;
+    let (head, body) = answer.into_parts();
+    let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
+    let body = body.map_err(|e| Failure::Other(Error::failed(&*e)))?;
+    Ok((head.status, head.headers, body.to_bytes()))
+}
+
 impl Api {
     /// An API at an address such as `http://127.0.0.1:7100`.
     pub(super) fn new(base: &str) -> Result<Self, String> {
         let target = Target::parse(base)?;
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(Duration::from_secs(3)));
-        let client = |idle_max| {
-            Client::builder(TokioExecutor::new())
-                .pool_timer(TokioTimer::new())
-                .pool_idle_timeout(IDLE_MAX)
-                .pool_max_idle_per_host(idle_max)
-                .build(connector.clone())
+        let client = |idle_per_host_max| {
+            let (connect_timeout, idle_max) = (CONNECT_TIMEOUT, IDLE_MAX);
+            HttpClient::new(ClientConfig { connect_timeout, idle_max, idle_per_host_max })
         };
         let (client, fresh) = (client(REQUESTS_AT_ONCE), client(0));
         let turns = Arc::new(Semaphore::new(REQUESTS_AT_ONCE));
-        Ok(Self { client, fresh, base: target.as_str().into(), turns, counts: Arc::default(), used: Arc::default() })
+        Ok(Self { client, fresh, base: target.as_str().into(), turns, counts: Arc::default() })
     }
 
     /// What happened to requests so far.
@@ -270,47 +277,16 @@ impl Api {
     /// the next request is on its way: one that can be repeated without harm is, at once and once, on a fresh connection.
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Answer, Error> {
         let again = may_be_repeated(&request).then(|| request.clone());
-        match self.exchange_once(&self.client, request).await {
+        match exchange_once(&self.client, request).await {
             Err(Failure::OfIdle(error)) => match again {
                 Some(again) => {
                     self.counts.retries.fetch_add(1, Ordering::Relaxed);
-                    self.exchange_once(&self.fresh, again).await.map_err(Failure::into_error)
+                    exchange_once(&self.fresh, again).await.map_err(Failure::into_error)
                 }
                 None => Err(error),
             },
             answer => answer.map_err(Failure::into_error),
         }
-    }
-
-    /// The same once.
-    async fn exchange_once(
-        &self,
-        client: &Client<HttpConnector, Full<Bytes>>,
-        mut request: Request<Full<Bytes>>,
-    ) -> Result<Answer, Failure> {
-        let connection = capture_connection(&mut request);
-        let own_end = || {
-            let mut extras = Extensions::new();
-            if let Some(connected) = connection.connection_metadata().as_ref() {
-                connected.get_extras(&mut extras);
-            }
-            extras.get().map(HttpInfo::local_addr)
-        };
-        let answer = match client.request(request).await {
-            Ok(answer) => answer,
-            Err(error) => {
-                let was_used = own_end().is_some_and(|own_end| self.used.has_ended(own_end, clock::now_us()));
-                let failure = if was_used && is_of_closed(&error) { Failure::OfIdle } else { Failure::Other };
-                return Err(failure(Error::failed(&error)));
-            }
-        };
-        let (head, body) = answer.into_parts();
-        let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
-        let body = body.map_err(|e| Failure::Other(Error::failed(&*e)))?;
-        if let Some(own_end) = own_end() {
-            self.used.has_answered(own_end, clock::now_us());
-        }
-        Ok((head.status, head.headers, body.to_bytes()))
     }
 
     async fn call<T: DeserializeOwned>(

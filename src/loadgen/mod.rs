@@ -32,7 +32,6 @@ mod engine;
 mod fault_track;
 pub mod fleet;
 mod history;
-mod idle;
 pub mod intervals;
 mod ledger;
 #[cfg(test)]

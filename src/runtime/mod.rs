@@ -6,6 +6,7 @@ pub mod backoff;
 pub mod clock;
 mod error_chain;
 pub mod files;
+pub mod http_client;
 pub mod limits;
 pub mod machine;
 pub mod net;

@@ -7,9 +7,6 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
 
 use super::event::LinkError;
 use super::link::{Traffic, retry_after};
@@ -18,9 +15,14 @@ use crate::protocol::frames::WelcomeFrame;
 use crate::protocol::limits::POLL_WAIT_MAX;
 use crate::protocol::{ClientFrame, POLL_PATH, ServerFrame};
 use crate::runtime::clock;
+use crate::runtime::http_client::{ClientConfig, HttpClient};
 
 /// Longest that a request may take beyond what it waits.
 const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How connections are made and kept.
+const CONNECTIONS: ClientConfig =
+    ClientConfig { connect_timeout: TIMEOUT, idle_max: Duration::from_mins(1), idle_per_host_max: usize::MAX };
 
 /// Most frames of one request. Source: docs/protocol.md, "Without a WebSocket".
 const FRAMES_MAX: usize = 64;
@@ -28,16 +30,14 @@ const FRAMES_MAX: usize = 64;
 /// Largest answer.
 const ANSWER_BYTES_MAX: usize = 8 << 20;
 
-type Http = Client<HttpConnector, Full<Bytes>>;
+type Http = HttpClient<Full<Bytes>>;
 
 /// Connections for polling, shared by all devices.
 pub(in crate::loadgen) struct Pollers(Http);
 
 impl Default for Pollers {
     fn default() -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        Self(Client::builder(TokioExecutor::new()).build(connector))
+        Self(HttpClient::new(CONNECTIONS))
     }
 }
 

@@ -12,15 +12,13 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, heade
 use axum::response::{IntoResponse, Response};
 use bytes::BytesMut;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{Gateway, polls};
 use crate::backends::registry::{Role, ServerEntry};
 use crate::protocol::{ErrorCode, ServerName};
+use crate::runtime::http_client::{ClientConfig, HttpClient};
 use crate::runtime::{clock, error_chain};
 use crate::server::api::status::Failure;
 use crate::server::http::{self, CLIENT_ADDRESS};
@@ -41,17 +39,18 @@ pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_millis(4_900);
 /// Whose request it is: each proxy on the way adds the address that it saw.
 const FORWARDED_FOR: &str = "x-forwarded-for";
 
-/// Time to connect to a server.
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
-
 /// Bytes of bodies that are kept at once, of all requests.
 const BODIES_BYTES_MAX: usize = 64 << 20;
 
 /// The beginning of each body that does not count towards that: no flood of large ones keeps a login out.
 const UNCOUNTED_BYTES: usize = 2 * 1024;
 
-/// Connections kept open to each server.
-const IDLE_CONNECTIONS: usize = 64;
+/// How connections to servers are made and kept.
+const CONNECTIONS: ClientConfig = ClientConfig {
+    connect_timeout: Duration::from_millis(500),
+    idle_max: Duration::from_mins(1),
+    idle_per_host_max: 64,
+};
 
 /// Headers of one connection, not of the request. Source: RFC 9110, 7.6.1.
 const HOP_BY_HOP: [&str; 7] =
@@ -59,7 +58,7 @@ const HOP_BY_HOP: [&str; 7] =
 
 /// Connections to servers, and what is under way on those to API servers.
 pub(super) struct Proxy {
-    client: Client<HttpConnector, Body>,
+    client: HttpClient<Body>,
     /// Bytes of bodies that may be kept.
     bodies: Arc<Semaphore>,
     /// Requests under way. Written by each request at its begin and end.
@@ -68,13 +67,7 @@ pub(super) struct Proxy {
 
 impl Default for Proxy {
     fn default() -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        let client = Client::builder(TokioExecutor::new())
-            .pool_max_idle_per_host(IDLE_CONNECTIONS)
-            .pool_timer(TokioTimer::new())
-            .build(connector);
+        let client = HttpClient::new(CONNECTIONS);
         Self { client, bodies: Arc::new(Semaphore::new(BODIES_BYTES_MAX)), under_way: Mutex::default() }
     }
 }

@@ -6,9 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use chatctl::protocol::api::{ApiError, InboxSync, LoggedIn, MadeAccounts, MessagesSync, Placement};
 use chatctl::protocol::{ConversationId, ErrorCode, UserId};
+use chatctl::runtime::http_client::HttpClient;
 use http_body_util::{BodyExt, Full};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -313,7 +312,7 @@ impl Answer {
 
 /// Asks the stack.
 pub(super) async fn forward(
-    client: &Client<HttpConnector, Full<Bytes>>,
+    client: &HttpClient<Full<Bytes>>,
     upstream: &str,
     call: &Call,
     token: Option<&str>,

@@ -20,11 +20,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chatctl::protocol::{ClientFrame, ConversationId, MessageFrame, ServerFrame, UserId};
+use chatctl::runtime::http_client::{ClientConfig, HttpClient};
 use chatctl::runtime::{Tasks, clock, net};
 use http_body_util::Full;
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::net::{TcpListener, TcpStream};
@@ -34,6 +32,13 @@ use facts::{Facts, Who};
 use http::{Answer, Call, Reply};
 use numbers::Numbers;
 use socket::{Out, Socket, Upgrade};
+
+/// How connections to the stack are made and kept.
+const CONNECTIONS: ClientConfig = ClientConfig {
+    connect_timeout: Duration::from_secs(3),
+    idle_max: Duration::from_mins(1),
+    idle_per_host_max: usize::MAX,
+};
 
 /// What a mode does with what passes. Each hook sees one thing and says what goes on instead.
 #[derive(Clone, Copy)]
@@ -139,7 +144,7 @@ pub(crate) struct Proxy {
     sockets_made: AtomicU64,
     /// When the first device was welcomed, in µs; 0 before.
     first_welcome_us: AtomicU64,
-    client: Client<HttpConnector, Full<Bytes>>,
+    client: HttpClient<Full<Bytes>>,
     tasks: Tasks,
 }
 
@@ -147,8 +152,6 @@ impl Proxy {
     /// Listens on a port of its own before a stack.
     pub(crate) fn start(api_url: &str, lie: Lie, seed: u64) -> Arc<Self> {
         let listener = net::listen(([127, 0, 0, 1], 0).into()).expect("a free port");
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
         let proxy = Arc::new(Self {
             address: listener.local_addr().expect("bound"),
             upstream: api_url.strip_prefix("http://").expect("plain HTTP").to_owned(),
@@ -161,7 +164,7 @@ impl Proxy {
             sockets: Mutex::default(),
             sockets_made: AtomicU64::new(0),
             first_welcome_us: AtomicU64::new(0),
-            client: Client::builder(TokioExecutor::new()).build(connector),
+            client: HttpClient::new(CONNECTIONS),
             tasks: Tasks::new(),
         });
         proxy.tasks.spawn_until_stopped("lying.accept", Arc::clone(&proxy).accept(listener));
