@@ -140,10 +140,19 @@ impl Recorder {
         }
     }
 
-    /// A message that was first written at `sent_us` was acknowledged at `now_us`.
-    pub(super) fn acked(&self, due_us: u64, sent_us: u64, now_us: u64) {
-        let service = (LatencyPath::AckService, now_us.saturating_sub(sent_us));
-        self.record_all(self.part_at(due_us), [(LatencyPath::Ack, now_us.saturating_sub(due_us)), service]);
+    /// A message that was first written at `sent_us` was acknowledged at `now_us`; `asked_us`: see [`Recorder::answered`].
+    pub(super) fn acked(&self, due_us: u64, sent_us: u64, asked_us: Option<u64>, now_us: u64) {
+        let since = |us: u64| now_us.saturating_sub(us);
+        let all = [(LatencyPath::Ack, since(due_us)), (LatencyPath::AckService, since(sent_us))];
+        let answer = asked_us.map(|asked_us| (LatencyPath::Answer, since(asked_us)));
+        self.record_all(self.part_at(due_us), all.into_iter().chain(answer));
+    }
+
+    /// A message that was written at `asked_us`, and had no answer on that connection since, has one of whatever kind.
+    pub(super) fn answered(&self, due_us: u64, asked_us: Option<u64>, now_us: u64) {
+        if let Some(asked_us) = asked_us {
+            self.record(LatencyPath::Answer, due_us, now_us.saturating_sub(asked_us));
+        }
     }
 
     /// A message was refused for good, or has no answer at the end: as an ACK, it took at least until `now_us`.
@@ -336,14 +345,18 @@ mod tests {
         let recorder = recorder();
         recorder.due(109 * S);
         recorder.due(129 * S);
-        recorder.acked(109 * S, 109 * S, 128 * S);
+        recorder.acked(109 * S, 109 * S, Some(109 * S), 128 * S);
         recorder.delivered(LatencyPath::DeliveryGroup, 109 * S, 109 * S, 129 * S);
         // Due in time, and there only after the end of the load.
-        recorder.acked(129 * S, 130 * S, 133 * S);
+        recorder.answered(129 * S, Some(130 * S), 132 * S);
+        recorder.answered(129 * S, None, 133 * S);
+        recorder.acked(129 * S, 130 * S, None, 133 * S);
+        recorder.acked(129 * S, 130 * S, Some(132 * S), 133 * S);
         recorder.delivered(LatencyPath::DeliveryGroup, 129 * S, 130 * S, 135 * S);
         let overall = recorder.overall();
         let seconds = |path| overall.get(&path).map(|l| (l.count(), (l.max_us() as f64 / 1e6).round()));
-        assert_eq!([LatencyPath::Ack, LatencyPath::AckService].map(seconds), [Some((1, 4.0)), Some((1, 3.0))]);
+        assert_eq!([LatencyPath::Ack, LatencyPath::AckService].map(seconds), [Some((2, 4.0)), Some((2, 3.0))]);
+        assert_eq!(seconds(LatencyPath::Answer), Some((2, 2.0)));
         assert_eq!(
             [LatencyPath::Delivery, LatencyPath::DeliveryService].map(seconds),
             [Some((1, 6.0)), Some((1, 5.0))]
@@ -353,7 +366,7 @@ mod tests {
             phases.iter().map(|p| (p.phase, p.from_s, p.to_s)).collect::<Vec<_>>(),
             [(PhaseKind::WarmUp, 0.0, 10.0), (PhaseKind::Steady, 10.0, 30.0)]
         );
-        assert_eq!(phases.iter().map(|p| (p.due, p.acked, p.delivered)).collect::<Vec<_>>(), [(1, 1, 1), (1, 1, 1)]);
+        assert_eq!(phases.iter().map(|p| (p.due, p.acked, p.delivered)).collect::<Vec<_>>(), [(1, 1, 1), (1, 2, 1)]);
         assert_eq!(phases[0].latency[LatencyPath::Ack].count, 1);
     }
 

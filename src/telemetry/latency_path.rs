@@ -23,6 +23,9 @@ pub enum LatencyPath {
     Ack,
     /// From the first write of a message to its ACK.
     AckService,
+    /// From a write of a message to the first answer to it on that connection, whatever it says: an ACK, a refusal, "try again
+    /// later". A connection that ends first is the answer, too.
+    Answer,
     /// From the time at which a message is due to each device that was connected: all of the four below.
     Delivery,
     /// The same from the first write.
@@ -51,13 +54,14 @@ pub enum LatencyPath {
 
 impl LatencyPath {
     /// All paths.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Connect,
         Self::Login,
         Self::SendLag,
         Self::TimerLag,
         Self::Ack,
         Self::AckService,
+        Self::Answer,
         Self::Delivery,
         Self::DeliveryService,
         Self::DeliverySameServer,
@@ -82,6 +86,7 @@ impl LatencyPath {
             Self::TimerLag => "timer_lag",
             Self::Ack => "ack",
             Self::AckService => "ack_service",
+            Self::Answer => "answer",
             Self::Delivery => "delivery",
             Self::DeliveryService => "delivery_service",
             Self::DeliverySameServer => "delivery_same_server",
@@ -114,6 +119,7 @@ impl LatencyPath {
             | Self::SendLag
             | Self::TimerLag
             | Self::AckService
+            | Self::Answer
             | Self::DeliveryService
             | Self::DeliverySameServer
             | Self::DeliveryOtherServer

@@ -283,6 +283,7 @@ impl Device {
     /// What follows from any end of a connection.
     fn closed(&mut self, why: &str) {
         self.connection = Connection::Down;
+        self.end_answers();
         let run = Arc::clone(&self.run);
         sub(&run.stats.connections, 1);
         run.places.leave(self.client);

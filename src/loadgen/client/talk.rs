@@ -41,15 +41,7 @@ impl Device {
         let own = &mut self.conversations[at];
         own.counter += 1;
         let tag = Tag { run, conversation, client: self.client, counter: own.counter, intended_us, sent_us: 0 };
-        self.pending.push(Pending {
-            tag,
-            bytes,
-            tries: 0,
-            was_put_off: false,
-            was_resent: false,
-            open_tries: 0,
-            next_try_us: 0,
-        });
+        self.pending.push(Pending::new(tag, bytes));
         // From here on the target is at work, or keeps the device waiting.
         self.run.recorder.late_by(LagOf::Send, intended_us, self.now_us);
     }
@@ -81,6 +73,7 @@ impl Device {
             if pending.tag.sent_us == 0 {
                 pending.tag.sent_us = now;
             }
+            pending.asks(now);
             frames.push((pending.tag, pending.bytes, is_retry));
         }
         for (tag, bytes, is_retry) in frames {
@@ -128,10 +121,11 @@ impl Device {
         if !run.ledger.on_ack(&run.world, &self.pending[at].tag, ack, self.now_us) {
             return;
         }
+        let asked_us = self.take_asked_us(at);
         let tag = self.pending.remove(at).tag;
         add(&run.stats.acked, 1);
         let took_us = self.now_us.saturating_sub(tag.intended_us);
-        run.recorder.acked(tag.intended_us, tag.sent_us, self.now_us);
+        run.recorder.acked(tag.intended_us, tag.sent_us, asked_us, self.now_us);
         if took_us > LATE_US {
             run.consequence(Consequence::LateAck, tag.intended_us, self.now_us);
         }
@@ -150,6 +144,8 @@ impl Device {
             run.stats.error(error.code.as_str());
         }
         let Some((uuid, at)) = found else { return self.on_other_refusal(error) };
+        let asked_us = self.take_asked_us(at);
+        run.recorder.answered(self.pending[at].tag.intended_us, asked_us, self.now_us);
         let pending = &mut self.pending[at];
         pending.open_tries = pending.open_tries.saturating_sub(u16::from(error.code.is_definite()));
         if error.code.is_retryable() {
@@ -180,8 +176,24 @@ impl Device {
         }
     }
 
+    /// Takes the time since which a message waits for an answer on this connection; `None` where it does not, and of a slow
+    /// reader, who keeps answers waiting.
+    fn take_asked_us(&mut self, at: usize) -> Option<u64> {
+        let asked_us = self.pending[at].take_asked_us();
+        asked_us.filter(|_| !self.is_slow_reader())
+    }
+
+    /// The connection is over: no more answers come on it.
+    pub(super) fn end_answers(&mut self) {
+        for at in 0..self.pending.len() {
+            let asked_us = self.take_asked_us(at);
+            self.run.recorder.answered(self.pending[at].tag.intended_us, asked_us, self.now_us);
+        }
+    }
+
     /// Messages that have no answer at the end never get one. Each counts as having waited until now.
     pub(super) fn abandon_pending(&mut self) {
+        self.end_answers();
         let pending = std::mem::take(&mut self.pending);
         add(&self.run.stats.unresolved, pending.len() as u64);
         for Pending { tag, .. } in pending {

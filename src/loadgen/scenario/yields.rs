@@ -38,7 +38,7 @@ impl Scenario {
         let channel_members = FANOUT_ON_WRITE_MEMBERS_MAX as u32;
         let groups = || population.groups.iter().filter(|groups| groups.count > 0);
         let (is_missing, why) = match path {
-            LatencyPath::Ack | LatencyPath::Delivery => {
+            LatencyPath::Ack | LatencyPath::Answer | LatencyPath::Delivery => {
                 (self.measured_messages() <= 0.0, "no measured phase has a rate")
             }
             LatencyPath::DeliverySameServer | LatencyPath::DeliveryOtherServer => {
