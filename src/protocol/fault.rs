@@ -38,6 +38,8 @@ pub enum Fault {
     Wipe(String),
     /// An engine ends after a while, and starts again with the data of now (Redis).
     Restore(String, Duration),
+    /// An engine has no room for anything new for a while (Redis).
+    Fill(String, Duration),
     /// A server's wall clock is off for a while: it steps, and steps back.
     Skew {
         /// Whose clock.
@@ -58,6 +60,7 @@ impl Fault {
             Self::Pause(_, lasts)
             | Self::Stop(_, lasts)
             | Self::Restore(_, lasts)
+            | Self::Fill(_, lasts)
             | Self::Cut { lasts, .. }
             | Self::Skew { lasts, .. } => *lasts,
         }
@@ -75,6 +78,7 @@ impl Fault {
             | Self::Flush(what)
             | Self::Wipe(what)
             | Self::Restore(what, _)
+            | Self::Fill(what, _)
             | Self::Cut { server: what, .. }
             | Self::Skew { server: what, .. } => what,
         }
@@ -94,6 +98,7 @@ impl fmt::Display for Fault {
             Self::Cut { server, engine, lasts } => write!(f, "cut {server} from {engine} {}", time(lasts)),
             Self::Wipe(what) => write!(f, "wipe {what}"),
             Self::Restore(what, lasts) => write!(f, "restore {what} {}", time(lasts)),
+            Self::Fill(what, lasts) => write!(f, "fill {what} {}", time(lasts)),
             Self::Skew { server, by_ms, lasts } => {
                 let (sign, by) = (if *by_ms < 0 { '-' } else { '+' }, Duration::from_millis(by_ms.unsigned_abs()));
                 write!(f, "skew {server} {sign}{} {}", time(&by).to_string().replace(' ', ""), time(lasts))
@@ -121,6 +126,7 @@ impl FromStr for Fault {
             ["flush", what] => Self::Flush(what.to_owned()),
             ["wipe", what] => Self::Wipe(what.to_owned()),
             ["restore", what, time] => Self::Restore(what.to_owned(), lasts(time)?),
+            ["fill", what, time] => Self::Fill(what.to_owned(), lasts(time)?),
             ["skew", server, by, time] => {
                 let (sign, by) = match by.strip_prefix('-') {
                     Some(by) => (-1, by),
@@ -138,7 +144,7 @@ impl FromStr for Fault {
                 return Err(format!(
                     "unknown fault {text:?}: valid are \"kill chat-2\", \"drain chat-2\", \"restart redis\", \
                      \"pause redis 10s\", \"stop kafka 20s\", \"cut chat-1 from redis 15s\", \"flush redis\", \
-                     \"restore redis 15s\", \"wipe kafka\", \"skew chat-1 -60s 20s\""
+                     \"restore redis 15s\", \"fill redis 10s\", \"wipe kafka\", \"skew chat-1 -60s 20s\""
                 ));
             }
         })
@@ -171,6 +177,7 @@ mod tests {
             "flush redis",
             "wipe kafka",
             "restore redis 15s",
+            "fill redis 10s",
         ] {
             assert_eq!(text.parse::<Fault>().expect(text).to_string(), text);
         }
@@ -190,6 +197,7 @@ mod tests {
             "skew chat-1 0s 20s",
             "wipe",
             "restore redis",
+            "fill redis",
             "explode chat-1",
             "pause redis",
             "pause redis soon",

@@ -1,16 +1,18 @@
 //! What is done to servers and engines on purpose. A fault runs in a task of the supervisor: it comes to its end whether or
 //! not somebody still waits for it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use redis::aio::MultiplexedConnection;
 use tokio::sync::oneshot;
 
 use super::engines::LocalEngines;
 use super::server::Server;
 use super::supervisor::Supervisor;
 use crate::backends::deployment::DeploymentId;
-use crate::backends::redis::Redis;
+use crate::backends::redis::{Connection, Redis};
 use crate::protocol::Fault;
 use crate::runtime::process::Tell;
 use crate::stack::fault_check;
@@ -94,6 +96,7 @@ impl Supervisor {
                 local.tell(&engine, Tell::GoOn).await
             }
             (Target::Engine(..), Fault::Flush(_)) => self.flush_redis().await,
+            (Target::Engine(..), Fault::Fill(_, lasts)) => self.fill_redis(lasts).await,
             (Target::Engine(engine, local), Fault::Wipe(_)) => {
                 local.kill(&engine).await?;
                 let wiped = local.wipe(&engine).await;
@@ -109,7 +112,7 @@ impl Supervisor {
                 start(&engine, &local).await?;
                 restored
             }
-            (Target::Server(_), Fault::Flush(_) | Fault::Wipe(_) | Fault::Restore(..))
+            (Target::Server(_), Fault::Flush(_) | Fault::Wipe(_) | Fault::Restore(..) | Fault::Fill(..))
             | (Target::Engine(..), Fault::Drain(_) | Fault::Cut { .. } | Fault::Skew { .. }) => {
                 Err("this can't be done".to_owned())
             }
@@ -145,22 +148,68 @@ impl Supervisor {
         Ok(Target::Engine(name.to_owned(), local))
     }
 
-    async fn flush_redis(&self) -> Result<(), String> {
-        let mut flushed: Vec<&str> = Vec::new();
-        for (_, engine, _) in self.config().engines.all() {
-            let Some(address) = engine.address().filter(|_| engine.kind() == Some("redis")) else { continue };
-            if flushed.contains(&address) {
-                continue;
-            }
-            flushed.push(address);
+    /// A connection to each Redis of the stack.
+    async fn redises(&self, operation: &'static str) -> Result<Vec<Connection>, String> {
+        let engines = self.config().engines.all();
+        let of_redis = engines.iter().filter(|(_, engine, _)| engine.kind() == Some("redis"));
+        let addresses: BTreeSet<&str> = of_redis.filter_map(|(_, engine, _)| engine.address()).collect();
+        let mut connections = Vec::new();
+        for address in addresses {
             // No key is named, so it is of no matter whose deployment this is.
             let redis = Redis::open(address, DeploymentId(0)).await.map_err(|e| e.to_string())?;
-            let mut connection = redis.connection("flush redis").await.map_err(|e| e.to_string())?;
+            connections.push(redis.connection(operation).await.map_err(|e| e.to_string())?);
+        }
+        Ok(connections)
+    }
+
+    async fn flush_redis(&self) -> Result<(), String> {
+        for mut connection in self.redises("flush redis").await? {
             let flush = redis::cmd("FLUSHALL").query_async::<()>(&mut connection.commands).await;
             flush.map_err(|e| format!("flush redis: {e}"))?;
         }
         Ok(())
     }
+
+    /// Leaves Redis a byte of memory, without evicting anything, and afterwards what it had.
+    async fn fill_redis(&self, lasts: Duration) -> Result<(), String> {
+        let mut before = Vec::new();
+        for mut connection in self.redises("fill redis").await? {
+            let commands = &mut connection.commands;
+            let had = settings(commands).await?;
+            set(commands, &[("maxmemory-policy".to_owned(), "noeviction".to_owned())]).await?;
+            before.push((connection, had));
+        }
+        let mut filled = Ok(());
+        for (connection, _) in &mut before {
+            filled = filled.and(set(&mut connection.commands, &[("maxmemory".to_owned(), "1".to_owned())]).await);
+        }
+        if filled.is_ok() {
+            self.last(lasts).await;
+        }
+        // Two databases of one server: the first has what it had before all of this.
+        for (mut connection, had) in before.into_iter().rev() {
+            filled = filled.and(set(&mut connection.commands, &had).await);
+        }
+        filled
+    }
+}
+
+/// What a Redis does with its memory, by setting.
+async fn settings(commands: &mut MultiplexedConnection) -> Result<Vec<(String, String)>, String> {
+    let mut all = Vec::new();
+    for name in ["maxmemory", "maxmemory-policy"] {
+        let setting = redis::cmd("CONFIG").arg("GET").arg(name).query_async::<(String, String)>(commands).await;
+        all.push(setting.map_err(|e| format!("fill redis: its setting {name} can't be read: {e}"))?);
+    }
+    Ok(all)
+}
+
+async fn set(commands: &mut MultiplexedConnection, settings: &[(String, String)]) -> Result<(), String> {
+    for (name, value) in settings {
+        let set = redis::cmd("CONFIG").arg("SET").arg(name).arg(value).query_async::<()>(commands).await;
+        set.map_err(|e| format!("fill redis: its setting {name} can't be set: {e}"))?;
+    }
+    Ok(())
 }
 
 async fn start(engine: &str, local: &LocalEngines) -> Result<(), String> {
