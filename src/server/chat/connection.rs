@@ -156,12 +156,14 @@ impl ChatServer {
 
     /// Subscribes to the user's inbox and claims the device's session; sends the connection that it replaces away.
     async fn claim(self: &Arc<Self>, session: &Session) -> BackendResult<()> {
+        // A drain waits for what follows from it.
+        let under_way = self.claims.token();
         // In this order, so that nothing was replaced where either fails.
         self.reader.subscribe(Topic::Inbox, session.user.0).await?;
         match self.deps.backends.sessions.claim(session).await {
             Ok(replaced) => {
                 if let Some(old) = replaced {
-                    self.send_away(old);
+                    self.send_away(old, under_way);
                 }
                 Ok(())
             }

@@ -44,6 +44,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
+use tokio_util::task::TaskTracker;
 
 use self::connection::{Connection, Flushes};
 pub(crate) use self::deliver::InboxHeader;
@@ -85,6 +86,9 @@ const POLL_CONNECTIONS_MIN: usize = 256;
 
 /// Longest that a change of members waits for the requests that are under way; it is told again then.
 const IN_FLIGHT_WAIT_MAX: Duration = Duration::from_millis(1_500);
+
+/// Longest that a drain waits, without connections, for claims that are under way.
+const CLAIMS_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// How often the lag gauges are written.
 const LAG_INTERVAL: Duration = Duration::from_millis(500);
@@ -162,6 +166,8 @@ pub struct ChatServer {
     poll_seats: Seats,
     half_open: Arc<HalfOpen>,
     draining: AtomicBool,
+    /// Claims of sessions that are made just now, or whose former holder is still to be told.
+    claims: TaskTracker,
     tamper: Option<Arc<dyn Tamper>>,
 }
 
@@ -218,6 +224,7 @@ pub async fn start(
         poll_seats: Seats::new((seats / 10).max(POLL_CONNECTIONS_MIN)),
         half_open: HalfOpen::beside(seats),
         draining: AtomicBool::new(false),
+        claims: TaskTracker::new(),
         config,
         tamper,
         deps,
@@ -400,10 +407,19 @@ impl ChatServer {
         let _ = self.deps.backends.registry.announce(&self.entry()).await;
         let deadline = clock::instant() + limit;
         let batch = (self.config.drain_per_second / 20).max(1) as usize;
+        let mut empty_since = None;
         loop {
             let connections = self.hub.some(batch);
-            if connections.is_empty() || clock::instant() >= deadline {
+            let now = clock::instant();
+            if now >= deadline {
                 return;
+            }
+            if connections.is_empty() {
+                // The device of a claim may have a connection elsewhere, whose server is to hear of the claim from this one.
+                let waited = now - *empty_since.get_or_insert(now);
+                if self.claims.is_empty() || waited >= CLAIMS_WAIT_MAX {
+                    return;
+                }
             }
             for connection in connections {
                 self.send_elsewhere(&connection);

@@ -19,6 +19,7 @@ use crate::protocol::{CloseCode, ConversationId, SessionId, UserId};
 use crate::runtime::{Backoff, clock};
 use crate::server::peer::Call;
 use crate::server::recent_set::RecentSet;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use uuid::Uuid;
 
 /// How often logouts are read and what could not be checked is checked again.
@@ -107,13 +108,17 @@ impl ChatServer {
         }
     }
 
-    /// Has the connection closed that a new one of the same device replaces. Does not wait for it.
-    pub(super) fn send_away(self: &Arc<Self>, old: Session) {
+    /// Has the connection closed that a new one of the same device replaces. Does not wait for it; the claim is under way for
+    /// as long as it takes.
+    pub(super) fn send_away(self: &Arc<Self>, old: Session, claim: TaskTrackerToken) {
         if old.server == self.deps.name {
             return self.replace(old.user, old.session);
         }
         let this = Arc::clone(self);
-        self.deps.tasks.spawn_until_stopped("chat.replace", async move { this.replace_elsewhere(&old).await });
+        self.deps.tasks.spawn_until_stopped("chat.replace", async move {
+            this.replace_elsewhere(&old).await;
+            drop(claim);
+        });
     }
 
     /// Tells another server that one of its sessions was replaced, until it has heard it or is gone with its connections.

@@ -42,8 +42,8 @@ impl World {
         self.connect_anew(OBSERVER).await;
         self.is_busy.store(false, std::sync::atomic::Ordering::Relaxed);
         tokio::time::sleep(VOID_WITHIN).await;
-        if self.has_every_server_lived() {
-            // What one server is to tell another is lost with it, and made good when sessions are refreshed.
+        if self.killed.lock().expect("no panic while held").is_empty() {
+            // What one server is to tell another is lost where it is killed, and made good when sessions are refreshed.
             self.check_sockets();
         }
         tokio::time::sleep(QUIET).await;
@@ -95,11 +95,6 @@ impl World {
         }
         self.ledger().fault(format!("device {device} can't connect in the end"));
         socket
-    }
-
-    fn has_every_server_lived(&self) -> bool {
-        let ever = self.servers.lock().expect("no panic while held").len();
-        ever == self.servers_max()
     }
 
     /// No socket outlives its token, and a device has one.
