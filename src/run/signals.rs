@@ -1,5 +1,7 @@
 //! Signals that stop what runs: ctrl-c, SIGTERM, and SIGHUP when the terminal or the session goes away.
 
+use std::task::Poll;
+
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::run::Error;
@@ -23,15 +25,18 @@ impl Signals {
         Ok(Self { asked: vec![open(SignalKind::interrupt())?, open(SignalKind::terminate())?], hangup })
     }
 
-    /// Waits for the next one.
-    pub async fn next(&mut self) {
-        std::future::poll_fn(|context| {
-            let is_any =
-                self.asked.iter_mut().chain(&mut self.hangup).any(|signal| signal.poll_recv(context).is_ready());
-            if is_any { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    /// Waits for the next one; returns whether somebody asked for the stop, rather than that the terminal has gone.
+    pub async fn next(&mut self) -> bool {
+        let was_asked = std::future::poll_fn(|context| {
+            if self.asked.iter_mut().any(|signal| signal.poll_recv(context).is_ready()) {
+                return Poll::Ready(true);
+            }
+            let has_hung_up = self.hangup.as_mut().is_some_and(|signal| signal.poll_recv(context).is_ready());
+            if has_hung_up { Poll::Ready(false) } else { Poll::Pending }
         })
         .await;
         self.hangup = None;
+        was_asked
     }
 }
 
@@ -43,7 +48,8 @@ fn is_ignored(kind: SignalKind) -> bool {
     ignored >> (kind.as_raw_value() - 1) & 1 == 1
 }
 
-/// The first signal interrupts the run; each one after it calls `end`, which ends the process.
+/// The first signal interrupts the run; each one after it calls `end`, which ends the process. A hangup is never the second
+/// one: whoever shows the run may have stopped it already, since the terminal has gone.
 ///
 /// # Errors
 /// When the system refuses a signal.
@@ -52,8 +58,8 @@ pub fn watch(interrupt: &Tasks, end: impl Fn() + Send + 'static) -> Result<(), E
     let interrupt = interrupt.clone();
     Tasks::new().spawn("load.signals", async move {
         loop {
-            signals.next().await;
-            if interrupt.is_stopped() {
+            let was_asked = signals.next().await;
+            if was_asked && interrupt.is_stopped() {
                 end();
             }
             interrupt.stop();

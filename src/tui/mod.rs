@@ -5,12 +5,17 @@ mod state;
 
 use std::fs::File;
 use std::io::{self, IsTerminal};
+use std::mem::ManuallyDrop;
 use std::os::fd::AsFd;
+use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crossterm::event::{Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
-use ratatui::DefaultTerminal;
+use crossterm::execute;
+use crossterm::terminal::{EnterAlternateScreen, enable_raw_mode};
+use ratatui::backend::CrosstermBackend;
+use ratatui::{DefaultTerminal, Terminal};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::sync::watch;
 
@@ -34,10 +39,33 @@ pub enum Ended {
 /// # Errors
 /// When the terminal can't be used.
 pub fn show(mut live: watch::Receiver<LiveSnapshot>, use_colour: bool) -> io::Result<Ended> {
-    IS_SHOWN.store(true, Ordering::Release);
-    let result = ratatui::try_init().and_then(|mut terminal| run(&mut terminal, &mut live, use_colour));
+    // Never dropped: the library's drop prints what goes wrong, and panics where nobody reads standard error any more.
+    let mut terminal = ManuallyDrop::new(take_terminal()?);
+    let result = run(&mut terminal, &mut live, use_colour);
+    // A terminal that is gone shows no cursor.
+    let _ = terminal.show_cursor();
     restore();
     result
+}
+
+/// Puts the terminal into the screen's hands, and back where the program panics.
+fn take_terminal() -> io::Result<DefaultTerminal> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            restore();
+            hook(info);
+        }));
+    });
+    IS_SHOWN.store(true, Ordering::Release);
+    let taken = enable_raw_mode()
+        .and_then(|()| execute!(io::stdout(), EnterAlternateScreen))
+        .and_then(|()| Terminal::new(CrosstermBackend::new(io::stdout())));
+    if taken.is_err() {
+        restore();
+    }
+    taken
 }
 
 /// Whether the terminal is in the screen's hands.
@@ -46,7 +74,7 @@ static IS_SHOWN: AtomicBool = AtomicBool::new(false);
 /// Gives the terminal back, if the screen has it: for a process that ends at once. Output that is no terminal is left alone.
 pub fn restore() {
     if IS_SHOWN.swap(false, Ordering::AcqRel) {
-        // Not ratatui's `restore`: it prints what goes wrong, and panics where nobody reads standard error any more.
+        // Whatever goes wrong: nothing is left to be done, and nobody may be there to read of it.
         let _ = ratatui::try_restore();
     }
 }

@@ -326,6 +326,40 @@ fn a_terminal_that_goes_away_says_so_more_than_once_and_the_results_are_written(
     assert_eq!(load.left(), 0);
 }
 
+/// Under the live screen, in a terminal that is closed: input, output and errors are gone, and so is the session.
+#[test]
+fn a_terminal_that_is_closed_under_the_live_screen_loses_no_results() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = scenario(folder.path(), &TINY.replace("duration: 1s", "duration: 600s"));
+    let (out, temporary) = (folder.path().join("out"), folder.path().join("tmp"));
+    std::fs::create_dir(&temporary).expect("makes");
+    let load = format!(
+        "stty rows 40 cols 160; exec {} load {path} --ui tui --out {}",
+        env!("CARGO_BIN_EXE_chatctl"),
+        out.display()
+    );
+    let mut terminal = Command::new("script");
+    terminal.args(["--quiet", "--flush", "--command", &load, "/dev/null"]).env("TMPDIR", &temporary);
+    terminal.env("TERM", "xterm").env("SHELL", "/bin/sh").env_remove("CHATCTL_TARGET");
+    let mut terminal = terminal.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("starts");
+    let mut screen = terminal.stdout.take().expect("piped");
+    let (mut shown, mut bytes) = (Vec::new(), [0; 4_096]);
+    // Only what changes is written: `steady` where `setup` was.
+    while !String::from_utf8_lossy(&shown).contains("teady") {
+        let count = screen.read(&mut bytes).expect("reads");
+        assert!(count > 0, "the screen ended: {}", String::from_utf8_lossy(&shown));
+        shown.extend_from_slice(&bytes[..count]);
+    }
+    kill_process(Pid::from_child(&terminal), Signal::KILL).expect("signals");
+    terminal.wait().expect("ends");
+    let left = || std::fs::read_dir(&temporary).expect("is there").count();
+    let is_over = || out.join("result.json").exists() && left() == 0;
+    let tries = (0..600).take_while(|_| !is_over()).map(|_| std::thread::sleep(Duration::from_millis(100)));
+    tries.for_each(drop);
+    assert!(out.join("result.json").exists(), "results are written");
+    assert_eq!(left(), 0, "no folder is left");
+}
+
 #[test]
 fn a_second_signal_ends_at_once_and_leaves_no_folder_either() {
     let mut load = Endless::start(&[], "steady");

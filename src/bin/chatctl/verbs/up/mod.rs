@@ -204,7 +204,7 @@ impl Stops {
             }
         };
         tokio::select! {
-            () = self.signals.next() => {}
+            _ = self.signals.next() => {}
             () = orphaned => self.orphaned = None,
         }
     }
