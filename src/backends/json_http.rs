@@ -18,7 +18,7 @@ pub(super) const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How connections are made and kept.
 const CONNECTIONS: ClientConfig = ClientConfig {
-    connect_timeout: Duration::from_secs(1),
+    connect_timeout: Duration::from_millis(500),
     idle_max: Duration::from_secs(20),
     idle_per_host_max: usize::MAX,
 };

@@ -29,8 +29,8 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest that a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Longest that a connection without a request is kept.
-const IDLE_MAX: Duration = Duration::from_secs(10);
+/// Longest that a connection without a request is kept: below the 10 s after which a server of ours closes it.
+const IDLE_MAX: Duration = Duration::from_secs(8);
 
 /// Requests at the same time.
 const REQUESTS_AT_ONCE: usize = 128;

@@ -66,6 +66,24 @@ impl Fault {
         }
     }
 
+    /// Time from its begin until anything is broken; `None` where nothing ever is, so that nothing is excused by it.
+    #[must_use]
+    pub const fn breaks_after(&self) -> Option<Duration> {
+        match self {
+            Self::Skew { .. } => None,
+            Self::Restore(_, lasts) => Some(*lasts),
+            Self::Kill(_)
+            | Self::Drain(_)
+            | Self::Restart(_)
+            | Self::Pause(..)
+            | Self::Stop(..)
+            | Self::Cut { .. }
+            | Self::Flush(_)
+            | Self::Wipe(_)
+            | Self::Fill(..) => Some(Duration::ZERO),
+        }
+    }
+
     /// The server or engine that it is done to.
     #[must_use]
     pub fn target(&self) -> &str {
@@ -181,6 +199,8 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Fault>().expect(text).to_string(), text);
         }
+        let restore: Fault = "restore redis 15s".parse().expect("valid");
+        assert_eq!(restore.breaks_after(), Some(restore.lasts()), "what it restores is saved first");
         let cut: Fault = "cut chat-1 from redis 15s".parse().expect("valid");
         assert_eq!((cut.lasts(), cut.target()), (Duration::from_secs(15), "chat-1"));
         for (text, by_ms) in
@@ -188,6 +208,7 @@ mod tests {
         {
             let skew: Fault = text.parse().expect(text);
             assert!(matches!(skew, Fault::Skew { by_ms: read, .. } if read == by_ms), "{text}");
+            assert_eq!(skew.breaks_after(), None);
             assert_eq!(skew.to_string().parse::<Fault>().expect("reads what it writes"), skew);
         }
         for text in [

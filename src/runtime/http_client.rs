@@ -30,7 +30,8 @@ use tokio::net::TcpStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tower_service::Service;
 
-/// How long the answer, the error or a retry on another connection may take to come after a connection's end.
+/// How long the answer or the error may take to come after a connection's end, beside the time to connect: a request that was
+/// not written yet goes on to another connection.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// How connections are made and kept.
@@ -46,7 +47,11 @@ pub struct ClientConfig {
 
 /// A client. Clones share its connections.
 #[derive(Clone)]
-pub struct HttpClient<B>(Client<Connector, B>);
+pub struct HttpClient<B> {
+    client: Client<Connector, B>,
+    /// From a connection's end until a request on it is given up.
+    grace: Duration,
+}
 
 /// A request without an answer.
 #[derive(Debug)]
@@ -78,7 +83,7 @@ where
             .pool_idle_timeout(config.idle_max)
             .pool_max_idle_per_host(config.idle_per_host_max)
             .build(Connector(connector));
-        Self(client)
+        Self { client, grace: GRACE + config.connect_timeout }
     }
 
     /// Sends a request and waits for the answer's head, for as long as the connection lives.
@@ -89,11 +94,11 @@ where
         let mut captured = capture_connection(&mut request);
         let answer = {
             let mut of_end = captured.clone();
-            let mut answer = pin!(self.0.request(request));
+            let mut answer = pin!(self.client.request(request));
             tokio::select! {
                 biased;
                 answer = &mut answer => answer.map_err(Cause::Failed),
-                () = has_ended(&mut of_end) => Err(Cause::Forgotten),
+                () = has_ended(&mut of_end, self.grace) => Err(Cause::Forgotten),
             }
         };
         let life = life_of(&mut captured);
@@ -111,11 +116,11 @@ where
 }
 
 /// Returns some time after the end of the connection that a request is on, unless the request went on to another one.
-async fn has_ended(captured: &mut CaptureConnection) {
+async fn has_ended(captured: &mut CaptureConnection, grace: Duration) {
     let mut life = captured.wait_for_connection_metadata().await.as_ref().and_then(life_in);
     while let Some(current) = life {
         current.ended.cancelled().await;
-        tokio::time::sleep(GRACE).await;
+        tokio::time::sleep(grace).await;
         match life_of(captured) {
             Some(next) if !Arc::ptr_eq(&current, &next) => life = Some(next),
             _ => return,
@@ -269,7 +274,7 @@ mod tests {
     use crate::runtime::{Tasks, net};
 
     const CONFIG: ClientConfig = ClientConfig {
-        connect_timeout: Duration::from_secs(3),
+        connect_timeout: Duration::from_secs(1),
         idle_max: Duration::from_secs(10),
         idle_per_host_max: 16,
     };

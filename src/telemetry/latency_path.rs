@@ -134,10 +134,10 @@ impl LatencyPath {
         }
     }
 
-    /// True for what begins when a message is due, and so has the generator's lag in it.
+    /// True for what begins when a message is due or written, and so has the generator's lag in it.
     #[must_use]
     pub const fn is_from_a_send(self) -> bool {
-        matches!(self, Self::Ack | Self::Delivery) || self.is_part_of_delivery()
+        matches!(self, Self::Ack | Self::Answer | Self::Delivery) || self.is_part_of_delivery()
     }
 
     /// True for the paths whose sum is [`LatencyPath::Delivery`].

@@ -251,6 +251,7 @@ impl Device {
         }
         // A server that went away without a close frame is likely to be gone.
         let avoid = matches!(error, LinkError::Lost(_)).then(|| self.run.places.server_of(self.client)).flatten();
+        self.end_answers(false);
         self.closed(&why);
         if !is_planned {
             let found = self.run.ledger.presence.on_lost(self.user);
@@ -283,7 +284,7 @@ impl Device {
     /// What follows from any end of a connection.
     fn closed(&mut self, why: &str) {
         self.connection = Connection::Down;
-        self.end_answers();
+        self.end_answers(true);
         let run = Arc::clone(&self.run);
         sub(&run.stats.connections, 1);
         run.places.leave(self.client);

@@ -20,9 +20,15 @@ use crate::runtime::http_client::{ClientConfig, HttpClient};
 /// Longest that a request may take beyond what it waits.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Longest that a connection may take to be made.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Longest that a connection without a request is kept: well below the 10 s after which a server closes it.
+const IDLE_MAX: Duration = Duration::from_secs(4);
+
 /// How connections are made and kept.
 const CONNECTIONS: ClientConfig =
-    ClientConfig { connect_timeout: TIMEOUT, idle_max: Duration::from_mins(1), idle_per_host_max: usize::MAX };
+    ClientConfig { connect_timeout: CONNECT_TIMEOUT, idle_max: IDLE_MAX, idle_per_host_max: usize::MAX };
 
 /// Most frames of one request. Source: docs/protocol.md, "Without a WebSocket".
 const FRAMES_MAX: usize = 64;

@@ -176,24 +176,27 @@ impl Device {
         }
     }
 
-    /// Takes the time since which a message waits for an answer on this connection; `None` where it does not, and of a slow
-    /// reader, who keeps answers waiting.
+    /// Takes the time since which a message waits for an answer on this connection; `None` where it does not, and of devices
+    /// that keep answers waiting: slow readers, and those that fetch them now and then.
     fn take_asked_us(&mut self, at: usize) -> Option<u64> {
         let asked_us = self.pending[at].take_asked_us();
-        asked_us.filter(|_| !self.is_slow_reader())
+        let keeps_waiting = self.is_slow_reader() || self.run.scenario.transport == Transport::Poll;
+        asked_us.filter(|_| !keeps_waiting)
     }
 
-    /// The connection is over: no more answers come on it.
-    pub(super) fn end_answers(&mut self) {
+    /// The connection is over: no more answers come on it. One that the device ended itself is no answer, and says only that
+    /// there was none for as long as it waited.
+    pub(super) fn end_answers(&mut self, is_by_device: bool) {
         for at in 0..self.pending.len() {
             let asked_us = self.take_asked_us(at);
+            let asked_us = asked_us.filter(|us| !is_by_device || self.now_us.saturating_sub(*us) >= RETRY_WAIT_US);
             self.run.recorder.answered(self.pending[at].tag.intended_us, asked_us, self.now_us);
         }
     }
 
     /// Messages that have no answer at the end never get one. Each counts as having waited until now.
     pub(super) fn abandon_pending(&mut self) {
-        self.end_answers();
+        self.end_answers(true);
         let pending = std::mem::take(&mut self.pending);
         add(&self.run.stats.unresolved, pending.len() as u64);
         for Pending { tag, .. } in pending {

@@ -340,12 +340,18 @@ async fn do_faults(shared: Arc<Shared>, control: Arc<dyn StackControl>, started_
             tracks.len() - 1
         };
         last_at = Some(fault.at);
-        shared.ledger.presence.fault_began(at_us);
-        shared.excuse_pushes(shared.ledger.unpushed.cut_all(at_us));
         let (shared, control) = (Arc::clone(&shared), Arc::clone(&control));
         under_way.spawn("load.fault", async move {
             shared.event(format!("fault: {}", fault.action));
-            let done = control.do_fault(&fault.action).await;
+            let breaks_us = fault.action.breaks_after().map(|after| at_us + after.as_micros() as u64);
+            // Nothing is excused before anything is broken.
+            let excuses = async {
+                let Some(breaks_us) = breaks_us else { return };
+                wait_for(&shared, breaks_us).await;
+                shared.ledger.presence.fault_began(breaks_us);
+                shared.excuse_pushes(shared.ledger.unpushed.cut_all(breaks_us));
+            };
+            let (done, ()) = tokio::join!(control.do_fault(&fault.action), excuses);
             let what = fault.action.to_string();
             shared.note("fault", || json!({"what": what, "te": clock::boot_seconds()}));
             if !fault.action.lasts().is_zero() {
@@ -353,7 +359,9 @@ async fn do_faults(shared: Arc<Shared>, control: Arc<dyn StackControl>, started_
             }
             let mut tracks = shared.faults.lock().expect("no panic while held");
             tracks[index].end(clock::now_us(), shared.stats.answers());
-            shared.ledger.presence.fault_ended(at_us, tracks[index].ended_us);
+            if let Some(breaks_us) = breaks_us {
+                shared.ledger.presence.fault_ended(breaks_us, tracks[index].ended_us);
+            }
             if let Err(error) = done {
                 tracks[index].error.get_or_insert_with(|| error.clone());
                 drop(tracks);

@@ -1,6 +1,6 @@
 //! What a scenario can bring forth: who sends, how many messages are measured, which latencies get samples.
 
-use super::{PhaseKind, Scenario};
+use super::{PhaseKind, Scenario, Transport};
 use crate::loadgen::behavior::Spec;
 use crate::protocol::limits::FANOUT_ON_WRITE_MEMBERS_MAX;
 use crate::telemetry::LatencyPath;
@@ -38,6 +38,9 @@ impl Scenario {
         let channel_members = FANOUT_ON_WRITE_MEMBERS_MAX as u32;
         let groups = || population.groups.iter().filter(|groups| groups.count > 0);
         let (is_missing, why) = match path {
+            LatencyPath::Answer if self.transport == Transport::Poll => {
+                (true, "transport poll fetches answers now and then")
+            }
             LatencyPath::Ack | LatencyPath::Answer | LatencyPath::Delivery => {
                 (self.measured_messages() <= 0.0, "no measured phase has a rate")
             }
@@ -79,6 +82,7 @@ impl Scenario {
         let devices = f64::from(self.population.devices_per_user.max);
         let members = self.population.groups.iter().map(|groups| groups.members.max).max().unwrap_or(0).max(2);
         if path == LatencyPath::Ack {
+            // Of answers a message may have several.
             return Some(messages);
         }
         path.is_delivery().then(|| messages * f64::from(members) * devices)

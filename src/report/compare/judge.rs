@@ -199,7 +199,11 @@ pub(super) fn shift(groups: &Groups) -> Option<rank::Shift> {
 
 /// The finding of a figure that both sides have.
 pub(super) fn figure(figure: Figure, groups: &Groups, rules: Rules) -> Option<Finding> {
-    let shift = shift(groups)?;
+    let mut shift = shift(groups)?;
+    if !groups.are_repeated() {
+        // However many the other side has: nothing is known of the noise of one run.
+        shift.interval = None;
+    }
     let allowed = figure.limit(&rules.limits);
     // Ten percent more, and the reverse of it: as logarithms both are as far from 0.
     let limit = if figure.is_more_better() { -(1.0 - allowed).ln() } else { (1.0 + allowed).ln() };
@@ -213,7 +217,8 @@ pub(super) fn figure(figure: Figure, groups: &Groups, rules: Rules) -> Option<Fi
         limit_of_fall: limit,
     };
     let (noise, alarm) = (noise(groups), rules.alarm(figure.weight()));
-    let answer = change.answer(figure.weight(), rules).unwrap_or_else(|| {
+    let tested = groups.are_repeated().then(|| change.answer(figure.weight(), rules)).flatten();
+    let answer = tested.unwrap_or_else(|| {
         // Too few runs for the test: only what is far outside of the noise is told, and one run of a side has none to be told.
         let is_tail = matches!(figure, Figure::Latency(..)) && !figure.name().ends_with("p50");
         let spread = noise.unwrap_or(NOISE_ASSUMED).max(NOISE_ASSUMED);
@@ -237,7 +242,7 @@ pub(super) fn figure(figure: Figure, groups: &Groups, rules: Rules) -> Option<Fi
         chance_of_fall: if sign > 0.0 { fall } else { rise },
         noise: noise.map(f64::exp_m1),
         runs_needed: (answer == Answer::NotEnoughData).then(|| runs_needed(&change, groups, alarm)).flatten(),
-        is_suspicious: shift.chance_of_rise <= SUSPICION && shift.estimate > limit,
+        is_suspicious: groups.are_repeated() && shift.chance_of_rise <= SUSPICION && shift.estimate > limit,
         answer,
     })
 }

@@ -218,6 +218,12 @@ fn one_run_of_a_side_is_enough_for_nothing_and_two_for_what_is_far_off() {
             assert!(forms[2].contains("<error") && !forms[2].contains("<failure"), "{}", forms[2]);
         }
     }
+    let many = runs(20, 1.0);
+    for (base, new) in [(&base[..1], &many[..]), (&many[..], &base[..1]), (&many[..], &far[..1])] {
+        let one = answer(base, new);
+        assert_eq!(one.answer, Answer::NotEnoughData, "{one:?}");
+        assert!(one.findings.iter().all(|f| f.answer == Answer::NotEnoughData && f.interval.is_none()), "{one:?}");
+    }
     assert_eq!(answer(&base, &near).answer, Answer::NotEnoughData);
     assert_eq!(answer(&base, &far).answer, Answer::Worse);
     // A run's own verdict needs no second one.

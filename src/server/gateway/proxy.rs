@@ -48,7 +48,8 @@ const UNCOUNTED_BYTES: usize = 2 * 1024;
 /// How connections to servers are made and kept.
 const CONNECTIONS: ClientConfig = ClientConfig {
     connect_timeout: Duration::from_millis(500),
-    idle_max: Duration::from_mins(1),
+    // Well below the 10 s after which a server closes one.
+    idle_max: Duration::from_secs(4),
     idle_per_host_max: 64,
 };
 

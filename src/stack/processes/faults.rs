@@ -98,19 +98,21 @@ impl Supervisor {
             (Target::Engine(..), Fault::Flush(_)) => self.flush_redis().await,
             (Target::Engine(..), Fault::Fill(_, lasts)) => self.fill_redis(lasts).await,
             (Target::Engine(engine, local), Fault::Wipe(_)) => {
-                local.kill(&engine).await?;
-                let wiped = local.wipe(&engine).await;
+                let mut wiped = local.kill(&engine).await;
+                if wiped.is_ok() {
+                    wiped = local.wipe(&engine).await;
+                }
                 // Whatever came of that: nothing that was taken down stays so.
-                start(&engine, &local).await?;
-                wiped
+                start(&engine, &local).await.and(wiped)
             }
             (Target::Engine(engine, local), Fault::Restore(_, lasts)) => {
                 local.save(&engine).await?;
                 self.last(lasts).await;
-                local.kill(&engine).await?;
-                let restored = local.restore(&engine).await;
-                start(&engine, &local).await?;
-                restored
+                let mut restored = local.kill(&engine).await;
+                if restored.is_ok() {
+                    restored = local.restore(&engine).await;
+                }
+                start(&engine, &local).await.and(restored)
             }
             (Target::Server(_), Fault::Flush(_) | Fault::Wipe(_) | Fault::Restore(..) | Fault::Fill(..))
             | (Target::Engine(..), Fault::Drain(_) | Fault::Cut { .. } | Fault::Skew { .. }) => {
@@ -172,22 +174,21 @@ impl Supervisor {
 
     /// Leaves Redis a byte of memory, without evicting anything, and afterwards what it had.
     async fn fill_redis(&self, lasts: Duration) -> Result<(), String> {
+        // All is read before anything is set: two addresses may be databases of one server.
         let mut before = Vec::new();
         for mut connection in self.redises("fill redis").await? {
-            let commands = &mut connection.commands;
-            let had = settings(commands).await?;
-            set(commands, &[("maxmemory-policy".to_owned(), "noeviction".to_owned())]).await?;
+            let had = settings(&mut connection.commands).await?;
             before.push((connection, had));
         }
+        let full = [("maxmemory-policy", "noeviction"), ("maxmemory", "1")].map(|(k, v)| (k.to_owned(), v.to_owned()));
         let mut filled = Ok(());
         for (connection, _) in &mut before {
-            filled = filled.and(set(&mut connection.commands, &[("maxmemory".to_owned(), "1".to_owned())]).await);
+            filled = filled.and(set(&mut connection.commands, &full).await);
         }
         if filled.is_ok() {
             self.last(lasts).await;
         }
-        // Two databases of one server: the first has what it had before all of this.
-        for (mut connection, had) in before.into_iter().rev() {
+        for (mut connection, had) in before {
             filled = filled.and(set(&mut connection.commands, &had).await);
         }
         filled
