@@ -9,8 +9,10 @@ mod bounded_map;
 pub mod chat;
 pub mod cluster;
 mod doubts;
+mod error;
 pub mod gateway;
 mod http;
+mod inbox;
 pub mod keys;
 pub mod members;
 mod names;
@@ -32,6 +34,7 @@ use std::sync::Arc;
 
 use tokio::net::TcpListener;
 
+pub use self::error::StartError;
 use crate::backends::Backends;
 use crate::protocol::ServerName;
 use crate::runtime::Tasks;

@@ -26,7 +26,6 @@ use uuid::Uuid;
 
 use self::status::Failure;
 use super::auth::{PasswordCost, Passwords};
-use super::chat::ChatError;
 use super::cluster::{self, Cluster};
 use super::doubts::Doubts;
 use super::members::Members;
@@ -36,7 +35,7 @@ use super::placement::Placement;
 use super::rate::Buckets;
 use super::readiness::Readiness;
 use super::revocations::Revocations;
-use super::{Deps, Listeners, http};
+use super::{Deps, Listeners, StartError, http};
 use crate::backends::registry::Role;
 use crate::protocol::{ErrorCode, UserId};
 use crate::runtime::{Backoff, clock};
@@ -123,9 +122,10 @@ type App = State<Arc<ApiServer>>;
 ///
 /// # Errors
 /// When the registry does not answer, the listener is of no use, or the password cost is not valid.
-pub async fn start(listeners: Listeners, deps: Deps, config: Config) -> Result<SocketAddr, ChatError> {
+pub async fn start(listeners: Listeners, deps: Deps, config: Config) -> Result<SocketAddr, StartError> {
     let (address, peer) = (deps.reached_at(&listeners.clients)?, deps.reached_at(&listeners.peers)?);
-    let passwords = Passwords::new(config.password_cost).map_err(std::io::Error::other)?;
+    let passwords = Passwords::new(config.password_cost)
+        .map_err(|reason| StartError::Config { setting: "api.password_cost", reason })?;
     let server = Arc::new(ApiServer {
         cluster: Cluster::start(&deps).await,
         doubts: Doubts::new(deps.tasks.clone()),

@@ -46,7 +46,6 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 
 use self::connection::{Connection, Flushes};
-pub(crate) use self::deliver::InboxHeader;
 use self::deliver::PendingHeads;
 #[cfg(test)]
 pub(crate) use self::figures::Figures;
@@ -65,8 +64,7 @@ use super::ordering::Ordering;
 use super::peer::{self, Answer, Call, PeerHandler, Peers};
 use super::readiness::Readiness;
 use super::seats::{HalfOpen, Seats};
-use super::{Deps, Listeners, auth};
-use crate::backends::BackendError;
+use super::{Deps, Listeners, StartError, auth};
 use crate::backends::log::{LogReader, PartitionLag, Topic};
 use crate::backends::registry::{Role, ServerEntry};
 use crate::backends::sessions::{SESSION_TTL, Session};
@@ -165,17 +163,6 @@ pub struct ChatServer {
     tamper: Option<Arc<dyn Tamper>>,
 }
 
-/// Why a chat server did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum ChatError {
-    /// An engine failed.
-    #[error(transparent)]
-    Backend(#[from] BackendError),
-    /// A socket failed.
-    #[error("chat server socket: {0}")]
-    Socket(#[from] std::io::Error),
-}
-
 /// Starts a chat server; it is announced when this returns, and runs in the tasks of `deps` until they stop.
 ///
 /// # Errors
@@ -185,7 +172,7 @@ pub async fn start(
     deps: Deps,
     config: Config,
     tamper: Option<Arc<dyn Tamper>>,
-) -> Result<Arc<ChatServer>, ChatError> {
+) -> Result<Arc<ChatServer>, StartError> {
     let reader = deps.backends.log.reader(deps.name.as_str()).await?;
     let cluster = Cluster::start(&deps).await;
     let (address, peer_address) = (deps.reached_at(&listeners.clients)?, deps.reached_at(&listeners.peers)?);

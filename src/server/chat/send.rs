@@ -9,7 +9,6 @@ use futures_util::future::{join_all, try_join_all};
 
 use super::ChatServer;
 use super::connection::Connection;
-use super::deliver::InboxHeader;
 use super::requests::Waiting;
 use super::session::Request;
 use super::subscriptions::Added;
@@ -25,6 +24,7 @@ use crate::protocol::frames::{
 };
 use crate::protocol::{ConversationId, ErrorCode, MessageFrame, MessageId, ServerFrame, ServerName, SessionId, UserId};
 use crate::runtime::clock;
+use crate::server::inbox::InboxHeader;
 use crate::server::members::MemberList;
 use crate::server::ordering::OrderingError;
 use crate::server::peer::{Answer, Call};
