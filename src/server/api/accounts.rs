@@ -7,9 +7,8 @@ use axum::Json;
 use axum::http::StatusCode;
 use serde::Deserialize;
 
-use super::extract::{Body, Caller, ClientAddress, Earlier, InPath, Params, Signed};
+use super::extract::{Body, Caller, ClientAddress, Earlier, InPath, Signed};
 use super::logins::Place;
-use super::status::Failure;
 use super::{ApiServer, App};
 use crate::backends::directory::NewUser;
 use crate::backends::registry::{Role, ServerEntry};
@@ -19,6 +18,8 @@ use crate::protocol::api::{
 };
 use crate::protocol::{CHAT_PATH, DeviceName, ErrorCode, ServerName, UserId};
 use crate::server::auth::PasswordError;
+use crate::server::http::extract::Params;
+use crate::server::http::status::Failure;
 use crate::server::names;
 use crate::server::peer::Call;
 use crate::server::placement;

@@ -2,11 +2,10 @@
 
 mod accounts;
 mod conversations;
-pub(super) mod extract;
+mod extract;
 mod health;
 mod logins;
 mod pages;
-pub(super) mod status;
 mod sync;
 
 use std::net::SocketAddr;
@@ -24,10 +23,10 @@ use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, TcpStream};
 use uuid::Uuid;
 
-use self::status::Failure;
 use super::auth::{PasswordCost, Passwords};
 use super::cluster::{self, Cluster};
 use super::doubts::Doubts;
+use super::http::status::{self, Failure};
 use super::members::Members;
 use super::ordering::Ordering;
 use super::peer::{self, Answer, Call, PeerHandler, Peers};
