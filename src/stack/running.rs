@@ -15,9 +15,10 @@ use crate::backends::registry::Role;
 use crate::backends::{self, BackendError, Backends};
 use crate::protocol::ServerName;
 use crate::runtime::{Tasks, TemporaryFolder};
+use crate::server::access::auth;
+use crate::server::access::keys::Purpose;
 use crate::server::chat::tamper::Tamper;
-use crate::server::keys::Purpose;
-use crate::server::{Deps, StartError, auth};
+use crate::server::{Deps, StartError};
 use crate::telemetry::Registry;
 
 /// Why a stack did not start, or a server of it did not.

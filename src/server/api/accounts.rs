@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::extract::{Body, Caller, ClientAddress, Earlier, InPath, Signed};
 use super::logins::Place;
+use super::names;
 use super::{ApiServer, App};
 use crate::backends::directory::NewUser;
 use crate::backends::registry::{Role, ServerEntry};
@@ -17,10 +18,9 @@ use crate::protocol::api::{
     ProfileChange, Signup, UserRef,
 };
 use crate::protocol::{CHAT_PATH, DeviceName, ErrorCode, ServerName, UserId};
-use crate::server::auth::PasswordError;
+use crate::server::access::auth::PasswordError;
 use crate::server::http::extract::Params;
 use crate::server::http::status::Failure;
-use crate::server::names;
 use crate::server::peer::Call;
 use crate::server::placement;
 use crate::telemetry::Counter;

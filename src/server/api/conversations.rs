@@ -5,6 +5,7 @@ use axum::http::StatusCode;
 use serde::Deserialize;
 
 use super::extract::{Body, Caller, InPath};
+use super::names;
 use super::{ApiServer, App};
 use crate::backends::directory::{ConversationRow, NewConversationRow};
 use crate::backends::registry::Role;
@@ -15,7 +16,6 @@ use crate::protocol::limits::{FANOUT_ON_WRITE_MEMBERS_MAX, MEMBERS_PER_CALL_MAX}
 use crate::protocol::{ConversationId, ErrorCode, UserId};
 use crate::server::http::extract::Params;
 use crate::server::http::status::Failure;
-use crate::server::names;
 use crate::server::peer::Call;
 
 /// Conversations in one answer of the list.

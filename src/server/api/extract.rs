@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 
 use super::ApiServer;
 use crate::protocol::ErrorCode;
-use crate::server::auth::Claims;
+use crate::server::access::auth::Claims;
 use crate::server::http::CLIENT_ADDRESS;
 use crate::server::http::extract::{bearer, refused, unauthorized};
 use crate::server::http::status::Failure;

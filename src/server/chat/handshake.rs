@@ -19,8 +19,8 @@ use crate::protocol::api::ApiError;
 use crate::protocol::frames::{ErrorFrame, FrameError};
 use crate::protocol::websocket::{self, Decoder, Event, Role};
 use crate::protocol::{CHAT_PATH, ClientFrame, CloseCode, ECHO_PATH, ErrorCode, SUBPROTOCOL, ServerFrame, ServerName};
-use crate::server::auth;
-use crate::server::seats::{Begun, TooLate};
+use crate::server::access::auth;
+use crate::server::access::seats::{Begun, TooLate};
 use crate::telemetry::{Counter, prometheus};
 
 /// Largest HTTP request head.

@@ -10,6 +10,7 @@
 //! | `deliver` | from the log and from peers to the sockets |
 //! | `presence_feed` | beats out, friends' changes in |
 //! | `rights` | tokens, claims, memberships and friendships that end while a connection is open |
+//! | `recent_set` | the notes of `rights`: keys of the last half minute |
 //! | `subscriptions` | who subscribes to which large channel |
 //! | `in_flight` | requests under way, for a change of members that waits for them |
 //! | `uuids` | in which conversation a uuid is in use |
@@ -25,6 +26,7 @@ mod hub;
 mod in_flight;
 mod poll;
 mod presence_feed;
+mod recent_set;
 mod requests;
 mod rights;
 mod send;
@@ -58,13 +60,14 @@ use self::tamper::Tamper;
 use self::unannounced::Unannounced;
 use self::unheard::Lost;
 use self::uuids::Uuids;
+use super::access::auth;
+use super::access::members::Members;
+use super::access::seats::{HalfOpen, Seats};
 use super::cluster::{self, Cluster};
-use super::members::Members;
 use super::ordering::Ordering;
 use super::peer::{self, Answer, Call, PeerHandler, Peers};
 use super::readiness::Readiness;
-use super::seats::{HalfOpen, Seats};
-use super::{Deps, Listeners, StartError, auth};
+use super::{Deps, Listeners, StartError};
 use crate::backends::log::{LogReader, PartitionLag, Topic};
 use crate::backends::registry::{Role, ServerEntry};
 use crate::backends::sessions::{SESSION_TTL, Session};

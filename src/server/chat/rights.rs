@@ -13,12 +13,13 @@ use std::time::Duration;
 
 use super::ChatServer;
 use super::connection::Connection;
+use super::recent_set::RecentSet;
 use crate::backends::registry::Role;
 use crate::backends::sessions::Session;
 use crate::protocol::{CloseCode, ConversationId, SessionId, UserId};
 use crate::runtime::{Backoff, clock};
 use crate::server::peer::Call;
-use crate::server::recent_set::RecentSet;
+
 use uuid::Uuid;
 
 /// How often logouts are read and what could not be checked is checked again.

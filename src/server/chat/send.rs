@@ -24,8 +24,8 @@ use crate::protocol::frames::{
 };
 use crate::protocol::{ConversationId, ErrorCode, MessageFrame, MessageId, ServerFrame, ServerName, SessionId, UserId};
 use crate::runtime::clock;
+use crate::server::access::members::MemberList;
 use crate::server::inbox::InboxHeader;
-use crate::server::members::MemberList;
 use crate::server::ordering::OrderingError;
 use crate::server::peer::{Answer, Call};
 use crate::telemetry::{Counter, Timer};

@@ -25,9 +25,9 @@ use tokio::sync::Semaphore;
 
 use self::lost::Led;
 use self::proxy::{Connection, Proxy};
+use super::access::seats::{HalfOpen, Seats};
 use super::cluster::{self, Cluster};
 use super::peer::{self, NothingOfItsOwn, Peers};
-use super::seats::{HalfOpen, Seats};
 use super::{Deps, Listeners, StartError, http};
 use crate::backends::registry::{Role, ServerEntry};
 use crate::protocol::ServerName;

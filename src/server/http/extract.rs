@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use super::status::Failure;
 use super::{SlowBody, is_slow};
 use crate::protocol::ErrorCode;
-use crate::server::auth;
+use crate::server::access::auth;
 
 /// The token of a request.
 pub(in crate::server) fn bearer(parts: &Parts) -> Result<&str, Failure> {

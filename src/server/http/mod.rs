@@ -29,11 +29,11 @@ use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use self::status::Failure;
-use super::seats::{Seat, Seats};
+use super::access::seats::{Seat, Seats};
 use crate::protocol::ErrorCode;
 use crate::runtime::{Tasks, net};
 
-/// The address of a client as a gateway of the stack saw it, with a proof (see [`crate::server::keys::Keys::sign`]).
+/// The address of a client as a gateway of the stack saw it, with a proof (see [`crate::server::access::keys::Keys::sign`]).
 pub(in crate::server) const CLIENT_ADDRESS: &str = "x-chatctl-client";
 
 /// Time for a request's head.

@@ -13,19 +13,19 @@ use crate::backends::directory::{Directory, TokenStanding};
 const TOKENS_MAX: usize = 100_000;
 
 /// The memory of one server: tokens that were seen to be good.
-pub(super) struct Revocations {
+pub(in crate::server) struct Revocations {
     directory: Arc<dyn Directory>,
     good: Remembered<Uuid, ()>,
 }
 
 impl Revocations {
     /// An empty memory over a directory.
-    pub(super) fn new(directory: Arc<dyn Directory>) -> Self {
+    pub(in crate::server) fn new(directory: Arc<dyn Directory>) -> Self {
         Self { directory, good: Remembered::new(TOKENS_MAX) }
     }
 
     /// Whether a token whose signature is good is good: its user exists, and it was not logged out.
-    pub(super) async fn is_good(&self, claims: &Claims) -> BackendResult<bool> {
+    pub(in crate::server) async fn is_good(&self, claims: &Claims) -> BackendResult<bool> {
         let Err(look) = self.good.get(&claims.jti) else { return Ok(true) };
         let is_good = self.directory.token_standing(claims.sub, claims.jti).await? == TokenStanding::Good;
         if is_good {
@@ -35,7 +35,7 @@ impl Revocations {
     }
 
     /// Forgets a token that was logged out.
-    pub(super) fn forget(&self, token: Uuid) {
+    pub(in crate::server) fn forget(&self, token: Uuid) {
         self.good.forget(&token);
     }
 }

@@ -24,7 +24,7 @@ const CONVERSATIONS_MAX: usize = 50_000;
 const CONFIRMED_MAX: usize = 20_000;
 
 /// Longest that a server goes by a list that has changed, where it was not told.
-pub(super) const LIST_TTL: Duration = AGE_MAX;
+pub(in crate::server) const LIST_TTL: Duration = AGE_MAX;
 
 /// The members of one conversation at one moment.
 #[derive(Debug)]
