@@ -1,25 +1,21 @@
 //! The services. Each role runs alone or with others; a role gets its engines and its listeners from the caller.
 //!
 //! The roles [`api`], [`chat`], [`gateway`], [`presence`] and [`push`] know nothing of each other. What they share lies beside them:
-//! [`access`] (who may do what), [`ordering`] (ids, order, repeats), [`cluster`] (who else is there), [`peer`] (how servers talk to
-//! each other), `http` (one server for all), `inbox` (what chat writes and push reads).
+//! [`access`] (who may do what), [`ordering`] (ids, order, repeats), [`cluster`] (who else is there, and how servers talk to each
+//! other), `http` (one server for all), `inbox` (what chat writes and push reads).
 
 pub mod access;
 pub mod api;
 mod bounded_map;
 pub mod chat;
 pub mod cluster;
-mod doubts;
 mod error;
 pub mod gateway;
 mod http;
 mod inbox;
 pub mod ordering;
-pub mod peer;
-pub mod placement;
 pub mod presence;
 pub mod push;
-mod readiness;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

@@ -19,10 +19,10 @@ use crate::protocol::api::{
 };
 use crate::protocol::{CHAT_PATH, DeviceName, ErrorCode, ServerName, UserId};
 use crate::server::access::auth::PasswordError;
+use crate::server::cluster::peer::Call;
+use crate::server::cluster::placement;
 use crate::server::http::extract::Params;
 use crate::server::http::status::Failure;
-use crate::server::peer::Call;
-use crate::server::placement;
 use crate::telemetry::Counter;
 
 /// Most devices of an account that is made with others.

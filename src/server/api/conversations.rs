@@ -14,9 +14,9 @@ use crate::protocol::api::{
 };
 use crate::protocol::limits::{FANOUT_ON_WRITE_MEMBERS_MAX, MEMBERS_PER_CALL_MAX};
 use crate::protocol::{ConversationId, ErrorCode, UserId};
+use crate::server::cluster::peer::Call;
 use crate::server::http::extract::Params;
 use crate::server::http::status::Failure;
-use crate::server::peer::Call;
 
 /// Conversations in one answer of the list.
 const PAGE: usize = 500;

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::App;
 use crate::backends::registry::Role;
 use crate::runtime::clock;
-use crate::server::peer::{Answer, Call};
+use crate::server::cluster::peer::{Answer, Call};
 use crate::telemetry::prometheus;
 
 pub(super) async fn live() -> Json<serde_json::Value> {

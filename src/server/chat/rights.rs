@@ -18,7 +18,7 @@ use crate::backends::registry::Role;
 use crate::backends::sessions::Session;
 use crate::protocol::{CloseCode, ConversationId, SessionId, UserId};
 use crate::runtime::{Backoff, clock};
-use crate::server::peer::Call;
+use crate::server::cluster::peer::Call;
 
 use uuid::Uuid;
 

@@ -25,9 +25,9 @@ use crate::protocol::frames::{
 use crate::protocol::{ConversationId, ErrorCode, MessageFrame, MessageId, ServerFrame, ServerName, SessionId, UserId};
 use crate::runtime::clock;
 use crate::server::access::members::MemberList;
+use crate::server::cluster::peer::{Answer, Call};
 use crate::server::inbox::InboxHeader;
 use crate::server::ordering::OrderingError;
-use crate::server::peer::{Answer, Call};
 use crate::telemetry::{Counter, Timer};
 
 /// A send that is not answered so long after it came is answered with an error; it may be stored. Source: invariant I9, 5 s.

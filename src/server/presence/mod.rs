@@ -20,9 +20,9 @@ use tokio::net::TcpListener;
 
 use self::calm::Calm;
 use self::changes::Changes;
+use super::cluster::peer::{self, Answer, Call, PeerHandler};
+use super::cluster::placement::rendezvous;
 use super::cluster::{self, Cluster};
-use super::peer::{self, Answer, Call, PeerHandler};
-use super::placement::rendezvous;
 use super::{Deps, StartError};
 use crate::backends::BackendResult;
 use crate::backends::presence::{Beat, LastBeat};

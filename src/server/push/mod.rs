@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 
+use super::cluster::peer::{self, NothingOfItsOwn};
 use super::inbox::InboxHeader;
-use super::peer::{self, NothingOfItsOwn};
 use super::{Deps, StartError, cluster};
 use crate::backends::BackendResult;
 use crate::backends::log::{Delivered, GroupReader, Topic};

@@ -18,20 +18,20 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a look found.
 #[derive(Debug, Clone, Serialize)]
-pub(super) struct Report {
+pub(in crate::server) struct Report {
     status: &'static str,
     /// `ok`, or what is wrong, by port; also of those that this server can do without.
     engines: BTreeMap<&'static str, String>,
 }
 
 impl Report {
-    pub(super) fn is_ready(&self) -> bool {
+    pub(in crate::server) fn is_ready(&self) -> bool {
         self.status == "ready"
     }
 }
 
 /// The last look of one server.
-pub(super) struct Readiness {
+pub(in crate::server) struct Readiness {
     /// Ports that the server can do without.
     optional: &'static [&'static str],
     /// When it began, on [`clock::now_us`]. Held while a look is under way, so that one answers all who ask.
@@ -40,12 +40,12 @@ pub(super) struct Readiness {
 
 impl Readiness {
     /// Of a server that can do without some ports.
-    pub(super) fn but_for(optional: &'static [&'static str]) -> Self {
+    pub(in crate::server) fn but_for(optional: &'static [&'static str]) -> Self {
         Self { optional, last: Mutex::const_new(None) }
     }
 
     /// Looks at the engines, unless that was done just now.
-    pub(super) async fn look(&self, backends: &Backends) -> Report {
+    pub(in crate::server) async fn look(&self, backends: &Backends) -> Report {
         let mut last = self.last.lock().await;
         let now = clock::now_us();
         if let Some((began, report)) = &*last

@@ -19,7 +19,7 @@ const TRY_EVERY: Duration = Duration::from_millis(250);
 const TRY_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// What is known of the servers that somebody complained of.
-pub(crate) struct Doubts {
+pub(in crate::server) struct Doubts {
     tasks: Tasks,
     /// By name. Written by complaints and by the tries that they start.
     tried: Mutex<HashMap<ServerName, Tried>>,
@@ -35,12 +35,12 @@ struct Tried {
 impl Doubts {
     /// Without any. Tries are tasks of the group.
     #[must_use]
-    pub(crate) fn new(tasks: Tasks) -> Arc<Self> {
+    pub(in crate::server) fn new(tasks: Tasks) -> Arc<Self> {
         Arc::new(Self { tasks, tried: Mutex::default() })
     }
 
     /// Somebody could not reach a server: it is tried, unless it was a moment ago.
-    pub(crate) fn complain(self: &Arc<Self>, server: &ServerEntry) {
+    pub(in crate::server) fn complain(self: &Arc<Self>, server: &ServerEntry) {
         let now = clock::now_us();
         {
             let mut tried = self.tried.lock().expect("no panic while held");
@@ -68,7 +68,7 @@ impl Doubts {
 
     /// Whether a server could not be reached in its last try, as long ago as an entry's life at most.
     #[must_use]
-    pub(crate) fn is_gone(&self, server: &ServerEntry) -> bool {
+    pub(in crate::server) fn is_gone(&self, server: &ServerEntry) -> bool {
         let tried = self.tried.lock().expect("no panic while held");
         tried.get(&server.name).is_some_and(|last| {
             let age_us = clock::now_us().saturating_sub(last.at_us);
