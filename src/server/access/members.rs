@@ -9,8 +9,8 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::remembered::{AGE_MAX, Remembered};
 use super::single_flight::SingleFlight;
+use super::ttl_cache::{AGE_MAX, Remembered};
 use crate::backends::BackendResult;
 use crate::backends::directory::{Audience, Directory};
 use crate::protocol::api::ConversationKind;

@@ -8,14 +8,14 @@
 //! | `revocations` | which tokens were logged out |
 //! | `rate` | how often something may be asked for: token buckets |
 //! | `seats` | how many may be connected |
-//! | `remembered` | what was looked up lately |
+//! | `ttl_cache` | what was looked up lately |
 //! | `single_flight` | one look-up for all who want the same thing at the same time |
 
 pub mod auth;
 pub mod keys;
 pub mod members;
 pub mod rate;
-mod remembered;
 pub(super) mod revocations;
 pub(super) mod seats;
 mod single_flight;
+mod ttl_cache;

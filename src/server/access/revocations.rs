@@ -5,7 +5,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::auth::Claims;
-use super::remembered::Remembered;
+use super::ttl_cache::Remembered;
 use crate::backends::BackendResult;
 use crate::backends::directory::{Directory, TokenStanding};
 

@@ -4,12 +4,12 @@
 //! |---|---|
 //! | `peer` | how servers talk to each other |
 //! | `placement` | which chat server a user is sent to |
-//! | `doubts` | servers that are gone although the registry has them |
+//! | `probe` | servers that are gone although the registry has them |
 //! | `readiness` | whether a server can do its work now |
 
-pub(super) mod doubts;
 pub mod peer;
 pub mod placement;
+pub(super) mod probe;
 pub(super) mod readiness;
 
 use std::collections::HashMap;
