@@ -8,8 +8,8 @@
 //! | `revocations` | which tokens were logged out |
 //! | `rate` | how often something may be asked for: token buckets |
 //! | `seats` | how many may be connected |
-//! | `ttl_cache` | what was looked up lately |
 //! | `single_flight` | one look-up for all who want the same thing at the same time |
+//! | `ttl_cache` | TTL cache with explicit invalidation, below `members` and `revocations` |
 
 pub mod auth;
 pub mod keys;

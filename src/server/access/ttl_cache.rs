@@ -1,7 +1,7 @@
-//! What a server looked up lately and may use for some seconds, unless it is told to forget it.
+//! TTL cache with explicit invalidation.
 //!
-//! A change bites at once: whoever makes it has every server forget, and answers only when they did. A look that began before
-//! that is not kept (the generation tells). The age limit is for a word that was lost with its server.
+//! A change takes effect at once: whoever makes it has every server invalidate the key, and answers only when they did. A fill that
+//! began before an invalidation is discarded (the generation tells). The TTL is for an invalidation that was lost with its server.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -10,68 +10,68 @@ use std::time::Duration;
 
 use crate::runtime::clock;
 
-/// Age at which something is looked up again.
-pub(super) const AGE_MAX: Duration = Duration::from_secs(5);
+/// Age at which an entry is read again.
+pub(super) const TTL: Duration = Duration::from_secs(5);
 
-/// Things by key; a full memory starts anew.
-pub(super) struct Remembered<K, V> {
+/// Values by key; a full cache is emptied.
+pub(super) struct TtlCache<K, V> {
     entries_max: usize,
-    state: Mutex<State<K, V>>,
+    cached: Mutex<Cached<K, V>>,
 }
 
-struct State<K, V> {
-    /// Rises with everything that is forgotten.
+struct Cached<K, V> {
+    /// Rises with every invalidation.
     generation: u64,
-    /// Each with the time of its look, on [`clock::now_us`].
+    /// Each with the begin of its fill, on [`clock::now_us`].
     entries: HashMap<K, (V, u64)>,
 }
 
-/// A look that begins: what comes of it is kept only if nothing was forgotten meanwhile.
+/// A fill that begins: its value is kept only if nothing is invalidated meanwhile.
 #[derive(Clone, Copy)]
-pub(super) struct Look {
+pub(super) struct Fill {
     generation: u64,
     began_us: u64,
 }
 
-impl Look {
-    /// Which looks may share an answer: one that began before something was forgotten says nothing to those after it.
+impl Fill {
+    /// Which fills may share a value: one that began before an invalidation is of no use to those after it.
     pub(super) const fn generation(self) -> u64 {
         self.generation
     }
 }
 
-impl<K: Eq + Hash, V: Clone> Remembered<K, V> {
-    /// Remembers nothing yet, and never more than `entries_max` things.
+impl<K: Eq + Hash, V: Clone> TtlCache<K, V> {
+    /// An empty cache of at most `entries_max` entries.
     pub(super) fn new(entries_max: usize) -> Self {
-        Self { entries_max, state: Mutex::new(State { generation: 0, entries: HashMap::new() }) }
+        Self { entries_max, cached: Mutex::new(Cached { generation: 0, entries: HashMap::new() }) }
     }
 
-    /// What is remembered under a key, or the begin of a look.
-    pub(super) fn get(&self, key: &K) -> Result<V, Look> {
+    /// The value of a key, or the begin of a fill.
+    pub(super) fn get(&self, key: &K) -> Result<V, Fill> {
         let now = clock::now_us();
-        let state = self.state.lock().expect("no panic while held");
-        match state.entries.get(key) {
-            Some((value, at)) if now - at < AGE_MAX.as_micros() as u64 => Ok(value.clone()),
-            _ => Err(Look { generation: state.generation, began_us: now }),
+        let cached = self.cached.lock().expect("no panic while held");
+        match cached.entries.get(key) {
+            Some((value, at)) if now - at < TTL.as_micros() as u64 => Ok(value.clone()),
+            _ => Err(Fill { generation: cached.generation, began_us: now }),
         }
     }
 
-    /// Keeps what came of a look.
-    pub(super) fn put(&self, look: Look, key: K, value: V) {
-        let mut state = self.state.lock().expect("no panic while held");
-        if state.generation == look.generation {
-            if state.entries.len() >= self.entries_max {
-                state.entries.clear();
+    /// Keeps the value of a fill, or discards it.
+    pub(super) fn insert(&self, fill: Fill, key: K, value: V) {
+        let mut cached = self.cached.lock().expect("no panic while held");
+        if cached.generation == fill.generation {
+            if cached.entries.len() >= self.entries_max {
+                cached.entries.clear();
             }
-            state.entries.insert(key, (value, look.began_us));
+            cached.entries.insert(key, (value, fill.began_us));
         }
     }
 
-    /// Forgets a key: the next look sees things as they are.
-    pub(super) fn forget(&self, key: &K) {
-        let mut state = self.state.lock().expect("no panic while held");
-        state.generation += 1;
-        state.entries.remove(key);
+    /// Removes a key, and discards every fill that has begun.
+    pub(super) fn invalidate(&self, key: &K) {
+        let mut cached = self.cached.lock().expect("no panic while held");
+        cached.generation += 1;
+        cached.entries.remove(key);
     }
 }
 
@@ -80,24 +80,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_look_that_began_before_something_was_forgotten_is_not_kept() {
-        let memory = Remembered::new(2);
-        let early = memory.get(&1).expect_err("unknown");
-        memory.forget(&2);
-        memory.put(early, 1, "old");
-        let look = memory.get(&1).expect_err("not kept");
-        memory.put(look, 1, "new");
-        assert_eq!(memory.get(&1).ok(), Some("new"));
-        memory.forget(&1);
-        assert!(memory.get(&1).is_err());
+    fn a_fill_that_began_before_an_invalidation_is_discarded() {
+        let cache = TtlCache::new(2);
+        let early = cache.get(&1).expect_err("unknown");
+        cache.invalidate(&2);
+        cache.insert(early, 1, "old");
+        let fill = cache.get(&1).expect_err("discarded");
+        cache.insert(fill, 1, "new");
+        assert_eq!(cache.get(&1).ok(), Some("new"));
+        cache.invalidate(&1);
+        assert!(cache.get(&1).is_err());
     }
 
     #[test]
-    fn a_full_memory_starts_anew() {
-        let memory = Remembered::new(2);
+    fn a_full_cache_is_emptied() {
+        let cache = TtlCache::new(2);
         for key in 0..3 {
-            memory.put(memory.get(&key).expect_err("unknown"), key, ());
+            cache.insert(cache.get(&key).expect_err("unknown"), key, ());
         }
-        assert_eq!((0..3).filter(|key| memory.get(key).is_ok()).collect::<Vec<_>>(), [2]);
+        assert_eq!((0..3).filter(|key| cache.get(key).is_ok()).collect::<Vec<_>>(), [2]);
     }
 }

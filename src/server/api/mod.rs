@@ -30,7 +30,7 @@ use super::access::rate::Buckets;
 use super::access::revocations::Revocations;
 use super::cluster::peer::{self, Answer, Call, PeerHandler, Peers};
 use super::cluster::placement::Placement;
-use super::cluster::probe::Doubts;
+use super::cluster::probe::FailureDetector;
 use super::cluster::readiness::Readiness;
 use super::cluster::{self, Cluster};
 use super::http::status::{self, Failure};
@@ -100,7 +100,7 @@ pub(crate) struct ApiServer {
     deps: Deps,
     config: Config,
     cluster: Arc<Cluster>,
-    doubts: Arc<Doubts>,
+    detector: Arc<FailureDetector>,
     peers: Peers,
     members: Members,
     revocations: Revocations,
@@ -128,7 +128,7 @@ pub async fn start(listeners: Listeners, deps: Deps, config: Config) -> Result<S
         .map_err(|reason| StartError::Config { setting: "api.password_cost", reason })?;
     let server = Arc::new(ApiServer {
         cluster: Cluster::start(&deps).await,
-        doubts: Doubts::new(deps.tasks.clone()),
+        detector: FailureDetector::new(deps.tasks.clone()),
         peers: Peers::new(&deps),
         members: Members::new(Arc::clone(&deps.backends.directory)),
         revocations: Revocations::new(Arc::clone(&deps.backends.directory)),
@@ -246,11 +246,11 @@ async fn serve(stream: TcpStream, router: Router, deps: Deps, place: http::Place
 impl PeerHandler for ApiServer {
     async fn handle(&self, call: Call) -> Answer {
         match call {
-            Call::MembersChanged { conversation, .. } => self.members.drop_entry(conversation),
+            Call::MembersChanged { conversation, .. } => self.members.invalidate(conversation),
             Call::MemberGone { conversation, user } => {
-                self.members.drop_if_member(conversation, user);
+                self.members.invalidate_if_member(conversation, user);
             }
-            Call::LogOut(token) => self.revocations.forget(token),
+            Call::LogOut(token) => self.revocations.invalidate(token),
             _ => return Answer::WrongRole,
         }
         Answer::Done

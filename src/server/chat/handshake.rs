@@ -364,7 +364,7 @@ async fn ready(server: &ChatServer) -> Refusal {
     if server.is_draining() {
         return Refusal::error(NOT_NOW, ErrorCode::Unavailable, "this server drains");
     }
-    let report = server.readiness.look(&server.deps.backends).await;
+    let report = server.readiness.check(&server.deps.backends).await;
     let status = if report.is_ready() { "200 OK" } else { NOT_NOW };
     let body = serde_json::to_string(&report).expect("plain data");
     Refusal { status, content_type: "application/json", headers: "", body }

@@ -416,7 +416,7 @@ impl PeerHandler for ChatServer {
                 if self.tamper.as_ref().is_some_and(|tamper| tamper.ignores_removals()) {
                     return Answer::Done;
                 }
-                self.members.drop_entry(conversation);
+                self.members.invalidate(conversation);
                 if this.members_changed(conversation, members).await.is_err() {
                     self.rights.check_members_later(conversation, members);
                     return Answer::Failed;
@@ -426,7 +426,7 @@ impl PeerHandler for ChatServer {
             }
             Call::MemberGone { conversation, user } => {
                 let is_subscribed = || self.hub.subscribers(conversation).iter().any(|c| c.user == user);
-                if self.members.drop_if_member(conversation, user) || is_subscribed() {
+                if self.members.invalidate_if_member(conversation, user) || is_subscribed() {
                     // Not told when it happened: as if it happened now.
                     return self.handle(Call::MembersChanged { conversation, members: 0 }).await;
                 }

@@ -157,7 +157,7 @@ impl ChatServer {
             let members = std::mem::take(&mut *self.rights.unchecked_members.lock().expect("no panic while held"));
             let mut members = members.into_iter();
             while let Some((conversation, count)) = members.next() {
-                self.members.drop_entry(conversation);
+                self.members.invalidate(conversation);
                 if self.members_changed(conversation, count).await.is_err() {
                     // The others would fail as well.
                     self.rights.check_members_later(conversation, count);

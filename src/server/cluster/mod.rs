@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `peer` | how servers talk to each other |
 //! | `placement` | which chat server a user is sent to |
-//! | `probe` | servers that are gone although the registry has them |
+//! | `probe` | failure detector: a client's report triggers a probe of a server |
 //! | `readiness` | whether a server can do its work now |
 
 pub mod peer;

@@ -1,6 +1,8 @@
-//! Servers that are gone although the registry still has them. A registry forgets a dead server when its entry's life is over;
-//! until then users would be sent there again and again. Who could not reach a server says so, and it is tried from here: a
-//! word alone takes nobody's users away.
+//! Failure detector: a client's report triggers a probe of a server.
+//!
+//! The registry removes a dead server when its entry expires; until then users would be placed there again and again. A client
+//! that could not reach a server reports it, and the server is probed from here. A report alone never removes a server. See
+//! `docs/adr/0019-doubts.md`.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -12,67 +14,67 @@ use crate::backends::registry::{ENTRY_TTL, ServerEntry};
 use crate::protocol::ServerName;
 use crate::runtime::{Tasks, clock};
 
-/// Shortest time between two tries of a server, however many users complain.
-const TRY_EVERY: Duration = Duration::from_millis(250);
+/// Shortest time between two probes of a server, however many clients report it.
+const PROBE_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Time in which a live server accepts a connection. A busy one may need longer: then it is passed over until its next try.
-const TRY_TIMEOUT: Duration = Duration::from_millis(500);
+/// Time in which a live server accepts a connection. A busy one may need longer: then it counts as failed until its next probe.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// What is known of the servers that somebody complained of.
-pub(in crate::server) struct Doubts {
+/// The last probes of the servers that clients reported.
+pub(in crate::server) struct FailureDetector {
     tasks: Tasks,
-    /// By name. Written by complaints and by the tries that they start.
-    tried: Mutex<HashMap<ServerName, Tried>>,
+    /// By name. Written by reports and by the probes that they trigger.
+    probes: Mutex<HashMap<ServerName, Probe>>,
 }
 
-struct Tried {
+struct Probe {
     at_us: u64,
-    /// The start of the server that was tried: a later one is another server.
+    /// The start of the server that was probed: a later one is another server.
     epoch: u64,
-    is_gone: bool,
+    has_failed: bool,
 }
 
-impl Doubts {
-    /// Without any. Tries are tasks of the group.
+impl FailureDetector {
+    /// Without any reports. Probes are tasks of the group.
     #[must_use]
     pub(in crate::server) fn new(tasks: Tasks) -> Arc<Self> {
-        Arc::new(Self { tasks, tried: Mutex::default() })
+        Arc::new(Self { tasks, probes: Mutex::default() })
     }
 
-    /// Somebody could not reach a server: it is tried, unless it was a moment ago.
-    pub(in crate::server) fn complain(self: &Arc<Self>, server: &ServerEntry) {
+    /// A client could not reach a server: it is probed, unless it was a moment ago.
+    pub(in crate::server) fn report(self: &Arc<Self>, server: &ServerEntry) {
         let now = clock::now_us();
         {
-            let mut tried = self.tried.lock().expect("no panic while held");
+            let mut probes = self.probes.lock().expect("no panic while held");
             // What is older than an entry's life is in the registry by now.
-            tried.retain(|_, last| now.saturating_sub(last.at_us) < ENTRY_TTL.as_micros() as u64);
-            let last = tried.get(&server.name).filter(|last| last.epoch == server.epoch);
-            if last.is_some_and(|last| now.saturating_sub(last.at_us) < TRY_EVERY.as_micros() as u64) {
+            probes.retain(|_, last| now.saturating_sub(last.at_us) < ENTRY_TTL.as_micros() as u64);
+            let last = probes.get(&server.name).filter(|last| last.epoch == server.epoch);
+            if last.is_some_and(|last| now.saturating_sub(last.at_us) < PROBE_INTERVAL.as_micros() as u64) {
                 return;
             }
-            // Passed over or not until the try is over, as before.
-            let is_gone = last.is_some_and(|last| last.is_gone);
-            tried.insert(server.name.clone(), Tried { at_us: now, epoch: server.epoch, is_gone });
+            // As before until the probe ends.
+            let has_failed = last.is_some_and(|last| last.has_failed);
+            probes.insert(server.name.clone(), Probe { at_us: now, epoch: server.epoch, has_failed });
         }
-        let (doubts, server) = (Arc::clone(self), server.clone());
-        self.tasks.spawn_until_stopped("doubts.try", async move {
+        let (detector, server) = (Arc::clone(self), server.clone());
+        self.tasks.spawn_until_stopped("cluster.probe", async move {
             let address = server.peer.unwrap_or(server.address);
-            let answer = tokio::time::timeout(TRY_TIMEOUT, TcpStream::connect(address)).await;
-            let is_gone = !matches!(answer, Ok(Ok(_)));
-            let mut tried = doubts.tried.lock().expect("no panic while held");
-            if let Some(last) = tried.get_mut(&server.name).filter(|last| last.epoch == server.epoch) {
-                last.is_gone = is_gone;
+            let answer = tokio::time::timeout(PROBE_TIMEOUT, TcpStream::connect(address)).await;
+            let has_failed = !matches!(answer, Ok(Ok(_)));
+            let mut probes = detector.probes.lock().expect("no panic while held");
+            if let Some(last) = probes.get_mut(&server.name).filter(|last| last.epoch == server.epoch) {
+                last.has_failed = has_failed;
             }
         });
     }
 
-    /// Whether a server could not be reached in its last try, as long ago as an entry's life at most.
+    /// Whether the last probe of a server failed, as long ago as an entry's life at most.
     #[must_use]
-    pub(in crate::server) fn is_gone(&self, server: &ServerEntry) -> bool {
-        let tried = self.tried.lock().expect("no panic while held");
-        tried.get(&server.name).is_some_and(|last| {
+    pub(in crate::server) fn has_failed(&self, server: &ServerEntry) -> bool {
+        let probes = self.probes.lock().expect("no panic while held");
+        probes.get(&server.name).is_some_and(|last| {
             let age_us = clock::now_us().saturating_sub(last.at_us);
-            last.is_gone && last.epoch == server.epoch && age_us < ENTRY_TTL.as_micros() as u64
+            last.has_failed && last.epoch == server.epoch && age_us < ENTRY_TTL.as_micros() as u64
         })
     }
 }
@@ -89,10 +91,10 @@ mod tests {
         ServerEntry { name, role: Role::Chat, address, peer: None, load: 0, draining: false, epoch }
     }
 
-    async fn becomes(doubts: &Arc<Doubts>, server: &ServerEntry, is_gone: bool) {
+    async fn becomes(detector: &Arc<FailureDetector>, server: &ServerEntry, has_failed: bool) {
         let waits = async {
-            while doubts.is_gone(server) != is_gone {
-                doubts.complain(server);
+            while detector.has_failed(server) != has_failed {
+                detector.report(server);
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
@@ -100,29 +102,29 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_dead_server_is_found_out_and_one_in_its_place_is_not_blamed() {
+    async fn a_dead_server_is_detected_and_one_in_its_place_is_not_blamed() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let address = listener.local_addr().expect("is bound");
-        let doubts = Doubts::new(Tasks::new());
+        let detector = FailureDetector::new(Tasks::new());
         drop(listener);
-        assert!(!doubts.is_gone(&server(address, 1)), "nobody complained");
-        becomes(&doubts, &server(address, 1), true).await;
-        assert!(!doubts.is_gone(&server(address, 2)), "a later start is another server");
+        assert!(!detector.has_failed(&server(address, 1)), "nobody reported it");
+        becomes(&detector, &server(address, 1), true).await;
+        assert!(!detector.has_failed(&server(address, 2)), "a later start is another server");
         let _listener = TcpListener::bind(address).await.expect("binds again");
-        becomes(&doubts, &server(address, 1), false).await;
+        becomes(&detector, &server(address, 1), false).await;
     }
 
     #[tokio::test]
-    async fn complaints_alone_take_nothing_from_a_live_server() {
+    async fn reports_alone_remove_no_live_server() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let server = server(listener.local_addr().expect("is bound"), 1);
-        let doubts = Doubts::new(Tasks::new());
+        let detector = FailureDetector::new(Tasks::new());
         for _ in 0..1_000 {
-            doubts.complain(&server);
+            detector.report(&server);
         }
-        let (_tried, _) = listener.accept().await.expect("is tried");
+        let (_probe, _) = listener.accept().await.expect("is probed");
         let second = tokio::time::timeout(Duration::from_millis(50), listener.accept()).await;
-        assert!(second.is_err(), "one try for all of them");
-        assert!(!doubts.is_gone(&server));
+        assert!(second.is_err(), "one probe for all of them");
+        assert!(!detector.has_failed(&server));
     }
 }
