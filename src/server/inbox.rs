@@ -1,4 +1,5 @@
-//! The record of an inbox: what a chat server writes to the log for recipients on other servers, and what chat and push read.
+//! The record of an inbox: what a chat server writes to the log for recipients on other servers, and what chat and push
+//! read.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -38,5 +39,34 @@ impl InboxHeader {
         let end = payload.iter().position(|b| *b == b'\n')?;
         let header = serde_json::from_slice(&payload[..end]).ok()?;
         Some((header, payload.slice(end + 1..)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn a_record_is_read_as_it_was_written_and_other_bytes_are_none() {
+        let message = MessageFrame {
+            conversation: ConversationId(1),
+            id: MessageId(2),
+            uuid: Uuid::from_u128(3),
+            sender: UserId(4),
+            kind: "text".to_owned(),
+            body: "two\nlines".to_owned(),
+            reply_to: None,
+            at: 5,
+        };
+        let except = Some(SessionId(Uuid::from_u128(6)));
+        let payload = InboxHeader::payload(&message, except);
+        let (header, frame) = InboxHeader::parse(&payload).expect("it is one");
+        assert_eq!((header.conversation, header.id, header.sender), (message.conversation, message.id, message.sender));
+        assert_eq!(header.except, except);
+        assert_eq!(frame[..], websocket::text_frame(&ServerFrame::Message(message).encode(), None)[..]);
+        assert!(InboxHeader::parse(&Bytes::from_static(b"{}\nframe")).is_none());
+        assert!(InboxHeader::parse(&payload.slice(..10)).is_none());
     }
 }

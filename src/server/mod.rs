@@ -1,8 +1,8 @@
 //! The services. Each role runs alone or with others; a role gets its engines and its listeners from the caller.
 //!
-//! The roles [`api`], [`chat`], [`gateway`], [`presence`] and [`push`] know nothing of each other. What they share lies beside them:
-//! [`access`] (who may do what), [`ordering`] (ids, order, repeats), [`cluster`] (who else is there, and how servers talk to each
-//! other), `http` (one server for all), `inbox` (what chat writes and push reads).
+//! The roles [`api`], [`chat`], [`gateway`], [`presence`] and [`push`] know nothing of each other. What they share lies
+//! beside them: [`access`] (who may do what), [`ordering`] (ids, order, repeats), [`cluster`] (who else is there, and
+//! how servers talk to each other), `http` (one server for all), `inbox` (what chat writes and push reads).
 
 pub mod access;
 pub mod api;

@@ -1,9 +1,9 @@
 //! Who is a member of a conversation, cached in each chat and API server. A change of members has every one of them
 //! invalidate the conversation.
 //!
-//! Of a conversation that is fanned out on write the whole list is cached. Of a large one only those are, who were asked for: each
-//! is looked up by key, so that a channel of millions costs what those who use it cost. That a user is no member is never cached:
-//! the directory is asked by key, the same for a conversation that does not exist.
+//! Of a conversation that is fanned out on write the whole list is cached. Of a large one only those are, who were
+//! asked for: each is looked up by key, so that a channel of millions costs what those who use it cost. That a user is
+//! no member is never cached: the directory is asked by key, the same for a conversation that does not exist.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};

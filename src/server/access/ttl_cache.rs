@@ -1,7 +1,8 @@
 //! TTL cache with explicit invalidation.
 //!
-//! A change takes effect at once: whoever makes it has every server invalidate the key, and answers only when they did. A fill that
-//! began before an invalidation is discarded (the generation tells). The TTL is for an invalidation that was lost with its server.
+//! A change takes effect at once: whoever makes it has every server invalidate the key, and answers only when they did.
+//! A fill that began before an invalidation is discarded (the generation tells). The TTL is for an invalidation that
+//! was lost with its server.
 
 use std::collections::HashMap;
 use std::hash::Hash;

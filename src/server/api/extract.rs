@@ -1,4 +1,5 @@
-//! What handlers of the API take from a request; every refusal is a JSON error. What chat takes, too, is in `http::extract`.
+//! What handlers of the API take from a request; every refusal is a JSON error. What chat takes, too, is in
+//! `http::extract`.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! Failure detector: a client's report triggers a probe of a server.
 //!
-//! The registry removes a dead server when its entry expires; until then users would be placed there again and again. A client
-//! that could not reach a server reports it, and the server is probed from here. A report alone never removes a server. See
-//! `docs/adr/0019-doubts.md`.
+//! The registry removes a dead server when its entry expires; until then users would be placed there again and again. A
+//! client that could not reach a server reports it, and the server is probed from here. A report alone never removes a
+//! server. See `docs/adr/0019-doubts.md`.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -17,7 +17,8 @@ use crate::runtime::{Tasks, clock};
 /// Shortest time between two probes of a server, however many clients report it.
 const PROBE_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Time in which a live server accepts a connection. A busy one may need longer: then it counts as failed until its next probe.
+/// Time in which a live server accepts a connection. A busy one may need longer: then it counts as failed until its
+/// next probe.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The last probes of the servers that clients reported.

@@ -1,6 +1,7 @@
 //! Serving HTTP/1.1, the same for every role: deadlines for a request's head, its body and the writing of its answer.
 //!
-//! A client that stops reading, or stops in the middle of a request, keeps what it asked for in memory for so long and no longer.
+//! A client that stops reading, or stops in the middle of a request, keeps what it asked for in memory for so long and
+//! no longer.
 //!
 //! | file | what |
 //! |---|---|
@@ -33,13 +34,15 @@ use super::access::seats::{Seat, Seats};
 use crate::protocol::ErrorCode;
 use crate::runtime::{Tasks, net};
 
-/// The address of a client as a gateway of the stack saw it, with a proof (see [`crate::server::access::keys::Keys::sign`]).
+/// The address of a client as a gateway of the stack saw it, with a proof (see
+/// [`crate::server::access::keys::Keys::sign`]).
 pub(in crate::server) const CLIENT_ADDRESS: &str = "x-chatctl-client";
 
 /// Time for a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Time for a request's body, from its head on. Below the time that a request has: a slow body is the client's fault, and is told so.
+/// Time for a request's body, from its head on. Below the time that a request has: a slow body is the client's fault,
+/// and is told so.
 const BODY_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Longest that a client may take nothing of an answer that is being written.
@@ -51,8 +54,8 @@ const HEADERS_MAX: usize = 64;
 /// Bytes of a request's head, and of what is read ahead.
 const BUFFER_BYTES_MAX: usize = 64 * 1024;
 
-/// Serves one connection, of which the beginning may be read already, until it ends, or until the tasks stop and the request under
-/// way is answered.
+/// Serves one connection, of which the beginning may be read already, until it ends, or until the tasks stop and the
+/// request under way is answered.
 pub(in crate::server) async fn serve<S>(stream: TcpStream, begun: Vec<u8>, tasks: Tasks, service: S)
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Send + Sync + 'static,
@@ -95,7 +98,8 @@ pub(in crate::server) fn is_probe(first: &[u8]) -> bool {
     ALWAYS.iter().any(|always| always.as_bytes() == path)
 }
 
-/// Room for connections, and a reserve for probes, so that whether a server is well can be asked however many it serves.
+/// Room for connections, and a reserve for probes, so that whether a server is well can be asked however many it
+/// serves.
 pub(in crate::server) struct Room {
     usual: Seats,
     reserve: Seats,
@@ -292,7 +296,8 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 
-    /// A server whose answers are larger than what the sockets' buffers hold, and the answers that it still has in memory.
+    /// A server whose answers are larger than what the sockets' buffers hold, and the answers that it still has in
+    /// memory.
     fn start(tasks: &Tasks) -> (std::net::SocketAddr, Arc<AtomicUsize>) {
         struct Counted(Arc<AtomicUsize>);
         impl Drop for Counted {
