@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 
 use chatctl::loadgen::{self, RunOptions, Scenario};
 use chatctl::runtime::{Tasks, machine};
-use chatctl::server::auth::PasswordCost;
+use chatctl::server::access::auth::PasswordCost;
 use chatctl::stack::{Config, Stack};
 use chatctl::telemetry::LiveSnapshot;
 

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use chatctl::protocol::DeviceName;
 use chatctl::runtime::machine;
-use chatctl::server::auth::Tokens;
-use chatctl::server::keys::{Keys, Purpose};
+use chatctl::server::access::auth::Tokens;
+use chatctl::server::access::keys::{Keys, Purpose};
 use chatctl::stack::{Config, Stack};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

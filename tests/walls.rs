@@ -1,4 +1,5 @@
-//! Holds the rooms to the import table of ARCHITECTURE.md: reads the `use` lines and paths of each file.
+//! Holds the rooms to the import table of ARCHITECTURE.md, and the roles of a server to the rule that none names
+//! another: reads the `use` lines and paths of each file.
 
 use std::path::{Path, PathBuf};
 
@@ -16,6 +17,9 @@ const TABLE: [(&str, &[&str]); 10] = [
     ("tui", &["telemetry", "runtime"]),
 ];
 
+/// Folders of `src/server/` that are equals: what they share lies beside them.
+const ROLES: [&str; 5] = ["api", "chat", "gateway", "presence", "push"];
+
 fn files(folder: &Path, out: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).expect("readable") {
         let path = entry.expect("readable").path();
@@ -27,9 +31,13 @@ fn files(folder: &Path, out: &mut Vec<PathBuf>) {
     }
 }
 
+fn without_comments(text: &str) -> String {
+    text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
 /// Rooms that a text names as `crate::room`, or in a list `crate::{…}`.
 fn named_rooms(text: &str) -> Vec<&'static str> {
-    let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+    let code = without_comments(text);
     let named: Vec<&str> = code.split("crate::").skip(1).flat_map(first_names).collect();
     TABLE.iter().map(|(room, _)| *room).filter(|room| named.contains(room)).collect()
 }
@@ -57,6 +65,78 @@ fn first_names(path: &str) -> Vec<&str> {
 
 fn violations(room: &str, allowed: &[&str], text: &str) -> Vec<&'static str> {
     named_rooms(text).into_iter().filter(|named| *named != room && !allowed.contains(named)).collect()
+}
+
+/// Roles that a file of `src/server/` names, other than its own. A path counts when it goes on from `server`, or from
+/// as many `super` as lead there from the file or from a module inside of it.
+fn named_roles(file: &Path, text: &str) -> Vec<&'static str> {
+    let code = without_comments(text);
+    let folders: Vec<_> = file.parent().into_iter().flat_map(Path::iter).collect();
+    let depth = folders.len() + usize::from(file.file_stem().is_some_and(|stem| stem != "mod"));
+    let from_server = code.split("server::").skip(1);
+    let from_super =
+        paths_up(&code).into_iter().filter(|(ups, _)| (depth..=depth + 1).contains(ups)).map(|(_, path)| path);
+    let named: Vec<&str> = from_server.chain(from_super).flat_map(first_names).collect();
+    let is_own = |role: &str| folders.first().is_some_and(|folder| *folder == role);
+    ROLES.into_iter().filter(|role| named.contains(role) && !is_own(role)).collect()
+}
+
+/// Paths that begin with `super`: how many of them there are, and what follows.
+fn paths_up(code: &str) -> Vec<(usize, &str)> {
+    let (mut paths, mut rest) = (Vec::new(), code);
+    while let Some(at) = rest.find("super::") {
+        rest = &rest[at..];
+        let mut ups = 0;
+        while let Some(below) = rest.strip_prefix("super::") {
+            (rest, ups) = (below, ups + 1);
+        }
+        paths.push((ups, rest));
+    }
+    paths
+}
+
+#[test]
+fn roles_know_nothing_of_each_other_and_what_they_share_knows_nothing_of_them() {
+    let server = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/server");
+    assert!(ROLES.iter().all(|role| server.join(role).join("mod.rs").is_file()), "each role has a folder");
+    let (mut paths, mut found) = (Vec::new(), Vec::new());
+    files(&server, &mut paths);
+    for path in paths {
+        let text = std::fs::read_to_string(&path).expect("readable");
+        let file = path.strip_prefix(&server).expect("below");
+        found.extend(named_roles(file, &text).into_iter().map(|role| format!("{} names {role}", path.display())));
+    }
+    assert!(found.is_empty(), "what roles share lies beside them:\n{}", found.join("\n"));
+}
+
+#[test]
+fn a_role_that_is_named_is_seen() {
+    let named = |file: &str, text: &str| named_roles(Path::new(file), text);
+    assert_eq!(named("gateway/polls.rs", "use crate::server::api::status::Failure;"), ["api"]);
+    assert_eq!(named("push/mod.rs", "use super::{Deps, chat::InboxHeader};"), ["chat"]);
+    assert_eq!(named("presence/mod.rs", "fn start() -> Result<(), super::chat::ChatError> {}"), ["chat"]);
+    assert_eq!(named("chat/poll.rs", "use super::super::gateway;"), ["gateway"]);
+    assert_eq!(
+        named("chat/mod.rs", "mod tests {\n    use super::super::push::run;\n}"),
+        ["push"],
+        "a module in a file"
+    );
+    assert_eq!(named("http/mod.rs", "use super::api::status::Failure;"), ["api"], "what is shared names none");
+    assert_eq!(named("cluster/peer/wire.rs", "use crate::{runtime, server::{Deps, presence}};"), ["presence"]);
+    assert_eq!(named("inbox.rs", "use super::chat;"), ["chat"]);
+    assert_eq!(named("mod.rs", "use self::error::StartError;\npub mod chat;"), [""; 0], "modules are declared");
+}
+
+#[test]
+fn what_only_looks_like_another_role_is_not_one() {
+    let named = |file: &str, text: &str| named_roles(Path::new(file), text);
+    assert_eq!(named("api/mod.rs", "// as crate::server::chat does\nuse crate::server::api::pages;"), [""; 0]);
+    assert_eq!(named("chat/poll.rs", "use super::presence::Beats;"), [""; 0], "a file of chat");
+    assert_eq!(
+        named("chat/mod.rs", "use crate::backends::presence::Beat;\nuse crate::protocol::api::PollAnswer;"),
+        [""; 0]
+    );
+    assert_eq!(named("api/mod.rs", "use super::{Deps, http, inbox};\nuse crate::server::presence_feed;"), [""; 0]);
 }
 
 #[test]

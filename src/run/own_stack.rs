@@ -11,7 +11,7 @@ use crate::loadgen::scenario::EngineChoice;
 use crate::loadgen::{Scenario, Target};
 use crate::protocol::Fault;
 use crate::run::Error;
-use crate::server::auth::PasswordCost;
+use crate::server::access::auth::PasswordCost;
 use crate::stack::processes::control::{Client, Request};
 use crate::stack::processes::{Options, Status};
 use crate::stack::profile::Profile;

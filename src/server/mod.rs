@@ -1,37 +1,28 @@
 //! The services. Each role runs alone or with others; a role gets its engines and its listeners from the caller.
 //!
-//! What is shared: [`auth`] (tokens, passwords), [`keys`] (one for each use), [`ordering`] (ids, order, repeats), [`members`] (who may read a
-//! conversation), [`cluster`] (who else is there), [`peer`] (how servers talk to each other).
+//! The roles [`api`], [`chat`], [`gateway`], [`presence`] and [`push`] know nothing of each other. What they share lies
+//! beside them: [`access`] (who may do what), [`ordering`] (ids, order, repeats), [`cluster`] (who else is there, and
+//! how servers talk to each other), `http` (one server for all), `inbox` (what chat writes and push reads).
 
+pub mod access;
 pub mod api;
-pub mod auth;
 mod bounded_map;
 pub mod chat;
 pub mod cluster;
-mod doubts;
+mod error;
 pub mod gateway;
 mod http;
-pub mod keys;
-pub mod members;
-mod names;
+mod inbox;
 pub mod ordering;
-pub mod peer;
-pub mod placement;
 pub mod presence;
 pub mod push;
-pub mod rate;
-mod readiness;
-mod recent_set;
-mod remembered;
-mod revocations;
-mod seats;
-mod single_flight;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
 
+pub use self::error::StartError;
 use crate::backends::Backends;
 use crate::protocol::ServerName;
 use crate::runtime::Tasks;
@@ -59,11 +50,11 @@ pub struct Deps {
     /// The figures of every server in this process.
     pub registry: telemetry::Registry,
     /// Issues and checks tokens.
-    pub tokens: Arc<auth::Tokens>,
+    pub tokens: Arc<access::auth::Tokens>,
     /// Authenticate peer links.
-    pub peer_keys: Arc<keys::Keys>,
+    pub peer_keys: Arc<access::keys::Keys>,
     /// Authenticate what gateways say of clients.
-    pub client_keys: Arc<keys::Keys>,
+    pub client_keys: Arc<access::keys::Keys>,
     /// Tasks of this server.
     pub tasks: Tasks,
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::protocol::ServerName;
 use crate::runtime::files::{self, SETTINGS_BYTES_MAX};
-use crate::server::placement::rendezvous;
+use crate::server::cluster::placement::rendezvous;
 
 /// Seconds of a day.
 const DAY_S: f64 = 86_400.0;

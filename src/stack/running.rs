@@ -15,10 +15,10 @@ use crate::backends::registry::Role;
 use crate::backends::{self, BackendError, Backends};
 use crate::protocol::ServerName;
 use crate::runtime::{Tasks, TemporaryFolder};
-use crate::server::chat::ChatError;
+use crate::server::access::auth;
+use crate::server::access::keys::Purpose;
 use crate::server::chat::tamper::Tamper;
-use crate::server::keys::Purpose;
-use crate::server::{Deps, auth};
+use crate::server::{Deps, StartError};
 use crate::telemetry::Registry;
 
 /// Why a stack did not start, or a server of it did not.
@@ -48,7 +48,7 @@ pub enum StackError {
         /// Which server.
         server: ServerName,
         /// Why.
-        source: ChatError,
+        source: StartError,
     },
     /// No threads could be had.
     #[error("{server} got no runtime: {source}")]

@@ -8,7 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use super::StackError;
-use crate::server::keys::{KEY_BYTES, Keys, Purpose};
+use crate::server::access::keys::{KEY_BYTES, Keys, Purpose};
 
 /// Secrets that are accepted besides the one in use.
 const ACCEPTED_MAX: usize = 4;

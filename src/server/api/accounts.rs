@@ -7,9 +7,9 @@ use axum::Json;
 use axum::http::StatusCode;
 use serde::Deserialize;
 
-use super::extract::{Body, Caller, ClientAddress, Earlier, InPath, Params, Signed};
+use super::extract::{Body, Caller, ClientAddress, Earlier, InPath, Signed};
 use super::logins::Place;
-use super::status::Failure;
+use super::names;
 use super::{ApiServer, App};
 use crate::backends::directory::NewUser;
 use crate::backends::registry::{Role, ServerEntry};
@@ -18,10 +18,11 @@ use crate::protocol::api::{
     ProfileChange, Signup, UserRef,
 };
 use crate::protocol::{CHAT_PATH, DeviceName, ErrorCode, ServerName, UserId};
-use crate::server::auth::PasswordError;
-use crate::server::names;
-use crate::server::peer::Call;
-use crate::server::placement;
+use crate::server::access::auth::PasswordError;
+use crate::server::cluster::peer::Call;
+use crate::server::cluster::placement;
+use crate::server::http::extract::Params;
+use crate::server::http::status::Failure;
 use crate::telemetry::Counter;
 
 /// Most devices of an account that is made with others.
@@ -163,11 +164,11 @@ fn rate_limited(server: &ApiServer, wait: Duration) -> Failure {
     Failure::retry_later(ErrorCode::RateLimited, "too many logins for this name", wait.as_millis() as u64)
 }
 
-/// Picks a chat server for a user: none that is known to be gone, and another one than `avoid`, where there is a choice.
+/// Picks a chat server for a user: none whose last probe failed, and another one than `avoid`, where there is a choice.
 async fn place(server: &ApiServer, user: UserId, avoid: Option<&ServerName>) -> Answer<Placement> {
     let servers = server.cluster.look_for(Role::Chat).await;
     // Looked at once: what is known of a server may change meanwhile.
-    let rank = |s: &ServerEntry| (server.doubts.is_gone(s), Some(&s.name) == avoid);
+    let rank = |s: &ServerEntry| (server.detector.has_failed(s), Some(&s.name) == avoid);
     let ranked: Vec<_> = servers.iter().filter(|s| !s.draining).map(|s| (rank(s), s)).collect();
     let best = ranked.iter().map(|(rank, _)| *rank).min();
     let servers: Vec<_> =
@@ -190,7 +191,7 @@ fn chat_url(server: &ApiServer, chosen: &ServerEntry) -> String {
     }
     let gateways = server.cluster.servers(Role::Gateway);
     let rank =
-        |gateway: &&ServerEntry| (server.doubts.is_gone(gateway), gateway.draining, server.cluster.load(gateway));
+        |gateway: &&ServerEntry| (server.detector.has_failed(gateway), gateway.draining, server.cluster.load(gateway));
     match gateways.iter().min_by_key(rank) {
         Some(gateway) => {
             server.cluster.note_placed(&gateway.name);
@@ -215,8 +216,8 @@ pub(super) async fn placement(
     if let Some(avoid) = &params.avoid {
         // What did not answer may have been the gateway before it.
         let gateways = server.cluster.servers(Role::Gateway);
-        for doubtful in server.cluster.find(Role::Chat, avoid).iter().chain(gateways.iter()) {
-            server.doubts.complain(doubtful);
+        for reported in server.cluster.find(Role::Chat, avoid).iter().chain(gateways.iter()) {
+            server.detector.report(reported);
         }
     }
     place(&server, claims.sub, params.avoid.as_ref()).await.map(Json)

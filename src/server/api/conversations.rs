@@ -4,8 +4,8 @@ use axum::Json;
 use axum::http::StatusCode;
 use serde::Deserialize;
 
-use super::extract::{Body, Caller, InPath, Params};
-use super::status::Failure;
+use super::extract::{Body, Caller, InPath};
+use super::names;
 use super::{ApiServer, App};
 use crate::backends::directory::{ConversationRow, NewConversationRow};
 use crate::backends::registry::Role;
@@ -14,8 +14,9 @@ use crate::protocol::api::{
 };
 use crate::protocol::limits::{FANOUT_ON_WRITE_MEMBERS_MAX, MEMBERS_PER_CALL_MAX};
 use crate::protocol::{ConversationId, ErrorCode, UserId};
-use crate::server::names;
-use crate::server::peer::Call;
+use crate::server::cluster::peer::Call;
+use crate::server::http::extract::Params;
+use crate::server::http::status::Failure;
 
 /// Conversations in one answer of the list.
 const PAGE: usize = 500;

@@ -1,4 +1,5 @@
-//! What handlers take from a request; every refusal is a JSON error.
+//! What handlers of the API take from a request; every refusal is a JSON error. What chat takes, too, is in
+//! `http::extract`.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -7,18 +8,17 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::path::ErrorKind;
 use axum::extract::rejection::{JsonRejection, PathRejection};
-use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
-use axum::http::StatusCode;
-use axum::http::header::AUTHORIZATION;
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::request::Parts;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
 use super::ApiServer;
-use super::status::Failure;
 use crate::protocol::ErrorCode;
-use crate::server::auth::{self, Claims};
-use crate::server::http::{self, CLIENT_ADDRESS};
+use crate::server::access::auth::Claims;
+use crate::server::http::CLIENT_ADDRESS;
+use crate::server::http::extract::{bearer, refused, unauthorized};
+use crate::server::http::status::Failure;
 
 /// The authenticated caller.
 pub(super) struct Caller(pub(super) Claims);
@@ -92,17 +92,6 @@ fn too_much(wait: Duration) -> Failure {
     Failure::retry_later(ErrorCode::RateLimited, "this account asks for too much at once", wait_ms)
 }
 
-/// The token of a request.
-pub(in crate::server) fn bearer(parts: &Parts) -> Result<&str, Failure> {
-    let header = parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-    header.and_then(auth::bearer).ok_or_else(unauthorized)
-}
-
-/// The answer to a request without a good token.
-pub(in crate::server) fn unauthorized() -> Failure {
-    Failure::new(ErrorCode::Unauthorized, auth::InvalidToken.to_string())
-}
-
 /// A JSON body.
 pub(super) struct Body<T>(pub(super) T);
 
@@ -121,23 +110,6 @@ impl<T: DeserializeOwned> FromRequest<Arc<ApiServer>> for Body<T> {
         }
         serde_json::from_str(raw.get()).map(Self).map_err(|e| bad(format!("the body can't be read: {e}")))
     }
-}
-
-/// The answer to a body that was not taken.
-pub(in crate::server) fn refused(
-    error: &(dyn std::error::Error + 'static),
-    status: StatusCode,
-    why: String,
-) -> Failure {
-    if http::is_slow(error) {
-        return Failure::new(ErrorCode::RequestTimeout, http::SlowBody.to_string());
-    }
-    let code = match status {
-        StatusCode::PAYLOAD_TOO_LARGE => ErrorCode::TooLarge,
-        _ => ErrorCode::BadRequest,
-    };
-    let why = if code == ErrorCode::TooLarge { "the body is larger than the API takes".to_owned() } else { why };
-    Failure::new(code, why)
 }
 
 /// What is wrong with a body, in words of ours.
@@ -167,24 +139,6 @@ fn words_of_path(rejection: &PathRejection) -> String {
         }
         ErrorKind::InvalidUtf8InPathParam { .. } => "the path is no UTF-8".to_owned(),
         _ => "a part of the path is no valid id".to_owned(),
-    }
-}
-
-/// The query string.
-pub(in crate::server) struct Params<T>(pub(in crate::server) T);
-
-impl<T: DeserializeOwned, S: Sync> FromRequestParts<S> for Params<T> {
-    type Rejection = Failure;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Failure> {
-        match Query::<T>::try_from_uri(&parts.uri) {
-            Ok(Query(value)) => Ok(Self(value)),
-            Err(rejection) => {
-                let text = rejection.body_text();
-                let why = text.strip_prefix("Failed to deserialize query string: ").unwrap_or(&text);
-                Err(Failure::new(ErrorCode::BadRequest, format!("the query can't be read: {why}")))
-            }
-        }
     }
 }
 

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::App;
 use crate::backends::registry::Role;
 use crate::runtime::clock;
-use crate::server::peer::{Answer, Call};
+use crate::server::cluster::peer::{Answer, Call};
 use crate::telemetry::prometheus;
 
 pub(super) async fn live() -> Json<serde_json::Value> {
@@ -19,7 +19,7 @@ pub(super) async fn live() -> Json<serde_json::Value> {
 }
 
 pub(super) async fn ready(server: App) -> Response {
-    let report = server.readiness.look(&server.deps.backends).await;
+    let report = server.readiness.check(&server.deps.backends).await;
     let is_ready = report.is_ready() && !server.deps.tasks.is_stopped();
     let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(report)).into_response()

@@ -13,8 +13,8 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use crate::protocol::DeviceName;
+use crate::server::access::rate::Buckets;
 use crate::server::bounded_map::BoundedMap;
-use crate::server::rate::Buckets;
 
 /// How many times the rate of one address all strangers have together.
 const STRANGERS: u32 = 5;

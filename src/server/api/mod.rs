@@ -2,11 +2,11 @@
 
 mod accounts;
 mod conversations;
-pub(super) mod extract;
+mod extract;
 mod health;
 mod logins;
+mod names;
 mod pages;
-pub(super) mod status;
 mod sync;
 
 use std::net::SocketAddr;
@@ -24,19 +24,18 @@ use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, TcpStream};
 use uuid::Uuid;
 
-use self::status::Failure;
-use super::auth::{PasswordCost, Passwords};
-use super::chat::ChatError;
+use super::access::auth::{PasswordCost, Passwords};
+use super::access::members::Members;
+use super::access::rate::Buckets;
+use super::access::revocations::Revocations;
+use super::cluster::peer::{self, Answer, Call, PeerHandler, Peers};
+use super::cluster::placement::Placement;
+use super::cluster::probe::FailureDetector;
+use super::cluster::readiness::Readiness;
 use super::cluster::{self, Cluster};
-use super::doubts::Doubts;
-use super::members::Members;
+use super::http::status::{self, Failure};
 use super::ordering::Ordering;
-use super::peer::{self, Answer, Call, PeerHandler, Peers};
-use super::placement::Placement;
-use super::rate::Buckets;
-use super::readiness::Readiness;
-use super::revocations::Revocations;
-use super::{Deps, Listeners, http};
+use super::{Deps, Listeners, StartError, http};
 use crate::backends::registry::Role;
 use crate::protocol::{ErrorCode, UserId};
 use crate::runtime::{Backoff, clock};
@@ -101,7 +100,7 @@ pub(crate) struct ApiServer {
     deps: Deps,
     config: Config,
     cluster: Arc<Cluster>,
-    doubts: Arc<Doubts>,
+    detector: Arc<FailureDetector>,
     peers: Peers,
     members: Members,
     revocations: Revocations,
@@ -123,12 +122,13 @@ type App = State<Arc<ApiServer>>;
 ///
 /// # Errors
 /// When the registry does not answer, the listener is of no use, or the password cost is not valid.
-pub async fn start(listeners: Listeners, deps: Deps, config: Config) -> Result<SocketAddr, ChatError> {
+pub async fn start(listeners: Listeners, deps: Deps, config: Config) -> Result<SocketAddr, StartError> {
     let (address, peer) = (deps.reached_at(&listeners.clients)?, deps.reached_at(&listeners.peers)?);
-    let passwords = Passwords::new(config.password_cost).map_err(std::io::Error::other)?;
+    let passwords = Passwords::new(config.password_cost)
+        .map_err(|reason| StartError::Config { setting: "api.password_cost", reason })?;
     let server = Arc::new(ApiServer {
         cluster: Cluster::start(&deps).await,
-        doubts: Doubts::new(deps.tasks.clone()),
+        detector: FailureDetector::new(deps.tasks.clone()),
         peers: Peers::new(&deps),
         members: Members::new(Arc::clone(&deps.backends.directory)),
         revocations: Revocations::new(Arc::clone(&deps.backends.directory)),
@@ -246,11 +246,11 @@ async fn serve(stream: TcpStream, router: Router, deps: Deps, place: http::Place
 impl PeerHandler for ApiServer {
     async fn handle(&self, call: Call) -> Answer {
         match call {
-            Call::MembersChanged { conversation, .. } => self.members.drop_entry(conversation),
+            Call::MembersChanged { conversation, .. } => self.members.invalidate(conversation),
             Call::MemberGone { conversation, user } => {
-                self.members.drop_if_member(conversation, user);
+                self.members.invalidate_if_member(conversation, user);
             }
-            Call::LogOut(token) => self.revocations.forget(token),
+            Call::LogOut(token) => self.revocations.invalidate(token),
             _ => return Answer::WrongRole,
         }
         Answer::Done

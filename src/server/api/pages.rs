@@ -12,8 +12,8 @@ use bytes::Bytes;
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::status::Failure;
 use crate::protocol::{ErrorCode, UserId};
+use crate::server::http::status::Failure;
 
 /// Pages of one user that may be read and written at once.
 const OF_A_USER_MAX: u32 = 16;

@@ -6,11 +6,12 @@ use serde::Deserialize;
 
 use super::App;
 use super::conversations::require_member;
-use super::extract::{Caller, Params};
-use super::status::Failure;
+use super::extract::Caller;
 use crate::protocol::api::{InboxEntry, InboxSync, MessagesSync};
 use crate::protocol::limits::{SYNC_LIMIT_DEFAULT, SYNC_LIMIT_MAX};
 use crate::protocol::{ConversationId, ErrorCode, MessageId};
+use crate::server::http::extract::Params;
+use crate::server::http::status::Failure;
 use crate::server::ordering::{Source, VOID_AFTER_MS};
 
 /// A message is dated when its id is given out, and is stored later: one that came just after a client's last look may bear an

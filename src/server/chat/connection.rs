@@ -20,7 +20,7 @@ use crate::protocol::limits::HEARTBEAT;
 use crate::protocol::websocket::{self, Decoder, Event};
 use crate::protocol::{CloseCode, ConversationId, DeviceName, ErrorCode, ServerFrame, SessionId, UserId};
 use crate::runtime::clock;
-use crate::server::seats::Seat;
+use crate::server::access::seats::Seat;
 use crate::telemetry::Counter;
 
 /// A live connection. Shared by its reader, the hub and whoever writes to it.

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 
 use super::ChatServer;
 use super::connection::Connection;
@@ -13,8 +12,9 @@ use super::tamper::Tamper;
 use crate::backends::log::{Delivered, Topic};
 use crate::protocol::frames::HeadFrame;
 use crate::protocol::websocket::{self, Decoder, Event, Role};
-use crate::protocol::{ConversationId, MessageFrame, MessageId, ServerFrame, SessionId, UserId};
+use crate::protocol::{ConversationId, MessageId, ServerFrame, SessionId, UserId};
 use crate::runtime::clock;
+use crate::server::inbox::InboxHeader;
 use crate::telemetry::{Counter, Timer};
 
 /// How often heads of large channels are passed on: a busy channel costs each subscriber this many frames at most.
@@ -22,42 +22,6 @@ const HEAD_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Wait after a failed read of the log.
 const READ_RETRY: Duration = Duration::from_millis(200);
-
-/// First line of an inbox record; the rest is the `message` frame as it goes to the sockets, encoded once by the server
-/// that took the message in.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct InboxHeader {
-    /// Where it was said.
-    #[serde(rename = "c")]
-    pub(crate) conversation: ConversationId,
-    /// Which message.
-    #[serde(rename = "i")]
-    pub(crate) id: MessageId,
-    /// By whom.
-    #[serde(rename = "s")]
-    pub(crate) sender: UserId,
-    /// The session that sent it and needs no copy.
-    #[serde(rename = "x", default, skip_serializing_if = "Option::is_none")]
-    pub(crate) except: Option<SessionId>,
-}
-
-impl InboxHeader {
-    /// An inbox record's payload.
-    pub(crate) fn payload(message: &MessageFrame, except: Option<SessionId>) -> Bytes {
-        let header = Self { conversation: message.conversation, id: message.id, sender: message.sender, except };
-        let mut out = serde_json::to_vec(&header).expect("plain data");
-        out.push(b'\n');
-        out.extend_from_slice(&websocket::text_frame(&ServerFrame::Message(message.clone()).encode(), None));
-        out.into()
-    }
-
-    /// The header, and the WebSocket frame, which shares the payload's memory.
-    pub(crate) fn parse(payload: &Bytes) -> Option<(Self, Bytes)> {
-        let end = payload.iter().position(|b| *b == b'\n')?;
-        let header = serde_json::from_slice(&payload[..end]).ok()?;
-        Some((header, payload.slice(end + 1..)))
-    }
-}
 
 /// Newest head of each large channel, not passed on yet.
 pub(super) type PendingHeads = std::sync::Mutex<HashMap<ConversationId, MessageId>>;

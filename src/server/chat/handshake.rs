@@ -19,8 +19,8 @@ use crate::protocol::api::ApiError;
 use crate::protocol::frames::{ErrorFrame, FrameError};
 use crate::protocol::websocket::{self, Decoder, Event, Role};
 use crate::protocol::{CHAT_PATH, ClientFrame, CloseCode, ECHO_PATH, ErrorCode, SUBPROTOCOL, ServerFrame, ServerName};
-use crate::server::auth;
-use crate::server::seats::{Begun, TooLate};
+use crate::server::access::auth;
+use crate::server::access::seats::{Begun, TooLate};
 use crate::telemetry::{Counter, prometheus};
 
 /// Largest HTTP request head.
@@ -364,7 +364,7 @@ async fn ready(server: &ChatServer) -> Refusal {
     if server.is_draining() {
         return Refusal::error(NOT_NOW, ErrorCode::Unavailable, "this server drains");
     }
-    let report = server.readiness.look(&server.deps.backends).await;
+    let report = server.readiness.check(&server.deps.backends).await;
     let status = if report.is_ready() { "200 OK" } else { NOT_NOW };
     let body = serde_json::to_string(&report).expect("plain data");
     Refusal { status, content_type: "application/json", headers: "", body }

@@ -10,6 +10,7 @@
 //! | `deliver` | from the log and from peers to the sockets |
 //! | `presence_feed` | beats out, friends' changes in |
 //! | `rights` | tokens, claims, memberships and friendships that end while a connection is open |
+//! | `recent_set` | the notes of `rights`: keys of the last half minute |
 //! | `subscriptions` | who subscribes to which large channel |
 //! | `in_flight` | requests under way, for a change of members that waits for them |
 //! | `uuids` | in which conversation a uuid is in use |
@@ -25,6 +26,7 @@ mod hub;
 mod in_flight;
 mod poll;
 mod presence_feed;
+mod recent_set;
 mod requests;
 mod rights;
 mod send;
@@ -47,7 +49,6 @@ use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
 
 use self::connection::{Connection, Flushes};
-pub(crate) use self::deliver::InboxHeader;
 use self::deliver::PendingHeads;
 #[cfg(test)]
 pub(crate) use self::figures::Figures;
@@ -60,14 +61,14 @@ use self::tamper::Tamper;
 use self::unannounced::Unannounced;
 use self::unheard::Lost;
 use self::uuids::Uuids;
+use super::access::auth;
+use super::access::members::Members;
+use super::access::seats::{HalfOpen, Seats};
+use super::cluster::peer::{self, Answer, Call, PeerHandler, Peers};
+use super::cluster::readiness::Readiness;
 use super::cluster::{self, Cluster};
-use super::members::Members;
 use super::ordering::Ordering;
-use super::peer::{self, Answer, Call, PeerHandler, Peers};
-use super::readiness::Readiness;
-use super::seats::{HalfOpen, Seats};
-use super::{Deps, Listeners, auth};
-use crate::backends::BackendError;
+use super::{Deps, Listeners, StartError};
 use crate::backends::log::{LogReader, PartitionLag, Topic};
 use crate::backends::registry::{Role, ServerEntry};
 use crate::backends::sessions::{SESSION_TTL, Session};
@@ -171,17 +172,6 @@ pub struct ChatServer {
     tamper: Option<Arc<dyn Tamper>>,
 }
 
-/// Why a chat server did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum ChatError {
-    /// An engine failed.
-    #[error(transparent)]
-    Backend(#[from] BackendError),
-    /// A socket failed.
-    #[error("chat server socket: {0}")]
-    Socket(#[from] std::io::Error),
-}
-
 /// Starts a chat server; it is announced when this returns, and runs in the tasks of `deps` until they stop.
 ///
 /// # Errors
@@ -191,7 +181,7 @@ pub async fn start(
     deps: Deps,
     config: Config,
     tamper: Option<Arc<dyn Tamper>>,
-) -> Result<Arc<ChatServer>, ChatError> {
+) -> Result<Arc<ChatServer>, StartError> {
     let reader = deps.backends.log.reader(deps.name.as_str()).await?;
     let cluster = Cluster::start(&deps).await;
     let (address, peer_address) = (deps.reached_at(&listeners.clients)?, deps.reached_at(&listeners.peers)?);
@@ -442,7 +432,7 @@ impl PeerHandler for ChatServer {
                 if self.tamper.as_ref().is_some_and(|tamper| tamper.ignores_removals()) {
                     return Answer::Done;
                 }
-                self.members.drop_entry(conversation);
+                self.members.invalidate(conversation);
                 if this.members_changed(conversation, members).await.is_err() {
                     self.rights.check_members_later(conversation, members);
                     return Answer::Failed;
@@ -452,7 +442,7 @@ impl PeerHandler for ChatServer {
             }
             Call::MemberGone { conversation, user } => {
                 let is_subscribed = || self.hub.subscribers(conversation).iter().any(|c| c.user == user);
-                if self.members.drop_if_member(conversation, user) || is_subscribed() {
+                if self.members.invalidate_if_member(conversation, user) || is_subscribed() {
                     // Not told when it happened: as if it happened now.
                     return self.handle(Call::MembersChanged { conversation, members: 0 }).await;
                 }

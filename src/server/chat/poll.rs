@@ -34,9 +34,9 @@ use crate::protocol::api::PollAnswer;
 use crate::protocol::limits::POLL_WAIT_MAX;
 use crate::protocol::websocket::{Decoder, Event, Role};
 use crate::protocol::{CloseCode, ErrorCode, POLL_PATH, SessionId, behind_poll_path};
-use crate::server::api::extract::{Params, bearer, refused, unauthorized};
-use crate::server::api::status::{self, Failure};
 use crate::server::http;
+use crate::server::http::extract::{Params, bearer, refused, unauthorized};
+use crate::server::http::status::{self, Failure};
 use crate::telemetry::Counter;
 
 /// Largest request body: a few messages.

@@ -12,8 +12,8 @@ use crate::backends::registry::Role;
 use crate::protocol::frames::{PresenceFrame, PresenceState};
 use crate::protocol::{ServerFrame, UserId, websocket};
 use crate::runtime::clock;
-use crate::server::peer::Call;
-use crate::server::placement::rendezvous;
+use crate::server::cluster::peer::Call;
+use crate::server::cluster::placement::rendezvous;
 use crate::telemetry::Counter;
 
 /// How often beats are passed on.

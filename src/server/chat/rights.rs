@@ -11,16 +11,17 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tokio_util::task::task_tracker::TaskTrackerToken;
+use uuid::Uuid;
+
 use super::ChatServer;
 use super::connection::Connection;
+use super::recent_set::RecentSet;
 use crate::backends::registry::Role;
 use crate::backends::sessions::Session;
 use crate::protocol::{CloseCode, ConversationId, SessionId, UserId};
 use crate::runtime::{Backoff, clock};
-use crate::server::peer::Call;
-use crate::server::recent_set::RecentSet;
-use tokio_util::task::task_tracker::TaskTrackerToken;
-use uuid::Uuid;
+use crate::server::cluster::peer::Call;
 
 /// How often logouts are read and what could not be checked is checked again.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -161,7 +162,7 @@ impl ChatServer {
             let members = std::mem::take(&mut *self.rights.unchecked_members.lock().expect("no panic while held"));
             let mut members = members.into_iter();
             while let Some((conversation, count)) = members.next() {
-                self.members.drop_entry(conversation);
+                self.members.invalidate(conversation);
                 if self.members_changed(conversation, count).await.is_err() {
                     // The others would fail as well.
                     self.rights.check_members_later(conversation, count);

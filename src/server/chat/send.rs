@@ -9,7 +9,6 @@ use futures_util::future::{join_all, try_join_all};
 
 use super::ChatServer;
 use super::connection::Connection;
-use super::deliver::InboxHeader;
 use super::requests::Waiting;
 use super::session::Request;
 use super::subscriptions::Added;
@@ -25,9 +24,10 @@ use crate::protocol::frames::{
 };
 use crate::protocol::{ConversationId, ErrorCode, MessageFrame, MessageId, ServerFrame, ServerName, SessionId, UserId};
 use crate::runtime::clock;
-use crate::server::members::MemberList;
+use crate::server::access::members::MemberList;
+use crate::server::cluster::peer::{Answer, Call};
+use crate::server::inbox::InboxHeader;
 use crate::server::ordering::OrderingError;
-use crate::server::peer::{Answer, Call};
 use crate::telemetry::{Counter, Timer};
 
 /// A send that is not answered so long after it came is answered with an error; it may be stored. Source: invariant I9, 5 s.

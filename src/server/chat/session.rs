@@ -2,7 +2,7 @@
 
 use crate::protocol::frames::{ErrorFrame, FrameError, SendFrame, SendReceiptFrame};
 use crate::protocol::{ClientFrame, CloseCode, ConversationId, ErrorCode, Limits, ServerFrame};
-use crate::server::rate::Bucket;
+use crate::server::access::rate::Bucket;
 
 /// What the connection must do.
 #[derive(Debug, PartialEq)]

@@ -14,7 +14,7 @@ use crate::backends::log::Topic;
 use crate::protocol::frames::{ConversationChangeFrame, HeadFrame};
 use crate::protocol::limits::{FANOUT_ON_WRITE_MEMBERS_MAX, MEMBERS_PER_CALL_MAX};
 use crate::protocol::{ConversationId, MessageId, ServerFrame, UserId};
-use crate::server::members::LIST_TTL;
+use crate::server::access::members::LIST_TTL;
 
 /// Members up to which a conversation may have become large with the last change.
 const JUST_GROWN_MAX: usize = FANOUT_ON_WRITE_MEMBERS_MAX + MEMBERS_PER_CALL_MAX;

@@ -15,7 +15,7 @@ use super::Gateway;
 use crate::backends::registry::{Role, ServerEntry};
 use crate::protocol::ServerName;
 use crate::runtime::clock;
-use crate::server::peer::Call;
+use crate::server::cluster::peer::Call;
 
 /// How often the registry's view is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);

@@ -25,11 +25,10 @@ use tokio::sync::Semaphore;
 
 use self::lost::Led;
 use self::proxy::{Connection, Proxy};
-use super::chat::ChatError;
+use super::access::seats::{HalfOpen, Seats};
+use super::cluster::peer::{self, NothingOfItsOwn, Peers};
 use super::cluster::{self, Cluster};
-use super::peer::{self, NothingOfItsOwn, Peers};
-use super::seats::{HalfOpen, Seats};
-use super::{Deps, Listeners, http};
+use super::{Deps, Listeners, StartError, http};
 use crate::backends::registry::{Role, ServerEntry};
 use crate::protocol::ServerName;
 use crate::runtime::{clock, net};
@@ -96,7 +95,7 @@ pub async fn start(
     http: TcpListener,
     deps: Deps,
     config: Config,
-) -> Result<Arc<Gateway>, ChatError> {
+) -> Result<Arc<Gateway>, StartError> {
     let (address, peer) = (deps.reached_at(&listeners.clients)?, deps.reached_at(&listeners.peers)?);
     let gateway = Arc::new(Gateway {
         name: deps.name.clone(),

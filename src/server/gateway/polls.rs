@@ -18,7 +18,7 @@ use super::proxy::{Received, receive, send, send_once, unavailable};
 use crate::backends::registry::Role;
 use crate::protocol::limits::POLL_WAIT_MAX;
 use crate::protocol::{ErrorCode, POLL_PATH, ServerName, behind_poll_path};
-use crate::server::api::status::Failure;
+use crate::server::http::status::Failure;
 use crate::telemetry::Counter;
 
 /// Time for an answer's head: what a request may wait for news, and what any request may take.

@@ -20,7 +20,7 @@ use crate::backends::registry::{Role, ServerEntry};
 use crate::protocol::{ErrorCode, ServerName};
 use crate::runtime::http_client::{ClientConfig, HttpClient};
 use crate::runtime::{clock, error_chain};
-use crate::server::api::status::Failure;
+use crate::server::http::status::Failure;
 use crate::server::http::{self, CLIENT_ADDRESS};
 use crate::telemetry::{Counter, Timer};
 

@@ -22,8 +22,8 @@ use super::{Gateway, polls};
 use crate::protocol::api::ApiError;
 use crate::protocol::{CHAT_PATH, ErrorCode, ServerName};
 use crate::runtime::net;
+use crate::server::access::seats::{Begun, Seats};
 use crate::server::http;
-use crate::server::seats::{Begun, Seats};
 use crate::telemetry::Counter;
 
 /// Longest first line of a request.

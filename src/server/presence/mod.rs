@@ -20,10 +20,10 @@ use tokio::net::TcpListener;
 
 use self::calm::Calm;
 use self::changes::Changes;
-use super::Deps;
+use super::cluster::peer::{self, Answer, Call, PeerHandler};
+use super::cluster::placement::rendezvous;
 use super::cluster::{self, Cluster};
-use super::peer::{self, Answer, Call, PeerHandler};
-use super::placement::rendezvous;
+use super::{Deps, StartError};
 use crate::backends::BackendResult;
 use crate::backends::presence::{Beat, LastBeat};
 use crate::backends::registry::Role;
@@ -89,7 +89,7 @@ pub struct PresenceServer {
 ///
 /// # Errors
 /// When the registry does not answer, or the listener is of no use.
-pub async fn start(listener: TcpListener, deps: Deps, config: Config) -> Result<SocketAddr, super::chat::ChatError> {
+pub async fn start(listener: TcpListener, deps: Deps, config: Config) -> Result<SocketAddr, StartError> {
     let address = deps.reached_at(&listener)?;
     let cluster = Cluster::start(&deps).await;
     let server = Arc::new(PresenceServer {

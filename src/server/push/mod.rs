@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 
-use super::chat::{ChatError, InboxHeader};
-use super::peer::{self, NothingOfItsOwn};
-use super::{Deps, cluster};
+use super::cluster::peer::{self, NothingOfItsOwn};
+use super::inbox::InboxHeader;
+use super::{Deps, StartError, cluster};
 use crate::backends::BackendResult;
 use crate::backends::log::{Delivered, GroupReader, Topic};
 use crate::backends::push::Notification;
@@ -27,7 +27,7 @@ const GATHER: Duration = Duration::from_millis(100);
 const RETRY: Duration = Duration::from_millis(500);
 
 /// Starts the push service in the tasks of `deps`; `listener` is for other servers. It is announced when this returns.
-pub async fn start(listener: TcpListener, deps: Deps) -> Result<(), ChatError> {
+pub async fn start(listener: TcpListener, deps: Deps) -> Result<(), StartError> {
     let address = deps.reached_at(&listener)?;
     let reader = deps.backends.log.group(Topic::Inbox, GROUP).await?;
     let tasks = deps.tasks.clone();

@@ -19,7 +19,7 @@ use crate::backends::registry::ServerEntry;
 use crate::protocol::ServerName;
 use crate::runtime::{Tasks, queue};
 use crate::server::Deps;
-use crate::server::keys::Keys;
+use crate::server::access::keys::Keys;
 
 /// Calls that may wait on one link, and their bytes; more fail at once.
 const CALLS_WAITING_MAX: usize = 4_096;

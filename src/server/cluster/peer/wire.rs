@@ -21,8 +21,8 @@ use tokio_util::codec::{Framed, FramedParts, FramedRead, FramedWrite, LengthDeli
 use super::CALL_TIMEOUT;
 use crate::protocol::ServerName;
 use crate::runtime::net;
+use crate::server::access::keys::Keys;
 use crate::server::http::Deadlined;
-use crate::server::keys::Keys;
 
 /// Curve, cipher and hash.
 const PATTERN: &str = "Noise_NNpsk0_25519_ChaChaPoly_BLAKE2s";
@@ -207,7 +207,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-    use crate::server::keys::Purpose;
+    use crate::server::access::keys::Purpose;
 
     fn name(text: &str) -> ServerName {
         text.parse().expect("a name")

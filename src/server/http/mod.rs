@@ -1,6 +1,15 @@
 //! Serving HTTP/1.1, the same for every role: deadlines for a request's head, its body and the writing of its answer.
 //!
-//! A client that stops reading, or stops in the middle of a request, keeps what it asked for in memory for so long and no longer.
+//! A client that stops reading, or stops in the middle of a request, keeps what it asked for in memory for so long and
+//! no longer.
+//!
+//! | file | what |
+//! |---|---|
+//! | `status` | from error codes to HTTP statuses |
+//! | `extract` | what handlers of several roles take from a request |
+
+pub(super) mod extract;
+pub(super) mod status;
 
 use std::convert::Infallible;
 use std::io::{self, Cursor};
@@ -20,18 +29,20 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
-use super::api::status::Failure;
-use super::seats::{Seat, Seats};
+use self::status::Failure;
+use super::access::seats::{Seat, Seats};
 use crate::protocol::ErrorCode;
 use crate::runtime::{Tasks, net};
 
-/// The address of a client as a gateway of the stack saw it, with a proof (see [`super::keys::Keys::sign`]).
-pub(super) const CLIENT_ADDRESS: &str = "x-chatctl-client";
+/// The address of a client as a gateway of the stack saw it, with a proof (see
+/// [`crate::server::access::keys::Keys::sign`]).
+pub(in crate::server) const CLIENT_ADDRESS: &str = "x-chatctl-client";
 
 /// Time for a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Time for a request's body, from its head on. Below the time that a request has: a slow body is the client's fault, and is told so.
+/// Time for a request's body, from its head on. Below the time that a request has: a slow body is the client's fault,
+/// and is told so.
 const BODY_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Longest that a client may take nothing of an answer that is being written.
@@ -43,9 +54,9 @@ const HEADERS_MAX: usize = 64;
 /// Bytes of a request's head, and of what is read ahead.
 const BUFFER_BYTES_MAX: usize = 64 * 1024;
 
-/// Serves one connection, of which the beginning may be read already, until it ends, or until the tasks stop and the request under
-/// way is answered.
-pub(super) async fn serve<S>(stream: TcpStream, begun: Vec<u8>, tasks: Tasks, service: S)
+/// Serves one connection, of which the beginning may be read already, until it ends, or until the tasks stop and the
+/// request under way is answered.
+pub(in crate::server) async fn serve<S>(stream: TcpStream, begun: Vec<u8>, tasks: Tasks, service: S)
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Send + Sync + 'static,
     S::Future: Send + 'static,
@@ -80,40 +91,41 @@ const RESERVE_TIMEOUT: Duration = Duration::from_millis(1_500);
 const ALWAYS: [&str; 3] = ["/health/live", "/health/ready", "/metrics"];
 
 /// Whether a request is one of them, by its first line.
-pub(super) fn is_probe(first: &[u8]) -> bool {
+pub(in crate::server) fn is_probe(first: &[u8]) -> bool {
     let line = first.split(|b| *b == b'\n').next().unwrap_or_default();
     let target = line.strip_prefix(b"GET ").and_then(|rest| rest.split(|b| *b == b' ').next()).unwrap_or_default();
     let path = target.split(|b| *b == b'?').next().unwrap_or_default();
     ALWAYS.iter().any(|always| always.as_bytes() == path)
 }
 
-/// Room for connections, and a reserve for probes, so that whether a server is well can be asked however many it serves.
-pub(super) struct Room {
+/// Room for connections, and a reserve for probes, so that whether a server is well can be asked however many it
+/// serves.
+pub(in crate::server) struct Room {
     usual: Seats,
     reserve: Seats,
 }
 
 /// A connection's place, until it is dropped.
-pub(super) struct Place {
+pub(in crate::server) struct Place {
     _seat: Seat,
     is_reserve: bool,
 }
 
 impl Room {
     /// For so many connections.
-    pub(super) fn new(connections_max: usize) -> Self {
+    pub(in crate::server) fn new(connections_max: usize) -> Self {
         Self { usual: Seats::new(connections_max), reserve: Seats::new(RESERVE) }
     }
 
     /// A place for a connection that has come; `None` where it can only be dropped.
-    pub(super) fn enter(&self) -> Option<Place> {
+    pub(in crate::server) fn enter(&self) -> Option<Place> {
         let of = |seats: &Seats, is_reserve| seats.take().map(|seat| Place { _seat: seat, is_reserve });
         of(&self.usual, false).or_else(|| of(&self.reserve, true))
     }
 }
 
 /// Serves one connection as [`serve`] does; in the reserve only probes, and for a moment.
-pub(super) async fn serve_in<S>(place: Place, stream: TcpStream, tasks: Tasks, service: S)
+pub(in crate::server) async fn serve_in<S>(place: Place, stream: TcpStream, tasks: Tasks, service: S)
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Send + Sync + 'static,
     S::Future: Send + 'static,
@@ -142,10 +154,10 @@ where
 /// A body did not come in time.
 #[derive(Debug, thiserror::Error)]
 #[error("the body did not come within {} s", BODY_TIMEOUT.as_secs())]
-pub(super) struct SlowBody;
+pub(in crate::server) struct SlowBody;
 
 /// Whether a body was refused for its slowness.
-pub(super) fn is_slow(error: &(dyn std::error::Error + 'static)) -> bool {
+pub(in crate::server) fn is_slow(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
         if error.is::<SlowBody>() {
@@ -192,7 +204,7 @@ impl HttpBody for TimedBody {
 }
 
 /// A socket that fails when nothing can be written to it for a time.
-pub(super) struct Deadlined<T> {
+pub(in crate::server) struct Deadlined<T> {
     inner: T,
     stall_max: Duration,
     /// Runs while a write waits.
@@ -200,7 +212,7 @@ pub(super) struct Deadlined<T> {
 }
 
 impl<T> Deadlined<T> {
-    pub(super) const fn new(inner: T, stall_max: Duration) -> Self {
+    pub(in crate::server) const fn new(inner: T, stall_max: Duration) -> Self {
         Self { inner, stall_max, stalled: None }
     }
 
@@ -284,7 +296,8 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 
-    /// A server whose answers are larger than what the sockets' buffers hold, and the answers that it still has in memory.
+    /// A server whose answers are larger than what the sockets' buffers hold, and the answers that it still has in
+    /// memory.
     fn start(tasks: &Tasks) -> (std::net::SocketAddr, Arc<AtomicUsize>) {
         struct Counted(Arc<AtomicUsize>);
         impl Drop for Counted {

@@ -4,8 +4,8 @@ use std::hash::Hash;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use super::bounded_map::BoundedMap;
 use crate::runtime::clock;
+use crate::server::bounded_map::BoundedMap;
 
 /// Seconds whose worth of frames may come at once.
 pub const BURST_S: u32 = 10;

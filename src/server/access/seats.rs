@@ -23,21 +23,21 @@ const ROOM_INTERVAL: Duration = Duration::from_millis(5);
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Seats of one kind.
-pub(super) struct Seats {
+pub(in crate::server) struct Seats {
     taken: Arc<AtomicUsize>,
     most: usize,
 }
 
 /// One that is taken, until it is dropped.
-pub(super) struct Seat(Arc<AtomicUsize>);
+pub(in crate::server) struct Seat(Arc<AtomicUsize>);
 
 impl Seats {
-    pub(super) fn new(most: usize) -> Self {
+    pub(in crate::server) fn new(most: usize) -> Self {
         Self { taken: Arc::default(), most }
     }
 
     /// Takes a seat, if one is free.
-    pub(super) fn take(&self) -> Option<Seat> {
+    pub(in crate::server) fn take(&self) -> Option<Seat> {
         // Made before the look, so that it is given back where there is none.
         let seat = Seat(Arc::clone(&self.taken));
         let before = self.taken.fetch_add(1, Ordering::Relaxed);
@@ -46,12 +46,12 @@ impl Seats {
 
     /// How many are taken, for tests.
     #[cfg(test)]
-    pub(super) fn taken(&self) -> usize {
+    pub(in crate::server) fn taken(&self) -> usize {
         self.taken.load(Ordering::Relaxed)
     }
 
     /// Whether none is free now.
-    pub(super) fn are_taken(&self) -> bool {
+    pub(in crate::server) fn are_taken(&self) -> bool {
         self.taken.load(Ordering::Relaxed) >= self.most
     }
 }
@@ -63,7 +63,7 @@ impl Drop for Seat {
 }
 
 /// Connections that have not said who they are.
-pub(super) struct HalfOpen {
+pub(in crate::server) struct HalfOpen {
     most: usize,
     state: Mutex<State>,
 }
@@ -78,7 +78,7 @@ struct State {
 }
 
 /// One of them, until it is dropped.
-pub(super) struct Begun {
+pub(in crate::server) struct Begun {
     all: Arc<HalfOpen>,
     number: u64,
     cut: Arc<Notify>,
@@ -87,7 +87,7 @@ pub(super) struct Begun {
 
 /// Why a step of a handshake came to no end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum TooLate {
+pub(in crate::server) enum TooLate {
     /// It took too long.
     Slow,
     /// The connection was cut to let others in.
@@ -96,13 +96,13 @@ pub(super) enum TooLate {
 
 impl HalfOpen {
     /// As many as befit a number of seats.
-    pub(super) fn beside(seats: usize) -> Arc<Self> {
+    pub(in crate::server) fn beside(seats: usize) -> Arc<Self> {
         Arc::new(Self { most: (seats / 10).max(HALF_OPEN_MIN), state: Mutex::default() })
     }
 
     /// How many there are, for tests.
     #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::server) fn len(&self) -> usize {
         let state = self.state.lock().expect("no panic while held");
         state.open.len() + state.checked
     }
@@ -129,7 +129,7 @@ impl HalfOpen {
     }
 
     /// Counts one in that has come, once there is room for it. One task does so.
-    pub(super) async fn admit(self: &Arc<Self>) -> Begun {
+    pub(in crate::server) async fn admit(self: &Arc<Self>) -> Begun {
         while !self.has_room() {
             tokio::time::sleep(ROOM_INTERVAL).await;
         }
@@ -147,7 +147,11 @@ impl HalfOpen {
 
 impl Begun {
     /// Runs a step of a handshake, for so long at most.
-    pub(super) async fn within<T>(&self, limit: Duration, step: impl Future<Output = T>) -> Result<T, TooLate> {
+    pub(in crate::server) async fn within<T>(
+        &self,
+        limit: Duration,
+        step: impl Future<Output = T>,
+    ) -> Result<T, TooLate> {
         tokio::select! {
             biased;
             done = tokio::time::timeout(limit, step) => done.map_err(|_| TooLate::Slow),
@@ -156,7 +160,7 @@ impl Begun {
     }
 
     /// A token has come, and is checked: what that takes is not the client's fault. It goes on to count.
-    pub(super) fn has_token(&mut self) {
+    pub(in crate::server) fn has_token(&mut self) {
         if !self.is_checked {
             let mut state = self.all.state.lock().expect("no panic while held");
             state.open.remove(&self.number);

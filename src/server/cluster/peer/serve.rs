@@ -14,7 +14,7 @@ use super::{Answer, CALL_TIMEOUT, Call, Numbered, PeerHandler, encode};
 use crate::protocol::ServerName;
 use crate::runtime::{Tasks, net};
 use crate::server::Deps;
-use crate::server::keys::Keys;
+use crate::server::access::keys::Keys;
 use crate::telemetry::{Metrics, prometheus};
 
 /// Calls of one link that are handled at the same time, and their bytes: beyond it the link is not read.

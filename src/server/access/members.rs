@@ -1,30 +1,30 @@
-//! Who is a member of a conversation, remembered in each chat and API server. A change of members has every one of them
-//! forget the conversation.
+//! Who is a member of a conversation, cached in each chat and API server. A change of members has every one of them
+//! invalidate the conversation.
 //!
-//! Of a conversation that is fanned out on write the whole list is kept. Of a large one only those are, who were asked for: each
-//! is looked up by key, so that a channel of millions costs what those who use it cost. That who asks is no member is never taken
-//! from memory: the directory is asked by key, the same for a conversation that does not exist.
+//! Of a conversation that is fanned out on write the whole list is cached. Of a large one only those are, who were
+//! asked for: each is looked up by key, so that a channel of millions costs what those who use it cost. That a user is
+//! no member is never cached: the directory is asked by key, the same for a conversation that does not exist.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::remembered::{AGE_MAX, Remembered};
 use super::single_flight::SingleFlight;
+use super::ttl_cache::{TTL, TtlCache};
 use crate::backends::BackendResult;
 use crate::backends::directory::{Audience, Directory};
 use crate::protocol::api::ConversationKind;
 use crate::protocol::limits::FANOUT_ON_WRITE_MEMBERS_MAX;
 use crate::protocol::{ConversationId, UserId};
 
-/// Conversations that are remembered.
+/// Conversations that are cached.
 const CONVERSATIONS_MAX: usize = 50_000;
 
-/// Members of one large conversation that are remembered; then they are looked up anew.
+/// Members of one large conversation that are cached; then they are looked up anew.
 const CONFIRMED_MAX: usize = 20_000;
 
 /// Longest that a server goes by a list that has changed, where it was not told.
-pub(super) const LIST_TTL: Duration = AGE_MAX;
+pub(in crate::server) const LIST_TTL: Duration = TTL;
 
 /// The members of one conversation at one moment.
 #[derive(Debug)]
@@ -83,19 +83,19 @@ impl MemberList {
     }
 }
 
-/// The memory of one server.
+/// The cache of one server.
 pub struct Members {
     directory: Arc<dyn Directory>,
-    lists: Arc<Remembered<ConversationId, Arc<MemberList>>>,
-    /// By conversation and generation of the look.
-    looks: SingleFlight<(ConversationId, u64), Option<Arc<MemberList>>>,
+    lists: Arc<TtlCache<ConversationId, Arc<MemberList>>>,
+    /// By conversation and generation of the fill.
+    fills: SingleFlight<(ConversationId, u64), Option<Arc<MemberList>>>,
 }
 
 impl Members {
-    /// An empty memory over a directory.
+    /// An empty cache over a directory.
     #[must_use]
     pub fn new(directory: Arc<dyn Directory>) -> Self {
-        Self { directory, lists: Arc::new(Remembered::new(CONVERSATIONS_MAX)), looks: SingleFlight::default() }
+        Self { directory, lists: Arc::new(TtlCache::new(CONVERSATIONS_MAX)), fills: SingleFlight::default() }
     }
 
     /// The members of a conversation if a user is one of them; `None` when not, or when there is no such conversation.
@@ -116,7 +116,7 @@ impl Members {
                 return Ok(Some(list));
             }
             // A member since, and the word of it did not get here.
-            self.drop_entry(conversation);
+            self.invalidate(conversation);
         }
         let Some(list) = self.get(conversation).await? else { return Ok(None) };
         if list.is_large() && !list.has(user) && self.directory.is_member(conversation, user).await? {
@@ -144,33 +144,33 @@ impl Members {
 
     /// The members of a conversation; `None` when there is no such conversation.
     pub async fn get(&self, conversation: ConversationId) -> BackendResult<Option<Arc<MemberList>>> {
-        let look = match self.lists.get(&conversation) {
+        let fill = match self.lists.get(&conversation) {
             Ok(list) => return Ok(Some(list)),
-            Err(look) => look,
+            Err(fill) => fill,
         };
         let (directory, lists) = (Arc::clone(&self.directory), Arc::clone(&self.lists));
-        // Kept by who began the look: its age counts from there, also for those who joined it.
+        // Inserted by who began the fill: its age counts from there, also for those who joined it.
         let read = move || async move {
             let Some(audience) = directory.audience(conversation, FANOUT_ON_WRITE_MEMBERS_MAX).await? else {
                 return Ok(None);
             };
             let list = Arc::new(MemberList::new(audience));
-            lists.put(look, conversation, Arc::clone(&list));
+            lists.insert(fill, conversation, Arc::clone(&list));
             Ok(Some(list))
         };
-        self.looks.get((conversation, look.generation()), read).await
+        self.fills.get((conversation, fill.generation()), read).await
     }
 
-    /// Forgets a conversation: the next read sees the directory as it is.
-    pub fn drop_entry(&self, conversation: ConversationId) {
-        self.lists.forget(&conversation);
+    /// Invalidates a conversation: the next read sees the directory as it is.
+    pub fn invalidate(&self, conversation: ConversationId) {
+        self.lists.invalidate(&conversation);
     }
 
-    /// Forgets a conversation whose list has a user who has left; returns whether it did.
-    pub fn drop_if_member(&self, conversation: ConversationId, user: UserId) -> bool {
+    /// Invalidates a conversation whose list has a user who has left; returns whether it did.
+    pub fn invalidate_if_member(&self, conversation: ConversationId, user: UserId) -> bool {
         let is_listed = self.lists.get(&conversation).is_ok_and(|list| list.has(user));
         if is_listed {
-            self.drop_entry(conversation);
+            self.invalidate(conversation);
         }
         is_listed
     }

@@ -7,7 +7,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::*;
 use crate::backends::registry::{Role, ServerEntry};
 use crate::runtime::{Tasks, net};
-use crate::server::keys::{Keys, Purpose};
+use crate::server::access::keys::{Keys, Purpose};
 
 /// Accepts for every session that it is asked for; a log-out takes for ever.
 #[derive(Default)]

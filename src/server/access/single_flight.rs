@@ -1,6 +1,6 @@
 //! One look-up for everybody who wants the same thing at the same time.
 //!
-//! When what a server remembers has just become too old, hundreds ask for it at once; an engine is asked once. The look-up goes on
+//! When an entry of a cache has just expired, hundreds ask for it at once; an engine is asked once. The look-up goes on
 //! as long as somebody waits for it, whoever began it.
 
 use std::collections::HashMap;

@@ -296,7 +296,7 @@ fn hash_now(argon2: &Argon2<'_>, password: &[u8]) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::keys::Purpose;
+    use crate::server::access::keys::Purpose;
 
     fn tokens() -> Tokens {
         with_secrets(7, &[])

@@ -1,4 +1,16 @@
 //! Who else is there: a view of the registry that a server refreshes, and its own entry in it.
+//!
+//! | file | what |
+//! |---|---|
+//! | `peer` | how servers talk to each other |
+//! | `placement` | which chat server a user is sent to |
+//! | `probe` | failure detector: a client's report triggers a probe of a server |
+//! | `readiness` | whether a server can do its work now |
+
+pub mod peer;
+pub mod placement;
+pub(super) mod probe;
+pub(super) mod readiness;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -7,10 +19,10 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use super::Deps;
 use crate::backends::registry::{Registry, Role, ServerEntry};
 use crate::protocol::ServerName;
 use crate::runtime::clock;
+use crate::server::Deps;
 
 /// How often the view is read and the own entry announced in a small deployment.
 pub const REFRESH_INTERVAL: Duration = Duration::from_millis(500);

@@ -1,0 +1,21 @@
+//! Who may do what, and how much of it.
+//!
+//! | file | what |
+//! |---|---|
+//! | `auth` | tokens and passwords |
+//! | `keys` | the keys of a deployment, one for each use |
+//! | `members` | who may read a conversation |
+//! | `revocations` | which tokens were logged out |
+//! | `rate` | how often something may be asked for: token buckets |
+//! | `seats` | how many may be connected |
+//! | `single_flight` | one look-up for all who want the same thing at the same time |
+//! | `ttl_cache` | TTL cache with explicit invalidation, below `members` and `revocations` |
+
+pub mod auth;
+pub mod keys;
+pub mod members;
+pub mod rate;
+pub(super) mod revocations;
+pub(super) mod seats;
+mod single_flight;
+mod ttl_cache;

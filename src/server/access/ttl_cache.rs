@@ -1,0 +1,104 @@
+//! TTL cache with explicit invalidation.
+//!
+//! A change takes effect at once: whoever makes it has every server invalidate the key, and answers only when they did.
+//! A fill that began before an invalidation is discarded (the generation tells). The TTL is for an invalidation that
+//! was lost with its server.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use crate::runtime::clock;
+
+/// Age at which an entry is read again.
+pub(super) const TTL: Duration = Duration::from_secs(5);
+
+/// Values by key; a full cache is emptied.
+pub(super) struct TtlCache<K, V> {
+    entries_max: usize,
+    cached: Mutex<Cached<K, V>>,
+}
+
+struct Cached<K, V> {
+    /// Rises with every invalidation.
+    generation: u64,
+    /// Each with the begin of its fill, on [`clock::now_us`].
+    entries: HashMap<K, (V, u64)>,
+}
+
+/// A fill that begins: its value is kept only if nothing is invalidated meanwhile.
+#[derive(Clone, Copy)]
+pub(super) struct Fill {
+    generation: u64,
+    began_us: u64,
+}
+
+impl Fill {
+    /// Which fills may share a value: one that began before an invalidation is of no use to those after it.
+    pub(super) const fn generation(self) -> u64 {
+        self.generation
+    }
+}
+
+impl<K: Eq + Hash, V: Clone> TtlCache<K, V> {
+    /// An empty cache of at most `entries_max` entries.
+    pub(super) fn new(entries_max: usize) -> Self {
+        Self { entries_max, cached: Mutex::new(Cached { generation: 0, entries: HashMap::new() }) }
+    }
+
+    /// The value of a key, or the begin of a fill.
+    pub(super) fn get(&self, key: &K) -> Result<V, Fill> {
+        let now = clock::now_us();
+        let cached = self.cached.lock().expect("no panic while held");
+        match cached.entries.get(key) {
+            Some((value, at)) if now - at < TTL.as_micros() as u64 => Ok(value.clone()),
+            _ => Err(Fill { generation: cached.generation, began_us: now }),
+        }
+    }
+
+    /// Keeps the value of a fill, or discards it.
+    pub(super) fn insert(&self, fill: Fill, key: K, value: V) {
+        let mut cached = self.cached.lock().expect("no panic while held");
+        if cached.generation == fill.generation {
+            if cached.entries.len() >= self.entries_max {
+                cached.entries.clear();
+            }
+            cached.entries.insert(key, (value, fill.began_us));
+        }
+    }
+
+    /// Removes a key, and discards every fill that has begun.
+    pub(super) fn invalidate(&self, key: &K) {
+        let mut cached = self.cached.lock().expect("no panic while held");
+        cached.generation += 1;
+        cached.entries.remove(key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fill_that_began_before_an_invalidation_is_discarded() {
+        let cache = TtlCache::new(2);
+        let early = cache.get(&1).expect_err("unknown");
+        cache.invalidate(&2);
+        cache.insert(early, 1, "old");
+        let fill = cache.get(&1).expect_err("discarded");
+        cache.insert(fill, 1, "new");
+        assert_eq!(cache.get(&1).ok(), Some("new"));
+        cache.invalidate(&1);
+        assert!(cache.get(&1).is_err());
+    }
+
+    #[test]
+    fn a_full_cache_is_emptied() {
+        let cache = TtlCache::new(2);
+        for key in 0..3 {
+            cache.insert(cache.get(&key).expect_err("unknown"), key, ());
+        }
+        assert_eq!((0..3).filter(|key| cache.get(key).is_ok()).collect::<Vec<_>>(), [2]);
+    }
+}
