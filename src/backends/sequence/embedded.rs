@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::fingerprints::Fingerprints;
-use super::{PENDING_IDS_MAX, Progress, Remembered, Request, Reservation, Seed, Sequence, Slot, fingerprint};
+use super::{PENDING_IDS_MAX, Progress, Remembered, Request, Reservation, Seed, Sequence, Slot};
 use crate::backends::BackendResult;
 use crate::backends::messages::ConversationHead;
 use crate::protocol::{ConversationId, MessageId, UserId};
@@ -108,6 +109,12 @@ impl EmbeddedSequence {
     }
 }
 
+/// What is remembered of a sender's uuid: 64 bits, which two of them hardly ever share.
+fn fingerprint(sender: UserId, uuid: Uuid) -> u64 {
+    let hash = Sha256::new().chain_update(sender.0.to_be_bytes()).chain_update(uuid).finalize();
+    u64::from_be_bytes(hash[..8].try_into().expect("sha256 has 32 bytes"))
+}
+
 impl Counter {
     fn reserve(&mut self, request: &Request, now_ms: u64) -> Reservation {
         let key = (request.sender, request.uuid);
@@ -119,7 +126,7 @@ impl Counter {
                 _ => Reservation::Pending(Slot { id: MessageId(*id), at_ms: pending.at_ms }, self.epoch),
             };
         }
-        if let Some(id) = self.committed.find(request.fingerprint(), request.not_upto, now_ms) {
+        if let Some(id) = self.committed.find(fingerprint(request.sender, request.uuid), request.not_upto, now_ms) {
             return Reservation::Committed(id);
         }
         if self.pending.len() >= PENDING_IDS_MAX {

@@ -16,7 +16,6 @@ mod redis_scripts;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 pub use self::embedded::EmbeddedSequence;
@@ -43,19 +42,6 @@ pub struct Request {
     pub digest: u64,
     /// Ids of committed messages up to this one are known to be other messages'. 0 at first; see [`Reservation::Committed`].
     pub not_upto: MessageId,
-}
-
-impl Request {
-    /// What is remembered of the uuid once its message is committed.
-    fn fingerprint(&self) -> u64 {
-        fingerprint(self.sender, self.uuid)
-    }
-}
-
-/// What is remembered of a sender's uuid: 64 bits, which two of them hardly ever share.
-fn fingerprint(sender: UserId, uuid: Uuid) -> u64 {
-    let hash = Sha256::new().chain_update(sender.0.to_be_bytes()).chain_update(uuid).finalize();
-    u64::from_be_bytes(hash[..8].try_into().expect("sha256 has 32 bytes"))
 }
 
 /// An id that belongs to a message, and the time that goes with it.

@@ -22,10 +22,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use redis::{Script, ScriptInvocation, Value};
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::redis_scripts::SCRIPTS;
-use super::{PENDING_IDS_MAX, Progress, Remembered, Request, Reservation, Seed, Sequence, Slot, fingerprint};
+use super::{PENDING_IDS_MAX, Progress, Remembered, Request, Reservation, Seed, Sequence, Slot};
 use crate::backends::error::{BackendError, BackendResult, ErrorKind};
 use crate::backends::messages::ConversationHead;
 use crate::backends::redis::{Redis, is_other_life};
@@ -61,11 +62,11 @@ impl RedisSequence {
         operation: &'static str,
         script: &Script,
         conversation: ConversationId,
-        arguments: impl Fn(&mut ScriptInvocation<'_>) + Sync,
+        arguments: impl Fn(&mut ScriptInvocation<'_>, &str) + Sync,
     ) -> BackendResult<T> {
         self.run_in_life(operation, script, |call, life| {
             call.key(self.key(conversation, life));
-            arguments(call);
+            arguments(call, life);
         })
         .await
     }
@@ -120,9 +121,11 @@ fn slot(id: &str, at_ms: &str) -> Option<Slot> {
     Some(Slot { id: MessageId(number(id)?), at_ms: number(at_ms)? })
 }
 
-/// What is kept of a fingerprint: 6 bytes.
-fn stored_fingerprint(fingerprint: u64) -> Vec<u8> {
-    fingerprint.to_be_bytes()[..6].to_vec()
+/// What is kept of a sender's uuid: 6 bytes. The life is in them, which no client knows: uuids that were chosen to share a bucket
+/// would have Redis copy all of it for each message.
+fn fingerprint(life: &str, sender: UserId, uuid: Uuid) -> Vec<u8> {
+    let hash = Sha256::new().chain_update(life).chain_update(sender.0.to_be_bytes()).chain_update(uuid).finalize();
+    hash[..6].to_vec()
 }
 
 fn life_ms() -> u64 {
@@ -172,9 +175,9 @@ impl Sequence for RedisSequence {
         const OPERATION: &str = "sequence.reserve";
         let Request { conversation, sender, uuid, digest, not_upto } = *request;
         let answer: Vec<String> = self
-            .run(OPERATION, &SCRIPTS.reserve, conversation, |call| {
+            .run(OPERATION, &SCRIPTS.reserve, conversation, |call, life| {
                 call.arg(sender.0).arg(uuid.simple().to_string()).arg(digest);
-                call.arg(stored_fingerprint(request.fingerprint())).arg(not_upto.0);
+                call.arg(fingerprint(life, sender, uuid)).arg(not_upto.0);
                 call.arg(RETRY_WINDOW.as_millis() as u64).arg(PENDING_IDS_MAX).arg(life_ms());
             })
             .await?;
@@ -201,16 +204,16 @@ impl Sequence for RedisSequence {
         uuid: Uuid,
         id: MessageId,
     ) -> BackendResult<bool> {
-        self.run("sequence.commit", &SCRIPTS.commit, conversation, |call| {
+        self.run("sequence.commit", &SCRIPTS.commit, conversation, |call, life| {
             call.arg(sender.0).arg(uuid.simple().to_string());
-            call.arg(stored_fingerprint(fingerprint(sender, uuid))).arg(id.0);
+            call.arg(fingerprint(life, sender, uuid)).arg(id.0);
         })
         .await
     }
 
     async fn progress(&self, conversation: ConversationId) -> BackendResult<Option<Progress>> {
         const OPERATION: &str = "sequence.progress";
-        let answer: Vec<String> = self.run(OPERATION, &SCRIPTS.progress, conversation, |_| {}).await?;
+        let answer: Vec<String> = self.run(OPERATION, &SCRIPTS.progress, conversation, |_, _| {}).await?;
         if answer.is_empty() {
             return Ok(None);
         }
@@ -250,18 +253,18 @@ impl Sequence for RedisSequence {
     }
 
     async fn begin_void(&self, conversation: ConversationId, id: MessageId) -> BackendResult<bool> {
-        let id_argument = |call: &mut ScriptInvocation<'_>| _ = call.arg(id.0);
+        let id_argument = |call: &mut ScriptInvocation<'_>, _: &str| _ = call.arg(id.0);
         self.run("sequence.begin_void", &SCRIPTS.begin_void, conversation, id_argument).await
     }
 
     async fn end_void(&self, conversation: ConversationId, id: MessageId) -> BackendResult<()> {
-        let id_argument = |call: &mut ScriptInvocation<'_>| _ = call.arg(id.0);
+        let id_argument = |call: &mut ScriptInvocation<'_>, _: &str| _ = call.arg(id.0);
         let _: Value = self.run("sequence.end_void", &SCRIPTS.end_void, conversation, id_argument).await?;
         Ok(())
     }
 
     async fn begin_seed(&self, conversation: ConversationId, epoch: u64) -> BackendResult<bool> {
-        self.run("sequence.begin_seed", &SCRIPTS.begin_seed, conversation, |call| {
+        self.run("sequence.begin_seed", &SCRIPTS.begin_seed, conversation, |call, _| {
             call.arg(epoch).arg(life_ms());
         })
         .await
@@ -270,10 +273,10 @@ impl Sequence for RedisSequence {
     async fn remember(&self, conversation: ConversationId, epoch: u64, messages: &[Remembered]) -> BackendResult<bool> {
         for rows in messages.chunks(REMEMBER_ROWS) {
             let stands: bool = self
-                .run("sequence.remember", &SCRIPTS.remember, conversation, |call| {
+                .run("sequence.remember", &SCRIPTS.remember, conversation, |call, life| {
                     call.arg(epoch);
                     for row in rows {
-                        call.arg(row.id.0).arg(stored_fingerprint(fingerprint(row.sender, row.uuid)));
+                        call.arg(row.id.0).arg(fingerprint(life, row.sender, row.uuid));
                     }
                 })
                 .await?;
@@ -285,7 +288,7 @@ impl Sequence for RedisSequence {
     }
 
     async fn seed(&self, conversation: ConversationId, seed: &Seed) -> BackendResult<bool> {
-        self.run("sequence.seed", &SCRIPTS.seed, conversation, |call| {
+        self.run("sequence.seed", &SCRIPTS.seed, conversation, |call, _| {
             call.arg(seed.epoch).arg(seed.settled.0).arg(seed.block_end);
         })
         .await
@@ -293,7 +296,7 @@ impl Sequence for RedisSequence {
 
     async fn extend(&self, conversation: ConversationId, epoch: u64, to: ConversationHead) -> BackendResult<()> {
         let _: Value = self
-            .run("sequence.extend", &SCRIPTS.extend, conversation, |call| {
+            .run("sequence.extend", &SCRIPTS.extend, conversation, |call, _| {
                 call.arg(epoch).arg(to.block_end).arg(to.epoch);
             })
             .await?;
@@ -302,7 +305,7 @@ impl Sequence for RedisSequence {
 
     async fn forget(&self, conversation: ConversationId, epoch: u64) -> BackendResult<()> {
         let _: Value = self
-            .run("sequence.forget", &SCRIPTS.forget, conversation, |call| {
+            .run("sequence.forget", &SCRIPTS.forget, conversation, |call, _| {
                 call.arg(epoch).arg(life_ms());
             })
             .await?;
@@ -323,6 +326,12 @@ mod tests {
     use crate::backends::deployment::DeploymentId;
     use crate::backends::sequence::contract::sequence_contract;
     use crate::backends::sequence::contract::talk::{TALK, request, seeded};
+
+    #[test]
+    fn no_uuid_can_be_chosen_for_its_fingerprint() {
+        let of = |life| fingerprint(life, UserId(1), Uuid::from_u128(7));
+        assert!(of("one life") != of("another") && of("one life").len() == 6);
+    }
 
     async fn place() -> RedisPlace<dyn Sequence> {
         RedisPlace::<dyn Sequence>::new(|redis| Arc::new(RedisSequence::new(redis))).await

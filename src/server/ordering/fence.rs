@@ -34,6 +34,13 @@ const STAY_AWAY: Duration = Duration::from_secs(5);
 /// Conversations that are kept of each kind before old ones are thrown away.
 const LOOKS_MAX: usize = 10_000;
 
+/// Whether a look counts for the messages of the next second, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Look {
+    Kept,
+    Once,
+}
+
 /// What a server knows of the epochs of conversations that it writes to.
 #[derive(Default)]
 pub(super) struct Fence {
@@ -50,14 +57,18 @@ impl Fence {
         messages: &dyn Messages,
         conversation: ConversationId,
         epoch: u64,
+        kind: Look,
     ) -> BackendResult<bool> {
         let now = clock::now_us();
         let holds_us = LOOK_HOLDS.as_micros() as u64;
         let look = self.looks.lock().expect("no panic while held").get(&conversation).copied();
-        if look.is_some_and(|(known, began)| known == epoch && now - began < holds_us) {
+        if look.is_some_and(|(known, began)| known == epoch && now.saturating_sub(began) < holds_us) {
             return Ok(true);
         }
         let found = messages.head(conversation).await?.epoch;
+        if kind == Look::Once {
+            return Ok(found == epoch);
+        }
         let mut looks = self.looks.lock().expect("no panic while held");
         if looks.len() >= LOOKS_MAX {
             looks.retain(|_, (_, began)| now.saturating_sub(*began) < holds_us);

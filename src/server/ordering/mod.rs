@@ -15,12 +15,12 @@ use std::sync::{Arc, Mutex};
 
 use sha2::{Digest, Sha256};
 
-use self::fence::Fence;
+use self::fence::{Fence, Look};
 use self::highest::Highest;
 use self::page::PAGE_BYTES_MAX;
 use self::recent::Recent;
 use self::seed::Seeder;
-use crate::backends::error::BackendError;
+use crate::backends::error::{BackendError, ErrorKind};
 use crate::backends::messages::{ConversationHead, Messages, StoredMessage};
 use crate::backends::sequence::{Progress, Request, Reservation, Sequence, Slot};
 use crate::backends::{BackendResult, Backends};
@@ -105,25 +105,31 @@ impl Ordering {
             not_upto: MessageId(0),
         };
         self.watch(frame.conversation);
+        let mut was_stored = false;
         for _ in 0..TRIES_MAX {
             let seen = self.highest.of(frame.conversation);
-            match self.sequence.reserve(&request).await? {
-                Reservation::Committed(id) => match self.stored(frame.conversation, id).await? {
-                    Some(row) if row.sender != sender || row.uuid != frame.uuid => request.not_upto = id,
-                    Some(row) if digest(&row.kind, &row.body, row.reply_to) == request.digest => return Ok(row),
-                    Some(_) => return Err(OrderingError::Conflict),
-                    // The store lost what it had: the sender still has the message.
-                    None => request.not_upto = id,
-                },
+            let reserved = self.sequence.reserve(&request).await?;
+            match reserved {
+                Reservation::Committed(id) => {
+                    match self.stored(frame.conversation, id).await.map_err(BackendError::after_a_write)? {
+                        Some(row) if row.sender != sender || row.uuid != frame.uuid => request.not_upto = id,
+                        Some(row) if digest(&row.kind, &row.body, row.reply_to) == request.digest => return Ok(row),
+                        Some(_) => return Err(OrderingError::Conflict),
+                        // The store lost what it had: the sender still has the message.
+                        None => request.not_upto = id,
+                    }
+                }
                 Reservation::Fresh(slot, epoch) if slot.id <= seen => {
                     self.went_back(frame.conversation, epoch).await?;
                 }
                 Reservation::Fresh(slot, epoch) | Reservation::Pending(slot, epoch) => {
+                    let is_fresh = matches!(reserved, Reservation::Fresh(..));
                     self.highest.note(frame.conversation, slot.id);
                     let message = message(sender, frame, slot);
                     self.messages.append(&message).await?;
+                    was_stored = true;
                     // From here on an error does not say any more that nothing was stored.
-                    let may_acknowledge = self.may_acknowledge(frame.conversation, epoch).await;
+                    let may_acknowledge = self.may_acknowledge(frame.conversation, epoch, is_fresh).await;
                     if !may_acknowledge.map_err(BackendError::after_a_write)? {
                         continue;
                     }
@@ -133,14 +139,14 @@ impl Ordering {
                     // The id was declared void meanwhile: the row is shadowed, the uuid is free.
                 }
                 Reservation::Conflict => return Err(OrderingError::Conflict),
-                Reservation::Overloaded => return Err(OrderingError::Overloaded),
+                Reservation::Overloaded => return Err(overloaded(was_stored)),
                 Reservation::Unseeded => self.seed(frame.conversation).await?,
                 Reservation::BlockUsedUp { epoch, block_end } => {
                     self.raise_block(frame.conversation, epoch, block_end).await?;
                 }
             }
         }
-        Err(OrderingError::Overloaded)
+        Err(overloaded(was_stored))
     }
 
     /// Drops a counter that gave out an id which was given out before, or knows of fewer than were: its data are older than what
@@ -152,14 +158,17 @@ impl Ordering {
 
     /// Whether a counter of this epoch still speaks for the conversation; if not, it is left alone for a while, and then
     /// taken over.
-    async fn may_acknowledge(&self, conversation: ConversationId, epoch: u64) -> BackendResult<bool> {
-        if !self.sequence.can_split() || self.fence.holds(&*self.messages, conversation, epoch).await? {
+    async fn may_acknowledge(&self, conversation: ConversationId, epoch: u64, is_fresh: bool) -> BackendResult<bool> {
+        if !self.sequence.can_split() {
             return Ok(true);
         }
-        self.metrics.count(Counter::SendsFenced);
-        self.fence.overtaken(conversation, epoch)?;
-        self.sequence.forget(conversation, epoch).await?;
-        Ok(false)
+        // Who looks whether the conversation is in use finds the time of its newest message: that of an id which was reserved
+        // long ago would not tell of this look.
+        let look = if is_fresh { Look::Kept } else { Look::Once };
+        if self.fence.holds(&*self.messages, conversation, epoch, look).await? {
+            return Ok(true);
+        }
+        self.left_behind(conversation, epoch).await
     }
 
     /// Commits, and once more after an unclear answer: a commit can be repeated.
@@ -189,11 +198,7 @@ impl Ordering {
             }
         }
         let operation = "ordering.progress";
-        Err(BackendError::not_applied(
-            operation,
-            crate::backends::error::ErrorKind::Unavailable,
-            "the counter is being rebuilt",
-        ))
+        Err(BackendError::not_applied(operation, ErrorKind::Unavailable, "the counter is being rebuilt"))
     }
 
     /// Whether an id was given out: whether a receipt may say that it was read.
@@ -303,12 +308,32 @@ impl Ordering {
             any = true;
             // Three steps, each of which another server can repeat: mark (from here a commit fails), shadow, settle.
             if self.sequence.begin_void(conversation, slot.id).await? {
+                if !self.may_void(conversation, progress.epoch).await? {
+                    return Ok(true);
+                }
                 self.messages.void(conversation, MessageId(slot.id.0 - 1), slot.id).await?;
                 self.sequence.end_void(conversation, slot.id).await?;
                 self.metrics.count(Counter::IdsVoided);
             }
         }
         Ok(any)
+    }
+
+    /// Whether a counter of this epoch still speaks for the conversation, by a look of now: the other side of a split may have
+    /// found the row of an id that is overdue here, and acknowledged it. If not, as [`Ordering::may_acknowledge`].
+    async fn may_void(&self, conversation: ConversationId, epoch: u64) -> BackendResult<bool> {
+        if !self.sequence.can_split() || self.messages.head(conversation).await?.epoch == epoch {
+            return Ok(true);
+        }
+        self.left_behind(conversation, epoch).await
+    }
+
+    /// A counter was overtaken: it is left alone for a while, and then dropped, so that its next use takes over.
+    async fn left_behind(&self, conversation: ConversationId, epoch: u64) -> BackendResult<bool> {
+        self.metrics.count(Counter::SendsFenced);
+        self.fence.overtaken(conversation, epoch)?;
+        self.sequence.forget(conversation, epoch).await?;
+        Ok(false)
     }
 
     /// Lets the counter of an epoch give out more ids, or drops it when a younger epoch has begun.
@@ -330,6 +355,15 @@ impl Ordering {
         }
         Ok(())
     }
+}
+
+/// Why a message is not taken now. One that an earlier try has stored under an id may be read by the other side of a split.
+fn overloaded(was_stored: bool) -> OrderingError {
+    if !was_stored {
+        return OrderingError::Overloaded;
+    }
+    let why = "the message is stored, and its counter has no room to say so";
+    BackendError::not_applied("ordering.store", ErrorKind::Unavailable, why).after_a_write().into()
 }
 
 fn message(sender: UserId, frame: &SendFrame, slot: Slot) -> StoredMessage {

@@ -176,6 +176,29 @@ async fn of_two_counters_that_are_alive_only_one_acknowledges_and_nothing_is_los
 }
 
 #[tokio::test]
+async fn an_id_that_is_overdue_on_a_counter_that_was_overtaken_is_not_void() {
+    let bench = Bench::new().await;
+    let side = |counters: &EmbeddedSequence| {
+        let sequence = Arc::new(counters.clone());
+        Ordering::new(&Backends { sequence, ..bench.backends.clone() }, &bench.metrics)
+    };
+    let counters = EmbeddedSequence::split();
+    let (old, young) = (side(&counters), side(&EmbeddedSequence::split()));
+    old.store(ALICE, &frame("before")).await.expect("stores");
+    // It reserves and stores, and has no time to look or to commit any more.
+    let late = frame("late");
+    let Ok(Reservation::Fresh(slot, _)) = counters.reserve(&request_of(&late)).await else { panic!("an id") };
+    bench.backends.messages.append(&message(ALICE, &late, slot)).await.expect("appends");
+    let acked = young.store(ALICE, &late).await.expect("finds it");
+    assert_eq!(acked.id, slot.id);
+    counters.advance(Duration::from_millis(VOID_AFTER_MS + 1));
+    old.sweep().await;
+    assert!(old.progress(TALK).await.is_err(), "it leaves the conversation to the other side");
+    let stored = bench.backends.messages.read(TALK, MessageId(0), MessageId(u64::MAX), 100).await.expect("reads");
+    assert!(stored.contains(&acked), "{stored:?}");
+}
+
+#[tokio::test]
 async fn what_is_remembered_is_what_the_store_has() {
     let bench = Bench::new().await;
     let ordering = bench.ordering();
