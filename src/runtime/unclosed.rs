@@ -46,7 +46,8 @@ pub(super) fn unclosed(text: &str) -> Option<Unclosed> {
 
 /// Whether a line ends with the sign of a text that follows it, such as `description: |`.
 fn begins_block(line: &str) -> bool {
-    let last = line.trim_end().rsplit(' ').next().unwrap_or_default();
+    let code = line.split(" #").next().unwrap_or_default();
+    let last = code.trim_end().rsplit(' ').next().unwrap_or_default();
     let signs = last.trim_end_matches(|c: char| c.is_ascii_digit() || matches!(c, '+' | '-'));
     matches!(signs, "|" | ">")
 }

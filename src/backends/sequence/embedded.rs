@@ -4,7 +4,7 @@
 //! code that rebuilds them after Redis forgot (see `docs/adr/0004-embedded-sequence-forgets.md`).
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
@@ -25,8 +25,8 @@ const SHARDS: usize = 64;
 pub struct EmbeddedSequence {
     shards: Arc<[Mutex<HashMap<ConversationId, Entry>>]>,
     can_split: bool,
-    /// How far the counters' clock is ahead of this machine's: tests let time pass.
-    ahead_ms: Arc<AtomicU64>,
+    /// How far the counters' clock is ahead of this machine's, or behind where that is negative: tests let time pass.
+    ahead_ms: Arc<AtomicI64>,
 }
 
 #[derive(Clone, Default)]
@@ -75,7 +75,12 @@ impl EmbeddedSequence {
 
     /// Lets time pass for the counters.
     pub(crate) fn advance(&self, by: std::time::Duration) {
-        self.ahead_ms.fetch_add(by.as_millis() as u64, Ordering::Relaxed);
+        self.ahead_ms.fetch_add(by.as_millis() as i64, Ordering::Relaxed);
+    }
+
+    /// Sets the counters' clock back.
+    pub(crate) fn set_back(&self, by: std::time::Duration) {
+        self.ahead_ms.fetch_sub(by.as_millis() as i64, Ordering::Relaxed);
     }
 
     /// What the counters are now, as a backup.
@@ -97,7 +102,7 @@ impl EmbeddedSequence {
 
 impl EmbeddedSequence {
     fn now_ms(&self) -> u64 {
-        clock::unix_ms() + self.ahead_ms.load(Ordering::Relaxed)
+        clock::unix_ms().saturating_add_signed(self.ahead_ms.load(Ordering::Relaxed))
     }
 
     fn shard(&self, conversation: ConversationId) -> MutexGuard<'_, HashMap<ConversationId, Entry>> {

@@ -149,6 +149,10 @@ mod tests {
                 assert_eq!(found, in_use, "{age_s} s");
             }
         }
+        // Of a server that is a minute ahead of the counters, which dated the message, the counters' clock counts.
+        let behind = EmbeddedSequence::default();
+        behind.set_back(Duration::from_mins(1));
+        assert!(was_in_use(&behind, &*messages, ConversationId(3)).await.expect("reads"));
         // A clock that is behind makes a seed wait in vain, and no more.
         let future = ConversationId(4);
         let row = messages.read_back(ConversationId(1), MessageId(u64::MAX), 1).await.expect("reads").remove(0);
