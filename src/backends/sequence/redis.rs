@@ -87,7 +87,7 @@ impl RedisSequence {
                 Ok(answer) => return Ok(answer),
                 Err(error) => {
                     let may_repeat = is_other_life(&error) && !is_repeat;
-                    let error = self.redis.failed(operation, error, &connection).await;
+                    let error = self.redis.failed(operation, error, &connection);
                     if !may_repeat {
                         return Err(error);
                     }
@@ -142,7 +142,7 @@ impl Sequence for RedisSequence {
         set.arg(self.turn(conversation, &connection.life)).arg(owner).arg("NX").arg("PX").arg(life.as_millis() as u64);
         match set.query_async::<Option<String>>(&mut connection.commands).await {
             Ok(answer) => Ok(answer.is_some()),
-            Err(error) => Err(self.redis.failed(OPERATION, error, &connection).await),
+            Err(error) => Err(self.redis.failed(OPERATION, error, &connection)),
         }
     }
 
@@ -153,7 +153,7 @@ impl Sequence for RedisSequence {
         call.arg(owner).arg(life.as_millis() as u64);
         match call.invoke_async::<Value>(&mut connection.commands).await {
             Ok(_) => Ok(()),
-            Err(error) => Err(self.redis.failed(OPERATION, error, &connection).await),
+            Err(error) => Err(self.redis.failed(OPERATION, error, &connection)),
         }
     }
 
@@ -164,7 +164,7 @@ impl Sequence for RedisSequence {
         call.arg(owner);
         match call.invoke_async::<Value>(&mut connection.commands).await {
             Ok(_) => Ok(()),
-            Err(error) => Err(self.redis.failed(OPERATION, error, &connection).await),
+            Err(error) => Err(self.redis.failed(OPERATION, error, &connection)),
         }
     }
 
@@ -245,7 +245,7 @@ impl Sequence for RedisSequence {
         let mut connection = self.redis.connection(OPERATION).await?;
         match redis::cmd("TIME").query_async::<(u64, u64)>(&mut connection.commands).await {
             Ok((s, us)) => Ok(s * 1_000 + us / 1_000),
-            Err(error) => Err(self.redis.failed(OPERATION, error, &connection).await),
+            Err(error) => Err(self.redis.failed(OPERATION, error, &connection)),
         }
     }
 

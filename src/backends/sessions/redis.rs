@@ -100,7 +100,7 @@ impl RedisSessions {
         let mut connection = self.redis.connection(operation).await?;
         match call.invoke_async(&mut connection.commands).await {
             Ok(answer) => Ok(answer),
-            Err(error) => Err(self.redis.failed(operation, error, &connection).await),
+            Err(error) => Err(self.redis.failed(operation, error, &connection)),
         }
     }
 
@@ -125,7 +125,7 @@ impl RedisSessions {
         let mut connection = self.redis.connection(operation).await?;
         match pipeline.query_async(&mut connection.commands).await {
             Ok(answers) => Ok(answers),
-            Err(error) => Err(self.redis.failed(operation, error, &connection).await),
+            Err(error) => Err(self.redis.failed(operation, error, &connection)),
         }
     }
 }
