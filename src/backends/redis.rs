@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use rand::RngExt;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, ConnectionAddr, RedisError};
+use redis::{AsyncConnectionConfig, Client, ConnectionAddr, FromRedisValue, RedisError, Script, ScriptInvocation};
 use tokio::sync::Mutex;
 
 use super::deployment::DeploymentId;
@@ -187,6 +187,37 @@ impl Redis {
         Ok(connection)
     }
 
+    /// Runs a script that begins with [`IN_LIFE`] on data of the life that `fill` is told of: one round trip, and one more after
+    /// the server forgot the script or has other data.
+    ///
+    /// # Errors
+    /// Those of the server.
+    pub async fn run_in_life<T: FromRedisValue>(
+        &self,
+        operation: &'static str,
+        script: &Script,
+        fill: impl Fn(&mut ScriptInvocation<'_>, &str) + Sync,
+    ) -> BackendResult<T> {
+        let mut is_repeat = false;
+        loop {
+            let mut connection = self.connection(operation).await?;
+            let mut call = script.prepare_invoke();
+            fill(&mut call, &connection.life);
+            call.arg(&*connection.life);
+            match call.invoke_async(&mut connection.commands).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => {
+                    let may_repeat = error.code() == Some(OTHER_LIFE) && !is_repeat;
+                    let error = self.failed(operation, error, &connection);
+                    if !may_repeat {
+                        return Err(error);
+                    }
+                    is_repeat = true;
+                }
+            }
+        }
+    }
+
     /// Writes something that nobody reads: whether the server takes writes now (a full one does not, nor one whose disk is full).
     ///
     /// # Errors
@@ -211,12 +242,6 @@ impl Redis {
         }
         failed(operation, error)
     }
-}
-
-/// Whether a script did nothing since the data have another life than its caller thought.
-#[must_use]
-pub fn is_other_life(error: &RedisError) -> bool {
-    error.code() == Some(OTHER_LIFE)
 }
 
 /// What an error of a command that was sent means.

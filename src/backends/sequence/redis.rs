@@ -28,7 +28,7 @@ use super::redis_scripts::SCRIPTS;
 use super::{PENDING_IDS_MAX, Progress, Remembered, Request, Reservation, Seed, Sequence, Slot, fingerprint};
 use crate::backends::error::{BackendError, BackendResult, ErrorKind};
 use crate::backends::messages::ConversationHead;
-use crate::backends::redis::{Redis, is_other_life};
+use crate::backends::redis::Redis;
 use crate::protocol::limits::RETRY_WINDOW;
 use crate::protocol::{ConversationId, MessageId, UserId};
 
@@ -55,7 +55,7 @@ impl RedisSequence {
         Self { redis }
     }
 
-    /// Runs a script on a conversation: one round trip, and one more after the server forgot the script or has other data.
+    /// Runs a script on a conversation.
     async fn run<T: redis::FromRedisValue>(
         &self,
         operation: &'static str,
@@ -63,38 +63,11 @@ impl RedisSequence {
         conversation: ConversationId,
         arguments: impl Fn(&mut ScriptInvocation<'_>) + Sync,
     ) -> BackendResult<T> {
-        self.run_in_life(operation, script, |call, life| {
+        let fill = |call: &mut ScriptInvocation<'_>, life: &str| {
             call.key(self.key(conversation, life));
             arguments(call);
-        })
-        .await
-    }
-
-    /// Runs a script on data of the life that it was told of; once more where they have another one by now.
-    async fn run_in_life<T: redis::FromRedisValue>(
-        &self,
-        operation: &'static str,
-        script: &Script,
-        fill: impl Fn(&mut ScriptInvocation<'_>, &str) + Sync,
-    ) -> BackendResult<T> {
-        let mut is_repeat = false;
-        loop {
-            let mut connection = self.redis.connection(operation).await?;
-            let mut call = script.prepare_invoke();
-            fill(&mut call, &connection.life);
-            call.arg(&*connection.life);
-            match call.invoke_async(&mut connection.commands).await {
-                Ok(answer) => return Ok(answer),
-                Err(error) => {
-                    let may_repeat = is_other_life(&error) && !is_repeat;
-                    let error = self.redis.failed(operation, error, &connection);
-                    if !may_repeat {
-                        return Err(error);
-                    }
-                    is_repeat = true;
-                }
-            }
-        }
+        };
+        self.redis.run_in_life(operation, script, fill).await
     }
 
     /// Key of a conversation's counter.
@@ -229,6 +202,7 @@ impl Sequence for RedisSequence {
         let mut slots = Vec::with_capacity(conversations.len());
         for chunk in conversations.chunks(NEWEST_KEYS) {
             let answer: Vec<String> = self
+                .redis
                 .run_in_life(OPERATION, &SCRIPTS.newest, |call, life| {
                     for conversation in chunk {
                         call.key(self.key(*conversation, life));
