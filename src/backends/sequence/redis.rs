@@ -398,6 +398,8 @@ mod tests {
         here.follow(&there).await;
         assert!(port.progress(TALK).await.is_err(), "a replica tells of another life");
         here.lead().await;
+        // That it was a replica is the answer for a moment.
+        tokio::time::sleep(Duration::from_millis(400)).await;
         assert_eq!(port.progress(TALK).await.expect("reads"), None);
         assert_eq!(port.reserve(&first).await.expect("answers"), Reservation::Unseeded);
         assert_eq!(port.newest(&[TALK]).await.expect("reads"), [None]);
