@@ -9,18 +9,21 @@
 //! asks for the life in its script ([`IN_LIFE`]).
 
 use std::fmt::Display;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use rand::RngExt;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, ConnectionAddr, RedisError};
+use redis::{AsyncConnectionConfig, Client, ConnectionAddr, FromRedisValue, RedisError, Script, ScriptInvocation};
 use tokio::sync::Mutex;
 
 use super::deployment::DeploymentId;
 use super::error::{BackendError, BackendResult, ErrorKind};
 use super::sentinels::Sentinels;
 use super::{version, without_password};
+use crate::runtime::clock;
 
 /// Life of what a probe writes.
 const PROBE_TTL_S: u64 = 60;
@@ -30,6 +33,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Longest that an answer may take. Under the deadline that every call to a port has.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a search for a server that failed answers for those who come after it: of many callers one searches, a few times a
+/// second.
+const PAUSE_US: RangeInclusive<u64> = 100_000..=300_000;
 
 /// Oldest version with everything that the scripts use (`ZADD` with options, millisecond expiry of every kind).
 const VERSION_MIN: version::Version = (6, 2);
@@ -58,9 +65,19 @@ struct Inner {
     /// The server's version when it was opened.
     version: std::sync::OnceLock<String>,
     /// Written by whoever finds no connection, or a broken one.
-    connection: Mutex<Option<Connection>>,
+    slot: Mutex<Slot>,
     /// Connections that were made.
     connections: AtomicU64,
+    /// How many of them are given up: those with lower numbers.
+    given_up: AtomicU64,
+}
+
+/// The connection, and what came of the last search for one.
+#[derive(Default)]
+struct Slot {
+    connection: Option<Connection>,
+    /// Why there was none, and until when nobody searches again, on [`clock::now_us`].
+    failed: Option<(u64, String)>,
 }
 
 /// Where the server is.
@@ -91,16 +108,7 @@ impl Redis {
         let rejected = |text: String| BackendError::not_applied(OPERATION, ErrorKind::Rejected, text);
         let address = without_password(url);
         let server = Server::parse(url).map_err(|problem| rejected(format!("{address}: {problem}")))?;
-        let redis = Self {
-            inner: Arc::new(Inner {
-                server,
-                address,
-                deployment,
-                version: std::sync::OnceLock::new(),
-                connection: Mutex::default(),
-                connections: AtomicU64::new(0),
-            }),
-        };
+        let redis = Self::at(server, address, deployment);
         let mut connection = redis.connection(OPERATION).await.map_err(|error| {
             let text = error.source.as_ref().map(ToString::to_string).unwrap_or_default();
             let fix = "is Redis listening there, and are name and password right?";
@@ -114,6 +122,20 @@ impl Redis {
             Server::MasterOf(_) => format!("Redis {version} (Sentinel)"),
         });
         Ok(redis)
+    }
+
+    fn at(server: Server, address: String, deployment: DeploymentId) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                server,
+                address,
+                deployment,
+                version: std::sync::OnceLock::new(),
+                slot: Mutex::default(),
+                connections: AtomicU64::new(0),
+                given_up: AtomicU64::new(0),
+            }),
+        }
     }
 
     /// Product and version, as of the opening.
@@ -134,24 +156,66 @@ impl Redis {
         format!("chatctl:{{{}:{tag}}}:{rest}", self.inner.deployment)
     }
 
-    /// The live connection, or a new one.
+    /// The live connection, or a new one. Whoever waited for a search that failed, or comes soon behind it, gets its failure:
+    /// all of them would search, one after the other.
     ///
     /// # Errors
     /// `NotApplied`: nothing was sent.
     pub async fn connection(&self, operation: &'static str) -> BackendResult<Connection> {
-        let mut slot = self.inner.connection.lock().await;
-        if let Some(connection) = &*slot {
+        let asked_us = clock::now_us();
+        let mut slot = self.inner.slot.lock().await;
+        let given_up = self.inner.given_up.load(Ordering::Acquire);
+        if let Some(connection) = slot.connection.as_ref().filter(|connection| connection.number >= given_up) {
             return Ok(connection.clone());
         }
-        let unavailable = |problem: String| {
+        let unavailable = |problem: &str| {
             let text = format!("{}: {problem}", self.inner.address);
             BackendError::not_applied(operation, ErrorKind::Unavailable, text)
         };
-        let (commands, life) = self.inner.connect().await.map_err(unavailable)?;
+        if let Some((_, problem)) = slot.failed.as_ref().filter(|(until_us, _)| *until_us > asked_us) {
+            return Err(unavailable(problem));
+        }
+        slot.connection = None;
+        let (commands, life) = self.inner.connect().await.map_err(|problem| {
+            let error = unavailable(&problem);
+            slot.failed = Some((clock::now_us() + rand::rng().random_range(PAUSE_US), problem));
+            error
+        })?;
         let number = self.inner.connections.fetch_add(1, Ordering::Relaxed);
         let connection = Connection { commands, life, number };
-        *slot = Some(connection.clone());
+        *slot = Slot { connection: Some(connection.clone()), failed: None };
         Ok(connection)
+    }
+
+    /// Runs a script that begins with [`IN_LIFE`] on data of the life that `fill` is told of: one round trip, and one more after
+    /// the server forgot the script or has other data.
+    ///
+    /// # Errors
+    /// Those of the server.
+    pub async fn run_in_life<T: FromRedisValue>(
+        &self,
+        operation: &'static str,
+        script: &Script,
+        fill: impl Fn(&mut ScriptInvocation<'_>, &str) + Sync,
+    ) -> BackendResult<T> {
+        let mut is_repeat = false;
+        loop {
+            let mut connection = self.connection(operation).await?;
+            let mut call = script.prepare_invoke();
+            fill(&mut call, &connection.life);
+            call.arg(&*connection.life);
+            match call.invoke_async(&mut connection.commands).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => {
+                    let may_repeat = error.code() == Some(OTHER_LIFE) && !is_repeat;
+                    let error = self.failed(operation, error, &connection);
+                    if !may_repeat {
+                        return Err(error);
+                    }
+                    is_repeat = true;
+                }
+            }
+        }
     }
 
     /// Writes something that nobody reads: whether the server takes writes now (a full one does not, nor one whose disk is full).
@@ -164,26 +228,20 @@ impl Redis {
         write.arg(self.key("probe")).arg(1).arg("EX").arg(PROBE_TTL_S);
         match write.query_async(&mut connection.commands).await {
             Ok(()) => Ok(()),
-            Err(error) => Err(self.failed(operation, error, &connection).await),
+            Err(error) => Err(self.failed(operation, error, &connection)),
         }
     }
 
     /// Turns an error into the port's, and gives the connection that it came from up if it is of no use any more.
-    pub async fn failed(&self, operation: &'static str, error: RedisError, from: &Connection) -> BackendError {
+    pub fn failed(&self, operation: &'static str, error: RedisError, from: &Connection) -> BackendError {
         let is_broken = error.is_io_error() || error.is_connection_dropped() || error.is_timeout();
         let is_elsewhere = error.code().is_some_and(is_code_of_another);
         if is_broken || is_elsewhere {
-            // Another caller may have made a new one by now.
-            self.inner.connection.lock().await.take_if(|current| current.number == from.number);
+            // Without the slot's lock: somebody may hold it for as long as a search takes.
+            self.inner.given_up.fetch_max(from.number + 1, Ordering::AcqRel);
         }
         failed(operation, error)
     }
-}
-
-/// Whether a script did nothing since the data have another life than its caller thought.
-#[must_use]
-pub fn is_other_life(error: &RedisError) -> bool {
-    error.code() == Some(OTHER_LIFE)
 }
 
 /// What an error of a command that was sent means.
@@ -312,6 +370,40 @@ mod tests {
         assert!(Server::parse("redis://u:p@h:1/2?protocol=resp3").is_ok());
         let error = Server::parse("redis://u:p@h:1/2?protocol=resp3&tls=true").err().expect("refused");
         assert_eq!(error, "there is no option \"tls\"");
+    }
+
+    /// Counts those who come, and hangs up.
+    async fn rude() -> (std::net::SocketAddr, Arc<AtomicU64>, crate::runtime::Tasks) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let (came, tasks) = (Arc::new(AtomicU64::new(0)), crate::runtime::Tasks::new());
+        let count = Arc::clone(&came);
+        tasks.spawn_until_stopped("test.rude", async move {
+            while listener.accept().await.is_ok() {
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        (address, came, tasks)
+    }
+
+    #[tokio::test]
+    async fn those_who_find_no_master_together_or_soon_after_share_one_search() {
+        let (sentinel, searches, tasks) = rude().await;
+        let server = Server::parse(&format!("redis+sentinel://{sentinel}/chat")).expect("an address");
+        let redis = Redis::at(server, "there".to_owned(), DeploymentId(7));
+        for _ in 0..2 {
+            let asked = futures_util::future::join_all((0..20).map(|_| redis.connection("test"))).await;
+            for answer in asked {
+                let error = answer.err().expect("there is none").to_string();
+                assert!(error.contains(&sentinel.to_string()), "{error}");
+            }
+        }
+        assert_eq!(searches.load(Ordering::Relaxed), 1);
+        tokio::time::sleep(Duration::from_micros(*PAUSE_US.end())).await;
+        assert!(redis.connection("test").await.is_err());
+        assert_eq!(searches.load(Ordering::Relaxed), 2);
+        tasks.stop();
+        tasks.join(Duration::from_secs(5)).await;
     }
 
     #[test]

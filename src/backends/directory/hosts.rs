@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::{StreamExt, stream};
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
+use sqlx::mysql::MySqlDatabaseError;
 use sqlx::{AnyConnection, AnyPool, ConnectOptions, Connection, Executor};
 use tokio::sync::Mutex;
 
@@ -30,6 +31,14 @@ const ACQUIRE_TIMEOUT_OF_SEVERAL: Duration = Duration::from_secs(1);
 /// Longest that a host may take to say whether it takes writes. All of them are asked at once.
 const CHECK_TIMEOUT: Duration = Duration::from_millis(800);
 
+/// The connections to a host that was lost and is back are made anew, since those from before may hang in a link that was cut;
+/// not again so soon, or a server that is only slow would get more and more of them. Longer than anybody uses one.
+const POOL_AGE_MIN: Duration = Duration::from_secs(4);
+
+/// Errors of a MySQL that takes no writes: because of an option, in a read-only transaction, in a read-only mode. Source: MySQL
+/// 8.4, "Server Error Message Reference".
+const MYSQL_READ_ONLY: [u16; 3] = [1290, 1792, 1836];
+
 /// A connection that was in use this short ago is taken without asking whether it is alive: the pool has asked when it was
 /// given back, and under load the question would be a third of all round trips.
 const TRUSTED_FOR: Duration = Duration::from_secs(1);
@@ -50,10 +59,17 @@ pub(super) struct Hosts {
 /// What came of choosing.
 #[derive(Default)]
 struct Choice {
-    /// Which host is in use, and the connections to it.
-    chosen: Option<(usize, AnyPool)>,
+    chosen: Option<Chosen>,
     /// Why there was none, and when that was found, on [`clock::now_us`].
     failed: Option<(u64, String)>,
+}
+
+/// The host in use.
+struct Chosen {
+    host: usize,
+    pool: AnyPool,
+    /// When the pool was made, on [`clock::now_us`].
+    since_us: u64,
 }
 
 impl Hosts {
@@ -86,11 +102,11 @@ impl Hosts {
         let asked_us = clock::now_us();
         let mut choice = self.choice.lock().await;
         let Choice { chosen, failed } = &mut *choice;
-        let present = chosen.as_ref().map(|(host, _)| *host);
-        if let Some((_, pool)) = chosen
+        let present = chosen.as_ref().map(|chosen| chosen.host);
+        if let Some(chosen) = chosen
             && !(self.are_several() && self.is_doubted.load(Ordering::Acquire))
         {
-            return Ok(pool.clone());
+            return Ok(chosen.pool.clone());
         }
         // Whoever waited for a choice that failed does not begin another one: all of them would, one after the other.
         if let Some((_, problem)) = failed.as_ref().filter(|(at_us, _)| *at_us > asked_us) {
@@ -103,9 +119,9 @@ impl Hosts {
                 return Err(problem);
             }
         };
-        if let Some((_, pool)) = chosen.as_ref().filter(|_| present == Some(host)) {
+        if let Some(chosen) = chosen.as_ref().filter(|chosen| chosen.host == host && chosen.is_new()) {
             self.is_doubted.store(false, Ordering::Release);
-            return Ok(pool.clone());
+            return Ok(chosen.pool.clone());
         }
         let (name, options) = &self.hosts[host];
         let pool = if self.are_several() {
@@ -114,8 +130,8 @@ impl Hosts {
         } else {
             self.pool_options().connect_with(options.clone()).await.map_err(|e| e.to_string())?
         };
-        // Connections of the host before are closed when those who still use them are done.
-        *chosen = Some((host, pool.clone()));
+        // Connections of the pool before are closed when those who still use them are done.
+        *chosen = Some(Chosen { host, pool: pool.clone(), since_us: clock::now_us() });
         self.is_doubted.store(false, Ordering::Release);
         Ok(pool)
     }
@@ -134,8 +150,8 @@ impl Hosts {
 
     /// Closes the connections.
     pub(super) async fn close(&self) {
-        if let Some((_, pool)) = &self.choice.lock().await.chosen {
-            pool.close().await;
+        if let Some(chosen) = &self.choice.lock().await.chosen {
+            chosen.pool.close().await;
         }
     }
 
@@ -143,21 +159,28 @@ impl Hosts {
         self.hosts.len() > 1
     }
 
-    /// The host in use if it takes writes, or else the first that does.
+    /// The host in use if it takes writes, or else the first that does. All are asked at once, and nobody waits for a host that
+    /// would not be chosen.
     async fn choose(&self, present: Option<usize>) -> Result<usize, String> {
         if !self.are_several() {
             return Ok(0);
         }
         let id = self.id.get().map(String::as_str);
-        let answers = join_all(self.hosts.iter().map(|(_, options)| check(self.dialect, options, id))).await;
-        let found = present.filter(|host| answers[*host].is_ok()).or_else(|| answers.iter().position(Result::is_ok));
-        found.ok_or_else(|| {
-            let problems =
-                self.hosts.iter().zip(&answers).filter_map(|((name, _), answer)| {
-                    answer.as_ref().err().map(|problem| format!("{name}: {problem}"))
-                });
-            problems.collect::<Vec<_>>().join("; ")
-        })
+        let others = (0..self.hosts.len()).filter(|host| Some(*host) != present);
+        let ask = |host: usize| async move {
+            let (name, options) = &self.hosts[host];
+            let answer = check(self.dialect, options, id).await;
+            answer.map(|()| host).map_err(|problem| format!("{name}: {problem}"))
+        };
+        let mut answers = stream::iter(present.into_iter().chain(others)).map(ask).buffered(self.hosts.len());
+        let mut problems = Vec::new();
+        while let Some(answer) = answers.next().await {
+            match answer {
+                Ok(host) => return Ok(host),
+                Err(problem) => problems.push(problem),
+            }
+        }
+        Err(problems.join("; "))
     }
 
     fn pool_options(&self) -> AnyPoolOptions {
@@ -194,6 +217,12 @@ impl Hosts {
                     Ok(())
                 })
             })
+    }
+}
+
+impl Chosen {
+    fn is_new(&self) -> bool {
+        clock::now_us() - self.since_us < POOL_AGE_MIN.as_micros() as u64
     }
 }
 
@@ -234,12 +263,13 @@ fn is_of_the_host(error: &sqlx::Error) -> bool {
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed => true,
         sqlx::Error::Database(refusal) => {
-            // Connection exception, read-only transaction, operator intervention. MySQL has no code of its own for the second.
+            // Connection exception, operator intervention, read-only transaction: MySQL has a number for the last one.
             let code = refusal.code().unwrap_or_default();
+            let number = refusal.try_downcast_ref::<MySqlDatabaseError>().map(MySqlDatabaseError::number);
             code.starts_with("08")
                 || code.starts_with("57P")
                 || code == "25006"
-                || refusal.message().contains("read-only")
+                || number.is_some_and(|number| MYSQL_READ_ONLY.contains(&number))
         }
         _ => false,
     }
@@ -255,13 +285,13 @@ mod tests {
     use tokio::net::{TcpListener, TcpStream};
 
     use super::super::dialect::Dialect;
-    use super::Hosts;
+    use super::{Hosts, POOL_AGE_MIN, is_of_the_host};
     use crate::backends::Engine;
     use crate::backends::contract::{Deployment, Place, engine_address};
     use crate::backends::directory::contract::directory_contract;
     use crate::backends::directory::{Directory, SqlDirectory};
     use crate::protocol::UserId;
-    use crate::runtime::Tasks;
+    use crate::runtime::{Tasks, clock};
 
     /// A port that nobody listens on.
     const DEAD: &str = "127.0.0.1:1";
@@ -447,6 +477,54 @@ mod tests {
             connections += 1;
         }
         assert_eq!(connections, 1);
+    }
+
+    /// A doubt of the host in use while the other one swallows what it gets: nobody waits for that one, and the connections are
+    /// new ones, since the old ones may hang.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[ignore = "needs CHATCTL_TEST_POSTGRES"]
+    async fn a_doubt_costs_no_wait_for_the_other_hosts_and_makes_new_connections() {
+        sqlx::any::install_default_drivers();
+        let (_standby, behind) = silent().await;
+        let url = with_hosts("CHATCTL_TEST_POSTGRES", |own| format!("{own},{behind}"));
+        let hosts = Hosts::parse(&url, Dialect::Postgres).expect("an address");
+        let (before, mut hanging) = (hosts.pool().await.expect("chooses"), Vec::new());
+        for _ in 0..super::CONNECTIONS_MAX {
+            hanging.push(before.acquire().await.expect("connects"));
+        }
+        tokio::time::sleep(POOL_AGE_MIN).await;
+        hosts.note(&sqlx::Error::PoolTimedOut);
+        let asked_us = clock::now_us();
+        let pool = hosts.pool().await.expect("chooses");
+        let took = Duration::from_micros(clock::now_us() - asked_us);
+        assert!(took < super::CHECK_TIMEOUT / 2, "{took:?}");
+        pool.acquire().await.expect("connects");
+        // A server that is only slow gets no further ones.
+        hosts.note(&sqlx::Error::PoolTimedOut);
+        assert_eq!(hosts.pool().await.expect("chooses").size(), 1, "it is the pool of before");
+    }
+
+    /// Refusals of MySQL: of a value that is taken and called `read-only`, and of writes.
+    #[tokio::test]
+    #[ignore = "needs CHATCTL_TEST_MYSQL"]
+    async fn a_name_that_is_taken_raises_no_doubt_and_a_read_only_mysql_does() {
+        sqlx::any::install_default_drivers();
+        let url = engine_address("CHATCTL_TEST_MYSQL");
+        let mut connection = <sqlx::AnyConnection as sqlx::Connection>::connect(&url).await.expect("connects");
+        let mut refusal =
+            async |statement: &'static str| sqlx::Executor::execute(&mut connection, statement).await.map(|_| ()).err();
+        assert!(refusal("CREATE TEMPORARY TABLE names (name VARCHAR(20) PRIMARY KEY)").await.is_none());
+        assert!(refusal("INSERT INTO names VALUES ('read-only')").await.is_none());
+        let taken = refusal("INSERT INTO names VALUES ('read-only')").await.expect("it is taken");
+        assert!(taken.to_string().contains("read-only") && !is_of_the_host(&taken), "{taken}");
+        for statement in [
+            "SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = 1290, MESSAGE_TEXT = 'an option'",
+            "SIGNAL SQLSTATE '25006' SET MYSQL_ERRNO = 1792, MESSAGE_TEXT = 'a transaction'",
+            "SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = 1836, MESSAGE_TEXT = 'a mode'",
+        ] {
+            let refused = refusal(statement).await.expect("refused");
+            assert!(is_of_the_host(&refused), "{refused}");
+        }
     }
 
     #[tokio::test]

@@ -78,6 +78,8 @@ struct Inner {
     /// The same, by a transaction over all data centers.
     mark_of_all: PreparedStatement,
     read_mark: PreparedStatement,
+    /// The same, of all data centers.
+    read_mark_of_all: PreparedStatement,
     probe: PreparedStatement,
     /// Buckets that are listed already. Written by `append`.
     known_buckets: Mutex<HashSet<(u64, u64)>>,
@@ -147,15 +149,15 @@ impl CassandraMessages {
     async fn bind_quorum(&self, address: &Address) -> BackendResult<Result<(), String>> {
         const OPERATION: &str = "open messages";
         let wanted = address.datacenter.as_deref().unwrap_or(ALL_DATACENTERS);
-        let stored = async |name: &str| {
-            let rows = self.inner.rows::<(Option<String>,)>(OPERATION, &self.inner.read_mark, (name,)).await?;
+        let stored = async |name: &str, read: &PreparedStatement| {
+            let rows = self.inner.rows::<(Option<String>,)>(OPERATION, read, (name,)).await?;
             Ok::<_, BackendError>(rows.into_iter().find_map(|(value,)| value))
         };
-        let bound = if let Some(bound) = stored(QUORUM).await? {
+        let bound = if let Some(bound) = stored(QUORUM, &self.inner.read_mark).await? {
             bound
         } else {
-            // A store from before the mark has always had the quorum of all.
-            let is_used = stored(deployment::DEPLOYMENT).await?.is_some();
+            // A store from before the mark has always had the quorum of all; one data center may not have heard of its use.
+            let is_used = stored(deployment::DEPLOYMENT, &self.inner.read_mark_of_all).await?.is_some();
             let first = if is_used { ALL_DATACENTERS } else { wanted };
             marked(OPERATION, self.inner.run(OPERATION, &self.inner.mark_of_all, (QUORUM, first)).await?, first)?
         };
@@ -222,6 +224,7 @@ impl Inner {
         let keyspace = &address.keyspace;
         let prepare = async |text: String| prepared(&session, address, text).await;
         let mark = format!("INSERT INTO {keyspace}.store_marks (name, value) VALUES (?, ?) IF NOT EXISTS");
+        let read_mark = format!("SELECT value FROM {keyspace}.store_marks WHERE name = ?");
         let in_bucket = format!("{keyspace}.messages WHERE conversation_id = ? AND bucket = ?");
         Ok(Self {
             insert: prepare(format!(
@@ -274,7 +277,8 @@ impl Inner {
             .await?,
             mark: prepare(mark.clone()).await?,
             mark_of_all: over_all_datacenters(prepare(mark).await?),
-            read_mark: prepare(format!("SELECT value FROM {keyspace}.store_marks WHERE name = ?")).await?,
+            read_mark: prepare(read_mark.clone()).await?,
+            read_mark_of_all: over_all_datacenters(prepare(read_mark).await?),
             probe: prepare(format!("INSERT INTO {keyspace}.store_marks (name, value) VALUES ('probe', '')")).await?,
             known_buckets: Mutex::default(),
             version,

@@ -25,6 +25,8 @@ pub(super) struct Address {
 impl Address {
     pub(super) fn parse(url: &str) -> Option<Self> {
         let rest = url.strip_prefix("cassandra://")?;
+        // A password may hold anything.
+        let (account, rest) = rest.rsplit_once('@').map_or((None, rest), |(account, rest)| (Some(account), rest));
         let (rest, options) = rest.split_once('?').unwrap_or((rest, ""));
         let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
         let (mut replicas, mut datacenter) = (None, None);
@@ -38,13 +40,13 @@ impl Address {
                 _ => return None,
             }
         }
-        let (rest, keyspace) = rest.split_once('/').unwrap_or((rest, "chatctl"));
-        let (user, hosts) = match rest.rsplit_once('@') {
-            Some((account, hosts)) => {
+        let (hosts, keyspace) = rest.split_once('/').unwrap_or((rest, "chatctl"));
+        let user = match account {
+            Some(account) => {
                 let (user, password) = account.split_once(':')?;
-                (Some((user.to_owned(), password.to_owned())), hosts)
+                Some((user.to_owned(), password.to_owned()))
             }
-            None => (None, rest),
+            None => None,
         };
         let hosts: Vec<String> = hosts.split(',').map(str::to_owned).collect();
         let valid = !keyspace.is_empty() && keyspace.chars().all(is_name) && hosts.iter().all(|host| !host.is_empty());
@@ -170,6 +172,12 @@ mod tests {
         assert_eq!(address, Address { user, hosts, keyspace: "ks".to_owned(), replicas: Some(3), datacenter: None });
         let local = Address::parse("cassandra://a:1/ks?datacenter=eu-west.1&replicas=3").expect("valid");
         assert_eq!((local.datacenter.as_deref(), local.replicas), (Some("eu-west.1"), Some(3)));
+        let secret = Address::parse("cassandra://u:p?/@q@a:1/ks?replicas=3").expect("valid");
+        assert_eq!(secret.user, Some(("u".to_owned(), "p?/@q".to_owned())));
+        assert_eq!(
+            (secret.hosts, secret.keyspace, secret.replicas),
+            (vec!["a:1".to_owned()], "ks".to_owned(), Some(3))
+        );
         assert_eq!(Address::parse("cassandra://a:1").expect("valid").keyspace, "chatctl");
         for bad in [
             "cassandra://",

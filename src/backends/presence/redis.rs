@@ -151,7 +151,7 @@ impl RedisPresence {
         arguments(&mut call);
         match call.invoke_async(&mut connection.commands).await {
             Ok(answer) => Ok(answer),
-            Err(error) => Err(self.redis.failed(operation, error, &connection).await),
+            Err(error) => Err(self.redis.failed(operation, error, &connection)),
         }
     }
 }

@@ -22,6 +22,10 @@ use crate::protocol::ServerName;
 /// The first version whose gateway is at `/v3/`.
 const VERSION_MIN: version::Version = (3, 4);
 
+/// What etcd says of a token that is not good any more: it has ended, its server does not know it, users or roles have changed since
+/// (of one that carries its contents). Some of it comes as a bad request. Source: `api/v3rpc/rpctypes/error.go`.
+const STALE_TOKEN: [&str; 3] = ["invalid auth token", "user name is empty", "revision of auth store is old"];
+
 /// Tries of a change that another server got in the way of.
 const TRIES: usize = 5;
 
@@ -124,6 +128,15 @@ fn read(status: StatusCode, answer: &[u8]) -> Result<Value, String> {
     Err(format!("{status}: {}", message.unwrap_or_else(|| String::from_utf8_lossy(answer).into_owned())))
 }
 
+/// Whether a call may have been refused for its token alone.
+fn is_of_the_token(status: StatusCode, answer: &[u8]) -> bool {
+    if status.is_success() || status == StatusCode::UNAUTHORIZED {
+        return !status.is_success();
+    }
+    let text = String::from_utf8_lossy(answer);
+    STALE_TOKEN.iter().any(|problem| text.contains(problem))
+}
+
 impl Inner {
     /// One request to the gateway. The error says what happened; whether the request had its effect, the caller knows best.
     async fn call(&self, path: &str, body: &Value) -> Result<Value, String> {
@@ -134,7 +147,9 @@ impl Inner {
             let answer = self.http.request_as(token.as_deref(), Method::POST, &path, Some(body)).await;
             let (status, answer) = answer.map_err(|e| e.text)?;
             // A token lasts for minutes, and ends with the server that gave it out.
-            if let (StatusCode::UNAUTHORIZED, Some(token), false) = (status, &token, is_repeat) {
+            if let (Some(token), false) = (&token, is_repeat)
+                && is_of_the_token(status, &answer)
+            {
                 self.drop_token(token).await;
                 is_repeat = true;
                 continue;
@@ -287,7 +302,7 @@ mod tests {
     }
 
     impl Guarded {
-        async fn start() -> Self {
+        async fn start(tokens: impl FnOnce(&std::path::Path) -> String) -> Self {
             let folder = tempfile::tempdir().expect("a folder");
             let free = || std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
             let (clients, peers) = (free(), free());
@@ -298,7 +313,7 @@ mod tests {
             command.arg("--data-dir").arg(folder.path()).args(["--logger", "zap", "--log-level", "error"]);
             command.args(["--listen-client-urls", &url, "--advertise-client-urls", &url]);
             command.args(["--listen-peer-urls", &peer_url, "--initial-advertise-peer-urls", &peer_url]);
-            command.args(["--initial-cluster", &format!("default={peer_url}")]);
+            command.args(["--initial-cluster", &format!("default={peer_url}"), "--auth-token", &tokens(folder.path())]);
             let place = Self { _folder: folder, server: command.spawn().expect("etcd is on the PATH"), port };
             let http = JsonHttp::new(&format!("127.0.0.1:{port}")).expect("a host");
             let call = async |path: &str, body: Value| http.request(Method::POST, path, Some(&body)).await.map(|a| a.0);
@@ -339,7 +354,7 @@ mod tests {
     #[tokio::test]
     #[ignore = "needs etcd on the PATH"]
     async fn a_cluster_with_authentication_is_used_by_its_account_alone() {
-        let etcd = Guarded::start().await;
+        let etcd = Guarded::start(|_| "simple".to_owned()).await;
         for account in ["", "us:wrong@", "nobody:x@", "other:other@"] {
             let refused = etcd.open(account).await.map(|_| ()).expect_err(account).to_string();
             assert!(!refused.contains("wrong"), "no password is told: {refused}");
@@ -350,5 +365,23 @@ mod tests {
         // A token that is not good any more, as after the server's restart or some minutes.
         *registry.inner.account.as_ref().expect("has one").token.lock().await = Some("stale".to_owned());
         assert_eq!(registry.list(entry.role).await.expect("lists"), std::slice::from_ref(&entry));
+    }
+
+    /// A signed token carries the revision of users and roles that it was made for.
+    #[tokio::test]
+    #[ignore = "needs etcd on the PATH"]
+    async fn a_signed_token_is_renewed_when_users_change() {
+        let etcd = Guarded::start(|folder| {
+            let key = folder.join("key");
+            std::fs::write(&key, "a key that is as long as it has to be").expect("written");
+            format!("jwt,priv-key={},sign-method=HS256", key.display())
+        })
+        .await;
+        let (ours, root) =
+            (etcd.open("us:se@cret/1@").await.expect("opens"), etcd.open("root:root@").await.expect("opens"));
+        let entry = crate::backends::registry::contract::promises::entry(1, 0);
+        ours.announce(&entry).await.expect("announces");
+        root.inner.call("auth/user/add", &json!({"name": "new", "password": "new"})).await.expect("is added");
+        assert_eq!(ours.list(entry.role).await.expect("lists"), std::slice::from_ref(&entry));
     }
 }

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::try_join_all;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use zookeeper_client::{Acl, Acls, AuthId, Client, CreateMode, Error, Permission, Stat};
@@ -151,31 +152,59 @@ fn failed(operation: &'static str, error: Error) -> BackendError {
     }
 }
 
+/// Whether anyone has a right to a node.
+async fn is_open(client: &Client, path: &str) -> Result<bool, Error> {
+    let (acls, _) = within(client.get_acl(path)).await?;
+    Ok(acls.iter().any(|acl| acl.auth_id() == &AuthId::anyone()))
+}
+
+/// Deletes an entry that was made before its folder was closed, if anyone, or only somebody else, has a right to it.
+async fn delete_open(client: &Client, path: &str) -> Result<(), Error> {
+    match is_open(client, path).await {
+        Ok(true) | Err(Error::NoAuth) => {}
+        Ok(false) | Err(Error::NoNode) => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    match within(client.delete(path, None)).await {
+        Ok(()) | Err(Error::NoNode) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 impl Inner {
     /// Who may do what with what this server makes.
     const fn acls(&self) -> Acls<'static> {
         if self.account.is_some() { Acls::creator_all() } else { Acls::anyone_all() }
     }
 
-    /// Makes the folder of each role. With an account, one that was open to anyone is closed; and whether this account may
-    /// use it is seen here and not at the first server.
+    /// Makes the folder of each role, and the one above them. With an account, one that was open to anyone is closed; and whether
+    /// this account may use it is seen here and not at the first server.
     async fn make_folders(&self, client: &Client) -> Result<(), Error> {
+        let parent = self.root.rsplit_once('/').map_or("/", |(parent, _)| parent);
+        within(client.mkdir(parent, &CreateMode::Persistent.with_acls(Acls::anyone_all()))).await?;
+        // Whoever may delete in a folder could make the ones below it their own.
+        self.make_folder(client, &self.root).await?;
         for role in Role::ALL {
             let folder = self.folder(role);
-            let parent = folder.rsplit_once('/').map_or("/", |(parent, _)| parent);
-            within(client.mkdir(parent, &CreateMode::Persistent.with_acls(Acls::anyone_all()))).await?;
-            match within(client.create(&folder, &[], &CreateMode::Persistent.with_acls(self.acls()))).await {
-                Ok(_) | Err(Error::NodeExists) => {}
-                Err(error) => return Err(error),
-            }
+            self.make_folder(client, &folder).await?;
+            let names = within(client.list_children(&folder)).await?;
             if self.account.is_some() {
-                let (acls, _) = within(client.get_acl(&folder)).await?;
-                if acls.iter().any(|acl| acl.auth_id() == &AuthId::anyone()) {
-                    let own = Acl::new(Permission::ALL, AuthId::authed());
-                    within(client.set_acl(&folder, &[own], None)).await?;
-                }
+                let paths: Vec<String> = names.iter().map(|name| format!("{folder}/{name}")).collect();
+                try_join_all(paths.iter().map(|path| delete_open(client, path))).await?;
             }
-            within(client.list_children(&folder)).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes a folder that is missing; with an account, closes one that is open.
+    async fn make_folder(&self, client: &Client, folder: &str) -> Result<(), Error> {
+        match within(client.create(folder, &[], &CreateMode::Persistent.with_acls(self.acls()))).await {
+            Ok(_) | Err(Error::NodeExists) => {}
+            Err(error) => return Err(error),
+        }
+        if self.account.is_some() && is_open(client, folder).await? {
+            let own = Acl::new(Permission::ALL, AuthId::authed());
+            within(client.set_acl(folder, &[own], None)).await?;
         }
         Ok(())
     }
@@ -309,7 +338,7 @@ impl Registry for ZooKeeperRegistry {
             names.sort();
             let paths: Vec<String> = names.iter().map(|name| format!("{}/{name}", self.inner.folder(role))).collect();
             let found = paths.iter().map(|path| self.inner.find(&client, path));
-            let found = futures_util::future::try_join_all(found).await?;
+            let found = try_join_all(found).await?;
             let fresh = found.into_iter().flatten().filter(|(e, stat)| self.inner.is_fresh(&e.name, stat.mzxid));
             Ok(fresh.map(|(entry, _)| entry).collect())
         };
@@ -354,12 +383,18 @@ mod tests {
     async fn with_an_account_nobody_else_reads_or_enters_servers() {
         let (Ensemble { url, .. }, entry) = (ensemble(), crate::backends::registry::contract::promises::entry(1, 0));
         let as_account = |account: &str| url.replace("://", &format!("://{account}@"));
-        // Made before there was an account: it is closed.
+        // Made before there was an account: it is closed, and what was entered is gone.
         let open = ZooKeeperRegistry::open(&url, DeploymentId(7)).await.expect("opens");
+        open.announce(&entry).await.expect("announces");
         let ours = ZooKeeperRegistry::open(&as_account("us:se@cret/1"), DeploymentId(7)).await.expect("opens");
         let (forged, reads) = (open.announce(&entry).await, open.list(entry.role).await);
         for refused in [forged, reads.map(|_| ())] {
             assert_eq!(refused.expect_err("is refused").kind, ErrorKind::Rejected);
+        }
+        assert_eq!(ours.list(entry.role).await.expect("lists"), []);
+        let client = open.inner.client().await.expect("is connected");
+        for folder in Role::ALL.map(|role| open.inner.folder(role)) {
+            assert_eq!(client.delete(&folder, None).await.expect_err("is refused"), Error::NoAuth, "{folder}");
         }
         ours.announce(&entry).await.expect("announces");
         let second = ZooKeeperRegistry::open(&as_account("us:se@cret/1"), DeploymentId(7)).await.expect("opens");

@@ -29,7 +29,7 @@ use super::redis_scripts::SCRIPTS;
 use super::{PENDING_IDS_MAX, Progress, Remembered, Request, Reservation, Seed, Sequence, Slot};
 use crate::backends::error::{BackendError, BackendResult, ErrorKind};
 use crate::backends::messages::ConversationHead;
-use crate::backends::redis::{Redis, is_other_life};
+use crate::backends::redis::Redis;
 use crate::protocol::limits::RETRY_WINDOW;
 use crate::protocol::{ConversationId, MessageId, UserId};
 
@@ -56,7 +56,7 @@ impl RedisSequence {
         Self { redis }
     }
 
-    /// Runs a script on a conversation: one round trip, and one more after the server forgot the script or has other data.
+    /// Runs a script on a conversation.
     async fn run<T: redis::FromRedisValue>(
         &self,
         operation: &'static str,
@@ -64,38 +64,11 @@ impl RedisSequence {
         conversation: ConversationId,
         arguments: impl Fn(&mut ScriptInvocation<'_>, &str) + Sync,
     ) -> BackendResult<T> {
-        self.run_in_life(operation, script, |call, life| {
+        let fill = |call: &mut ScriptInvocation<'_>, life: &str| {
             call.key(self.key(conversation, life));
             arguments(call, life);
-        })
-        .await
-    }
-
-    /// Runs a script on data of the life that it was told of; once more where they have another one by now.
-    async fn run_in_life<T: redis::FromRedisValue>(
-        &self,
-        operation: &'static str,
-        script: &Script,
-        fill: impl Fn(&mut ScriptInvocation<'_>, &str) + Sync,
-    ) -> BackendResult<T> {
-        let mut is_repeat = false;
-        loop {
-            let mut connection = self.redis.connection(operation).await?;
-            let mut call = script.prepare_invoke();
-            fill(&mut call, &connection.life);
-            call.arg(&*connection.life);
-            match call.invoke_async(&mut connection.commands).await {
-                Ok(answer) => return Ok(answer),
-                Err(error) => {
-                    let may_repeat = is_other_life(&error) && !is_repeat;
-                    let error = self.redis.failed(operation, error, &connection).await;
-                    if !may_repeat {
-                        return Err(error);
-                    }
-                    is_repeat = true;
-                }
-            }
-        }
+        };
+        self.redis.run_in_life(operation, script, fill).await
     }
 
     /// Key of a conversation's counter.
@@ -145,7 +118,7 @@ impl Sequence for RedisSequence {
         set.arg(self.turn(conversation, &connection.life)).arg(owner).arg("NX").arg("PX").arg(life.as_millis() as u64);
         match set.query_async::<Option<String>>(&mut connection.commands).await {
             Ok(answer) => Ok(answer.is_some()),
-            Err(error) => Err(self.redis.failed(OPERATION, error, &connection).await),
+            Err(error) => Err(self.redis.failed(OPERATION, error, &connection)),
         }
     }
 
@@ -156,7 +129,7 @@ impl Sequence for RedisSequence {
         call.arg(owner).arg(life.as_millis() as u64);
         match call.invoke_async::<Value>(&mut connection.commands).await {
             Ok(_) => Ok(()),
-            Err(error) => Err(self.redis.failed(OPERATION, error, &connection).await),
+            Err(error) => Err(self.redis.failed(OPERATION, error, &connection)),
         }
     }
 
@@ -167,7 +140,7 @@ impl Sequence for RedisSequence {
         call.arg(owner);
         match call.invoke_async::<Value>(&mut connection.commands).await {
             Ok(_) => Ok(()),
-            Err(error) => Err(self.redis.failed(OPERATION, error, &connection).await),
+            Err(error) => Err(self.redis.failed(OPERATION, error, &connection)),
         }
     }
 
@@ -232,6 +205,7 @@ impl Sequence for RedisSequence {
         let mut slots = Vec::with_capacity(conversations.len());
         for chunk in conversations.chunks(NEWEST_KEYS) {
             let answer: Vec<String> = self
+                .redis
                 .run_in_life(OPERATION, &SCRIPTS.newest, |call, life| {
                     for conversation in chunk {
                         call.key(self.key(*conversation, life));
@@ -248,7 +222,7 @@ impl Sequence for RedisSequence {
         let mut connection = self.redis.connection(OPERATION).await?;
         match redis::cmd("TIME").query_async::<(u64, u64)>(&mut connection.commands).await {
             Ok((s, us)) => Ok(s * 1_000 + us / 1_000),
-            Err(error) => Err(self.redis.failed(OPERATION, error, &connection).await),
+            Err(error) => Err(self.redis.failed(OPERATION, error, &connection)),
         }
     }
 
@@ -433,6 +407,8 @@ mod tests {
         here.follow(&there).await;
         assert!(port.progress(TALK).await.is_err(), "a replica tells of another life");
         here.lead().await;
+        // That it was a replica is the answer for a moment.
+        tokio::time::sleep(Duration::from_millis(400)).await;
         assert_eq!(port.progress(TALK).await.expect("reads"), None);
         assert_eq!(port.reserve(&first).await.expect("answers"), Reservation::Unseeded);
         assert_eq!(port.newest(&[TALK]).await.expect("reads"), [None]);
