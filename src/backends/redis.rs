@@ -34,8 +34,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest that an answer may take. Under the deadline that every call to a port has.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a search for a server that failed answers for those who come after it: of many callers one searches, a few times a
-/// second.
+/// How long a search for a server that failed answers for those who come after it: of many callers one searches, a few
+/// times a second.
 const PAUSE_US: RangeInclusive<u64> = 100_000..=300_000;
 
 /// Oldest version with everything that the scripts use (`ZADD` with options, millisecond expiry of every kind).
@@ -156,8 +156,8 @@ impl Redis {
         format!("chatctl:{{{}:{tag}}}:{rest}", self.inner.deployment)
     }
 
-    /// The live connection, or a new one. Whoever waited for a search that failed, or comes soon behind it, gets its failure:
-    /// all of them would search, one after the other.
+    /// The live connection, or a new one. Whoever waited for a search that failed, or comes soon behind it, gets its
+    /// failure: all of them would search, one after the other.
     ///
     /// # Errors
     /// `NotApplied`: nothing was sent.
@@ -187,8 +187,8 @@ impl Redis {
         Ok(connection)
     }
 
-    /// Runs a script that begins with [`IN_LIFE`] on data of the life that `fill` is told of: one round trip, and one more after
-    /// the server forgot the script or has other data.
+    /// Runs a script that begins with [`IN_LIFE`] on data of the life that `fill` is told of: one round trip, and one
+    /// more after the server forgot the script or has other data.
     ///
     /// # Errors
     /// Those of the server.

@@ -31,12 +31,13 @@ const ACQUIRE_TIMEOUT_OF_SEVERAL: Duration = Duration::from_secs(1);
 /// Longest that a host may take to say whether it takes writes. All of them are asked at once.
 const CHECK_TIMEOUT: Duration = Duration::from_millis(800);
 
-/// The connections to a host that was lost and is back are made anew, since those from before may hang in a link that was cut;
-/// not again so soon, or a server that is only slow would get more and more of them. Longer than anybody uses one.
+/// The connections to a host that was lost and is back are made anew, since those from before may hang in a link that
+/// was cut; not again so soon, or a server that is only slow would get more and more of them. Longer than anybody
+/// uses one.
 const POOL_AGE_MIN: Duration = Duration::from_secs(4);
 
-/// Errors of a MySQL that takes no writes: because of an option, in a read-only transaction, in a read-only mode. Source: MySQL
-/// 8.4, "Server Error Message Reference".
+/// Errors of a MySQL that takes no writes: because of an option, in a read-only transaction, in a read-only mode.
+/// Source: MySQL 8.4, "Server Error Message Reference".
 const MYSQL_READ_ONLY: [u16; 3] = [1290, 1792, 1836];
 
 /// A connection that was in use this short ago is taken without asking whether it is alive: the pool has asked when it was
@@ -159,8 +160,8 @@ impl Hosts {
         self.hosts.len() > 1
     }
 
-    /// The host in use if it takes writes, or else the first that does. All are asked at once, and nobody waits for a host that
-    /// would not be chosen.
+    /// The host in use if it takes writes, or else the first that does. All are asked at once, and nobody waits for a
+    /// host that would not be chosen.
     async fn choose(&self, present: Option<usize>) -> Result<usize, String> {
         if !self.are_several() {
             return Ok(0);
@@ -479,8 +480,8 @@ mod tests {
         assert_eq!(connections, 1);
     }
 
-    /// A doubt of the host in use while the other one swallows what it gets: nobody waits for that one, and the connections are
-    /// new ones, since the old ones may hang.
+    /// A doubt of the host in use while the other one swallows what it gets: nobody waits for that one, and the
+    /// connections are new ones, since the old ones may hang.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     #[ignore = "needs CHATCTL_TEST_POSTGRES"]
     async fn a_doubt_costs_no_wait_for_the_other_hosts_and_makes_new_connections() {

@@ -156,7 +156,8 @@ impl CassandraMessages {
         let bound = if let Some(bound) = stored(QUORUM, &self.inner.read_mark).await? {
             bound
         } else {
-            // A store from before the mark has always had the quorum of all; one data center may not have heard of its use.
+            // A store from before the mark has always had the quorum of all; one data center may not have heard of its
+            // use.
             let is_used = stored(deployment::DEPLOYMENT, &self.inner.read_mark_of_all).await?.is_some();
             let first = if is_used { ALL_DATACENTERS } else { wanted };
             marked(OPERATION, self.inner.run(OPERATION, &self.inner.mark_of_all, (QUORUM, first)).await?, first)?

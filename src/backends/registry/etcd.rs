@@ -22,8 +22,9 @@ use crate::protocol::ServerName;
 /// The first version whose gateway is at `/v3/`.
 const VERSION_MIN: version::Version = (3, 4);
 
-/// What etcd says of a token that is not good any more: it has ended, its server does not know it, users or roles have changed since
-/// (of one that carries its contents). Some of it comes as a bad request. Source: `api/v3rpc/rpctypes/error.go`.
+/// What etcd says of a token that is not good any more: it has ended, its server does not know it, users or roles have
+/// changed since (of one that carries its contents). Some of it comes as a bad request. Source:
+/// `api/v3rpc/rpctypes/error.go`.
 const STALE_TOKEN: [&str; 3] = ["invalid auth token", "user name is empty", "revision of auth store is old"];
 
 /// Tries of a change that another server got in the way of.

@@ -177,8 +177,8 @@ impl Inner {
         if self.account.is_some() { Acls::creator_all() } else { Acls::anyone_all() }
     }
 
-    /// Makes the folder of each role, and the one above them. With an account, one that was open to anyone is closed; and whether
-    /// this account may use it is seen here and not at the first server.
+    /// Makes the folder of each role, and the one above them. With an account, one that was open to anyone is closed;
+    /// and whether this account may use it is seen here and not at the first server.
     async fn make_folders(&self, client: &Client) -> Result<(), Error> {
         let parent = self.root.rsplit_once('/').map_or("/", |(parent, _)| parent);
         within(client.mkdir(parent, &CreateMode::Persistent.with_acls(Acls::anyone_all()))).await?;

@@ -1,8 +1,8 @@
 //! Sessions in Redis: one hash for each user and life of the data, device → `session server expiry`.
 //!
-//! Each session has an expiry of its own, on the server's clock; the key's is only clean-up. What a promoted replica has copied is
-//! of another life, and counts as forgotten: it may lack the last claims, so that the session that it knows is not the device's
-//! any more. The refresh enters every session again.
+//! Each session has an expiry of its own, on the server's clock; the key's is only clean-up. What a promoted replica
+//! has copied is of another life, and counts as forgotten: it may lack the last claims, so that the session that it
+//! knows is not the device's any more. The refresh enters every session again.
 
 use std::sync::LazyLock;
 
@@ -42,8 +42,8 @@ if old then return {old.session, old.server} end
 return {}
 ";
 
-/// KEYS: user of each session. ARGV: time to live, then device, session and server of each. Answers 0 where the device has
-/// another session.
+/// KEYS: user of each session. ARGV: time to live, then device, session and server of each. Answers 0 where the device
+/// has another session.
 const REFRESH: &str = r"
 local kept = {}
 for n, key in ipairs(KEYS) do
