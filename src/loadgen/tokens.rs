@@ -123,11 +123,16 @@ impl Tokens {
         self.first_login_us.fetch_min(clock::now_us(), Ordering::Relaxed);
     }
 
-    /// Whether a client's token may have come to its end: then a server that closes its connection does what it has to.
-    pub(super) fn may_have_expired(&self, client: u32, now_us: u64) -> bool {
+    /// When the token was issued that a client has now, on the run's clock.
+    pub(super) fn issued_us(&self, client: u32) -> u64 {
         let first_us = self.first_login_us.load(Ordering::Relaxed);
-        let at_us = self.issued(client).map_or(first_us, |issued| issued.at_us);
-        now_us.saturating_add(CLOCK_SKEW_US) >= at_us.saturating_add(self.life_us.load(Ordering::Relaxed))
+        self.issued(client).map_or(first_us, |issued| issued.at_us)
+    }
+
+    /// Whether a token that was issued at a time may have come to its end: then a server that closes the connection that was
+    /// opened with it does what it has to.
+    pub(super) fn may_have_expired(&self, issued_us: u64, now_us: u64) -> bool {
+        now_us.saturating_add(CLOCK_SKEW_US) >= issued_us.saturating_add(self.life_us.load(Ordering::Relaxed))
     }
 
     fn issued(&self, client: u32) -> Option<Issued> {
@@ -247,17 +252,18 @@ mod tests {
     async fn a_token_may_have_expired_after_the_life_that_its_login_was_told() {
         let tokens = Tokens::default();
         let second = 1_000_000;
-        assert!(!tokens.may_have_expired(1, 3_600_000 * second), "no login told of a life");
+        assert!(!tokens.may_have_expired(tokens.issued_us(1), 3_600_000 * second), "no login told of a life");
         tokens.note_login(clock::unix_ms() / 1_000 + 60);
-        let now_us = clock::now_us();
-        assert!(!tokens.may_have_expired(1, now_us + 50 * second));
-        assert!(tokens.may_have_expired(1, now_us + 60 * second));
+        let (now_us, first_us) = (clock::now_us(), tokens.issued_us(1));
+        assert!(!tokens.may_have_expired(first_us, now_us + 50 * second));
+        assert!(tokens.may_have_expired(first_us, now_us + 60 * second));
         let login = || async { Ok("new".into()) };
         tokio::time::sleep(Duration::from_millis(20)).await;
         tokens.renew(1, Stale::Token("initial"), login).await.expect("logs in");
         let renewed_us = clock::now_us();
-        assert!(!tokens.may_have_expired(1, renewed_us + 50 * second));
-        assert!(tokens.may_have_expired(1, renewed_us + 60 * second));
+        let second_us = tokens.issued_us(1);
+        assert!(second_us > first_us && !tokens.may_have_expired(second_us, renewed_us + 50 * second));
+        assert!(tokens.may_have_expired(second_us, renewed_us + 60 * second));
     }
 
     #[tokio::test]

@@ -239,7 +239,7 @@ impl Device {
         // A server has to end a connection with its token.
         let is_short = now < self.opened_us.saturating_add(SHORT_LIVED_US);
         let has_expired = matches!(error, LinkError::Closed(code) if *code == CloseCode::Unauthorized.code())
-            && self.run.world.token_may_have_expired(self.client, now);
+            && self.run.world.token_may_have_expired(self.token_issued_us, now);
         let was_moved = self.reconnection.as_deref().is_some_and(is_moved)
             || matches!(error, LinkError::Closed(code) if *code == CloseCode::Moved.code());
         // Each server of a stack may drain in turn; one that moves a device over and over serves nobody.

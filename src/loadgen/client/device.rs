@@ -95,6 +95,8 @@ pub(in crate::loadgen) struct Device {
     pub(super) now_us: u64,
     /// A slow reader does not read before.
     pub(super) reads_at_us: u64,
+    /// When the token was issued that the connection was begun with. A call may have renewed it since.
+    pub(super) token_issued_us: u64,
     /// When the connection was welcomed.
     pub(super) opened_us: u64,
     /// When the first connection was welcomed since the device was wanted; 0 while it is away by plan. A lost connection does
@@ -141,6 +143,7 @@ impl Device {
             retries: 0,
             now_us: 0,
             reads_at_us: 0,
+            token_issued_us: 0,
             opened_us: 0,
             there_since_us: 0,
             heard_us: 0,
@@ -348,6 +351,7 @@ impl Device {
         }
         let (placement, avoid) = (reconnection.placement.take(), reconnection.avoid.clone());
         self.connection = Connection::Connecting;
+        self.token_issued_us = self.run.world.token_issued_us(self.client);
         self.act(Action::Connect { placement, avoid });
     }
 

@@ -259,9 +259,14 @@ impl World {
         self.tokens.renewed()
     }
 
-    /// Whether a device's token may have come to its end.
-    pub(super) fn token_may_have_expired(&self, client: u32, now_us: u64) -> bool {
-        self.tokens.may_have_expired(client, now_us)
+    /// When the token was issued that a device has now.
+    pub(super) fn token_issued_us(&self, client: u32) -> u64 {
+        self.tokens.issued_us(client)
+    }
+
+    /// Whether a token that was issued at a time may have come to its end.
+    pub(super) fn token_may_have_expired(&self, issued_us: u64, now_us: u64) -> bool {
+        self.tokens.may_have_expired(issued_us, now_us)
     }
 
     /// How often a device's token was replaced during the run.
