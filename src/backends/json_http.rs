@@ -19,6 +19,7 @@ pub(super) const TIMEOUT: Duration = Duration::from_secs(2);
 /// How connections are made and kept.
 const CONNECTIONS: ClientConfig = ClientConfig {
     connect_timeout: Duration::from_millis(500),
+    // Below the 30 s after which HBase's gateway closes one.
     idle_max: Duration::from_secs(20),
     idle_per_host_max: usize::MAX,
 };

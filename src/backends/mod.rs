@@ -17,6 +17,7 @@ pub mod messages;
 pub mod presence;
 pub mod push;
 pub mod redis;
+pub mod redis_admin;
 pub mod registry;
 mod sentinels;
 pub mod sequence;

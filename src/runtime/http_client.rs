@@ -9,7 +9,7 @@
 use std::error::Error as StdError;
 use std::fmt;
 use std::io::{self, ErrorKind, IoSlice};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
@@ -92,48 +92,39 @@ where
     /// No connection, or one that ended or could not be read before the answer came.
     pub async fn request(&self, mut request: Request<B>) -> Result<Response<Incoming>, RequestError> {
         let mut captured = capture_connection(&mut request);
-        let answer = {
-            let mut of_end = captured.clone();
-            let mut answer = pin!(self.client.request(request));
-            tokio::select! {
-                biased;
-                answer = &mut answer => answer.map_err(Cause::Failed),
-                () = has_ended(&mut of_end, self.grace) => Err(Cause::Forgotten),
-            }
+        let answer = tokio::select! {
+            biased;
+            answer = self.client.request(request) => answer.map_err(Cause::Failed),
+            () = has_ended(&mut captured, self.grace) => Err(Cause::Forgotten),
         };
-        let life = life_of(&mut captured);
-        let was_answering = || life.as_ref().is_some_and(|life| life.has_answered.load(Ordering::Relaxed));
-        match answer {
-            Ok(answer) => {
-                if let Some(life) = &life {
-                    life.has_answered.store(true, Ordering::Relaxed);
-                }
-                Ok(answer)
-            }
-            Err(cause) => Err(RequestError { cause, was_answering: was_answering() }),
+        let state = state_of(&captured);
+        let was_answering = state.as_ref().is_some_and(|state| state.has_answered.load(Ordering::Relaxed));
+        if let Some(state) = state.filter(|_| answer.is_ok()) {
+            state.has_answered.store(true, Ordering::Relaxed);
         }
+        answer.map_err(|cause| RequestError { cause, was_answering })
     }
 }
 
 /// Returns some time after the end of the connection that a request is on, unless the request went on to another one.
 async fn has_ended(captured: &mut CaptureConnection, grace: Duration) {
-    let mut life = captured.wait_for_connection_metadata().await.as_ref().and_then(life_in);
-    while let Some(current) = life {
+    let mut state = captured.wait_for_connection_metadata().await.as_ref().and_then(state_in);
+    while let Some(current) = state {
         current.ended.cancelled().await;
         tokio::time::sleep(grace).await;
-        match life_of(captured) {
-            Some(next) if !Arc::ptr_eq(&current, &next) => life = Some(next),
+        match state_of(captured) {
+            Some(next) if !Arc::ptr_eq(&current, &next) => state = Some(next),
             _ => return,
         }
     }
     std::future::pending::<()>().await;
 }
 
-fn life_of(captured: &mut CaptureConnection) -> Option<Arc<Life>> {
-    captured.connection_metadata().as_ref().and_then(life_in)
+fn state_of(captured: &CaptureConnection) -> Option<Arc<ConnectionState>> {
+    captured.connection_metadata().as_ref().and_then(state_in)
 }
 
-fn life_in(connected: &Connected) -> Option<Arc<Life>> {
+fn state_in(connected: &Connected) -> Option<Arc<ConnectionState>> {
     let mut extensions = Extensions::new();
     connected.get_extras(&mut extensions);
     extensions.remove()
@@ -189,7 +180,7 @@ fn is_of_closed(error: &(dyn StdError + 'static)) -> bool {
 
 /// What is known of a connection.
 #[derive(Debug)]
-struct Life {
+struct ConnectionState {
     /// Cancelled when the socket is dropped.
     ended: CancellationToken,
     /// Set by each request that got an answer.
@@ -213,8 +204,8 @@ impl Service<Uri> for Connector {
         let connecting = self.0.call(uri);
         Box::pin(async move {
             let ended = CancellationToken::new();
-            let life = Arc::new(Life { ended: ended.clone(), has_answered: AtomicBool::new(false) });
-            Ok(Stream { io: connecting.await?, life, _ends: ended.drop_guard() })
+            let state = Arc::new(ConnectionState { ended: ended.clone(), has_answered: AtomicBool::new(false) });
+            Ok(Stream { io: connecting.await?, state, _ends: ended.drop_guard() })
         })
     }
 }
@@ -222,13 +213,13 @@ impl Service<Uri> for Connector {
 /// A socket that tells its end.
 struct Stream {
     io: TokioIo<TcpStream>,
-    life: Arc<Life>,
+    state: Arc<ConnectionState>,
     _ends: DropGuard,
 }
 
 impl Connection for Stream {
     fn connected(&self) -> Connected {
-        self.io.connected().extra(Arc::clone(&self.life))
+        self.io.connected().extra(Arc::clone(&self.state))
     }
 }
 

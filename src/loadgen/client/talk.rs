@@ -184,8 +184,8 @@ impl Device {
         asked_us.filter(|_| !keeps_waiting)
     }
 
-    /// The connection is over: no more answers come on it. One that the device ended itself is no answer, and says only that
-    /// there was none for as long as it waited.
+    /// The connection is over: no more answers come on it. One that the device ended itself is no answer: then only what has
+    /// waited for so long that it was to be written again counts, as waiting until now.
     pub(super) fn end_answers(&mut self, is_by_device: bool) {
         for at in 0..self.pending.len() {
             let asked_us = self.take_asked_us(at);

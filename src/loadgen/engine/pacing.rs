@@ -351,7 +351,7 @@ async fn do_faults(shared: Arc<Shared>, control: Arc<dyn StackControl>, started_
                 shared.ledger.presence.fault_began(breaks_us);
                 shared.excuse_pushes(shared.ledger.unpushed.cut_all(breaks_us));
             };
-            let (done, ()) = tokio::join!(control.do_fault(&fault.action), excuses);
+            let ((), done) = tokio::join!(excuses, control.do_fault(&fault.action));
             let what = fault.action.to_string();
             shared.note("fault", || json!({"what": what, "te": clock::boot_seconds()}));
             if !fault.action.lasts().is_zero() {

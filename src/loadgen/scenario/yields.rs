@@ -82,7 +82,6 @@ impl Scenario {
         let devices = f64::from(self.population.devices_per_user.max);
         let members = self.population.groups.iter().map(|groups| groups.members.max).max().unwrap_or(0).max(2);
         if path == LatencyPath::Ack {
-            // Of answers a message may have several.
             return Some(messages);
         }
         path.is_delivery().then(|| messages * f64::from(members) * devices)

@@ -306,11 +306,12 @@ impl Ordering {
         let mut any = false;
         for slot in progress.pending.iter().filter(|slot| slot.at_ms + VOID_AFTER_MS < progress.now_ms) {
             any = true;
+            // Before it is marked: an id that stays marked has its retries refused.
+            if !self.may_void(conversation, progress.epoch).await? {
+                return Ok(true);
+            }
             // Three steps, each of which another server can repeat: mark (from here a commit fails), shadow, settle.
             if self.sequence.begin_void(conversation, slot.id).await? {
-                if !self.may_void(conversation, progress.epoch).await? {
-                    return Ok(true);
-                }
                 self.messages.void(conversation, MessageId(slot.id.0 - 1), slot.id).await?;
                 self.sequence.end_void(conversation, slot.id).await?;
                 self.metrics.count(Counter::IdsVoided);

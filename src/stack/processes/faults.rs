@@ -5,14 +5,15 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
+use futures_util::future::try_join_all;
 use tokio::sync::oneshot;
 
 use super::engines::LocalEngines;
 use super::server::Server;
 use super::supervisor::Supervisor;
 use crate::backends::deployment::DeploymentId;
-use crate::backends::redis::{Connection, Redis};
+use crate::backends::redis::Redis;
+use crate::backends::redis_admin::Memory;
 use crate::protocol::Fault;
 use crate::runtime::process::Tell;
 use crate::stack::fault_check;
@@ -98,20 +99,22 @@ impl Supervisor {
             (Target::Engine(..), Fault::Flush(_)) => self.flush_redis().await,
             (Target::Engine(..), Fault::Fill(_, lasts)) => self.fill_redis(lasts).await,
             (Target::Engine(engine, local), Fault::Wipe(_)) => {
-                let mut wiped = local.kill(&engine).await;
-                if wiped.is_ok() {
-                    wiped = local.wipe(&engine).await;
-                }
+                let wiped = async {
+                    local.kill(&engine).await?;
+                    local.wipe(&engine).await
+                };
+                let wiped = wiped.await;
                 // Whatever came of that: nothing that was taken down stays so.
                 start(&engine, &local).await.and(wiped)
             }
             (Target::Engine(engine, local), Fault::Restore(_, lasts)) => {
                 local.save(&engine).await?;
                 self.last(lasts).await;
-                let mut restored = local.kill(&engine).await;
-                if restored.is_ok() {
-                    restored = local.restore(&engine).await;
-                }
+                let restored = async {
+                    local.kill(&engine).await?;
+                    local.restore(&engine).await
+                };
+                let restored = restored.await;
                 start(&engine, &local).await.and(restored)
             }
             (Target::Server(_), Fault::Flush(_) | Fault::Wipe(_) | Fault::Restore(..) | Fault::Fill(..))
@@ -150,67 +153,40 @@ impl Supervisor {
         Ok(Target::Engine(name.to_owned(), local))
     }
 
-    /// A connection to each Redis of the stack.
-    async fn redises(&self, operation: &'static str) -> Result<Vec<Connection>, String> {
+    /// Each Redis of the stack.
+    async fn redises(&self) -> Result<Vec<Redis>, String> {
         let engines = self.config().engines.all();
         let of_redis = engines.iter().filter(|(_, engine, _)| engine.kind() == Some("redis"));
         let addresses: BTreeSet<&str> = of_redis.filter_map(|(_, engine, _)| engine.address()).collect();
-        let mut connections = Vec::new();
-        for address in addresses {
-            // No key is named, so it is of no matter whose deployment this is.
-            let redis = Redis::open(address, DeploymentId(0)).await.map_err(|e| e.to_string())?;
-            connections.push(redis.connection(operation).await.map_err(|e| e.to_string())?);
-        }
-        Ok(connections)
+        // No key is named, so it is of no matter whose deployment this is.
+        let opening = addresses.into_iter().map(|address| Redis::open(address, DeploymentId(0)));
+        try_join_all(opening).await.map_err(|e| e.to_string())
     }
 
     async fn flush_redis(&self) -> Result<(), String> {
-        for mut connection in self.redises("flush redis").await? {
-            let flush = redis::cmd("FLUSHALL").query_async::<()>(&mut connection.commands).await;
-            flush.map_err(|e| format!("flush redis: {e}"))?;
+        for redis in self.redises().await? {
+            redis.flush().await.map_err(|e| e.to_string())?;
         }
         Ok(())
     }
 
-    /// Leaves Redis a byte of memory, without evicting anything, and afterwards what it had.
+    /// Leaves Redis a byte of memory, and afterwards what it had.
     async fn fill_redis(&self, lasts: Duration) -> Result<(), String> {
+        let redises = self.redises().await?;
         // All is read before anything is set: two addresses may be databases of one server.
-        let mut before = Vec::new();
-        for mut connection in self.redises("fill redis").await? {
-            let had = settings(&mut connection.commands).await?;
-            before.push((connection, had));
-        }
-        let full = [("maxmemory-policy", "noeviction"), ("maxmemory", "1")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+        let before = try_join_all(redises.iter().map(Redis::memory)).await.map_err(|e| e.to_string())?;
         let mut filled = Ok(());
-        for (connection, _) in &mut before {
-            filled = filled.and(set(&mut connection.commands, &full).await);
+        for redis in &redises {
+            filled = filled.and(redis.set_memory(&Memory::full()).await);
         }
         if filled.is_ok() {
             self.last(lasts).await;
         }
-        for (mut connection, had) in before {
-            filled = filled.and(set(&mut connection.commands, &had).await);
+        for (redis, memory) in redises.iter().zip(&before) {
+            filled = filled.and(redis.set_memory(memory).await);
         }
-        filled
+        filled.map_err(|e| e.to_string())
     }
-}
-
-/// What a Redis does with its memory, by setting.
-async fn settings(commands: &mut MultiplexedConnection) -> Result<Vec<(String, String)>, String> {
-    let mut all = Vec::new();
-    for name in ["maxmemory", "maxmemory-policy"] {
-        let setting = redis::cmd("CONFIG").arg("GET").arg(name).query_async::<(String, String)>(commands).await;
-        all.push(setting.map_err(|e| format!("fill redis: its setting {name} can't be read: {e}"))?);
-    }
-    Ok(all)
-}
-
-async fn set(commands: &mut MultiplexedConnection, settings: &[(String, String)]) -> Result<(), String> {
-    for (name, value) in settings {
-        let set = redis::cmd("CONFIG").arg("SET").arg(name).arg(value).query_async::<()>(commands).await;
-        set.map_err(|e| format!("fill redis: its setting {name} can't be set: {e}"))?;
-    }
-    Ok(())
 }
 
 async fn start(engine: &str, local: &LocalEngines) -> Result<(), String> {
