@@ -266,6 +266,7 @@ forward!(Sessions, "sessions" {
     fn refresh(sessions: &[Session]) -> Vec<SessionId>;
     fn release(session: &Session) -> bool;
     fn lookup(users: &[UserId]) -> Vec<Session>;
+    fn remembers(server: &ServerName) -> bool;
     fn probe() -> ();
 });
 

@@ -249,7 +249,8 @@ fn failed(operation: &'static str, error: RedisError) -> BackendError {
     if let Some(code) = error.code() {
         // The server answered, so it did nothing: scripts here fail before their first write or not at all.
         let kind = match code {
-            "BUSY" | "OOM" | "CLUSTERDOWN" | "TRYAGAIN" => ErrorKind::Unavailable,
+            // The first two: its memory is full, its disk is.
+            "OOM" | "MISCONF" | "BUSY" | "CLUSTERDOWN" | "TRYAGAIN" => ErrorKind::Unavailable,
             code if is_code_of_another(code) => ErrorKind::Unavailable,
             _ => ErrorKind::Rejected,
         };

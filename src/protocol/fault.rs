@@ -40,6 +40,11 @@ pub enum Fault {
     Restore(String, Duration),
     /// An engine has no room for anything new for a while (Redis).
     Fill(String, Duration),
+    /// An engine fails over to a copy whose data are older by a while, and back in good order: its process and its clients'
+    /// connections live through that (Redis).
+    FailBack(String, Duration),
+    /// An engine's disk takes nothing for a while (Redis).
+    FillDisk(String, Duration),
     /// A server's wall clock is off for a while: it steps, and steps back.
     Skew {
         /// Whose clock.
@@ -61,6 +66,8 @@ impl Fault {
             | Self::Stop(_, lasts)
             | Self::Restore(_, lasts)
             | Self::Fill(_, lasts)
+            | Self::FailBack(_, lasts)
+            | Self::FillDisk(_, lasts)
             | Self::Cut { lasts, .. }
             | Self::Skew { lasts, .. } => *lasts,
         }
@@ -71,7 +78,7 @@ impl Fault {
     pub const fn breaks_after(&self) -> Option<Duration> {
         match self {
             Self::Skew { .. } => None,
-            Self::Restore(_, lasts) => Some(*lasts),
+            Self::Restore(_, lasts) | Self::FailBack(_, lasts) => Some(*lasts),
             Self::Kill(_)
             | Self::Drain(_)
             | Self::Restart(_)
@@ -80,7 +87,8 @@ impl Fault {
             | Self::Cut { .. }
             | Self::Flush(_)
             | Self::Wipe(_)
-            | Self::Fill(..) => Some(Duration::ZERO),
+            | Self::Fill(..)
+            | Self::FillDisk(..) => Some(Duration::ZERO),
         }
     }
 
@@ -97,9 +105,23 @@ impl Fault {
             | Self::Wipe(what)
             | Self::Restore(what, _)
             | Self::Fill(what, _)
+            | Self::FailBack(what, _)
+            | Self::FillDisk(what, _)
             | Self::Cut { server: what, .. }
             | Self::Skew { server: what, .. } => what,
         }
+    }
+
+    /// Whether it must not begin while the other one lasts: the end of either would end both, as they do the same to the same,
+    /// or use the one copy of an engine's data.
+    #[must_use]
+    pub fn collides_with(&self, other: &Self) -> bool {
+        let uses_the_copy = |fault: &Self| matches!(fault, Self::Restore(..) | Self::FailBack(..));
+        let is_same = match (self, other) {
+            (Self::Cut { engine, .. }, Self::Cut { engine: others, .. }) => engine == others,
+            _ => std::mem::discriminant(self) == std::mem::discriminant(other),
+        };
+        self.target() == other.target() && (is_same || (uses_the_copy(self) && uses_the_copy(other)))
     }
 }
 
@@ -117,6 +139,8 @@ impl fmt::Display for Fault {
             Self::Wipe(what) => write!(f, "wipe {what}"),
             Self::Restore(what, lasts) => write!(f, "restore {what} {}", time(lasts)),
             Self::Fill(what, lasts) => write!(f, "fill {what} {}", time(lasts)),
+            Self::FailBack(what, lasts) => write!(f, "fail-back {what} {}", time(lasts)),
+            Self::FillDisk(what, lasts) => write!(f, "fill-disk {what} {}", time(lasts)),
             Self::Skew { server, by_ms, lasts } => {
                 let (sign, by) = (if *by_ms < 0 { '-' } else { '+' }, Duration::from_millis(by_ms.unsigned_abs()));
                 write!(f, "skew {server} {sign}{} {}", time(&by).to_string().replace(' ', ""), time(lasts))
@@ -145,6 +169,8 @@ impl FromStr for Fault {
             ["wipe", what] => Self::Wipe(what.to_owned()),
             ["restore", what, time] => Self::Restore(what.to_owned(), lasts(time)?),
             ["fill", what, time] => Self::Fill(what.to_owned(), lasts(time)?),
+            ["fail-back", what, time] => Self::FailBack(what.to_owned(), lasts(time)?),
+            ["fill-disk", what, time] => Self::FillDisk(what.to_owned(), lasts(time)?),
             ["skew", server, by, time] => {
                 let (sign, by) = match by.strip_prefix('-') {
                     Some(by) => (-1, by),
@@ -162,7 +188,8 @@ impl FromStr for Fault {
                 return Err(format!(
                     "unknown fault {text:?}: valid are \"kill chat-2\", \"drain chat-2\", \"restart redis\", \
                      \"pause redis 10s\", \"stop kafka 20s\", \"cut chat-1 from redis 15s\", \"flush redis\", \
-                     \"restore redis 15s\", \"fill redis 10s\", \"wipe kafka\", \"skew chat-1 -60s 20s\""
+                     \"restore redis 15s\", \"fail-back redis 15s\", \"fill redis 10s\", \"fill-disk redis 10s\", \
+                     \"wipe kafka\", \"skew chat-1 -60s 20s\""
                 ));
             }
         })
@@ -196,11 +223,27 @@ mod tests {
             "wipe kafka",
             "restore redis 15s",
             "fill redis 10s",
+            "fail-back redis 15s",
+            "fill-disk redis 10s",
         ] {
             assert_eq!(text.parse::<Fault>().expect(text).to_string(), text);
         }
-        let restore: Fault = "restore redis 15s".parse().expect("valid");
-        assert_eq!(restore.breaks_after(), Some(restore.lasts()), "what it restores is saved first");
+        for saved_first in ["restore redis 15s", "fail-back redis 15s"] {
+            let fault: Fault = saved_first.parse().expect("valid");
+            assert_eq!(fault.breaks_after(), Some(fault.lasts()), "{saved_first}");
+        }
+        for (a, b, collide) in [
+            ("pause redis 10s", "pause redis 1s", true),
+            ("pause redis 10s", "pause kafka 10s", false),
+            ("pause redis 10s", "stop redis 10s", false),
+            ("skew chat-1 60s 20s", "skew chat-1 -60s 20s", true),
+            ("cut chat-1 from redis 5s", "cut chat-1 from redis 9s", true),
+            ("cut chat-1 from redis 5s", "cut chat-1 from kafka 5s", false),
+            ("restore redis 5s", "fail-back redis 5s", true),
+        ] {
+            let [a, b] = [a, b].map(|text| text.parse::<Fault>().expect(text));
+            assert_eq!((a.collides_with(&b), b.collides_with(&a)), (collide, collide), "{a}, {b}");
+        }
         let cut: Fault = "cut chat-1 from redis 15s".parse().expect("valid");
         assert_eq!((cut.lasts(), cut.target()), (Duration::from_secs(15), "chat-1"));
         for (text, by_ms) in
@@ -219,6 +262,8 @@ mod tests {
             "wipe",
             "restore redis",
             "fill redis",
+            "fill-disk redis",
+            "fail-back redis",
             "explode chat-1",
             "pause redis",
             "pause redis soon",

@@ -49,6 +49,8 @@ pub fn in_process(fault: &Fault, servers: &[String]) -> Result<(), String> {
         | Fault::Wipe(_)
         | Fault::Restore(..)
         | Fault::Fill(..)
+        | Fault::FailBack(..)
+        | Fault::FillDisk(..)
         | Fault::Skew { .. } => {
             Err("a stack in one process knows only kill and drain: set stack.engines to real".to_owned())
         }
@@ -69,12 +71,22 @@ pub fn of_processes(fault: &Fault, servers: &[String], engines: &[String]) -> Re
     match fault {
         Fault::Drain(_) if !is_server => Err(format!("{name} is an engine: restart or stop it")),
         Fault::Drain(_) => not_the_last(fault.target(), servers),
-        Fault::Flush(_) | Fault::Wipe(_) | Fault::Restore(..) | Fault::Fill(..) if is_server => {
+        Fault::Flush(_)
+        | Fault::Wipe(_)
+        | Fault::Restore(..)
+        | Fault::Fill(..)
+        | Fault::FailBack(..)
+        | Fault::FillDisk(..)
+            if is_server =>
+        {
             Err(format!("{name} keeps nothing: stop it"))
         }
         Fault::Flush(_) if name != "redis" => Err(format!("{name} can't be flushed, only redis can")),
         Fault::Restore(..) if name != "redis" => Err(format!("{name} can't be restored, only redis can")),
-        Fault::Fill(..) if name != "redis" => Err(format!("{name} can't be filled, only redis can")),
+        Fault::Fill(..) | Fault::FillDisk(..) if name != "redis" => {
+            Err(format!("{name} can't be filled, only redis can"))
+        }
+        Fault::FailBack(..) if name != "redis" => Err(format!("{name} can't fail back, only redis can")),
         Fault::Wipe(_) if name != "redis" && name != "kafka" => {
             Err(format!("{name} can't be wiped, only redis and kafka can: what others hold is nowhere else"))
         }
@@ -151,6 +163,8 @@ mod tests {
             "wipe kafka",
             "restore redis 5s",
             "fill redis 5s",
+            "fail-back redis 5s",
+            "fill-disk redis 5s",
             "skew chat-1 -60s 5s",
         ] {
             assert_eq!(check(&config, fault), Ok(()), "{fault}");
@@ -166,6 +180,9 @@ mod tests {
             ("restore kafka 5s", "only redis can"),
             ("fill kafka 5s", "only redis can"),
             ("fill chat-1 5s", "chat-1 keeps nothing"),
+            ("fail-back kafka 5s", "only redis can"),
+            ("fill-disk kafka 5s", "only redis can"),
+            ("fill-disk chat-1 5s", "chat-1 keeps nothing"),
             ("skew redis 60s 5s", "redis is no server"),
             ("cut redis from kafka 5s", "redis is no server"),
             ("cut chat-1 from memcached 5s", "chat-1 has no way to memcached"),

@@ -11,6 +11,7 @@ macro_rules! sessions_contract {
             an_old_servers_release_does_not_end_the_new_session,
             a_refresh_of_a_replaced_session_changes_nothing_and_tells,
             a_refresh_brings_back_what_the_store_forgot,
+            what_was_entered_is_remembered,
             of_many_claims_one_is_left,
         }
     };
@@ -99,6 +100,16 @@ pub(crate) mod promises {
         let s = session(fresh(), "phone", "chat-1");
         port.refresh(std::slice::from_ref(&s)).await.expect("answers");
         assert_eq!(port.lookup(&[s.user]).await.expect("answers"), [s]);
+    }
+
+    pub(crate) async fn what_was_entered_is_remembered(place: impl Place<Port>) {
+        let (here, there) = (place.open().await, place.open().await);
+        let s = session(fresh(), "phone", "chat-1");
+        here.remembers(&s.server).await.expect("answers");
+        here.claim(&s).await.expect("claims");
+        for port in [&here, &there, &here] {
+            assert!(port.remembers(&s.server).await.expect("answers"));
+        }
     }
 
     pub(crate) async fn of_many_claims_one_is_left(place: impl Place<Port>) {

@@ -114,6 +114,11 @@ impl Sessions for EmbeddedSessions {
         Ok(users.iter().flat_map(live).collect())
     }
 
+    async fn remembers(&self, _server: &ServerName) -> BackendResult<bool> {
+        // The map outlives every server that asks: both are of one process.
+        Ok(true)
+    }
+
     async fn probe(&self) -> BackendResult<()> {
         // Kept in memory; the folder that it is written to now and then is probed by the message store.
         Ok(())

@@ -48,6 +48,10 @@ pub trait Sessions: Send + Sync {
     /// The live sessions of some users.
     async fn lookup(&self, users: &[UserId]) -> BackendResult<Vec<Session>>;
 
+    /// Whether the store has forgotten nothing since the last such call for this server; `false` also at the first one. After
+    /// `false` it may lack any session: the server enters all of its own again.
+    async fn remembers(&self, server: &ServerName) -> BackendResult<bool>;
+
     /// Writes something small that nobody reads: whether the engine takes writes now.
     async fn probe(&self) -> BackendResult<()>;
 }

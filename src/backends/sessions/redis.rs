@@ -12,7 +12,7 @@ use redis::{Script, ScriptInvocation};
 use super::{SESSION_TTL, Session, Sessions};
 use crate::backends::error::{BackendError, BackendResult, ErrorKind};
 use crate::backends::redis::{IN_LIFE, Redis};
-use crate::protocol::{DeviceName, SessionId, UserId};
+use crate::protocol::{DeviceName, ServerName, SessionId, UserId};
 
 /// Users or sessions in one call of a script: the server does nothing else meanwhile.
 const AT_ONCE: usize = 200;
@@ -85,16 +85,30 @@ end
 return found
 ";
 
+/// KEYS: mark of a server. ARGV: time to live. Answers 1 where the mark was there: whatever takes it away takes sessions.
+const REMEMBER: &str = r"
+local was_there = redis.call('EXISTS', KEYS[1])
+redis.call('SET', KEYS[1], 1, 'PX', ARGV[1])
+return was_there
+";
+
 struct Scripts {
     claim: Script,
     refresh: Script,
     release: Script,
     lookup: Script,
+    remember: Script,
 }
 
 static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| {
     let script = |body: &str| Script::new(&format!("{IN_LIFE}{COMMON}{body}"));
-    Scripts { claim: script(CLAIM), refresh: script(REFRESH), release: script(RELEASE), lookup: script(LOOKUP) }
+    Scripts {
+        claim: script(CLAIM),
+        refresh: script(REFRESH),
+        release: script(RELEASE),
+        lookup: script(LOOKUP),
+        remember: script(REMEMBER),
+    }
 });
 
 /// Sessions in a Redis.
@@ -186,6 +200,13 @@ impl Sessions for RedisSessions {
         Ok(found)
     }
 
+    async fn remembers(&self, server: &ServerName) -> BackendResult<bool> {
+        let fill = |call: &mut ScriptInvocation<'_>, life: &str| {
+            call.key(self.redis.key(format_args!("sessions:of:{server}:{life}"))).arg(ttl_ms());
+        };
+        self.redis.run_in_life("sessions.remembers", &SCRIPTS.remember, fill).await
+    }
+
     async fn probe(&self) -> BackendResult<()> {
         self.redis.probe("sessions.probe").await
     }
@@ -198,6 +219,7 @@ mod tests {
 
     use super::*;
     use crate::backends::contract::{Place, RedisPlace};
+    use crate::backends::deployment::DeploymentId;
     use crate::backends::sessions::contract::promises::session as new_session;
     use crate::backends::sessions::contract::sessions_contract;
 
@@ -223,9 +245,30 @@ mod tests {
         here.follow(&there).await;
         here.lead().await;
         assert_eq!(port.lookup(&[new.user]).await.expect("answers"), [], "it forgot");
+        assert!(!port.remembers(&new.server).await.expect("answers"), "and says so");
         assert_eq!(port.refresh(std::slice::from_ref(&new)).await.expect("answers"), []);
         assert_eq!(port.lookup(&[new.user]).await.expect("answers"), std::slice::from_ref(&new));
         assert_eq!(port.refresh(std::slice::from_ref(&old)).await.expect("answers"), [old.session]);
         assert!(!port.release(&old).await.expect("answers"));
+    }
+
+    #[tokio::test]
+    #[ignore = "needs redis-server"]
+    async fn a_store_that_forgot_tells_each_server_once() {
+        let place = place().await;
+        let port = place.open().await;
+        let servers = ["chat-1", "chat-2"].map(|name| name.parse().expect("a name"));
+        let remembered = async || {
+            let mut all = Vec::new();
+            for server in &servers {
+                all.push(port.remembers(server).await.expect("answers"));
+            }
+            all
+        };
+        assert_eq!(remembered().await, [false, false], "nothing was entered yet");
+        assert_eq!(remembered().await, [true, true]);
+        place.redis_of(DeploymentId(7)).await.flush().await.expect("flushes");
+        assert_eq!(remembered().await, [false, false]);
+        assert_eq!(remembered().await, [true, true]);
     }
 }

@@ -213,6 +213,17 @@ impl Check<'_> {
                 let what = &fault.action;
                 self.add(format!("faults[{n}].at"), format!("{what} at {at} ends after the load, which lasts {lasts}"));
             }
+            let others = self.scenario.faults.iter().enumerate().filter(|(m, _)| *m != n);
+            let lasting = others.filter(|(m, other)| {
+                // Of two that begin together the later one in the list is told of.
+                let begins = (other.at, *m) < (fault.at, n);
+                begins && other.at.saturating_add(other.action.lasts()) > fault.at
+            });
+            if let Some((m, other)) = lasting.into_iter().find(|(_, other)| other.action.collides_with(&fault.action)) {
+                let problem =
+                    format!("{} begins while faults[{m}], {}, lasts: let that end first", fault.action, other.action);
+                self.add(format!("faults[{n}].at"), problem);
+            }
         }
     }
 
@@ -420,6 +431,11 @@ ping_after: 30s
         ("rate_to: 10", "rate_to: -1", "x:38:5: phases[1].rate_to: -1: valid are 0 to 1000000"),
         ("    rate: 40\n", "", "x:39:5: phases[2].rate: the phase steady has none, and one-to-one, group-talker would"),
         ("at: 2s", "at: 9s", "x:44:5: faults[1].at: drain chat-2 at 9s ends after the load, which lasts 8s"),
+        (
+            "  - at: 2s\n",
+            "  - {at: 1s, do: pause redis 3s}\n  - {at: 3s, do: pause redis 1s}\n  - at: 2s\n",
+            "x:44:6: faults[2].at: pause redis 1s begins while faults[1], pause redis 3s, lasts: let that end first",
+        ),
         ("at: 2s", "at: 500000000000y", "x:44:5: faults[1].at: "),
         ("ack_ms.p99 < 50", "ack_ms.p999 < 50", "x:48:5: thresholds[1]: \"ack_ms.p999 < 50\" needs 1000 samples"),
         ("ping_after: 30s", "ping_after: 1us", "x:49:1: ping_after: 1us: valid are 0s, which is never, and 1s to 1day"),

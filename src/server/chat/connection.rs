@@ -260,13 +260,15 @@ impl ChatServer {
         let mut slot = connection.requests();
         let requests = slot.get_or_insert_with(Box::default);
         if requests.len() >= self.config.limits.sends_pending_max as usize {
+            let room_after_ms = requests.refuse(clock::now_us()).as_millis() as u64;
             drop(slot);
             let uuid = if let Request::Send(send) = &request { Some(send.uuid) } else { None };
             let frame = ErrorFrame {
                 uuid,
                 code: ErrorCode::Overloaded,
                 message: "too many requests of this connection are waiting".to_owned(),
-                retry_after_ms: Some(retry_after_ms()),
+                // Not all at once: those that were refused together differ by what is drawn.
+                retry_after_ms: Some(room_after_ms + retry_after_ms()),
             };
             return self.reply(connection, &ServerFrame::Error(frame));
         }

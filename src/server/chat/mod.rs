@@ -79,6 +79,9 @@ use crate::telemetry::{Counter, Gauge, PartitionFigures};
 /// How often overdue ids are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
 
+/// How often the session store is asked whether it forgot the sessions of this server.
+const SESSIONS_LOOK_INTERVAL: Duration = Duration::from_secs(2);
+
 /// How often connections that went silent, or whose token has expired, are looked for. Source: invariant I13, 5 s.
 const SWEEP_CONNECTIONS_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -296,24 +299,40 @@ impl ChatServer {
         self.deps.metrics.count(Counter::ConnectionsClosed);
     }
 
-    /// Gives the sessions of this server more life in the session store.
+    /// Gives the sessions of this server more life in the session store, and enters them again after it forgot them: until then
+    /// their users count as offline. Inputs: the clock.
     async fn session_loop(self: Arc<Self>) {
+        let (mut refreshed_us, mut is_owed) = (clock::now_us(), false);
         loop {
-            tokio::time::sleep(SESSION_TTL / 3).await;
-            let sessions: Vec<Session> = self.hub.all().iter().map(|c| self.session_of(c)).collect();
-            for chunk in sessions.chunks(1_000) {
-                // What fails now is tried again in a third of its life; the port's layer counts it.
-                let replaced = self.deps.backends.sessions.refresh(chunk).await.unwrap_or_default();
-                // Their device connected elsewhere, and the word of it did not get here.
-                for gone in chunk.iter().filter(|s| replaced.contains(&s.session)) {
-                    self.replace(gone.user, gone.session);
-                }
-                // Who left in the same moment must not come back by it.
-                for gone in chunk.iter().filter(|s| self.hub.find(s.user, s.session).is_none()) {
-                    let _ = self.deps.backends.sessions.release(gone).await;
-                }
+            tokio::time::sleep(SESSIONS_LOOK_INTERVAL).await;
+            // A store that does not answer may have forgotten: it is asked again.
+            is_owed |= matches!(self.deps.backends.sessions.remembers(&self.deps.name).await, Ok(false));
+            let is_due = clock::now_us() - refreshed_us >= (SESSION_TTL / 3).as_micros() as u64;
+            if is_owed || is_due {
+                refreshed_us = clock::now_us();
+                is_owed = !self.refresh_sessions().await;
             }
         }
+    }
+
+    /// Returns whether the store took all of them; the port's layer counts a failure.
+    async fn refresh_sessions(self: &Arc<Self>) -> bool {
+        let mut all_taken = true;
+        let sessions: Vec<Session> = self.hub.all().iter().map(|c| self.session_of(c)).collect();
+        for chunk in sessions.chunks(1_000) {
+            let refreshed = self.deps.backends.sessions.refresh(chunk).await;
+            all_taken &= refreshed.is_ok();
+            let replaced = refreshed.unwrap_or_default();
+            // Their device connected elsewhere, and the word of it did not get here.
+            for gone in chunk.iter().filter(|s| replaced.contains(&s.session)) {
+                self.replace(gone.user, gone.session);
+            }
+            // Who left in the same moment must not come back by it.
+            for gone in chunk.iter().filter(|s| self.hub.find(s.user, s.session).is_none()) {
+                let _ = self.deps.backends.sessions.release(gone).await;
+            }
+        }
+        all_taken
     }
 
     fn session_of(&self, connection: &Connection) -> Session {

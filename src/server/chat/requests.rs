@@ -4,12 +4,16 @@
 //! time runs from its arrival, however long it waited here.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use super::session::Request;
 use crate::protocol::ConversationId;
 
 /// Conversations that one connection may have under way at once.
 const AT_ONCE_MAX: usize = 8;
+
+/// Longest that a client is asked to wait until there is room.
+const ROOM_AFTER_MAX: Duration = Duration::from_secs(10);
 
 /// A request, and when it came.
 #[derive(Debug, PartialEq)]
@@ -26,9 +30,22 @@ pub(super) struct Requests {
     waiting: VecDeque<Waiting>,
     /// Each has one request under way. An array: most connections have one at a time, and none waits.
     busy: [Option<ConversationId>; AT_ONCE_MAX],
+    /// Requests that were refused for want of room and are still to come again, as far as can be told: one less with each that
+    /// is done.
+    refused: u32,
 }
 
 impl Requests {
+    /// Refuses a request for which there is no room. Returns how long what waits, here and at the client, takes at the pace of
+    /// now: the more a client has, the later it is asked back, so that refusing does not become the work.
+    pub(super) fn refuse(&mut self, now_us: u64) -> Duration {
+        self.refused = self.refused.saturating_add(1);
+        // As many as are here were done while the oldest waited.
+        let oldest_us = self.waiting.front().map_or(0, |oldest| now_us.saturating_sub(oldest.arrived_us));
+        let here = self.len().max(1) as u64;
+        Duration::from_micros(oldest_us.saturating_mul(here + u64::from(self.refused)) / here).min(ROOM_AFTER_MAX)
+    }
+
     /// Takes a request that has come. Returns it where it can be done at once; then [`Requests::next`] ends it.
     pub(super) fn take(&mut self, waiting: Waiting) -> Option<Waiting> {
         let conversation = Some(waiting.request.conversation());
@@ -46,6 +63,7 @@ impl Requests {
     pub(super) fn next(&mut self, done: ConversationId) -> Option<Waiting> {
         let place = self.busy.iter().position(|busy| *busy == Some(done))?;
         self.busy[place] = None;
+        self.refused = self.refused.saturating_sub(1);
         let is_free = |waiting: &Waiting| !self.busy.contains(&Some(waiting.request.conversation()));
         let next = self.waiting.iter().position(is_free).and_then(|at| self.waiting.remove(at))?;
         self.busy[place] = Some(next.request.conversation());
@@ -81,6 +99,27 @@ mod tests {
         assert_eq!(requests.next(ConversationId(1)), Some(typing(1, 2)));
         assert_eq!(requests.next(ConversationId(1)), Some(typing(1, 3)));
         assert_eq!((requests.next(ConversationId(1)), requests.is_idle(), requests.len()), (None, true, 0));
+    }
+
+    #[test]
+    fn who_is_refused_is_asked_back_when_there_should_be_room() {
+        let mut requests = Requests::default();
+        for _ in 0..=10 {
+            requests.take(typing(1, 0));
+        }
+        assert_eq!(requests.refuse(0), Duration::ZERO, "all came in this moment");
+        // Eleven wait, and the oldest has for 1.1 s: 100 ms for each.
+        let after = |requests: &mut Requests| requests.refuse(1_100_000).as_millis();
+        assert_eq!(after(&mut requests), 1_300, "eleven and two");
+        assert_eq!(after(&mut requests), 1_400);
+        for _ in 0..3 {
+            requests.next(ConversationId(1));
+        }
+        assert_eq!(after(&mut requests), 1_237, "eight and one, at eight in 1.1 s");
+        for _ in 0..1_000 {
+            requests.refuse(1_100_000);
+        }
+        assert_eq!(requests.refuse(1_100_000), ROOM_AFTER_MAX);
     }
 
     #[test]

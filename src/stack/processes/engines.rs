@@ -67,6 +67,21 @@ impl LocalEngines {
         self.run("restore", engine).await.map(|_| ())
     }
 
+    /// Has a running engine follow one that has that copy, and lead again once it holds the same.
+    pub(super) async fn fail_back(&self, engine: &str) -> Result<(), String> {
+        self.run("fail-back", engine).await.map(|_| ())
+    }
+
+    /// Has an engine's disk take nothing.
+    pub(super) async fn fill_disk(&self, engine: &str) -> Result<(), String> {
+        self.run("fill-disk", engine).await.map(|_| ())
+    }
+
+    /// Ends that.
+    pub(super) async fn free_disk(&self, engine: &str) -> Result<(), String> {
+        self.run("free-disk", engine).await.map(|_| ())
+    }
+
     /// Sends a signal to every process of an engine.
     pub(super) async fn tell(&self, engine: &str, what: Tell) -> Result<(), String> {
         for pid in process::family(self.pid(engine).await?) {

@@ -2,7 +2,7 @@
 //! not somebody still waits for it.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
@@ -47,13 +47,30 @@ impl Supervisor {
     /// Says what went wrong; the fault may have been done in part.
     pub async fn do_fault(self: &Arc<Self>, fault: Fault) -> Result<(), String> {
         self.check_fault(&fault).await?;
+        self.begin(&fault)?;
         let (done, when_done) = oneshot::channel();
         let supervisor = Arc::clone(self);
         self.faults.spawn("supervisor.fault", async move {
+            let result = supervisor.carry_out(fault.clone()).await;
+            supervisor.under_way().retain(|other| *other != fault);
             // Whoever asked may be gone.
-            let _ = done.send(supervisor.carry_out(fault).await);
+            let _ = done.send(result);
         });
         when_done.await.unwrap_or_else(|_| Err("the supervisor is stopping".to_owned()))
+    }
+
+    fn under_way(&self) -> MutexGuard<'_, Vec<Fault>> {
+        self.faults_under_way.lock().expect("no panic while held")
+    }
+
+    /// Notes a fault, unless one lasts whose end would be its end.
+    fn begin(&self, fault: &Fault) -> Result<(), String> {
+        let mut under_way = self.under_way();
+        if let Some(other) = under_way.iter().find(|other| other.collides_with(fault)) {
+            return Err(format!("{other} lasts: let that end first"));
+        }
+        under_way.push(fault.clone());
+        Ok(())
     }
 
     async fn carry_out(&self, fault: Fault) -> Result<(), String> {
@@ -117,7 +134,28 @@ impl Supervisor {
                 let restored = restored.await;
                 start(&engine, &local).await.and(restored)
             }
-            (Target::Server(_), Fault::Flush(_) | Fault::Wipe(_) | Fault::Restore(..) | Fault::Fill(..))
+            (Target::Engine(engine, local), Fault::FailBack(_, lasts)) => {
+                local.save(&engine).await?;
+                self.last(lasts).await;
+                local.fail_back(&engine).await
+            }
+            (Target::Engine(engine, local), Fault::FillDisk(_, lasts)) => {
+                let filled = local.fill_disk(&engine).await;
+                if filled.is_ok() {
+                    self.last(lasts).await;
+                }
+                // Whatever came of that: nothing stays full.
+                local.free_disk(&engine).await.and(filled)
+            }
+            (
+                Target::Server(_),
+                Fault::Flush(_)
+                | Fault::Wipe(_)
+                | Fault::Restore(..)
+                | Fault::Fill(..)
+                | Fault::FailBack(..)
+                | Fault::FillDisk(..),
+            )
             | (Target::Engine(..), Fault::Drain(_) | Fault::Cut { .. } | Fault::Skew { .. }) => {
                 Err("this can't be done".to_owned())
             }

@@ -15,7 +15,7 @@ use super::server::{Files, Server};
 use super::status::{EngineStatus, Phase, ServerStatus, Status};
 use crate::backends::registry::{ENTRY_TTL, Role};
 use crate::backends::{self, Backends, Engine, OpenedEngine};
-use crate::protocol::ServerName;
+use crate::protocol::{Fault, ServerName};
 use crate::runtime::process::{self, Usage};
 use crate::runtime::{Tasks, clock};
 use crate::server::cluster::refresh_interval;
@@ -54,6 +54,7 @@ pub struct Supervisor {
     tasks: Tasks,
     /// Faults under way; told to come to their end when the stack ends.
     pub(super) faults: Tasks,
+    pub(super) faults_under_way: Mutex<Vec<Fault>>,
 }
 
 impl Supervisor {
@@ -90,6 +91,7 @@ impl Supervisor {
             changing: AsyncMutex::default(),
             tasks: Tasks::new(),
             faults: Tasks::new(),
+            faults_under_way: Mutex::default(),
         });
         supervisor.wait_for_an_empty_registry().await?;
         let places = supervisor.config.places();
