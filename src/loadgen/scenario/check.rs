@@ -434,7 +434,7 @@ ping_after: 30s
         (
             "  - at: 2s\n",
             "  - {at: 1s, do: pause redis 3s}\n  - {at: 3s, do: pause redis 1s}\n  - at: 2s\n",
-            "x:44:6: faults[2].at: pause redis 1s begins while faults[1], pause redis 3s, lasts: let that end first",
+            "x:45:6: faults[2].at: pause redis 1s begins while faults[1], pause redis 3s, lasts: let that end first",
         ),
         ("at: 2s", "at: 500000000000y", "x:44:5: faults[1].at: "),
         ("ack_ms.p99 < 50", "ack_ms.p999 < 50", "x:48:5: thresholds[1]: \"ack_ms.p999 < 50\" needs 1000 samples"),
