@@ -266,7 +266,8 @@ forward!(Sessions, "sessions" {
     fn refresh(sessions: &[Session]) -> Vec<SessionId>;
     fn release(session: &Session) -> bool;
     fn lookup(users: &[UserId]) -> Vec<Session>;
-    fn remembers(server: &ServerName) -> bool;
+    fn enter_mark(mark: Uuid) -> ();
+    fn has_mark(mark: Uuid) -> bool;
     fn probe() -> ();
 });
 
@@ -326,8 +327,8 @@ impl KeyedLog for Layered<dyn KeyedLog> {
         self.inner.partitions()
     }
 
-    async fn publish(&self, topic: Topic, partition: u32, record: Record) -> BackendResult<()> {
-        self.layer.around("log.publish", self.inner.publish(topic, partition, record)).await
+    async fn publish(&self, topic: Topic, record: Record) -> BackendResult<u64> {
+        self.layer.around("log.publish", self.inner.publish(topic, record)).await
     }
 
     async fn probe(&self) -> BackendResult<()> {

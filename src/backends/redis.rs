@@ -235,7 +235,7 @@ impl Redis {
     /// Turns an error into the port's, and gives the connection that it came from up if it is of no use any more.
     pub fn failed(&self, operation: &'static str, error: RedisError, from: &Connection) -> BackendError {
         let is_broken = error.is_io_error() || error.is_connection_dropped() || error.is_timeout();
-        let is_elsewhere = error.code().is_some_and(is_code_of_another);
+        let is_elsewhere = code_of(&error).is_some_and(is_code_of_another);
         if is_broken || is_elsewhere {
             // Without the slot's lock: somebody may hold it for as long as a search takes.
             self.inner.given_up.fetch_max(from.number + 1, Ordering::AcqRel);
@@ -244,9 +244,21 @@ impl Redis {
     }
 }
 
+/// The code of an error that the server answered. Before Redis 7 one that a script's own call got is in the script's error.
+fn code_of(error: &RedisError) -> Option<&str> {
+    let code = error.code()?;
+    let detail = error.detail().unwrap_or_default();
+    if code != "ERR" || !detail.contains("Error running script") {
+        return Some(code);
+    }
+    let inner = ["OOM", "MISCONF", "READONLY", "NOREPLICAS"].into_iter();
+    let is_named = |code: &&str| detail.split_whitespace().any(|word| word.trim_start_matches('-') == *code);
+    inner.into_iter().find(is_named).or(Some(code))
+}
+
 /// What an error of a command that was sent means.
 fn failed(operation: &'static str, error: RedisError) -> BackendError {
-    if let Some(code) = error.code() {
+    if let Some(code) = code_of(&error) {
         // The server answered, so it did nothing: scripts here fail before their first write or not at all.
         let kind = match code {
             // The first two: its memory is full, its disk is.
@@ -405,6 +417,21 @@ mod tests {
         assert_eq!(searches.load(Ordering::Relaxed), 2);
         tasks.stop();
         tasks.join(Duration::from_secs(5)).await;
+    }
+
+    #[test]
+    fn what_a_script_was_refused_with_is_found_in_the_errors_of_old_and_new_servers() {
+        let answered = |code: &str, text: &str| redis::make_extension_error(code.to_owned(), Some(text.to_owned()));
+        let old = "Error running script (call to f_1): @user_script:20: @user_script: 20: -MISCONF Redis is configured";
+        for (error, code, kind) in [
+            (answered("MISCONF", "Redis is configured"), "MISCONF", ErrorKind::Unavailable),
+            (answered("ERR", old), "MISCONF", ErrorKind::Unavailable),
+            (answered("ERR", &old.replace("MISCONF", "READONLY")), "READONLY", ErrorKind::Unavailable),
+            (answered("ERR", &old.replace("MISCONF", "WRONGTYPE")), "ERR", ErrorKind::Rejected),
+            (answered("ERR", "unknown command MISCONF"), "ERR", ErrorKind::Rejected),
+        ] {
+            assert_eq!((code_of(&error), failed("test", error.clone()).kind), (Some(code), kind), "{error}");
+        }
     }
 
     #[test]

@@ -112,17 +112,34 @@ impl Fault {
         }
     }
 
-    /// Whether it must not begin while the other one lasts: the end of either would end both, as they do the same to the same,
-    /// or use the one copy of an engine's data.
+    /// Whether it must not begin while the other one lasts: the end of either would end both, as they do the same to the same;
+    /// or one ends or starts an engine that the other counts on.
     #[must_use]
     pub fn collides_with(&self, other: &Self) -> bool {
-        let uses_the_copy = |fault: &Self| matches!(fault, Self::Restore(..) | Self::FailBack(..));
         let is_same = match (self, other) {
-            (Self::Cut { engine, .. }, Self::Cut { engine: others, .. }) => engine == others,
+            (Self::Cut { engine, .. }, Self::Cut { engine: others, .. }) => engine_name(engine) == engine_name(others),
             _ => std::mem::discriminant(self) == std::mem::discriminant(other),
         };
-        self.target() == other.target() && (is_same || (uses_the_copy(self) && uses_the_copy(other)))
+        let in_each_others_way = (self.needs_the_engine() && (other.needs_the_engine() || other.ends_it()))
+            || (self.ends_it() && other.needs_the_engine());
+        engine_name(self.target()) == engine_name(other.target()) && (is_same || in_each_others_way)
     }
+
+    /// Whether a process is ended or started by it, in a moment.
+    const fn ends_it(&self) -> bool {
+        matches!(self, Self::Kill(_) | Self::Restart(_))
+    }
+
+    /// Whether it decides when a process ends and starts, or what is on its disk then.
+    const fn needs_the_engine(&self) -> bool {
+        matches!(self, Self::Stop(..) | Self::Wipe(_) | Self::Restore(..) | Self::FailBack(..) | Self::FillDisk(..))
+    }
+}
+
+/// What an engine is called here, whatever it is called elsewhere.
+#[must_use]
+pub fn engine_name(name: &str) -> &str {
+    if name == "mysql" { "mariadb" } else { name }
 }
 
 impl fmt::Display for Fault {
@@ -239,7 +256,14 @@ mod tests {
             ("skew chat-1 60s 20s", "skew chat-1 -60s 20s", true),
             ("cut chat-1 from redis 5s", "cut chat-1 from redis 9s", true),
             ("cut chat-1 from redis 5s", "cut chat-1 from kafka 5s", false),
+            ("pause mysql 5s", "pause mariadb 9s", true),
             ("restore redis 5s", "fail-back redis 5s", true),
+            ("fill-disk redis 5s", "restart redis", true),
+            ("fill-disk redis 5s", "wipe redis", true),
+            ("restore redis 5s", "stop redis 9s", true),
+            ("stop redis 5s", "kill redis", true),
+            ("restart chat-1", "kill chat-1", false),
+            ("fill redis 5s", "kill redis", false),
         ] {
             let [a, b] = [a, b].map(|text| text.parse::<Fault>().expect(text));
             assert_eq!((a.collides_with(&b), b.collides_with(&a)), (collide, collide), "{a}, {b}");

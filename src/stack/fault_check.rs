@@ -2,6 +2,7 @@
 //! runs.
 
 use crate::protocol::Fault;
+use crate::protocol::fault::engine_name;
 use crate::stack::Config;
 
 /// Whether a fault can be done to a stack that a configuration would start.
@@ -110,11 +111,6 @@ fn not_the_last(name: &str, servers: &[String]) -> Result<(), String> {
     Err(format!(
         "{name} is the only {role} server, its clients could go nowhere: `chatctl scale {role}=2` first, or kill it"
     ))
-}
-
-/// What an engine is called here, whatever it is called elsewhere.
-pub(super) fn engine_name(name: &str) -> &str {
-    if name == "mysql" { "mariadb" } else { name }
 }
 
 #[cfg(test)]

@@ -35,14 +35,14 @@ impl KeyedLog for SlowForPresence {
         self.log.partitions()
     }
 
-    async fn publish(&self, topic: Topic, partition: u32, record: Record) -> BackendResult<()> {
+    async fn publish(&self, topic: Topic, record: Record) -> BackendResult<u64> {
         if topic == Topic::PresenceUpdates {
             let waiting = self.waiting.fetch_add(1, Ordering::Relaxed) + 1;
             self.most.fetch_max(waiting, Ordering::Relaxed);
             tokio::time::sleep(Duration::from_millis(50)).await;
             self.waiting.fetch_sub(1, Ordering::Relaxed);
         }
-        self.log.publish(topic, partition, record).await
+        self.log.publish(topic, record).await
     }
 
     async fn probe(&self) -> BackendResult<()> {

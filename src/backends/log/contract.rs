@@ -15,6 +15,7 @@ macro_rules! log_contract {
             a_group_sees_each_record_once_and_resumes_after_its_commit,
             what_a_group_did_not_commit_comes_again_after_a_restart,
             lag_counts_what_was_not_read,
+            a_record_for_keys_of_several_partitions_reaches_each_of_them_in_order,
         }
     };
 }
@@ -35,7 +36,7 @@ pub(crate) mod promises {
 
     async fn publish(log: &Log, topic: Topic, key: u64, text: &str) {
         let record = Record { keys: vec![key], payload: Bytes::copy_from_slice(text.as_bytes()) };
-        log.publish(topic, log.partition_of(key), record).await.expect("publishes");
+        log.publish(topic, record).await.expect("publishes");
     }
 
     async fn next(reader: &dyn LogReader) -> Vec<String> {
@@ -165,6 +166,45 @@ pub(crate) mod promises {
         let mut group = log.group(Topic::Inbox, "g2").await.expect("joins");
         let got = tokio::time::timeout(LIMIT, group.next()).await.expect("in time").expect("reads");
         assert_eq!(texts(&got), ["again"]);
+    }
+
+    pub(crate) async fn a_record_for_keys_of_several_partitions_reaches_each_of_them_in_order(place: impl Place<Log>) {
+        let log = place.open().await;
+        let partitions = log.partitions().min(4);
+        let key_of = |partition| (0..10_000).find(|key| log.partition_of(*key) == partition).expect("there is one");
+        let keys: Vec<u64> = (0..partitions).map(key_of).collect();
+        let (one, rest) = (log.reader("one").await.expect("opens"), log.reader("rest").await.expect("opens"));
+        let mut group = log.group(Topic::Inbox, "several").await.expect("joins");
+        for (n, key) in keys.iter().enumerate() {
+            let reader = if n == 0 { &one } else { &rest };
+            reader.subscribe(Topic::Inbox, *key).await.expect("subscribes");
+        }
+        for text in ["first", "second"] {
+            let record = Record { keys: keys.clone(), payload: Bytes::from_static(text.as_bytes()) };
+            let records = log.publish(Topic::Inbox, record).await.expect("publishes");
+            assert!((1..=u64::from(partitions)).contains(&records), "{records}");
+        }
+        assert_eq!(log.publish(Topic::Inbox, Record { keys: vec![], payload: Bytes::new() }).await.ok(), Some(0));
+        assert_eq!(gather(&*one, 2).await, ["first", "second"]);
+        // Each key is named once, whether in one record or in several.
+        let named = |records: &[Delivered], text: &str| {
+            let of_text = records.iter().filter(|delivered| delivered.record.payload == text.as_bytes());
+            let mut named: Vec<u64> = of_text.flat_map(|delivered| delivered.record.keys.iter().copied()).collect();
+            named.sort_unstable();
+            named
+        };
+        let mut sorted = keys.clone();
+        sorted.sort_unstable();
+        let mut all = Vec::new();
+        while named(&all, "second") != sorted {
+            all.extend(tokio::time::timeout(LIMIT, group.next()).await.expect("in time").expect("reads"));
+        }
+        assert_eq!(named(&all, "first"), sorted);
+        let mut all = Vec::new();
+        while keys[1..].iter().any(|key| !named(&all, "second").contains(key)) {
+            all.extend(tokio::time::timeout(LIMIT, rest.next()).await.expect("in time").expect("reads"));
+        }
+        assert!(keys[1..].iter().all(|key| named(&all, "first").contains(key)));
     }
 
     pub(crate) async fn lag_counts_what_was_not_read(place: impl Place<Log>) {

@@ -1,6 +1,9 @@
 //! The keyed log in one process: recent records in memory, all retained ones in the data folder.
+//!
+//! Each topic is one queue: servers of one process have nothing to gain from partitions, and a group message is one record for all
+//! of its members, on disk and in memory.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use async_trait::async_trait;
@@ -12,14 +15,18 @@ use crate::backends::store::{Change, Durability, EmbeddedStore, Keyspace};
 use crate::backends::{BackendError, BackendResult, error::ErrorKind};
 use crate::runtime::clock;
 
-/// Records that a partition keeps in memory for its readers.
-const RECENT_RECORDS_MAX: usize = 1_024;
+/// Records that a topic keeps in memory for its readers, at most, and bytes of them.
+const RECENT_RECORDS_MAX: usize = 8_192;
+const RECENT_BYTES_MAX: usize = 32 << 20;
 
-/// Records that a partition retains on disk. A reader that is further behind misses the rest, as with any log.
-const RETAINED_RECORDS_MAX: u64 = 65_536;
+/// Records that a topic retains on disk. A reader that is further behind misses the rest, as with any log.
+const RETAINED_RECORDS_MAX: u64 = 1 << 20;
 
 /// Records that one `next` returns at most.
 const READ_RECORDS_MAX: usize = 512;
+
+/// The number of a topic's only queue, in keys and to readers.
+const QUEUE: u32 = 0;
 
 /// A log inside a data folder. Clones are the same log.
 #[derive(Clone)]
@@ -27,82 +34,95 @@ pub struct EmbeddedLog {
     inner: Arc<Inner>,
 }
 
-/// Where a group reads next, by partition.
-type GroupPositions = Arc<Mutex<Vec<u64>>>;
+/// Where a group reads next.
+type GroupPosition = Arc<Mutex<u64>>;
 
 struct Inner {
     store: EmbeddedStore,
     records: Keyspace,
     commits: Keyspace,
+    /// What users are placed by; the log has no use for it.
     partitions: u32,
-    topics: HashMap<Topic, Vec<Partition>>,
+    topics: HashMap<Topic, Queue>,
     /// Positions of the consumer groups. Written by group readers.
-    groups: Mutex<HashMap<(Topic, String), GroupPositions>>,
+    groups: Mutex<HashMap<(Topic, String), GroupPosition>>,
     group_news: Notify,
 }
 
 #[derive(Default)]
-struct Partition(Mutex<PartitionState>);
+struct Queue(Mutex<QueueState>);
 
 #[derive(Default)]
-struct PartitionState {
+struct QueueState {
     /// Offset of the next record.
     next: u64,
     /// The newest records, oldest first, without holes.
     recent: VecDeque<Delivered>,
-    /// Readers that hold a key of this partition.
+    /// Bytes of their payloads and keys.
+    recent_bytes: usize,
+    /// Somebody looked for records on the disk: they may be on their way there.
+    is_read_on_disk: bool,
+    /// Readers that hold a key of this topic.
     readers: Vec<Weak<Notify>>,
 }
 
-impl Partition {
-    fn lock(&self) -> MutexGuard<'_, PartitionState> {
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
         self.0.lock().expect("no panic while held")
     }
+}
+
+impl QueueState {
+    fn push(&mut self, delivered: Delivered) {
+        self.next = delivered.offset + 1;
+        self.recent_bytes += bytes_of(&delivered.record);
+        self.recent.push_back(delivered);
+        while self.recent.len() > RECENT_RECORDS_MAX || self.recent_bytes > RECENT_BYTES_MAX {
+            let Some(oldest) = self.recent.pop_front() else { return };
+            self.recent_bytes -= bytes_of(&oldest.record);
+        }
+    }
+
+    fn wake_readers(&mut self) {
+        self.readers.retain(|reader| {
+            reader.upgrade().is_some_and(|notify| {
+                notify.notify_one();
+                true
+            })
+        });
+    }
+}
+
+fn bytes_of(record: &Record) -> usize {
+    record.payload.len() + record.keys.len() * size_of::<u64>()
 }
 
 impl EmbeddedLog {
     /// Opens the log of a data folder.
     ///
     /// # Errors
-    /// When the folder was made with another number of partitions.
+    /// When the folder can't be read.
     pub fn open(store: &EmbeddedStore, partitions: u32) -> BackendResult<Self> {
         let records = store.keyspace("log")?;
         let commits = store.keyspace("log-commits")?;
-        check_partitions(&commits, partitions)?;
         let open = records.get_ref().map_err(read_failed)?;
         let mut topics = HashMap::new();
         for topic in Topic::ALL {
-            let mut all = Vec::new();
-            for partition in 0..partitions {
-                let last = open.prefix(partition_key(topic, partition)).next_back();
-                let next = match last.map(fjall::Guard::key).transpose().map_err(read_failed)? {
-                    Some(key) => offset_of(&key).ok_or_else(corrupt)? + 1,
-                    None => 0,
-                };
-                all.push(Partition(Mutex::new(PartitionState { next, ..PartitionState::default() })));
+            // What was cut into partitions by an older version is left behind but for the first of them.
+            for old in open.range(queue_key(topic, QUEUE + 1)..[topic as u8 + 1].to_vec()) {
+                open.remove(old.key().map_err(read_failed)?).map_err(read_failed)?;
             }
-            topics.insert(topic, all);
+            let last = open.prefix(queue_key(topic, QUEUE)).next_back();
+            let next = match last.map(fjall::Guard::key).transpose().map_err(read_failed)? {
+                Some(key) => offset_of(&key).ok_or_else(corrupt)? + 1,
+                None => 0,
+            };
+            topics.insert(topic, Queue(Mutex::new(QueueState { next, ..QueueState::default() })));
         }
         let groups = Mutex::default();
         let store = store.clone();
         let group_news = Notify::new();
         Ok(Self { inner: Arc::new(Inner { store, records, commits, partitions, topics, groups, group_news }) })
-    }
-}
-
-fn check_partitions(commits: &Keyspace, partitions: u32) -> BackendResult<()> {
-    const KEY: &str = "partitions";
-    match commits.get(KEY).map_err(read_failed)? {
-        None => commits.get_ref().map_err(read_failed)?.insert(KEY, partitions.to_be_bytes()).map_err(read_failed),
-        Some(value) if *value == partitions.to_be_bytes() => Ok(()),
-        Some(value) => {
-            let found = value.as_ref().try_into().map(u32::from_be_bytes).unwrap_or_default();
-            let text = format!(
-                "this data folder was made with {found} partitions, the configuration says {partitions}: \
-                 set partitions to {found}, or start with an empty folder"
-            );
-            Err(BackendError::not_applied("open log", ErrorKind::Rejected, text))
-        }
     }
 }
 
@@ -114,12 +134,12 @@ fn corrupt() -> BackendError {
     BackendError::not_applied("log.read", ErrorKind::Corrupt, "a log record has a wrong shape")
 }
 
-fn partition_key(topic: Topic, partition: u32) -> Vec<u8> {
-    [&[topic as u8][..], &partition.to_be_bytes()].concat()
+fn queue_key(topic: Topic, number: u32) -> Vec<u8> {
+    [&[topic as u8][..], &number.to_be_bytes()].concat()
 }
 
-fn record_key(topic: Topic, partition: u32, offset: u64) -> Vec<u8> {
-    [partition_key(topic, partition), offset.to_be_bytes().to_vec()].concat()
+fn record_key(topic: Topic, offset: u64) -> Vec<u8> {
+    [queue_key(topic, QUEUE), offset.to_be_bytes().to_vec()].concat()
 }
 
 fn offset_of(key: &[u8]) -> Option<u64> {
@@ -145,15 +165,16 @@ fn decode(value: &[u8]) -> Option<(u64, Record)> {
 }
 
 impl Inner {
-    fn partition(&self, topic: Topic, partition: u32) -> &Partition {
-        &self.topics[&topic][partition as usize]
+    fn queue(&self, topic: Topic) -> &Queue {
+        &self.topics[&topic]
     }
 
     /// Records from `from` on, at most `limit`, and the position behind them.
-    fn read(&self, topic: Topic, partition: u32, from: u64, limit: usize) -> BackendResult<(Vec<Delivered>, u64)> {
+    fn read(&self, topic: Topic, from: u64, limit: usize) -> BackendResult<(Vec<Delivered>, u64)> {
         {
-            let state = self.partition(topic, partition).lock();
+            let mut state = self.queue(topic).lock();
             let first = state.next - state.recent.len() as u64;
+            state.is_read_on_disk |= from < first;
             if from >= first {
                 let out: Vec<_> = state.recent.iter().skip((from - first) as usize).take(limit).cloned().collect();
                 let position = from + out.len() as u64;
@@ -163,11 +184,11 @@ impl Inner {
         let mut out = Vec::new();
         let mut position = from;
         let records = self.records.get_ref().map_err(read_failed)?;
-        for guard in records.range(record_key(topic, partition, from)..record_key(topic, partition, u64::MAX)) {
+        for guard in records.range(record_key(topic, from)..record_key(topic, u64::MAX)) {
             let (key, value) = guard.into_inner().map_err(read_failed)?;
             let offset = offset_of(&key).ok_or_else(corrupt)?;
             let (at_ms, record) = decode(&value).ok_or_else(corrupt)?;
-            out.push(Delivered { topic, partition, offset, at_ms, record: Arc::new(record) });
+            out.push(Delivered { topic, partition: QUEUE, offset, at_ms, record: Arc::new(record) });
             position = offset + 1;
             if out.len() == limit {
                 break;
@@ -183,41 +204,32 @@ impl KeyedLog for EmbeddedLog {
         self.inner.partitions
     }
 
-    async fn publish(&self, topic: Topic, partition: u32, record: Record) -> BackendResult<()> {
+    async fn publish(&self, topic: Topic, record: Record) -> BackendResult<u64> {
+        if record.keys.is_empty() {
+            return Ok(0);
+        }
         let at_ms = clock::unix_ms();
         let value = encode(at_ms, &record);
         let pending = {
-            let mut state = self.inner.partition(topic, partition).lock();
+            let mut state = self.inner.queue(topic).lock();
             let offset = state.next;
-            let keyspace = &self.inner.records;
-            let mut changes = vec![Change {
-                keyspace: keyspace.clone(),
-                key: record_key(topic, partition, offset),
-                value: Some(value),
-            }];
-            if let Some(old) = offset.checked_sub(RETAINED_RECORDS_MAX) {
-                changes.push(Change {
-                    keyspace: keyspace.clone(),
-                    key: record_key(topic, partition, old),
-                    value: None,
-                });
-            }
+            let change =
+                |offset, value| Change { keyspace: self.inner.records.clone(), key: record_key(topic, offset), value };
+            let mut changes = vec![change(offset, Some(value))];
+            changes.extend(offset.checked_sub(RETAINED_RECORDS_MAX).map(|old| change(old, None)));
             let pending = self.inner.store.enqueue("log.publish", changes, Durability::Process)?;
-            state.next += 1;
-            if state.recent.len() == RECENT_RECORDS_MAX {
-                state.recent.pop_front();
-            }
-            state.recent.push_back(Delivered { topic, partition, offset, at_ms, record: Arc::new(record) });
-            state.readers.retain(|reader| {
-                reader.upgrade().is_some_and(|notify| {
-                    notify.notify_one();
-                    true
-                })
-            });
+            state.push(Delivered { topic, partition: QUEUE, offset, at_ms, record: Arc::new(record) });
+            state.wake_readers();
             pending
         };
         self.inner.group_news.notify_waiters();
-        pending.wait().await
+        let written = pending.wait().await;
+        let mut state = self.inner.queue(topic).lock();
+        if std::mem::take(&mut state.is_read_on_disk) {
+            state.wake_readers();
+            self.inner.group_news.notify_waiters();
+        }
+        written.map(|()| 1)
     }
 
     async fn probe(&self) -> BackendResult<()> {
@@ -236,26 +248,22 @@ impl KeyedLog for EmbeddedLog {
 
     async fn group(&self, topic: Topic, group: &str) -> BackendResult<Box<dyn GroupReader>> {
         let mut groups = self.inner.groups.lock().expect("no panic while held");
-        let positions = if let Some(positions) = groups.get(&(topic, group.to_owned())) {
-            Arc::clone(positions)
+        let position = if let Some(position) = groups.get(&(topic, group.to_owned())) {
+            Arc::clone(position)
         } else {
-            let mut all = Vec::new();
-            for partition in 0..self.inner.partitions {
-                let value = self.inner.commits.get(commit_key(topic, group, partition)).map_err(read_failed)?;
-                let committed = value.and_then(|v| v.as_ref().try_into().ok()).map_or(0, u64::from_be_bytes);
-                all.push(committed);
-            }
-            let positions = Arc::new(Mutex::new(all));
-            groups.insert((topic, group.to_owned()), Arc::clone(&positions));
-            positions
+            let value = self.inner.commits.get(commit_key(topic, group)).map_err(read_failed)?;
+            let committed = value.and_then(|v| v.as_ref().try_into().ok()).map_or(0, u64::from_be_bytes);
+            let position = Arc::new(Mutex::new(committed));
+            groups.insert((topic, group.to_owned()), Arc::clone(&position));
+            position
         };
         let log = Arc::clone(&self.inner);
-        Ok(Box::new(EmbeddedGroup { log, topic, group: group.to_owned(), positions, dealt_with: HashMap::new() }))
+        Ok(Box::new(EmbeddedGroup { log, topic, group: group.to_owned(), position, dealt_with: None }))
     }
 }
 
-fn commit_key(topic: Topic, group: &str, partition: u32) -> String {
-    format!("{}/{group}/{partition}", topic.name())
+fn commit_key(topic: Topic, group: &str) -> String {
+    format!("{}/{group}/{QUEUE}", topic.name())
 }
 
 struct EmbeddedReader {
@@ -264,17 +272,14 @@ struct EmbeddedReader {
     held: Mutex<Held>,
 }
 
-/// What a reader holds. Written by subscribe, unsubscribe and next.
-#[derive(Default)]
-struct Held {
-    keys: HashMap<(Topic, u64), u32>,
-    partitions: BTreeMap<(Topic, u32), PartitionRead>,
-}
+/// What a reader holds of each topic. Written by subscribe, unsubscribe and next.
+type Held = HashMap<Topic, TopicRead>;
 
 #[derive(Default)]
-struct PartitionRead {
+struct TopicRead {
     position: u64,
-    keys: u32,
+    /// How often each key is held.
+    keys: HashMap<u64, u32>,
 }
 
 impl EmbeddedReader {
@@ -285,22 +290,17 @@ impl EmbeddedReader {
     /// What can be read now, without waiting.
     fn take(&self) -> BackendResult<Vec<Delivered>> {
         let mut held = self.held();
-        let held = &mut *held;
         let mut out = Vec::new();
-        for (&(topic, partition), read) in &mut held.partitions {
-            if read.keys == 0 || out.len() >= READ_RECORDS_MAX {
-                continue;
-            }
-            let (records, position) = match self.log.read(topic, partition, read.position, READ_RECORDS_MAX) {
+        for (&topic, read) in &mut *held {
+            let (records, position) = match self.log.read(topic, read.position, READ_RECORDS_MAX) {
                 Ok(read) => read,
                 // What was read of others is theirs.
                 Err(_) if !out.is_empty() => break,
                 Err(error) => return Err(error),
             };
             read.position = position;
-            out.extend(
-                records.into_iter().filter(|d| d.record.keys.iter().any(|key| held.keys.contains_key(&(topic, *key)))),
-            );
+            let is_held = |d: &Delivered| d.record.keys.iter().any(|key| read.keys.contains_key(key));
+            out.extend(records.into_iter().filter(is_held));
         }
         Ok(out)
     }
@@ -310,38 +310,29 @@ impl EmbeddedReader {
 impl LogReader for EmbeddedReader {
     async fn subscribe(&self, topic: Topic, key: u64) -> BackendResult<()> {
         let mut held = self.held();
-        let count = held.keys.entry((topic, key)).or_default();
-        *count += 1;
-        if *count > 1 {
-            return Ok(());
-        }
-        let number = super::partition_of(key, self.log.partitions);
-        let read = held.partitions.entry((topic, number)).or_default();
-        read.keys += 1;
-        if read.keys == 1 {
-            let mut state = self.log.partition(topic, number).lock();
+        let read = held.entry(topic).or_default();
+        if read.keys.is_empty() {
+            let mut state = self.log.queue(topic).lock();
             read.position = state.next;
             state.readers.push(Arc::downgrade(&self.news));
         }
+        *read.keys.entry(key).or_default() += 1;
         Ok(())
     }
 
     async fn unsubscribe(&self, topic: Topic, key: u64) -> BackendResult<()> {
         let mut held = self.held();
-        let Some(count) = held.keys.get_mut(&(topic, key)) else { return Ok(()) };
+        let Some(read) = held.get_mut(&topic) else { return Ok(()) };
+        let Some(count) = read.keys.get_mut(&key) else { return Ok(()) };
         *count -= 1;
         if *count > 0 {
             return Ok(());
         }
-        held.keys.remove(&(topic, key));
-        let number = super::partition_of(key, self.log.partitions);
-        if let Some(read) = held.partitions.get_mut(&(topic, number)) {
-            read.keys -= 1;
-            if read.keys == 0 {
-                held.partitions.remove(&(topic, number));
-                let mut state = self.log.partition(topic, number).lock();
-                state.readers.retain(|r| r.upgrade().is_some_and(|n| !Arc::ptr_eq(&n, &self.news)));
-            }
+        read.keys.remove(&key);
+        if read.keys.is_empty() {
+            held.remove(&topic);
+            let mut state = self.log.queue(topic).lock();
+            state.readers.retain(|r| r.upgrade().is_some_and(|n| !Arc::ptr_eq(&n, &self.news)));
         }
         Ok(())
     }
@@ -360,15 +351,14 @@ impl LogReader for EmbeddedReader {
     async fn lag(&self) -> Vec<PartitionLag> {
         let held = self.held();
         let now = clock::unix_ms();
-        held.partitions
-            .iter()
-            .map(|(&(topic, partition), read)| {
-                let state = self.log.partition(topic, partition).lock();
+        held.iter()
+            .map(|(&topic, read)| {
+                let state = self.log.queue(topic).lock();
                 let records = state.next.saturating_sub(read.position);
                 let first = state.next - state.recent.len() as u64;
                 let oldest = state.recent.get(read.position.saturating_sub(first) as usize);
                 let age_ms = oldest.map_or(0, |d| now.saturating_sub(d.at_ms));
-                PartitionLag { topic, partition, records, age_ms }
+                PartitionLag { topic, partition: QUEUE, records, age_ms }
             })
             .collect()
     }
@@ -379,28 +369,20 @@ struct EmbeddedGroup {
     topic: Topic,
     group: String,
     /// Shared by the group's members.
-    positions: GroupPositions,
-    /// Positions behind what this member was given, not committed yet.
-    dealt_with: HashMap<u32, u64>,
+    position: GroupPosition,
+    /// The position behind what this member was given, if that is not committed yet.
+    dealt_with: Option<u64>,
 }
 
 impl EmbeddedGroup {
     fn take(&mut self) -> BackendResult<Vec<Delivered>> {
-        let mut positions = self.positions.lock().expect("no panic while held");
-        let mut out = Vec::new();
-        for (partition, position) in (0_u32..).zip(positions.iter_mut()) {
-            let (records, next) = match self.log.read(self.topic, partition, *position, READ_RECORDS_MAX) {
-                Ok(read) => read,
-                Err(_) if !out.is_empty() => break,
-                Err(error) => return Err(error),
-            };
-            if !records.is_empty() {
-                *position = next;
-                self.dealt_with.insert(partition, next);
-                out.extend(records);
-            }
+        let mut position = self.position.lock().expect("no panic while held");
+        let (records, next) = self.log.read(self.topic, *position, READ_RECORDS_MAX)?;
+        if !records.is_empty() {
+            *position = next;
+            self.dealt_with = Some(next);
         }
-        Ok(out)
+        Ok(records)
     }
 }
 
@@ -420,16 +402,13 @@ impl GroupReader for EmbeddedGroup {
     }
 
     async fn commit(&mut self) -> BackendResult<()> {
-        let changes = self
-            .dealt_with
-            .drain()
-            .map(|(partition, position)| Change {
-                keyspace: self.log.commits.clone(),
-                key: commit_key(self.topic, &self.group, partition).into_bytes(),
-                value: Some(position.to_be_bytes().to_vec()),
-            })
-            .collect();
-        self.log.store.write("log.commit", changes, Durability::Process).await
+        let Some(position) = self.dealt_with.take() else { return Ok(()) };
+        let change = Change {
+            keyspace: self.log.commits.clone(),
+            key: commit_key(self.topic, &self.group).into_bytes(),
+            value: Some(position.to_be_bytes().to_vec()),
+        };
+        self.log.store.write("log.commit", vec![change], Durability::Process).await
     }
 }
 
@@ -445,12 +424,37 @@ mod tests {
 
     log_contract!(place());
 
-    #[test]
-    fn another_number_of_partitions_is_refused_by_name() {
+    #[tokio::test]
+    async fn a_folder_of_many_partitions_is_taken_over_with_any_number() {
         let folder = tempfile::tempdir().expect("a folder");
         let store = EmbeddedStore::open(folder.path()).expect("opens");
-        EmbeddedLog::open(&store, 8).expect("opens");
-        let error = EmbeddedLog::open(&store, 9).err().expect("refused").to_string();
-        assert!(error.contains("8 partitions"), "{error}");
+        let record = |text: &'static str| Record { keys: vec![1], payload: Bytes::from_static(text.as_bytes()) };
+        let old = store.keyspace("log").expect("opens").get_ref().expect("opens");
+        for (number, offset) in [(0, 4), (1, 9), (7, 2)] {
+            let key = [queue_key(Topic::Inbox, number), u64::to_be_bytes(offset).to_vec()].concat();
+            old.insert(key, encode(1, &record("old"))).expect("writes");
+        }
+        let log = EmbeddedLog::open(&store, 3).expect("opens");
+        assert_eq!(log.publish(Topic::Inbox, record("new")).await.ok(), Some(1));
+        let mut group = log.group(Topic::Inbox, "push").await.expect("joins");
+        let read = group.next().await.expect("reads");
+        let read: Vec<_> = read.iter().map(|d| (d.offset, &*d.record.payload)).collect();
+        assert_eq!(read, [(4, &b"old"[..]), (5, b"new")]);
+        assert_eq!(old.iter().count(), 2, "what nobody reads is gone");
+    }
+
+    #[test]
+    fn the_memory_is_bounded_by_records_and_by_bytes() {
+        let mut state = QueueState::default();
+        let mut push = |bytes| {
+            let record = Arc::new(Record { keys: vec![1], payload: Bytes::from(vec![0; bytes]) });
+            state.push(Delivered { topic: Topic::Inbox, partition: QUEUE, offset: state.next, at_ms: 1, record });
+            (state.recent.len(), state.recent_bytes, state.next)
+        };
+        let small = (0..RECENT_RECORDS_MAX + 5).map(|_| push(2)).last().expect("some");
+        assert_eq!(small, (RECENT_RECORDS_MAX, RECENT_RECORDS_MAX * 10, RECENT_RECORDS_MAX as u64 + 5));
+        let large = (0..40).map(|_| push(1 << 20)).last().expect("some");
+        assert_eq!((large.0, large.1), (31, 31 * ((1 << 20) + 8)));
+        assert_eq!(push(RECENT_BYTES_MAX).0, 0, "one that is larger is read from the disk");
     }
 }

@@ -4,13 +4,14 @@
 //! A reader (`kafka_reader`) assigns itself the partitions of the keys that it holds, without disturbing the rest, and drops records
 //! for other keys. The push service reads as a consumer group.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::join_all;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
@@ -23,7 +24,7 @@ use super::kafka_producer::Producing;
 use super::kafka_reader::KafkaReader;
 use super::{Delivered, GroupReader, KeyedLog, LogReader, Record, Topic};
 use crate::backends::deployment::DeploymentId;
-use crate::backends::error::{BackendError, BackendResult, ErrorKind};
+use crate::backends::error::{BackendError, BackendResult, Effect, ErrorKind};
 use crate::runtime::{Tasks, clock};
 
 /// Longest that one question to a broker may take.
@@ -305,31 +306,51 @@ pub(super) fn failed(operation: &'static str, error: KafkaError) -> BackendError
     BackendError::unknown(operation, kind, error)
 }
 
-#[async_trait]
-impl KeyedLog for KafkaLog {
-    fn partitions(&self) -> u32 {
-        self.inner.partitions
-    }
-
-    async fn publish(&self, topic: Topic, partition: u32, record: Record) -> BackendResult<()> {
+impl Inner {
+    /// Writes one record, of keys of one partition.
+    async fn publish(self: &Arc<Self>, topic: Topic, partition: u32, record: Record) -> BackendResult<()> {
         const OPERATION: &str = "log.publish";
-        let name = self.inner.topic(topic);
-        let words = std::iter::once(&self.inner.deployment.0).chain(&record.keys);
+        let name = self.topic(topic);
+        let words = std::iter::once(&self.deployment.0).chain(&record.keys);
         let key: Vec<u8> = words.flat_map(|word| word.to_be_bytes()).collect();
         let message = |answer| {
             let message = BaseRecord::with_opaque_to(&name, answer).partition(partition as i32);
             message.key(&key).payload(record.payload.as_ref())
         };
-        match self.inner.producing.publish(message).await {
+        match self.producing.publish(message).await {
             Ok(outcome) => outcome.map_err(|error| {
                 if is_topic_gone(&error) {
-                    self.inner.heal();
+                    self.heal();
                 }
                 failed(OPERATION, error)
             }),
             // Not taken into the queue of this process, so it went nowhere.
             Err(error) => Err(BackendError::not_applied(OPERATION, ErrorKind::Unavailable, error)),
         }
+    }
+}
+
+#[async_trait]
+impl KeyedLog for KafkaLog {
+    fn partitions(&self) -> u32 {
+        self.inner.partitions
+    }
+
+    async fn publish(&self, topic: Topic, record: Record) -> BackendResult<u64> {
+        let mut partitions: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
+        for key in record.keys {
+            partitions.entry(self.partition_of(key)).or_default().push(key);
+        }
+        let records = partitions.len() as u64;
+        let parts = partitions.into_iter().map(|(partition, keys)| {
+            self.inner.publish(topic, partition, Record { keys, payload: Bytes::clone(&record.payload) })
+        });
+        // To the end of each: that one failed says nothing of the others.
+        let outcomes = join_all(parts).await;
+        let failures: Vec<BackendError> = outcomes.into_iter().filter_map(Result::err).collect();
+        let some_went = failures.len() < records as usize;
+        let worst = failures.into_iter().max_by_key(|error| error.effect == Effect::Unknown);
+        worst.map_or(Ok(records), |error| Err(if some_went { error.after_a_write() } else { error }))
     }
 
     async fn probe(&self) -> BackendResult<()> {
@@ -397,14 +418,13 @@ mod tests {
         let url = url();
         let own = KafkaLog::open(&url, 4, OWN).await.expect("opens");
         let other = KafkaLog::open(&url, 4, DeploymentId(8)).await.expect("opens");
-        let partition = own.partition_of(KEY);
         let record = |text: &'static str| Record { keys: vec![KEY], payload: Bytes::from_static(text.as_bytes()) };
         let reader = own.reader("own").await.expect("opens");
         reader.subscribe(Topic::Inbox, KEY).await.expect("subscribes");
         let mut group = own.group(Topic::Inbox, "push").await.expect("joins");
         let mut group_of_other = other.group(Topic::Inbox, "push").await.expect("joins");
         for (log, text) in [(&other, "theirs"), (&own, "ours"), (&other, "theirs too")] {
-            log.publish(Topic::Inbox, partition, record(text)).await.expect("publishes");
+            log.publish(Topic::Inbox, record(text)).await.expect("publishes");
         }
         let texts = |records: Vec<Delivered>| -> Vec<Bytes> {
             records.into_iter().map(|delivered| delivered.record.payload.clone()).collect()

@@ -79,8 +79,9 @@ mod tests {
 
     async fn publish(log: &KafkaLog, text: &str) {
         for partition in 0..PARTITIONS {
-            let record = Record { keys: vec![1], payload: Bytes::from(format!("{text} {partition}")) };
-            log.publish(Topic::Inbox, partition, record).await.expect("publishes");
+            let key = (0..10_000).find(|key| log.partition_of(*key) == partition).expect("there is one");
+            let record = Record { keys: vec![key], payload: Bytes::from(format!("{text} {partition}")) };
+            log.publish(Topic::Inbox, record).await.expect("publishes");
         }
     }
 

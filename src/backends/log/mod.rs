@@ -1,7 +1,8 @@
 //! The keyed log: `inbox`, `presence-updates` and `channel`, each a topic cut into P partitions by the hash of a key.
 //!
-//! A record names the keys it is for, all of one partition: a group message is one record per partition that holds
-//! members. Readers say which keys they hold and get only records that name one of them.
+//! A record names the keys it is for. An engine on servers of its own writes one record for each partition that holds some of
+//! them, so that a reader of one partition finds what is for its keys; the log in the process writes one for all. Readers say
+//! which keys they hold and get only records that name one of them.
 
 #[cfg(test)]
 pub(crate) mod contract;
@@ -52,7 +53,7 @@ impl Topic {
 /// What is published.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    /// Who it is for: users or conversations of one partition, at least one.
+    /// Who it is for: users or conversations, at least one.
     pub keys: Vec<u64>,
     /// The content, opaque to the log.
     pub payload: Bytes,
@@ -65,7 +66,7 @@ pub struct Delivered {
     pub topic: Topic,
     /// In which partition.
     pub partition: u32,
-    /// At which place of the partition.
+    /// At which place of it.
     pub offset: u64,
     /// When, in milliseconds since 1970.
     pub at_ms: u64,
@@ -89,7 +90,7 @@ pub struct PartitionLag {
 /// Publishes and opens readers.
 #[async_trait]
 pub trait KeyedLog: Send + Sync {
-    /// P: fixed for the life of a deployment.
+    /// P: what users are placed by, and what an engine on servers of its own cuts its topics into.
     fn partitions(&self) -> u32;
 
     /// The partition of a key. Every server computes the same.
@@ -97,12 +98,13 @@ pub trait KeyedLog: Send + Sync {
         partition_of(key, self.partitions())
     }
 
-    /// Appends a record; all its keys must belong to `partition`. On `Ok` every reader that held one of the keys before
-    /// this call began gets it, in the order of the partition, at least once.
+    /// Appends a record; returns as how many. On `Ok` every reader that held one of the keys before this call began gets it,
+    /// for each key in the order of these calls, at least once; as several records, each naming some of the keys, where it was
+    /// written as several.
     ///
     /// # Errors
     /// `NotApplied`: nobody gets it. `Unknown`: some may; publishing again may repeat it.
-    async fn publish(&self, topic: Topic, partition: u32, record: Record) -> BackendResult<()>;
+    async fn publish(&self, topic: Topic, record: Record) -> BackendResult<u64>;
 
     /// Asks whether the log can be written to.
     async fn probe(&self) -> BackendResult<()>;

@@ -11,7 +11,7 @@ macro_rules! sessions_contract {
             an_old_servers_release_does_not_end_the_new_session,
             a_refresh_of_a_replaced_session_changes_nothing_and_tells,
             a_refresh_brings_back_what_the_store_forgot,
-            what_was_entered_is_remembered,
+            a_mark_is_found_by_who_looks_for_it_and_by_nobody_else,
             of_many_claims_one_is_left,
         }
     };
@@ -102,13 +102,14 @@ pub(crate) mod promises {
         assert_eq!(port.lookup(&[s.user]).await.expect("answers"), [s]);
     }
 
-    pub(crate) async fn what_was_entered_is_remembered(place: impl Place<Port>) {
+    pub(crate) async fn a_mark_is_found_by_who_looks_for_it_and_by_nobody_else(place: impl Place<Port>) {
         let (here, there) = (place.open().await, place.open().await);
-        let s = session(fresh(), "phone", "chat-1");
-        here.remembers(&s.server).await.expect("answers");
-        here.claim(&s).await.expect("claims");
-        for port in [&here, &there, &here] {
-            assert!(port.remembers(&s.server).await.expect("answers"));
+        let (one, other) = (Uuid::new_v4(), Uuid::new_v4());
+        here.enter_mark(one).await.expect("enters");
+        here.enter_mark(one).await.expect("enters again");
+        for port in [&here, &there] {
+            assert!(port.has_mark(one).await.expect("answers"));
+            assert!(!port.has_mark(other).await.expect("answers"), "nobody entered it");
         }
     }
 

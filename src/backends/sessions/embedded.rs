@@ -1,9 +1,11 @@
 //! Sessions in memory, written to the data folder a moment later.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::{SESSION_TTL, Session, Sessions};
 use crate::backends::BackendResult;
@@ -19,6 +21,8 @@ pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
 #[derive(Clone)]
 pub struct EmbeddedSessions {
     users: SoftMap<UserId, Vec<Entry>>,
+    /// When each mark expires. In memory only: whoever entered one has ended with it.
+    marks: Arc<Mutex<HashMap<Uuid, u64>>>,
     now_ms: Clock,
 }
 
@@ -38,7 +42,7 @@ impl EmbeddedSessions {
 
     /// The same, with another clock.
     pub fn open_with_clock(store: &EmbeddedStore, now_ms: Clock) -> BackendResult<Self> {
-        Ok(Self { users: SoftMap::open(store, "sessions")?, now_ms })
+        Ok(Self { users: SoftMap::open(store, "sessions")?, marks: Arc::default(), now_ms })
     }
 
     fn expiry(&self) -> u64 {
@@ -114,9 +118,17 @@ impl Sessions for EmbeddedSessions {
         Ok(users.iter().flat_map(live).collect())
     }
 
-    async fn remembers(&self, _server: &ServerName) -> BackendResult<bool> {
-        // The map outlives every server that asks: both are of one process.
-        Ok(true)
+    async fn enter_mark(&self, mark: Uuid) -> BackendResult<()> {
+        let (now, expires_ms) = ((self.now_ms)(), self.expiry());
+        let mut marks = self.marks.lock().expect("no panic while held");
+        marks.retain(|_, expires_ms| *expires_ms > now);
+        marks.insert(mark, expires_ms);
+        Ok(())
+    }
+
+    async fn has_mark(&self, mark: Uuid) -> BackendResult<bool> {
+        let marks = self.marks.lock().expect("no panic while held");
+        Ok(marks.get(&mark).is_some_and(|expires_ms| *expires_ms > (self.now_ms)()))
     }
 
     async fn probe(&self) -> BackendResult<()> {

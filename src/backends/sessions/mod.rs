@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 pub use self::embedded::{Clock, EmbeddedSessions};
 pub use self::redis::RedisSessions;
@@ -48,9 +49,12 @@ pub trait Sessions: Send + Sync {
     /// The live sessions of some users.
     async fn lookup(&self, users: &[UserId]) -> BackendResult<Vec<Session>>;
 
-    /// Whether the store has forgotten nothing since the last such call for this server; `false` also at the first one. After
-    /// `false` it may lack any session: the server enters all of its own again.
-    async fn remembers(&self, server: &ServerName) -> BackendResult<bool>;
+    /// Enters a mark that lives as long as a session does, and goes with whatever takes sessions from the store: a flush, data of
+    /// another age. Who enters sessions and finds its mark later knows that they are there.
+    async fn enter_mark(&self, mark: Uuid) -> BackendResult<()>;
+
+    /// Whether a mark is there.
+    async fn has_mark(&self, mark: Uuid) -> BackendResult<bool>;
 
     /// Writes something small that nobody reads: whether the engine takes writes now.
     async fn probe(&self) -> BackendResult<()>;

@@ -8,11 +8,12 @@ use std::sync::LazyLock;
 
 use async_trait::async_trait;
 use redis::{Script, ScriptInvocation};
+use uuid::Uuid;
 
 use super::{SESSION_TTL, Session, Sessions};
 use crate::backends::error::{BackendError, BackendResult, ErrorKind};
 use crate::backends::redis::{IN_LIFE, Redis};
-use crate::protocol::{DeviceName, ServerName, SessionId, UserId};
+use crate::protocol::{DeviceName, SessionId, UserId};
 
 /// Users or sessions in one call of a script: the server does nothing else meanwhile.
 const AT_ONCE: usize = 200;
@@ -85,19 +86,19 @@ end
 return found
 ";
 
-/// KEYS: mark of a server. ARGV: time to live. Answers 1 where the mark was there: whatever takes it away takes sessions.
-const REMEMBER: &str = r"
-local was_there = redis.call('EXISTS', KEYS[1])
-redis.call('SET', KEYS[1], 1, 'PX', ARGV[1])
-return was_there
-";
+/// KEYS: mark. ARGV: time to live.
+const ENTER_MARK: &str = "redis.call('SET', KEYS[1], 1, 'PX', ARGV[1])";
+
+/// KEYS: mark.
+const HAS_MARK: &str = "return redis.call('EXISTS', KEYS[1])";
 
 struct Scripts {
     claim: Script,
     refresh: Script,
     release: Script,
     lookup: Script,
-    remember: Script,
+    enter_mark: Script,
+    has_mark: Script,
 }
 
 static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| {
@@ -107,7 +108,8 @@ static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| {
         refresh: script(REFRESH),
         release: script(RELEASE),
         lookup: script(LOOKUP),
-        remember: script(REMEMBER),
+        enter_mark: script(ENTER_MARK),
+        has_mark: script(HAS_MARK),
     }
 });
 
@@ -126,6 +128,10 @@ impl RedisSessions {
 
     fn key(&self, user: UserId, life: &str) -> String {
         self.redis.key(format_args!("sessions:{user}:{life}"))
+    }
+
+    fn mark_key(&self, mark: Uuid, life: &str) -> String {
+        self.redis.key(format_args!("sessions-mark:{mark}:{life}"))
     }
 }
 
@@ -200,11 +206,18 @@ impl Sessions for RedisSessions {
         Ok(found)
     }
 
-    async fn remembers(&self, server: &ServerName) -> BackendResult<bool> {
+    async fn enter_mark(&self, mark: Uuid) -> BackendResult<()> {
         let fill = |call: &mut ScriptInvocation<'_>, life: &str| {
-            call.key(self.redis.key(format_args!("sessions:of:{server}:{life}"))).arg(ttl_ms());
+            call.key(self.mark_key(mark, life)).arg(ttl_ms());
         };
-        self.redis.run_in_life("sessions.remembers", &SCRIPTS.remember, fill).await
+        self.redis.run_in_life("sessions.enter_mark", &SCRIPTS.enter_mark, fill).await
+    }
+
+    async fn has_mark(&self, mark: Uuid) -> BackendResult<bool> {
+        let fill = |call: &mut ScriptInvocation<'_>, life: &str| {
+            call.key(self.mark_key(mark, life));
+        };
+        self.redis.run_in_life("sessions.has_mark", &SCRIPTS.has_mark, fill).await
     }
 
     async fn probe(&self) -> BackendResult<()> {
@@ -238,6 +251,8 @@ mod tests {
         there.follow(&here).await;
         let (old, new) = (new_session(1, "phone", "chat-1"), new_session(1, "phone", "chat-2"));
         port.claim(&old).await.expect("claims");
+        let mark = Uuid::new_v4();
+        port.enter_mark(mark).await.expect("enters");
         tokio::time::sleep(Duration::from_millis(300)).await;
         there.lead().await;
         assert_eq!(port.claim(&new).await.expect("claims"), Some(old.clone()));
@@ -245,7 +260,7 @@ mod tests {
         here.follow(&there).await;
         here.lead().await;
         assert_eq!(port.lookup(&[new.user]).await.expect("answers"), [], "it forgot");
-        assert!(!port.remembers(&new.server).await.expect("answers"), "and says so");
+        assert!(!port.has_mark(mark).await.expect("answers"), "and the mark tells");
         assert_eq!(port.refresh(std::slice::from_ref(&new)).await.expect("answers"), []);
         assert_eq!(port.lookup(&[new.user]).await.expect("answers"), std::slice::from_ref(&new));
         assert_eq!(port.refresh(std::slice::from_ref(&old)).await.expect("answers"), [old.session]);
@@ -254,21 +269,13 @@ mod tests {
 
     #[tokio::test]
     #[ignore = "needs redis-server"]
-    async fn a_store_that_forgot_tells_each_server_once() {
+    async fn a_flush_takes_marks_with_the_sessions() {
         let place = place().await;
         let port = place.open().await;
-        let servers = ["chat-1", "chat-2"].map(|name| name.parse().expect("a name"));
-        let remembered = async || {
-            let mut all = Vec::new();
-            for server in &servers {
-                all.push(port.remembers(server).await.expect("answers"));
-            }
-            all
-        };
-        assert_eq!(remembered().await, [false, false], "nothing was entered yet");
-        assert_eq!(remembered().await, [true, true]);
+        let mark = Uuid::new_v4();
+        port.enter_mark(mark).await.expect("enters");
+        assert!(port.has_mark(mark).await.expect("answers"));
         place.redis_of(DeploymentId(7)).await.flush().await.expect("flushes");
-        assert_eq!(remembered().await, [false, false]);
-        assert_eq!(remembered().await, [true, true]);
+        assert!(!port.has_mark(mark).await.expect("answers"));
     }
 }

@@ -117,6 +117,7 @@ impl Hub {
         self.read().values().flat_map(Few::as_slice).filter(|c| is_wanted(c)).cloned().collect()
     }
 
+    #[cfg(test)]
     pub(super) fn all(&self) -> Vec<Arc<Connection>> {
         self.read().values().flat_map(Few::as_slice).cloned().collect()
     }

@@ -11,6 +11,7 @@
 //! | `presence_feed` | beats out, friends' changes in |
 //! | `rights` | tokens, claims, memberships and friendships that end while a connection is open |
 //! | `recent_set` | the notes of `rights`: keys of the last half minute |
+//! | `session_keeper` | keeps the sessions in the store, and enters them again after it forgot them |
 //! | `subscriptions` | who subscribes to which large channel |
 //! | `in_flight` | requests under way, for a change of members that waits for them |
 //! | `uuids` | in which conversation a uuid is in use |
@@ -31,6 +32,7 @@ mod requests;
 mod rights;
 mod send;
 mod session;
+mod session_keeper;
 mod socket;
 mod subscriptions;
 pub mod tamper;
@@ -57,6 +59,7 @@ use self::in_flight::InFlight;
 use self::poll::Polls;
 use self::presence_feed::BeatBuffer;
 use self::rights::Rights;
+use self::session_keeper::SessionKeeper;
 use self::tamper::Tamper;
 use self::unannounced::Unannounced;
 use self::unheard::Lost;
@@ -71,16 +74,13 @@ use super::ordering::Ordering;
 use super::{Deps, Listeners, StartError};
 use crate::backends::log::{LogReader, PartitionLag, Topic};
 use crate::backends::registry::{Role, ServerEntry};
-use crate::backends::sessions::{SESSION_TTL, Session};
+use crate::backends::sessions::Session;
 use crate::protocol::{CloseCode, ConversationId, Limits, ServerFrame, frames::MovedFrame};
 use crate::runtime::{clock, machine, net};
 use crate::telemetry::{Counter, Gauge, PartitionFigures};
 
 /// How often overdue ids are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
-
-/// How often the session store is asked whether it forgot the sessions of this server.
-const SESSIONS_LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How often connections that went silent, or whose token has expired, are looked for. Source: invariant I13, 5 s.
 const SWEEP_CONNECTIONS_INTERVAL: Duration = Duration::from_secs(2);
@@ -299,40 +299,19 @@ impl ChatServer {
         self.deps.metrics.count(Counter::ConnectionsClosed);
     }
 
-    /// Gives the sessions of this server more life in the session store, and enters them again after it forgot them: until then
-    /// their users count as offline. Inputs: the clock.
+    /// Keeps the sessions of this server in the session store. Inputs: the clock.
     async fn session_loop(self: Arc<Self>) {
-        let (mut refreshed_us, mut is_owed) = (clock::now_us(), false);
+        let mut keeper = SessionKeeper::new(Arc::clone(&self.deps.backends.sessions));
         loop {
-            tokio::time::sleep(SESSIONS_LOOK_INTERVAL).await;
-            // A store that does not answer may have forgotten: it is asked again.
-            is_owed |= matches!(self.deps.backends.sessions.remembers(&self.deps.name).await, Ok(false));
-            let is_due = clock::now_us() - refreshed_us >= (SESSION_TTL / 3).as_micros() as u64;
-            if is_owed || is_due {
-                refreshed_us = clock::now_us();
-                is_owed = !self.refresh_sessions().await;
-            }
-        }
-    }
-
-    /// Returns whether the store took all of them; the port's layer counts a failure.
-    async fn refresh_sessions(self: &Arc<Self>) -> bool {
-        let mut all_taken = true;
-        let sessions: Vec<Session> = self.hub.all().iter().map(|c| self.session_of(c)).collect();
-        for chunk in sessions.chunks(1_000) {
-            let refreshed = self.deps.backends.sessions.refresh(chunk).await;
-            all_taken &= refreshed.is_ok();
-            let replaced = refreshed.unwrap_or_default();
-            // Their device connected elsewhere, and the word of it did not get here.
-            for gone in chunk.iter().filter(|s| replaced.contains(&s.session)) {
+            tokio::time::sleep(keeper.wait()).await;
+            // One that is closing is not entered again: its device may be back under a session that would lose to it.
+            let open = || self.hub.select(|c| c.socket.is_open()).iter().map(|c| self.session_of(c)).collect();
+            let is_here = |session: &Session| self.hub.find(session.user, session.session).is_some();
+            for gone in keeper.look(open, is_here).await {
+                // Its device connected elsewhere, and the word of it did not get here.
                 self.replace(gone.user, gone.session);
             }
-            // Who left in the same moment must not come back by it.
-            for gone in chunk.iter().filter(|s| self.hub.find(s.user, s.session).is_none()) {
-                let _ = self.deps.backends.sessions.release(gone).await;
-            }
         }
-        all_taken
     }
 
     fn session_of(&self, connection: &Connection) -> Session {

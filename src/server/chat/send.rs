@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::future::{join_all, try_join_all};
+use futures_util::future::join_all;
 
 use super::ChatServer;
 use super::connection::Connection;
@@ -205,30 +204,25 @@ impl ChatServer {
     pub(super) async fn publish_head(&self, message: &MessageFrame) -> BackendResult<()> {
         let head = HeadFrame { conversation: message.conversation, id: message.id };
         let payload = serde_json::to_vec(&head).expect("plain data").into();
-        let key = message.conversation.0;
-        let log = &self.deps.backends.log;
-        self.deps.metrics.count(Counter::LogPublished);
-        log.publish(Topic::Channel, log.partition_of(key), Record { keys: vec![key], payload }).await
+        self.publish(Topic::Channel, Record { keys: vec![message.conversation.0], payload }).await
     }
 
-    /// One record per inbox partition that holds members, naming them.
+    /// A record that names the members, to their inboxes.
     pub(super) async fn publish_to_inboxes(
         &self,
         except: Option<SessionId>,
         message: &MessageFrame,
         users: &[UserId],
     ) -> BackendResult<()> {
-        let log = &self.deps.backends.log;
         let payload = InboxHeader::payload(message, except);
-        let mut partitions: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
-        for user in users {
-            partitions.entry(log.partition_of(user.0)).or_default().push(user.0);
-        }
-        self.deps.metrics.add(Counter::LogPublished, partitions.len() as u64);
-        let publishes = partitions.into_iter().map(|(partition, keys)| {
-            log.publish(Topic::Inbox, partition, Record { keys, payload: Bytes::clone(&payload) })
-        });
-        try_join_all(publishes).await.map(|_| ())
+        let keys = users.iter().map(|user| user.0).collect();
+        self.publish(Topic::Inbox, Record { keys, payload }).await
+    }
+
+    async fn publish(&self, topic: Topic, record: Record) -> BackendResult<()> {
+        let records = self.deps.backends.log.publish(topic, record).await?;
+        self.deps.metrics.add(Counter::LogPublished, records);
+        Ok(())
     }
 
     /// One-to-one: straight to the servers that hold the devices. Who has no device that took it gets an inbox record.

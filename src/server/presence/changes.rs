@@ -93,7 +93,7 @@ impl Changes {
 async fn publish(log: &dyn KeyedLog, user: UserId, change: Change) -> bool {
     let frame = ServerFrame::Presence(PresenceFrame { user, state: change.state, at: change.at_ms });
     let record = Record { keys: vec![user.0], payload: frame.encode().into() };
-    log.publish(Topic::PresenceUpdates, log.partition_of(user.0), record).await.is_ok()
+    log.publish(Topic::PresenceUpdates, record).await.is_ok()
 }
 
 #[cfg(test)]
@@ -120,7 +120,7 @@ mod tests {
         fn partitions(&self) -> u32 {
             4
         }
-        async fn publish(&self, _: Topic, _: u32, record: Record) -> BackendResult<()> {
+        async fn publish(&self, _: Topic, record: Record) -> BackendResult<u64> {
             self.tries.fetch_add(1, Ordering::Relaxed);
             tokio::time::sleep(Duration::from_millis(5)).await;
             if self.is_away.load(Ordering::Relaxed) {
@@ -128,7 +128,7 @@ mod tests {
             }
             let text = String::from_utf8_lossy(&record.payload).into_owned();
             self.published.lock().expect("no panic while held").push((record.keys[0], text));
-            Ok(())
+            Ok(1)
         }
         async fn probe(&self) -> BackendResult<()> {
             Ok(())

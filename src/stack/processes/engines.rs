@@ -25,7 +25,9 @@ impl LocalEngines {
 
     async fn run(&self, verb: &str, engine: &str) -> Result<String, String> {
         let shown = format!("{} {verb} {engine}", self.0.display());
-        let run = Command::new(&self.0).args([verb, engine]).stdin(std::process::Stdio::null()).output();
+        // A group of its own: a ctrl-c is for the supervisor, and what was begun comes to its end.
+        let run =
+            Command::new(&self.0).args([verb, engine]).process_group(0).stdin(std::process::Stdio::null()).output();
         let output = match tokio::time::timeout(COMMAND_TIMEOUT, run).await {
             Ok(Ok(output)) => output,
             Ok(Err(error)) => return Err(format!("{shown}: {error}; set processes.engines_command")),

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
 use tokio::sync::oneshot;
@@ -15,11 +15,19 @@ use crate::backends::deployment::DeploymentId;
 use crate::backends::redis::Redis;
 use crate::backends::redis_admin::Memory;
 use crate::protocol::Fault;
+use crate::protocol::fault::engine_name;
+use crate::runtime::clock;
 use crate::runtime::process::Tell;
 use crate::stack::fault_check;
 
 /// Tries to start an engine: its port may be held for a moment by a connection of a client.
 const START_TRIES: usize = 3;
+
+/// Longest that a fault waits for one that collides with it and whose time is over.
+const ENDS_WITHIN: Duration = Duration::from_mins(1);
+
+/// By how much clocks and timers of two that follow each other may differ.
+const LEEWAY: Duration = Duration::from_millis(50);
 
 /// What a fault is done to.
 enum Target {
@@ -47,30 +55,41 @@ impl Supervisor {
     /// Says what went wrong; the fault may have been done in part.
     pub async fn do_fault(self: &Arc<Self>, fault: Fault) -> Result<(), String> {
         self.check_fault(&fault).await?;
-        self.begin(&fault)?;
+        self.begin(&fault).await?;
         let (done, when_done) = oneshot::channel();
         let supervisor = Arc::clone(self);
         self.faults.spawn("supervisor.fault", async move {
             let result = supervisor.carry_out(fault.clone()).await;
-            supervisor.under_way().retain(|other| *other != fault);
+            supervisor.under_way().retain(|(other, _)| *other != fault);
             // Whoever asked may be gone.
             let _ = done.send(result);
         });
         when_done.await.unwrap_or_else(|_| Err("the supervisor is stopping".to_owned()))
     }
 
-    fn under_way(&self) -> MutexGuard<'_, Vec<Fault>> {
+    /// Each with when it is to be over.
+    fn under_way(&self) -> MutexGuard<'_, Vec<(Fault, Instant)>> {
         self.faults_under_way.lock().expect("no panic while held")
     }
 
-    /// Notes a fault, unless one lasts whose end would be its end.
-    fn begin(&self, fault: &Fault) -> Result<(), String> {
-        let mut under_way = self.under_way();
-        if let Some(other) = under_way.iter().find(|other| other.collides_with(fault)) {
-            return Err(format!("{other} lasts: let that end first"));
+    /// Notes a fault, unless one lasts that it would collide with. One whose time is over, and that is still coming to its end, is
+    /// waited for.
+    async fn begin(&self, fault: &Fault) -> Result<(), String> {
+        let until = clock::instant() + ENDS_WITHIN;
+        loop {
+            let now = clock::instant();
+            {
+                let mut under_way = self.under_way();
+                let Some((other, ends)) = under_way.iter().find(|(other, _)| other.collides_with(fault)) else {
+                    under_way.push((fault.clone(), now + fault.lasts()));
+                    return Ok(());
+                };
+                if *ends > now + LEEWAY || now >= until {
+                    return Err(format!("{other} lasts: let that end first"));
+                }
+            }
+            tokio::time::sleep(LEEWAY).await;
         }
-        under_way.push(fault.clone());
-        Ok(())
     }
 
     async fn carry_out(&self, fault: Fault) -> Result<(), String> {
@@ -105,8 +124,8 @@ impl Supervisor {
             (Target::Engine(engine, local), Fault::Kill(_)) => self.kill_for(&engine, &local, Duration::ZERO).await,
             (Target::Engine(engine, local), Fault::Stop(_, lasts)) => self.kill_for(&engine, &local, lasts).await,
             (Target::Engine(engine, local), Fault::Restart(_)) => {
-                local.stop(&engine).await?;
-                start(&engine, &local).await
+                let stopped = local.stop(&engine).await;
+                start(&engine, &local).await.and(stopped)
             }
             (Target::Engine(engine, local), Fault::Pause(_, lasts)) => {
                 local.tell(&engine, Tell::Freeze).await?;
@@ -180,7 +199,7 @@ impl Supervisor {
         if let Some(server) = self.find(name) {
             return Ok(Target::Server(server));
         }
-        let name = fault_check::engine_name(name);
+        let name = engine_name(name);
         let engines = self.engine_kinds();
         if !engines.iter().any(|engine| engine == name) {
             let valid = self.servers().iter().map(|s| s.name.to_string()).chain(engines).collect::<Vec<_>>().join(", ");

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::{join_all, select_all};
 use tokio::sync::Mutex as AsyncMutex;
@@ -54,7 +54,7 @@ pub struct Supervisor {
     tasks: Tasks,
     /// Faults under way; told to come to their end when the stack ends.
     pub(super) faults: Tasks,
-    pub(super) faults_under_way: Mutex<Vec<Fault>>,
+    pub(super) faults_under_way: Mutex<Vec<(Fault, Instant)>>,
 }
 
 impl Supervisor {
