@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use chatctl::backends::registry::Role;
 use chatctl::stack::Stack;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite;
@@ -252,5 +253,29 @@ async fn what_a_removed_member_has_under_way_is_there_when_the_removal_is_answer
     let at_the_answer = stored().await;
     tokio::time::sleep(2 * LATE).await;
     assert_eq!(stored().await, at_the_answer);
+    stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_that_the_registry_leaves_out_for_a_moment_are_told_of_a_removal() {
+    let mut config = config();
+    config.api.bulk_accounts = true;
+    let stack = Stack::start(config).await.expect("starts");
+    let people = crowd(&stack, 103).await;
+    let channel = conversation(&stack, &people[0], "group", &people[1..].iter().collect::<Vec<_>>()).await;
+    let mut owner = Socket::open(&people[0]).await;
+    let mut reader = Socket::open(&people[1]).await;
+    reader.say(json!({"type": "subscribe", "conversation": channel})).await;
+    let first = owner.send(&channel, Uuid::new_v4(), "for all").await;
+    while reader.next_of("head").await["id"].as_u64() != Some(first) {}
+    // As after an outage of it: nobody is listed until the servers announce themselves again.
+    let registry = &stack.backends().registry;
+    for entry in registry.list(Role::Chat).await.expect("answers") {
+        registry.withdraw(&entry.name, entry.epoch).await.expect("withdraws");
+    }
+    remove_member(&stack, &people[0], &channel, &people[1]).await;
+    let second = owner.send(&channel, Uuid::new_v4(), "for those who are left").await;
+    let heard = reader.frames_for(Duration::from_secs(1)).await;
+    assert!(heard.iter().all(|frame| frame["id"].as_u64() < Some(second)), "{heard:?}");
     stack.stop().await;
 }

@@ -50,6 +50,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_millis(4_800);
 /// How long a change of members may wait for servers that do not answer.
 const BROADCAST_TIMEOUT: Duration = Duration::from_millis(4_300);
 
+/// Longest that a registry may take before the servers are told whom it named last.
+const REGISTRY_WAIT: Duration = Duration::from_millis(500);
+
 /// First wait before a server that did not confirm a change is asked again, and the longest.
 const BROADCAST_RETRY: Duration = Duration::from_millis(100);
 const BROADCAST_RETRY_MAX: Duration = Duration::from_millis(800);
@@ -258,34 +261,44 @@ impl PeerHandler for ApiServer {
 }
 
 impl ApiServer {
-    /// Has every live server of some roles do something, and returns when each of them did.
+    /// Has every server of some roles that may have connections do something, and returns when each of them did.
     ///
-    /// A server that does not answer is asked again, with a backoff, until it does or until it is gone from the registry.
+    /// A server that does not answer is asked again, with a backoff, until it does, or until it is gone: nobody listens there, or
+    /// the registry has not named it for a while.
     async fn tell(&self, roles: &[Role], call: &Call) -> Result<(), Failure> {
-        let deadline = clock::instant() + BROADCAST_TIMEOUT;
+        let told = tokio::time::timeout(BROADCAST_TIMEOUT, self.tell_all(roles, call)).await;
+        let message = "the change is stored, but not every server has confirmed it: repeat the request";
+        told.map_err(|_| Failure::retry_later(ErrorCode::Unavailable, message, 1_000))
+    }
+
+    /// The same, for as long as it takes.
+    async fn tell_all(&self, roles: &[Role], call: &Call) {
         let mut backoff = Backoff::new(BROADCAST_RETRY, BROADCAST_RETRY_MAX);
         let mut told = std::collections::HashSet::new();
         loop {
-            self.cluster.refresh().await;
-            let servers: Vec<_> = roles.iter().flat_map(|role| self.cluster.servers(*role).to_vec()).collect();
-            let waiting: Vec<_> = servers.iter().filter(|s| !told.contains(&(s.name.clone(), s.epoch))).collect();
-            if waiting.is_empty() {
-                return Ok(());
+            // One that hangs leaves the last view in force.
+            let _ = tokio::time::timeout(REGISTRY_WAIT, self.cluster.refresh()).await;
+            let present: Option<Vec<_>> = roles.iter().map(|role| self.cluster.present(*role)).collect();
+            // Where the registry could never be read nobody knows who is there.
+            let is_known = present.is_some();
+            let servers = present.unwrap_or_default().into_iter().flatten();
+            let waiting: Vec<_> = servers.filter(|s| !told.contains(&(s.name.clone(), s.epoch))).collect();
+            if waiting.is_empty() && is_known {
+                return;
             }
             let calls = waiting.iter().map(|server| async {
-                let answer = self.peers.call(server, call).await.ok()?;
-                (answer != Answer::Failed).then(|| (server.name.clone(), server.epoch))
+                let is_done = match self.peers.call(server, call).await {
+                    Ok(answer) => answer != Answer::Failed,
+                    Err(error) => error.is_gone,
+                };
+                is_done.then(|| (server.name.clone(), server.epoch))
             });
             let confirmed: Vec<_> = futures_util::future::join_all(calls).await.into_iter().flatten().collect();
-            let is_incomplete = confirmed.len() < waiting.len();
+            let is_incomplete = !is_known || confirmed.len() < waiting.len();
             told.extend(confirmed);
             if is_incomplete {
                 let wait = backoff.next_wait(&mut rand::rng());
                 tokio::time::sleep(wait).await;
-            }
-            if clock::instant() >= deadline {
-                let message = "the change is stored, but not every server has confirmed it: repeat the request";
-                return Err(Failure::retry_later(ErrorCode::Unavailable, message, 1_000));
             }
         }
     }

@@ -127,8 +127,10 @@ impl ChatServer {
         let call = Call::Replace { user: old.user, session: old.session };
         let mut backoff = Backoff::new(REPLACE_RETRY, REPLACE_RETRY_MAX);
         while backoff.tries() < REPLACE_TRIES {
-            let Some(entry) = self.cluster.look_up(Role::Chat, &old.server).await else { return };
-            if self.peers.call(&entry, &call).await.is_ok() {
+            let listed = self.cluster.look_up(Role::Chat, &old.server).await;
+            let missing = || self.cluster.present(Role::Chat)?.into_iter().find(|entry| entry.name == old.server);
+            let Some(entry) = listed.or_else(missing) else { return };
+            if self.peers.call(&entry, &call).await.map_or_else(|error| error.is_gone, |_| true) {
                 return;
             }
             let wait = backoff.next_wait(&mut rand::rng());

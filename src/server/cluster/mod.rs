@@ -14,10 +14,12 @@ pub(super) mod readiness;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use futures_util::future::join_all;
 
 use crate::backends::registry::{Registry, Role, ServerEntry};
 use crate::protocol::ServerName;
@@ -36,6 +38,10 @@ const LOOKS_PER_ANNOUNCEMENT: u32 = 2;
 /// Longest time between two reads of the registry: within the life of an entry.
 const REFRESH_INTERVAL_MAX: Duration = Duration::from_millis(2_500);
 
+/// How long a server counts as present that the registry has left out: it may be cut off from the registry alone, with its
+/// connections alive, for as long as its clients bear its silence.
+const MISSING_KEPT: Duration = Duration::from_secs(15);
+
 /// Longest that a stopping server may take to leave the registry.
 const WITHDRAW_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -45,7 +51,13 @@ const LOOK_UP_EVERY: Duration = Duration::from_millis(50);
 /// The live servers, as this server last read them. A registry that does not answer leaves the last view in force.
 pub struct Cluster {
     registry: Arc<dyn Registry>,
+    /// Has a role from when it could first be read.
     view: ArcSwap<HashMap<Role, Arc<Vec<ServerEntry>>>>,
+    /// Servers that the registry has left out, each with when that was first seen. Written by refreshes.
+    missing: Mutex<HashMap<(ServerName, u64), (ServerEntry, Instant)>>,
+    /// Refreshes that have begun, and the youngest of those that came to their end.
+    refreshes: AtomicU64,
+    newest: Mutex<u64>,
     /// Users that this server placed since the view was read. Written by placement, cleared by a refresh.
     placed: Mutex<HashMap<ServerName, u64>>,
     /// When the registry was last asked for a server that was missed. Held by the look-up under way; others wait for it.
@@ -55,12 +67,7 @@ pub struct Cluster {
 impl Cluster {
     /// Reads the registry once and keeps reading it in a task of the server.
     pub async fn start(deps: &Deps) -> Arc<Self> {
-        let cluster = Arc::new(Self {
-            registry: Arc::clone(&deps.backends.registry),
-            view: ArcSwap::default(),
-            placed: Mutex::default(),
-            looked_up_us: tokio::sync::Mutex::default(),
-        });
+        let cluster = Arc::new(Self::of(Arc::clone(&deps.backends.registry)));
         cluster.refresh().await;
         let task = Arc::clone(&cluster);
         deps.tasks.spawn_until_stopped("cluster.refresh", async move {
@@ -73,16 +80,62 @@ impl Cluster {
         cluster
     }
 
-    /// Reads the registry now.
+    fn of(registry: Arc<dyn Registry>) -> Self {
+        Self {
+            registry,
+            view: ArcSwap::default(),
+            missing: Mutex::default(),
+            refreshes: AtomicU64::default(),
+            newest: Mutex::default(),
+            placed: Mutex::default(),
+            looked_up_us: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Reads the registry now: all roles at once. Given up at any time it changes nothing.
     pub async fn refresh(&self) {
-        let mut view = HashMap::clone(&self.view.load());
-        for role in Role::ALL {
-            if let Ok(servers) = self.registry.list(role).await {
-                view.insert(role, Arc::new(servers));
-            }
+        let begun = self.refreshes.fetch_add(1, Ordering::Relaxed) + 1;
+        let lists = Role::ALL.map(|role| async move { (role, self.registry.list(role).await) });
+        let lists = join_all(lists).await;
+        let mut newest = self.newest.lock().expect("no panic while held");
+        if *newest > begun {
+            // One that began later has a younger view.
+            return;
+        }
+        *newest = begun;
+        let before = self.view.load();
+        let mut view = HashMap::clone(&before);
+        for (role, servers) in lists {
+            let Ok(servers) = servers else { continue };
+            let known = before.get(&role).map_or(&[][..], |servers| servers.as_slice());
+            self.note_missing(known, &servers);
+            view.insert(role, Arc::new(servers));
         }
         self.view.store(Arc::new(view));
         self.placed.lock().expect("no panic while held").clear();
+    }
+
+    /// Keeps those whom the registry leaves out, for a while, and forgets those whom it names.
+    fn note_missing(&self, before: &[ServerEntry], now: &[ServerEntry]) {
+        let mut missing = self.missing.lock().expect("no panic while held");
+        let at = clock::instant();
+        for entry in before {
+            missing.entry((entry.name.clone(), entry.epoch)).or_insert_with(|| (entry.clone(), at));
+        }
+        for entry in now {
+            missing.remove(&(entry.name.clone(), entry.epoch));
+        }
+        missing.retain(|_, (_, since)| at.saturating_duration_since(*since) < MISSING_KEPT);
+    }
+
+    /// The servers of a role that may have connections: those that the registry names, and those that it left out a while ago.
+    /// `None` while the registry could never be read.
+    #[must_use]
+    pub fn present(&self, role: Role) -> Option<Vec<ServerEntry>> {
+        let mut servers = self.view.load().get(&role)?.to_vec();
+        let missing = self.missing.lock().expect("no panic while held");
+        servers.extend(missing.values().map(|(entry, _)| entry).filter(|entry| entry.role == role).cloned());
+        Some(servers)
     }
 
     /// The live servers of a role.
@@ -240,24 +293,51 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn a_server_that_just_came_is_found_by_everyone_who_looks_for_it_at_once() {
-        let registry = Arc::new(Slow(EmbeddedRegistry::default()));
-        let cluster = Cluster {
-            registry: Arc::clone(&registry) as Arc<dyn Registry>,
-            view: ArcSwap::default(),
-            placed: Mutex::default(),
-            looked_up_us: tokio::sync::Mutex::default(),
-        };
-        let entry = ServerEntry {
-            name: "api-1".parse().expect("valid"),
-            role: Role::Api,
+    fn entry(name: &str, role: Role, epoch: u64) -> ServerEntry {
+        ServerEntry {
+            name: name.parse().expect("valid"),
+            role,
             address: "127.0.0.1:1".parse().expect("valid"),
             peer: None,
             load: 0,
             draining: false,
-            epoch: 1,
+            epoch,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_left_out_of_the_registry_counts_as_present_for_a_while_and_a_later_life_is_another_server() {
+        let registry = Arc::new(EmbeddedRegistry::default());
+        let cluster = Cluster::of(Arc::clone(&registry) as Arc<dyn Registry>);
+        assert_eq!(cluster.present(Role::Chat), None, "it was never read");
+        let [one, two] = [entry("chat-1", Role::Chat, 1), entry("chat-2", Role::Chat, 1)];
+        for entry in [&one, &two, &entry("api-1", Role::Api, 1)] {
+            registry.announce(entry).await.expect("announces");
+        }
+        let present = async || {
+            cluster.refresh().await;
+            let mut present = cluster.present(Role::Chat).expect("it was read");
+            present.sort_by_key(|entry| (entry.name.clone(), entry.epoch));
+            present
         };
+        assert_eq!(present().await, [one.clone(), two.clone()]);
+        registry.withdraw(&one.name, 1).await.expect("withdraws");
+        assert_eq!(present().await, [one.clone(), two.clone()]);
+        assert_eq!(cluster.servers(Role::Chat).as_slice(), std::slice::from_ref(&two), "nobody is sent there");
+        let again = entry("chat-1", Role::Chat, 2);
+        registry.announce(&again).await.expect("announces");
+        assert_eq!(present().await, [one, again.clone(), two.clone()]);
+        tokio::time::advance(MISSING_KEPT).await;
+        registry.announce(&two).await.expect("announces");
+        registry.announce(&again).await.expect("announces");
+        assert_eq!(present().await, [again, two]);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_just_came_is_found_by_everyone_who_looks_for_it_at_once() {
+        let registry = Arc::new(Slow(EmbeddedRegistry::default()));
+        let cluster = Cluster::of(Arc::clone(&registry) as Arc<dyn Registry>);
+        let entry = entry("api-1", Role::Api, 1);
         registry.announce(&entry).await.expect("announces");
         let looks = (0..10).map(|_| cluster.look_for(Role::Api));
         for found in futures_util::future::join_all(looks).await {

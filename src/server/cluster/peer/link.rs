@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -51,11 +51,21 @@ struct State {
     queued_bytes: AtomicUsize,
     /// Calls that timed out since something was answered.
     silent_calls: AtomicU32,
+    /// The address took no connection: nobody listens there.
+    was_refused: AtomicBool,
     /// Ends the link's task.
     give_up: Notify,
 }
 
 impl State {
+    /// Notes who waits for an answer; returns whether the link is up.
+    fn expect_answer(&self, id: u64, sender: oneshot::Sender<Answer>) -> bool {
+        let mut waiting = self.waiting.lock().expect("no panic while held");
+        let Some(waiting) = waiting.as_mut() else { return false };
+        waiting.insert(id, sender);
+        true
+    }
+
     fn forget(&self, id: u64) {
         if let Some(waiting) = self.waiting.lock().expect("no panic while held").as_mut() {
             waiting.remove(&id);
@@ -84,15 +94,16 @@ impl Peers {
     /// When the server has no address for peers, can't be reached, is not who the entry says, or does not answer in time. It may
     /// have done what was asked all the same.
     pub async fn call(&self, server: &ServerEntry, call: &Call) -> Result<Answer, PeerError> {
-        let failed = |reason| PeerError { server: server.name.clone(), reason };
+        let failed = |reason| PeerError { server: server.name.clone(), reason, is_gone: false };
         let Some(address) = server.peer else { return Err(failed("it has no address for peers")) };
         let link = self.link(&server.name, address);
         let id = link.next_id.fetch_add(1, Ordering::Relaxed);
         let (sender, answer) = oneshot::channel();
-        match link.state.waiting.lock().expect("no panic while held").as_mut() {
-            Some(waiting) => waiting.insert(id, sender),
-            None => return Err(failed("link is down")),
-        };
+        let is_gone = || link.state.was_refused.load(Ordering::Relaxed);
+        let is_up = link.state.expect_answer(id, sender);
+        if !is_up {
+            return Err(PeerError { is_gone: is_gone(), ..failed("link is down") });
+        }
         let encoded = encode(&Numbered { id, body: call });
         let bytes = encoded.len();
         let queued = link.state.queued_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
@@ -103,7 +114,7 @@ impl Peers {
         }
         match tokio::time::timeout(CALL_TIMEOUT, answer).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(_)) => Err(failed("link went down")),
+            Ok(Err(_)) => Err(PeerError { is_gone: is_gone(), ..failed("link went down") }),
             Err(_) => {
                 link.state.forget(id);
                 if link.state.silent_calls.fetch_add(1, Ordering::Relaxed) + 1 >= SILENT_CALLS_MAX {
@@ -131,7 +142,10 @@ impl Peers {
         let (own, server, keys) = (self.name.clone(), server.clone(), Arc::clone(&self.keys));
         self.tasks.spawn_until_stopped("peer.link", async move {
             let connecting = async {
-                let stream = TcpStream::connect(address).await?;
+                let stream = TcpStream::connect(address).await.inspect_err(|error| {
+                    let is_refused = error.kind() == std::io::ErrorKind::ConnectionRefused;
+                    state.was_refused.store(is_refused, Ordering::Relaxed);
+                })?;
                 Wire::call(stream, &own, &server, &keys).await
             };
             match tokio::time::timeout(CALL_TIMEOUT, connecting).await {

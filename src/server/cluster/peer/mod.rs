@@ -112,6 +112,8 @@ pub struct PeerError {
     pub server: ServerName,
     /// What happened.
     pub reason: &'static str,
+    /// Nobody listens where it was: its process has ended, and its connections with it.
+    pub is_gone: bool,
 }
 
 /// What a role does with calls.
