@@ -1,15 +1,13 @@
-//! One live, authenticated connection: its reader, its worker, and how frames get to its socket.
+//! One live, authenticated connection: its reader and its worker.
 
 use std::sync::{Arc, Mutex};
 
-use bytes::Bytes;
-use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::requests::{Requests, Waiting};
 use super::send::retry_after_ms;
 use super::session::{Action, Request, SessionState};
-use super::socket::{Flushed, MERGE_WINDOW_MS, Pushed, ReadEnd, Socket};
+use super::socket::{Flushed, ReadEnd, Socket};
 use super::unheard::Unheard;
 use super::{ChatServer, Identity};
 use crate::backends::BackendResult;
@@ -44,6 +42,22 @@ pub(super) struct Connection {
 }
 
 impl Connection {
+    /// The connection of a session that was claimed for an identity.
+    pub(super) fn new(identity: Identity, session: SessionId, socket: Socket, seat: Seat) -> Self {
+        Self {
+            user: identity.sub,
+            device: identity.dev,
+            session,
+            token: identity.jti,
+            expires_s: u32::try_from(identity.exp).unwrap_or(u32::MAX),
+            socket,
+            unheard: Unheard::default(),
+            _seat: seat,
+            requests: Mutex::default(),
+            subscriptions: Mutex::default(),
+        }
+    }
+
     pub(super) fn last_heard_ms(&self) -> u32 {
         self.socket.heard_ms()
     }
@@ -60,13 +74,6 @@ impl Connection {
     fn requests(&self) -> std::sync::MutexGuard<'_, Option<Box<Requests>>> {
         self.requests.lock().expect("no panic while held")
     }
-}
-
-/// Connections with something to flush after the merge window.
-#[derive(Default)]
-pub(super) struct Flushes {
-    connections: Mutex<Vec<Arc<Connection>>>,
-    news: Notify,
 }
 
 /// What came with the `hello`, before the connection was live.
@@ -109,18 +116,7 @@ impl ChatServer {
             server: self.deps.name.clone(),
         };
         let claimed = self.claim(&session).await;
-        let connection = Arc::new(Connection {
-            user: session.user,
-            device: identity.dev,
-            session: session.session,
-            token: identity.jti,
-            expires_s: u32::try_from(identity.exp).unwrap_or(u32::MAX),
-            socket,
-            unheard: Unheard::default(),
-            _seat: seat,
-            requests: Mutex::default(),
-            subscriptions: Mutex::default(),
-        });
+        let connection = Arc::new(Connection::new(identity, session.session, socket, seat));
         if let Err(error) = claimed {
             tracing::warn!(%error, user = %session.user, "a connection could not go live");
             let frame = ErrorFrame {
@@ -129,8 +125,8 @@ impl ChatServer {
                 message: "the session could not be opened, try again".to_owned(),
                 retry_after_ms: Some(1_000),
             };
-            self.reply(&connection, &ServerFrame::Error(frame));
-            self.close(&connection, CloseCode::Internal);
+            self.outbound.reply(&connection, &ServerFrame::Error(frame));
+            self.outbound.close(&connection, CloseCode::Internal);
             // The claim may have worked without telling; the release compares the session.
             let _ = self.deps.backends.sessions.release(&session).await;
             return Err(connection);
@@ -143,13 +139,13 @@ impl ChatServer {
             heartbeat_s: HEARTBEAT.as_secs() as u32,
             limits: self.config.limits,
         };
-        self.reply(&connection, &ServerFrame::Welcome(welcome));
-        let is_first = self.hub.add(Arc::clone(&connection));
+        self.outbound.reply(&connection, &ServerFrame::Welcome(welcome));
+        let is_first = self.outbound.hub.add(Arc::clone(&connection));
         // What ended a right before the connection was in the hub did not find it there.
         if let Some(code) = self.ended_right(&connection) {
-            self.close(&connection, code);
+            self.outbound.close(&connection, code);
         } else if self.is_draining() {
-            self.send_elsewhere(&connection);
+            self.outbound.send_elsewhere(&connection);
         }
         Ok((connection, is_first))
     }
@@ -197,7 +193,7 @@ impl ChatServer {
                 Err(ReadEnd::Gone) => go_on = false,
                 Err(ReadEnd::Violation(violation)) => {
                     self.deps.metrics.count(Counter::ProtocolViolations);
-                    self.close(&connection, violation.code);
+                    self.outbound.close(&connection, violation.code);
                     go_on = false;
                 }
             }
@@ -234,9 +230,9 @@ impl ChatServer {
                 let action = state.on_text(text, &self.config.limits, clock::now_ms_u32());
                 self.act(connection, action);
             }
-            Event::Ping(payload) => self.push(connection, websocket::pong_frame(payload, None).into()),
+            Event::Ping(payload) => self.outbound.push(connection, websocket::pong_frame(payload, None).into()),
             Event::Pong(_) => {}
-            Event::Binary(_) => self.close(connection, CloseCode::Unsupported),
+            Event::Binary(_) => self.outbound.close(connection, CloseCode::Unsupported),
             Event::Close(code) => {
                 let code = code.unwrap_or(CloseCode::Normal.code());
                 connection.socket.begin_close(websocket::close_frame(Some(code), "", None).into(), false);
@@ -248,10 +244,10 @@ impl ChatServer {
 
     fn act(self: &Arc<Self>, connection: &Arc<Connection>, action: Action) {
         match action {
-            Action::Reply(frame) => self.reply(connection, &frame),
+            Action::Reply(frame) => self.outbound.reply(connection, &frame),
             Action::Beat => self.beat(connection.user),
             Action::Do(request) => self.enqueue(connection, request),
-            Action::Close(code) => self.close(connection, code),
+            Action::Close(code) => self.outbound.close(connection, code),
         }
     }
 
@@ -270,7 +266,7 @@ impl ChatServer {
                 // Not all at once: those that were refused together differ by what is drawn.
                 retry_after_ms: Some(room_after_ms + retry_after_ms()),
             };
-            return self.reply(connection, &ServerFrame::Error(frame));
+            return self.outbound.reply(connection, &ServerFrame::Error(frame));
         }
         let begun = requests.take(Waiting { request, arrived_us: clock::now_us() });
         drop(slot);
@@ -293,7 +289,7 @@ impl ChatServer {
 
     /// Takes a connection out of everything. Done once; a second call changes nothing.
     pub(super) async fn disconnected(&self, connection: &Arc<Connection>) {
-        let Some(was_last) = self.hub.remove(connection.user, connection.session) else { return };
+        let Some(was_last) = self.outbound.hub.remove(connection.user, connection.session) else { return };
         self.note_lost(connection);
         self.remove_subscriptions(connection).await;
         // Failures here cost nothing: the session ends by its time to live, the reader only reads too much.
@@ -302,68 +298,6 @@ impl ChatServer {
         if was_last {
             self.stop_watching(connection.user).await;
         }
-    }
-
-    /// Writes a frame to one connection.
-    pub(super) fn reply(self: &Arc<Self>, connection: &Arc<Connection>, frame: &ServerFrame) {
-        self.push(connection, websocket::text_frame(&frame.encode(), None).into());
-    }
-
-    /// Writes an encoded frame to one connection. Never waits; a client that reads too slowly is cut.
-    pub(super) fn push(self: &Arc<Self>, connection: &Arc<Connection>, frame: Bytes) {
-        match connection.socket.push(frame, self.config.outgoing_bytes_max) {
-            Pushed::Written | Pushed::Queued | Pushed::Closed => {}
-            Pushed::FlushSoon => self.flushes.add(connection),
-            Pushed::FlushWhenWritable => self.flush_when_writable(connection),
-            Pushed::Full => {
-                self.deps.metrics.count(Counter::SlowConsumers);
-                self.close(connection, CloseCode::SlowConsumer);
-            }
-        }
-    }
-
-    /// Sends a close frame and ends the connection when the other end has answered, or after a moment.
-    pub(super) fn close(self: &Arc<Self>, connection: &Arc<Connection>, code: CloseCode) {
-        let frame = websocket::close_frame(Some(code.code()), code.reason(), None);
-        if !connection.socket.begin_close(frame.into(), code == CloseCode::SlowConsumer) {
-            return;
-        }
-        let shared = Arc::clone(connection);
-        self.deps.tasks.spawn("chat.close", async move {
-            let flushed =
-                async { while shared.socket.flush() == Flushed::Blocked && shared.socket.writable().await.is_ok() {} };
-            let _ = tokio::time::timeout(super::socket::CLOSE_WAIT, flushed).await;
-            tokio::time::sleep(super::socket::CLOSE_WAIT).await;
-            shared.socket.abort();
-        });
-    }
-
-    fn flush_when_writable(self: &Arc<Self>, connection: &Arc<Connection>) {
-        let shared = Arc::clone(connection);
-        self.deps.tasks.spawn("chat.flush", async move {
-            while shared.socket.flush() == Flushed::Blocked && shared.socket.writable().await.is_ok() {}
-        });
-    }
-
-    /// Flushes what gathered in a merge window. Inputs: the list of connections.
-    pub(super) async fn flush_loop(self: Arc<Self>) {
-        loop {
-            self.flushes.news.notified().await;
-            tokio::time::sleep(std::time::Duration::from_millis(MERGE_WINDOW_MS.into())).await;
-            let connections = std::mem::take(&mut *self.flushes.connections.lock().expect("no panic while held"));
-            for connection in connections {
-                if connection.socket.flush() == Flushed::Blocked {
-                    self.flush_when_writable(&connection);
-                }
-            }
-        }
-    }
-}
-
-impl Flushes {
-    fn add(&self, connection: &Arc<Connection>) {
-        self.connections.lock().expect("no panic while held").push(Arc::clone(connection));
-        self.news.notify_one();
     }
 }
 

@@ -63,7 +63,7 @@ impl ChatServer {
             return;
         };
         let users = delivered.record.keys.iter().map(|key| UserId(*key));
-        let mut connections = self.hub.connections_of(users);
+        let mut connections = self.outbound.hub.connections_of(users);
         connections.retain(|connection| header.except != Some(connection.session));
         let connections = self.keep_members(header.conversation, connections, |connection| connection.user).await;
         for connection in &connections {
@@ -81,7 +81,7 @@ impl ChatServer {
     /// Writes an encoded message frame to one connection; the place where tests may tamper.
     fn deliver(self: &Arc<Self>, connection: &Arc<Connection>, frame: &Bytes) {
         match &self.tamper {
-            None => self.push(connection, frame.clone()),
+            None => self.outbound.push(connection, frame.clone()),
             Some(tamper) => {
                 let delay = tamper.delay();
                 if delay.is_zero() {
@@ -110,10 +110,10 @@ impl ChatServer {
         match (read, message) {
             (Ok(()), Some(message)) => {
                 for message in tamper.outgoing(connection.user, &message) {
-                    self.reply(connection, &ServerFrame::Message(message));
+                    self.outbound.reply(connection, &ServerFrame::Message(message));
                 }
             }
-            _ => self.push(connection, frame.clone()),
+            _ => self.outbound.push(connection, frame.clone()),
         }
     }
 
@@ -168,7 +168,7 @@ impl ChatServer {
         let frame: Bytes = websocket::text_frame(text, None).into();
         let mut accepted = Vec::new();
         for (user, session) in sessions {
-            if let Some(connection) = self.hub.find(user, session) {
+            if let Some(connection) = self.outbound.hub.find(user, session) {
                 let is_over = conversation.zip(message).is_some_and(|(c, id)| !connection.note_written(c, id));
                 if is_over {
                     continue;
@@ -202,8 +202,8 @@ impl ChatServer {
             for (conversation, id) in heads {
                 let text = ServerFrame::Head(HeadFrame { conversation, id }).encode();
                 let frame: Bytes = websocket::text_frame(&text, None).into();
-                for connection in self.hub.subscribers(conversation) {
-                    self.push(&connection, frame.clone());
+                for connection in self.outbound.hub.subscribers(conversation) {
+                    self.outbound.push(&connection, frame.clone());
                 }
             }
         }

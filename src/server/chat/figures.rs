@@ -20,10 +20,10 @@ pub(crate) struct Figures {
 
 impl ChatServer {
     pub(crate) fn figures(&self) -> Figures {
-        let [users, subscriptions, watched] = self.hub.sizes();
+        let [users, subscriptions, watched] = self.outbound.hub.sizes();
         let counted = |counter| self.deps.metrics.counted(counter);
         Figures {
-            connections: self.hub.len(),
+            connections: self.outbound.hub.len(),
             users,
             subscriptions,
             watched,
@@ -36,6 +36,6 @@ impl ChatServer {
 
     /// The sessions of the connections, and how many channels each subscribes to by its own list.
     pub(crate) fn live(&self) -> Vec<(SessionId, usize)> {
-        self.hub.all().iter().map(|connection| (connection.session, connection.subscriptions().len())).collect()
+        self.outbound.hub.all().iter().map(|connection| (connection.session, connection.subscriptions().len())).collect()
     }
 }

@@ -3,8 +3,9 @@
 //! | file | what |
 //! |---|---|
 //! | `handshake` | HTTP upgrade, authentication, `hello`: everything before a connection is live |
-//! | `connection` | one live socket: reading, writing, merging, closing |
+//! | `connection` | one live connection: reading, its requests, its end |
 //! | `session` | what a frame means: a state machine without I/O |
+//! | `outbound` | what goes to the sockets |
 //! | `hub` | who is here |
 //! | `send` | from a `send` frame to its ACK |
 //! | `deliver` | from the log and from peers to the sockets |
@@ -17,6 +18,8 @@
 //! | `unannounced` | messages that are stored and could not be published |
 //! | `unheard` | messages that were written to connections which ended without a word |
 
+#[cfg(test)]
+mod bench;
 mod connection;
 mod deliver;
 #[cfg(test)]
@@ -24,6 +27,7 @@ mod figures;
 mod handshake;
 mod hub;
 mod in_flight;
+mod outbound;
 mod poll;
 mod presence_feed;
 mod recent_set;
@@ -48,12 +52,12 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
 
-use self::connection::{Connection, Flushes};
+use self::connection::Connection;
 use self::deliver::PendingHeads;
 #[cfg(test)]
 pub(crate) use self::figures::Figures;
-use self::hub::Hub;
 use self::in_flight::InFlight;
+use self::outbound::Outbound;
 use self::poll::Polls;
 use self::presence_feed::BeatBuffer;
 use self::rights::Rights;
@@ -72,7 +76,7 @@ use super::{Deps, Listeners, StartError};
 use crate::backends::log::{LogReader, PartitionLag, Topic};
 use crate::backends::registry::{Role, ServerEntry};
 use crate::backends::sessions::{SESSION_TTL, Session};
-use crate::protocol::{CloseCode, ConversationId, Limits, ServerFrame, frames::MovedFrame};
+use crate::protocol::{CloseCode, ConversationId, Limits};
 use crate::runtime::{clock, machine, net};
 use crate::telemetry::{Counter, Gauge, PartitionFigures};
 
@@ -146,7 +150,7 @@ pub struct ChatServer {
     address: SocketAddr,
     peer_address: SocketAddr,
     epoch: u64,
-    hub: Hub,
+    outbound: Arc<Outbound>,
     reader: Arc<dyn LogReader>,
     members: Members,
     ordering: Ordering,
@@ -154,7 +158,6 @@ pub struct ChatServer {
     peers: Peers,
     beats: BeatBuffer,
     heads: PendingHeads,
-    flushes: Flushes,
     /// Itself, for calls that come through a trait object.
     me: Weak<Self>,
     polls: Polls,
@@ -191,12 +194,13 @@ pub async fn start(
     let files = machine::raise_open_files().saturating_sub(FILES_RESERVED) as usize;
     // As configured, or as the process may open files, half-open connections and those of polls included.
     let seats = config.connections_max.min(files / 12 * 10);
+    let outbound = Arc::new(Outbound::new(config.outgoing_bytes_max, deps.tasks.clone(), Arc::clone(&deps.metrics)));
     let server = Arc::new_cyclic(|me| ChatServer {
         me: Weak::clone(me),
         address,
         peer_address,
         epoch: clock::unix_ms(),
-        hub: Hub::default(),
+        outbound: Arc::clone(&outbound),
         reader,
         members: Members::new(Arc::clone(&deps.backends.directory)),
         ordering: Ordering::new(&deps.backends, &deps.metrics),
@@ -204,7 +208,6 @@ pub async fn start(
         peers: Peers::new(&deps),
         beats: BeatBuffer::default(),
         heads: PendingHeads::default(),
-        flushes: Flushes::default(),
         polls: Polls::default(),
         rights: Rights::default(),
         in_flight: InFlight::default(),
@@ -229,7 +232,7 @@ pub async fn start(
     tasks.spawn_until_stopped("chat.inbox_loop", Arc::clone(&server).inbox_loop());
     tasks.spawn_until_stopped("chat.head_loop", Arc::clone(&server).head_loop());
     tasks.spawn_until_stopped("chat.beat_loop", Arc::clone(&server).beat_loop());
-    tasks.spawn_until_stopped("chat.flush_loop", Arc::clone(&server).flush_loop());
+    tasks.spawn_until_stopped("chat.flush_loop", outbound.flush_loop());
     tasks.spawn_until_stopped("chat.session_loop", Arc::clone(&server).session_loop());
     tasks.spawn_until_stopped("chat.sweep_loop", Arc::clone(&server).sweep_loop());
     tasks.spawn_until_stopped("chat.sweep_connections", Arc::clone(&server).sweep_connections_loop());
@@ -261,7 +264,7 @@ impl ChatServer {
             role: Role::Chat,
             address: self.address,
             peer: Some(self.peer_address),
-            load: self.hub.len() as u64,
+            load: self.outbound.hub.len() as u64,
             draining: self.draining.load(Atomic::Relaxed),
             epoch: self.epoch,
         }
@@ -318,7 +321,7 @@ impl ChatServer {
     /// Returns whether the store took all of them; the port's layer counts a failure.
     async fn refresh_sessions(self: &Arc<Self>) -> bool {
         let mut all_taken = true;
-        let sessions: Vec<Session> = self.hub.all().iter().map(|c| self.session_of(c)).collect();
+        let sessions: Vec<Session> = self.outbound.hub.all().iter().map(|c| self.session_of(c)).collect();
         for chunk in sessions.chunks(1_000) {
             let refreshed = self.deps.backends.sessions.refresh(chunk).await;
             all_taken &= refreshed.is_ok();
@@ -328,7 +331,7 @@ impl ChatServer {
                 self.replace(gone.user, gone.session);
             }
             // Who left in the same moment must not come back by it.
-            for gone in chunk.iter().filter(|s| self.hub.find(s.user, s.session).is_none()) {
+            for gone in chunk.iter().filter(|s| self.outbound.hub.find(s.user, s.session).is_none()) {
                 let _ = self.deps.backends.sessions.release(gone).await;
             }
         }
@@ -357,11 +360,11 @@ impl ChatServer {
         loop {
             tokio::time::sleep(SWEEP_CONNECTIONS_INTERVAL).await;
             let (now, unix_ms) = (clock::now_ms_u32(), clock::unix_ms());
-            for connection in self.hub.select(|connection| connection.has_expired(unix_ms)) {
-                self.close(&connection, CloseCode::Unauthorized);
+            for connection in self.outbound.hub.select(|connection| connection.has_expired(unix_ms)) {
+                self.outbound.close(&connection, CloseCode::Unauthorized);
             }
-            for connection in self.hub.select(|c| now.wrapping_sub(c.last_heard_ms()) > limit_ms) {
-                self.close(&connection, CloseCode::IdleTimeout);
+            for connection in self.outbound.hub.select(|c| now.wrapping_sub(c.last_heard_ms()) > limit_ms) {
+                self.outbound.close(&connection, CloseCode::IdleTimeout);
             }
         }
     }
@@ -382,14 +385,6 @@ impl ChatServer {
         self.draining.load(Atomic::Relaxed)
     }
 
-    /// Closes a connection with the word to come back elsewhere.
-    fn send_elsewhere(self: &Arc<Self>, connection: &Arc<Connection>) {
-        let retry_after_ms = rand::random_range(50..500);
-        let moved = MovedFrame { reason: "drain".to_owned(), retry_after_ms };
-        self.reply(connection, &ServerFrame::Moved(moved));
-        self.close(connection, CloseCode::Moved);
-    }
-
     async fn lag_loop(self: Arc<Self>) {
         loop {
             let lag = self.reader.lag().await;
@@ -398,7 +393,7 @@ impl ChatServer {
             metrics.set(Gauge::LagRecords, lag.iter().map(|l| l.records).sum());
             metrics.set(Gauge::LagMs, lag.iter().map(|l| l.age_ms).max().unwrap_or(0));
             metrics.set(Gauge::LogPartitions, inbox as u64);
-            metrics.set(Gauge::Connections, self.hub.len() as u64);
+            metrics.set(Gauge::Connections, self.outbound.hub.len() as u64);
             let figures = |l: &PartitionLag| {
                 let PartitionLag { topic, partition, records, age_ms } = *l;
                 PartitionFigures { topic: topic.name(), partition, records, age_ms }
@@ -418,7 +413,7 @@ impl ChatServer {
         let batch = (self.config.drain_per_second / 20).max(1) as usize;
         let mut empty_since = None;
         loop {
-            let connections = self.hub.some(batch);
+            let connections = self.outbound.hub.some(batch);
             let now = clock::instant();
             if now >= deadline {
                 return;
@@ -431,7 +426,7 @@ impl ChatServer {
                 }
             }
             for connection in connections {
-                self.send_elsewhere(&connection);
+                self.outbound.send_elsewhere(&connection);
                 self.disconnected(&connection).await;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -460,7 +455,7 @@ impl PeerHandler for ChatServer {
                 self.former_members_ended(conversation).await
             }
             Call::MemberGone { conversation, user } => {
-                let is_subscribed = || self.hub.subscribers(conversation).iter().any(|c| c.user == user);
+                let is_subscribed = || self.outbound.hub.subscribers(conversation).iter().any(|c| c.user == user);
                 if self.members.invalidate_if_member(conversation, user) || is_subscribed() {
                     // Not told when it happened: as if it happened now.
                     return self.handle(Call::MembersChanged { conversation, members: 0 }).await;

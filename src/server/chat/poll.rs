@@ -197,7 +197,7 @@ async fn close(
 }
 
 /// What waits for a session, as an answer.
-fn taken(connection: &Connection) -> PollAnswer {
+pub(super) fn taken(connection: &Connection) -> PollAnswer {
     let (queue, is_over) = connection.socket.take();
     let mut answer = PollAnswer { session: connection.session, frames: Vec::with_capacity(queue.len()), closed: None };
     read(queue, &mut answer);

@@ -98,7 +98,7 @@ impl ChatServer {
             tracing::warn!(%user, "friends can't be read; their presence comes later");
             return self.rights.watch_later(user);
         };
-        self.show_presence(connection.user, friends, |frame| self.reply(connection, frame)).await;
+        self.show_presence(connection.user, friends, |frame| self.outbound.reply(connection, frame)).await;
     }
 
     async fn friends_of(&self, user: UserId) -> BackendResult<Vec<UserId>> {
@@ -114,7 +114,7 @@ impl ChatServer {
         for friend in &friends {
             self.start_watching(*friend, user).await?;
         }
-        if !self.hub.has_user(user) {
+        if !self.outbound.hub.has_user(user) {
             // Gone again meanwhile, and its clean-up ran before the watches were there.
             self.stop_watching(user).await;
         }
@@ -124,7 +124,7 @@ impl ChatServer {
     /// Watches and shows a user's friends, where that failed when the user came.
     pub(super) async fn watch_friends_again(self: &Arc<Self>, user: UserId) -> BackendResult<()> {
         let friends = self.watch_friends(user).await?;
-        let show = |frame: &ServerFrame| self.hub.for_user(user, |connection| self.reply(connection, frame));
+        let show = |frame: &ServerFrame| self.outbound.reply_to_user(user, frame);
         self.show_presence(user, friends, show).await;
         Ok(())
     }
@@ -146,7 +146,7 @@ impl ChatServer {
     /// Has a friend's changes told to a user.
     async fn start_watching(&self, friend: UserId, user: UserId) -> BackendResult<()> {
         self.reader.subscribe(Topic::PresenceUpdates, friend.0).await?;
-        if !self.hub.watch(friend, user) {
+        if !self.outbound.hub.watch(friend, user) {
             self.lower_presence_count(friend).await;
         }
         // Who stopped being a friend after the friends were read was not watched then.
@@ -157,7 +157,7 @@ impl ChatServer {
     }
 
     async fn end_watching(&self, friend: UserId, user: UserId) {
-        if self.hub.unwatch(friend, user) {
+        if self.outbound.hub.unwatch(friend, user) {
             self.lower_presence_count(friend).await;
         }
     }
@@ -170,15 +170,15 @@ impl ChatServer {
     pub(super) async fn stop_watching(&self, user: UserId) {
         let friends = match self.friends_of(user).await {
             Ok(friends) => friends,
-            Err(_) => self.hub.watched_by(user),
+            Err(_) => self.outbound.hub.watched_by(user),
         };
-        if self.hub.has_user(user) {
+        if self.outbound.hub.has_user(user) {
             return;
         }
-        for friend in self.hub.unwatch_all(user, &friends) {
+        for friend in self.outbound.hub.unwatch_all(user, &friends) {
             self.lower_presence_count(friend).await;
         }
-        if self.hub.has_user(user) {
+        if self.outbound.hub.has_user(user) {
             // Back in the same moment, and what it began to watch may have ended with this.
             self.rights.watch_later(user);
         }
@@ -187,12 +187,12 @@ impl ChatServer {
     pub(super) async fn friends_changed(self: &Arc<Self>, a: UserId, b: UserId, friends: bool) {
         // Noted before the look for users: one who comes up now reads the note afterwards.
         self.rights.note_friends(a, b, friends);
-        for (user, friend) in [(a, b), (b, a)].into_iter().filter(|(user, _)| self.hub.has_user(*user)) {
+        for (user, friend) in [(a, b), (b, a)].into_iter().filter(|(user, _)| self.outbound.hub.has_user(*user)) {
             if !friends {
                 self.end_watching(friend, user).await;
             } else if self.start_watching(friend, user).await.is_ok() {
                 // A new friend who is online is shown at once.
-                let show = |frame: &ServerFrame| self.hub.for_user(user, |connection| self.reply(connection, frame));
+                let show = |frame: &ServerFrame| self.outbound.reply_to_user(user, frame);
                 self.show_presence(user, vec![friend], show).await;
             } else {
                 self.rights.watch_later(user);
@@ -204,8 +204,8 @@ impl ChatServer {
         let Ok(text) = std::str::from_utf8(&delivered.record.payload) else { return };
         let frame: bytes::Bytes = websocket::text_frame(text, None).into();
         for key in &delivered.record.keys {
-            for user in self.hub.watchers(UserId(*key)) {
-                self.hub.for_user(user, |connection| self.push(connection, frame.clone()));
+            for user in self.outbound.hub.watchers(UserId(*key)) {
+                self.outbound.hub.for_user(user, |connection| self.outbound.push(connection, frame.clone()));
             }
         }
     }

@@ -96,16 +96,16 @@ impl ChatServer {
     /// Closes the connections of a token that was logged out, those that come up now too.
     pub(super) fn log_out(self: &Arc<Self>, token: Uuid) {
         self.rights.tokens.insert(token);
-        for connection in self.hub.select(|connection| connection.token == token) {
-            self.close(&connection, CloseCode::LoggedOut);
+        for connection in self.outbound.hub.select(|connection| connection.token == token) {
+            self.outbound.close(&connection, CloseCode::LoggedOut);
         }
     }
 
     /// Closes a session of this server whose device connected elsewhere, also if it comes up only now.
     pub(super) fn replace(self: &Arc<Self>, user: UserId, session: SessionId) {
         self.rights.sessions.insert(session);
-        if let Some(connection) = self.hub.find(user, session) {
-            self.close(&connection, CloseCode::Replaced);
+        if let Some(connection) = self.outbound.hub.find(user, session) {
+            self.outbound.close(&connection, CloseCode::Replaced);
         }
     }
 
@@ -149,8 +149,8 @@ impl ChatServer {
             for token in &new {
                 self.rights.tokens.insert(*token);
             }
-            for connection in self.hub.select(|connection| new.contains(&connection.token)) {
-                self.close(&connection, CloseCode::LoggedOut);
+            for connection in self.outbound.hub.select(|connection| new.contains(&connection.token)) {
+                self.outbound.close(&connection, CloseCode::LoggedOut);
             }
         }
     }
@@ -170,7 +170,7 @@ impl ChatServer {
                 }
             }
             let unwatched = std::mem::take(&mut *self.rights.unwatched.lock().expect("no panic while held"));
-            let mut unwatched = unwatched.into_iter().filter(|user| self.hub.has_user(*user));
+            let mut unwatched = unwatched.into_iter().filter(|user| self.outbound.hub.has_user(*user));
             while let Some(user) = unwatched.next() {
                 if self.watch_friends_again(user).await.is_err() {
                     self.rights.watch_later(user);

@@ -119,10 +119,10 @@ impl ChatServer {
             }
         };
         match work {
-            Ok(Some(ack)) => self.reply(connection, &ServerFrame::Ack(ack)),
+            Ok(Some(ack)) => self.outbound.reply(connection, &ServerFrame::Ack(ack)),
             Ok(None) => {}
             Err(Refused { code, message, retry_after_ms }) => {
-                self.reply(connection, &ServerFrame::Error(ErrorFrame { uuid, code, message, retry_after_ms }));
+                self.outbound.reply(connection, &ServerFrame::Error(ErrorFrame { uuid, code, message, retry_after_ms }));
             }
         }
     }

@@ -57,7 +57,7 @@ impl ChatServer {
     fn enter_subscription(&self, connection: &Arc<Connection>, channel: ConversationId, limit: usize) -> Added {
         // Held over the look in the hub: who ends a connection takes it out of there first, and then empties this list.
         let mut subscriptions = connection.subscriptions();
-        if self.hub.find(connection.user, connection.session).is_none() {
+        if self.outbound.hub.find(connection.user, connection.session).is_none() {
             return Added::Gone;
         }
         if subscriptions.contains(&channel) {
@@ -67,7 +67,7 @@ impl ChatServer {
             return Added::TooMany;
         }
         subscriptions.push(channel);
-        self.hub.subscribe(channel, connection);
+        self.outbound.hub.subscribe(channel, connection);
         Added::New
     }
 
@@ -79,7 +79,7 @@ impl ChatServer {
             subscriptions.retain(|c| *c != channel);
             let was_there = subscriptions.len() < before;
             if was_there {
-                self.hub.unsubscribe(channel, connection.session);
+                self.outbound.hub.unsubscribe(channel, connection.session);
             }
             was_there
         };
@@ -94,7 +94,7 @@ impl ChatServer {
         let channels = {
             let mut subscriptions = connection.subscriptions();
             for channel in subscriptions.iter() {
-                self.hub.unsubscribe(*channel, connection.session);
+                self.outbound.hub.unsubscribe(*channel, connection.session);
             }
             std::mem::take(&mut *subscriptions)
         };
@@ -120,7 +120,7 @@ impl ChatServer {
         count: u64,
     ) -> BackendResult<()> {
         let may_have_grown = (FANOUT_ON_WRITE_MEMBERS_MAX as u64 + 1..=JUST_GROWN_MAX as u64).contains(&count);
-        let subscribers = self.hub.subscribers(conversation);
+        let subscribers = self.outbound.hub.subscribers(conversation);
         if subscribers.is_empty() && !may_have_grown {
             return Ok(());
         }
@@ -144,11 +144,11 @@ impl ChatServer {
         let members = directory.members(conversation, UserId(0), JUST_GROWN_MAX).await?;
         let mut new = Vec::new();
         let mut result = Ok(());
-        for connection in self.hub.connections_of(members.into_iter()) {
+        for connection in self.outbound.hub.connections_of(members.into_iter()) {
             match self.add_subscription(&connection, conversation, usize::MAX).await {
                 Ok(Added::New) => {
                     let frame = ConversationChangeFrame { conversation, large: true };
-                    self.reply(&connection, &ServerFrame::Conversation(frame));
+                    self.outbound.reply(&connection, &ServerFrame::Conversation(frame));
                     new.push(connection);
                 }
                 Ok(_) => {}
@@ -173,10 +173,10 @@ impl ChatServer {
     /// conversation stands once nobody sends the old way any more.
     async fn has_shrunk(self: &Arc<Self>, conversation: ConversationId) -> BackendResult<()> {
         let mut told = Vec::new();
-        for connection in self.hub.subscribers(conversation) {
+        for connection in self.outbound.hub.subscribers(conversation) {
             if self.remove_subscription(&connection, conversation).await {
                 let frame = ConversationChangeFrame { conversation, large: false };
-                self.reply(&connection, &ServerFrame::Conversation(frame));
+                self.outbound.reply(&connection, &ServerFrame::Conversation(frame));
                 told.push(connection);
             }
         }
@@ -204,7 +204,7 @@ impl ChatServer {
         if let Some(message) = newest.first() {
             let head = ServerFrame::Head(HeadFrame { conversation, id: message.id });
             for connection in connections {
-                self.reply(connection, &head);
+                self.outbound.reply(connection, &head);
             }
         }
         Ok(())
