@@ -1,4 +1,4 @@
-//! For tests of this server's owners: connections whose other end is the test.
+//! For tests of this server's owners: embedded engines, and connections whose other end is the test.
 
 use std::sync::Arc;
 
@@ -6,10 +6,85 @@ use uuid::Uuid;
 
 use super::Identity;
 use super::connection::Connection;
+use super::outbound::Outbound;
 use super::poll;
+use super::presence_feed::PresenceFeed;
 use super::socket::Socket;
+use crate::backends::directory::NewUser;
+use crate::backends::log::LogReader;
+use crate::backends::{self, Engines};
 use crate::protocol::{ServerFrame, SessionId, UserId};
+use crate::runtime::Tasks;
+use crate::server::Deps;
+use crate::server::access::auth::Tokens;
+use crate::server::access::keys::{Keys, Purpose};
 use crate::server::access::seats::Seats;
+use crate::server::cluster::Cluster;
+use crate::server::cluster::peer::Peers;
+use crate::telemetry::Registry;
+
+/// What the owners share.
+pub(super) struct Bench {
+    pub(super) deps: Deps,
+    pub(super) outbound: Arc<Outbound>,
+    pub(super) reader: Arc<dyn LogReader>,
+    cluster: Arc<Cluster>,
+    peers: Arc<Peers>,
+    /// Removed last.
+    _folder: tempfile::TempDir,
+}
+
+impl Bench {
+    /// Fresh engines.
+    pub(super) async fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = backends::Config { data: folder.path().to_owned(), partitions: 4, engines: Engines::default() };
+        let registry = Registry::default();
+        let keys = |purpose| Keys::derive(&[7; 32], &[], purpose);
+        let deps = Deps {
+            name: "chat-1".parse().expect("a name"),
+            advertise: None,
+            backends: backends::open(&config).await.expect("opens"),
+            metrics: registry.register("chat", "chat-1"),
+            registry,
+            tokens: Arc::new(Tokens::new(&keys(Purpose::Tokens), 3_600)),
+            peer_keys: Arc::new(keys(Purpose::PeerLinks)),
+            client_keys: Arc::new(keys(Purpose::Clients)),
+            tasks: Tasks::new(),
+        };
+        Self {
+            outbound: Arc::new(Outbound::new(1 << 20, deps.tasks.clone(), Arc::clone(&deps.metrics))),
+            reader: deps.backends.log.reader("chat-1").await.expect("opens"),
+            cluster: Cluster::start(&deps).await,
+            peers: Arc::new(Peers::new(&deps)),
+            deps,
+            _folder: folder,
+        }
+    }
+
+    /// Some users who have nothing to do with each other.
+    pub(super) async fn users<const N: usize>(&self) -> [UserId; N] {
+        let new: [NewUser; N] = std::array::from_fn(|n| NewUser {
+            name: format!("user-{n}"),
+            display_name: format!("User {n}"),
+            password_hash: "none".to_owned(),
+        });
+        let users = self.deps.backends.directory.add_users(&new).await.expect("adds");
+        users.try_into().expect("one id for each")
+    }
+
+    /// A connection of a user's, in the hub.
+    pub(super) fn enter(&self, user: UserId) -> Arc<Connection> {
+        let connection = connection(user);
+        self.outbound.hub.add(Arc::clone(&connection));
+        connection
+    }
+
+    pub(super) fn presence_feed(&self) -> PresenceFeed {
+        let (outbound, reader) = (Arc::clone(&self.outbound), Arc::clone(&self.reader));
+        PresenceFeed::new(&self.deps, outbound, reader, Arc::clone(&self.cluster), Arc::clone(&self.peers))
+    }
+}
 
 /// A connection of a user's, over a socket.
 pub(super) fn connection_over(socket: Socket, user: UserId) -> Arc<Connection> {

@@ -98,7 +98,7 @@ impl ChatServer {
         let go_on = early.texts.iter().all(|text| self.on_event(&connection, &mut state, Event::Text(text)));
         let reader = Arc::clone(&self).read_loop(Arc::clone(&connection), early.decoder, state, go_on);
         self.deps.tasks.spawn("chat.connection", reader);
-        self.greet_with_presence(&connection, is_first).await;
+        self.presence.greet(&connection, is_first).await;
     }
 
     /// Claims the session, fixes the inbox position and welcomes; returns the connection and whether it is the user's first
@@ -245,7 +245,7 @@ impl ChatServer {
     fn act(self: &Arc<Self>, connection: &Arc<Connection>, action: Action) {
         match action {
             Action::Reply(frame) => self.outbound.reply(connection, &frame),
-            Action::Beat => self.beat(connection.user),
+            Action::Beat => self.presence.beat(connection.user),
             Action::Do(request) => self.enqueue(connection, request),
             Action::Close(code) => self.outbound.close(connection, code),
         }
@@ -296,7 +296,7 @@ impl ChatServer {
         let _ = self.reader.unsubscribe(Topic::Inbox, connection.user.0).await;
         let _ = self.deps.backends.sessions.release(&self.session_of(connection)).await;
         if was_last {
-            self.stop_watching(connection.user).await;
+            self.presence.stop_watching(connection.user).await;
         }
     }
 }

@@ -48,7 +48,7 @@ impl ChatServer {
     async fn on_record(self: &Arc<Self>, delivered: &Delivered) {
         match delivered.topic {
             Topic::Inbox => self.on_inbox_record(delivered).await,
-            Topic::PresenceUpdates => self.on_presence_record(delivered),
+            Topic::PresenceUpdates => self.presence.on_record(delivered),
             Topic::Channel => {
                 if let Ok(head) = serde_json::from_slice::<HeadFrame>(&delivered.record.payload) {
                     self.note_head(&head);

@@ -20,13 +20,13 @@ pub(crate) struct Figures {
 
 impl ChatServer {
     pub(crate) fn figures(&self) -> Figures {
-        let [users, subscriptions, watched] = self.outbound.hub.sizes();
+        let [users, subscriptions] = self.outbound.hub.sizes();
         let counted = |counter| self.deps.metrics.counted(counter);
         Figures {
             connections: self.outbound.hub.len(),
             users,
             subscriptions,
-            watched,
+            watched: self.presence.watched(),
             seats: self.seats.taken(),
             half_open: self.half_open.len(),
             under_way: self.in_flight.len(),

@@ -10,6 +10,8 @@
 //! | `send` | from a `send` frame to its ACK |
 //! | `deliver` | from the log and from peers to the sockets |
 //! | `presence_feed` | beats out, friends' changes in |
+//! | `beats` | beats that are not passed on yet |
+//! | `watches` | who wants to hear of whose presence |
 //! | `rights` | tokens, claims, memberships and friendships that end while a connection is open |
 //! | `recent_set` | the notes of `rights`: keys of the last half minute |
 //! | `subscriptions` | who subscribes to which large channel |
@@ -18,6 +20,7 @@
 //! | `unannounced` | messages that are stored and could not be published |
 //! | `unheard` | messages that were written to connections which ended without a word |
 
+mod beats;
 #[cfg(test)]
 mod bench;
 mod connection;
@@ -41,6 +44,7 @@ pub mod tamper;
 mod unannounced;
 mod unheard;
 mod uuids;
+mod watches;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering as Atomic};
@@ -59,7 +63,7 @@ pub(crate) use self::figures::Figures;
 use self::in_flight::InFlight;
 use self::outbound::Outbound;
 use self::poll::Polls;
-use self::presence_feed::BeatBuffer;
+use self::presence_feed::PresenceFeed;
 use self::rights::Rights;
 use self::tamper::Tamper;
 use self::unannounced::Unannounced;
@@ -155,8 +159,8 @@ pub struct ChatServer {
     members: Members,
     ordering: Ordering,
     cluster: Arc<Cluster>,
-    peers: Peers,
-    beats: BeatBuffer,
+    peers: Arc<Peers>,
+    presence: Arc<PresenceFeed>,
     heads: PendingHeads,
     /// Itself, for calls that come through a trait object.
     me: Weak<Self>,
@@ -195,6 +199,14 @@ pub async fn start(
     // As configured, or as the process may open files, half-open connections and those of polls included.
     let seats = config.connections_max.min(files / 12 * 10);
     let outbound = Arc::new(Outbound::new(config.outgoing_bytes_max, deps.tasks.clone(), Arc::clone(&deps.metrics)));
+    let peers = Arc::new(Peers::new(&deps));
+    let presence = Arc::new(PresenceFeed::new(
+        &deps,
+        Arc::clone(&outbound),
+        Arc::clone(&reader),
+        Arc::clone(&cluster),
+        Arc::clone(&peers),
+    ));
     let server = Arc::new_cyclic(|me| ChatServer {
         me: Weak::clone(me),
         address,
@@ -205,8 +217,8 @@ pub async fn start(
         members: Members::new(Arc::clone(&deps.backends.directory)),
         ordering: Ordering::new(&deps.backends, &deps.metrics),
         cluster,
-        peers: Peers::new(&deps),
-        beats: BeatBuffer::default(),
+        peers,
+        presence,
         heads: PendingHeads::default(),
         polls: Polls::default(),
         rights: Rights::default(),
@@ -231,7 +243,7 @@ pub async fn start(
     tasks.spawn("chat.accept", Arc::clone(&server).accept_loop(listeners.clients));
     tasks.spawn_until_stopped("chat.inbox_loop", Arc::clone(&server).inbox_loop());
     tasks.spawn_until_stopped("chat.head_loop", Arc::clone(&server).head_loop());
-    tasks.spawn_until_stopped("chat.beat_loop", Arc::clone(&server).beat_loop());
+    tasks.spawn_until_stopped("chat.beat_loop", Arc::clone(&server.presence).beat_loop());
     tasks.spawn_until_stopped("chat.flush_loop", outbound.flush_loop());
     tasks.spawn_until_stopped("chat.session_loop", Arc::clone(&server).session_loop());
     tasks.spawn_until_stopped("chat.sweep_loop", Arc::clone(&server).sweep_loop());
@@ -473,8 +485,7 @@ impl PeerHandler for ChatServer {
                 Answer::Done
             }
             Call::Friends { a, b, friends } => {
-                let Some(this) = self.me() else { return Answer::Failed };
-                this.friends_changed(a, b, friends).await;
+                self.presence.friends_changed(a, b, friends).await;
                 Answer::Done
             }
             Call::Beats(_) | Call::Metrics => Answer::WrongRole,

@@ -124,7 +124,7 @@ async fn open(State(server): State<Arc<ChatServer>>, Caller(identity): Caller) -
                 ending.polls.lock().remove(&shared.session);
                 ending.end(shared).await;
             });
-            server.greet_with_presence(&connection, is_first).await;
+            server.presence.greet(&connection, is_first).await;
             Ok((StatusCode::CREATED, Json(taken(&connection))))
         }
         Err(connection) => {

@@ -43,36 +43,11 @@ pub(super) struct Rights {
     tokens: RecentSet<Uuid>,
     /// Sessions whose device connected elsewhere.
     sessions: RecentSet<SessionId>,
-    /// Friendships that ended, each by both directions.
-    friendships: RecentSet<(UserId, UserId)>,
     /// Conversations whose members could not be read when they changed, with the number of members that was told.
     unchecked_members: Mutex<HashMap<ConversationId, u64>>,
-    /// Users whose friends could not be read, or whose friends' changes can't be read from the log.
-    unwatched: Mutex<HashSet<UserId>>,
 }
 
 impl Rights {
-    /// Notes that a friendship ended, or that it is one again.
-    pub(super) fn note_friends(&self, a: UserId, b: UserId, friends: bool) {
-        for pair in [(a, b), (b, a)] {
-            if friends {
-                self.friendships.remove(&pair);
-            } else {
-                self.friendships.insert(pair);
-            }
-        }
-    }
-
-    /// Whether `friend` stopped being a friend of `user` lately.
-    pub(super) fn has_unfriended(&self, user: UserId, friend: UserId) -> bool {
-        self.friendships.contains(&(user, friend))
-    }
-
-    /// Has the friends of a user looked up again.
-    pub(super) fn watch_later(&self, user: UserId) {
-        self.unwatched.lock().expect("no panic while held").insert(user);
-    }
-
     /// Has the members of a conversation looked up again.
     pub(super) fn check_members_later(&self, conversation: ConversationId, count: u64) {
         self.unchecked_members.lock().expect("no panic while held").insert(conversation, count);
@@ -169,14 +144,7 @@ impl ChatServer {
                     members.by_ref().for_each(|(other, count)| self.rights.check_members_later(other, count));
                 }
             }
-            let unwatched = std::mem::take(&mut *self.rights.unwatched.lock().expect("no panic while held"));
-            let mut unwatched = unwatched.into_iter().filter(|user| self.outbound.hub.has_user(*user));
-            while let Some(user) = unwatched.next() {
-                if self.watch_friends_again(user).await.is_err() {
-                    self.rights.watch_later(user);
-                    unwatched.by_ref().for_each(|other| self.rights.watch_later(other));
-                }
-            }
+            self.presence.watch_again().await;
         }
     }
 }
