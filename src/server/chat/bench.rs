@@ -9,6 +9,7 @@ use super::connection::Connection;
 use super::outbound::Outbound;
 use super::poll;
 use super::presence_feed::PresenceFeed;
+use super::rights::Rights;
 use super::socket::Socket;
 use crate::backends::directory::NewUser;
 use crate::backends::log::LogReader;
@@ -78,6 +79,11 @@ impl Bench {
         let connection = connection(user);
         self.outbound.hub.add(Arc::clone(&connection));
         connection
+    }
+
+    pub(super) fn rights(&self) -> Arc<Rights> {
+        let (outbound, reader) = (Arc::clone(&self.outbound), Arc::clone(&self.reader));
+        Arc::new(Rights::new(&self.deps, outbound, reader, Arc::clone(&self.cluster), Arc::clone(&self.peers)))
     }
 
     pub(super) fn presence_feed(&self) -> PresenceFeed {

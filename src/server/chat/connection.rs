@@ -10,9 +10,6 @@ use super::session::{Action, Request, SessionState};
 use super::socket::{Flushed, ReadEnd, Socket};
 use super::unheard::Unheard;
 use super::{ChatServer, Identity};
-use crate::backends::BackendResult;
-use crate::backends::log::Topic;
-use crate::backends::sessions::Session;
 use crate::protocol::frames::{ErrorFrame, WelcomeFrame};
 use crate::protocol::limits::HEARTBEAT;
 use crate::protocol::websocket::{self, Decoder, Event};
@@ -109,13 +106,8 @@ impl ChatServer {
         identity: Identity,
         seat: Seat,
     ) -> Result<(Arc<Connection>, bool), Arc<Connection>> {
-        let session = Session {
-            user: identity.sub,
-            device: identity.dev.clone(),
-            session: SessionId(Uuid::new_v4()),
-            server: self.deps.name.clone(),
-        };
-        let claimed = self.claim(&session).await;
+        let session = self.rights.new_session(identity.sub, identity.dev.clone());
+        let claimed = self.rights.claim(&session).await;
         let connection = Arc::new(Connection::new(identity, session.session, socket, seat));
         if let Err(error) = claimed {
             tracing::warn!(%error, user = %session.user, "a connection could not go live");
@@ -127,8 +119,7 @@ impl ChatServer {
             };
             self.outbound.reply(&connection, &ServerFrame::Error(frame));
             self.outbound.close(&connection, CloseCode::Internal);
-            // The claim may have worked without telling; the release compares the session.
-            let _ = self.deps.backends.sessions.release(&session).await;
+            self.rights.release(&session).await;
             return Err(connection);
         }
         let welcome = WelcomeFrame {
@@ -142,33 +133,12 @@ impl ChatServer {
         self.outbound.reply(&connection, &ServerFrame::Welcome(welcome));
         let is_first = self.outbound.hub.add(Arc::clone(&connection));
         // What ended a right before the connection was in the hub did not find it there.
-        if let Some(code) = self.ended_right(&connection) {
+        if let Some(code) = self.rights.ended(&connection) {
             self.outbound.close(&connection, code);
         } else if self.is_draining() {
             self.outbound.send_elsewhere(&connection);
         }
         Ok((connection, is_first))
-    }
-
-    /// Subscribes to the user's inbox and claims the device's session; sends the connection that it replaces away.
-    async fn claim(self: &Arc<Self>, session: &Session) -> BackendResult<()> {
-        // A drain waits for what follows from it.
-        let under_way = self.claims.token();
-        // In this order, so that nothing was replaced where either fails.
-        self.reader.subscribe(Topic::Inbox, session.user.0).await?;
-        match self.deps.backends.sessions.claim(session).await {
-            Ok(replaced) => {
-                if let Some(old) = replaced {
-                    self.send_away(old, under_way);
-                }
-                Ok(())
-            }
-            Err(error) => {
-                // The reader only reads too much if this fails.
-                let _ = self.reader.unsubscribe(Topic::Inbox, session.user.0).await;
-                Err(error)
-            }
-        }
     }
 
     /// Reads one connection until it ends. Inputs: the socket.
@@ -292,9 +262,7 @@ impl ChatServer {
         let Some(was_last) = self.outbound.hub.remove(connection.user, connection.session) else { return };
         self.note_lost(connection);
         self.remove_subscriptions(connection).await;
-        // Failures here cost nothing: the session ends by its time to live, the reader only reads too much.
-        let _ = self.reader.unsubscribe(Topic::Inbox, connection.user.0).await;
-        let _ = self.deps.backends.sessions.release(&self.session_of(connection)).await;
+        self.rights.give_up(connection).await;
         if was_last {
             self.presence.stop_watching(connection.user).await;
         }

@@ -12,8 +12,8 @@
 //! | `presence_feed` | beats out, friends' changes in |
 //! | `beats` | beats that are not passed on yet |
 //! | `watches` | who wants to hear of whose presence |
-//! | `rights` | tokens, claims, memberships and friendships that end while a connection is open |
-//! | `recent_set` | the notes of `rights`: keys of the last half minute |
+//! | `rights` | tokens and claims that end while a connection is open |
+//! | `recent_set` | notes of what ended in the last half minute |
 //! | `subscriptions` | who subscribes to which large channel |
 //! | `in_flight` | requests under way, for a change of members that waits for them |
 //! | `uuids` | in which conversation a uuid is in use |
@@ -46,17 +46,16 @@ mod unheard;
 mod uuids;
 mod watches;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering as Atomic};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
-use tokio_util::task::TaskTracker;
 
-use self::connection::Connection;
 use self::deliver::PendingHeads;
 #[cfg(test)]
 pub(crate) use self::figures::Figures;
@@ -79,16 +78,15 @@ use super::ordering::Ordering;
 use super::{Deps, Listeners, StartError};
 use crate::backends::log::{LogReader, PartitionLag, Topic};
 use crate::backends::registry::{Role, ServerEntry};
-use crate::backends::sessions::{SESSION_TTL, Session};
 use crate::protocol::{CloseCode, ConversationId, Limits};
 use crate::runtime::{clock, machine, net};
 use crate::telemetry::{Counter, Gauge, PartitionFigures};
 
+/// How often what could not be read when members or friends changed is read again.
+const RECHECK_INTERVAL: Duration = Duration::from_secs(2);
+
 /// How often overdue ids are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
-
-/// How often the session store is asked whether it forgot the sessions of this server.
-const SESSIONS_LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How often connections that went silent, or whose token has expired, are looked for. Source: invariant I13, 5 s.
 const SWEEP_CONNECTIONS_INTERVAL: Duration = Duration::from_secs(2);
@@ -165,7 +163,9 @@ pub struct ChatServer {
     /// Itself, for calls that come through a trait object.
     me: Weak<Self>,
     polls: Polls,
-    rights: Rights,
+    rights: Arc<Rights>,
+    /// Conversations whose members could not be read when they changed, with the number of members that was told.
+    unchecked_members: Mutex<HashMap<ConversationId, u64>>,
     in_flight: InFlight,
     uuids: Uuids,
     unannounced: Unannounced,
@@ -177,8 +177,6 @@ pub struct ChatServer {
     poll_seats: Seats,
     half_open: Arc<HalfOpen>,
     draining: AtomicBool,
-    /// Claims of sessions that are made just now, or whose former holder is still to be told.
-    claims: TaskTracker,
     tamper: Option<Arc<dyn Tamper>>,
 }
 
@@ -207,6 +205,13 @@ pub async fn start(
         Arc::clone(&cluster),
         Arc::clone(&peers),
     ));
+    let rights = Arc::new(Rights::new(
+        &deps,
+        Arc::clone(&outbound),
+        Arc::clone(&reader),
+        Arc::clone(&cluster),
+        Arc::clone(&peers),
+    ));
     let server = Arc::new_cyclic(|me| ChatServer {
         me: Weak::clone(me),
         address,
@@ -221,7 +226,8 @@ pub async fn start(
         presence,
         heads: PendingHeads::default(),
         polls: Polls::default(),
-        rights: Rights::default(),
+        rights,
+        unchecked_members: Mutex::default(),
         in_flight: InFlight::default(),
         uuids: Uuids::default(),
         unannounced: Unannounced::default(),
@@ -232,7 +238,6 @@ pub async fn start(
         poll_seats: Seats::new((seats / 10).max(POLL_CONNECTIONS_MIN)),
         half_open: HalfOpen::beside(seats),
         draining: AtomicBool::new(false),
-        claims: TaskTracker::new(),
         config,
         tamper,
         deps,
@@ -245,10 +250,10 @@ pub async fn start(
     tasks.spawn_until_stopped("chat.head_loop", Arc::clone(&server).head_loop());
     tasks.spawn_until_stopped("chat.beat_loop", Arc::clone(&server.presence).beat_loop());
     tasks.spawn_until_stopped("chat.flush_loop", outbound.flush_loop());
-    tasks.spawn_until_stopped("chat.session_loop", Arc::clone(&server).session_loop());
+    tasks.spawn_until_stopped("chat.session_loop", Arc::clone(&server.rights).session_loop());
     tasks.spawn_until_stopped("chat.sweep_loop", Arc::clone(&server).sweep_loop());
     tasks.spawn_until_stopped("chat.sweep_connections", Arc::clone(&server).sweep_connections_loop());
-    tasks.spawn_until_stopped("chat.logouts_loop", Arc::clone(&server).logouts_loop());
+    tasks.spawn_until_stopped("chat.logouts_loop", Arc::clone(&server.rights).logouts_loop());
     tasks.spawn_until_stopped("chat.recheck_loop", Arc::clone(&server).recheck_loop());
     tasks.spawn_until_stopped("chat.unannounced_loop", Arc::clone(&server).unannounced_loop());
     tasks.spawn_until_stopped("chat.lost_loop", Arc::clone(&server).lost_loop());
@@ -314,48 +319,26 @@ impl ChatServer {
         self.deps.metrics.count(Counter::ConnectionsClosed);
     }
 
-    /// Gives the sessions of this server more life in the session store, and enters them again after it forgot them: until then
-    /// their users count as offline. Inputs: the clock.
-    async fn session_loop(self: Arc<Self>) {
-        let (mut refreshed_us, mut is_owed) = (clock::now_us(), false);
+    /// Has the members of a conversation looked up again.
+    fn check_members_later(&self, conversation: ConversationId, count: u64) {
+        self.unchecked_members.lock().expect("no panic while held").insert(conversation, count);
+    }
+
+    /// Does again what could not be done when members or friends changed. Inputs: the clock.
+    async fn recheck_loop(self: Arc<Self>) {
         loop {
-            tokio::time::sleep(SESSIONS_LOOK_INTERVAL).await;
-            // A store that does not answer may have forgotten: it is asked again.
-            is_owed |= matches!(self.deps.backends.sessions.remembers(&self.deps.name).await, Ok(false));
-            let is_due = clock::now_us() - refreshed_us >= (SESSION_TTL / 3).as_micros() as u64;
-            if is_owed || is_due {
-                refreshed_us = clock::now_us();
-                is_owed = !self.refresh_sessions().await;
+            tokio::time::sleep(RECHECK_INTERVAL).await;
+            let members = std::mem::take(&mut *self.unchecked_members.lock().expect("no panic while held"));
+            let mut members = members.into_iter();
+            while let Some((conversation, count)) = members.next() {
+                self.members.invalidate(conversation);
+                if self.members_changed(conversation, count).await.is_err() {
+                    // The others would fail as well.
+                    self.check_members_later(conversation, count);
+                    members.by_ref().for_each(|(other, count)| self.check_members_later(other, count));
+                }
             }
-        }
-    }
-
-    /// Returns whether the store took all of them; the port's layer counts a failure.
-    async fn refresh_sessions(self: &Arc<Self>) -> bool {
-        let mut all_taken = true;
-        let sessions: Vec<Session> = self.outbound.hub.all().iter().map(|c| self.session_of(c)).collect();
-        for chunk in sessions.chunks(1_000) {
-            let refreshed = self.deps.backends.sessions.refresh(chunk).await;
-            all_taken &= refreshed.is_ok();
-            let replaced = refreshed.unwrap_or_default();
-            // Their device connected elsewhere, and the word of it did not get here.
-            for gone in chunk.iter().filter(|s| replaced.contains(&s.session)) {
-                self.replace(gone.user, gone.session);
-            }
-            // Who left in the same moment must not come back by it.
-            for gone in chunk.iter().filter(|s| self.outbound.hub.find(s.user, s.session).is_none()) {
-                let _ = self.deps.backends.sessions.release(gone).await;
-            }
-        }
-        all_taken
-    }
-
-    fn session_of(&self, connection: &Connection) -> Session {
-        Session {
-            user: connection.user,
-            device: connection.device.clone(),
-            session: connection.session,
-            server: self.deps.name.clone(),
+            self.presence.watch_again().await;
         }
     }
 
@@ -372,9 +355,7 @@ impl ChatServer {
         loop {
             tokio::time::sleep(SWEEP_CONNECTIONS_INTERVAL).await;
             let (now, unix_ms) = (clock::now_ms_u32(), clock::unix_ms());
-            for connection in self.outbound.hub.select(|connection| connection.has_expired(unix_ms)) {
-                self.outbound.close(&connection, CloseCode::Unauthorized);
-            }
+            self.rights.close_expired(unix_ms);
             for connection in self.outbound.hub.select(|c| now.wrapping_sub(c.last_heard_ms()) > limit_ms) {
                 self.outbound.close(&connection, CloseCode::IdleTimeout);
             }
@@ -433,7 +414,7 @@ impl ChatServer {
             if connections.is_empty() {
                 // The device of a claim may have a connection elsewhere, whose server is to hear of the claim from this one.
                 let waited = now - *empty_since.get_or_insert(now);
-                if self.claims.is_empty() || waited >= CLAIMS_WAIT_MAX {
+                if !self.rights.has_claims_under_way() || waited >= CLAIMS_WAIT_MAX {
                     return;
                 }
             }
@@ -460,7 +441,7 @@ impl PeerHandler for ChatServer {
                 }
                 self.members.invalidate(conversation);
                 if this.members_changed(conversation, members).await.is_err() {
-                    self.rights.check_members_later(conversation, members);
+                    self.check_members_later(conversation, members);
                     return Answer::Failed;
                 }
                 // What a removed member has under way is stored before the removal is answered, or never.
@@ -475,13 +456,11 @@ impl PeerHandler for ChatServer {
                 self.former_members_ended(conversation).await
             }
             Call::Replace { user, session } => {
-                let Some(this) = self.me() else { return Answer::Failed };
-                this.replace(user, session);
+                self.rights.replace(user, session);
                 Answer::Done
             }
             Call::LogOut(token) => {
-                let Some(this) = self.me() else { return Answer::Failed };
-                this.log_out(token);
+                self.rights.log_out(token);
                 Answer::Done
             }
             Call::Friends { a, b, friends } => {
