@@ -6,31 +6,27 @@ use uuid::Uuid;
 
 use super::Identity;
 use super::connection::Connection;
-use super::outbound::Outbound;
 use super::poll;
 use super::presence_feed::PresenceFeed;
 use super::rights::Rights;
+use super::shared::Shared;
 use super::socket::Socket;
-use crate::backends::directory::NewUser;
-use crate::backends::log::LogReader;
+use super::subscriptions::Subscriptions;
+use crate::backends::directory::{NewConversationRow, NewUser};
 use crate::backends::{self, Engines};
-use crate::protocol::{ServerFrame, SessionId, UserId};
+use crate::protocol::api::ConversationKind;
+use crate::protocol::{ConversationId, ServerFrame, SessionId, UserId};
 use crate::runtime::Tasks;
 use crate::server::Deps;
 use crate::server::access::auth::Tokens;
 use crate::server::access::keys::{Keys, Purpose};
 use crate::server::access::seats::Seats;
-use crate::server::cluster::Cluster;
-use crate::server::cluster::peer::Peers;
 use crate::telemetry::Registry;
 
-/// What the owners share.
+/// What the owners of a server are made of.
 pub(super) struct Bench {
     pub(super) deps: Deps,
-    pub(super) outbound: Arc<Outbound>,
-    pub(super) reader: Arc<dyn LogReader>,
-    cluster: Arc<Cluster>,
-    peers: Arc<Peers>,
+    pub(super) shared: Shared,
     /// Removed last.
     _folder: tempfile::TempDir,
 }
@@ -53,14 +49,8 @@ impl Bench {
             client_keys: Arc::new(keys(Purpose::Clients)),
             tasks: Tasks::new(),
         };
-        Self {
-            outbound: Arc::new(Outbound::new(1 << 20, deps.tasks.clone(), Arc::clone(&deps.metrics))),
-            reader: deps.backends.log.reader("chat-1").await.expect("opens"),
-            cluster: Cluster::start(&deps).await,
-            peers: Arc::new(Peers::new(&deps)),
-            deps,
-            _folder: folder,
-        }
+        let shared = Shared::open(&deps, 1 << 20).await.expect("opens");
+        Self { deps, shared, _folder: folder }
     }
 
     /// Some users who have nothing to do with each other.
@@ -77,18 +67,37 @@ impl Bench {
     /// A connection of a user's, in the hub.
     pub(super) fn enter(&self, user: UserId) -> Arc<Connection> {
         let connection = connection(user);
-        self.outbound.hub.add(Arc::clone(&connection));
+        self.shared.outbound.hub.add(Arc::clone(&connection));
         connection
     }
 
-    pub(super) fn rights(&self) -> Arc<Rights> {
-        let (outbound, reader) = (Arc::clone(&self.outbound), Arc::clone(&self.reader));
-        Arc::new(Rights::new(&self.deps, outbound, reader, Arc::clone(&self.cluster), Arc::clone(&self.peers)))
+    /// A group.
+    pub(super) async fn group(&self, members: &[UserId]) -> ConversationId {
+        self.conversation(ConversationKind::Group, members).await
     }
 
-    pub(super) fn presence_feed(&self) -> PresenceFeed {
-        let (outbound, reader) = (Arc::clone(&self.outbound), Arc::clone(&self.reader));
-        PresenceFeed::new(&self.deps, outbound, reader, Arc::clone(&self.cluster), Arc::clone(&self.peers))
+    /// A conversation of two.
+    pub(super) async fn direct(&self, a: UserId, b: UserId) -> ConversationId {
+        self.conversation(ConversationKind::Direct, &[a, b]).await
+    }
+
+    async fn conversation(&self, kind: ConversationKind, members: &[UserId]) -> ConversationId {
+        let (owner, members) = (members[0], members.to_vec());
+        let new = NewConversationRow { kind, name: String::new(), owner, members };
+        self.deps.backends.directory.add_conversation(&new).await.expect("adds")
+    }
+
+    pub(super) fn rights(&self) -> Arc<Rights> {
+        Arc::new(Rights::new(&self.deps, &self.shared))
+    }
+
+    pub(super) fn presence_feed(&self) -> Arc<PresenceFeed> {
+        Arc::new(PresenceFeed::new(&self.deps, &self.shared))
+    }
+
+    /// A connection may have three.
+    pub(super) fn subscriptions(&self) -> Arc<Subscriptions> {
+        Arc::new(Subscriptions::new(&self.deps, &self.shared, 3))
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use uuid::Uuid;
 
 use super::requests::{Requests, Waiting};
-use super::send::retry_after_ms;
+use super::refused::retry_after_ms;
 use super::session::{Action, Request, SessionState};
 use super::socket::{Flushed, ReadEnd, Socket};
 use super::unheard::Unheard;
@@ -261,7 +261,7 @@ impl ChatServer {
     pub(super) async fn disconnected(&self, connection: &Arc<Connection>) {
         let Some(was_last) = self.outbound.hub.remove(connection.user, connection.session) else { return };
         self.note_lost(connection);
-        self.remove_subscriptions(connection).await;
+        self.subscriptions.remove_all(connection).await;
         self.rights.give_up(connection).await;
         if was_last {
             self.presence.stop_watching(connection.user).await;

@@ -202,7 +202,7 @@ impl ChatServer {
             for (conversation, id) in heads {
                 let text = ServerFrame::Head(HeadFrame { conversation, id }).encode();
                 let frame: Bytes = websocket::text_frame(&text, None).into();
-                for connection in self.outbound.hub.subscribers(conversation) {
+                for connection in self.subscriptions.of(conversation) {
                     self.outbound.push(&connection, frame.clone());
                 }
             }

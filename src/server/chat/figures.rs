@@ -20,12 +20,11 @@ pub(crate) struct Figures {
 
 impl ChatServer {
     pub(crate) fn figures(&self) -> Figures {
-        let [users, subscriptions] = self.outbound.hub.sizes();
         let counted = |counter| self.deps.metrics.counted(counter);
         Figures {
             connections: self.outbound.hub.len(),
-            users,
-            subscriptions,
+            users: self.outbound.hub.users(),
+            subscriptions: self.subscriptions.len(),
             watched: self.presence.watched(),
             seats: self.seats.taken(),
             half_open: self.half_open.len(),

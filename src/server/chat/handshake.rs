@@ -164,7 +164,7 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, mut begu
                 uuid: None,
                 code: ErrorCode::Overloaded,
                 message: FULL.to_owned(),
-                retry_after_ms: Some(super::send::retry_after_ms()),
+                retry_after_ms: Some(super::refused::retry_after_ms()),
             };
             end_with(&server, socket, CloseCode::Internal, Some(error)).await;
         }

@@ -1,18 +1,16 @@
-//! Who is connected here, and who subscribes to which large channel.
+//! Who is connected here.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, RwLock};
 
 use super::connection::Connection;
-use crate::protocol::{ConversationId, SessionId, UserId};
+use crate::protocol::{SessionId, UserId};
 
 /// The connections of one server.
 #[derive(Default)]
 pub(super) struct Hub {
     users: RwLock<HashMap<UserId, Few>>,
     count: std::sync::atomic::AtomicUsize,
-    /// Large channels → sessions that want `head` frames.
-    channels: Mutex<HashMap<ConversationId, HashMap<SessionId, Arc<Connection>>>>,
 }
 
 /// The connections of one user; nearly always one, so that costs no vector.
@@ -120,33 +118,9 @@ impl Hub {
         self.read().values().flat_map(Few::as_slice).take(limit).cloned().collect()
     }
 
-    /// Adds a subscription.
-    pub(super) fn subscribe(&self, channel: ConversationId, connection: &Arc<Connection>) {
-        let mut channels = self.channels.lock().expect("no panic while held");
-        channels.entry(channel).or_default().insert(connection.session, Arc::clone(connection));
-    }
-
-    /// Removes a subscription.
-    pub(super) fn unsubscribe(&self, channel: ConversationId, session: SessionId) {
-        let mut channels = self.channels.lock().expect("no panic while held");
-        if let Some(subscribers) = channels.get_mut(&channel) {
-            subscribers.remove(&session);
-            if subscribers.is_empty() {
-                channels.remove(&channel);
-            }
-        }
-    }
-
-    pub(super) fn subscribers(&self, channel: ConversationId) -> Vec<Arc<Connection>> {
-        let channels = self.channels.lock().expect("no panic while held");
-        channels.get(&channel).map(|s| s.values().cloned().collect()).unwrap_or_default()
-    }
-
-    /// Users and subscriptions, for tests that look for what was left behind.
+    /// Users, for tests that look for what was left behind.
     #[cfg(test)]
-    pub(super) fn sizes(&self) -> [usize; 2] {
-        let channels = self.channels.lock().expect("no panic while held");
-        let subscriptions = channels.values().map(HashMap::len).sum();
-        [self.read().len(), subscriptions]
+    pub(super) fn users(&self) -> usize {
+        self.read().len()
     }
 }

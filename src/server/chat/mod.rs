@@ -33,11 +33,14 @@ mod in_flight;
 mod outbound;
 mod poll;
 mod presence_feed;
+mod publisher;
 mod recent_set;
+mod refused;
 mod requests;
 mod rights;
 mod send;
 mod session;
+mod shared;
 mod socket;
 mod subscriptions;
 pub mod tamper;
@@ -46,10 +49,9 @@ mod unheard;
 mod uuids;
 mod watches;
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering as Atomic};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -63,7 +65,10 @@ use self::in_flight::InFlight;
 use self::outbound::Outbound;
 use self::poll::Polls;
 use self::presence_feed::PresenceFeed;
+use self::publisher::Publisher;
 use self::rights::Rights;
+use self::shared::Shared;
+use self::subscriptions::Subscriptions;
 use self::tamper::Tamper;
 use self::unannounced::Unannounced;
 use self::unheard::Lost;
@@ -154,7 +159,9 @@ pub struct ChatServer {
     epoch: u64,
     outbound: Arc<Outbound>,
     reader: Arc<dyn LogReader>,
-    members: Members,
+    members: Arc<Members>,
+    publisher: Publisher,
+    subscriptions: Arc<Subscriptions>,
     ordering: Ordering,
     cluster: Arc<Cluster>,
     peers: Arc<Peers>,
@@ -164,8 +171,6 @@ pub struct ChatServer {
     me: Weak<Self>,
     polls: Polls,
     rights: Arc<Rights>,
-    /// Conversations whose members could not be read when they changed, with the number of members that was told.
-    unchecked_members: Mutex<HashMap<ConversationId, u64>>,
     in_flight: InFlight,
     uuids: Uuids,
     unannounced: Unannounced,
@@ -190,28 +195,15 @@ pub async fn start(
     config: Config,
     tamper: Option<Arc<dyn Tamper>>,
 ) -> Result<Arc<ChatServer>, StartError> {
-    let reader = deps.backends.log.reader(deps.name.as_str()).await?;
-    let cluster = Cluster::start(&deps).await;
+    let shared = Shared::open(&deps, config.outgoing_bytes_max).await?;
     let (address, peer_address) = (deps.reached_at(&listeners.clients)?, deps.reached_at(&listeners.peers)?);
     let files = machine::raise_open_files().saturating_sub(FILES_RESERVED) as usize;
     // As configured, or as the process may open files, half-open connections and those of polls included.
     let seats = config.connections_max.min(files / 12 * 10);
-    let outbound = Arc::new(Outbound::new(config.outgoing_bytes_max, deps.tasks.clone(), Arc::clone(&deps.metrics)));
-    let peers = Arc::new(Peers::new(&deps));
-    let presence = Arc::new(PresenceFeed::new(
-        &deps,
-        Arc::clone(&outbound),
-        Arc::clone(&reader),
-        Arc::clone(&cluster),
-        Arc::clone(&peers),
-    ));
-    let rights = Arc::new(Rights::new(
-        &deps,
-        Arc::clone(&outbound),
-        Arc::clone(&reader),
-        Arc::clone(&cluster),
-        Arc::clone(&peers),
-    ));
+    let subscriptions = Subscriptions::new(&deps, &shared, config.limits.subscriptions_max as usize);
+    let presence = Arc::new(PresenceFeed::new(&deps, &shared));
+    let rights = Arc::new(Rights::new(&deps, &shared));
+    let Shared { outbound, reader, members, cluster, peers, publisher } = shared;
     let server = Arc::new_cyclic(|me| ChatServer {
         me: Weak::clone(me),
         address,
@@ -219,7 +211,9 @@ pub async fn start(
         epoch: clock::unix_ms(),
         outbound: Arc::clone(&outbound),
         reader,
-        members: Members::new(Arc::clone(&deps.backends.directory)),
+        members,
+        publisher,
+        subscriptions: Arc::new(subscriptions),
         ordering: Ordering::new(&deps.backends, &deps.metrics),
         cluster,
         peers,
@@ -227,7 +221,6 @@ pub async fn start(
         heads: PendingHeads::default(),
         polls: Polls::default(),
         rights,
-        unchecked_members: Mutex::default(),
         in_flight: InFlight::default(),
         uuids: Uuids::default(),
         unannounced: Unannounced::default(),
@@ -319,25 +312,11 @@ impl ChatServer {
         self.deps.metrics.count(Counter::ConnectionsClosed);
     }
 
-    /// Has the members of a conversation looked up again.
-    fn check_members_later(&self, conversation: ConversationId, count: u64) {
-        self.unchecked_members.lock().expect("no panic while held").insert(conversation, count);
-    }
-
     /// Does again what could not be done when members or friends changed. Inputs: the clock.
     async fn recheck_loop(self: Arc<Self>) {
         loop {
             tokio::time::sleep(RECHECK_INTERVAL).await;
-            let members = std::mem::take(&mut *self.unchecked_members.lock().expect("no panic while held"));
-            let mut members = members.into_iter();
-            while let Some((conversation, count)) = members.next() {
-                self.members.invalidate(conversation);
-                if self.members_changed(conversation, count).await.is_err() {
-                    // The others would fail as well.
-                    self.check_members_later(conversation, count);
-                    members.by_ref().for_each(|(other, count)| self.check_members_later(other, count));
-                }
-            }
+            self.subscriptions.check_again().await;
             self.presence.watch_again().await;
         }
     }
@@ -435,20 +414,18 @@ impl PeerHandler for ChatServer {
                 Answer::Accepted(self.deliver_to_sessions(conversation, message, &sessions, &frame).await)
             }
             Call::MembersChanged { conversation, members } => {
-                let Some(this) = self.me() else { return Answer::Failed };
                 if self.tamper.as_ref().is_some_and(|tamper| tamper.ignores_removals()) {
                     return Answer::Done;
                 }
                 self.members.invalidate(conversation);
-                if this.members_changed(conversation, members).await.is_err() {
-                    self.check_members_later(conversation, members);
+                if self.subscriptions.members_changed(conversation, members).await.is_err() {
                     return Answer::Failed;
                 }
                 // What a removed member has under way is stored before the removal is answered, or never.
                 self.former_members_ended(conversation).await
             }
             Call::MemberGone { conversation, user } => {
-                let is_subscribed = || self.outbound.hub.subscribers(conversation).iter().any(|c| c.user == user);
+                let is_subscribed = || self.subscriptions.has(conversation, user);
                 if self.members.invalidate_if_member(conversation, user) || is_subscribed() {
                     // Not told when it happened: as if it happened now.
                     return self.handle(Call::MembersChanged { conversation, members: 0 }).await;

@@ -8,6 +8,7 @@ use super::beats::BeatBuffer;
 use super::connection::Connection;
 use super::outbound::Outbound;
 use super::recent_set::RecentSet;
+use super::shared::Shared;
 use super::watches::Watches;
 use crate::backends::BackendResult;
 use crate::backends::directory::Directory;
@@ -52,20 +53,14 @@ pub(super) struct PresenceFeed {
 
 impl PresenceFeed {
     /// With nobody watched.
-    pub(super) fn new(
-        deps: &Deps,
-        outbound: Arc<Outbound>,
-        reader: Arc<dyn LogReader>,
-        cluster: Arc<Cluster>,
-        peers: Arc<Peers>,
-    ) -> Self {
+    pub(super) fn new(deps: &Deps, shared: &Shared) -> Self {
         Self {
-            outbound,
-            reader,
+            outbound: Arc::clone(&shared.outbound),
+            reader: Arc::clone(&shared.reader),
             directory: Arc::clone(&deps.backends.directory),
             presence: Arc::clone(&deps.backends.presence),
-            cluster,
-            peers,
+            cluster: Arc::clone(&shared.cluster),
+            peers: Arc::clone(&shared.peers),
             metrics: Arc::clone(&deps.metrics),
             beats: BeatBuffer::new(USERS_WAITING_MAX),
             watches: Watches::default(),

@@ -19,6 +19,7 @@ use uuid::Uuid;
 use super::connection::Connection;
 use super::outbound::Outbound;
 use super::recent_set::RecentSet;
+use super::shared::Shared;
 use crate::backends::BackendResult;
 use crate::backends::directory::Directory;
 use crate::backends::log::{LogReader, Topic};
@@ -67,21 +68,15 @@ pub(super) struct Rights {
 
 impl Rights {
     /// Without claims.
-    pub(super) fn new(
-        deps: &Deps,
-        outbound: Arc<Outbound>,
-        reader: Arc<dyn LogReader>,
-        cluster: Arc<Cluster>,
-        peers: Arc<Peers>,
-    ) -> Self {
+    pub(super) fn new(deps: &Deps, shared: &Shared) -> Self {
         Self {
             name: deps.name.clone(),
-            outbound,
-            reader,
+            outbound: Arc::clone(&shared.outbound),
+            reader: Arc::clone(&shared.reader),
             sessions: Arc::clone(&deps.backends.sessions),
             directory: Arc::clone(&deps.backends.directory),
-            cluster,
-            peers,
+            cluster: Arc::clone(&shared.cluster),
+            peers: Arc::clone(&shared.peers),
             tasks: deps.tasks.clone(),
             logged_out: RecentSet::default(),
             replaced: RecentSet::default(),
@@ -289,7 +284,7 @@ mod tests {
         assert_eq!((written(&first).1, written(&second).1), (Some(CloseCode::Replaced.code()), None));
         assert!(!rights.has_claims_under_way(), "the first one's server is this one");
         // What the first one leaves behind is not the second one's session.
-        bench.outbound.hub.remove(ALICE, first.session);
+        bench.shared.outbound.hub.remove(ALICE, first.session);
         rights.give_up(&first).await;
         let sessions = bench.deps.backends.sessions.lookup(&[ALICE]).await.expect("reads");
         assert_eq!(sessions, [rights.session_of(&second)]);

@@ -4,101 +4,28 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::future::{join_all, try_join_all};
+use futures_util::future::join_all;
 
 use super::ChatServer;
 use super::connection::Connection;
+use super::refused::{Refused, members_for};
 use super::requests::Waiting;
 use super::session::Request;
-use super::subscriptions::Added;
 use super::uuids::Use;
+use crate::backends::BackendResult;
 use crate::backends::error::BackendError;
-use crate::backends::log::{Record, Topic};
 use crate::backends::registry::Role;
 use crate::backends::sessions::Session;
-use crate::backends::{BackendResult, error::Effect};
 use crate::protocol::api::{ConversationKind, Receipt};
-use crate::protocol::frames::{
-    AckFrame, ErrorFrame, HeadFrame, ReceiptFrame, SendFrame, SendReceiptFrame, TypingFrame,
-};
+use crate::protocol::frames::{AckFrame, ReceiptFrame, SendFrame, SendReceiptFrame, TypingFrame};
 use crate::protocol::{ConversationId, ErrorCode, MessageFrame, MessageId, ServerFrame, ServerName, SessionId, UserId};
 use crate::runtime::clock;
 use crate::server::access::members::MemberList;
 use crate::server::cluster::peer::{Answer, Call};
-use crate::server::inbox::InboxHeader;
-use crate::server::ordering::OrderingError;
 use crate::telemetry::{Counter, Timer};
 
 /// A send that is not answered so long after it came is answered with an error; it may be stored. Source: invariant I9, 5 s.
 const SEND_TIMEOUT: Duration = Duration::from_millis(4_500);
-
-/// When a client should retry after an engine failed, in ms; drawn at random, so that those who failed together do not come
-/// back together.
-pub(super) fn retry_after_ms() -> u64 {
-    rand::random_range(800..2_500)
-}
-
-/// Why a request was refused.
-struct Refused {
-    code: ErrorCode,
-    message: String,
-    retry_after_ms: Option<u64>,
-}
-
-impl Refused {
-    fn not_a_member(conversation: ConversationId) -> Self {
-        Self::definite(ErrorCode::NotAMember, format!("you are not a member of {conversation}"))
-    }
-
-    const fn definite(code: ErrorCode, message: String) -> Self {
-        Self { code, message, retry_after_ms: None }
-    }
-
-    /// A look-up before anything was stored failed, however it did.
-    fn unread(error: BackendError) -> Self {
-        BackendError { effect: Effect::NotApplied, ..error }.into()
-    }
-
-    /// A message is stored, and its recipients were not told.
-    fn unannounced(error: BackendError) -> Self {
-        let message = "the message is stored, and an engine that tells its recipients did not answer: send it again with \
-                       the same uuid";
-        Self { message: message.to_owned(), ..error.into() }
-    }
-
-    fn uuid_elsewhere() -> Self {
-        let message = "this uuid belongs to a message of another conversation: each message has its own".to_owned();
-        Self::definite(ErrorCode::Conflict, message)
-    }
-}
-
-impl From<BackendError> for Refused {
-    fn from(error: BackendError) -> Self {
-        tracing::warn!(%error, "a request failed on an engine");
-        let message = match error.effect {
-            Effect::NotApplied => "an engine is not available; nothing was stored",
-            Effect::Unknown => "an engine did not answer; the message may be stored: send it again with the same uuid",
-        };
-        Self {
-            code: ErrorCode::Unavailable,
-            message: message.to_owned(),
-            retry_after_ms: Some(error.retry_after.map_or_else(retry_after_ms, |d| d.as_millis() as u64)),
-        }
-    }
-}
-
-impl From<OrderingError> for Refused {
-    fn from(error: OrderingError) -> Self {
-        match error {
-            OrderingError::Backend(error) => error.into(),
-            OrderingError::Conflict => Self::definite(ErrorCode::Conflict, error.to_string()),
-            OrderingError::Overloaded => {
-                Self { code: ErrorCode::Overloaded, message: error.to_string(), retry_after_ms: Some(retry_after_ms()) }
-            }
-        }
-    }
-}
 
 impl ChatServer {
     pub(super) async fn handle_request(self: &Arc<Self>, connection: &Arc<Connection>, waiting: Waiting) {
@@ -112,18 +39,16 @@ impl ChatServer {
             }
             Request::Typing(conversation) => (None, self.typing(connection, conversation).await.map(|()| None)),
             Request::Receipt(frame) => (None, self.receipt(connection, frame).await.map(|()| None)),
-            Request::Subscribe(channel) => (None, self.subscribe(connection, channel).await.map(|()| None)),
+            Request::Subscribe(channel) => (None, self.subscriptions.subscribe(connection, channel).await.map(|()| None)),
             Request::Unsubscribe(channel) => {
-                self.remove_subscription(connection, channel).await;
+                self.subscriptions.remove(connection, channel).await;
                 (None, Ok(None))
             }
         };
         match work {
             Ok(Some(ack)) => self.outbound.reply(connection, &ServerFrame::Ack(ack)),
             Ok(None) => {}
-            Err(Refused { code, message, retry_after_ms }) => {
-                self.outbound.reply(connection, &ServerFrame::Error(ErrorFrame { uuid, code, message, retry_after_ms }));
-            }
+            Err(refused) => self.outbound.reply(connection, &refused.into_frame(uuid)),
         }
     }
 
@@ -145,12 +70,7 @@ impl ChatServer {
             Some(left) => {
                 tokio::time::timeout(left, self.store_and_fan_out(from, &frame)).await.unwrap_or_else(|_| timed_out())
             }
-            None => Err(Refused {
-                code: ErrorCode::Unavailable,
-                message: "messages before it in this conversation took too long; nothing was done for this one"
-                    .to_owned(),
-                retry_after_ms: Some(retry_after_ms()),
-            }),
+            None => Err(Refused::too_late()),
         };
         match result {
             Ok(message) => {
@@ -174,7 +94,7 @@ impl ChatServer {
         from: &Arc<Connection>,
         frame: &SendFrame,
     ) -> Result<MessageFrame, Refused> {
-        let members = self.members_for(from.user, frame.conversation).await?;
+        let members = members_for(&self.members, from.user, frame.conversation).await?;
         if let Some(answered) = frame.reply_to
             && !self.ordering.is_stored(frame.conversation, answered).await.map_err(Refused::unread)?
         {
@@ -184,51 +104,15 @@ impl ChatServer {
         let message = self.ordering.store(from.user, frame).await?;
         let announcing = self.unannounced.begin(from.session, &message);
         let announced = if members.is_large() {
-            self.publish_head(&message).await
+            self.publisher.publish_head(&message).await
         } else if members.kind == ConversationKind::Direct {
             self.push_direct(from.session, &message, &members).await
         } else {
-            self.publish_to_inboxes(Some(from.session), &message, members.users()).await
+            self.publisher.publish_to_inboxes(Some(from.session), &message, members.users()).await
         };
         announced.map_err(Refused::unannounced)?;
         announcing.done();
         Ok(message)
-    }
-
-    /// The members of a conversation, if the user is one of them.
-    async fn members_for(&self, user: UserId, conversation: ConversationId) -> Result<Arc<MemberList>, Refused> {
-        let members = self.members.of_member(conversation, user).await.map_err(Refused::unread)?;
-        members.ok_or_else(|| Refused::not_a_member(conversation))
-    }
-
-    /// Large conversations: one record with the new head; clients fetch.
-    pub(super) async fn publish_head(&self, message: &MessageFrame) -> BackendResult<()> {
-        let head = HeadFrame { conversation: message.conversation, id: message.id };
-        let payload = serde_json::to_vec(&head).expect("plain data").into();
-        let key = message.conversation.0;
-        let log = &self.deps.backends.log;
-        self.deps.metrics.count(Counter::LogPublished);
-        log.publish(Topic::Channel, log.partition_of(key), Record { keys: vec![key], payload }).await
-    }
-
-    /// One record per inbox partition that holds members, naming them.
-    pub(super) async fn publish_to_inboxes(
-        &self,
-        except: Option<SessionId>,
-        message: &MessageFrame,
-        users: &[UserId],
-    ) -> BackendResult<()> {
-        let log = &self.deps.backends.log;
-        let payload = InboxHeader::payload(message, except);
-        let mut partitions: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
-        for user in users {
-            partitions.entry(log.partition_of(user.0)).or_default().push(user.0);
-        }
-        self.deps.metrics.add(Counter::LogPublished, partitions.len() as u64);
-        let publishes = partitions.into_iter().map(|(partition, keys)| {
-            log.publish(Topic::Inbox, partition, Record { keys, payload: Bytes::clone(&payload) })
-        });
-        try_join_all(publishes).await.map(|_| ())
     }
 
     /// One-to-one: straight to the servers that hold the devices. Who has no device that took it gets an inbox record.
@@ -240,7 +124,7 @@ impl ChatServer {
     ) -> BackendResult<()> {
         // Without the sessions everybody counts as offline: the inbox reaches who is not.
         let Ok(mut sessions) = self.deps.backends.sessions.lookup(members.users()).await else {
-            return self.publish_to_inboxes(Some(from), message, members.users()).await;
+            return self.publisher.publish_to_inboxes(Some(from), message, members.users()).await;
         };
         sessions.retain(|s| s.session != from);
         let frame = ServerFrame::Message(message.clone()).encode();
@@ -257,7 +141,7 @@ impl ChatServer {
         if missed.is_empty() {
             return Ok(());
         }
-        self.publish_to_inboxes(Some(from), message, &missed).await
+        self.publisher.publish_to_inboxes(Some(from), message, &missed).await
     }
 
     /// Writes a frame to sessions here and on other servers; returns those that took it.
@@ -292,7 +176,7 @@ impl ChatServer {
     }
 
     async fn typing(self: &Arc<Self>, from: &Arc<Connection>, conversation: ConversationId) -> Result<(), Refused> {
-        let members = self.members_for(from.user, conversation).await?;
+        let members = members_for(&self.members, from.user, conversation).await?;
         let frame = ServerFrame::Typing(TypingFrame { conversation, user: from.user });
         self.tell_others(from, conversation, &members, &frame).await;
         Ok(())
@@ -300,7 +184,7 @@ impl ChatServer {
 
     async fn receipt(self: &Arc<Self>, from: &Arc<Connection>, frame: SendReceiptFrame) -> Result<(), Refused> {
         let SendReceiptFrame { conversation, status, upto } = frame;
-        let members = self.members_for(from.user, conversation).await?;
+        let members = members_for(&self.members, from.user, conversation).await?;
         if upto.0 == 0 || !self.ordering.is_given_out(conversation, upto).await? {
             let message = format!("upto: there is no message {upto} in {conversation} yet");
             return Err(Refused::definite(ErrorCode::BadRequest, message));
@@ -330,24 +214,5 @@ impl ChatServer {
         let Ok(mut sessions) = self.deps.backends.sessions.lookup(members.users()).await else { return };
         sessions.retain(|s| s.session != from.session);
         self.push_to_sessions((conversation, None), &sessions, &frame.encode()).await;
-    }
-
-    async fn subscribe(self: &Arc<Self>, from: &Arc<Connection>, channel: ConversationId) -> Result<(), Refused> {
-        self.members_for(from.user, channel).await?;
-        let limit = self.config.limits.subscriptions_max as usize;
-        match self.add_subscription(from, channel, limit).await? {
-            Added::New => {}
-            Added::Known | Added::Gone => return Ok(()),
-            Added::TooMany => {
-                return Err(Refused::definite(ErrorCode::TooLarge, format!("at most {limit} subscriptions")));
-            }
-        }
-        // Who was removed after the look above was not found among the subscribers.
-        if let Err(refused) = self.members_for(from.user, channel).await {
-            self.remove_subscription(from, channel).await;
-            return Err(refused);
-        }
-        // The head as it is now, so that the client knows whether to fetch.
-        Ok(self.show_head(channel, std::slice::from_ref(from)).await?)
     }
 }

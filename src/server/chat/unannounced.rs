@@ -166,8 +166,8 @@ impl ChatServer {
     /// Tells the members of a message that is stored, through the log.
     async fn announce(&self, from: SessionId, message: &MessageFrame) -> BackendResult<()> {
         match self.members.get(message.conversation).await? {
-            Some(members) if members.is_large() => self.publish_head(message).await,
-            Some(members) => self.publish_to_inboxes(Some(from), message, members.users()).await,
+            Some(members) if members.is_large() => self.publisher.publish_head(message).await,
+            Some(members) => self.publisher.publish_to_inboxes(Some(from), message, members.users()).await,
             None => Ok(()),
         }
     }

@@ -161,7 +161,7 @@ impl ChatServer {
             if self.members.contains(conversation, missing.user).await?
                 && let Some(message) = read_one(&*self.deps.backends.messages, conversation, id).await?
             {
-                self.publish_to_inboxes(None, &message, &[missing.user]).await?;
+                self.publisher.publish_to_inboxes(None, &message, &[missing.user]).await?;
                 self.deps.metrics.count(Counter::AnnouncedAgain);
             }
             missing.messages.pop_front();
