@@ -6,21 +6,25 @@ use uuid::Uuid;
 
 use super::Identity;
 use super::connection::Connection;
+use super::delivery::Delivery;
 use super::poll;
 use super::presence_feed::PresenceFeed;
 use super::rights::Rights;
 use super::shared::Shared;
 use super::socket::Socket;
 use super::subscriptions::Subscriptions;
+use super::unheard::LostConnections;
 use crate::backends::directory::{NewConversationRow, NewUser};
 use crate::backends::{self, Engines};
 use crate::protocol::api::ConversationKind;
-use crate::protocol::{ConversationId, ServerFrame, SessionId, UserId};
+use crate::protocol::frames::SendFrame;
+use crate::protocol::{ConversationId, MessageFrame, ServerFrame, SessionId, UserId};
 use crate::runtime::Tasks;
 use crate::server::Deps;
 use crate::server::access::auth::Tokens;
 use crate::server::access::keys::{Keys, Purpose};
 use crate::server::access::seats::Seats;
+use crate::server::ordering::Ordering;
 use crate::telemetry::Registry;
 
 /// What the owners of a server are made of.
@@ -87,6 +91,13 @@ impl Bench {
         self.deps.backends.directory.add_conversation(&new).await.expect("adds")
     }
 
+    /// A message that is stored and not told.
+    pub(super) async fn say(&self, conversation: ConversationId, sender: UserId) -> MessageFrame {
+        let frame = send_frame(conversation);
+        let ordering = Ordering::new(&self.deps.backends, &self.deps.metrics);
+        ordering.store(sender, &frame).await.expect("stores")
+    }
+
     pub(super) fn rights(&self) -> Arc<Rights> {
         Arc::new(Rights::new(&self.deps, &self.shared))
     }
@@ -95,9 +106,26 @@ impl Bench {
         Arc::new(PresenceFeed::new(&self.deps, &self.shared))
     }
 
+    pub(super) fn delivery(&self) -> Arc<Delivery> {
+        let lost = Arc::new(LostConnections::new(&self.deps, &self.shared));
+        let (subscriptions, presence) = (self.subscriptions(), self.presence_feed());
+        Arc::new(Delivery::new(&self.deps, &self.shared, subscriptions, presence, lost, None))
+    }
+
     /// A connection may have three.
     pub(super) fn subscriptions(&self) -> Arc<Subscriptions> {
         Arc::new(Subscriptions::new(&self.deps, &self.shared, 3))
+    }
+}
+
+/// A message to be sent.
+pub(super) fn send_frame(conversation: ConversationId) -> SendFrame {
+    SendFrame {
+        uuid: Uuid::new_v4(),
+        conversation,
+        kind: "text".to_owned(),
+        body: "hello".to_owned(),
+        reply_to: None,
     }
 }
 

@@ -260,7 +260,11 @@ impl ChatServer {
     /// Takes a connection out of everything. Done once; a second call changes nothing.
     pub(super) async fn disconnected(&self, connection: &Arc<Connection>) {
         let Some(was_last) = self.outbound.hub.remove(connection.user, connection.session) else { return };
-        self.note_lost(connection);
+        let missed = connection.note_ended();
+        // Who is sent elsewhere by a drain is back at once.
+        if let Some(missed) = missed.filter(|_| !self.is_draining()) {
+            self.lost.note_missed(connection, missed);
+        }
         self.subscriptions.remove_all(connection).await;
         self.rights.give_up(connection).await;
         if was_last {

@@ -8,7 +8,7 @@
 //! | `outbound` | what goes to the sockets |
 //! | `hub` | who is here |
 //! | `send` | from a `send` frame to its ACK |
-//! | `deliver` | from the log and from peers to the sockets |
+//! | `delivery` | from the log and from peers to the sockets |
 //! | `presence_feed` | beats out, friends' changes in |
 //! | `beats` | beats that are not passed on yet |
 //! | `watches` | who wants to hear of whose presence |
@@ -24,7 +24,7 @@ mod beats;
 #[cfg(test)]
 mod bench;
 mod connection;
-mod deliver;
+mod delivery;
 #[cfg(test)]
 mod figures;
 mod handshake;
@@ -50,15 +50,15 @@ mod uuids;
 mod watches;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering as Atomic};
-use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 
-use self::deliver::PendingHeads;
+use self::delivery::Delivery;
 #[cfg(test)]
 pub(crate) use self::figures::Figures;
 use self::in_flight::InFlight;
@@ -71,7 +71,7 @@ use self::shared::Shared;
 use self::subscriptions::Subscriptions;
 use self::tamper::Tamper;
 use self::unannounced::Unannounced;
-use self::unheard::Lost;
+use self::unheard::LostConnections;
 use self::uuids::Uuids;
 use super::access::auth;
 use super::access::members::Members;
@@ -81,11 +81,10 @@ use super::cluster::readiness::Readiness;
 use super::cluster::{self, Cluster};
 use super::ordering::Ordering;
 use super::{Deps, Listeners, StartError};
-use crate::backends::log::{LogReader, PartitionLag, Topic};
 use crate::backends::registry::{Role, ServerEntry};
 use crate::protocol::{CloseCode, ConversationId, Limits};
 use crate::runtime::{clock, machine, net};
-use crate::telemetry::{Counter, Gauge, PartitionFigures};
+use crate::telemetry::{Counter, Gauge};
 
 /// How often what could not be read when members or friends changed is read again.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(2);
@@ -104,9 +103,6 @@ const IN_FLIGHT_WAIT_MAX: Duration = Duration::from_millis(1_500);
 
 /// Longest that a drain waits, without connections, for claims that are under way.
 const CLAIMS_WAIT_MAX: Duration = Duration::from_secs(2);
-
-/// How often the lag gauges are written.
-const LAG_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Settings of a chat server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -158,7 +154,6 @@ pub struct ChatServer {
     peer_address: SocketAddr,
     epoch: u64,
     outbound: Arc<Outbound>,
-    reader: Arc<dyn LogReader>,
     members: Arc<Members>,
     publisher: Publisher,
     subscriptions: Arc<Subscriptions>,
@@ -166,15 +161,13 @@ pub struct ChatServer {
     cluster: Arc<Cluster>,
     peers: Arc<Peers>,
     presence: Arc<PresenceFeed>,
-    heads: PendingHeads,
-    /// Itself, for calls that come through a trait object.
-    me: Weak<Self>,
+    delivery: Arc<Delivery>,
     polls: Polls,
     rights: Arc<Rights>,
     in_flight: InFlight,
     uuids: Uuids,
     unannounced: Unannounced,
-    lost: Lost,
+    lost: Arc<LostConnections>,
     readiness: Readiness,
     /// For users, and for connections of `/echo`.
     seats: Seats,
@@ -182,7 +175,6 @@ pub struct ChatServer {
     poll_seats: Seats,
     half_open: Arc<HalfOpen>,
     draining: AtomicBool,
-    tamper: Option<Arc<dyn Tamper>>,
 }
 
 /// Starts a chat server; it is announced when this returns, and runs in the tasks of `deps` until they stop.
@@ -200,31 +192,38 @@ pub async fn start(
     let files = machine::raise_open_files().saturating_sub(FILES_RESERVED) as usize;
     // As configured, or as the process may open files, half-open connections and those of polls included.
     let seats = config.connections_max.min(files / 12 * 10);
-    let subscriptions = Subscriptions::new(&deps, &shared, config.limits.subscriptions_max as usize);
+    let subscriptions = Arc::new(Subscriptions::new(&deps, &shared, config.limits.subscriptions_max as usize));
     let presence = Arc::new(PresenceFeed::new(&deps, &shared));
     let rights = Arc::new(Rights::new(&deps, &shared));
-    let Shared { outbound, reader, members, cluster, peers, publisher } = shared;
-    let server = Arc::new_cyclic(|me| ChatServer {
-        me: Weak::clone(me),
+    let lost = Arc::new(LostConnections::new(&deps, &shared));
+    let delivery = Arc::new(Delivery::new(
+        &deps,
+        &shared,
+        Arc::clone(&subscriptions),
+        Arc::clone(&presence),
+        Arc::clone(&lost),
+        tamper,
+    ));
+    let Shared { outbound, reader: _, members, cluster, peers, publisher } = shared;
+    let server = Arc::new(ChatServer {
         address,
         peer_address,
         epoch: clock::unix_ms(),
         outbound: Arc::clone(&outbound),
-        reader,
         members,
         publisher,
-        subscriptions: Arc::new(subscriptions),
+        subscriptions,
         ordering: Ordering::new(&deps.backends, &deps.metrics),
         cluster,
         peers,
         presence,
-        heads: PendingHeads::default(),
+        delivery,
         polls: Polls::default(),
         rights,
         in_flight: InFlight::default(),
         uuids: Uuids::default(),
         unannounced: Unannounced::default(),
-        lost: Lost::default(),
+        lost,
         // Messages are sent and delivered without.
         readiness: Readiness::but_for(&["media", "presence", "registry"]),
         seats: Seats::new(seats),
@@ -232,15 +231,14 @@ pub async fn start(
         half_open: HalfOpen::beside(seats),
         draining: AtomicBool::new(false),
         config,
-        tamper,
         deps,
     });
     let tasks = &server.deps.tasks;
     let handler: Arc<dyn PeerHandler> = Arc::clone(&server) as Arc<dyn PeerHandler>;
     peer::serve(listeners.peers, &server.deps, handler);
     tasks.spawn("chat.accept", Arc::clone(&server).accept_loop(listeners.clients));
-    tasks.spawn_until_stopped("chat.inbox_loop", Arc::clone(&server).inbox_loop());
-    tasks.spawn_until_stopped("chat.head_loop", Arc::clone(&server).head_loop());
+    tasks.spawn_until_stopped("chat.inbox_loop", Arc::clone(&server.delivery).inbox_loop());
+    tasks.spawn_until_stopped("chat.head_loop", Arc::clone(&server.delivery).head_loop());
     tasks.spawn_until_stopped("chat.beat_loop", Arc::clone(&server.presence).beat_loop());
     tasks.spawn_until_stopped("chat.flush_loop", outbound.flush_loop());
     tasks.spawn_until_stopped("chat.session_loop", Arc::clone(&server.rights).session_loop());
@@ -249,8 +247,8 @@ pub async fn start(
     tasks.spawn_until_stopped("chat.logouts_loop", Arc::clone(&server.rights).logouts_loop());
     tasks.spawn_until_stopped("chat.recheck_loop", Arc::clone(&server).recheck_loop());
     tasks.spawn_until_stopped("chat.unannounced_loop", Arc::clone(&server).unannounced_loop());
-    tasks.spawn_until_stopped("chat.lost_loop", Arc::clone(&server).lost_loop());
-    tasks.spawn_until_stopped("chat.lag_loop", Arc::clone(&server).lag_loop());
+    tasks.spawn_until_stopped("chat.lost_loop", Arc::clone(&server.lost).lost_loop());
+    tasks.spawn_until_stopped("chat.lag_loop", Arc::clone(&server.delivery).lag_loop());
     let announced = Arc::clone(&server);
     cluster::announce(&server.deps, move || announced.entry()).await?;
     Ok(server)
@@ -261,11 +259,6 @@ impl ChatServer {
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.address
-    }
-
-    /// Itself as an `Arc`; `None` only while it is being dropped.
-    fn me(&self) -> Option<Arc<Self>> {
-        self.me.upgrade()
     }
 
     fn entry(&self) -> ServerEntry {
@@ -357,24 +350,6 @@ impl ChatServer {
         self.draining.load(Atomic::Relaxed)
     }
 
-    async fn lag_loop(self: Arc<Self>) {
-        loop {
-            let lag = self.reader.lag().await;
-            let inbox = lag.iter().filter(|l| l.topic == Topic::Inbox).count();
-            let metrics = &self.deps.metrics;
-            metrics.set(Gauge::LagRecords, lag.iter().map(|l| l.records).sum());
-            metrics.set(Gauge::LagMs, lag.iter().map(|l| l.age_ms).max().unwrap_or(0));
-            metrics.set(Gauge::LogPartitions, inbox as u64);
-            metrics.set(Gauge::Connections, self.outbound.hub.len() as u64);
-            let figures = |l: &PartitionLag| {
-                let PartitionLag { topic, partition, records, age_ms } = *l;
-                PartitionFigures { topic: topic.name(), partition, records, age_ms }
-            };
-            metrics.set_partitions(lag.iter().map(figures).collect());
-            tokio::time::sleep(LAG_INTERVAL).await;
-        }
-    }
-
     /// Asks every client to come back elsewhere, at a limited rate, and returns when all are gone or `limit` has passed.
     pub async fn drain(self: &Arc<Self>, limit: Duration) {
         self.draining.store(true, Atomic::Relaxed);
@@ -411,10 +386,10 @@ impl PeerHandler for ChatServer {
     async fn handle(&self, call: Call) -> Answer {
         match call {
             Call::Deliver { conversation, message, sessions, frame } => {
-                Answer::Accepted(self.deliver_to_sessions(conversation, message, &sessions, &frame).await)
+                Answer::Accepted(self.delivery.deliver_to_sessions(conversation, message, &sessions, &frame).await)
             }
             Call::MembersChanged { conversation, members } => {
-                if self.tamper.as_ref().is_some_and(|tamper| tamper.ignores_removals()) {
+                if self.delivery.ignores_removals() {
                     return Answer::Done;
                 }
                 self.members.invalidate(conversation);

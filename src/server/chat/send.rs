@@ -157,7 +157,7 @@ impl ChatServer {
         }
         let pushes = servers.into_iter().map(|(server, sessions)| async move {
             if *server == self.deps.name {
-                return self.deliver_to_sessions(Some(conversation), message, &sessions, frame).await;
+                return self.delivery.deliver_to_sessions(Some(conversation), message, &sessions, frame).await;
             }
             let (conversation, frame) = (Some(conversation), frame.to_owned());
             self.push_to_peer(server, Call::Deliver { conversation, message, sessions, frame }).await
