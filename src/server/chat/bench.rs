@@ -10,9 +10,11 @@ use super::delivery::Delivery;
 use super::poll;
 use super::presence_feed::PresenceFeed;
 use super::rights::Rights;
+use super::sender::Sender;
 use super::shared::Shared;
 use super::socket::Socket;
 use super::subscriptions::Subscriptions;
+use super::unannounced::Unannounced;
 use super::unheard::LostConnections;
 use crate::backends::directory::{NewConversationRow, NewUser};
 use crate::backends::{self, Engines};
@@ -112,6 +114,13 @@ impl Bench {
         Arc::new(Delivery::new(&self.deps, &self.shared, subscriptions, presence, lost, None))
     }
 
+    /// A connection may have two requests at once.
+    pub(super) fn sender(&self) -> Arc<Sender> {
+        let unannounced = Arc::new(Unannounced::new(&self.deps, &self.shared));
+        let (subscriptions, delivery) = (self.subscriptions(), self.delivery());
+        Arc::new(Sender::new(&self.deps, &self.shared, subscriptions, delivery, unannounced, 2))
+    }
+
     /// A connection may have three.
     pub(super) fn subscriptions(&self) -> Arc<Subscriptions> {
         Arc::new(Subscriptions::new(&self.deps, &self.shared, 3))
@@ -120,13 +129,7 @@ impl Bench {
 
 /// A message to be sent.
 pub(super) fn send_frame(conversation: ConversationId) -> SendFrame {
-    SendFrame {
-        uuid: Uuid::new_v4(),
-        conversation,
-        kind: "text".to_owned(),
-        body: "hello".to_owned(),
-        reply_to: None,
-    }
+    SendFrame { uuid: Uuid::new_v4(), conversation, kind: "text".to_owned(), body: "hello".to_owned(), reply_to: None }
 }
 
 /// A connection of a user's, over a socket.

@@ -1,12 +1,11 @@
-//! One live, authenticated connection: its reader and its worker.
+//! One live, authenticated connection, from its first frame to its end.
 
 use std::sync::{Arc, Mutex};
 
 use uuid::Uuid;
 
-use super::requests::{Requests, Waiting};
-use super::refused::retry_after_ms;
-use super::session::{Action, Request, SessionState};
+use super::requests::Requests;
+use super::session::{Action, SessionState};
 use super::socket::{Flushed, ReadEnd, Socket};
 use super::unheard::Unheard;
 use super::{ChatServer, Identity};
@@ -32,7 +31,7 @@ pub(super) struct Connection {
     pub(super) unheard: Unheard,
     /// Given back when the last who knows the connection forgets it.
     _seat: Seat,
-    /// Requests that wait or are under way; `None` while there are none. Written by reader and workers.
+    /// Requests that wait or are under way; `None` while there are none. Written by [`super::sender`] only.
     requests: Mutex<Option<Box<Requests>>>,
     /// Large channels that this connection subscribes to. Written by [`super::subscriptions`] only.
     subscriptions: Mutex<Vec<ConversationId>>,
@@ -68,7 +67,7 @@ impl Connection {
         self.subscriptions.lock().expect("no panic while held")
     }
 
-    fn requests(&self) -> std::sync::MutexGuard<'_, Option<Box<Requests>>> {
+    pub(super) fn requests(&self) -> std::sync::MutexGuard<'_, Option<Box<Requests>>> {
         self.requests.lock().expect("no panic while held")
     }
 }
@@ -216,44 +215,8 @@ impl ChatServer {
         match action {
             Action::Reply(frame) => self.outbound.reply(connection, &frame),
             Action::Beat => self.presence.beat(connection.user),
-            Action::Do(request) => self.enqueue(connection, request),
+            Action::Do(request) => self.sender.enqueue(connection, request),
             Action::Close(code) => self.outbound.close(connection, code),
-        }
-    }
-
-    /// Gives a request to a worker, which lives only while there is work; reading never waits for it.
-    fn enqueue(self: &Arc<Self>, connection: &Arc<Connection>, request: Request) {
-        let mut slot = connection.requests();
-        let requests = slot.get_or_insert_with(Box::default);
-        if requests.len() >= self.config.limits.sends_pending_max as usize {
-            let room_after_ms = requests.refuse(clock::now_us()).as_millis() as u64;
-            drop(slot);
-            let uuid = if let Request::Send(send) = &request { Some(send.uuid) } else { None };
-            let frame = ErrorFrame {
-                uuid,
-                code: ErrorCode::Overloaded,
-                message: "too many requests of this connection are waiting".to_owned(),
-                // Not all at once: those that were refused together differ by what is drawn.
-                retry_after_ms: Some(room_after_ms + retry_after_ms()),
-            };
-            return self.outbound.reply(connection, &ServerFrame::Error(frame));
-        }
-        let begun = requests.take(Waiting { request, arrived_us: clock::now_us() });
-        drop(slot);
-        if let Some(first) = begun {
-            let (server, shared) = (Arc::clone(self), Arc::clone(connection));
-            self.deps.tasks.spawn("chat.worker", async move { server.work(shared, first).await });
-        }
-    }
-
-    async fn work(self: Arc<Self>, connection: Arc<Connection>, first: Waiting) {
-        let mut next = Some(first);
-        while let Some(waiting) = next {
-            let conversation = waiting.request.conversation();
-            self.handle_request(&connection, waiting).await;
-            let mut slot = connection.requests();
-            next = slot.as_mut().and_then(|requests| requests.next(conversation));
-            slot.take_if(|requests| requests.is_idle());
         }
     }
 

@@ -298,7 +298,9 @@ mod tests {
         }
         let head = |conversation, id| HeadFrame { conversation, id: MessageId(id) };
         // What was published in another order than it was stored.
-        [head(busy, 3), head(busy, 9), head(busy, 8), head(quiet, 1)].iter().for_each(|head| delivery.note_head(head));
+        for head in [head(busy, 3), head(busy, 9), head(busy, 8), head(quiet, 1)] {
+            delivery.note_head(&head);
+        }
         delivery.pass_heads();
         let (mut frames, _) = written(&subscriber);
         frames.sort_by_key(ServerFrame::encode);

@@ -28,13 +28,18 @@ impl ChatServer {
             watched: self.presence.watched(),
             seats: self.seats.taken(),
             half_open: self.half_open.len(),
-            under_way: self.in_flight.len(),
+            under_way: self.sender.under_way(),
             sockets: counted(Counter::ConnectionsOpened) - counted(Counter::ConnectionsClosed),
         }
     }
 
     /// The sessions of the connections, and how many channels each subscribes to by its own list.
     pub(crate) fn live(&self) -> Vec<(SessionId, usize)> {
-        self.outbound.hub.all().iter().map(|connection| (connection.session, connection.subscriptions().len())).collect()
+        self.outbound
+            .hub
+            .all()
+            .iter()
+            .map(|connection| (connection.session, connection.subscriptions().len()))
+            .collect()
     }
 }

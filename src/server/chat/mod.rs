@@ -7,7 +7,8 @@
 //! | `session` | what a frame means: a state machine without I/O |
 //! | `outbound` | what goes to the sockets |
 //! | `hub` | who is here |
-//! | `send` | from a `send` frame to its ACK |
+//! | `sender` | from a client's request to its answer |
+//! | `fanout` | from a message to its recipients, wherever they are connected |
 //! | `delivery` | from the log and from peers to the sockets |
 //! | `presence_feed` | beats out, friends' changes in |
 //! | `beats` | beats that are not passed on yet |
@@ -25,6 +26,7 @@ mod beats;
 mod bench;
 mod connection;
 mod delivery;
+mod fanout;
 #[cfg(test)]
 mod figures;
 mod handshake;
@@ -38,7 +40,7 @@ mod recent_set;
 mod refused;
 mod requests;
 mod rights;
-mod send;
+mod sender;
 mod session;
 mod shared;
 mod socket;
@@ -61,25 +63,22 @@ use tokio::net::TcpListener;
 use self::delivery::Delivery;
 #[cfg(test)]
 pub(crate) use self::figures::Figures;
-use self::in_flight::InFlight;
 use self::outbound::Outbound;
 use self::poll::Polls;
 use self::presence_feed::PresenceFeed;
-use self::publisher::Publisher;
 use self::rights::Rights;
+use self::sender::Sender;
 use self::shared::Shared;
 use self::subscriptions::Subscriptions;
 use self::tamper::Tamper;
 use self::unannounced::Unannounced;
 use self::unheard::LostConnections;
-use self::uuids::Uuids;
 use super::access::auth;
 use super::access::members::Members;
 use super::access::seats::{HalfOpen, Seats};
-use super::cluster::peer::{self, Answer, Call, PeerHandler, Peers};
+use super::cluster;
+use super::cluster::peer::{self, Answer, Call, PeerHandler};
 use super::cluster::readiness::Readiness;
-use super::cluster::{self, Cluster};
-use super::ordering::Ordering;
 use super::{Deps, Listeners, StartError};
 use crate::backends::registry::{Role, ServerEntry};
 use crate::protocol::{CloseCode, ConversationId, Limits};
@@ -89,17 +88,11 @@ use crate::telemetry::{Counter, Gauge};
 /// How often what could not be read when members or friends changed is read again.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How often overdue ids are looked for.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
-
 /// How often connections that went silent, or whose token has expired, are looked for. Source: invariant I13, 5 s.
 const SWEEP_CONNECTIONS_INTERVAL: Duration = Duration::from_secs(2);
 
 /// HTTP connections of clients that poll, at least; where there are more seats, a tenth of them.
 const POLL_CONNECTIONS_MIN: usize = 256;
-
-/// Longest that a change of members waits for the requests that are under way; it is told again then.
-const IN_FLIGHT_WAIT_MAX: Duration = Duration::from_millis(1_500);
 
 /// Longest that a drain waits, without connections, for claims that are under way.
 const CLAIMS_WAIT_MAX: Duration = Duration::from_secs(2);
@@ -155,18 +148,12 @@ pub struct ChatServer {
     epoch: u64,
     outbound: Arc<Outbound>,
     members: Arc<Members>,
-    publisher: Publisher,
     subscriptions: Arc<Subscriptions>,
-    ordering: Ordering,
-    cluster: Arc<Cluster>,
-    peers: Arc<Peers>,
     presence: Arc<PresenceFeed>,
     delivery: Arc<Delivery>,
+    sender: Arc<Sender>,
     polls: Polls,
     rights: Arc<Rights>,
-    in_flight: InFlight,
-    uuids: Uuids,
-    unannounced: Unannounced,
     lost: Arc<LostConnections>,
     readiness: Readiness,
     /// For users, and for connections of `/echo`.
@@ -204,25 +191,28 @@ pub async fn start(
         Arc::clone(&lost),
         tamper,
     ));
-    let Shared { outbound, reader: _, members, cluster, peers, publisher } = shared;
+    let unannounced = Arc::new(Unannounced::new(&deps, &shared));
+    let sender = Arc::new(Sender::new(
+        &deps,
+        &shared,
+        Arc::clone(&subscriptions),
+        Arc::clone(&delivery),
+        Arc::clone(&unannounced),
+        config.limits.sends_pending_max as usize,
+    ));
+    let Shared { outbound, members, .. } = shared;
     let server = Arc::new(ChatServer {
         address,
         peer_address,
         epoch: clock::unix_ms(),
         outbound: Arc::clone(&outbound),
         members,
-        publisher,
         subscriptions,
-        ordering: Ordering::new(&deps.backends, &deps.metrics),
-        cluster,
-        peers,
         presence,
         delivery,
+        sender,
         polls: Polls::default(),
         rights,
-        in_flight: InFlight::default(),
-        uuids: Uuids::default(),
-        unannounced: Unannounced::default(),
         lost,
         // Messages are sent and delivered without.
         readiness: Readiness::but_for(&["media", "presence", "registry"]),
@@ -242,11 +232,11 @@ pub async fn start(
     tasks.spawn_until_stopped("chat.beat_loop", Arc::clone(&server.presence).beat_loop());
     tasks.spawn_until_stopped("chat.flush_loop", outbound.flush_loop());
     tasks.spawn_until_stopped("chat.session_loop", Arc::clone(&server.rights).session_loop());
-    tasks.spawn_until_stopped("chat.sweep_loop", Arc::clone(&server).sweep_loop());
+    tasks.spawn_until_stopped("chat.sweep_loop", Arc::clone(&server.sender).sweep_loop());
     tasks.spawn_until_stopped("chat.sweep_connections", Arc::clone(&server).sweep_connections_loop());
     tasks.spawn_until_stopped("chat.logouts_loop", Arc::clone(&server.rights).logouts_loop());
     tasks.spawn_until_stopped("chat.recheck_loop", Arc::clone(&server).recheck_loop());
-    tasks.spawn_until_stopped("chat.unannounced_loop", Arc::clone(&server).unannounced_loop());
+    tasks.spawn_until_stopped("chat.unannounced_loop", unannounced.unannounced_loop());
     tasks.spawn_until_stopped("chat.lost_loop", Arc::clone(&server.lost).lost_loop());
     tasks.spawn_until_stopped("chat.lag_loop", Arc::clone(&server.delivery).lag_loop());
     let announced = Arc::clone(&server);
@@ -314,13 +304,6 @@ impl ChatServer {
         }
     }
 
-    async fn sweep_loop(self: Arc<Self>) {
-        loop {
-            tokio::time::sleep(SWEEP_INTERVAL).await;
-            self.ordering.sweep().await;
-        }
-    }
-
     /// Closes connections that said nothing for too long, and those whose token has expired. Inputs: the clock.
     async fn sweep_connections_loop(self: Arc<Self>) {
         let limit_ms = u32::try_from(self.config.idle_timeout.as_millis()).unwrap_or(u32::MAX);
@@ -334,16 +317,8 @@ impl ChatServer {
         }
     }
 
-    /// Waits for the requests under way of those who are no members any more, the ones that passed the door while they were.
     async fn former_members_ended(&self, conversation: ConversationId) -> Answer {
-        let users = self.in_flight.users(conversation);
-        if users.is_empty() {
-            return Answer::Done;
-        }
-        let Ok(members) = self.members.among(conversation, &users).await else { return Answer::Failed };
-        let ended = self.in_flight.ended(conversation, |user| users.contains(&user) && !members.contains(&user));
-        let in_time = tokio::time::timeout(IN_FLIGHT_WAIT_MAX, ended).await;
-        if in_time.is_ok() { Answer::Done } else { Answer::Failed }
+        if self.sender.former_members_ended(conversation).await { Answer::Done } else { Answer::Failed }
     }
 
     fn is_draining(&self) -> bool {

@@ -145,7 +145,11 @@ mod tests {
         }
         outbound.reply(&other, &ServerFrame::Pong);
         assert_eq!(metrics.counted(Counter::SlowConsumers), 1);
-        assert_eq!(written(&slow), (Vec::new(), Some(CloseCode::SlowConsumer.code())), "nothing is sent before the close");
+        assert_eq!(
+            written(&slow),
+            (Vec::new(), Some(CloseCode::SlowConsumer.code())),
+            "nothing is sent before the close"
+        );
         assert_eq!(written(&other), (vec![ServerFrame::Pong], None));
         // Whether its client answers or not.
         slow.socket.dead().await;

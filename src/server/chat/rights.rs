@@ -89,7 +89,8 @@ impl Rights {
         Session { user, device, session: SessionId(Uuid::new_v4()), server: self.name.clone() }
     }
 
-    fn session_of(&self, connection: &Connection) -> Session {
+    /// The session of a connection of this server.
+    pub(super) fn session_of(&self, connection: &Connection) -> Session {
         Session {
             user: connection.user,
             device: connection.device.clone(),
