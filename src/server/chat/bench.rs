@@ -14,7 +14,6 @@ use super::sender::Sender;
 use super::shared::Shared;
 use super::socket::Socket;
 use super::subscriptions::Subscriptions;
-use super::unannounced::Unannounced;
 use super::unheard::LostConnections;
 use crate::backends::directory::{NewConversationRow, NewUser};
 use crate::backends::{self, Engines};
@@ -116,9 +115,7 @@ impl Bench {
 
     /// A connection may have two requests at once.
     pub(super) fn sender(&self) -> Arc<Sender> {
-        let unannounced = Arc::new(Unannounced::new(&self.deps, &self.shared));
-        let (subscriptions, delivery) = (self.subscriptions(), self.delivery());
-        Arc::new(Sender::new(&self.deps, &self.shared, subscriptions, delivery, unannounced, 2))
+        Arc::new(Sender::new(&self.deps, &self.shared, self.subscriptions(), self.delivery(), 2))
     }
 
     /// A connection may have three.

@@ -1,37 +1,55 @@
 //! The chat server: holds WebSocket connections, takes messages in, pushes messages out.
 //!
+//! [`ChatServer`] accepts connections, reads them, drains, and answers other servers. What it does with a message, a
+//! beat or a right lies with owners. Each has the fields that it needs, none has the server, and each uses only owners
+//! above it in this table:
+//!
+//! | owner | what |
+//! |---|---|
+//! | `hub` | who is connected |
+//! | `outbound` | what goes to the sockets |
+//! | `publisher` | stored messages on their way to the log |
+//! | `rights` | tokens and claims, which may end while a connection is open |
+//! | `subscriptions` | who subscribes to which large channel |
+//! | `presence_feed` | beats out, friends' changes in |
+//! | `unheard` | messages that were written to connections which ended without a word |
+//! | `delivery` | from the log and from peers to the sockets |
+//! | `unannounced` | messages that are stored and could not be published |
+//! | `fanout` | from a message to its recipients, wherever they are connected |
+//! | `sender` | from a client's request to its answer |
+//!
 //! | file | what |
 //! |---|---|
 //! | `handshake` | HTTP upgrade, authentication, `hello`: everything before a connection is live |
-//! | `connection` | one live connection: reading, its requests, its end |
+//! | `inbound` | how a connection becomes live, how it is read, how it ends |
+//! | `connection` | what is kept of a live connection |
+//! | `socket` | its socket: reading, merging writes, closing |
 //! | `session` | what a frame means: a state machine without I/O |
-//! | `outbound` | what goes to the sockets |
-//! | `hub` | who is here |
-//! | `sender` | from a client's request to its answer |
-//! | `fanout` | from a message to its recipients, wherever they are connected |
-//! | `delivery` | from the log and from peers to the sockets |
-//! | `presence_feed` | beats out, friends' changes in |
-//! | `beats` | beats that are not passed on yet |
-//! | `watches` | who wants to hear of whose presence |
-//! | `rights` | tokens and claims that end while a connection is open |
-//! | `recent_set` | notes of what ended in the last half minute |
-//! | `subscriptions` | who subscribes to which large channel |
+//! | `requests` | a connection's requests that wait, or are under way |
+//! | `poll` | the transports without a socket |
+//! | `echo` | `/echo`, for conformance suites |
+//! | `shared` | what several owners use, for making them |
+//! | `refused` | why a request was refused, as its client is told |
 //! | `in_flight` | requests under way, for a change of members that waits for them |
 //! | `uuids` | in which conversation a uuid is in use |
-//! | `unannounced` | messages that are stored and could not be published |
-//! | `unheard` | messages that were written to connections which ended without a word |
+//! | `beats` | beats that are not passed on yet |
+//! | `watches` | who hears of whose presence |
+//! | `recent_set` | notes of what ended in the last half minute |
+//! | `tamper` | breaking the server on purpose |
 
 mod beats;
 #[cfg(test)]
 mod bench;
 mod connection;
 mod delivery;
+mod echo;
 mod fanout;
 #[cfg(test)]
 mod figures;
 mod handshake;
 mod hub;
 mod in_flight;
+mod inbound;
 mod outbound;
 mod poll;
 mod presence_feed;
@@ -71,7 +89,6 @@ use self::sender::Sender;
 use self::shared::Shared;
 use self::subscriptions::Subscriptions;
 use self::tamper::Tamper;
-use self::unannounced::Unannounced;
 use self::unheard::LostConnections;
 use super::access::auth;
 use super::access::members::Members;
@@ -103,7 +120,8 @@ const CLAIMS_WAIT_MAX: Duration = Duration::from_secs(2);
 pub struct Config {
     /// What one connection may do.
     pub limits: Limits,
-    /// Users that may be connected at once. Connections that have not said yet who they are come on top: a tenth as many, or 256.
+    /// Users that may be connected at once. Connections that have not said yet who they are come on top: a tenth as
+    /// many, or 256.
     pub connections_max: usize,
     /// Time for the HTTP upgrade and the `hello`.
     #[serde(with = "humantime_serde")]
@@ -191,13 +209,11 @@ pub async fn start(
         Arc::clone(&lost),
         tamper,
     ));
-    let unannounced = Arc::new(Unannounced::new(&deps, &shared));
     let sender = Arc::new(Sender::new(
         &deps,
         &shared,
         Arc::clone(&subscriptions),
         Arc::clone(&delivery),
-        Arc::clone(&unannounced),
         config.limits.sends_pending_max as usize,
     ));
     let Shared { outbound, members, .. } = shared;
@@ -205,7 +221,7 @@ pub async fn start(
         address,
         peer_address,
         epoch: clock::unix_ms(),
-        outbound: Arc::clone(&outbound),
+        outbound,
         members,
         subscriptions,
         presence,
@@ -223,22 +239,10 @@ pub async fn start(
         config,
         deps,
     });
-    let tasks = &server.deps.tasks;
     let handler: Arc<dyn PeerHandler> = Arc::clone(&server) as Arc<dyn PeerHandler>;
     peer::serve(listeners.peers, &server.deps, handler);
-    tasks.spawn("chat.accept", Arc::clone(&server).accept_loop(listeners.clients));
-    tasks.spawn_until_stopped("chat.inbox_loop", Arc::clone(&server.delivery).inbox_loop());
-    tasks.spawn_until_stopped("chat.head_loop", Arc::clone(&server.delivery).head_loop());
-    tasks.spawn_until_stopped("chat.beat_loop", Arc::clone(&server.presence).beat_loop());
-    tasks.spawn_until_stopped("chat.flush_loop", outbound.flush_loop());
-    tasks.spawn_until_stopped("chat.session_loop", Arc::clone(&server.rights).session_loop());
-    tasks.spawn_until_stopped("chat.sweep_loop", Arc::clone(&server.sender).sweep_loop());
-    tasks.spawn_until_stopped("chat.sweep_connections", Arc::clone(&server).sweep_connections_loop());
-    tasks.spawn_until_stopped("chat.logouts_loop", Arc::clone(&server.rights).logouts_loop());
-    tasks.spawn_until_stopped("chat.recheck_loop", Arc::clone(&server).recheck_loop());
-    tasks.spawn_until_stopped("chat.unannounced_loop", unannounced.unannounced_loop());
-    tasks.spawn_until_stopped("chat.lost_loop", Arc::clone(&server.lost).lost_loop());
-    tasks.spawn_until_stopped("chat.lag_loop", Arc::clone(&server.delivery).lag_loop());
+    server.deps.tasks.spawn("chat.accept", Arc::clone(&server).accept_loop(listeners.clients));
+    server.spawn_loops();
     let announced = Arc::clone(&server);
     cluster::announce(&server.deps, move || announced.entry()).await?;
     Ok(server)
@@ -249,6 +253,23 @@ impl ChatServer {
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Starts what goes on until the server stops.
+    fn spawn_loops(self: &Arc<Self>) {
+        let tasks = &self.deps.tasks;
+        tasks.spawn_until_stopped("chat.inbox_loop", Arc::clone(&self.delivery).inbox_loop());
+        tasks.spawn_until_stopped("chat.head_loop", Arc::clone(&self.delivery).head_loop());
+        tasks.spawn_until_stopped("chat.beat_loop", Arc::clone(&self.presence).beat_loop());
+        tasks.spawn_until_stopped("chat.flush_loop", Arc::clone(&self.outbound).flush_loop());
+        tasks.spawn_until_stopped("chat.session_loop", Arc::clone(&self.rights).session_loop());
+        tasks.spawn_until_stopped("chat.sweep_loop", Arc::clone(&self.sender).sweep_loop());
+        tasks.spawn_until_stopped("chat.sweep_connections", Arc::clone(self).sweep_connections_loop());
+        tasks.spawn_until_stopped("chat.logouts_loop", Arc::clone(&self.rights).logouts_loop());
+        tasks.spawn_until_stopped("chat.recheck_loop", Arc::clone(self).recheck_loop());
+        tasks.spawn_until_stopped("chat.unannounced_loop", Arc::clone(&self.sender).unannounced_loop());
+        tasks.spawn_until_stopped("chat.lost_loop", Arc::clone(&self.lost).lost_loop());
+        tasks.spawn_until_stopped("chat.lag_loop", Arc::clone(&self.delivery).lag_loop());
     }
 
     fn entry(&self) -> ServerEntry {
@@ -325,7 +346,8 @@ impl ChatServer {
         self.draining.load(Atomic::Relaxed)
     }
 
-    /// Asks every client to come back elsewhere, at a limited rate, and returns when all are gone or `limit` has passed.
+    /// Asks every client to come back elsewhere, at a limited rate, and returns when all are gone or `limit` has
+    /// passed.
     pub async fn drain(self: &Arc<Self>, limit: Duration) {
         self.draining.store(true, Atomic::Relaxed);
         self.deps.metrics.set(Gauge::Draining, 1);
@@ -341,7 +363,8 @@ impl ChatServer {
                 return;
             }
             if connections.is_empty() {
-                // The device of a claim may have a connection elsewhere, whose server is to hear of the claim from this one.
+                // The device of a claim may have a connection elsewhere, whose server is to hear of the claim from this
+                // one.
                 let waited = now - *empty_since.get_or_insert(now);
                 if !self.rights.has_claims_under_way() || waited >= CLAIMS_WAIT_MAX {
                     return;

@@ -1,7 +1,8 @@
 //! What goes to the sockets: frames, merged writes, closes.
 //!
-//! The lowest of this server's owners: it knows who is connected and nothing of conversations. Whoever has a frame for a client
-//! gives it to [`Outbound`], which never waits: what a socket does not take at once is queued, and flushed by a task.
+//! The lowest of this server's owners: it knows who is connected and nothing of conversations. Whoever has a frame for
+//! a client gives it to [`Outbound`], which never waits: what a socket does not take at once is queued, and flushed by
+//! a task.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

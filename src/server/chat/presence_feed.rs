@@ -44,8 +44,8 @@ pub(super) struct PresenceFeed {
     metrics: Arc<Metrics>,
     beats: BeatBuffer,
     watches: Watches,
-    /// Friendships that ended lately, each by both directions. Noted before the look for users who watch: one who comes up
-    /// meanwhile reads the note after the watch began.
+    /// Friendships that ended lately, each by both directions. Noted before the look for users who watch: one who comes
+    /// up meanwhile reads the note after the watch began.
     ended: RecentSet<(UserId, UserId)>,
     /// Users whose friends could not be read, or whose friends' changes can't be read from the log.
     unwatched: Mutex<HashSet<UserId>>,

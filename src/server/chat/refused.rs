@@ -10,8 +10,8 @@ use crate::protocol::{ConversationId, ErrorCode, ServerFrame, UserId};
 use crate::server::access::members::{MemberList, Members};
 use crate::server::ordering::OrderingError;
 
-/// When a client should retry after an engine failed, in ms; drawn at random, so that those who failed together do not come
-/// back together.
+/// When a client should retry after an engine failed, in ms; drawn at random, so that those who failed together do not
+/// come back together.
 pub(super) fn retry_after_ms() -> u64 {
     rand::random_range(800..2_500)
 }

@@ -1,12 +1,12 @@
-//! What lets a connection be here: a token, until it expires or is logged out, and the claim of its device's session, until the
-//! device connects elsewhere (DESIGN section 3, 8 and 9). What else ends while a connection is open lies with its owner: a
-//! membership with `subscriptions`, a friendship with `presence_feed`.
+//! What lets a connection be here: a token, until it expires or is logged out, and the claim of its device's session,
+//! until the device connects elsewhere (DESIGN section 3, 8 and 9). What else ends while a connection is open lies with
+//! its owner: a membership with `subscriptions`, a friendship with `presence_feed`.
 //!
-//! Whoever ends a right notes that first and then looks for connections that have it. A connection that comes up is entered
-//! into the hub first and then looks for the notes. So one of the two sees the other, whatever the order.
+//! Whoever ends a right notes that first and then looks for connections that have it. A connection that comes up is
+//! entered into the hub first and then looks for the notes. So one of the two sees the other, whatever the order.
 //!
-//! What one server tells another may be lost: logouts are read from the directory as well, and replaced sessions come back with
-//! the refresh.
+//! What one server tells another may be lost: logouts are read from the directory as well, and replaced sessions come
+//! back with the refresh.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -120,7 +120,7 @@ impl Rights {
         }
     }
 
-    /// Gives a claim back that failed: it may have worked without telling. The store compares the session.
+    /// Ends a claim, unless the device has another session by now. One that failed may have worked without telling.
     pub(super) async fn release(&self, session: &Session) {
         let _ = self.sessions.release(session).await;
     }
@@ -173,8 +173,8 @@ impl Rights {
         }
     }
 
-    /// Has the connection closed that a new one of the same device replaces. Does not wait for it; the claim is under way for
-    /// as long as it takes.
+    /// Has the connection closed that a new one of the same device replaces. Does not wait for it; the claim is under
+    /// way for as long as it takes.
     fn send_away(self: &Arc<Self>, old: Session, claim: TaskTrackerToken) {
         if old.server == self.name {
             return self.replace(old.user, old.session);
@@ -186,7 +186,8 @@ impl Rights {
         });
     }
 
-    /// Tells another server that one of its sessions was replaced, until it has heard it or is gone with its connections.
+    /// Tells another server that one of its sessions was replaced, until it has heard it or is gone with its
+    /// connections.
     async fn replace_elsewhere(&self, old: &Session) {
         let call = Call::Replace { user: old.user, session: old.session };
         let mut backoff = Backoff::new(REPLACE_RETRY, REPLACE_RETRY_MAX);
@@ -219,8 +220,8 @@ impl Rights {
         }
     }
 
-    /// Gives the sessions of this server more life in the session store, and enters them again after it forgot them: until then
-    /// their users count as offline. Inputs: the clock.
+    /// Gives the sessions of this server more life in the session store, and enters them again after it forgot them:
+    /// until then their users count as offline. Inputs: the clock.
     pub(super) async fn session_loop(self: Arc<Self>) {
         let (mut refreshed_us, mut is_owed) = (clock::now_us(), false);
         loop {

@@ -26,7 +26,8 @@ use crate::server::access::members::Members;
 use crate::server::ordering::Ordering;
 use crate::telemetry::{Counter, Metrics, Timer};
 
-/// A send that is not answered so long after it came is answered with an error; it may be stored. Source: invariant I9, 5 s.
+/// A send that is not answered so long after it came is answered with an error; it may be stored. Source: invariant I9,
+/// 5 s.
 const SEND_TIMEOUT: Duration = Duration::from_millis(4_500);
 
 /// How often overdue ids are looked for.
@@ -43,7 +44,7 @@ pub(super) struct Sender {
     members: Arc<Members>,
     ordering: Ordering,
     directory: Arc<dyn Directory>,
-    unannounced: Arc<Unannounced>,
+    unannounced: Unannounced,
     tasks: Tasks,
     metrics: Arc<Metrics>,
     /// Requests of one connection that may wait or be under way.
@@ -59,7 +60,6 @@ impl Sender {
         shared: &Shared,
         subscriptions: Arc<Subscriptions>,
         delivery: Arc<Delivery>,
-        unannounced: Arc<Unannounced>,
         of_a_connection_max: usize,
     ) -> Self {
         Self {
@@ -69,7 +69,7 @@ impl Sender {
             members: Arc::clone(&shared.members),
             ordering: Ordering::new(&deps.backends, &deps.metrics),
             directory: Arc::clone(&deps.backends.directory),
-            unannounced,
+            unannounced: Unannounced::new(deps, shared),
             tasks: deps.tasks.clone(),
             metrics: Arc::clone(&deps.metrics),
             of_a_connection_max,
@@ -217,8 +217,8 @@ impl Sender {
         Ok(())
     }
 
-    /// Waits for the requests under way of those who are no members any more, the ones that passed the door while they were.
-    /// Returns whether they have ended; false also where the members can't be read.
+    /// Waits for the requests under way of those who are no members any more, the ones that passed the door while they
+    /// were. Returns whether they have ended; false also where the members can't be read.
     pub(super) async fn former_members_ended(&self, conversation: ConversationId) -> bool {
         let users = self.in_flight.users(conversation);
         if users.is_empty() {
@@ -227,6 +227,11 @@ impl Sender {
         let Ok(members) = self.members.among(conversation, &users).await else { return false };
         let ended = self.in_flight.ended(conversation, |user| users.contains(&user) && !members.contains(&user));
         tokio::time::timeout(IN_FLIGHT_WAIT_MAX, ended).await.is_ok()
+    }
+
+    /// Publishes what could not be published before. Inputs: what waits, the clock.
+    pub(super) async fn unannounced_loop(self: Arc<Self>) {
+        self.unannounced.publish_loop().await;
     }
 
     /// Voids ids that were reserved and never filled. Inputs: the clock.

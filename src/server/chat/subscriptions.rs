@@ -1,8 +1,8 @@
 //! Who subscribes to which large channel, kept in line with who is a member.
 //!
-//! A subscription is in three places: the connection's list, the channels, and the reader's count of the channel's key. List
-//! and channels change together, under the lock of the list; the count is raised before and lowered after. A connection that
-//! has left the hub gets no subscription any more, whatever its worker still does.
+//! A subscription is in three places: the connection's list, the channels, and the reader's count of the channel's key.
+//! List and channels change together, under the lock of the list; the count is raised before and lowered after. A
+//! connection that has left the hub gets no subscription any more, whatever its worker still does.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -195,9 +195,9 @@ impl Subscriptions {
         let _ = self.reader.unsubscribe(Topic::Channel, channel.0).await;
     }
 
-    /// Brings subscriptions in line with the members as they are now, of which there are `count`: who is none any more loses
-    /// the subscription; a conversation that has grown past the limit, or has shrunk below it, changes its way for everybody
-    /// who is connected here, and they are told.
+    /// Brings subscriptions in line with the members as they are now, of which there are `count`: who is none any more
+    /// loses the subscription; a conversation that has grown past the limit, or has shrunk below it, changes its way
+    /// for everybody who is connected here, and they are told.
     ///
     /// # Errors
     /// When members or messages can't be read; then it is done again later.
@@ -248,9 +248,9 @@ impl Subscriptions {
         }
     }
 
-    /// Subscribes the members that are connected here, tells them, and says where the conversation stands: what was said the
-    /// new way before they were subscribed is below that. Where that fails they are subscribed no more, so that whoever does
-    /// it again finds them as they were.
+    /// Subscribes the members that are connected here, tells them, and says where the conversation stands: what was
+    /// said the new way before they were subscribed is below that. Where that fails they are subscribed no more, so
+    /// that whoever does it again finds them as they were.
     async fn has_grown(&self, conversation: ConversationId) -> BackendResult<()> {
         let members = self.directory.members(conversation, UserId(0), JUST_GROWN_MAX).await?;
         let mut new = Vec::new();
@@ -280,8 +280,8 @@ impl Subscriptions {
         result
     }
 
-    /// Ends the subscriptions and tells their connections, which get what is said by themselves from now on; and says where the
-    /// conversation stands once nobody sends the old way any more.
+    /// Ends the subscriptions and tells their connections, which get what is said by themselves from now on; and says
+    /// where the conversation stands once nobody sends the old way any more.
     async fn has_shrunk(self: &Arc<Self>, conversation: ConversationId) -> BackendResult<()> {
         let mut told = Vec::new();
         for connection in self.of(conversation) {

@@ -1,8 +1,8 @@
 //! Messages that are stored and that nobody was told of: their publish failed, or took longer than their sender waits.
 //!
-//! A sender repeats what got no ACK, and that publishes it again; but a sender may have gone for good. So the server that stored
-//! a message goes on trying, for as long as it runs; recipients drop what comes twice. What is lost with the server is found by
-//! the next sync, or by the gap before the next message.
+//! A sender repeats what got no ACK, and that publishes it again; but a sender may have gone for good. So the server
+//! that stored a message goes on trying, for as long as it runs; recipients drop what comes twice. What is lost with
+//! the server is found by the next sync, or by the gap before the next message.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -152,7 +152,7 @@ impl Unannounced {
     }
 
     /// Publishes what could not be published before. Inputs: what waits, the clock.
-    pub(super) async fn unannounced_loop(self: Arc<Self>) {
+    pub(super) async fn publish_loop(&self) {
         let mut backoff = Backoff::new(RETRY, RETRY_MAX);
         loop {
             self.queue.news.notified().await;
@@ -245,7 +245,7 @@ mod tests {
     #[tokio::test]
     async fn a_message_whose_publish_was_cut_off_is_published_later() {
         let bench = Bench::new().await;
-        let all = Arc::new(Unannounced::new(&bench.deps, &bench.shared));
+        let all = Unannounced::new(&bench.deps, &bench.shared);
         let [sender, member] = bench.users().await;
         let talk = bench.group(&[sender, member]).await;
         let (message, from) = (bench.say(talk, sender).await, SessionId(Uuid::new_v4()));
@@ -253,7 +253,7 @@ mod tests {
             bench.shared.reader.subscribe(Topic::Inbox, user.0).await.expect("subscribes");
         }
         drop(all.begin(from, &message));
-        bench.deps.tasks.spawn_until_stopped("test.unannounced_loop", all.unannounced_loop());
+        bench.deps.tasks.spawn_until_stopped("test.publish_loop", async move { all.publish_loop().await });
         let record = bench.shared.reader.next().await.expect("reads").remove(0).record;
         assert_eq!(record.payload, InboxHeader::payload(&message, Some(from)));
         bench.deps.tasks.stop();

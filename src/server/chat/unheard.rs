@@ -1,8 +1,9 @@
 //! Messages that were written to a connection from which nothing was heard since.
 //!
-//! What is written into a dead socket looks delivered. A connection that ends without a word (it went silent, or broke) may have
-//! taken none of what came after its client was last heard; a user who is not back a moment later has an inbox record written
-//! for each, and the push service notifies. A client that had got them is notified of what it has: once too often, not never.
+//! What is written into a dead socket looks delivered. A connection that ends without a word (it went silent, or broke)
+//! may have taken none of what came after its client was last heard; a user who is not back a moment later has an inbox
+//! record written for each, and the push service notifies. A client that had got them is notified of what it has: once
+//! too often, not never.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -29,7 +30,8 @@ const USERS_MAX: usize = 50_000;
 /// How long a user has to come back.
 const BACK_WITHIN: Duration = Duration::from_secs(10);
 
-/// How often users are looked at that did not, and how many at once: a storm of lost connections is no storm of notifications.
+/// How often users are looked at that did not, and how many at once: a storm of lost connections is no storm of
+/// notifications.
 const INTERVAL: Duration = Duration::from_secs(1);
 const AT_ONCE: usize = 200;
 
@@ -72,8 +74,8 @@ impl Connection {
         self.unheard.lock().expect("no panic while held").messages = None;
     }
 
-    /// Notes that the connection has ended: nothing counts as written to it any more. Returns what it may not have got; `None`
-    /// where its client said goodbye.
+    /// Notes that the connection has ended: nothing counts as written to it any more. Returns what it may not have got;
+    /// `None` where its client said goodbye.
     pub(super) fn note_ended(&self) -> Option<Missed> {
         let mut unheard = self.unheard.lock().expect("no panic while held");
         unheard.is_over = true;
