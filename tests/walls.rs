@@ -1,5 +1,5 @@
-//! Holds the rooms to the import table of ARCHITECTURE.md, and the roles of a server to the rule that none names
-//! another: reads the `use` lines and paths of each file.
+//! Holds the rooms to the import table of ARCHITECTURE.md, the roles of a server to the rule that none names another, and
+//! the owners of a chat server to their order: reads the `use` lines and paths of each file.
 
 use std::path::{Path, PathBuf};
 
@@ -19,6 +19,25 @@ const TABLE: [(&str, &[&str]); 10] = [
 
 /// Folders of `src/server/` that are equals: what they share lies beside them.
 const ROLES: [&str; 5] = ["api", "chat", "gateway", "presence", "push"];
+
+/// Files of `src/server/chat/` that own a part of the server. Each may name those before it.
+const CHAT_OWNERS: [&str; 12] = [
+    "hub",
+    "outbound",
+    "publisher",
+    "shared",
+    "rights",
+    "subscriptions",
+    "presence_feed",
+    "unheard",
+    "delivery",
+    "unannounced",
+    "fanout",
+    "sender",
+];
+
+/// Files of `src/server/chat/` that may name the whole server.
+const CHAT_SERVER: [&str; 6] = ["mod", "echo", "figures", "handshake", "inbound", "poll"];
 
 fn files(folder: &Path, out: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).expect("readable") {
@@ -107,6 +126,45 @@ fn roles_know_nothing_of_each_other_and_what_they_share_knows_nothing_of_them() 
         found.extend(named_roles(file, &text).into_iter().map(|role| format!("{} names {role}", path.display())));
     }
     assert!(found.is_empty(), "what roles share lies beside them:\n{}", found.join("\n"));
+}
+
+/// What a file of `src/server/chat/` names that it may not: the whole server, or an owner that stands after it.
+fn named_above(file: &str, text: &str) -> Vec<&'static str> {
+    let code = without_comments(text);
+    let mut named: Vec<&str> = paths_up(&code).into_iter().flat_map(|(_, path)| first_names(path)).collect();
+    named.extend(code.split("crate::server::chat::").skip(1).flat_map(first_names));
+    let at = CHAT_OWNERS.iter().position(|owner| *owner == file);
+    let after = at.map_or(&[][..], |at| &CHAT_OWNERS[at + 1..]);
+    let server = if CHAT_SERVER.contains(&file) { &[][..] } else { &["ChatServer"] };
+    after.iter().chain(server).copied().filter(|name| named.contains(name)).collect()
+}
+
+#[test]
+fn the_owners_of_a_chat_server_use_only_those_before_them_and_none_has_the_server() {
+    let chat = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/server/chat");
+    assert!(CHAT_OWNERS.iter().chain(&CHAT_SERVER).all(|name| chat.join(name).with_extension("rs").is_file()));
+    let (mut paths, mut found) = (Vec::new(), Vec::new());
+    files(&chat, &mut paths);
+    for path in paths {
+        let text = std::fs::read_to_string(&path).expect("readable");
+        let name = path.file_stem().expect("a name").to_string_lossy();
+        found.extend(named_above(&name, &text).into_iter().map(|named| format!("{} names {named}", path.display())));
+    }
+    assert!(found.is_empty(), "owners form no circle:\n{}", found.join("\n"));
+}
+
+#[test]
+fn an_owner_that_is_named_from_below_is_seen() {
+    assert_eq!(named_above("outbound", "use super::{connection::Connection, delivery::Delivery};"), ["delivery"]);
+    assert_eq!(
+        named_above("delivery", "fn f(_: &super::sender::Sender, _: &super::ChatServer) {}"),
+        ["sender", "ChatServer"]
+    );
+    assert_eq!(
+        named_above("sender", "use crate::server::chat::ChatServer;\nuse super::delivery::Delivery;"),
+        ["ChatServer"]
+    );
+    assert_eq!(named_above("poll", "use super::{ChatServer, sender::Sender};"), [""; 0], "no owner");
 }
 
 #[test]

@@ -20,22 +20,26 @@ pub(crate) struct Figures {
 
 impl ChatServer {
     pub(crate) fn figures(&self) -> Figures {
-        let [users, subscriptions, watched] = self.hub.sizes();
         let counted = |counter| self.deps.metrics.counted(counter);
         Figures {
-            connections: self.hub.len(),
-            users,
-            subscriptions,
-            watched,
+            connections: self.outbound.hub.len(),
+            users: self.outbound.hub.users(),
+            subscriptions: self.subscriptions.len(),
+            watched: self.presence.watched(),
             seats: self.seats.taken(),
             half_open: self.half_open.len(),
-            under_way: self.in_flight.len(),
+            under_way: self.sender.under_way(),
             sockets: counted(Counter::ConnectionsOpened) - counted(Counter::ConnectionsClosed),
         }
     }
 
     /// The sessions of the connections, and how many channels each subscribes to by its own list.
     pub(crate) fn live(&self) -> Vec<(SessionId, usize)> {
-        self.hub.all().iter().map(|connection| (connection.session, connection.subscriptions().len())).collect()
+        self.outbound
+            .hub
+            .all()
+            .iter()
+            .map(|connection| (connection.session, connection.subscriptions().len()))
+            .collect()
     }
 }

@@ -11,7 +11,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use super::connection::{self, Early};
+use super::echo;
+use super::inbound::Early;
 use super::socket::{ReadEnd, Socket};
 use super::{ChatServer, Identity};
 use crate::backends::directory::TokenStanding;
@@ -132,7 +133,7 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, mut begu
         let Some(_seat) = server.seats.take() else { return give_up(&server) };
         drop(begun);
         let decoder = Decoder::new(Role::Server, server.config.echo_message_bytes_max);
-        return connection::echo(server, socket, decoder, upgrade.rest).await;
+        return echo::serve(server, socket, decoder, upgrade.rest).await;
     }
     let decoder = Decoder::new(Role::Server, server.config.limits.message_bytes_max);
     let mut early = Early { decoder, texts: Vec::new() };
@@ -164,7 +165,7 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, mut begu
                 uuid: None,
                 code: ErrorCode::Overloaded,
                 message: FULL.to_owned(),
-                retry_after_ms: Some(super::send::retry_after_ms()),
+                retry_after_ms: Some(super::refused::retry_after_ms()),
             };
             end_with(&server, socket, CloseCode::Internal, Some(error)).await;
         }

@@ -1,20 +1,16 @@
-//! Who is connected here, who subscribes to which large channel, and who wants to hear of whose presence.
+//! Who is connected here.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use std::collections::HashMap;
+use std::sync::{Arc, RwLock};
 
 use super::connection::Connection;
-use crate::protocol::{ConversationId, SessionId, UserId};
+use crate::protocol::{SessionId, UserId};
 
 /// The connections of one server.
 #[derive(Default)]
 pub(super) struct Hub {
     users: RwLock<HashMap<UserId, Few>>,
     count: std::sync::atomic::AtomicUsize,
-    /// Large channels → sessions that want `head` frames.
-    channels: Mutex<HashMap<ConversationId, HashMap<SessionId, Arc<Connection>>>>,
-    /// Friend → users here who are told of the friend's presence.
-    watchers: Mutex<HashMap<UserId, Vec<UserId>>>,
 }
 
 /// The connections of one user; nearly always one, so that costs no vector.
@@ -54,10 +50,6 @@ impl Few {
 impl Hub {
     fn read(&self) -> std::sync::RwLockReadGuard<'_, HashMap<UserId, Few>> {
         self.users.read().expect("no panic while held")
-    }
-
-    fn watchers_lock(&self) -> MutexGuard<'_, HashMap<UserId, Vec<UserId>>> {
-        self.watchers.lock().expect("no panic while held")
     }
 
     /// Adds a connection; returns true when it is the user's first here.
@@ -127,72 +119,9 @@ impl Hub {
         self.read().values().flat_map(Few::as_slice).take(limit).cloned().collect()
     }
 
-    /// Adds a subscription.
-    pub(super) fn subscribe(&self, channel: ConversationId, connection: &Arc<Connection>) {
-        let mut channels = self.channels.lock().expect("no panic while held");
-        channels.entry(channel).or_default().insert(connection.session, Arc::clone(connection));
-    }
-
-    /// Removes a subscription.
-    pub(super) fn unsubscribe(&self, channel: ConversationId, session: SessionId) {
-        let mut channels = self.channels.lock().expect("no panic while held");
-        if let Some(subscribers) = channels.get_mut(&channel) {
-            subscribers.remove(&session);
-            if subscribers.is_empty() {
-                channels.remove(&channel);
-            }
-        }
-    }
-
-    pub(super) fn subscribers(&self, channel: ConversationId) -> Vec<Arc<Connection>> {
-        let channels = self.channels.lock().expect("no panic while held");
-        channels.get(&channel).map(|s| s.values().cloned().collect()).unwrap_or_default()
-    }
-
-    /// `user` wants to hear of `friend`; returns false if that was so already.
-    pub(super) fn watch(&self, friend: UserId, user: UserId) -> bool {
-        let mut watchers = self.watchers_lock();
-        let users = watchers.entry(friend).or_default();
-        let is_new = !users.contains(&user);
-        if is_new {
-            users.push(user);
-        }
-        is_new
-    }
-
-    /// `user` does not want to hear of `friend` any more; returns whether that was so.
-    pub(super) fn unwatch(&self, friend: UserId, user: UserId) -> bool {
-        let mut watchers = self.watchers_lock();
-        let Some(users) = watchers.get_mut(&friend) else { return false };
-        let before = users.len();
-        users.retain(|u| *u != user);
-        let removed = users.len() < before;
-        if users.is_empty() {
-            watchers.remove(&friend);
-        }
-        removed
-    }
-
-    /// Ends all of a user's watches; returns the friends.
-    pub(super) fn unwatch_all(&self, user: UserId, friends: &[UserId]) -> Vec<UserId> {
-        let unique: HashSet<UserId> = friends.iter().copied().collect();
-        unique.into_iter().filter(|friend| self.unwatch(*friend, user)).collect()
-    }
-
-    pub(super) fn watchers(&self, friend: UserId) -> Vec<UserId> {
-        self.watchers_lock().get(&friend).cloned().unwrap_or_default()
-    }
-
-    /// Users, subscriptions and watched friends, for tests that look for what was left behind.
+    /// Users, for tests that look for what was left behind.
     #[cfg(test)]
-    pub(super) fn sizes(&self) -> [usize; 3] {
-        let channels = self.channels.lock().expect("no panic while held");
-        let subscriptions = channels.values().map(HashMap::len).sum();
-        [self.read().len(), subscriptions, self.watchers_lock().len()]
-    }
-
-    /// The friends that a user watches. Walks all watches: for clean-up when the directory can't be asked.
-    pub(super) fn watched_by(&self, user: UserId) -> Vec<UserId> {
-        self.watchers_lock().iter().filter(|(_, users)| users.contains(&user)).map(|(friend, _)| *friend).collect()
+    pub(super) fn users(&self) -> usize {
+        self.read().len()
     }
 }

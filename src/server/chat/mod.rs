@@ -1,86 +1,111 @@
 //! The chat server: holds WebSocket connections, takes messages in, pushes messages out.
 //!
+//! [`ChatServer`] accepts connections, reads them, drains, and answers other servers. What it does with a message, a
+//! beat or a right lies with owners. Each has the fields that it needs, none has the server, and each uses only owners
+//! above it in this table:
+//!
+//! | owner | what |
+//! |---|---|
+//! | `hub` | who is connected |
+//! | `outbound` | what goes to the sockets |
+//! | `publisher` | stored messages on their way to the log |
+//! | `rights` | tokens and claims, which may end while a connection is open |
+//! | `subscriptions` | who subscribes to which large channel |
+//! | `presence_feed` | beats out, friends' changes in |
+//! | `unheard` | messages that were written to connections which ended without a word |
+//! | `delivery` | from the log and from peers to the sockets |
+//! | `unannounced` | messages that are stored and could not be published |
+//! | `fanout` | from a message to its recipients, wherever they are connected |
+//! | `sender` | from a client's request to its answer |
+//!
 //! | file | what |
 //! |---|---|
 //! | `handshake` | HTTP upgrade, authentication, `hello`: everything before a connection is live |
-//! | `connection` | one live socket: reading, writing, merging, closing |
+//! | `inbound` | how a connection becomes live, how it is read, how it ends |
+//! | `connection` | what is kept of a live connection |
+//! | `socket` | its socket: reading, merging writes, closing |
 //! | `session` | what a frame means: a state machine without I/O |
-//! | `hub` | who is here |
-//! | `send` | from a `send` frame to its ACK |
-//! | `deliver` | from the log and from peers to the sockets |
-//! | `presence_feed` | beats out, friends' changes in |
-//! | `rights` | tokens, claims, memberships and friendships that end while a connection is open |
-//! | `recent_set` | the notes of `rights`: keys of the last half minute |
-//! | `session_keeper` | keeps the sessions in the store, and enters them again after it forgot them |
-//! | `subscriptions` | who subscribes to which large channel |
+//! | `requests` | a connection's requests that wait, or are under way |
+//! | `poll` | the transports without a socket |
+//! | `echo` | `/echo`, for conformance suites |
+//! | `shared` | what several owners use, for making them |
+//! | `refused` | why a request was refused, as its client is told |
 //! | `in_flight` | requests under way, for a change of members that waits for them |
 //! | `uuids` | in which conversation a uuid is in use |
-//! | `unannounced` | messages that are stored and could not be published |
-//! | `unheard` | messages that were written to connections which ended without a word |
+//! | `beats` | beats that are not passed on yet |
+//! | `watches` | who hears of whose presence |
+//! | `session_keeper` | keeps sessions in the store, and enters them again after it forgot them |
+//! | `recent_set` | notes of what ended in the last half minute |
+//! | `tamper` | breaking the server on purpose |
 
+mod beats;
+#[cfg(test)]
+mod bench;
 mod connection;
-mod deliver;
+mod delivery;
+mod echo;
+mod fanout;
 #[cfg(test)]
 mod figures;
 mod handshake;
 mod hub;
 mod in_flight;
+mod inbound;
+mod outbound;
 mod poll;
 mod presence_feed;
+mod publisher;
 mod recent_set;
+mod refused;
 mod requests;
 mod rights;
-mod send;
+mod sender;
 mod session;
 mod session_keeper;
+mod shared;
 mod socket;
 mod subscriptions;
 pub mod tamper;
 mod unannounced;
 mod unheard;
 mod uuids;
+mod watches;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering as Atomic};
-use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
-use tokio_util::task::TaskTracker;
 
-use self::connection::{Connection, Flushes};
-use self::deliver::PendingHeads;
+use self::delivery::Delivery;
 #[cfg(test)]
 pub(crate) use self::figures::Figures;
-use self::hub::Hub;
-use self::in_flight::InFlight;
+use self::outbound::Outbound;
 use self::poll::Polls;
-use self::presence_feed::BeatBuffer;
+use self::presence_feed::PresenceFeed;
 use self::rights::Rights;
-use self::session_keeper::SessionKeeper;
+use self::sender::Sender;
+use self::shared::Shared;
+use self::subscriptions::Subscriptions;
 use self::tamper::Tamper;
-use self::unannounced::Unannounced;
-use self::unheard::Lost;
-use self::uuids::Uuids;
+use self::unheard::LostConnections;
 use super::access::auth;
 use super::access::members::Members;
 use super::access::seats::{HalfOpen, Seats};
-use super::cluster::peer::{self, Answer, Call, PeerHandler, Peers};
+use super::cluster;
+use super::cluster::peer::{self, Answer, Call, PeerHandler};
 use super::cluster::readiness::Readiness;
-use super::cluster::{self, Cluster};
-use super::ordering::Ordering;
 use super::{Deps, Listeners, StartError};
-use crate::backends::log::{LogReader, PartitionLag, Topic};
 use crate::backends::registry::{Role, ServerEntry};
-use crate::backends::sessions::Session;
-use crate::protocol::{CloseCode, ConversationId, Limits, ServerFrame, frames::MovedFrame};
+use crate::protocol::{CloseCode, ConversationId, Limits};
 use crate::runtime::{clock, machine, net};
-use crate::telemetry::{Counter, Gauge, PartitionFigures};
+use crate::telemetry::{Counter, Gauge};
 
-/// How often overdue ids are looked for.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
+/// How often what could not be read when members or friends changed is read again.
+const RECHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How often connections that went silent, or whose token has expired, are looked for. Source: invariant I13, 5 s.
 const SWEEP_CONNECTIONS_INTERVAL: Duration = Duration::from_secs(2);
@@ -88,14 +113,8 @@ const SWEEP_CONNECTIONS_INTERVAL: Duration = Duration::from_secs(2);
 /// HTTP connections of clients that poll, at least; where there are more seats, a tenth of them.
 const POLL_CONNECTIONS_MIN: usize = 256;
 
-/// Longest that a change of members waits for the requests that are under way; it is told again then.
-const IN_FLIGHT_WAIT_MAX: Duration = Duration::from_millis(1_500);
-
 /// Longest that a drain waits, without connections, for claims that are under way.
 const CLAIMS_WAIT_MAX: Duration = Duration::from_secs(2);
-
-/// How often the lag gauges are written.
-const LAG_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Settings of a chat server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,7 +122,8 @@ const LAG_INTERVAL: Duration = Duration::from_millis(500);
 pub struct Config {
     /// What one connection may do.
     pub limits: Limits,
-    /// Users that may be connected at once. Connections that have not said yet who they are come on top: a tenth as many, or 256.
+    /// Users that may be connected at once. Connections that have not said yet who they are come on top: a tenth as
+    /// many, or 256.
     pub connections_max: usize,
     /// Time for the HTTP upgrade and the `hello`.
     #[serde(with = "humantime_serde")]
@@ -146,23 +166,15 @@ pub struct ChatServer {
     address: SocketAddr,
     peer_address: SocketAddr,
     epoch: u64,
-    hub: Hub,
-    reader: Arc<dyn LogReader>,
-    members: Members,
-    ordering: Ordering,
-    cluster: Arc<Cluster>,
-    peers: Peers,
-    beats: BeatBuffer,
-    heads: PendingHeads,
-    flushes: Flushes,
-    /// Itself, for calls that come through a trait object.
-    me: Weak<Self>,
+    outbound: Arc<Outbound>,
+    members: Arc<Members>,
+    subscriptions: Arc<Subscriptions>,
+    presence: Arc<PresenceFeed>,
+    delivery: Arc<Delivery>,
+    sender: Arc<Sender>,
     polls: Polls,
-    rights: Rights,
-    in_flight: InFlight,
-    uuids: Uuids,
-    unannounced: Unannounced,
-    lost: Lost,
+    rights: Arc<Rights>,
+    lost: Arc<LostConnections>,
     readiness: Readiness,
     /// For users, and for connections of `/echo`.
     seats: Seats,
@@ -170,9 +182,6 @@ pub struct ChatServer {
     poll_seats: Seats,
     half_open: Arc<HalfOpen>,
     draining: AtomicBool,
-    /// Claims of sessions that are made just now, or whose former holder is still to be told.
-    claims: TaskTracker,
-    tamper: Option<Arc<dyn Tamper>>,
 }
 
 /// Starts a chat server; it is announced when this returns, and runs in the tasks of `deps` until they stop.
@@ -185,59 +194,57 @@ pub async fn start(
     config: Config,
     tamper: Option<Arc<dyn Tamper>>,
 ) -> Result<Arc<ChatServer>, StartError> {
-    let reader = deps.backends.log.reader(deps.name.as_str()).await?;
-    let cluster = Cluster::start(&deps).await;
+    let shared = Shared::open(&deps, config.outgoing_bytes_max).await?;
     let (address, peer_address) = (deps.reached_at(&listeners.clients)?, deps.reached_at(&listeners.peers)?);
     let files = machine::raise_open_files().saturating_sub(FILES_RESERVED) as usize;
     // As configured, or as the process may open files, half-open connections and those of polls included.
     let seats = config.connections_max.min(files / 12 * 10);
-    let server = Arc::new_cyclic(|me| ChatServer {
-        me: Weak::clone(me),
+    let subscriptions = Arc::new(Subscriptions::new(&deps, &shared, config.limits.subscriptions_max as usize));
+    let presence = Arc::new(PresenceFeed::new(&deps, &shared));
+    let rights = Arc::new(Rights::new(&deps, &shared));
+    let lost = Arc::new(LostConnections::new(&deps, &shared));
+    let delivery = Arc::new(Delivery::new(
+        &deps,
+        &shared,
+        Arc::clone(&subscriptions),
+        Arc::clone(&presence),
+        Arc::clone(&lost),
+        tamper,
+    ));
+    let sender = Arc::new(Sender::new(
+        &deps,
+        &shared,
+        Arc::clone(&subscriptions),
+        Arc::clone(&delivery),
+        config.limits.sends_pending_max as usize,
+    ));
+    let Shared { outbound, members, .. } = shared;
+    let server = Arc::new(ChatServer {
         address,
         peer_address,
         epoch: clock::unix_ms(),
-        hub: Hub::default(),
-        reader,
-        members: Members::new(Arc::clone(&deps.backends.directory)),
-        ordering: Ordering::new(&deps.backends, &deps.metrics),
-        cluster,
-        peers: Peers::new(&deps),
-        beats: BeatBuffer::default(),
-        heads: PendingHeads::default(),
-        flushes: Flushes::default(),
+        outbound,
+        members,
+        subscriptions,
+        presence,
+        delivery,
+        sender,
         polls: Polls::default(),
-        rights: Rights::default(),
-        in_flight: InFlight::default(),
-        uuids: Uuids::default(),
-        unannounced: Unannounced::default(),
-        lost: Lost::default(),
+        rights,
+        lost,
         // Messages are sent and delivered without.
         readiness: Readiness::but_for(&["media", "presence", "registry"]),
         seats: Seats::new(seats),
         poll_seats: Seats::new((seats / 10).max(POLL_CONNECTIONS_MIN)),
         half_open: HalfOpen::beside(seats),
         draining: AtomicBool::new(false),
-        claims: TaskTracker::new(),
         config,
-        tamper,
         deps,
     });
-    let tasks = &server.deps.tasks;
     let handler: Arc<dyn PeerHandler> = Arc::clone(&server) as Arc<dyn PeerHandler>;
     peer::serve(listeners.peers, &server.deps, handler);
-    tasks.spawn("chat.accept", Arc::clone(&server).accept_loop(listeners.clients));
-    tasks.spawn_until_stopped("chat.inbox_loop", Arc::clone(&server).inbox_loop());
-    tasks.spawn_until_stopped("chat.head_loop", Arc::clone(&server).head_loop());
-    tasks.spawn_until_stopped("chat.beat_loop", Arc::clone(&server).beat_loop());
-    tasks.spawn_until_stopped("chat.flush_loop", Arc::clone(&server).flush_loop());
-    tasks.spawn_until_stopped("chat.session_loop", Arc::clone(&server).session_loop());
-    tasks.spawn_until_stopped("chat.sweep_loop", Arc::clone(&server).sweep_loop());
-    tasks.spawn_until_stopped("chat.sweep_connections", Arc::clone(&server).sweep_connections_loop());
-    tasks.spawn_until_stopped("chat.logouts_loop", Arc::clone(&server).logouts_loop());
-    tasks.spawn_until_stopped("chat.recheck_loop", Arc::clone(&server).recheck_loop());
-    tasks.spawn_until_stopped("chat.unannounced_loop", Arc::clone(&server).unannounced_loop());
-    tasks.spawn_until_stopped("chat.lost_loop", Arc::clone(&server).lost_loop());
-    tasks.spawn_until_stopped("chat.lag_loop", Arc::clone(&server).lag_loop());
+    server.deps.tasks.spawn("chat.accept", Arc::clone(&server).accept_loop(listeners.clients));
+    server.spawn_loops();
     let announced = Arc::clone(&server);
     cluster::announce(&server.deps, move || announced.entry()).await?;
     Ok(server)
@@ -250,9 +257,21 @@ impl ChatServer {
         self.address
     }
 
-    /// Itself as an `Arc`; `None` only while it is being dropped.
-    fn me(&self) -> Option<Arc<Self>> {
-        self.me.upgrade()
+    /// Starts what goes on until the server stops.
+    fn spawn_loops(self: &Arc<Self>) {
+        let tasks = &self.deps.tasks;
+        tasks.spawn_until_stopped("chat.inbox_loop", Arc::clone(&self.delivery).inbox_loop());
+        tasks.spawn_until_stopped("chat.head_loop", Arc::clone(&self.delivery).head_loop());
+        tasks.spawn_until_stopped("chat.beat_loop", Arc::clone(&self.presence).beat_loop());
+        tasks.spawn_until_stopped("chat.flush_loop", Arc::clone(&self.outbound).flush_loop());
+        tasks.spawn_until_stopped("chat.session_loop", Arc::clone(&self.rights).session_loop());
+        tasks.spawn_until_stopped("chat.sweep_loop", Arc::clone(&self.sender).sweep_loop());
+        tasks.spawn_until_stopped("chat.sweep_connections", Arc::clone(self).sweep_connections_loop());
+        tasks.spawn_until_stopped("chat.logouts_loop", Arc::clone(&self.rights).logouts_loop());
+        tasks.spawn_until_stopped("chat.recheck_loop", Arc::clone(self).recheck_loop());
+        tasks.spawn_until_stopped("chat.unannounced_loop", Arc::clone(&self.sender).unannounced_loop());
+        tasks.spawn_until_stopped("chat.lost_loop", Arc::clone(&self.lost).lost_loop());
+        tasks.spawn_until_stopped("chat.lag_loop", Arc::clone(&self.delivery).lag_loop());
     }
 
     fn entry(&self) -> ServerEntry {
@@ -261,7 +280,7 @@ impl ChatServer {
             role: Role::Chat,
             address: self.address,
             peer: Some(self.peer_address),
-            load: self.hub.len() as u64,
+            load: self.outbound.hub.len() as u64,
             draining: self.draining.load(Atomic::Relaxed),
             epoch: self.epoch,
         }
@@ -299,34 +318,12 @@ impl ChatServer {
         self.deps.metrics.count(Counter::ConnectionsClosed);
     }
 
-    /// Keeps the sessions of this server in the session store. Inputs: the clock.
-    async fn session_loop(self: Arc<Self>) {
-        let mut keeper = SessionKeeper::new(Arc::clone(&self.deps.backends.sessions));
+    /// Does again what could not be done when members or friends changed. Inputs: the clock.
+    async fn recheck_loop(self: Arc<Self>) {
         loop {
-            tokio::time::sleep(keeper.wait()).await;
-            // One that is closing is not entered again: its device may be back under a session that would lose to it.
-            let open = || self.hub.select(|c| c.socket.is_open()).iter().map(|c| self.session_of(c)).collect();
-            let is_here = |session: &Session| self.hub.find(session.user, session.session).is_some();
-            for gone in keeper.look(open, is_here).await {
-                // Its device connected elsewhere, and the word of it did not get here.
-                self.replace(gone.user, gone.session);
-            }
-        }
-    }
-
-    fn session_of(&self, connection: &Connection) -> Session {
-        Session {
-            user: connection.user,
-            device: connection.device.clone(),
-            session: connection.session,
-            server: self.deps.name.clone(),
-        }
-    }
-
-    async fn sweep_loop(self: Arc<Self>) {
-        loop {
-            tokio::time::sleep(SWEEP_INTERVAL).await;
-            self.ordering.sweep().await;
+            tokio::time::sleep(RECHECK_INTERVAL).await;
+            self.subscriptions.check_again().await;
+            self.presence.watch_again().await;
         }
     }
 
@@ -336,58 +333,23 @@ impl ChatServer {
         loop {
             tokio::time::sleep(SWEEP_CONNECTIONS_INTERVAL).await;
             let (now, unix_ms) = (clock::now_ms_u32(), clock::unix_ms());
-            for connection in self.hub.select(|connection| connection.has_expired(unix_ms)) {
-                self.close(&connection, CloseCode::Unauthorized);
-            }
-            for connection in self.hub.select(|c| now.wrapping_sub(c.last_heard_ms()) > limit_ms) {
-                self.close(&connection, CloseCode::IdleTimeout);
+            self.rights.close_expired(unix_ms);
+            for connection in self.outbound.hub.select(|c| now.wrapping_sub(c.last_heard_ms()) > limit_ms) {
+                self.outbound.close(&connection, CloseCode::IdleTimeout);
             }
         }
     }
 
-    /// Waits for the requests under way of those who are no members any more, the ones that passed the door while they were.
     async fn former_members_ended(&self, conversation: ConversationId) -> Answer {
-        let users = self.in_flight.users(conversation);
-        if users.is_empty() {
-            return Answer::Done;
-        }
-        let Ok(members) = self.members.among(conversation, &users).await else { return Answer::Failed };
-        let ended = self.in_flight.ended(conversation, |user| users.contains(&user) && !members.contains(&user));
-        let in_time = tokio::time::timeout(IN_FLIGHT_WAIT_MAX, ended).await;
-        if in_time.is_ok() { Answer::Done } else { Answer::Failed }
+        if self.sender.former_members_ended(conversation).await { Answer::Done } else { Answer::Failed }
     }
 
     fn is_draining(&self) -> bool {
         self.draining.load(Atomic::Relaxed)
     }
 
-    /// Closes a connection with the word to come back elsewhere.
-    fn send_elsewhere(self: &Arc<Self>, connection: &Arc<Connection>) {
-        let retry_after_ms = rand::random_range(50..500);
-        let moved = MovedFrame { reason: "drain".to_owned(), retry_after_ms };
-        self.reply(connection, &ServerFrame::Moved(moved));
-        self.close(connection, CloseCode::Moved);
-    }
-
-    async fn lag_loop(self: Arc<Self>) {
-        loop {
-            let lag = self.reader.lag().await;
-            let inbox = lag.iter().filter(|l| l.topic == Topic::Inbox).count();
-            let metrics = &self.deps.metrics;
-            metrics.set(Gauge::LagRecords, lag.iter().map(|l| l.records).sum());
-            metrics.set(Gauge::LagMs, lag.iter().map(|l| l.age_ms).max().unwrap_or(0));
-            metrics.set(Gauge::LogPartitions, inbox as u64);
-            metrics.set(Gauge::Connections, self.hub.len() as u64);
-            let figures = |l: &PartitionLag| {
-                let PartitionLag { topic, partition, records, age_ms } = *l;
-                PartitionFigures { topic: topic.name(), partition, records, age_ms }
-            };
-            metrics.set_partitions(lag.iter().map(figures).collect());
-            tokio::time::sleep(LAG_INTERVAL).await;
-        }
-    }
-
-    /// Asks every client to come back elsewhere, at a limited rate, and returns when all are gone or `limit` has passed.
+    /// Asks every client to come back elsewhere, at a limited rate, and returns when all are gone or `limit` has
+    /// passed.
     pub async fn drain(self: &Arc<Self>, limit: Duration) {
         self.draining.store(true, Atomic::Relaxed);
         self.deps.metrics.set(Gauge::Draining, 1);
@@ -397,20 +359,21 @@ impl ChatServer {
         let batch = (self.config.drain_per_second / 20).max(1) as usize;
         let mut empty_since = None;
         loop {
-            let connections = self.hub.some(batch);
+            let connections = self.outbound.hub.some(batch);
             let now = clock::instant();
             if now >= deadline {
                 return;
             }
             if connections.is_empty() {
-                // The device of a claim may have a connection elsewhere, whose server is to hear of the claim from this one.
+                // The device of a claim may have a connection elsewhere, whose server is to hear of the claim from this
+                // one.
                 let waited = now - *empty_since.get_or_insert(now);
-                if self.claims.is_empty() || waited >= CLAIMS_WAIT_MAX {
+                if !self.rights.has_claims_under_way() || waited >= CLAIMS_WAIT_MAX {
                     return;
                 }
             }
             for connection in connections {
-                self.send_elsewhere(&connection);
+                self.outbound.send_elsewhere(&connection);
                 self.disconnected(&connection).await;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -423,23 +386,21 @@ impl PeerHandler for ChatServer {
     async fn handle(&self, call: Call) -> Answer {
         match call {
             Call::Deliver { conversation, message, sessions, frame } => {
-                Answer::Accepted(self.deliver_to_sessions(conversation, message, &sessions, &frame).await)
+                Answer::Accepted(self.delivery.deliver_to_sessions(conversation, message, &sessions, &frame).await)
             }
             Call::MembersChanged { conversation, members } => {
-                let Some(this) = self.me() else { return Answer::Failed };
-                if self.tamper.as_ref().is_some_and(|tamper| tamper.ignores_removals()) {
+                if self.delivery.ignores_removals() {
                     return Answer::Done;
                 }
                 self.members.invalidate(conversation);
-                if this.members_changed(conversation, members).await.is_err() {
-                    self.rights.check_members_later(conversation, members);
+                if self.subscriptions.members_changed(conversation, members).await.is_err() {
                     return Answer::Failed;
                 }
                 // What a removed member has under way is stored before the removal is answered, or never.
                 self.former_members_ended(conversation).await
             }
             Call::MemberGone { conversation, user } => {
-                let is_subscribed = || self.hub.subscribers(conversation).iter().any(|c| c.user == user);
+                let is_subscribed = || self.subscriptions.has(conversation, user);
                 if self.members.invalidate_if_member(conversation, user) || is_subscribed() {
                     // Not told when it happened: as if it happened now.
                     return self.handle(Call::MembersChanged { conversation, members: 0 }).await;
@@ -447,18 +408,15 @@ impl PeerHandler for ChatServer {
                 self.former_members_ended(conversation).await
             }
             Call::Replace { user, session } => {
-                let Some(this) = self.me() else { return Answer::Failed };
-                this.replace(user, session);
+                self.rights.replace(user, session);
                 Answer::Done
             }
             Call::LogOut(token) => {
-                let Some(this) = self.me() else { return Answer::Failed };
-                this.log_out(token);
+                self.rights.log_out(token);
                 Answer::Done
             }
             Call::Friends { a, b, friends } => {
-                let Some(this) = self.me() else { return Answer::Failed };
-                this.friends_changed(a, b, friends).await;
+                self.presence.friends_changed(a, b, friends).await;
                 Answer::Done
             }
             Call::Beats(_) | Call::Metrics => Answer::WrongRole,

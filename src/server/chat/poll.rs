@@ -124,7 +124,7 @@ async fn open(State(server): State<Arc<ChatServer>>, Caller(identity): Caller) -
                 ending.polls.lock().remove(&shared.session);
                 ending.end(shared).await;
             });
-            server.greet_with_presence(&connection, is_first).await;
+            server.presence.greet(&connection, is_first).await;
             Ok((StatusCode::CREATED, Json(taken(&connection))))
         }
         Err(connection) => {
@@ -197,7 +197,7 @@ async fn close(
 }
 
 /// What waits for a session, as an answer.
-fn taken(connection: &Connection) -> PollAnswer {
+pub(super) fn taken(connection: &Connection) -> PollAnswer {
     let (queue, is_over) = connection.socket.take();
     let mut answer = PollAnswer { session: connection.session, frames: Vec::with_capacity(queue.len()), closed: None };
     read(queue, &mut answer);

@@ -1,29 +1,38 @@
-//! Rights of connections that are open. They last as long as what gave them (DESIGN section 3, 8): a token until it expires or
-//! is logged out, a claim until the device connects elsewhere, a membership and a friendship until they end.
+//! What lets a connection be here: a token, until it expires or is logged out, and the claim of its device's session,
+//! until the device connects elsewhere (DESIGN section 3, 8 and 9). What else ends while a connection is open lies with
+//! its owner: a membership with `subscriptions`, a friendship with `presence_feed`.
 //!
-//! Whoever ends a right notes that first and then looks for connections that have it. A connection that comes up is entered
-//! into the hub first and then looks for the notes. So one of the two sees the other, whatever the order.
+//! Whoever ends a right notes that first and then looks for connections that have it. A connection that comes up is
+//! entered into the hub first and then looks for the notes. So one of the two sees the other, whatever the order.
 //!
-//! What one server tells another may be lost: logouts are read from the directory as well, replaced sessions come back with
-//! the refresh, and members that could not be read are read again.
+//! What one server tells another may be lost: logouts are read from the directory as well, and replaced sessions come
+//! back with the refresh.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex};
+use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use uuid::Uuid;
 
-use super::ChatServer;
 use super::connection::Connection;
+use super::outbound::Outbound;
 use super::recent_set::RecentSet;
+use super::session_keeper::SessionKeeper;
+use super::shared::Shared;
+use crate::backends::BackendResult;
+use crate::backends::directory::Directory;
+use crate::backends::log::{LogReader, Topic};
 use crate::backends::registry::Role;
-use crate::backends::sessions::Session;
-use crate::protocol::{CloseCode, ConversationId, SessionId, UserId};
-use crate::runtime::{Backoff, clock};
-use crate::server::cluster::peer::Call;
+use crate::backends::sessions::{Session, Sessions};
+use crate::protocol::{CloseCode, DeviceName, ServerName, SessionId, UserId};
+use crate::runtime::{Backoff, Tasks, clock};
+use crate::server::Deps;
+use crate::server::cluster::Cluster;
+use crate::server::cluster::peer::{Call, Peers};
 
-/// How often logouts are read and what could not be checked is checked again.
+/// How often logouts are read.
 const INTERVAL: Duration = Duration::from_secs(2);
 
 /// Logouts of so many seconds are read each time: longer than a commit may take to be seen.
@@ -36,55 +45,101 @@ const REPLACE_RETRY_MAX: Duration = Duration::from_secs(2);
 /// Tries of that; after them the server finds it out when it refreshes its sessions.
 const REPLACE_TRIES: u32 = 20;
 
-/// Rights that ended lately, and what could not be checked.
-#[derive(Default)]
+/// Tokens and claims of the connections of one server.
 pub(super) struct Rights {
-    /// Tokens that were logged out.
-    tokens: RecentSet<Uuid>,
-    /// Sessions whose device connected elsewhere.
-    sessions: RecentSet<SessionId>,
-    /// Friendships that ended, each by both directions.
-    friendships: RecentSet<(UserId, UserId)>,
-    /// Conversations whose members could not be read when they changed, with the number of members that was told.
-    unchecked_members: Mutex<HashMap<ConversationId, u64>>,
-    /// Users whose friends could not be read, or whose friends' changes can't be read from the log.
-    unwatched: Mutex<HashSet<UserId>>,
+    /// Of this server.
+    name: ServerName,
+    outbound: Arc<Outbound>,
+    reader: Arc<dyn LogReader>,
+    sessions: Arc<dyn Sessions>,
+    directory: Arc<dyn Directory>,
+    cluster: Arc<Cluster>,
+    peers: Arc<Peers>,
+    tasks: Tasks,
+    /// Tokens that were logged out lately.
+    logged_out: RecentSet<Uuid>,
+    /// Sessions whose device connected elsewhere lately.
+    replaced: RecentSet<SessionId>,
+    /// Claims that are made just now, or whose former holder is still to be told.
+    claims: TaskTracker,
 }
 
 impl Rights {
-    /// Notes that a friendship ended, or that it is one again.
-    pub(super) fn note_friends(&self, a: UserId, b: UserId, friends: bool) {
-        for pair in [(a, b), (b, a)] {
-            if friends {
-                self.friendships.remove(&pair);
-            } else {
-                self.friendships.insert(pair);
+    /// Without claims.
+    pub(super) fn new(deps: &Deps, shared: &Shared) -> Self {
+        Self {
+            name: deps.name.clone(),
+            outbound: Arc::clone(&shared.outbound),
+            reader: Arc::clone(&shared.reader),
+            sessions: Arc::clone(&deps.backends.sessions),
+            directory: Arc::clone(&deps.backends.directory),
+            cluster: Arc::clone(&shared.cluster),
+            peers: Arc::clone(&shared.peers),
+            tasks: deps.tasks.clone(),
+            logged_out: RecentSet::default(),
+            replaced: RecentSet::default(),
+            claims: TaskTracker::new(),
+        }
+    }
+
+    /// A new session of a device on this server.
+    pub(super) fn new_session(&self, user: UserId, device: DeviceName) -> Session {
+        Session { user, device, session: SessionId(Uuid::new_v4()), server: self.name.clone() }
+    }
+
+    /// The session of a connection of this server.
+    pub(super) fn session_of(&self, connection: &Connection) -> Session {
+        Session {
+            user: connection.user,
+            device: connection.device.clone(),
+            session: connection.session,
+            server: self.name.clone(),
+        }
+    }
+
+    /// Subscribes to the user's inbox and claims the device's session; sends the connection that it replaces away.
+    pub(super) async fn claim(self: &Arc<Self>, session: &Session) -> BackendResult<()> {
+        // A drain waits for what follows from it.
+        let under_way = self.claims.token();
+        // In this order, so that nothing was replaced where either fails.
+        self.reader.subscribe(Topic::Inbox, session.user.0).await?;
+        match self.sessions.claim(session).await {
+            Ok(replaced) => {
+                if let Some(old) = replaced {
+                    self.send_away(old, under_way);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                // The reader only reads too much if this fails.
+                let _ = self.reader.unsubscribe(Topic::Inbox, session.user.0).await;
+                Err(error)
             }
         }
     }
 
-    /// Whether `friend` stopped being a friend of `user` lately.
-    pub(super) fn has_unfriended(&self, user: UserId, friend: UserId) -> bool {
-        self.friendships.contains(&(user, friend))
+    /// Ends a claim, unless the device has another session by now. One that failed may have worked without telling.
+    pub(super) async fn release(&self, session: &Session) {
+        let _ = self.sessions.release(session).await;
     }
 
-    /// Has the friends of a user looked up again.
-    pub(super) fn watch_later(&self, user: UserId) {
-        self.unwatched.lock().expect("no panic while held").insert(user);
+    /// Ends the inbox subscription and the claim of a connection that has left the hub.
+    pub(super) async fn give_up(&self, connection: &Connection) {
+        // Failures here cost nothing: the session ends by its time to live, the reader only reads too much.
+        let _ = self.reader.unsubscribe(Topic::Inbox, connection.user.0).await;
+        self.release(&self.session_of(connection)).await;
     }
 
-    /// Has the members of a conversation looked up again.
-    pub(super) fn check_members_later(&self, conversation: ConversationId, count: u64) {
-        self.unchecked_members.lock().expect("no panic while held").insert(conversation, count);
+    /// Whether claims are made just now, or former holders are still to be told.
+    pub(super) fn has_claims_under_way(&self) -> bool {
+        !self.claims.is_empty()
     }
-}
 
-impl ChatServer {
     /// Why a connection may not stay, if so. For one that was entered into the hub just now.
-    pub(super) fn ended_right(&self, connection: &Connection) -> Option<CloseCode> {
-        if self.rights.tokens.contains(&connection.token) {
+    pub(super) fn ended(&self, connection: &Connection) -> Option<CloseCode> {
+        if self.logged_out.contains(&connection.token) {
             Some(CloseCode::LoggedOut)
-        } else if self.rights.sessions.contains(&connection.session) {
+        } else if self.replaced.contains(&connection.session) {
             Some(CloseCode::Replaced)
         } else if connection.has_expired(clock::unix_ms()) {
             Some(CloseCode::Unauthorized)
@@ -93,36 +148,44 @@ impl ChatServer {
         }
     }
 
+    /// Closes the connections whose token has expired, at a time in milliseconds since 1970.
+    pub(super) fn close_expired(&self, unix_ms: u64) {
+        for connection in self.outbound.hub.select(|connection| connection.has_expired(unix_ms)) {
+            self.outbound.close(&connection, CloseCode::Unauthorized);
+        }
+    }
+
     /// Closes the connections of a token that was logged out, those that come up now too.
-    pub(super) fn log_out(self: &Arc<Self>, token: Uuid) {
-        self.rights.tokens.insert(token);
-        for connection in self.hub.select(|connection| connection.token == token) {
-            self.close(&connection, CloseCode::LoggedOut);
+    pub(super) fn log_out(&self, token: Uuid) {
+        self.logged_out.insert(token);
+        for connection in self.outbound.hub.select(|connection| connection.token == token) {
+            self.outbound.close(&connection, CloseCode::LoggedOut);
         }
     }
 
     /// Closes a session of this server whose device connected elsewhere, also if it comes up only now.
-    pub(super) fn replace(self: &Arc<Self>, user: UserId, session: SessionId) {
-        self.rights.sessions.insert(session);
-        if let Some(connection) = self.hub.find(user, session) {
-            self.close(&connection, CloseCode::Replaced);
+    pub(super) fn replace(&self, user: UserId, session: SessionId) {
+        self.replaced.insert(session);
+        if let Some(connection) = self.outbound.hub.find(user, session) {
+            self.outbound.close(&connection, CloseCode::Replaced);
         }
     }
 
-    /// Has the connection closed that a new one of the same device replaces. Does not wait for it; the claim is under way for
-    /// as long as it takes.
-    pub(super) fn send_away(self: &Arc<Self>, old: Session, claim: TaskTrackerToken) {
-        if old.server == self.deps.name {
+    /// Has the connection closed that a new one of the same device replaces. Does not wait for it; the claim is under
+    /// way for as long as it takes.
+    fn send_away(self: &Arc<Self>, old: Session, claim: TaskTrackerToken) {
+        if old.server == self.name {
             return self.replace(old.user, old.session);
         }
         let this = Arc::clone(self);
-        self.deps.tasks.spawn_until_stopped("chat.replace", async move {
+        self.tasks.spawn_until_stopped("chat.replace", async move {
             this.replace_elsewhere(&old).await;
             drop(claim);
         });
     }
 
-    /// Tells another server that one of its sessions was replaced, until it has heard it or is gone with its connections.
+    /// Tells another server that one of its sessions was replaced, until it has heard it or is gone with its
+    /// connections.
     async fn replace_elsewhere(&self, old: &Session) {
         let call = Call::Replace { user: old.user, session: old.session };
         let mut backoff = Backoff::new(REPLACE_RETRY, REPLACE_RETRY_MAX);
@@ -143,42 +206,91 @@ impl ChatServer {
         loop {
             tokio::time::sleep(INTERVAL).await;
             // What fails now is read again in a moment; the port's layer counts it.
-            let Ok(tokens) = self.deps.backends.directory.revoked_within(LOGOUTS_S).await else { continue };
-            let new: HashSet<Uuid> = tokens.into_iter().filter(|token| !self.rights.tokens.contains(token)).collect();
+            let Ok(tokens) = self.directory.revoked_within(LOGOUTS_S).await else { continue };
+            let new: HashSet<Uuid> = tokens.into_iter().filter(|token| !self.logged_out.contains(token)).collect();
             if new.is_empty() {
                 continue;
             }
             for token in &new {
-                self.rights.tokens.insert(*token);
+                self.logged_out.insert(*token);
             }
-            for connection in self.hub.select(|connection| new.contains(&connection.token)) {
-                self.close(&connection, CloseCode::LoggedOut);
+            for connection in self.outbound.hub.select(|connection| new.contains(&connection.token)) {
+                self.outbound.close(&connection, CloseCode::LoggedOut);
             }
         }
     }
 
-    /// Does again what could not be done when members or friends changed. Inputs: the clock.
-    pub(super) async fn recheck_loop(self: Arc<Self>) {
+    /// Keeps the sessions of this server in the session store. Inputs: the clock.
+    pub(super) async fn session_loop(self: Arc<Self>) {
+        let mut keeper = SessionKeeper::new(Arc::clone(&self.sessions));
         loop {
-            tokio::time::sleep(INTERVAL).await;
-            let members = std::mem::take(&mut *self.rights.unchecked_members.lock().expect("no panic while held"));
-            let mut members = members.into_iter();
-            while let Some((conversation, count)) = members.next() {
-                self.members.invalidate(conversation);
-                if self.members_changed(conversation, count).await.is_err() {
-                    // The others would fail as well.
-                    self.rights.check_members_later(conversation, count);
-                    members.by_ref().for_each(|(other, count)| self.rights.check_members_later(other, count));
-                }
-            }
-            let unwatched = std::mem::take(&mut *self.rights.unwatched.lock().expect("no panic while held"));
-            let mut unwatched = unwatched.into_iter().filter(|user| self.hub.has_user(*user));
-            while let Some(user) = unwatched.next() {
-                if self.watch_friends_again(user).await.is_err() {
-                    self.rights.watch_later(user);
-                    unwatched.by_ref().for_each(|other| self.rights.watch_later(other));
-                }
-            }
+            tokio::time::sleep(keeper.wait()).await;
+            self.keep_sessions(&mut keeper).await;
         }
+    }
+
+    async fn keep_sessions(&self, keeper: &mut SessionKeeper) {
+        let hub = &self.outbound.hub;
+        // One that is closing is not entered again: its device may be back under a session that would lose to it.
+        let open = || hub.select(|c| c.socket.is_open()).iter().map(|c| self.session_of(c)).collect();
+        let is_here = |session: &Session| hub.find(session.user, session.session).is_some();
+        for gone in keeper.look(open, is_here).await {
+            // Its device connected elsewhere, and the word of it did not get here.
+            self.replace(gone.user, gone.session);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::bench::{Bench, connection, written};
+    use super::*;
+
+    const ALICE: UserId = UserId(1);
+
+    #[tokio::test]
+    async fn a_right_that_ended_before_its_connection_came_up_is_found_by_it() {
+        let bench = Bench::new().await;
+        let rights = bench.rights();
+        let [logged_out, replaced, other] = [(), (), ()].map(|()| connection(ALICE));
+        rights.log_out(logged_out.token);
+        rights.replace(ALICE, replaced.session);
+        let ended = [&logged_out, &replaced, &other].map(|connection| rights.ended(connection));
+        assert_eq!(ended, [Some(CloseCode::LoggedOut), Some(CloseCode::Replaced), None]);
+    }
+
+    #[tokio::test]
+    async fn of_two_connections_of_a_device_the_later_claim_stays() {
+        let bench = Bench::new().await;
+        let rights = bench.rights();
+        let [first, second] = [(), ()].map(|()| bench.enter(ALICE));
+        for connection in [&first, &second] {
+            rights.claim(&rights.session_of(connection)).await.expect("claims");
+        }
+        assert_eq!((written(&first).1, written(&second).1), (Some(CloseCode::Replaced.code()), None));
+        assert!(!rights.has_claims_under_way(), "the first one's server is this one");
+        // What the first one leaves behind is not the second one's session.
+        bench.shared.outbound.hub.remove(ALICE, first.session);
+        rights.give_up(&first).await;
+        let sessions = bench.deps.backends.sessions.lookup(&[ALICE]).await.expect("reads");
+        assert_eq!(sessions, [rights.session_of(&second)]);
+    }
+
+    #[tokio::test]
+    async fn a_refresh_enters_what_the_store_forgot_and_closes_what_was_replaced_unnoticed() {
+        let bench = Bench::new().await;
+        let rights = bench.rights();
+        let (forgotten, replaced) = (bench.enter(ALICE), bench.enter(UserId(2)));
+        let elsewhere = Session {
+            server: "chat-2".parse().expect("a name"),
+            ..rights.new_session(replaced.user, replaced.device.clone())
+        };
+        bench.deps.backends.sessions.claim(&elsewhere).await.expect("claims");
+        let closing = bench.enter(ALICE);
+        bench.shared.outbound.close(&closing, CloseCode::Replaced);
+        rights.keep_sessions(&mut SessionKeeper::new(Arc::clone(&bench.deps.backends.sessions))).await;
+        assert_eq!((written(&forgotten).1, written(&replaced).1), (None, Some(CloseCode::Replaced.code())));
+        let sessions = bench.deps.backends.sessions.lookup(&[ALICE, UserId(2)]).await.expect("reads");
+        assert_eq!(sessions, [rights.session_of(&forgotten), elsewhere]);
     }
 }

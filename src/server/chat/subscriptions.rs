@@ -1,20 +1,27 @@
 //! Who subscribes to which large channel, kept in line with who is a member.
 //!
-//! A subscription is in three places: the connection's list, the hub, and the reader's count of the channel's key. List and
-//! hub change together, under the lock of the list; the count is raised before and lowered after. A connection that has left
-//! the hub gets no subscription any more, whatever its worker still does.
+//! A subscription is in three places: the connection's list, the channels, and the reader's count of the channel's key.
+//! List and channels change together, under the lock of the list; the count is raised before and lowered after. A
+//! connection that has left the hub gets no subscription any more, whatever its worker still does.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use super::ChatServer;
 use super::connection::Connection;
+use super::outbound::Outbound;
+use super::refused::{Refused, members_for};
+use super::shared::Shared;
 use crate::backends::BackendResult;
-use crate::backends::log::Topic;
+use crate::backends::directory::Directory;
+use crate::backends::log::{LogReader, Topic};
+use crate::backends::messages::Messages;
 use crate::protocol::frames::{ConversationChangeFrame, HeadFrame};
 use crate::protocol::limits::{FANOUT_ON_WRITE_MEMBERS_MAX, MEMBERS_PER_CALL_MAX};
-use crate::protocol::{ConversationId, MessageId, ServerFrame, UserId};
-use crate::server::access::members::LIST_TTL;
+use crate::protocol::{ConversationId, ErrorCode, MessageId, ServerFrame, SessionId, UserId};
+use crate::runtime::Tasks;
+use crate::server::Deps;
+use crate::server::access::members::{LIST_TTL, Members};
 
 /// Members up to which a conversation may have become large with the last change.
 const JUST_GROWN_MAX: usize = FANOUT_ON_WRITE_MEMBERS_MAX + MEMBERS_PER_CALL_MAX;
@@ -24,7 +31,7 @@ const OLD_WAY: Duration = LIST_TTL.saturating_add(Duration::from_secs(1));
 
 /// What came of a subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Added {
+enum Added {
     /// It is new.
     New,
     /// It was there.
@@ -35,29 +42,98 @@ pub(super) enum Added {
     Gone,
 }
 
-impl ChatServer {
+/// Sessions that want `head` frames, with their connections.
+type Subscribers = HashMap<SessionId, Arc<Connection>>;
+
+/// The subscriptions of one server's connections.
+pub(super) struct Subscriptions {
+    outbound: Arc<Outbound>,
+    reader: Arc<dyn LogReader>,
+    members: Arc<Members>,
+    directory: Arc<dyn Directory>,
+    messages: Arc<dyn Messages>,
+    tasks: Tasks,
+    /// Subscriptions that a connection may ask for.
+    of_a_connection_max: usize,
+    /// By large channel.
+    channels: Mutex<HashMap<ConversationId, Subscribers>>,
+    /// Conversations whose members could not be read when they changed, with the number of members that was told.
+    unchecked: Mutex<HashMap<ConversationId, u64>>,
+}
+
+impl Subscriptions {
+    /// None. A connection may ask for so many.
+    pub(super) fn new(deps: &Deps, shared: &Shared, of_a_connection_max: usize) -> Self {
+        Self {
+            outbound: Arc::clone(&shared.outbound),
+            reader: Arc::clone(&shared.reader),
+            members: Arc::clone(&shared.members),
+            directory: Arc::clone(&deps.backends.directory),
+            messages: Arc::clone(&deps.backends.messages),
+            tasks: deps.tasks.clone(),
+            of_a_connection_max,
+            channels: Mutex::default(),
+            unchecked: Mutex::default(),
+        }
+    }
+
+    fn channels(&self) -> MutexGuard<'_, HashMap<ConversationId, Subscribers>> {
+        self.channels.lock().expect("no panic while held")
+    }
+
+    /// The connections that subscribe to a channel.
+    pub(super) fn of(&self, channel: ConversationId) -> Vec<Arc<Connection>> {
+        self.channels().get(&channel).map(|subscribers| subscribers.values().cloned().collect()).unwrap_or_default()
+    }
+
+    /// Whether a connection of a user subscribes to a channel.
+    pub(super) fn has(&self, channel: ConversationId, user: UserId) -> bool {
+        self.channels().get(&channel).is_some_and(|subscribers| subscribers.values().any(|c| c.user == user))
+    }
+
+    /// How many there are, for tests that look for what was left behind.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.channels().values().map(HashMap::len).sum()
+    }
+
+    /// Subscribes a connection as its client asked, and shows it the head.
+    pub(super) async fn subscribe(&self, from: &Arc<Connection>, channel: ConversationId) -> Result<(), Refused> {
+        members_for(&self.members, from.user, channel).await?;
+        let limit = self.of_a_connection_max;
+        match self.add(from, channel, limit).await? {
+            Added::New => {}
+            Added::Known | Added::Gone => return Ok(()),
+            Added::TooMany => {
+                return Err(Refused::definite(ErrorCode::TooLarge, format!("at most {limit} subscriptions")));
+            }
+        }
+        // Who was removed after the look above was not found among the subscribers.
+        if let Err(refused) = members_for(&self.members, from.user, channel).await {
+            self.remove(from, channel).await;
+            return Err(refused);
+        }
+        // The head as it is now, so that the client knows whether to fetch.
+        Ok(self.show_head(channel, std::slice::from_ref(from)).await?)
+    }
+
     /// Subscribes a connection that has fewer than `limit` subscriptions.
     ///
     /// # Errors
     /// When the log can't be read from the channel's end; then nothing has changed.
-    pub(super) async fn add_subscription(
-        &self,
-        connection: &Arc<Connection>,
-        channel: ConversationId,
-        limit: usize,
-    ) -> BackendResult<Added> {
+    async fn add(&self, connection: &Arc<Connection>, channel: ConversationId, limit: usize) -> BackendResult<Added> {
         self.reader.subscribe(Topic::Channel, channel.0).await?;
-        let added = self.enter_subscription(connection, channel, limit);
+        let added = self.enter(connection, channel, limit);
         if added != Added::New {
             self.lower_count(channel).await;
         }
         Ok(added)
     }
 
-    fn enter_subscription(&self, connection: &Arc<Connection>, channel: ConversationId, limit: usize) -> Added {
+    fn enter(&self, connection: &Arc<Connection>, channel: ConversationId, limit: usize) -> Added {
         // Held over the look in the hub: who ends a connection takes it out of there first, and then empties this list.
         let mut subscriptions = connection.subscriptions();
-        if self.hub.find(connection.user, connection.session).is_none() {
+        if self.outbound.hub.find(connection.user, connection.session).is_none() {
             return Added::Gone;
         }
         if subscriptions.contains(&channel) {
@@ -67,19 +143,30 @@ impl ChatServer {
             return Added::TooMany;
         }
         subscriptions.push(channel);
-        self.hub.subscribe(channel, connection);
+        self.channels().entry(channel).or_default().insert(connection.session, Arc::clone(connection));
         Added::New
     }
 
+    /// Takes a connection out of a channel. Under the lock of the connection's list.
+    fn leave(&self, channel: ConversationId, session: SessionId) {
+        let mut channels = self.channels();
+        if let Some(subscribers) = channels.get_mut(&channel) {
+            subscribers.remove(&session);
+            if subscribers.is_empty() {
+                channels.remove(&channel);
+            }
+        }
+    }
+
     /// Ends a subscription; returns whether there was one.
-    pub(super) async fn remove_subscription(&self, connection: &Connection, channel: ConversationId) -> bool {
+    pub(super) async fn remove(&self, connection: &Connection, channel: ConversationId) -> bool {
         let was_there = {
             let mut subscriptions = connection.subscriptions();
             let before = subscriptions.len();
             subscriptions.retain(|c| *c != channel);
             let was_there = subscriptions.len() < before;
             if was_there {
-                self.hub.unsubscribe(channel, connection.session);
+                self.leave(channel, connection.session);
             }
             was_there
         };
@@ -90,11 +177,11 @@ impl ChatServer {
     }
 
     /// Ends all subscriptions of a connection that has left the hub.
-    pub(super) async fn remove_subscriptions(&self, connection: &Connection) {
+    pub(super) async fn remove_all(&self, connection: &Connection) {
         let channels = {
             let mut subscriptions = connection.subscriptions();
             for channel in subscriptions.iter() {
-                self.hub.unsubscribe(*channel, connection.session);
+                self.leave(*channel, connection.session);
             }
             std::mem::take(&mut *subscriptions)
         };
@@ -108,26 +195,51 @@ impl ChatServer {
         let _ = self.reader.unsubscribe(Topic::Channel, channel.0).await;
     }
 
-    /// Brings subscriptions in line with the members as they are now, of which there are `count`: who is none any more loses
-    /// the subscription; a conversation that has grown past the limit, or has shrunk below it, changes its way for everybody
-    /// who is connected here, and they are told.
+    /// Brings subscriptions in line with the members as they are now, of which there are `count`: who is none any more
+    /// loses the subscription; a conversation that has grown past the limit, or has shrunk below it, changes its way
+    /// for everybody who is connected here, and they are told.
     ///
     /// # Errors
-    /// When members or messages can't be read; then it is to be done again.
+    /// When members or messages can't be read; then it is done again later.
     pub(super) async fn members_changed(
         self: &Arc<Self>,
         conversation: ConversationId,
         count: u64,
     ) -> BackendResult<()> {
+        let changed = self.follow_members(conversation, count).await;
+        if changed.is_err() {
+            self.check_later(conversation, count);
+        }
+        changed
+    }
+
+    fn check_later(&self, conversation: ConversationId, count: u64) {
+        self.unchecked.lock().expect("no panic while held").insert(conversation, count);
+    }
+
+    /// Does again what could not be done when members changed.
+    pub(super) async fn check_again(self: &Arc<Self>) {
+        let unchecked = std::mem::take(&mut *self.unchecked.lock().expect("no panic while held"));
+        let mut unchecked = unchecked.into_iter();
+        while let Some((conversation, count)) = unchecked.next() {
+            self.members.invalidate(conversation);
+            if self.members_changed(conversation, count).await.is_err() {
+                // The others would fail as well.
+                unchecked.by_ref().for_each(|(other, count)| self.check_later(other, count));
+            }
+        }
+    }
+
+    async fn follow_members(self: &Arc<Self>, conversation: ConversationId, count: u64) -> BackendResult<()> {
         let may_have_grown = (FANOUT_ON_WRITE_MEMBERS_MAX as u64 + 1..=JUST_GROWN_MAX as u64).contains(&count);
-        let subscribers = self.hub.subscribers(conversation);
+        let subscribers = self.of(conversation);
         if subscribers.is_empty() && !may_have_grown {
             return Ok(());
         }
         let users: Vec<UserId> = subscribers.iter().map(|connection| connection.user).collect();
         let members = self.members.among(conversation, &users).await?;
         for connection in subscribers.iter().filter(|connection| !members.contains(&connection.user)) {
-            self.remove_subscription(connection, conversation).await;
+            self.remove(connection, conversation).await;
         }
         match self.members.get(conversation).await? {
             Some(list) if list.is_large() && may_have_grown => self.has_grown(conversation).await,
@@ -136,19 +248,18 @@ impl ChatServer {
         }
     }
 
-    /// Subscribes the members that are connected here, tells them, and says where the conversation stands: what was said the
-    /// new way before they were subscribed is below that. Where that fails they are subscribed no more, so that whoever does
-    /// it again finds them as they were.
-    async fn has_grown(self: &Arc<Self>, conversation: ConversationId) -> BackendResult<()> {
-        let directory = &self.deps.backends.directory;
-        let members = directory.members(conversation, UserId(0), JUST_GROWN_MAX).await?;
+    /// Subscribes the members that are connected here, tells them, and says where the conversation stands: what was
+    /// said the new way before they were subscribed is below that. Where that fails they are subscribed no more, so
+    /// that whoever does it again finds them as they were.
+    async fn has_grown(&self, conversation: ConversationId) -> BackendResult<()> {
+        let members = self.directory.members(conversation, UserId(0), JUST_GROWN_MAX).await?;
         let mut new = Vec::new();
         let mut result = Ok(());
-        for connection in self.hub.connections_of(members.into_iter()) {
-            match self.add_subscription(&connection, conversation, usize::MAX).await {
+        for connection in self.outbound.hub.connections_of(members.into_iter()) {
+            match self.add(&connection, conversation, usize::MAX).await {
                 Ok(Added::New) => {
                     let frame = ConversationChangeFrame { conversation, large: true };
-                    self.reply(&connection, &ServerFrame::Conversation(frame));
+                    self.outbound.reply(&connection, &ServerFrame::Conversation(frame));
                     new.push(connection);
                 }
                 Ok(_) => {}
@@ -163,26 +274,26 @@ impl ChatServer {
         }
         if result.is_err() {
             for connection in &new {
-                self.remove_subscription(connection, conversation).await;
+                self.remove(connection, conversation).await;
             }
         }
         result
     }
 
-    /// Ends the subscriptions and tells their connections, which get what is said by themselves from now on; and says where the
-    /// conversation stands once nobody sends the old way any more.
+    /// Ends the subscriptions and tells their connections, which get what is said by themselves from now on; and says
+    /// where the conversation stands once nobody sends the old way any more.
     async fn has_shrunk(self: &Arc<Self>, conversation: ConversationId) -> BackendResult<()> {
         let mut told = Vec::new();
-        for connection in self.hub.subscribers(conversation) {
-            if self.remove_subscription(&connection, conversation).await {
+        for connection in self.of(conversation) {
+            if self.remove(&connection, conversation).await {
                 let frame = ConversationChangeFrame { conversation, large: false };
-                self.reply(&connection, &ServerFrame::Conversation(frame));
+                self.outbound.reply(&connection, &ServerFrame::Conversation(frame));
                 told.push(connection);
             }
         }
         if !told.is_empty() {
             let this = Arc::clone(self);
-            self.deps.tasks.spawn_until_stopped("chat.shrunk", async move {
+            self.tasks.spawn_until_stopped("chat.shrunk", async move {
                 tokio::time::sleep(OLD_WAY).await;
                 // A client that misses this one finds the gap with the next message.
                 let _ = this.show_head(conversation, &told).await;
@@ -192,21 +303,66 @@ impl ChatServer {
     }
 
     /// Sends the newest id of a conversation to some connections.
-    pub(super) async fn show_head(
-        self: &Arc<Self>,
-        conversation: ConversationId,
-        connections: &[Arc<Connection>],
-    ) -> BackendResult<()> {
+    async fn show_head(&self, conversation: ConversationId, connections: &[Arc<Connection>]) -> BackendResult<()> {
         if connections.is_empty() {
             return Ok(());
         }
-        let newest = self.deps.backends.messages.read_back(conversation, MessageId(u64::MAX), 1).await?;
+        let newest = self.messages.read_back(conversation, MessageId(u64::MAX), 1).await?;
         if let Some(message) = newest.first() {
             let head = ServerFrame::Head(HeadFrame { conversation, id: message.id });
             for connection in connections {
-                self.reply(connection, &head);
+                self.outbound.reply(connection, &head);
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::bench::{Bench, written};
+    use super::*;
+
+    #[tokio::test]
+    async fn who_is_no_member_any_more_loses_the_subscription() {
+        let bench = Bench::new().await;
+        let subscriptions = bench.subscriptions();
+        let users = bench.users::<{ FANOUT_ON_WRITE_MEMBERS_MAX + 2 }>().await;
+        let channel = bench.group(&users).await;
+        let [stays, leaves, never] = [0, 1, 2].map(|n| bench.enter(users[n]));
+        for connection in [&stays, &leaves] {
+            subscriptions.subscribe(connection, channel).await.expect("a member");
+        }
+        bench.deps.backends.directory.remove_member(channel, leaves.user).await.expect("removes");
+        bench.shared.members.invalidate(channel);
+        subscriptions.members_changed(channel, users.len() as u64 - 1).await.expect("reads");
+        assert!(subscriptions.has(channel, stays.user) && !subscriptions.has(channel, leaves.user));
+        assert!(leaves.subscriptions().is_empty());
+        let refused = subscriptions.subscribe(&leaves, channel).await.expect_err("not a member");
+        assert_eq!(refused.code, ErrorCode::NotAMember);
+        // The conversation may have grown with the change: a member that is connected is subscribed and told.
+        let told = ServerFrame::Conversation(ConversationChangeFrame { conversation: channel, large: true });
+        assert_eq!((written(&never).0, written(&leaves).0), (vec![told], Vec::new()));
+    }
+
+    #[tokio::test]
+    async fn a_connection_has_so_many_subscriptions_and_none_once_it_has_ended() {
+        let bench = Bench::new().await;
+        let subscriptions = bench.subscriptions();
+        let users = bench.users::<2>().await;
+        let connection = bench.enter(users[0]);
+        let mut channels = Vec::new();
+        for _ in 0..=subscriptions.of_a_connection_max {
+            channels.push(bench.group(&users).await);
+        }
+        for (n, channel) in channels.iter().enumerate() {
+            let subscribed = subscriptions.subscribe(&connection, *channel).await;
+            let code = subscribed.err().map(|refused| refused.code);
+            assert_eq!(code, (n == subscriptions.of_a_connection_max).then_some(ErrorCode::TooLarge), "{n}");
+        }
+        bench.shared.outbound.hub.remove(connection.user, connection.session);
+        subscriptions.remove_all(&connection).await;
+        subscriptions.subscribe(&connection, channels[0]).await.expect("nobody hears of it");
+        assert_eq!((subscriptions.len(), connection.subscriptions().len()), (0, 0));
     }
 }

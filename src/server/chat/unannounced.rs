@@ -1,8 +1,8 @@
 //! Messages that are stored and that nobody was told of: their publish failed, or took longer than their sender waits.
 //!
-//! A sender repeats what got no ACK, and that publishes it again; but a sender may have gone for good. So the server that stored
-//! a message goes on trying, for as long as it runs; recipients drop what comes twice. What is lost with the server is found by
-//! the next sync, or by the gap before the next message.
+//! A sender repeats what got no ACK, and that publishes it again; but a sender may have gone for good. So the server
+//! that stored a message goes on trying, for as long as it runs; recipients drop what comes twice. What is lost with
+//! the server is found by the next sync, or by the gap before the next message.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -11,11 +11,14 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::sync::Notify;
 
-use super::ChatServer;
+use super::publisher::Publisher;
+use super::shared::Shared;
 use crate::backends::{BackendResult, error::ErrorKind};
 use crate::protocol::{ConversationId, MessageFrame, MessageId, SessionId};
 use crate::runtime::Backoff;
-use crate::telemetry::Counter;
+use crate::server::Deps;
+use crate::server::access::members::Members;
+use crate::telemetry::{Counter, Metrics};
 
 /// Bytes that may wait; then the oldest are given up.
 const BYTES_MAX: usize = 32 << 20;
@@ -30,9 +33,17 @@ const AT_ONCE: usize = 32;
 const RETRY: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
+/// Publishes what could not be published when it was stored.
+pub(super) struct Unannounced {
+    members: Arc<Members>,
+    publisher: Publisher,
+    metrics: Arc<Metrics>,
+    queue: Queue,
+}
+
 /// What waits.
 #[derive(Default)]
-pub(super) struct Unannounced {
+struct Queue {
     waiting: Mutex<Waiting>,
     news: Notify,
 }
@@ -57,7 +68,7 @@ const fn bytes(message: &MessageFrame) -> usize {
 
 /// A message that is stored and is being published; kept for later when this is dropped before it is done.
 pub(super) struct Announcing<'a> {
-    all: &'a Unannounced,
+    queue: &'a Queue,
     from: SessionId,
     message: Option<&'a MessageFrame>,
 }
@@ -71,14 +82,14 @@ impl Announcing<'_> {
 impl Drop for Announcing<'_> {
     fn drop(&mut self) {
         if let Some(message) = self.message {
-            self.all.put(self.from, message.clone());
+            self.queue.put(self.from, message.clone());
         }
     }
 }
 
-impl Unannounced {
-    pub(super) const fn begin<'a>(&'a self, from: SessionId, message: &'a MessageFrame) -> Announcing<'a> {
-        Announcing { all: self, from, message: Some(message) }
+impl Queue {
+    const fn begin<'a>(&'a self, from: SessionId, message: &'a MessageFrame) -> Announcing<'a> {
+        Announcing { queue: self, from, message: Some(message) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
@@ -124,19 +135,34 @@ impl Unannounced {
     }
 }
 
-impl ChatServer {
+impl Unannounced {
+    /// With nothing that waits.
+    pub(super) fn new(deps: &Deps, shared: &Shared) -> Self {
+        Self {
+            members: Arc::clone(&shared.members),
+            publisher: shared.publisher.clone(),
+            metrics: Arc::clone(&deps.metrics),
+            queue: Queue::default(),
+        }
+    }
+
+    /// Begins to tell the members of a message that is stored.
+    pub(super) const fn begin<'a>(&'a self, from: SessionId, message: &'a MessageFrame) -> Announcing<'a> {
+        self.queue.begin(from, message)
+    }
+
     /// Publishes what could not be published before. Inputs: what waits, the clock.
-    pub(super) async fn unannounced_loop(self: Arc<Self>) {
+    pub(super) async fn publish_loop(&self) {
         let mut backoff = Backoff::new(RETRY, RETRY_MAX);
         loop {
-            self.unannounced.news.notified().await;
+            self.queue.news.notified().await;
             // Their senders repeat them at about the same time: not at once.
             let mut wait = backoff.next_wait(&mut rand::rng());
             loop {
                 tokio::time::sleep(wait).await;
-                let metrics = &self.deps.metrics;
-                metrics.add(Counter::AnnouncementsDropped, self.unannounced.take_dropped());
-                let taken = self.unannounced.take();
+                let metrics = &self.metrics;
+                metrics.add(Counter::AnnouncementsDropped, self.queue.take_dropped());
+                let taken = self.queue.take();
                 if taken.is_empty() {
                     break;
                 }
@@ -153,7 +179,7 @@ impl ChatServer {
                         // Counted by the port's layer. Behind the others, whose way may be free.
                         Err(_) => {
                             has_failed = true;
-                            self.unannounced.put(from, message);
+                            self.queue.put(from, message);
                         }
                     }
                 }
@@ -166,8 +192,8 @@ impl ChatServer {
     /// Tells the members of a message that is stored, through the log.
     async fn announce(&self, from: SessionId, message: &MessageFrame) -> BackendResult<()> {
         match self.members.get(message.conversation).await? {
-            Some(members) if members.is_large() => self.publish_head(message).await,
-            Some(members) => self.publish_to_inboxes(Some(from), message, members.users()).await,
+            Some(members) if members.is_large() => self.publisher.publish_head(message).await,
+            Some(members) => self.publisher.publish_to_inboxes(Some(from), message, members.users()).await,
             None => Ok(()),
         }
     }
@@ -175,9 +201,13 @@ impl ChatServer {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::protocol::UserId;
     use uuid::Uuid;
+
+    use super::super::bench::Bench;
+    use super::*;
+    use crate::backends::log::Topic;
+    use crate::protocol::UserId;
+    use crate::server::inbox::InboxHeader;
 
     fn message(id: u64, body_bytes: usize) -> MessageFrame {
         MessageFrame {
@@ -194,7 +224,7 @@ mod tests {
 
     #[test]
     fn what_is_not_done_waits_and_the_oldest_gives_way() {
-        let (all, from) = (Unannounced::default(), SessionId(Uuid::new_v4()));
+        let (all, from) = (Queue::default(), SessionId(Uuid::new_v4()));
         let (told, given_up) = (message(1, 10), message(2, 10));
         all.begin(from, &told).done();
         assert!(all.take().is_empty());
@@ -211,5 +241,21 @@ mod tests {
         assert!(first.len() > 20 && first[0].1.id > MessageId(60), "{}", first[0].1.id);
         assert!(all.take().is_empty());
         assert_eq!(all.lock().bytes, 0);
+    }
+    #[tokio::test]
+    async fn a_message_whose_publish_was_cut_off_is_published_later() {
+        let bench = Bench::new().await;
+        let all = Unannounced::new(&bench.deps, &bench.shared);
+        let [sender, member] = bench.users().await;
+        let talk = bench.group(&[sender, member]).await;
+        let (message, from) = (bench.say(talk, sender).await, SessionId(Uuid::new_v4()));
+        for user in [sender, member] {
+            bench.shared.reader.subscribe(Topic::Inbox, user.0).await.expect("subscribes");
+        }
+        drop(all.begin(from, &message));
+        bench.deps.tasks.spawn_until_stopped("test.publish_loop", async move { all.publish_loop().await });
+        let record = bench.shared.reader.next().await.expect("reads").remove(0).record;
+        assert_eq!(record.payload, InboxHeader::payload(&message, Some(from)));
+        bench.deps.tasks.stop();
     }
 }

@@ -1,20 +1,25 @@
 //! Messages that were written to a connection from which nothing was heard since.
 //!
-//! What is written into a dead socket looks delivered. A connection that ends without a word (it went silent, or broke) may have
-//! taken none of what came after its client was last heard; a user who is not back a moment later has an inbox record written
-//! for each, and the push service notifies. A client that had got them is notified of what it has: once too often, not never.
+//! What is written into a dead socket looks delivered. A connection that ends without a word (it went silent, or broke)
+//! may have taken none of what came after its client was last heard; a user who is not back a moment later has an inbox
+//! record written for each, and the push service notifies. A client that had got them is notified of what it has: once
+//! too often, not never.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::ChatServer;
 use super::connection::Connection;
+use super::publisher::Publisher;
+use super::shared::Shared;
 use crate::backends::BackendResult;
 use crate::backends::messages::Messages;
-use crate::protocol::{ConversationId, MessageId, SessionId, UserId};
+use crate::backends::sessions::Sessions;
+use crate::protocol::{ConversationId, MessageFrame, MessageId, SessionId, UserId};
 use crate::runtime::clock;
-use crate::telemetry::Counter;
+use crate::server::Deps;
+use crate::server::access::members::Members;
+use crate::telemetry::{Counter, Metrics};
 
 /// Messages that are kept of one connection, the newest.
 const OF_A_CONNECTION_MAX: usize = 16;
@@ -25,7 +30,8 @@ const USERS_MAX: usize = 50_000;
 /// How long a user has to come back.
 const BACK_WITHIN: Duration = Duration::from_secs(10);
 
-/// How often users are looked at that did not, and how many at once: a storm of lost connections is no storm of notifications.
+/// How often users are looked at that did not, and how many at once: a storm of lost connections is no storm of
+/// notifications.
 const INTERVAL: Duration = Duration::from_secs(1);
 const AT_ONCE: usize = 200;
 
@@ -45,19 +51,8 @@ pub(super) struct State {
     is_over: bool,
 }
 
-/// Users whose connection ended without a word.
-#[derive(Default)]
-pub(super) struct Lost(Mutex<VecDeque<Missing>>);
-
-struct Missing {
-    user: UserId,
-    /// The connection: a session that the store has of it still is not the user's return.
-    session: SessionId,
-    messages: VecDeque<Place>,
-    tries: u8,
-    /// When to look, on [`clock::now_us`].
-    due_us: u64,
-}
+/// What a connection that has ended may not have got.
+pub(super) struct Missed(VecDeque<Place>);
 
 impl Connection {
     /// Notes a message that is being written; false when the connection has ended, so that it goes nowhere.
@@ -78,79 +73,109 @@ impl Connection {
     pub(super) fn note_heard(&self) {
         self.unheard.lock().expect("no panic while held").messages = None;
     }
-}
 
-impl Lost {
-    /// Takes a user; returns how many were given up for it.
-    fn put(&self, mut missing: Missing) -> u64 {
-        missing.due_us = clock::now_us() + BACK_WITHIN.as_micros() as u64;
-        let mut waiting = self.0.lock().expect("no panic while held");
-        waiting.push_back(missing);
-        let given_up = if waiting.len() > USERS_MAX { waiting.pop_front() } else { None };
-        given_up.map_or(0, |given_up| given_up.messages.len() as u64)
-    }
-
-    fn due(&self) -> Vec<Missing> {
-        let mut waiting = self.0.lock().expect("no panic while held");
-        let now_us = clock::now_us();
-        let due = waiting.iter().take(AT_ONCE).take_while(|missing| missing.due_us <= now_us).count();
-        waiting.drain(..due).collect()
+    /// Notes that the connection has ended: nothing counts as written to it any more. Returns what it may not have got;
+    /// `None` where its client said goodbye.
+    pub(super) fn note_ended(&self) -> Option<Missed> {
+        let mut unheard = self.unheard.lock().expect("no panic while held");
+        unheard.is_over = true;
+        unheard.messages.take().map(|messages| Missed(*messages))
     }
 }
 
-impl ChatServer {
-    /// Takes over what a connection may not have got, when it has ended. Nothing where its client said goodbye.
-    pub(super) fn note_lost(&self, connection: &Connection) {
-        let unheard = {
-            let mut unheard = connection.unheard.lock().expect("no panic while held");
-            unheard.is_over = true;
-            unheard.messages.take()
-        };
-        if let Some(messages) = unheard.filter(|_| !self.is_draining()) {
-            let (user, session) = (connection.user, connection.session);
-            self.lose(Missing { user, session, messages: *messages, tries: 0, due_us: 0 });
+/// Users whose connection ended without a word, until they are back or notified.
+pub(super) struct LostConnections {
+    sessions: Arc<dyn Sessions>,
+    messages: Arc<dyn Messages>,
+    members: Arc<Members>,
+    publisher: Publisher,
+    metrics: Arc<Metrics>,
+    waiting: Mutex<VecDeque<Missing>>,
+}
+
+struct Missing {
+    user: UserId,
+    /// The connection: a session that the store has of it still is not the user's return.
+    session: SessionId,
+    messages: VecDeque<Place>,
+    tries: u8,
+    /// When to look, on [`clock::now_us`].
+    due_us: u64,
+}
+
+impl LostConnections {
+    /// Nobody.
+    pub(super) fn new(deps: &Deps, shared: &Shared) -> Self {
+        Self {
+            sessions: Arc::clone(&deps.backends.sessions),
+            messages: Arc::clone(&deps.backends.messages),
+            members: Arc::clone(&shared.members),
+            publisher: shared.publisher.clone(),
+            metrics: Arc::clone(&deps.metrics),
+            waiting: Mutex::default(),
         }
+    }
+
+    /// Takes over what a connection may not have got, when it has ended.
+    pub(super) fn note_missed(&self, connection: &Connection, missed: Missed) {
+        let (user, session) = (connection.user, connection.session);
+        self.put(Missing { user, session, messages: missed.0, tries: 0, due_us: 0 });
     }
 
     /// The same of one message that came for a connection which had just ended.
     pub(super) fn note_late(&self, connection: &Connection, conversation: ConversationId, id: MessageId) {
-        let (user, session) = (connection.user, connection.session);
-        self.lose(Missing { user, session, messages: VecDeque::from([(conversation, id)]), tries: 0, due_us: 0 });
+        self.note_missed(connection, Missed(VecDeque::from([(conversation, id)])));
     }
 
-    fn lose(&self, missing: Missing) {
-        let given_up = self.lost.put(missing);
-        self.deps.metrics.add(Counter::AnnouncementsDropped, given_up);
+    /// Takes a user; where there are too many the oldest is given up for it.
+    fn put(&self, mut missing: Missing) {
+        missing.due_us = clock::now_us() + BACK_WITHIN.as_micros() as u64;
+        let mut waiting = self.waiting.lock().expect("no panic while held");
+        waiting.push_back(missing);
+        let given_up = if waiting.len() > USERS_MAX { waiting.pop_front() } else { None };
+        drop(waiting);
+        self.metrics.add(Counter::AnnouncementsDropped, given_up.map_or(0, |given_up| given_up.messages.len() as u64));
+    }
+
+    fn due(&self) -> Vec<Missing> {
+        let mut waiting = self.waiting.lock().expect("no panic while held");
+        let now_us = clock::now_us();
+        let due = waiting.iter().take(AT_ONCE).take_while(|missing| missing.due_us <= now_us).count();
+        waiting.drain(..due).collect()
     }
 
     /// Has users notified who did not come back. Inputs: who was lost, the clock.
     pub(super) async fn lost_loop(self: Arc<Self>) {
         loop {
             tokio::time::sleep(INTERVAL).await;
-            let missing = self.lost.due();
-            if missing.is_empty() {
+            self.notify_due().await;
+        }
+    }
+
+    async fn notify_due(&self) {
+        let missing = self.due();
+        if missing.is_empty() {
+            return;
+        }
+        let users: Vec<UserId> = missing.iter().map(|missing| missing.user).collect();
+        let sessions = self.sessions.lookup(&users).await;
+        let mut is_failing = sessions.is_err();
+        let sessions = sessions.unwrap_or_default();
+        for mut missing in missing {
+            let is_back = sessions.iter().any(|s| s.user == missing.user && s.session != missing.session);
+            if is_back {
                 continue;
             }
-            let users: Vec<UserId> = missing.iter().map(|missing| missing.user).collect();
-            let sessions = self.deps.backends.sessions.lookup(&users).await;
-            let mut is_failing = sessions.is_err();
-            let sessions = sessions.unwrap_or_default();
-            for mut missing in missing {
-                let is_back = sessions.iter().any(|s| s.user == missing.user && s.session != missing.session);
-                if is_back {
-                    continue;
-                }
-                // An engine that fails is not asked for all the others too: their turn comes again.
-                is_failing = is_failing || self.announce_again(&mut missing).await.is_err();
-                if missing.messages.is_empty() {
-                    continue;
-                }
-                missing.tries += 1;
-                if missing.tries < TRIES {
-                    self.lose(missing);
-                } else {
-                    self.deps.metrics.add(Counter::AnnouncementsDropped, missing.messages.len() as u64);
-                }
+            // An engine that fails is not asked for all the others too: their turn comes again.
+            is_failing = is_failing || self.announce_again(&mut missing).await.is_err();
+            if missing.messages.is_empty() {
+                continue;
+            }
+            missing.tries += 1;
+            if missing.tries < TRIES {
+                self.put(missing);
+            } else {
+                self.metrics.add(Counter::AnnouncementsDropped, missing.messages.len() as u64);
             }
         }
     }
@@ -159,10 +184,10 @@ impl ChatServer {
     async fn announce_again(&self, missing: &mut Missing) -> BackendResult<()> {
         while let Some((conversation, id)) = missing.messages.front().copied() {
             if self.members.contains(conversation, missing.user).await?
-                && let Some(message) = read_one(&*self.deps.backends.messages, conversation, id).await?
+                && let Some(message) = read_one(&*self.messages, conversation, id).await?
             {
-                self.publish_to_inboxes(None, &message, &[missing.user]).await?;
-                self.deps.metrics.count(Counter::AnnouncedAgain);
+                self.publisher.publish_to_inboxes(None, &message, &[missing.user]).await?;
+                self.metrics.count(Counter::AnnouncedAgain);
             }
             missing.messages.pop_front();
         }
@@ -174,7 +199,40 @@ async fn read_one(
     store: &dyn Messages,
     conversation: ConversationId,
     id: MessageId,
-) -> BackendResult<Option<crate::protocol::MessageFrame>> {
+) -> BackendResult<Option<MessageFrame>> {
     let Some(before) = id.0.checked_sub(1) else { return Ok(None) };
     Ok(store.read(conversation, MessageId(before), id, 1).await?.pop())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::bench::Bench;
+    use super::*;
+
+    #[tokio::test]
+    async fn who_does_not_come_back_is_notified_of_what_was_written_since_the_client_was_heard() {
+        let bench = Bench::new().await;
+        let lost = LostConnections::new(&bench.deps, &bench.shared);
+        let [gone, back] = bench.users().await;
+        let talk = bench.direct(gone, back).await;
+        let id = bench.say(talk, back).await.id;
+        let connections = [gone, back].map(|user| bench.enter(user));
+        for connection in &connections {
+            assert!(connection.note_written(talk, MessageId(7)));
+            connection.note_heard();
+            assert!(connection.note_written(talk, id));
+            lost.note_missed(connection, connection.note_ended().expect("one message"));
+            assert!(!connection.note_written(talk, id), "it has ended");
+        }
+        let rights = bench.rights();
+        rights.claim(&rights.new_session(back, connections[1].device.clone())).await.expect("claims");
+        lost.notify_due().await;
+        assert_eq!(lost.metrics.counted(Counter::AnnouncedAgain), 0, "there is time to come back");
+        tokio::time::pause();
+        tokio::time::advance(BACK_WITHIN).await;
+        tokio::time::resume();
+        lost.notify_due().await;
+        assert_eq!(lost.metrics.counted(Counter::AnnouncedAgain), 1, "of the one who is not back");
+        assert!(lost.waiting.lock().expect("no panic while held").is_empty());
+    }
 }

@@ -1,0 +1,150 @@
+//! For tests of this server's owners: embedded engines, and connections whose other end is the test.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::Identity;
+use super::connection::Connection;
+use super::delivery::Delivery;
+use super::poll;
+use super::presence_feed::PresenceFeed;
+use super::rights::Rights;
+use super::sender::Sender;
+use super::shared::Shared;
+use super::socket::Socket;
+use super::subscriptions::Subscriptions;
+use super::unheard::LostConnections;
+use crate::backends::directory::{NewConversationRow, NewUser};
+use crate::backends::{self, Engines};
+use crate::protocol::api::ConversationKind;
+use crate::protocol::frames::SendFrame;
+use crate::protocol::{ConversationId, MessageFrame, ServerFrame, SessionId, UserId};
+use crate::runtime::Tasks;
+use crate::server::Deps;
+use crate::server::access::auth::Tokens;
+use crate::server::access::keys::{Keys, Purpose};
+use crate::server::access::seats::Seats;
+use crate::server::ordering::Ordering;
+use crate::telemetry::Registry;
+
+/// What the owners of a server are made of.
+pub(super) struct Bench {
+    pub(super) deps: Deps,
+    pub(super) shared: Shared,
+    /// Removed last.
+    _folder: tempfile::TempDir,
+}
+
+impl Bench {
+    /// Fresh engines.
+    pub(super) async fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = backends::Config { data: folder.path().to_owned(), partitions: 4, engines: Engines::default() };
+        let registry = Registry::default();
+        let keys = |purpose| Keys::derive(&[7; 32], &[], purpose);
+        let deps = Deps {
+            name: "chat-1".parse().expect("a name"),
+            advertise: None,
+            backends: backends::open(&config).await.expect("opens"),
+            metrics: registry.register("chat", "chat-1"),
+            registry,
+            tokens: Arc::new(Tokens::new(&keys(Purpose::Tokens), 3_600)),
+            peer_keys: Arc::new(keys(Purpose::PeerLinks)),
+            client_keys: Arc::new(keys(Purpose::Clients)),
+            tasks: Tasks::new(),
+        };
+        let shared = Shared::open(&deps, 1 << 20).await.expect("opens");
+        Self { deps, shared, _folder: folder }
+    }
+
+    /// Some users who have nothing to do with each other.
+    pub(super) async fn users<const N: usize>(&self) -> [UserId; N] {
+        let new: [NewUser; N] = std::array::from_fn(|n| NewUser {
+            name: format!("user-{n}"),
+            display_name: format!("User {n}"),
+            password_hash: "none".to_owned(),
+        });
+        let users = self.deps.backends.directory.add_users(&new).await.expect("adds");
+        users.try_into().expect("one id for each")
+    }
+
+    /// A connection of a user's, in the hub.
+    pub(super) fn enter(&self, user: UserId) -> Arc<Connection> {
+        let connection = connection(user);
+        self.shared.outbound.hub.add(Arc::clone(&connection));
+        connection
+    }
+
+    /// A group.
+    pub(super) async fn group(&self, members: &[UserId]) -> ConversationId {
+        self.conversation(ConversationKind::Group, members).await
+    }
+
+    /// A conversation of two.
+    pub(super) async fn direct(&self, a: UserId, b: UserId) -> ConversationId {
+        self.conversation(ConversationKind::Direct, &[a, b]).await
+    }
+
+    async fn conversation(&self, kind: ConversationKind, members: &[UserId]) -> ConversationId {
+        let (owner, members) = (members[0], members.to_vec());
+        let new = NewConversationRow { kind, name: String::new(), owner, members };
+        self.deps.backends.directory.add_conversation(&new).await.expect("adds")
+    }
+
+    /// A message that is stored and not told.
+    pub(super) async fn say(&self, conversation: ConversationId, sender: UserId) -> MessageFrame {
+        let frame = send_frame(conversation);
+        let ordering = Ordering::new(&self.deps.backends, &self.deps.metrics);
+        ordering.store(sender, &frame).await.expect("stores")
+    }
+
+    pub(super) fn rights(&self) -> Arc<Rights> {
+        Arc::new(Rights::new(&self.deps, &self.shared))
+    }
+
+    pub(super) fn presence_feed(&self) -> Arc<PresenceFeed> {
+        Arc::new(PresenceFeed::new(&self.deps, &self.shared))
+    }
+
+    pub(super) fn delivery(&self) -> Arc<Delivery> {
+        let lost = Arc::new(LostConnections::new(&self.deps, &self.shared));
+        let (subscriptions, presence) = (self.subscriptions(), self.presence_feed());
+        Arc::new(Delivery::new(&self.deps, &self.shared, subscriptions, presence, lost, None))
+    }
+
+    /// A connection may have two requests at once.
+    pub(super) fn sender(&self) -> Arc<Sender> {
+        Arc::new(Sender::new(&self.deps, &self.shared, self.subscriptions(), self.delivery(), 2))
+    }
+
+    /// A connection may have three.
+    pub(super) fn subscriptions(&self) -> Arc<Subscriptions> {
+        Arc::new(Subscriptions::new(&self.deps, &self.shared, 3))
+    }
+}
+
+/// A message to be sent.
+pub(super) fn send_frame(conversation: ConversationId) -> SendFrame {
+    SendFrame { uuid: Uuid::new_v4(), conversation, kind: "text".to_owned(), body: "hello".to_owned(), reply_to: None }
+}
+
+/// A connection of a user's, over a socket.
+pub(super) fn connection_over(socket: Socket, user: UserId) -> Arc<Connection> {
+    let device = "phone".parse().expect("a name");
+    let identity = Identity { sub: user, dev: device, jti: Uuid::new_v4(), iat: 0, exp: u64::MAX };
+    let seat = Seats::new(1).take().expect("a free seat");
+    Arc::new(Connection::new(identity, SessionId(Uuid::new_v4()), socket, seat))
+}
+
+/// A connection of a user's that keeps what it is sent until [`written`] asks.
+pub(super) fn connection(user: UserId) -> Arc<Connection> {
+    connection_over(Socket::polled(), user)
+}
+
+/// What a connection was sent since this was last asked, and the code that it was closed with.
+pub(super) fn written(connection: &Connection) -> (Vec<ServerFrame>, Option<u16>) {
+    let answer = poll::taken(connection);
+    let frames = answer.frames.iter().map(|text| ServerFrame::decode(text.get()).expect("a frame of ours"));
+    (frames.collect(), answer.closed)
+}

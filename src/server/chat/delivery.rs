@@ -1,0 +1,358 @@
+//! From the log and from peers to the sockets.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::connection::Connection;
+use super::outbound::Outbound;
+use super::presence_feed::PresenceFeed;
+use super::shared::Shared;
+use super::subscriptions::Subscriptions;
+use super::tamper::Tamper;
+use super::unheard::LostConnections;
+use crate::backends::log::{Delivered, LogReader, PartitionLag, Topic};
+use crate::protocol::frames::HeadFrame;
+use crate::protocol::websocket::{self, Decoder, Event, Role};
+use crate::protocol::{ConversationId, MessageId, ServerFrame, SessionId, UserId};
+use crate::runtime::{Tasks, clock};
+use crate::server::Deps;
+use crate::server::access::members::Members;
+use crate::server::inbox::InboxHeader;
+use crate::telemetry::{Counter, Gauge, Metrics, PartitionFigures, Timer};
+
+/// How often heads of large channels are passed on: a busy channel costs each subscriber this many frames at most.
+const HEAD_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Wait after a failed read of the log.
+const READ_RETRY: Duration = Duration::from_millis(200);
+
+/// How often the lag gauges are written.
+const LAG_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Passes what is said on to the connections of one server.
+pub(super) struct Delivery {
+    outbound: Arc<Outbound>,
+    reader: Arc<dyn LogReader>,
+    members: Arc<Members>,
+    subscriptions: Arc<Subscriptions>,
+    presence: Arc<PresenceFeed>,
+    lost: Arc<LostConnections>,
+    tasks: Tasks,
+    metrics: Arc<Metrics>,
+    tamper: Option<Arc<dyn Tamper>>,
+    /// Newest head of each large channel, not passed on yet.
+    heads: Mutex<HashMap<ConversationId, MessageId>>,
+}
+
+impl Delivery {
+    /// To the owners that it hands records to.
+    pub(super) fn new(
+        deps: &Deps,
+        shared: &Shared,
+        subscriptions: Arc<Subscriptions>,
+        presence: Arc<PresenceFeed>,
+        lost: Arc<LostConnections>,
+        tamper: Option<Arc<dyn Tamper>>,
+    ) -> Self {
+        Self {
+            outbound: Arc::clone(&shared.outbound),
+            reader: Arc::clone(&shared.reader),
+            members: Arc::clone(&shared.members),
+            subscriptions,
+            presence,
+            lost,
+            tasks: deps.tasks.clone(),
+            metrics: Arc::clone(&deps.metrics),
+            tamper,
+            heads: Mutex::default(),
+        }
+    }
+
+    /// Whether a test has users go on getting what they have no right to any more.
+    pub(super) fn ignores_removals(&self) -> bool {
+        self.tamper.as_ref().is_some_and(|tamper| tamper.ignores_removals())
+    }
+
+    /// Passes records of the log on. Inputs: the log.
+    pub(super) async fn inbox_loop(self: Arc<Self>) {
+        loop {
+            match self.reader.next().await {
+                Ok(records) => {
+                    self.metrics.add(Counter::LogRead, records.len() as u64);
+                    for record in records {
+                        self.on_record(&record).await;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "reading the log failed");
+                    tokio::time::sleep(READ_RETRY).await;
+                }
+            }
+        }
+    }
+
+    async fn on_record(&self, delivered: &Delivered) {
+        match delivered.topic {
+            Topic::Inbox => self.on_inbox_record(delivered).await,
+            Topic::PresenceUpdates => self.presence.on_record(delivered),
+            Topic::Channel => {
+                if let Ok(head) = serde_json::from_slice::<HeadFrame>(&delivered.record.payload) {
+                    self.note_head(&head);
+                }
+            }
+        }
+    }
+
+    async fn on_inbox_record(&self, delivered: &Delivered) {
+        let Some((header, frame)) = InboxHeader::parse(&delivered.record.payload) else {
+            tracing::error!(offset = delivered.offset, "an inbox record can't be read");
+            return;
+        };
+        let users = delivered.record.keys.iter().map(|key| UserId(*key));
+        let mut connections = self.outbound.hub.connections_of(users);
+        connections.retain(|connection| header.except != Some(connection.session));
+        let connections = self.keep_members(header.conversation, connections, |connection| connection.user).await;
+        for connection in &connections {
+            if connection.note_written(header.conversation, header.id) {
+                self.deliver(connection, &frame);
+            } else {
+                self.lost.note_late(connection, header.conversation, header.id);
+            }
+        }
+        self.metrics.add(Counter::Deliveries, connections.len() as u64);
+        let age_ms = clock::unix_ms().saturating_sub(delivered.at_ms);
+        self.metrics.time_us(Timer::Fanout, age_ms * 1_000);
+    }
+
+    /// Writes an encoded message frame to one connection; the place where tests may tamper.
+    fn deliver(&self, connection: &Arc<Connection>, frame: &Bytes) {
+        match &self.tamper {
+            None => self.outbound.push(connection, frame.clone()),
+            Some(tamper) => {
+                let delay = tamper.delay();
+                if delay.is_zero() {
+                    return deliver_tampered(&self.outbound, &**tamper, connection, frame);
+                }
+                let (outbound, tamper) = (Arc::clone(&self.outbound), Arc::clone(tamper));
+                let (connection, frame) = (Arc::clone(connection), frame.clone());
+                self.tasks.spawn("chat.delayed", async move {
+                    tokio::time::sleep(delay).await;
+                    deliver_tampered(&outbound, &*tamper, &connection, &frame);
+                });
+            }
+        }
+    }
+
+    /// Leaves out those whose user is not a member (any more). When the members can't be read nobody is left in: the
+    /// message is stored, and a sync finds it.
+    async fn keep_members<T>(
+        &self,
+        conversation: ConversationId,
+        mut all: Vec<T>,
+        user_of: impl Fn(&T) -> UserId,
+    ) -> Vec<T> {
+        if all.is_empty() || self.ignores_removals() {
+            return all;
+        }
+        let kept = match self.members.get(conversation).await {
+            Ok(Some(list)) if list.is_large() => {
+                // It has grown since the message was sent, or this server's look is the older one.
+                let users: Vec<UserId> = all.iter().map(&user_of).collect();
+                let members = self.members.among(conversation, &users).await;
+                members.map(|members| all.retain(|one| members.contains(&user_of(one))))
+            }
+            Ok(Some(list)) => {
+                all.retain(|one| list.has(user_of(one)));
+                Ok(())
+            }
+            Ok(None) => {
+                all.clear();
+                Ok(())
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = kept {
+            tracing::warn!(%error, %conversation, "members can't be read; recipients will sync");
+            all.clear();
+        }
+        all
+    }
+
+    /// Writes a frame to sessions of this server; returns those that took it.
+    pub(super) async fn deliver_to_sessions(
+        &self,
+        conversation: Option<ConversationId>,
+        message: Option<MessageId>,
+        sessions: &[(UserId, SessionId)],
+        text: &str,
+    ) -> Vec<SessionId> {
+        let mut sessions = sessions.to_vec();
+        if let Some(conversation) = conversation {
+            sessions = self.keep_members(conversation, sessions, |(user, _)| *user).await;
+        }
+        let frame: Bytes = websocket::text_frame(text, None).into();
+        let mut accepted = Vec::new();
+        for (user, session) in sessions {
+            if let Some(connection) = self.outbound.hub.find(user, session) {
+                let is_over = conversation.zip(message).is_some_and(|(c, id)| !connection.note_written(c, id));
+                if is_over {
+                    continue;
+                }
+                self.deliver(&connection, &frame);
+                accepted.push(session);
+            }
+        }
+        self.metrics.add(Counter::Deliveries, accepted.len() as u64);
+        accepted
+    }
+
+    fn note_head(&self, head: &HeadFrame) {
+        let mut heads = self.heads.lock().expect("no panic while held");
+        match heads.get_mut(&head.conversation) {
+            Some(newest) => {
+                *newest = (*newest).max(head.id);
+                self.metrics.count(Counter::HeadsCoalesced);
+            }
+            None => {
+                heads.insert(head.conversation, head.id);
+            }
+        }
+    }
+
+    /// Passes the newest heads on. Inputs: the clock.
+    pub(super) async fn head_loop(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(HEAD_INTERVAL).await;
+            self.pass_heads();
+        }
+    }
+
+    fn pass_heads(&self) {
+        let heads = std::mem::take(&mut *self.heads.lock().expect("no panic while held"));
+        for (conversation, id) in heads {
+            let text = ServerFrame::Head(HeadFrame { conversation, id }).encode();
+            let frame: Bytes = websocket::text_frame(&text, None).into();
+            for connection in self.subscriptions.of(conversation) {
+                self.outbound.push(&connection, frame.clone());
+            }
+        }
+    }
+
+    /// Writes how far this server is behind the log. Inputs: the clock.
+    pub(super) async fn lag_loop(self: Arc<Self>) {
+        loop {
+            let lag = self.reader.lag().await;
+            let inbox = lag.iter().filter(|l| l.topic == Topic::Inbox).count();
+            let metrics = &self.metrics;
+            metrics.set(Gauge::LagRecords, lag.iter().map(|l| l.records).sum());
+            metrics.set(Gauge::LagMs, lag.iter().map(|l| l.age_ms).max().unwrap_or(0));
+            metrics.set(Gauge::LogPartitions, inbox as u64);
+            metrics.set(Gauge::Connections, self.outbound.hub.len() as u64);
+            let figures = |l: &PartitionLag| {
+                let PartitionLag { topic, partition, records, age_ms } = *l;
+                PartitionFigures { topic: topic.name(), partition, records, age_ms }
+            };
+            metrics.set_partitions(lag.iter().map(figures).collect());
+            tokio::time::sleep(LAG_INTERVAL).await;
+        }
+    }
+}
+
+fn deliver_tampered(outbound: &Outbound, tamper: &dyn Tamper, connection: &Arc<Connection>, frame: &Bytes) {
+    let mut message = None;
+    let mut copy = frame.to_vec();
+    let read = Decoder::new(Role::Client, u32::MAX).feed(&mut copy, &mut |event| {
+        if let Event::Text(text) = event
+            && let Ok(ServerFrame::Message(frame)) = ServerFrame::decode(text)
+        {
+            message = Some(frame);
+        }
+    });
+    match (read, message) {
+        (Ok(()), Some(message)) => {
+            for message in tamper.outgoing(connection.user, &message) {
+                outbound.reply(connection, &ServerFrame::Message(message));
+            }
+        }
+        _ => outbound.push(connection, frame.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::bench::{Bench, written};
+    use super::*;
+
+    #[tokio::test]
+    async fn heads_of_a_channel_are_coalesced_and_reach_its_subscribers() {
+        let bench = Bench::new().await;
+        let delivery = bench.delivery();
+        let [user, other] = bench.users().await;
+        let [busy, quiet] = [bench.group(&[user, other]).await, bench.group(&[user, other]).await];
+        let (subscriber, bystander) = (bench.enter(user), bench.enter(other));
+        for channel in [busy, quiet] {
+            delivery.subscriptions.subscribe(&subscriber, channel).await.expect("a member");
+        }
+        let head = |conversation, id| HeadFrame { conversation, id: MessageId(id) };
+        // What was published in another order than it was stored.
+        for head in [head(busy, 3), head(busy, 9), head(busy, 8), head(quiet, 1)] {
+            delivery.note_head(&head);
+        }
+        delivery.pass_heads();
+        let (mut frames, _) = written(&subscriber);
+        frames.sort_by_key(ServerFrame::encode);
+        let mut expected = [ServerFrame::Head(head(busy, 9)), ServerFrame::Head(head(quiet, 1))];
+        expected.sort_by_key(ServerFrame::encode);
+        assert_eq!(frames, expected);
+        assert_eq!(delivery.metrics.counted(Counter::HeadsCoalesced), 2);
+        delivery.pass_heads();
+        assert_eq!((written(&subscriber).0, written(&bystander).0), (Vec::new(), Vec::new()));
+    }
+
+    #[tokio::test]
+    async fn a_record_reaches_members_but_not_the_session_that_sent_it() {
+        let bench = Bench::new().await;
+        let delivery = bench.delivery();
+        let [sender, member, stranger, gone] = bench.users().await;
+        let talk = bench.group(&[sender, member, gone]).await;
+        let message = bench.say(talk, sender).await;
+        let [from, own_other, here, not_here, ended] =
+            [sender, sender, member, stranger, gone].map(|user| bench.enter(user));
+        ended.note_ended();
+        let users = [sender, member, stranger, gone];
+        for user in users {
+            delivery.reader.subscribe(Topic::Inbox, user.0).await.expect("subscribes");
+        }
+        bench.shared.publisher.publish_to_inboxes(Some(from.session), &message, &users).await.expect("publishes");
+        let mut read = 0;
+        while read < users.len() {
+            for record in delivery.reader.next().await.expect("reads") {
+                read += record.record.keys.len();
+                delivery.on_record(&record).await;
+            }
+        }
+        let expected = [ServerFrame::Message(message)];
+        assert_eq!((written(&own_other).0.as_slice(), written(&here).0.as_slice()), (&expected[..], &expected[..]));
+        for connection in [&from, &not_here, &ended] {
+            assert_eq!(written(connection).0, []);
+        }
+    }
+
+    #[tokio::test]
+    async fn peers_are_told_which_sessions_took_a_message() {
+        let bench = Bench::new().await;
+        let delivery = bench.delivery();
+        let [member, stranger] = bench.users().await;
+        let talk = bench.group(&[member]).await;
+        let [here, ended, not_here] = [member, member, stranger].map(|user| bench.enter(user));
+        ended.note_ended();
+        let sessions = [&here, &ended, &not_here].map(|connection| (connection.user, connection.session));
+        let text = ServerFrame::Pong.encode();
+        let took = delivery.deliver_to_sessions(Some(talk), Some(MessageId(1)), &sessions, &text).await;
+        assert_eq!(took, [here.session]);
+        assert_eq!((written(&here).0, written(&not_here).0), (vec![ServerFrame::Pong], Vec::new()));
+    }
+}

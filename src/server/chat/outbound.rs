@@ -1,0 +1,189 @@
+//! What goes to the sockets: frames, merged writes, closes.
+//!
+//! The lowest of this server's owners: it knows who is connected and nothing of conversations. Whoever has a frame for
+//! a client gives it to [`Outbound`], which never waits: what a socket does not take at once is queued, and flushed by
+//! a task.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+use super::connection::Connection;
+use super::hub::Hub;
+use super::socket::{CLOSE_WAIT, Flushed, MERGE_WINDOW_MS, Pushed, Socket};
+use crate::protocol::frames::MovedFrame;
+use crate::protocol::{CloseCode, ServerFrame, UserId, websocket};
+use crate::runtime::Tasks;
+use crate::telemetry::{Counter, Metrics};
+
+/// Writes to the connections of one server.
+pub(super) struct Outbound {
+    /// Who is connected.
+    pub(super) hub: Hub,
+    flushes: Flushes,
+    /// Bytes that may wait for one slow reader; then it is cut.
+    bytes_max: usize,
+    tasks: Tasks,
+    metrics: Arc<Metrics>,
+}
+
+/// Connections with something to flush after the merge window.
+#[derive(Default)]
+struct Flushes {
+    connections: Mutex<Vec<Arc<Connection>>>,
+    news: Notify,
+}
+
+impl Flushes {
+    fn add(&self, connection: &Arc<Connection>) {
+        self.connections.lock().expect("no panic while held").push(Arc::clone(connection));
+        self.news.notify_one();
+    }
+
+    fn take(&self) -> Vec<Arc<Connection>> {
+        std::mem::take(&mut *self.connections.lock().expect("no panic while held"))
+    }
+}
+
+impl Outbound {
+    /// Without connections. At most `bytes_max` bytes wait for one of them.
+    pub(super) fn new(bytes_max: usize, tasks: Tasks, metrics: Arc<Metrics>) -> Self {
+        Self { hub: Hub::default(), flushes: Flushes::default(), bytes_max, tasks, metrics }
+    }
+
+    /// Writes a frame to one connection.
+    pub(super) fn reply(&self, connection: &Arc<Connection>, frame: &ServerFrame) {
+        self.push(connection, websocket::text_frame(&frame.encode(), None).into());
+    }
+
+    /// Writes a frame to each connection of a user.
+    pub(super) fn reply_to_user(&self, user: UserId, frame: &ServerFrame) {
+        self.hub.for_user(user, |connection| self.reply(connection, frame));
+    }
+
+    /// Writes an encoded frame to one connection. Never waits; a client that reads too slowly is cut.
+    pub(super) fn push(&self, connection: &Arc<Connection>, frame: Bytes) {
+        match connection.socket.push(frame, self.bytes_max) {
+            Pushed::Written | Pushed::Queued | Pushed::Closed => {}
+            Pushed::FlushSoon => self.flushes.add(connection),
+            Pushed::FlushWhenWritable => self.flush_when_writable(connection),
+            Pushed::Full => {
+                self.metrics.count(Counter::SlowConsumers);
+                self.close(connection, CloseCode::SlowConsumer);
+            }
+        }
+    }
+
+    /// Sends a close frame and ends the connection when the other end has answered, or after a moment.
+    pub(super) fn close(&self, connection: &Arc<Connection>, code: CloseCode) {
+        let frame = websocket::close_frame(Some(code.code()), code.reason(), None);
+        if !connection.socket.begin_close(frame.into(), code == CloseCode::SlowConsumer) {
+            return;
+        }
+        let shared = Arc::clone(connection);
+        self.tasks.spawn("chat.close", async move {
+            let _ = tokio::time::timeout(CLOSE_WAIT, flush(&shared.socket)).await;
+            tokio::time::sleep(CLOSE_WAIT).await;
+            shared.socket.abort();
+        });
+    }
+
+    /// Asks a client to connect to another server, and closes its connection.
+    pub(super) fn send_elsewhere(&self, connection: &Arc<Connection>) {
+        let retry_after_ms = rand::random_range(50..500);
+        let moved = MovedFrame { reason: "drain".to_owned(), retry_after_ms };
+        self.reply(connection, &ServerFrame::Moved(moved));
+        self.close(connection, CloseCode::Moved);
+    }
+
+    fn flush_when_writable(&self, connection: &Arc<Connection>) {
+        let shared = Arc::clone(connection);
+        self.tasks.spawn("chat.flush", async move { flush(&shared.socket).await });
+    }
+
+    /// Flushes what gathered in a merge window. Inputs: the list of connections.
+    pub(super) async fn flush_loop(self: Arc<Self>) {
+        loop {
+            self.flushes.news.notified().await;
+            tokio::time::sleep(Duration::from_millis(MERGE_WINDOW_MS.into())).await;
+            for connection in self.flushes.take() {
+                if connection.socket.flush() == Flushed::Blocked {
+                    self.flush_when_writable(&connection);
+                }
+            }
+        }
+    }
+}
+
+/// Writes what waits, as the kernel takes it.
+async fn flush(socket: &Socket) {
+    while socket.flush() == Flushed::Blocked && socket.writable().await.is_ok() {}
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::super::bench::{connection, connection_over, written};
+    use super::*;
+
+    const ALICE: UserId = UserId(1);
+
+    fn outbound(bytes_max: usize) -> (Arc<Outbound>, Arc<Metrics>) {
+        let metrics = Arc::new(Metrics::new("chat", "chat-1"));
+        (Arc::new(Outbound::new(bytes_max, Tasks::new(), Arc::clone(&metrics))), metrics)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_reads_too_slowly_is_cut_and_counted_once() {
+        let (outbound, metrics) = outbound(100);
+        let (slow, other) = (connection(ALICE), connection(ALICE));
+        for _ in 0..20 {
+            outbound.reply(&slow, &ServerFrame::Pong);
+        }
+        outbound.reply(&other, &ServerFrame::Pong);
+        assert_eq!(metrics.counted(Counter::SlowConsumers), 1);
+        assert_eq!(
+            written(&slow),
+            (Vec::new(), Some(CloseCode::SlowConsumer.code())),
+            "nothing is sent before the close"
+        );
+        assert_eq!(written(&other), (vec![ServerFrame::Pong], None));
+        // Whether its client answers or not.
+        slow.socket.dead().await;
+    }
+
+    #[tokio::test]
+    async fn nothing_follows_a_close_and_its_first_code_stands() {
+        let (outbound, _) = outbound(1_000);
+        let connection = connection(ALICE);
+        outbound.send_elsewhere(&connection);
+        outbound.close(&connection, CloseCode::LoggedOut);
+        outbound.reply(&connection, &ServerFrame::Pong);
+        let (frames, closed) = written(&connection);
+        assert!(matches!(frames[..], [ServerFrame::Moved(_)]), "{frames:?}");
+        assert_eq!(closed, Some(CloseCode::Moved.code()));
+    }
+
+    #[tokio::test]
+    async fn frames_that_follow_each_other_closely_all_arrive_in_order() {
+        let (outbound, _) = outbound(1_000);
+        outbound.tasks.spawn_until_stopped("test.flush_loop", Arc::clone(&outbound).flush_loop());
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let mut client = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connects");
+        let (stream, _) = listener.accept().await.expect("accepts");
+        let connection = connection_over(Socket::new(stream), ALICE);
+        outbound.hub.add(Arc::clone(&connection));
+        let frames: Vec<Bytes> = (0..5).map(|n| websocket::text_frame(&format!("frame {n}"), None).into()).collect();
+        for frame in &frames {
+            outbound.push(&connection, frame.clone());
+        }
+        let mut read = vec![0; frames.concat().len()];
+        client.read_exact(&mut read).await.expect("reads");
+        assert_eq!(read, frames.concat());
+        outbound.tasks.stop();
+    }
+}
