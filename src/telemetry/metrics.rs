@@ -63,6 +63,8 @@ names!(
         AnnouncedAgain = "chatctl_announced_again_total",
         /// Messages whose announcement was given up: too many waited.
         AnnouncementsDropped = "chatctl_announcements_dropped_total",
+        /// Messages that were not delivered by push, since their conversation's members could not be read for a minute.
+        DeliveriesGivenUp = "chatctl_deliveries_given_up_total",
         /// Ids declared void.
         IdsVoided = "chatctl_ids_voided_total",
         /// Messages that were stored and not acknowledged, since their counter was overtaken.

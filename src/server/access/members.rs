@@ -14,7 +14,7 @@ use super::ttl_cache::{TTL, TtlCache};
 use crate::backends::BackendResult;
 use crate::backends::directory::{Audience, Directory};
 use crate::protocol::api::ConversationKind;
-use crate::protocol::limits::FANOUT_ON_WRITE_MEMBERS_MAX;
+use crate::protocol::limits::{FANOUT_ON_WRITE_MEMBERS_MAX, MEMBERS_PER_CALL_MAX};
 use crate::protocol::{ConversationId, UserId};
 
 /// Conversations that are cached.
@@ -137,7 +137,9 @@ impl Members {
         let (known, unknown): (Vec<UserId>, Vec<UserId>) = users.iter().partition(|user| is_known(user));
         let mut among = HashSet::from_iter(known);
         if list.is_some_and(|list| list.is_large()) && !unknown.is_empty() {
-            among.extend(self.directory.members_among(conversation, &unknown).await?);
+            for some in unknown.chunks(MEMBERS_PER_CALL_MAX) {
+                among.extend(self.directory.members_among(conversation, some).await?);
+            }
         }
         Ok(among)
     }
@@ -159,6 +161,12 @@ impl Members {
             Ok(Some(list))
         };
         self.fills.get((conversation, fill.generation()), read).await
+    }
+
+    /// Whether the members of a conversation are known now, so that [`Self::get`] answers at once.
+    #[must_use]
+    pub fn are_known(&self, conversation: ConversationId) -> bool {
+        self.lists.get(&conversation).is_ok_and(|list| !list.is_large())
     }
 
     /// Invalidates a conversation: the next read sees the directory as it is.

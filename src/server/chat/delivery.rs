@@ -7,17 +7,19 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::connection::Connection;
+use super::lanes::{Lanes, Put};
 use super::outbound::Outbound;
 use super::presence_feed::PresenceFeed;
 use super::shared::Shared;
 use super::subscriptions::Subscriptions;
 use super::tamper::Tamper;
 use super::unheard::LostConnections;
+use crate::backends::BackendResult;
 use crate::backends::log::{Delivered, LogReader, PartitionLag, Topic};
 use crate::protocol::frames::HeadFrame;
 use crate::protocol::websocket::{self, Decoder, Event, Role};
 use crate::protocol::{ConversationId, MessageId, ServerFrame, SessionId, UserId};
-use crate::runtime::{Tasks, clock};
+use crate::runtime::{Backoff, Tasks, clock};
 use crate::server::Deps;
 use crate::server::access::members::Members;
 use crate::server::inbox::InboxHeader;
@@ -28,6 +30,13 @@ const HEAD_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Wait after a failed read of the log.
 const READ_RETRY: Duration = Duration::from_millis(200);
+
+/// Waits before members that could not be read are read again, and the longest.
+const MEMBERS_RETRY: Duration = Duration::from_millis(200);
+const MEMBERS_RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// How old a message may get that waits for its members to be known.
+const GIVE_UP_AFTER_MS: u64 = 60_000;
 
 /// How often the lag gauges are written.
 const LAG_INTERVAL: Duration = Duration::from_millis(500);
@@ -45,6 +54,7 @@ pub(super) struct Delivery {
     tamper: Option<Arc<dyn Tamper>>,
     /// Newest head of each large channel, not passed on yet.
     heads: Mutex<HashMap<ConversationId, MessageId>>,
+    lanes: Lanes,
 }
 
 impl Delivery {
@@ -68,6 +78,7 @@ impl Delivery {
             metrics: Arc::clone(&deps.metrics),
             tamper,
             heads: Mutex::default(),
+            lanes: Lanes::default(),
         }
     }
 
@@ -94,7 +105,7 @@ impl Delivery {
         }
     }
 
-    async fn on_record(&self, delivered: &Delivered) {
+    async fn on_record(self: &Arc<Self>, delivered: &Delivered) {
         match delivered.topic {
             Topic::Inbox => self.on_inbox_record(delivered).await,
             Topic::PresenceUpdates => self.presence.on_record(delivered),
@@ -106,18 +117,69 @@ impl Delivery {
         }
     }
 
-    async fn on_inbox_record(&self, delivered: &Delivered) {
+    async fn on_inbox_record(self: &Arc<Self>, delivered: &Delivered) {
         let Some((header, frame)) = InboxHeader::parse(&delivered.record.payload) else {
             tracing::error!(offset = delivered.offset, "an inbox record can't be read");
             return;
         };
+        let conversation = header.conversation;
+        if self.members.are_known(conversation)
+            && !self.lanes.has(conversation)
+            && self.deliver_record(delivered, &header, &frame).await.is_ok()
+        {
+            return;
+        }
+        match self.lanes.put(conversation, delivered.clone()) {
+            Put::New => {
+                let this = Arc::clone(self);
+                self.tasks.spawn_until_stopped("chat.lane", async move { this.go_along(conversation).await });
+            }
+            Put::Behind => {}
+            Put::Full => self.give_up(conversation, "too many wait"),
+        }
+    }
+
+    /// Delivers what is in a conversation's lane, one after the other, until it is empty.
+    async fn go_along(&self, conversation: ConversationId) {
+        let mut backoff = Backoff::new(MEMBERS_RETRY, MEMBERS_RETRY_MAX);
+        while let Some(delivered) = self.lanes.first(conversation) {
+            let parsed = InboxHeader::parse(&delivered.record.payload);
+            let outcome = match &parsed {
+                Some((header, frame)) => self.deliver_record(&delivered, header, frame).await,
+                None => Ok(()),
+            };
+            if let Err(error) = outcome {
+                if clock::unix_ms().saturating_sub(delivered.at_ms) < GIVE_UP_AFTER_MS {
+                    let wait = backoff.next_wait(&mut rand::rng());
+                    tokio::time::sleep(MEMBERS_RETRY + wait).await;
+                    continue;
+                }
+                self.give_up(conversation, &error.to_string());
+            }
+            backoff.reset();
+            if !self.lanes.done(conversation) {
+                return;
+            }
+        }
+    }
+
+    fn give_up(&self, conversation: ConversationId, why: &str) {
+        tracing::warn!(%conversation, why, "a message could not be delivered since its members are not known; recipients will sync");
+        self.metrics.count(Counter::DeliveriesGivenUp);
+    }
+
+    /// Writes a record to the connections of the members whom it names.
+    ///
+    /// # Errors
+    /// When the members can't be read; nothing was written then.
+    async fn deliver_record(&self, delivered: &Delivered, header: &InboxHeader, frame: &Bytes) -> BackendResult<()> {
         let users = delivered.record.keys.iter().map(|key| UserId(*key));
         let mut connections = self.outbound.hub.connections_of(users);
         connections.retain(|connection| header.except != Some(connection.session));
-        let connections = self.keep_members(header.conversation, connections, |connection| connection.user).await;
+        let connections = self.keep_members(header.conversation, connections, |connection| connection.user).await?;
         for connection in &connections {
             if connection.note_written(header.conversation, header.id) {
-                self.deliver(connection, &frame);
+                self.deliver(connection, frame);
             } else {
                 self.lost.note_late(connection, header.conversation, header.id);
             }
@@ -125,6 +187,7 @@ impl Delivery {
         self.metrics.add(Counter::Deliveries, connections.len() as u64);
         let age_ms = clock::unix_ms().saturating_sub(delivered.at_ms);
         self.metrics.time_us(Timer::Fanout, age_ms * 1_000);
+        Ok(())
     }
 
     /// Writes an encoded message frame to one connection; the place where tests may tamper.
@@ -146,39 +209,30 @@ impl Delivery {
         }
     }
 
-    /// Leaves out those whose user is not a member (any more). When the members can't be read nobody is left in: the
-    /// message is stored, and a sync finds it.
+    /// Leaves out those whose user is not a member (any more).
+    ///
+    /// # Errors
+    /// When the members can't be read.
     async fn keep_members<T>(
         &self,
         conversation: ConversationId,
         mut all: Vec<T>,
         user_of: impl Fn(&T) -> UserId,
-    ) -> Vec<T> {
+    ) -> BackendResult<Vec<T>> {
         if all.is_empty() || self.ignores_removals() {
-            return all;
+            return Ok(all);
         }
-        let kept = match self.members.get(conversation).await {
-            Ok(Some(list)) if list.is_large() => {
+        match self.members.get(conversation).await? {
+            Some(list) if list.is_large() => {
                 // It has grown since the message was sent, or this server's look is the older one.
                 let users: Vec<UserId> = all.iter().map(&user_of).collect();
-                let members = self.members.among(conversation, &users).await;
-                members.map(|members| all.retain(|one| members.contains(&user_of(one))))
+                let members = self.members.among(conversation, &users).await?;
+                all.retain(|one| members.contains(&user_of(one)));
             }
-            Ok(Some(list)) => {
-                all.retain(|one| list.has(user_of(one)));
-                Ok(())
-            }
-            Ok(None) => {
-                all.clear();
-                Ok(())
-            }
-            Err(error) => Err(error),
-        };
-        if let Err(error) = kept {
-            tracing::warn!(%error, %conversation, "members can't be read; recipients will sync");
-            all.clear();
+            Some(list) => all.retain(|one| list.has(user_of(one))),
+            None => all.clear(),
         }
-        all
+        Ok(all)
     }
 
     /// Writes a frame to sessions of this server; returns those that took it.
@@ -191,7 +245,9 @@ impl Delivery {
     ) -> Vec<SessionId> {
         let mut sessions = sessions.to_vec();
         if let Some(conversation) = conversation {
-            sessions = self.keep_members(conversation, sessions, |(user, _)| *user).await;
+            // Who can't be told for a member gets it by the log, whose record waits until that is known.
+            let kept = self.keep_members(conversation, sessions, |(user, _)| *user).await;
+            sessions = kept.unwrap_or_default();
         }
         let frame: Bytes = websocket::text_frame(text, None).into();
         let mut accepted = Vec::new();
@@ -285,6 +341,8 @@ fn deliver_tampered(outbound: &Outbound, tamper: &dyn Tamper, connection: &Arc<C
 mod tests {
     use super::super::bench::{Bench, written};
     use super::*;
+    use crate::backends::directory::Directory;
+    use crate::backends::layers::{Faults, Layer, Layered};
 
     #[tokio::test]
     async fn heads_of_a_channel_are_coalesced_and_reach_its_subscribers() {
@@ -334,6 +392,9 @@ mod tests {
                 delivery.on_record(&record).await;
             }
         }
+        while delivery.lanes.has(talk) {
+            tokio::task::yield_now().await;
+        }
         let expected = [ServerFrame::Message(message)];
         assert_eq!((written(&own_other).0.as_slice(), written(&here).0.as_slice()), (&expected[..], &expected[..]));
         for connection in [&from, &not_here, &ended] {
@@ -354,5 +415,38 @@ mod tests {
         let took = delivery.deliver_to_sessions(Some(talk), Some(MessageId(1)), &sessions, &text).await;
         assert_eq!(took, [here.session]);
         assert_eq!((written(&here).0, written(&not_here).0), (vec![ServerFrame::Pong], Vec::new()));
+    }
+
+    #[tokio::test]
+    async fn what_comes_while_members_can_not_be_read_is_delivered_in_order_once_they_can() {
+        let mut bench = Bench::new().await;
+        let away = Layer::Faulty(Box::new(Faults::new(7, 500)));
+        let directory = Layered::<dyn Directory>::new(Arc::clone(&bench.deps.backends.directory), away);
+        bench.shared.members = Arc::new(Members::new(Arc::new(directory)));
+        let delivery = bench.delivery();
+        let [sender, member] = bench.users().await;
+        let talk = bench.group(&[sender, member]).await;
+        let here = bench.enter(member);
+        delivery.reader.subscribe(Topic::Inbox, member.0).await.expect("subscribes");
+        let mut expected = Vec::new();
+        for _ in 0..5 {
+            let message = bench.say(talk, sender).await;
+            bench.shared.publisher.publish_to_inboxes(None, &message, &[member]).await.expect("publishes");
+            expected.push(ServerFrame::Message(message));
+        }
+        let mut read = 0;
+        while read < expected.len() {
+            for record in delivery.reader.next().await.expect("reads") {
+                read += 1;
+                delivery.on_record(&record).await;
+                bench.shared.members.invalidate(talk);
+            }
+        }
+        while delivery.lanes.has(talk) {
+            bench.shared.members.invalidate(talk);
+            tokio::time::sleep(MEMBERS_RETRY).await;
+        }
+        assert_eq!(written(&here).0, expected);
+        assert_eq!(delivery.metrics.counted(Counter::DeliveriesGivenUp), 0);
     }
 }

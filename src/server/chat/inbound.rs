@@ -159,12 +159,24 @@ impl ChatServer {
 
     /// Takes a connection out of everything. Done once; a second call changes nothing.
     pub(super) async fn disconnected(&self, connection: &Arc<Connection>) {
-        let Some(was_last) = self.outbound.hub.remove(connection.user, connection.session) else { return };
+        if let Some(was_last) = self.leave(connection) {
+            self.clean_up(connection, was_last).await;
+        }
+    }
+
+    /// Takes a connection out of the hub; returns whether it was its user's last, and `None` where it was out already.
+    pub(super) fn leave(&self, connection: &Arc<Connection>) -> Option<bool> {
+        let was_last = self.outbound.hub.remove(connection.user, connection.session)?;
         let missed = connection.note_ended();
         // Who is sent elsewhere by a drain is back at once.
         if let Some(missed) = missed.filter(|_| !self.is_draining()) {
             self.lost.note_missed(connection, missed);
         }
+        Some(was_last)
+    }
+
+    /// Undoes what a connection that has left the hub had entered elsewhere.
+    pub(super) async fn clean_up(&self, connection: &Arc<Connection>, was_last: bool) {
         self.subscriptions.remove_all(connection).await;
         self.rights.give_up(connection).await;
         if was_last {

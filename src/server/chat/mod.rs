@@ -33,6 +33,7 @@
 //! | `in_flight` | requests under way, for a change of members that waits for them |
 //! | `uuids` | in which conversation a uuid is in use |
 //! | `beats` | beats that are not passed on yet |
+//! | `lanes` | records of conversations whose members are not known just now |
 //! | `watches` | who hears of whose presence |
 //! | `session_keeper` | keeps sessions in the store, and enters them again after it forgot them |
 //! | `recent_set` | notes of what ended in the last half minute |
@@ -51,6 +52,7 @@ mod handshake;
 mod hub;
 mod in_flight;
 mod inbound;
+mod lanes;
 mod outbound;
 mod poll;
 mod presence_feed;
@@ -79,6 +81,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 
 use self::delivery::Delivery;
 #[cfg(test)]
@@ -107,11 +110,18 @@ use crate::telemetry::{Counter, Gauge};
 /// How often what could not be read when members or friends changed is read again.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(2);
 
+/// Of these, every so manieth looks at all subscriptions, whether or not something was told.
+const RECHECKS_PER_CHECK: u32 = 8;
+
 /// How often connections that went silent, or whose token has expired, are looked for. Source: invariant I13, 5 s.
 const SWEEP_CONNECTIONS_INTERVAL: Duration = Duration::from_secs(2);
 
 /// HTTP connections of clients that poll, at least; where there are more seats, a tenth of them.
 const POLL_CONNECTIONS_MIN: usize = 256;
+
+/// Batches of connections that a drain closes in a second, and the time between two.
+const DRAINS_PER_SECOND: u32 = 20;
+const DRAIN_INTERVAL: Duration = Duration::from_millis(1_000 / DRAINS_PER_SECOND as u64);
 
 /// Longest that a drain waits, without connections, for claims that are under way.
 const CLAIMS_WAIT_MAX: Duration = Duration::from_secs(2);
@@ -320,10 +330,15 @@ impl ChatServer {
 
     /// Does again what could not be done when members or friends changed. Inputs: the clock.
     async fn recheck_loop(self: Arc<Self>) {
+        let mut looks = 0_u32;
         loop {
             tokio::time::sleep(RECHECK_INTERVAL).await;
             self.subscriptions.check_again().await;
             self.presence.watch_again().await;
+            looks += 1;
+            if looks.is_multiple_of(RECHECKS_PER_CHECK) {
+                self.subscriptions.check_all().await;
+            }
         }
     }
 
@@ -356,8 +371,10 @@ impl ChatServer {
         // Told at once, so that nobody is sent here any more; the announce loop repeats it.
         let _ = self.deps.backends.registry.announce(&self.entry()).await;
         let deadline = clock::instant() + limit;
-        let batch = (self.config.drain_per_second / 20).max(1) as usize;
+        let batch = (self.config.drain_per_second / DRAINS_PER_SECOND).max(1) as usize;
         let mut empty_since = None;
+        // Ends with this: what is not cleaned up by then ends by its time to live.
+        let mut cleaning = JoinSet::new();
         loop {
             let connections = self.outbound.hub.some(batch);
             let now = clock::instant();
@@ -365,6 +382,9 @@ impl ChatServer {
                 return;
             }
             if connections.is_empty() {
+                let _ =
+                    tokio::time::timeout_at(deadline.into(), async { while cleaning.join_next().await.is_some() {} })
+                        .await;
                 // The device of a claim may have a connection elsewhere, whose server is to hear of the claim from this
                 // one.
                 let waited = now - *empty_since.get_or_insert(now);
@@ -374,9 +394,14 @@ impl ChatServer {
             }
             for connection in connections {
                 self.outbound.send_elsewhere(&connection);
-                self.disconnected(&connection).await;
+                // Engines that hang hold up nobody's word to leave.
+                if let Some(was_last) = self.leave(&connection) {
+                    let this = Arc::clone(self);
+                    cleaning.spawn(async move { this.clean_up(&connection, was_last).await });
+                }
             }
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            while cleaning.try_join_next().is_some() {}
+            tokio::time::sleep(DRAIN_INTERVAL).await;
         }
     }
 }

@@ -241,6 +241,11 @@ impl PresenceFeed {
 
     /// Begins to tell two users of each other's presence, or ends it.
     pub(super) async fn friends_changed(&self, a: UserId, b: UserId, friends: bool) {
+        let known = if friends { self.directory.friends(a).await.map(|all| all.contains(&b)) } else { Ok(true) };
+        if matches!(known, Ok(false)) {
+            // A late word of what has ended since.
+            return;
+        }
         // Noted before the look for users: one who comes up now reads the note afterwards.
         for pair in [(a, b), (b, a)] {
             if friends {
@@ -252,7 +257,7 @@ impl PresenceFeed {
         for (user, friend) in [(a, b), (b, a)].into_iter().filter(|(user, _)| self.outbound.hub.has_user(*user)) {
             if !friends {
                 self.end_watching(friend, user).await;
-            } else if self.start_watching(friend, user).await.is_ok() {
+            } else if known.is_ok() && self.start_watching(friend, user).await.is_ok() {
                 // A new friend who is online is shown at once.
                 self.show_to_user(user, vec![friend]).await;
             } else {
@@ -309,12 +314,18 @@ mod tests {
         let feed = bench.presence_feed();
         let [friend, user, other] = bench.users().await;
         let (watching, stranger) = (bench.enter(user), bench.enter(other));
+        let directory = &bench.deps.backends.directory;
+        directory.set_friends(friend, user, true).await.expect("befriends");
         feed.friends_changed(friend, user, true).await;
         feed.on_record(&record(friend));
         assert_eq!(written(&watching).0, [online(friend)]);
-        feed.friends_changed(friend, user, false).await;
-        feed.on_record(&record(friend));
-        assert_eq!((written(&watching).0, written(&stranger).0), (Vec::new(), Vec::new()));
+        directory.set_friends(friend, user, false).await.expect("ends");
+        // The word of the beginning comes once more, and late.
+        for told in [false, true] {
+            feed.friends_changed(friend, user, told).await;
+            feed.on_record(&record(friend));
+            assert_eq!((written(&watching).0, written(&stranger).0), (Vec::new(), Vec::new()), "{told}");
+        }
         assert_eq!(feed.watched(), 0);
     }
 

@@ -4,7 +4,7 @@
 //! List and channels change together, under the lock of the list; the count is raised before and lowered after. A
 //! connection that has left the hub gets no subscription any more, whatever its worker still does.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -23,8 +23,11 @@ use crate::runtime::Tasks;
 use crate::server::Deps;
 use crate::server::access::members::{LIST_TTL, Members};
 
-/// Members up to which a conversation may have become large with the last change.
-const JUST_GROWN_MAX: usize = FANOUT_ON_WRITE_MEMBERS_MAX + MEMBERS_PER_CALL_MAX;
+/// Members that are read of a conversation that has become large: more than come together before a server hears of it.
+const GROWN_MEMBERS_MAX: usize = 20 * MEMBERS_PER_CALL_MAX;
+
+/// Conversations that are known to go the way of large ones; past that they are forgotten, and looked at once more.
+const SWITCHED_MAX: usize = 100_000;
 
 /// After a conversation has shrunk: servers that were not told yet may send its messages the old way for so long.
 const OLD_WAY: Duration = LIST_TTL.saturating_add(Duration::from_secs(1));
@@ -57,6 +60,8 @@ pub(super) struct Subscriptions {
     of_a_connection_max: usize,
     /// By large channel.
     channels: Mutex<HashMap<ConversationId, Subscribers>>,
+    /// Conversations whose connected members were subscribed when they had become large. Written by [`Self::members_changed`].
+    switched: Mutex<HashSet<ConversationId>>,
     /// Conversations whose members could not be read when they changed, with the number of members that was told.
     unchecked: Mutex<HashMap<ConversationId, u64>>,
 }
@@ -73,6 +78,7 @@ impl Subscriptions {
             tasks: deps.tasks.clone(),
             of_a_connection_max,
             channels: Mutex::default(),
+            switched: Mutex::default(),
             unchecked: Mutex::default(),
         }
     }
@@ -231,20 +237,56 @@ impl Subscriptions {
     }
 
     async fn follow_members(self: &Arc<Self>, conversation: ConversationId, count: u64) -> BackendResult<()> {
-        let may_have_grown = (FANOUT_ON_WRITE_MEMBERS_MAX as u64 + 1..=JUST_GROWN_MAX as u64).contains(&count);
+        // The number as somebody read it: of several who add members at once each may have read that of all.
+        let is_small = (1..=FANOUT_ON_WRITE_MEMBERS_MAX as u64).contains(&count);
         let subscribers = self.of(conversation);
-        if subscribers.is_empty() && !may_have_grown {
+        if subscribers.is_empty() && is_small {
+            self.switched().remove(&conversation);
             return Ok(());
         }
-        let users: Vec<UserId> = subscribers.iter().map(|connection| connection.user).collect();
-        let members = self.members.among(conversation, &users).await?;
-        for connection in subscribers.iter().filter(|connection| !members.contains(&connection.user)) {
-            self.remove(connection, conversation).await;
-        }
+        self.keep_members(conversation, &subscribers).await?;
         match self.members.get(conversation).await? {
-            Some(list) if list.is_large() && may_have_grown => self.has_grown(conversation).await,
-            Some(list) if !list.is_large() => self.has_shrunk(conversation).await,
-            _ => Ok(()),
+            Some(list) if list.is_large() => {
+                if !self.switched().contains(&conversation) {
+                    self.has_grown(conversation).await?;
+                    let mut switched = self.switched();
+                    if switched.len() >= SWITCHED_MAX {
+                        switched.clear();
+                    }
+                    switched.insert(conversation);
+                }
+                Ok(())
+            }
+            Some(_) => {
+                self.switched().remove(&conversation);
+                self.has_shrunk(conversation).await
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn switched(&self) -> MutexGuard<'_, HashSet<ConversationId>> {
+        self.switched.lock().expect("no panic while held")
+    }
+
+    /// Ends the subscriptions of those who are no members.
+    async fn keep_members(&self, channel: ConversationId, subscribers: &[Arc<Connection>]) -> BackendResult<()> {
+        let users: Vec<UserId> = subscribers.iter().map(|connection| connection.user).collect();
+        let members = self.members.among(channel, &users).await?;
+        for connection in subscribers.iter().filter(|connection| !members.contains(&connection.user)) {
+            self.remove(connection, channel).await;
+        }
+        Ok(())
+    }
+
+    /// Ends every subscription of somebody who is no member, whether or not this server was told.
+    pub(super) async fn check_all(&self) {
+        let channels: Vec<ConversationId> = self.channels().keys().copied().collect();
+        for channel in channels {
+            // Members that can't be read now are read the next time; the port's layer counts it.
+            if self.keep_members(channel, &self.of(channel)).await.is_err() {
+                return;
+            }
         }
     }
 
@@ -252,7 +294,16 @@ impl Subscriptions {
     /// said the new way before they were subscribed is below that. Where that fails they are subscribed no more, so
     /// that whoever does it again finds them as they were.
     async fn has_grown(&self, conversation: ConversationId) -> BackendResult<()> {
-        let members = self.directory.members(conversation, UserId(0), JUST_GROWN_MAX).await?;
+        let mut members = Vec::new();
+        loop {
+            let after = members.last().copied().unwrap_or(UserId(0));
+            let page = self.directory.members(conversation, after, MEMBERS_PER_CALL_MAX).await?;
+            let is_last = page.len() < MEMBERS_PER_CALL_MAX;
+            members.extend(page);
+            if is_last || members.len() >= GROWN_MEMBERS_MAX {
+                break;
+            }
+        }
         let mut new = Vec::new();
         let mut result = Ok(());
         for connection in self.outbound.hub.connections_of(members.into_iter()) {
@@ -340,9 +391,58 @@ mod tests {
         assert!(leaves.subscriptions().is_empty());
         let refused = subscriptions.subscribe(&leaves, channel).await.expect_err("not a member");
         assert_eq!(refused.code, ErrorCode::NotAMember);
-        // The conversation may have grown with the change: a member that is connected is subscribed and told.
+        // The conversation may have grown with the change: a member that is connected is subscribed and told, once.
         let told = ServerFrame::Conversation(ConversationChangeFrame { conversation: channel, large: true });
         assert_eq!((written(&never).0, written(&leaves).0), (vec![told], Vec::new()));
+        subscriptions.remove(&never, channel).await;
+        subscriptions.members_changed(channel, users.len() as u64).await.expect("reads");
+        assert!(!subscriptions.has(channel, never.user), "it did not want to");
+    }
+
+    #[tokio::test]
+    async fn a_removal_that_nobody_told_of_is_found() {
+        let bench = Bench::new().await;
+        let subscriptions = bench.subscriptions();
+        let users = bench.users::<{ FANOUT_ON_WRITE_MEMBERS_MAX + 2 }>().await;
+        let channel = bench.group(&users).await;
+        let [stays, leaves] = [0, 1].map(|n| bench.enter(users[n]));
+        for connection in [&stays, &leaves] {
+            subscriptions.subscribe(connection, channel).await.expect("a member");
+        }
+        bench.deps.backends.directory.remove_member(channel, leaves.user).await.expect("removes");
+        bench.shared.members.invalidate(channel);
+        subscriptions.check_all().await;
+        assert!(subscriptions.has(channel, stays.user) && !subscriptions.has(channel, leaves.user));
+    }
+
+    #[tokio::test]
+    async fn a_group_that_grows_by_several_calls_at_once_keeps_its_connected_members() {
+        const TOGETHER: usize = MEMBERS_PER_CALL_MAX + 600;
+        let bench = Bench::new().await;
+        let subscriptions = bench.subscriptions();
+        let users = Box::pin(bench.users::<TOGETHER>()).await;
+        // The one who is connected was there first, and has the highest number.
+        let old = users[TOGETHER - 1];
+        let group = bench.group(&[old]).await;
+        let connection = bench.enter(old);
+        for count in [0, TOGETHER as u64] {
+            for some in users.chunks(MEMBERS_PER_CALL_MAX) {
+                bench.deps.backends.directory.add_members(group, some).await.expect("adds");
+            }
+            bench.shared.members.invalidate(group);
+            // Each of those who added them reads the number of all, or none.
+            subscriptions.members_changed(group, count).await.expect("reads");
+            assert!(subscriptions.has(group, old), "{count}");
+            let told = ServerFrame::Conversation(ConversationChangeFrame { conversation: group, large: true });
+            assert_eq!(written(&connection).0, [told], "{count}");
+            for gone in &users[FANOUT_ON_WRITE_MEMBERS_MAX / 2..TOGETHER - 1] {
+                bench.deps.backends.directory.remove_member(group, *gone).await.expect("removes");
+            }
+            bench.shared.members.invalidate(group);
+            subscriptions.members_changed(group, FANOUT_ON_WRITE_MEMBERS_MAX as u64 / 2).await.expect("reads");
+            let told = ServerFrame::Conversation(ConversationChangeFrame { conversation: group, large: false });
+            assert_eq!(written(&connection).0, [told], "{count}");
+        }
     }
 
     #[tokio::test]
