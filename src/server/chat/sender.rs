@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_may_have_been_stored_keeps_its_uuid() {
+    async fn what_is_not_refused_definitely_keeps_its_uuid() {
         let bench = Bench::new().await;
         let sender = bench.sender();
         let [user] = bench.users().await;
