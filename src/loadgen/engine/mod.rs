@@ -260,6 +260,9 @@ async fn set_up(
 }
 
 fn share(run: Run, api: Api, sources: Vec<IpAddr>) -> Shared {
+    let run = Arc::new(run);
+    let told = Arc::clone(&run);
+    api.on_turn(move |asked_us, now_us| told.recorder.call_had_turn(asked_us, now_us));
     Shared {
         api,
         alarms: Alarms::default(),
@@ -271,7 +274,7 @@ fn share(run: Run, api: Api, sources: Vec<IpAddr>) -> Shared {
         traffic: Traffic::default(),
         pollers: Pollers::default(),
         sources,
-        run: Arc::new(run),
+        run,
     }
 }
 
