@@ -1,7 +1,7 @@
 //! The HTTP API as a client sees it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -34,6 +34,9 @@ const IDLE_MAX: Duration = Duration::from_secs(8);
 
 /// Requests at the same time.
 const REQUESTS_AT_ONCE: usize = 128;
+
+/// The same of those that look at the stack. They wait for no device's.
+const LOOKS_AT_ONCE: usize = 2;
 
 /// Largest answer.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
@@ -189,6 +192,9 @@ pub(super) enum Source {
     Store,
 }
 
+/// Is told when a request was asked for and when it had its turn, on the run's clock in µs.
+type HadTurn = Box<dyn Fn(u64, u64) + Send + Sync>;
+
 /// One API, through pooled connections. Clones share them.
 #[derive(Clone)]
 pub(super) struct Api {
@@ -197,6 +203,8 @@ pub(super) struct Api {
     fresh: HttpClient<Full<Bytes>>,
     base: Arc<str>,
     turns: Arc<Semaphore>,
+    looks: Arc<Semaphore>,
+    had_turn: Arc<OnceLock<HadTurn>>,
     counts: Arc<ApiCounts>,
 }
 
@@ -246,8 +254,16 @@ impl Api {
             HttpClient::new(ClientConfig { connect_timeout, idle_max, idle_per_host_max })
         };
         let (client, fresh) = (client(REQUESTS_AT_ONCE), client(0));
-        let turns = Arc::new(Semaphore::new(REQUESTS_AT_ONCE));
-        Ok(Self { client, fresh, base: target.as_str().into(), turns, counts: Arc::default() })
+        let [turns, looks] = [REQUESTS_AT_ONCE, LOOKS_AT_ONCE].map(|n| Arc::new(Semaphore::new(n)));
+        let (had_turn, counts) = (Arc::default(), Arc::default());
+        Ok(Self { client, fresh, base: target.as_str().into(), turns, looks, had_turn, counts })
+    }
+
+    /// From now on `told` is told of every request of a device when it was asked for and when it had its turn: the time between is
+    /// the generator's.
+    pub(super) fn on_turn(&self, told: impl Fn(u64, u64) + Send + Sync + 'static) {
+        let is_first = self.had_turn.set(Box::new(told)).is_ok();
+        debug_assert!(is_first, "a run begins once");
     }
 
     /// What happened to requests so far.
@@ -255,7 +271,23 @@ impl Api {
         &self.counts
     }
 
+    /// Makes a request of a device, when it is its turn.
     async fn send(&self, method: Method, path: &str, token: Option<&str>, body: Bytes) -> Result<Answer, Error> {
+        let asked_us = clock::now_us();
+        let _turn = self.turns.acquire().await.map_err(|e| Error::failed(&e))?;
+        if let Some(told) = self.had_turn.get() {
+            told(asked_us, clock::now_us());
+        }
+        self.send_now(method, path, token, body).await
+    }
+
+    /// Looks at the stack.
+    async fn look(&self, path: &str) -> Result<Answer, Error> {
+        let _turn = self.looks.acquire().await.map_err(|e| Error::failed(&e))?;
+        self.send_now(Method::GET, path, None, Bytes::new()).await
+    }
+
+    async fn send_now(&self, method: Method, path: &str, token: Option<&str>, body: Bytes) -> Result<Answer, Error> {
         let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
         if let Some(token) = token {
             request = request.header("authorization", format!("Bearer {token}"));
@@ -264,7 +296,6 @@ impl Api {
             request = request.header("content-type", "application/json");
         }
         let request = request.body(Full::new(body)).map_err(|e| Error::failed(&e))?;
-        let _turn = self.turns.acquire().await.map_err(|e| Error::failed(&e))?;
         let late = || Error::transport(format!("no answer from {} within {TIMEOUT:?}", self.base));
         let answer = tokio::time::timeout(TIMEOUT, self.exchange(request)).await.unwrap_or_else(|_| Err(late()));
         if answer.as_ref().is_err_and(Error::is_local) {
@@ -345,7 +376,7 @@ impl Api {
 
     /// Whether the API and its engines are ready.
     pub(super) async fn ready(&self) -> Result<(), Error> {
-        let (status, _, body) = self.send(Method::GET, "/health/ready", None, Bytes::new()).await?;
+        let (status, _, body) = self.look("/health/ready").await?;
         if status.is_success() {
             return Ok(());
         }
@@ -355,7 +386,7 @@ impl Api {
     /// The figures of every server; of one process, where the stack is of an older version.
     pub(super) async fn metrics(&self) -> Result<String, Error> {
         for path in ["/metrics/cluster", "/metrics"] {
-            let (status, _, body) = self.send(Method::GET, path, None, Bytes::new()).await?;
+            let (status, _, body) = self.look(path).await?;
             if status.is_success() {
                 return Ok(String::from_utf8_lossy(&body).into_owned());
             }
@@ -441,51 +472,5 @@ impl Api {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn refused(status: u16, header: Option<&str>, body: &str) -> Error {
-        let mut headers = HeaderMap::new();
-        if let Some(value) = header {
-            headers.insert(RETRY_AFTER, value.parse().expect("a header"));
-        }
-        Error::refused(StatusCode::from_u16(status).expect("a status"), &headers, body.as_bytes())
-    }
-
-    const OVERLOADED: &str = r#"{"code":"overloaded","message":"busy","retry_after_ms":1500}"#;
-
-    #[test]
-    fn the_later_of_both_retry_times_counts_and_a_date_does_not() {
-        let after = |header, body| refused(503, header, body).retry_after();
-        assert_eq!(after(None, OVERLOADED), Some(Duration::from_millis(1_500)));
-        assert_eq!(after(Some("1"), OVERLOADED), Some(Duration::from_millis(1_500)));
-        assert_eq!(after(Some("2"), OVERLOADED), Some(Duration::from_secs(2)));
-        assert_eq!(after(Some("2"), "<html>busy</html>"), Some(Duration::from_secs(2)));
-        assert_eq!(after(Some("Fri, 31 Dec 2999 23:59:59 GMT"), "busy"), None);
-        assert_eq!(after(Some("-1"), "busy"), None);
-        assert_eq!(after(None, "busy"), None);
-    }
-
-    #[test]
-    fn backpressure_refusals_and_faults_are_told_apart() {
-        let busy = refused(503, None, OVERLOADED);
-        assert!(busy.is_throttled() && busy.is_retryable() && !busy.is_local());
-        assert_eq!((busy.code(), busy.status()), (Some(ErrorCode::Overloaded), Some(StatusCode::SERVICE_UNAVAILABLE)));
-        let plain = refused(503, None, "no upstream");
-        assert!(!plain.is_throttled() && plain.is_retryable() && plain.code().is_none());
-        assert!(refused(429, Some("1"), "").is_throttled());
-        assert!(!refused(500, Some("1"), "").is_throttled(), "a fault, whatever it asks for");
-        let expired = refused(401, None, r#"{"code":"unauthorized","message":"the token has expired"}"#);
-        assert!(expired.is_unauthorized() && !expired.is_retryable());
-        assert!(refused(401, None, "login").is_unauthorized());
-        assert!(!refused(409, None, r#"{"code":"conflict","message":"taken"}"#).is_retryable());
-        assert!(!Error::Unreadable("x".to_owned()).is_retryable());
-    }
-
-    #[test]
-    fn a_servers_words_are_short_and_not_obeyed() {
-        let text = refused(500, None, &format!("\u{1b}[2J{}", "x".repeat(10_000))).to_string();
-        assert!(text.starts_with("500 Internal Server Error: \\u{1b}[2Jx") && text.ends_with('…'), "{text}");
-        assert!(text.len() < 400, "{}", text.len());
-    }
-}
+#[path = "api_tests.rs"]
+mod tests;

@@ -112,6 +112,8 @@ counts!(
     clients,
     /// Devices that never connected.
     never_connected,
+    /// Devices of those whose last try failed by a limit of the generator's own machine.
+    never_connected_local,
     /// Connections that were lost or closed against the plan; closes of a planned drain are not among them.
     disconnects,
     /// Tries to connect that failed: refused, lost or timed out. Backpressure and tokens that ended are not among them.

@@ -177,6 +177,15 @@ impl Recorder {
         self.record(path, due_us, now_us.saturating_sub(due_us));
     }
 
+    /// Notes that an API call that was asked for at one time had its turn at another. After the load, devices and audit ask for
+    /// all at once, and nothing is measured any more.
+    pub(super) fn call_had_turn(&self, asked_us: u64, now_us: u64) {
+        let part = self.part_at(asked_us);
+        if self.bounds.get().is_none_or(|bounds| part <= bounds.phases.len()) {
+            self.record_all(part, [(LatencyPath::CallLag, now_us.saturating_sub(asked_us))]);
+        }
+    }
+
     /// Folds the shards into the totals.
     fn fold(&self) -> MutexGuard<'_, Folded> {
         let mut folded = self.folded.lock().expect("no panic while held");
@@ -385,5 +394,17 @@ mod tests {
             "of what is measured only"
         );
         assert_eq!(lag_of(&recorder.take_interval(0).all()).count, 3);
+    }
+
+    #[test]
+    fn what_calls_waited_for_their_turn_is_a_lag_of_the_load() {
+        let recorder = recorder();
+        recorder.call_had_turn(101 * S, 103 * S);
+        recorder.call_had_turn(129 * S, 131 * S);
+        recorder.call_had_turn(130 * S, 190 * S);
+        let overall = recorder.overall();
+        let lag = overall.get(&LatencyPath::CallLag).expect("it is measured in a warm-up, as connects are");
+        assert_eq!((lag.count(), lag.max_us() / S), (2, 2), "the end of the run is no load");
+        assert_eq!(recorder.lag().summary().count, 0);
     }
 }

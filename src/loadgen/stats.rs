@@ -89,7 +89,10 @@ impl Stats {
             LinkError::Placement(error) => return self.call_failed("placement", error),
             LinkError::Local(_) => add(&self.local_errors, 1),
             LinkError::Broken(_) => add(&self.protocol_errors, 1),
-            _ if error.retry_after.is_some() => return add(&self.throttled, 1),
+            // As of calls: only "busy", with a time to come back, is no failure.
+            LinkError::Refused { status: 0 | 429 | 503, .. } if error.retry_after.is_some() => {
+                return add(&self.throttled, 1);
+            }
             LinkError::Refused { .. } | LinkError::Closed(_) if error.cause.is_unauthorized() => {}
             LinkError::Lost(_) | LinkError::TimedOut { .. } | LinkError::Refused { .. } | LinkError::Closed(_) => {
                 add(&self.connects_failed, 1);
@@ -154,4 +157,25 @@ pub(super) fn sub(counter: &AtomicU64, n: u64) {
 /// Reads a counter.
 pub(super) fn get(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn only_a_busy_server_that_names_a_time_has_not_failed() {
+        let counted = |status, has_time: bool| {
+            let retry_after = has_time.then_some(Duration::from_secs(1));
+            let cause = LinkError::Refused { status, text: String::new(), retry_after };
+            let stats = Stats::default();
+            stats.connect_failed(&ConnectError { cause, server: None, retry_after });
+            (get(&stats.throttled), get(&stats.connects_failed))
+        };
+        assert_eq!([429, 503, 0].map(|status| counted(status, true)), [(1, 0); 3]);
+        assert_eq!([403, 500, 502].map(|status| counted(status, true)), [(0, 1); 3]);
+        assert_eq!(counted(503, false), (0, 1));
+    }
 }

@@ -78,6 +78,12 @@ impl ErrorCode {
         matches!(self, Self::RequestTimeout | Self::RateLimited | Self::Overloaded | Self::Unavailable | Self::Internal)
     }
 
+    /// True where the server is busy, or what it needs is: with a time to come back, no fault of it.
+    #[must_use]
+    pub const fn is_backpressure(self) -> bool {
+        matches!(self, Self::RateLimited | Self::Overloaded | Self::Unavailable)
+    }
+
     /// True where the message was surely not stored (a history may call the failure definite).
     #[must_use]
     pub const fn is_definite(self) -> bool {

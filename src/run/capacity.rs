@@ -37,7 +37,7 @@ pub struct Answer {
     pub scenario: String,
     /// Thresholds of every trial that the scenario does not have itself.
     pub added_thresholds: Vec<String>,
-    /// Highest rate that held; `None` where there is no answer.
+    /// Highest rate that held; `None` where none did. No answer where `is_local` or `is_cut_short` is true.
     pub messages_per_s: Option<f64>,
     /// Deliveries per second at that rate.
     pub deliveries_per_s: Option<f64>,
@@ -70,7 +70,6 @@ pub struct Answer {
     /// The machine, in words.
     pub machine: String,
     /// Whether the generator or its machine was the limit: then nothing is known of the stack beyond the rate.
-    #[serde(skip)]
     pub is_local: bool,
 }
 
@@ -320,6 +319,8 @@ phases: [{phase: steady, duration: 1s, rate: 20}]
         let answer = answer_of(vec![(10.0, of_generator()), (10.0, of_generator()), (20.0, of_stack())], None);
         assert_eq!((answer.is_local, answer.stopped_by.as_str()), (true, "late"));
         assert_eq!(answer.messages_per_s, None);
+        let json = serde_json::to_value(&answer).expect("writes");
+        assert_eq!(json["is_local"], true, "programs are told, too, that it is no answer");
     }
 
     #[test]

@@ -52,6 +52,13 @@ pub fn boot_seconds() -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
+/// Seconds since the machine was started, with those in which it slept: what the kernel dates processes by.
+#[must_use]
+pub fn since_boot_s() -> f64 {
+    let time = rustix::time::clock_gettime(ClockId::Boottime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
 /// A point on the monotonic clock.
 #[must_use]
 pub fn instant() -> Instant {

@@ -9,6 +9,8 @@ use rustix::process::{Pid, Signal, kill_process};
 pub struct Usage {
     /// Processor time of all its threads, in steps of the kernel's clock tick (10 ms).
     pub cpu: Duration,
+    /// The same of its children that have ended, and of theirs.
+    pub ended_children_cpu: Duration,
     /// Resident memory in bytes; of pages shared with others its part, where the kernel tells.
     pub resident_bytes: u64,
 }
@@ -17,11 +19,15 @@ pub struct Usage {
 #[must_use]
 pub fn usage(pid: u32) -> Option<Usage> {
     let fields = stat(pid)?;
-    let ticks = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
+    // Behind the name the fields count from 3: utime is 14, stime 15, cutime 16, cstime 17.
+    let time = |number: usize| {
+        let ticks = fields.get(number - 3)?.parse::<u64>().ok()?;
+        Some(Duration::from_millis(ticks * 1_000 / rustix::param::clock_ticks_per_second()))
+    };
     let pages: u64 = fields.get(21)?.parse().ok()?;
-    let cpu = Duration::from_millis(ticks * 1_000 / rustix::param::clock_ticks_per_second());
+    let (cpu, ended_children_cpu) = (time(14)? + time(15)?, time(16)? + time(17)?);
     let resident_bytes = proportional_bytes(pid).unwrap_or(pages * rustix::param::page_size() as u64);
-    Some(Usage { cpu, resident_bytes })
+    Some(Usage { cpu, ended_children_cpu, resident_bytes })
 }
 
 /// Memory in which a page shared by n processes counts as an n-th; `None` where the process is somebody else's.
@@ -91,6 +97,19 @@ pub fn tell(pid: u32, what: Tell) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_child_took_is_its_parents_once_it_has_ended() {
+        let busy = "sh -c 'i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done'; echo ended; exec sleep 60";
+        let mut parent = std::process::Command::new("sh");
+        let mut parent = parent.args(["-c", busy]).stdout(std::process::Stdio::piped()).spawn().expect("sh is there");
+        let mut said = [0; 5];
+        std::io::Read::read_exact(parent.stdout.as_mut().expect("piped"), &mut said).expect("says so");
+        let used = usage(parent.id()).expect("it runs");
+        tell(parent.id(), Tell::Die).expect("it is ours");
+        parent.wait().expect("ends");
+        assert!(used.ended_children_cpu > Duration::ZERO && used.cpu < used.ended_children_cpu, "{used:?}");
+    }
 
     #[test]
     fn a_process_is_seen_with_its_children_and_ends_when_told() {

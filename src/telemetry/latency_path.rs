@@ -19,6 +19,9 @@ pub enum LatencyPath {
     SendLag,
     /// The same of everything else that is due at a time: connects, leaves, beats, changes of membership, faults.
     TimerLag,
+    /// From the wish to make a call of the API until the generator, which makes so many at once and no more, makes it: its own
+    /// part of connects, syncs and recoveries.
+    CallLag,
     /// From the time at which a message is due to its ACK.
     Ack,
     /// From the first write of a message to its ACK.
@@ -54,11 +57,12 @@ pub enum LatencyPath {
 
 impl LatencyPath {
     /// All paths.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Connect,
         Self::Login,
         Self::SendLag,
         Self::TimerLag,
+        Self::CallLag,
         Self::Ack,
         Self::AckService,
         Self::Answer,
@@ -84,6 +88,7 @@ impl LatencyPath {
             Self::Login => "login",
             Self::SendLag => "send_lag",
             Self::TimerLag => "timer_lag",
+            Self::CallLag => "call_lag",
             Self::Ack => "ack",
             Self::AckService => "ack_service",
             Self::Answer => "answer",
@@ -118,6 +123,7 @@ impl LatencyPath {
             | Self::Login
             | Self::SendLag
             | Self::TimerLag
+            | Self::CallLag
             | Self::AckService
             | Self::Answer
             | Self::DeliveryService
@@ -162,10 +168,25 @@ impl LatencyPath {
     /// True for what happens once per client and is measured from the first second, warm-up or not.
     #[must_use]
     pub const fn is_always_measured(self) -> bool {
-        matches!(self, Self::Connect | Self::Login | Self::Recovery | Self::PresenceOnline | Self::PresenceOffline)
+        matches!(
+            self,
+            Self::Connect | Self::Login | Self::CallLag | Self::Recovery | Self::PresenceOnline | Self::PresenceOffline
+        )
     }
 
-    /// True for what the generator itself was late by.
+    /// The generator's own lag that is in it, and how often at the most: a message is late when it is sent and when it is taken, a
+    /// recovery asks for a placement, an inbox and a page.
+    #[must_use]
+    pub const fn lag(self) -> Option<(Self, f64)> {
+        match self {
+            Self::Connect | Self::Sync => Some((Self::CallLag, 1.0)),
+            Self::Recovery => Some((Self::CallLag, 3.0)),
+            _ if self.is_from_a_send() => Some((Self::SendLag, 2.0)),
+            _ => None,
+        }
+    }
+
+    /// True for what the generator itself was late by with what is due at a time.
     #[must_use]
     pub const fn is_lag(self) -> bool {
         matches!(self, Self::SendLag | Self::TimerLag)

@@ -294,7 +294,7 @@ fn capacity_says_by_which_latency_it_judges() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = scenario(folder.path(), TINY);
     let json = folder.path().join("capacity.json").display().to_string();
-    let args = ["capacity", &path, "--trial", "2s", "--start", "60", "--max", "60", "--repeats", "1", "--json", &json];
+    let args = ["capacity", &path, "--trial", "6s", "--start", "60", "--max", "60", "--repeats", "1", "--json", &json];
     let (code, out, err) = run(&args);
     assert_eq!(code, Some(0), "{out}{err}");
     assert!(out.contains("limits no latency: ack_ms.p95 < 500 and delivery_ms.p95 < 500 must hold too"), "{out}");
@@ -313,7 +313,7 @@ fn thresholds_that_a_trial_can_not_settle_are_no_verdict_on_its_rate() {
     let json = folder.path().join("capacity.json");
     fs::write(&json, "of an earlier search").expect("writes");
     let told = json.display().to_string();
-    let args = ["capacity", &path, "--trial", "2s", "--start", "20", "--max", "20", "--json", &told, "--threshold"];
+    let args = ["capacity", &path, "--trial", "6s", "--start", "20", "--max", "20", "--json", &told, "--threshold"];
     let (code, out, err) = run(&[&args[..], &["ack_ms.p999 < 50"]].concat());
     assert_eq!(code, Some(2), "{out}{err}");
     assert!(err.contains("needs 1000 samples") && err.contains("--trial") && !out.contains("trial 1"), "{out}{err}");

@@ -197,13 +197,16 @@ fn capacity_ends_at_the_highest_rate_that_may_be_tried() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = scenario(folder.path(), TINY);
     let json = folder.path().join("capacity.json").display().to_string();
-    let args = ["capacity", &path, "--trial", "2s", "--start", "20", "--max", "25", "--repeats", "1", "--json", &json];
+    let args = ["capacity", &path, "--trial", "6s", "--start", "20", "--max", "25", "--repeats", "1", "--json", &json];
     let (code, out, err) = run(&args);
     assert_eq!(code, Some(0), "{out}{err}");
     assert!(out.contains("capacity   25 messages/s") && out.contains("nothing failed up to --max 25"), "{out}");
     let answer: Value = serde_json::from_str(&std::fs::read_to_string(json).expect("is there")).expect("is JSON");
     assert!((answer["messages_per_s"].as_f64().expect("a number") - 25.0).abs() < 1e-9, "{answer}");
-    assert_eq!(run(&["capacity", &path, "--trial", "1s"]).0, Some(2));
+    assert_eq!(answer["is_local"], false, "{answer}");
+    let (code, _, err) = run(&["capacity", &path, "--trial", "5s"]);
+    assert_eq!(code, Some(2), "{err}");
+    assert!(err.contains("--trial 5s") && err.contains("6s"), "{err}");
     assert_eq!(run(&["capacity", &path, "--start", "-1"]).0, Some(2));
 }
 

@@ -7,7 +7,9 @@
 
 mod trial;
 
-pub use trial::{Cause, Cores, DEFAULT_THRESHOLDS, Steady, add_thresholds, cause, lacks_samples, peak_rate, trial};
+pub use trial::{
+    Cause, Cores, DEFAULT_THRESHOLDS, Steady, TRIAL_MIN, add_thresholds, cause, lacks_samples, peak_rate, trial,
+};
 
 /// Factor between two steps while everything holds.
 const STEP: f64 = 1.6;

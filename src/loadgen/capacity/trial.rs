@@ -24,6 +24,13 @@ const KEPT_UP_MIN: f64 = 0.99;
 /// Longest time that a delivery may be under way at the end of a trial without being missing.
 const UNDER_WAY_MAX: Duration = Duration::from_millis(50);
 
+/// Shortest steady part of a trial: whether the stack keeps up shows in the trend of some seconds, of which the first and the last
+/// may be cut.
+pub const TRIAL_MIN: Duration = Duration::from_secs(6);
+
+/// What a trial says in whose seconds too little came to see a trend.
+const NO_TREND: &str = "whether the stack keeps up is not known: deliveries in fewer than four seconds";
+
 /// Thresholds of a search whose scenario limits no latency: without one, any load holds that is delivered some day.
 pub const DEFAULT_THRESHOLDS: [&str; 2] = ["ack_ms.p95 < 500", "delivery_ms.p95 < 500"];
 
@@ -171,15 +178,20 @@ pub fn cause(result: &RunResult, rate: f64, cores: Cores, steady: &Steady) -> Op
     Some(cause)
 }
 
-/// The thresholds that a trial failed for want of samples, with what was measured; `None` where something else failed too, or
-/// nothing did. Such a trial says nothing of its rate.
+/// What a trial has too few samples for: thresholds, with what was measured, or whether the stack keeps up; `None` where something
+/// else failed too, or nothing is missing. Such a trial says nothing of its rate.
 #[must_use]
 pub fn lacks_samples(result: &RunResult, rate: f64, steady: &Steady) -> Option<String> {
+    if !result.counts.violations().is_empty() || behind(rate, steady).is_some() {
+        return None;
+    }
+    if result.verdict == Verdict::Pass {
+        let is_known = rate <= 0.0 || (steady.acked_share.is_some() && steady.delivered_share.is_some());
+        return (!is_known).then(|| NO_TREND.to_owned());
+    }
     let failed: Vec<_> = result.thresholds.iter().filter(|threshold| !threshold.passed).collect();
-    let is_that_all = result.verdict == Verdict::ThresholdFailed
-        && result.counts.violations().is_empty()
-        && failed.iter().all(|threshold| threshold.value.is_none() || !threshold.note.is_empty())
-        && behind(rate, steady).is_none();
+    let is_that_all =
+        result.verdict == Verdict::ThresholdFailed && failed.iter().all(|threshold| threshold.lacks_samples());
     let texts = failed.iter().map(|threshold| format!("{}: {}", threshold.threshold, threshold.measured()));
     (is_that_all && !failed.is_empty()).then(|| texts.collect::<Vec<_>>().join("; "))
 }
@@ -325,14 +337,26 @@ mod tests {
             ..Default::default()
         };
         let few = outcome(Some(3.0), "20 samples, needs 100");
+        let slow = outcome(Some(600.0), "20 samples, needs 100");
         let result = |thresholds| RunResult { verdict: Verdict::ThresholdFailed, thresholds, ..RunResult::default() };
         let lacks = |thresholds, steady: &Steady| lacks_samples(&result(thresholds), 100.0, steady);
         let lacking = lacks(vec![few.clone()], &busy(1.0));
         assert_eq!(lacking.as_deref(), Some("ack_ms.p99 < 50: 20 samples, needs 100"));
         assert_eq!(lacks(vec![few.clone(), outcome(Some(80.0), "")], &busy(1.0)), None, "another is too slow");
+        assert_eq!(lacks(vec![slow], &busy(1.0)), None, "too few, and too slow: it is slow at every rate");
+        assert!(lacks(vec![outcome(None, "")], &busy(1.0)).is_some());
         let stuck = Steady { acked_share: Some(0.1), ..Steady::default() };
         assert_eq!(lacks(vec![few], &stuck), None, "the samples are few since the stack fell behind");
         assert_eq!(lacks(Vec::new(), &busy(1.0)), None);
+    }
+
+    #[test]
+    fn a_trial_without_a_trend_does_not_say_that_the_stack_keeps_up() {
+        let lacks = |series: &[LiveSnapshot]| lacks_samples(&RunResult::default(), 1_000.0, &Steady::of(series));
+        let whole = series(1_000.0, 1.0, |_| 3.0);
+        assert_eq!(lacks(&whole), None);
+        assert!(lacks(&whole[..4]).is_some_and(|text| text.contains("keeps up")), "three seconds");
+        assert_eq!(lacks(&series(1_000.0, 0.97, |_| 3.0)[..4]), None, "it does not");
     }
 
     /// A stack that is offered `rate` messages per second and gets through with a share of it; seconds 1 to 10 are steady.

@@ -49,7 +49,14 @@ impl Device {
             // Nothing can have been said to it: what costs a call for each of a million idle devices tells nothing.
             return self.check_caught_up();
         }
-        self.reconnection().call_backoff.reset();
+        let now = self.now_us;
+        let reconnection = self.reconnection();
+        reconnection.call_backoff.reset();
+        if reconnection.list_not_before_us > now {
+            // The server asked for time, and a new connection is no answer to that.
+            reconnection.listing = Call::RetryAt(reconnection.list_not_before_us);
+            return;
+        }
         self.list_inbox();
     }
 
@@ -60,9 +67,18 @@ impl Device {
         if self.is_reconnecting() {
             self.reconnection().listing = Call::Idle;
         }
+        self.give_up_pages();
         for conversation in &mut self.conversations {
             conversation.stop_catching_up();
             conversation.settle();
+        }
+    }
+
+    /// Pages that did not come by the end of a connection count as having taken at least until now.
+    pub(super) fn give_up_pages(&mut self) {
+        let (now, run) = (self.now_us, &self.run);
+        for since_us in self.conversations.iter_mut().filter_map(DeviceConversation::give_up_page) {
+            run.recorder.record(LatencyPath::Sync, since_us, now.saturating_sub(since_us));
         }
     }
 
@@ -104,9 +120,7 @@ impl Device {
             if !is_planted(Mutant::HeadForgotten) {
                 behind.head = behind.head.max(entry.head.0);
             }
-            if !behind.is_syncing {
-                self.start_sync(at);
-            }
+            self.sync_news(at);
         }
         self.catching_up = Some(left);
         self.check_caught_up();
@@ -116,10 +130,11 @@ impl Device {
         self.call_failed("inbox_sync", error);
         let mut rng = self.rng();
         let now = self.now_us;
+        let asked = error.retry_after().unwrap_or_default();
         let reconnection = self.reconnection();
-        let wait =
-            reconnection.call_backoff.next_wait(&mut rng).saturating_add(error.retry_after().unwrap_or_default());
+        let wait = reconnection.call_backoff.next_wait(&mut rng).saturating_add(asked);
         let wait = if is_planted(Mutant::RetryWithoutWait) { Duration::ZERO } else { wait };
+        reconnection.list_not_before_us = after(now, asked.min(wait));
         reconnection.listing = Call::RetryAt(after(now, wait));
     }
 
@@ -152,8 +167,22 @@ impl Device {
     fn sync_at(&mut self, at: usize, due_us: u64) {
         let behind = self.conversations[at].behind();
         if behind.sync_due_us == 0 {
-            behind.sync_due_us = due_us;
+            behind.sync_due_us = due_us.max(behind.put_off_until_us);
         }
+    }
+
+    /// Fetches what is new, unless that is under way: at once, or when the sync that failed may be repeated. A server that has
+    /// asked for time gets it, however much there is to tell.
+    pub(super) fn sync_news(&mut self, at: usize) {
+        let now = self.now_us;
+        let behind = self.conversations[at].behind();
+        if behind.is_syncing {
+            return;
+        }
+        if behind.put_off_until_us > now {
+            return self.sync_at(at, now);
+        }
+        self.start_sync(at);
     }
 
     /// Syncs what is due.
@@ -167,11 +196,15 @@ impl Device {
     }
 
     /// Fetches the next page of a conversation.
-    pub(super) fn start_sync(&mut self, at: usize) {
+    fn start_sync(&mut self, at: usize) {
+        let now = self.now_us;
         let conversation = &mut self.conversations[at];
         let behind = conversation.behind();
         behind.is_syncing = true;
         behind.sync_due_us = 0;
+        if behind.tried_since_us == 0 {
+            behind.tried_since_us = now;
+        }
         let (conversation, after) = (conversation.index, conversation.cursor.upto());
         self.act(Action::FetchPage { conversation, after });
     }
@@ -185,12 +218,15 @@ impl Device {
         let has_moved = conversation.cursor.upto() > upto;
         let behind = conversation.behind();
         behind.is_syncing = false;
+        behind.put_off_until_us = 0;
         behind.attempts = if has_moved { 0 } else { behind.attempts.saturating_add(1) };
         let is_behind = conversation.is_behind();
         match progress {
             Progress::More => return self.start_sync(at),
             Progress::Last if is_behind => self.sync_later(at),
             Progress::Stuck => {
+                // Counted from the failure, whatever was planned before it.
+                conversation.behind().sync_due_us = 0;
                 self.sync_later(at);
                 let behind = self.conversations[at].behind();
                 behind.sync_due_us = if is_planted(Mutant::RetryWithoutWait) {
@@ -198,6 +234,7 @@ impl Device {
                 } else {
                     after(behind.sync_due_us, retry_after.unwrap_or_default())
                 };
+                behind.put_off_until_us = behind.sync_due_us;
             }
             Progress::Last | Progress::Gone => {
                 let behind = conversation.behind();
@@ -244,8 +281,16 @@ impl Device {
             }
             return;
         }
-        let conversation = &mut self.conversations[at];
-        conversation.behind().sync_due_us = 0;
+        let now = self.now_us;
+        if let Some(since_us) = self.conversations[at].give_up_page() {
+            // What it was to bring has come another way.
+            self.run.recorder.record(LatencyPath::Sync, since_us, now.saturating_sub(since_us));
+        }
+        let behind = self.conversations[at].behind();
+        behind.sync_due_us = 0;
+        if behind.put_off_until_us <= now {
+            behind.put_off_until_us = 0;
+        }
         self.conversation_caught_up(at);
         self.conversations[at].settle();
     }
@@ -256,7 +301,8 @@ impl Device {
             Err(CallError::NotAMember) => {
                 let (world, user) = (&self.run.world, self.user);
                 if !self.run.ledger.was_settled_since(world, page.conversation, user, page.started_us) {
-                    self.conversations[at].behind().head = 0;
+                    let behind = self.conversations[at].behind();
+                    (behind.head, behind.tried_since_us) = (0, 0);
                     return Progress::Gone;
                 }
                 // A member is refused what is the user's own.
@@ -269,7 +315,10 @@ impl Device {
             }
         };
         let run = Arc::clone(&self.run);
-        run.recorder.record(LatencyPath::Sync, page.started_us, page.ended_us.saturating_sub(page.started_us));
+        // From its first try: one that failed is part of what it took.
+        let since_us = std::mem::take(&mut self.conversations[at].behind().tried_since_us);
+        let since_us = if since_us == 0 { page.started_us } else { since_us.min(page.started_us) };
+        run.recorder.record(LatencyPath::Sync, since_us, page.ended_us.saturating_sub(since_us));
         self.note_sync(at, page.after, page.started_us, &answer);
         let rows = self.read_rows(page.conversation, page.after, &answer);
         let mut show = Vec::new();

@@ -29,6 +29,9 @@ const SHORT_MOVES_MAX: u8 = 3;
 /// First and longest wait before a failed API call is repeated, beyond what the server asked for.
 const CALL_BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(20));
 
+/// A try to connect that has had no outcome for so long has failed when the device leaves. Source: invariant I9.
+const HUNG_CONNECT: Duration = Duration::from_secs(5);
+
 /// Whether there is a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Connection {
@@ -50,6 +53,8 @@ pub(super) enum Call {
 pub(super) struct Reconnection {
     /// When being connected became due; 0 once it was measured.
     pub(super) wanted_since_us: u64,
+    /// When the latest try to connect began.
+    pub(super) trying_since_us: u64,
     pub(super) connect_at_us: u64,
     pub(super) backoff: Backoff,
     /// The server that could not be reached last.
@@ -65,6 +70,8 @@ pub(super) struct Reconnection {
     pub(super) listing: Call,
     /// When the inbox was asked for last.
     pub(super) listed_us: u64,
+    /// The server asked not to be asked for it before.
+    pub(super) list_not_before_us: u64,
     pub(super) call_backoff: Backoff,
     pub(super) login: Call,
     pub(super) login_backoff: Backoff,
@@ -77,6 +84,7 @@ impl Device {
         self.reconnection.get_or_insert_with(|| {
             Box::new(Reconnection {
                 wanted_since_us: 0,
+                trying_since_us: 0,
                 connect_at_us: 0,
                 backoff: Backoff::new(reconnect.first, reconnect.max),
                 avoid: None,
@@ -86,6 +94,7 @@ impl Device {
                 not_before_us: 0,
                 listing: Call::Idle,
                 listed_us: 0,
+                list_not_before_us: 0,
                 call_backoff: Backoff::new(first, max),
                 login: Call::Idle,
                 login_backoff: Backoff::new(first, max),
@@ -129,7 +138,8 @@ impl Device {
         for at in 0..self.conversations.len() {
             self.subscribe_to(self.conversations[at].index);
         }
-        for pending in &mut self.pending {
+        // What an answer put off stays put off: the server, or its engine, asked for that time, and not the connection.
+        for pending in self.pending.iter_mut().filter(|pending| !pending.was_put_off) {
             pending.next_try_us = 0;
         }
         // A device that finishes is catching up already, for the last time.
@@ -144,6 +154,7 @@ impl Device {
         run.stats.connect_failed(&error);
         run.consequence(Consequence::Error, self.now_us, self.now_us);
         tracing::debug!(client = self.client, %error, "connect failed");
+        self.has_failed_here = error.cause.is_local();
         let retry_after = error.retry_after;
         self.reconnection().avoid = error.server;
         if error.cause.is_unauthorized() {
@@ -184,7 +195,7 @@ impl Device {
                 if reconnection.call_backoff.tries() <= 1
                     && let Call::RetryAt(at_us) = &mut reconnection.listing
                 {
-                    *at_us = now;
+                    *at_us = now.max(reconnection.list_not_before_us);
                 }
                 if reconnection.backoff.tries() <= 1 {
                     reconnection.connect_at_us = reconnection.connect_at_us.min(now).max(reconnection.not_before_us);
@@ -332,9 +343,27 @@ impl Device {
         (self.short_lived, self.short_moves) = (0, 0);
         self.leave_by_us = NEVER;
         self.there_since_us = 0;
+        self.leave_unconnected();
         if self.connection == Connection::Connecting {
             self.connection = Connection::Down;
             self.act(Action::Drop);
+        }
+    }
+
+    /// A device that leaves before it was connected was not connected for at least so long; a try that hung until then failed.
+    fn leave_unconnected(&mut self) {
+        let (now, is_connecting) = (self.now_us, self.connection == Connection::Connecting);
+        let Some(reconnection) = &mut self.reconnection else { return };
+        let wanted_since_us = std::mem::take(&mut reconnection.wanted_since_us);
+        let is_hung = is_connecting && now >= after(reconnection.trying_since_us, HUNG_CONNECT);
+        if wanted_since_us > 0 {
+            self.run.recorder.record(LatencyPath::Connect, wanted_since_us, now.saturating_sub(wanted_since_us));
+        }
+        if is_hung {
+            self.has_failed_here = false;
+            let cause = LinkError::TimedOut { what: "welcome before the device left", limit: HUNG_CONNECT };
+            self.run.stats.connect_failed(&ConnectError { server: None, retry_after: None, cause });
+            self.run.consequence(Consequence::Error, now, now);
         }
     }
 }

@@ -51,6 +51,10 @@ pub(super) struct Behind {
     pub(super) announced: u64,
     /// When to sync, in µs; 0 for never.
     pub(super) sync_due_us: u64,
+    /// A sync that failed is not repeated before, whatever news come: by a backoff, and by what the server asked for. 0 for none.
+    pub(super) put_off_until_us: u64,
+    /// When the first try of the page began that did not come yet; 0 for none.
+    pub(super) tried_since_us: u64,
     pub(super) is_syncing: bool,
     /// The newest id that the inbox named after a connect: up to it, this sync belongs to the catching up. 0 for none.
     pub(super) catching_upto: u64,
@@ -77,7 +81,7 @@ impl DeviceConversation {
     pub(super) fn settle(&mut self) {
         let nothing = self.behind.as_ref().is_some_and(|behind| {
             let is_idle = behind.sync_due_us == 0 && !behind.is_syncing && behind.catching_upto == 0;
-            is_idle && behind.head <= self.cursor.upto()
+            is_idle && behind.put_off_until_us == 0 && behind.head <= self.cursor.upto()
         });
         if nothing {
             self.behind = None;
@@ -119,6 +123,14 @@ impl DeviceConversation {
         let told = self.behind.as_ref()?.head;
         let known = self.cursor.held().map(|seen| seen.id).last().unwrap_or(0).max(self.cursor.upto());
         (told > known).then_some(told)
+    }
+
+    /// Gives a page up that did not come so far; returns since when it was tried. The answer of a try that is under way counts by
+    /// itself.
+    pub(super) fn give_up_page(&mut self) -> Option<u64> {
+        let behind = self.behind.as_mut()?;
+        let since_us = std::mem::take(&mut behind.tried_since_us);
+        (since_us > 0 && !behind.is_syncing).then_some(since_us)
     }
 
     /// Ends this connection's catching up.

@@ -18,9 +18,9 @@ use super::conversation::DeviceConversation;
 use super::event::{Action, Event, LinkError};
 use super::mutant::{Mutant, is_planted};
 use super::noted::Noted;
+use super::pending::Pending;
 use super::pushes::Pushes;
 use super::{Command, grid};
-use crate::loadgen::body::Tag;
 use crate::loadgen::recorder::LagOf;
 use crate::loadgen::run::Run;
 use crate::loadgen::stats::add;
@@ -44,42 +44,8 @@ pub(in crate::loadgen) struct DeviceState {
     pub(in crate::loadgen) conversations: Box<[DeviceConversation]>,
     /// True when the last sync reached the end of every conversation.
     pub(in crate::loadgen) is_drained: bool,
-}
-
-/// A message without an answer yet.
-pub(super) struct Pending {
-    pub(super) tag: Tag,
-    pub(super) bytes: u32,
-    /// Writes so far.
-    pub(super) tries: u8,
-    /// Whether the next try was asked for by an answer.
-    pub(super) was_put_off: bool,
-    /// Whether it was written again since no answer came.
-    pub(super) was_resent: bool,
-    /// Writes that had no definite answer: more than one where a connection or an answer was lost.
-    pub(super) open_tries: u16,
-    pub(super) next_try_us: u64,
-    /// When it was first written of the writes on this connection that have no answer; 0 where each has.
-    asked_us: u64,
-}
-
-impl Pending {
-    /// A message that is due.
-    pub(super) const fn new(tag: Tag, bytes: u32) -> Self {
-        Self { tag, bytes, tries: 0, was_put_off: false, was_resent: false, open_tries: 0, next_try_us: 0, asked_us: 0 }
-    }
-
-    /// Notes that it is written at a time.
-    pub(super) const fn asks(&mut self, now_us: u64) {
-        if self.asked_us == 0 {
-            self.asked_us = now_us;
-        }
-    }
-
-    /// Takes the time since which an answer is awaited; `None` where none is.
-    pub(super) fn take_asked_us(&mut self) -> Option<u64> {
-        Some(std::mem::take(&mut self.asked_us)).filter(|us| *us > 0)
-    }
+    /// True of one that never connected, where what its last try failed by was a limit of this machine.
+    pub(in crate::loadgen) is_shut_in: bool,
 }
 
 /// A simulated device.
@@ -121,6 +87,8 @@ pub(in crate::loadgen) struct Device {
     pub(super) connection: Connection,
     pub(super) is_wanted: bool,
     pub(super) ever_connected: bool,
+    /// Whether the latest try to connect that failed did so by a limit of this machine.
+    pub(super) has_failed_here: bool,
     /// Connections in a row that were lost soon after they were made.
     pub(super) short_lived: u8,
     /// Connections in a row that their server gave up soon after they were made, by a drain.
@@ -159,6 +127,7 @@ impl Device {
             connection: Connection::Down,
             is_wanted: false,
             ever_connected: false,
+            has_failed_here: false,
             short_lived: 0,
             short_moves: 0,
             pushes: Pushes::There,
@@ -202,7 +171,8 @@ impl Device {
     /// What is left of it.
     pub(in crate::loadgen) fn into_state(self) -> DeviceState {
         let is_drained = self.outcome == Some(true);
-        DeviceState { client: self.client, user: self.user, conversations: self.conversations, is_drained }
+        let is_shut_in = !self.ever_connected && self.has_failed_here;
+        DeviceState { client: self.client, user: self.user, conversations: self.conversations, is_drained, is_shut_in }
     }
 
     pub(super) fn name(&self) -> (String, DeviceName) {
@@ -349,6 +319,7 @@ impl Device {
         if now < reconnection.connect_at_us || reconnection.login != Call::Idle {
             return;
         }
+        reconnection.trying_since_us = now;
         let (placement, avoid) = (reconnection.placement.take(), reconnection.avoid.clone());
         self.connection = Connection::Connecting;
         self.token_issued_us = self.run.world.token_issued_us(self.client);
@@ -399,9 +370,7 @@ impl Device {
     fn on_joined(&mut self, conversation: u32) {
         let Some(at) = self.find(conversation).filter(|_| self.is_connected()) else { return };
         self.subscribe_to(conversation);
-        if !self.conversations[at].is_syncing() {
-            self.start_sync(at);
-        }
+        self.sync_news(at);
     }
 
     /// Asks for the heads of a large conversation. That lasts as long as connection and membership do.
@@ -435,7 +404,10 @@ impl Device {
         self.leave_by_us = NEVER;
         if self.connection == Connection::Down {
             let reconnection = self.reconnection();
-            reconnection.wanted_since_us = due_us;
+            // Whoever has been trying since goes on doing so.
+            if reconnection.wanted_since_us == 0 {
+                reconnection.wanted_since_us = due_us;
+            }
             // Who comes back by plan does so at once, unless the server asked for a wait. At the end, whoever waits goes on
             // waiting: nothing is harmed more by all of them at once than a server that has just asked for time.
             if due_us > 0 {
@@ -463,6 +435,7 @@ impl Device {
         self.outcome = Some(is_drained);
         self.finish_by_us = NEVER;
         self.abandon_pending();
+        self.give_up_pages();
         self.run.note("end", || {
             let (user, device) = self.name();
             json!({"user": user, "dev": device, "drained": is_drained})
@@ -505,22 +478,5 @@ impl Device {
         (!is_quiet).then(|| {
             format!("is {connection:?}, catching up {catching_up:?}, {} pending, {behind} behind", pending.len())
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_answer_is_awaited_from_the_first_write_since_the_last_one() {
-        let tag = Tag { run: 1, conversation: 0, client: 0, counter: 1, intended_us: 5, sent_us: 10 };
-        let mut pending = Pending::new(tag, 100);
-        assert_eq!(pending.take_asked_us(), None, "nothing was written");
-        pending.asks(10);
-        pending.asks(30);
-        assert_eq!([pending.take_asked_us(), pending.take_asked_us()], [Some(10), None]);
-        pending.asks(50);
-        assert_eq!(pending.take_asked_us(), Some(50));
     }
 }

@@ -137,6 +137,11 @@ impl LinkError {
         }
     }
 
+    /// Whether this machine is the cause, and not the server.
+    pub(super) const fn is_local(&self) -> bool {
+        matches!(self, Self::Local(_) | Self::Placement(CallError::Local(_)))
+    }
+
     /// Whether another token is needed.
     pub(in crate::loadgen) fn is_unauthorized(&self) -> bool {
         match self {

@@ -7,6 +7,7 @@
 //! | `connection` | how it connects, loses its connection and comes back. No I/O |
 //! | `talk` | what it sends, and what it does with each frame. No I/O |
 //! | `catch_up` | how it fetches what it missed. No I/O |
+//! | `pending` | a message without an answer yet. No I/O |
 //! | `cursor`, `conversation` | what it may show of a conversation, and what it has of it. No I/O |
 //! | `event` | what goes into the state machine, and what comes out |
 //! | `driver` | the loop that does its I/O |
@@ -31,6 +32,7 @@ mod link;
 mod mailbox;
 mod mutant;
 mod noted;
+mod pending;
 mod poll;
 mod pushes;
 mod talk;

@@ -6,8 +6,9 @@ use rand::RngExt;
 use serde_json::json;
 
 use super::cursor::{Arrival, Seen};
-use super::device::{Device, Pending};
+use super::device::Device;
 use super::mutant::{Mutant, is_planted};
+use super::pending::Pending;
 use crate::loadgen::body::{Identity, Tag};
 use crate::loadgen::fault_track::Consequence;
 use crate::loadgen::ledger::{Delivery, Kind, MESSAGE_KIND, Membership, MessageCopy, Refusal, device};
@@ -138,7 +139,7 @@ impl Device {
     fn on_error(&mut self, error: &ErrorFrame) {
         let run = Arc::clone(&self.run);
         let found = error.uuid.and_then(|uuid| Some((uuid, self.find_pending(uuid)?)));
-        if error.retry_after_ms.is_some() {
+        if error.retry_after_ms.is_some() && error.code.is_backpressure() {
             add(&run.stats.throttled, 1);
         } else {
             run.stats.error(error.code.as_str());
@@ -241,9 +242,7 @@ impl Device {
             if is_large {
                 behind.announced = behind.announced.max(head.id.0);
             }
-            if !behind.is_syncing {
-                self.start_sync(at);
-            }
+            self.sync_news(at);
         }
         if is_large {
             // Of what a sync has brought already, too.
@@ -381,7 +380,7 @@ impl Device {
         run.recorder.delivered(path, tag.intended_us, tag.sent_us, self.now_us);
         let is_live = !matches!(path, LatencyPath::DeliveryAfterReconnect | LatencyPath::DeliverySlowReader);
         if is_live && seen.is_live {
-            run.ledger.presence.message_took(self.now_us.saturating_sub(tag.sent_us));
+            run.ledger.presence.message_took(self.now_us, self.now_us.saturating_sub(tag.sent_us));
         }
         if is_live && took_us > LATE_US + poll_us {
             run.consequence(Consequence::LateDelivery, tag.intended_us, self.now_us);

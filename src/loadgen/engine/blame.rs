@@ -24,8 +24,8 @@ const BUSY_SHARE: f64 = 0.9;
 /// Share of a figure that the generator's lag may be.
 const LAG_SHARE_MAX: f64 = 0.2;
 
-/// The generator may be late twice in one latency: when it sends, and when it takes what came.
-const LAGS_IN_A_LATENCY: f64 = 2.0;
+/// Time that API calls wait for the generator from which on it is told.
+const CALL_LAG_MIN_US: u64 = 100_000;
 
 /// Share of the seconds that must be left for what is left to be judged.
 const LEFT_SHARE_MIN: f64 = 0.5;
@@ -63,6 +63,7 @@ pub(super) fn of(scenario: &Scenario, result: &RunResult) -> Blame {
         judge(limit, result, &contended, &mut blame);
     }
     lag_shares(&limits, result, &mut blame);
+    call_waits(result, &mut blame);
     if blame.invalid.is_empty() && blame.undecided.is_empty() {
         late_seconds(scenario, &limits, result, &mut blame);
     }
@@ -106,8 +107,9 @@ fn judge(limit: &UpperLimit, result: &RunResult, contended: &BTreeSet<usize>, bl
         return;
     }
     let us = |us: f64| human_us(us as u64);
-    let lag_us = send_lag(limit, result).and_then(|lag| value(&lag)).unwrap_or(0.0);
-    if limit.holds(value_us - LAGS_IN_A_LATENCY * lag_us) {
+    let (lag_path, times) = limit.path.lag().unzip();
+    let lag_us = lag_path.and_then(|path| result.latency.get(path)).and_then(value).unwrap_or(0.0);
+    if limit.holds(value_us - times.unwrap_or(0.0) * lag_us) {
         let service = limit.path.service().and_then(|path| result.latency.get(path)).and_then(value);
         let service = service.map(|s| format!(" (from the first write {})", us(s))).unwrap_or_default();
         blame.excuse(
@@ -133,8 +135,8 @@ fn judge(limit: &UpperLimit, result: &RunResult, contended: &BTreeSet<usize>, bl
     let is_enough = left as f64 >= LEFT_SHARE_MIN * counted.len() as f64 && limit.statistic.is_known_from(rest.count);
     let bad_counted: BTreeSet<usize> = bad.intersection(&counted).copied().collect();
     let why = if contended.is_empty() {
-        let lags = late.iter().map(|at| result.intervals.rows()[*at].send_lag().p99_us);
-        format!("the generator was late by up to p99 {}", human_us(lags.max().unwrap_or(0)))
+        let lag = |at: &usize| Some(result.intervals.rows()[*at].latency(lag_path?)?.summary().p99_us);
+        format!("the generator was late by up to p99 {}", human_us(late.iter().filter_map(lag).max().unwrap_or(0)))
     } else {
         who_took(result, contended)
     };
@@ -155,20 +157,24 @@ fn judge(limit: &UpperLimit, result: &RunResult, contended: &BTreeSet<usize>, bl
     }
 }
 
-/// The lag that is in the latencies of a path.
-fn send_lag(limit: &UpperLimit, result: &RunResult) -> Option<LatencySummary> {
-    result.latency.get(LatencyPath::SendLag).copied().filter(|_| limit.path.is_from_a_send())
-}
-
 /// True where the lag of an interval alone explains that its latencies are above a limit.
 fn is_late(limit: &UpperLimit, row: &Interval) -> bool {
-    if !limit.path.is_from_a_send() {
-        return false;
-    }
-    let Some(latency) = row.latency(limit.path).map(|latency| latency.summary()) else { return false };
-    let value = |summary: &LatencySummary| limit.statistic.of_us(summary).unwrap_or(0.0);
-    let (value_us, lag_us) = (value(&latency), value(&row.send_lag()));
-    !limit.holds(value_us) && limit.holds(value_us - LAGS_IN_A_LATENCY * lag_us)
+    let Some((lag_path, times)) = limit.path.lag() else { return false };
+    let value = |path| Some(limit.statistic.of_us(&row.latency(path)?.summary()).unwrap_or(0.0));
+    let Some(value_us) = value(limit.path) else { return false };
+    !limit.holds(value_us) && limit.holds(value_us - times * value(lag_path).unwrap_or(0.0))
+}
+
+/// A warning where API calls waited long for the generator.
+fn call_waits(result: &RunResult, blame: &mut Blame) {
+    let Some(lag) = result.latency.get(LatencyPath::CallLag).filter(|lag| lag.p99_us >= CALL_LAG_MIN_US) else {
+        return;
+    };
+    blame.warnings.push(format!(
+        "API calls waited for the generator, which makes a limited number at once: p99 {}; that is in the times of connects, syncs \
+         and recoveries",
+        human_us(lag.p99_us)
+    ));
 }
 
 /// A warning where the lag is a large part of a latency that is judged.

@@ -150,3 +150,19 @@ fn where_it_is_not_known_whose_load_it_is_nobody_else_is_blamed() {
     let blame = blamed("'ack_ms.p99 < 50'", &[Second { machine: unknown, ..second(200_000, 500) }; 20]);
     assert_eq!(blame.undecided, [""; 0]);
 }
+
+#[test]
+fn calls_that_waited_for_the_generator_are_not_the_targets() {
+    let judged = |sync_ms: u64, call_lag_ms: u64| {
+        let mut result = RunResult::default();
+        for (path, ms) in [(LatencyPath::Sync, sync_ms), (LatencyPath::CallLag, call_lag_ms)] {
+            result.latency.insert(path, latencies(ms * 1_000, 1_000).summary());
+        }
+        of(&scenario("'sync_ms.p99 < 500'"), &result)
+    };
+    let blame = judged(3_000, 2_900);
+    assert!(blame.undecided[0].starts_with("sync_ms.p99 < 500 fails with") && blame.excused.len() == 1, "{blame:?}");
+    assert!(blame.warnings[0].contains("waited for the generator"), "{blame:?}");
+    assert_eq!(judged(3_000, 1_000).undecided, [""; 0], "two seconds were the target's");
+    assert_eq!(judged(3_000, 10), Blame::default());
+}

@@ -5,16 +5,22 @@ use std::time::Duration;
 
 use crate::loadgen::control::StackControl;
 use crate::runtime::machine::{self, CpuTimes};
-use crate::runtime::{clock, net};
+use crate::runtime::{clock, net, process};
 use crate::telemetry::live::MachineLoad;
 
 /// Time between two looks at which processes the stack has.
 const LOOK_US: u64 = 5_000_000;
 
+/// So long after a process of the stack went, each look is at which there are: what is started again is known at once.
+const LOOK_CLOSELY_US: u64 = 60_000_000;
+
+/// Steps in which the kernel tells when a process was started, and some.
+const START_SLACK_S: f64 = 0.05;
+
 /// Whose processor time is the run's own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(in crate::loadgen) struct Own {
-    /// Processes beside this one: of the stack, and generators.
+    /// Processes beside this one: of the stack, and generators, with all that they started.
     pub(in crate::loadgen) pids: Vec<u32>,
     /// False where something of the run may be on this machine whose processes are not known.
     pub(in crate::loadgen) is_complete: bool,
@@ -29,11 +35,20 @@ pub(in crate::loadgen) struct Sampler {
 /// Processor times at one moment.
 struct Sample {
     at_us: u64,
+    /// The same on the clock that processes are started by.
+    boot_s: f64,
     times: CpuTimes,
     process: Duration,
     pressure: Option<Duration>,
-    /// By process.
-    others: Vec<(u32, Duration)>,
+    others: Vec<Other>,
+}
+
+/// A process of the run beside this one.
+#[derive(Debug, Clone, Copy)]
+struct Other {
+    pid: u32,
+    started_s: f64,
+    cpu: Duration,
 }
 
 impl Sampler {
@@ -41,10 +56,11 @@ impl Sampler {
     pub(in crate::loadgen) fn sample(&mut self, own: &Own) -> Option<MachineLoad> {
         let now = Sample {
             at_us: clock::now_us(),
+            boot_s: clock::since_boot_s(),
             times: machine::cpu_times()?,
             process: machine::process_cpu(),
             pressure: machine::cpu_pressure(),
-            others: own.pids.iter().filter_map(|pid| Some((*pid, machine::cpu_of(*pid)?))).collect(),
+            others: own.pids.iter().filter_map(|pid| other(*pid)).collect(),
         };
         let load = self.before.as_ref().map(|before| load_between(before, &now, own.is_complete));
         self.before = Some(now);
@@ -52,20 +68,42 @@ impl Sampler {
     }
 }
 
+fn other(pid: u32) -> Option<Other> {
+    let (started_s, cpu) = machine::start_and_cpu_of(pid)?;
+    Some(Other { pid, started_s, cpu })
+}
+
+/// What the processes of the run beside this one took between two samples; `None` where one ended, or was there before and is
+/// known only now: how much of it is of this time is not known then.
+fn taken_by_others(before: &Sample, now: &Sample) -> Option<Duration> {
+    let find = |among: &[Other], of: &Other| {
+        among
+            .iter()
+            .find(|other| other.pid == of.pid && (other.started_s - of.started_s).abs() < START_SLACK_S)
+            .copied()
+    };
+    if before.others.iter().any(|old| find(&now.others, old).is_none_or(|other| other.cpu < old.cpu)) {
+        return None;
+    }
+    let taken = now.others.iter().map(|other| match find(&before.others, other) {
+        Some(old) => Some(other.cpu.saturating_sub(old.cpu)),
+        None if other.started_s >= before.boot_s - START_SLACK_S => Some(other.cpu),
+        None => None,
+    });
+    taken.sum()
+}
+
 fn load_between(before: &Sample, now: &Sample, is_complete: bool) -> MachineLoad {
     let seconds = now.at_us.saturating_sub(before.at_us).max(1) as f64 / 1e6;
     let cores = |now: Duration, before: Duration| now.saturating_sub(before).as_secs_f64() / seconds;
     let programs = cores(now.times.programs, before.times.programs);
-    // One that was not there before counts from the next interval on.
-    let of_others = now.others.iter().filter_map(|(pid, cpu)| {
-        let (_, old) = before.others.iter().find(|(old, _)| old == pid)?;
-        Some(cores(*cpu, *old))
-    });
-    let own = cores(now.process, before.process) + of_others.sum::<f64>();
+    let of_others = taken_by_others(before, now).filter(|_| is_complete);
+    let of_others = of_others.map(|taken| taken.as_secs_f64() / seconds);
+    let foreign = |of_others: f64| (programs - cores(now.process, before.process) - of_others).max(0.0);
     MachineLoad {
         cores: now.times.cores as f64,
         used_cores: programs + cores(now.times.interrupts, before.times.interrupts),
-        foreign_cores: is_complete.then_some((programs - own).max(0.0)),
+        foreign_cores: of_others.map(foreign),
         steal_cores: cores(now.times.steal, before.times.steal),
         pressure: now.pressure.zip(before.pressure).map(|(now, before)| cores(now, before).min(1.0)),
     }
@@ -77,7 +115,11 @@ pub(in crate::loadgen) struct OwnProcesses {
     /// Whether the stack is in this process, or on other machines, where nobody looks after it here.
     is_elsewhere: bool,
     own: Own,
+    /// The processes that everything else of the stack was started by, as of the last look.
+    heads: Vec<u32>,
     looked_us: Option<u64>,
+    /// When a process of the stack was last found gone.
+    gone_us: Option<u64>,
 }
 
 impl OwnProcesses {
@@ -89,52 +131,30 @@ impl OwnProcesses {
     ) -> Self {
         let authority = target.split_once("://").map_or(target, |(_, rest)| rest);
         let is_elsewhere = is_in_process || !net::is_of_this_machine(authority.trim_end_matches('/')).await;
-        Self { control, is_elsewhere, own: Own::default(), looked_us: None }
+        Self { control, is_elsewhere, own: Own::default(), heads: Vec::new(), looked_us: None, gone_us: None }
     }
 
-    /// The processes now, with those that somebody else tells.
+    /// The processes now, with those that somebody else tells. Whose they are is asked now and then, and each time for a while
+    /// after one has gone: faults end processes, and others take their places. What they started is looked up each time.
     pub(in crate::loadgen) async fn look(&mut self, more: &[u32]) -> &Own {
         let now_us = clock::now_us();
-        if self.looked_us.is_none_or(|looked_us| now_us >= looked_us + LOOK_US) {
+        if self.heads.iter().any(|pid| !process::is_running(*pid)) {
+            self.gone_us = Some(now_us);
+        }
+        let looks_closely = self.gone_us.is_some_and(|gone_us| now_us < gone_us + LOOK_CLOSELY_US);
+        if looks_closely || self.looked_us.is_none_or(|looked_us| now_us >= looked_us + LOOK_US) {
             self.looked_us = Some(now_us);
             let used = super::usage(self.control.as_deref()).await;
             self.own.is_complete = self.is_elsewhere || !used.is_empty();
-            self.own.pids = used.iter().map(|process| process.pid).chain(more.iter().copied()).collect();
+            self.heads = used.iter().map(|process| process.pid).collect();
         }
+        self.own.pids = self.heads.iter().chain(more).flat_map(|pid| process::family(*pid)).collect();
+        self.own.pids.sort_unstable();
+        self.own.pids.dedup();
         &self.own
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn sample(at_s: u64, programs_s: f64, process_s: f64, other_s: Option<f64>) -> Sample {
-        let time = Duration::from_secs_f64;
-        let times =
-            CpuTimes { programs: time(programs_s), interrupts: time(0.1), steal: time(at_s as f64 / 10.0), cores: 2 };
-        let others = other_s.map(|s| (7, time(s))).into_iter().collect();
-        Sample {
-            at_us: at_s * 1_000_000,
-            times,
-            process: time(process_s),
-            pressure: Some(time(programs_s / 4.0)),
-            others,
-        }
-    }
-
-    #[test]
-    fn foreign_is_what_programs_used_and_neither_we_nor_the_stack_did() {
-        let (before, now) = (sample(10, 100.0, 5.0, Some(1.0)), sample(12, 104.0, 5.5, Some(1.5)));
-        let load = load_between(&before, &now, true);
-        assert_eq!((load.cores, load.used_cores, load.steal_cores), (2.0, 2.0, 0.1));
-        assert_eq!((load.foreign_cores, load.pressure), (Some(1.5), Some(0.5)));
-        assert_eq!(load_between(&before, &now, false).foreign_cores, None, "whose it is can't be said");
-    }
-
-    #[test]
-    fn a_process_that_came_in_between_is_not_booked_with_its_past() {
-        let load = load_between(&sample(10, 100.0, 5.0, None), &sample(11, 101.0, 5.0, Some(90.0)), true);
-        assert_eq!(load.foreign_cores, Some(1.0));
-    }
-}
+#[path = "machine_load_tests.rs"]
+mod tests;

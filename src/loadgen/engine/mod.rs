@@ -260,6 +260,9 @@ async fn set_up(
 }
 
 fn share(run: Run, api: Api, sources: Vec<IpAddr>) -> Shared {
+    let run = Arc::new(run);
+    let told = Arc::clone(&run);
+    api.on_turn(move |asked_us, now_us| told.recorder.call_had_turn(asked_us, now_us));
     Shared {
         api,
         alarms: Alarms::default(),
@@ -271,7 +274,7 @@ fn share(run: Run, api: Api, sources: Vec<IpAddr>) -> Shared {
         traffic: Traffic::default(),
         pollers: Pollers::default(),
         sources,
-        run: Arc::new(run),
+        run,
     }
 }
 
@@ -370,7 +373,8 @@ pub(super) async fn usage(control: Option<&dyn StackControl>) -> Vec<ProcessUsag
 pub(super) fn used_since(before: &[ProcessUsage], now: Vec<ProcessUsage>) -> Vec<ProcessUsage> {
     let since = |now: ProcessUsage| {
         let before = before.iter().find(|b| b.name == now.name && b.pid == now.pid);
-        ProcessUsage { cpu_s: now.cpu_s - before.map_or(0.0, |b| b.cpu_s), ..now }
+        // A child that nobody waited for takes its time with it.
+        ProcessUsage { cpu_s: (now.cpu_s - before.map_or(0.0, |b| b.cpu_s)).max(0.0), ..now }
     };
     now.into_iter().map(since).collect()
 }
@@ -431,4 +435,17 @@ fn faults(shared: &Shared) -> Vec<FaultRecord> {
         error: track.error,
     };
     tracks.into_iter().map(record).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_takes_less_than_nothing() {
+        let usage = |pid, cpu_s| ProcessUsage { name: "postgres".to_owned(), pid, cpu_s, ..ProcessUsage::default() };
+        let used = |before: ProcessUsage, now| used_since(&[before], vec![now])[0].cpu_s as i64;
+        assert_eq!([used(usage(1, 9.0), usage(1, 4.0)), used(usage(1, 4.0), usage(1, 9.0))], [0, 5]);
+        assert_eq!(used(usage(1, 9.0), usage(2, 4.0)), 4, "one that was started again counts from its start");
+    }
 }

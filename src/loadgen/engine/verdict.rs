@@ -66,6 +66,7 @@ pub(super) fn counts(shared: &Shared, states: &[DeviceState], unaudited: u64) ->
         bytes_in: get(&shared.traffic.bytes_in),
         clients,
         never_connected: clients - get(&stats.ever_connected),
+        never_connected_local: states.iter().filter(|s| s.is_shut_in).count() as u64,
         disconnects: get(&stats.disconnects),
         reconnects: get(&stats.reconnects),
         protocol_errors: get(&stats.protocol_errors),
@@ -122,7 +123,10 @@ pub(in crate::loadgen) fn decide(scenario: &Scenario, result: &mut RunResult, wa
     let broken: Vec<String> = result.counts.violations().into_iter().map(|(kind, n)| format!("{kind}: {n}")).collect();
     let Blame { invalid: local, undecided, excused, warnings } = blame::of(scenario, result);
     let invalid = [local, invalid_reasons(scenario, result)].concat();
-    let undecided: Vec<String> = undecided.into_iter().chain(unknown_pushes(scenario, result)).collect();
+    let (shut_in, some_shut_in) = shut_in(&result.counts);
+    let invalid = [invalid, shut_in].concat();
+    let undecided: Vec<String> =
+        undecided.into_iter().chain(unknown_pushes(scenario, result)).chain(some_shut_in).collect();
     result.warnings.extend(warnings);
     result.warnings.extend(resends(&result.counts));
     let failed = failed_reasons(result, |_| true);
@@ -185,6 +189,21 @@ fn resends(counts: &Counts) -> Option<String> {
     })
 }
 
+/// Devices that this machine did not let connect. Where they are all that never connected, the load was not the scenario's, and
+/// nothing can be said (the first); beside others that the target did not let in, they hide nothing of that (the second).
+fn shut_in(counts: &Counts) -> (Vec<String>, Option<String>) {
+    let Counts { never_connected, never_connected_local: local, .. } = *counts;
+    let of = |all: &str| {
+        let devices = counted(local, "device");
+        format!("{devices}{all} never connected by a limit of the generator's machine; see `chatctl doctor`")
+    };
+    match local {
+        0 => (Vec::new(), None),
+        _ if local == never_connected => (vec![of("")], None),
+        _ => (Vec::new(), Some(of(&format!(" of {never_connected}")))),
+    }
+}
+
 /// Share of the scheduled messages that may go unsent because nobody could send them, in percent.
 const SKIPPED_PERCENT_MAX: f64 = 2.0;
 
@@ -193,13 +212,6 @@ fn invalid_reasons(scenario: &Scenario, result: &RunResult) -> Vec<String> {
     let lost = result.workers.iter().filter_map(|worker| Some((worker, worker.lost.as_ref()?)));
     let mut reasons: Vec<String> = lost.map(|(worker, why)| format!("worker {} was {why}", worker.name)).collect();
     let counts = &result.counts;
-    if counts.local_errors > 0 && counts.never_connected > 0 {
-        reasons.push(format!(
-            "{} never connected, and {} failed by a limit of the generator's machine; see `chatctl doctor`",
-            counted(counts.never_connected, "device"),
-            counted(counts.local_errors, "connect")
-        ));
-    }
     if let Some(percent) = counts.skipped_percent().filter(|percent| *percent > SKIPPED_PERCENT_MAX) {
         reasons.push(format!(
             "{} of {} scheduled messages ({percent:.1} %) could not be sent: no talker was online and a member; lower the rate \
@@ -298,7 +310,14 @@ mod tests {
     fn what_the_target_did_not_do_fails_and_what_this_machine_could_not_is_inconclusive() {
         let never = Counts { never_connected: 1, ..GOOD() };
         assert_eq!(decided(never, 0, false).verdict, Verdict::ThresholdFailed);
-        assert_eq!(decided(Counts { local_errors: 1, ..never }, 0, false).verdict, Verdict::Invalid);
+        let shut_in = decided(Counts { local_errors: 1, never_connected_local: 1, ..never }, 0, false);
+        assert_eq!(shut_in.verdict, Verdict::Invalid);
+        assert!(shut_in.reasons[0].contains("1 device never connected by a limit"), "{:?}", shut_in.reasons);
+        let overcome = Counts { local_errors: 1, never_connected: 1_000, ..GOOD() };
+        assert_eq!(decided(overcome, 0, false).verdict, Verdict::ThresholdFailed, "that one came in after all");
+        let both = decided(Counts { never_connected_local: 2, ..overcome }, 0, false);
+        assert_eq!(both.verdict, Verdict::ThresholdFailed, "the target refused 998");
+        assert!(both.reasons.iter().any(|reason| reason.starts_with("2 devices of 1000")), "{:?}", both.reasons);
         assert_eq!(decided(Counts { local_errors: 1, ..GOOD() }, 0, false).verdict, Verdict::Pass);
         for name in ["undrained", "unaudited", "unresolved", "refused", "disconnects", "protocol_errors", "http_errors"]
         {

@@ -16,7 +16,7 @@ use crate::loadgen::control::StackControl;
 use crate::loadgen::engine::{self, Gate, RunError, RunOptions};
 use crate::protocol::Fault;
 use crate::runtime::{Tasks, clock, machine, net};
-use crate::telemetry::LiveSnapshot;
+use crate::telemetry::{LiveSnapshot, RunPhase};
 
 /// Values that wait to be written.
 const OUTGOING_MAX: usize = 64;
@@ -209,6 +209,22 @@ async fn listen(reader: &mut Reader, doors: &Doors, interrupt: &Tasks) -> WireEr
     }
 }
 
+/// The interval that was told last, by its end.
+#[derive(Default)]
+struct Told(f64);
+
+impl Told {
+    /// Takes the latencies out of a snapshot whose interval was told before: the end of a run shows the last one again. Where the
+    /// last one was not told, since snapshots came faster than they could be, they stay.
+    fn take(&mut self, snapshot: &mut LiveSnapshot) {
+        let ended_s = std::mem::replace(&mut self.0, snapshot.elapsed_s);
+        if snapshot.phase == RunPhase::Done && ended_s.to_bits() == snapshot.elapsed_s.to_bits() {
+            snapshot.histograms.clear();
+            snapshot.unmeasured.clear();
+        }
+    }
+}
+
 /// Runs the part and says what came of it.
 async fn run(job: Job, doors: &Arc<Doors>, outgoing: mpsc::Sender<FromWorker>, interrupt: &Tasks) {
     let (live, mut shown) = watch::channel(LiveSnapshot::default());
@@ -226,8 +242,10 @@ async fn run(job: Job, doors: &Arc<Doors>, outgoing: mpsc::Sender<FromWorker>, i
         part: Some(engine::Part { index: job.part.0, of: job.part.1, gate: Box::new(gate) }),
     };
     let report = async {
+        let mut told = Told::default();
         while shown.changed().await.is_ok() {
             let mut snapshot = Box::new(shown.borrow_and_update().clone());
+            told.take(&mut snapshot);
             let histograms = std::mem::take(&mut snapshot.histograms);
             let unmeasured = std::mem::take(&mut snapshot.unmeasured);
             if outgoing.send(FromWorker::Snapshot { snapshot, histograms, unmeasured }).await.is_err() {
@@ -244,4 +262,31 @@ async fn run(job: Job, doors: &Arc<Doors>, outgoing: mpsc::Sender<FromWorker>, i
     };
     // Nobody to tell when the coordinator is gone.
     let _ = outgoing.send(last).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::{ByPath, Latency, LatencyPath};
+
+    #[test]
+    fn each_interval_is_told_once() {
+        let snapshot = |elapsed_s, phase| {
+            let histograms = ByPath::from([(LatencyPath::Ack, Latency::default())]);
+            LiveSnapshot { elapsed_s, phase, unmeasured: histograms.clone(), histograms, ..LiveSnapshot::default() }
+        };
+        let told = |snapshots: &[LiveSnapshot]| {
+            let mut told = Told::default();
+            let lengths = snapshots.iter().cloned().map(|mut snapshot| {
+                told.take(&mut snapshot);
+                (snapshot.histograms.len(), snapshot.unmeasured.len())
+            });
+            lengths.collect::<Vec<_>>()
+        };
+        let (setup, last, end) =
+            (snapshot(0.0, RunPhase::Setup), snapshot(9.0, RunPhase::Audit), snapshot(9.0, RunPhase::Done));
+        let all = [setup.clone(), setup.clone(), last, end.clone()];
+        assert_eq!(told(&all), [(1, 1), (1, 1), (1, 1), (0, 0)]);
+        assert_eq!(told(&[setup, end]), [(1, 1), (1, 1)], "the last one was not told before");
+    }
 }

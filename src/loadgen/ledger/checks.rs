@@ -32,6 +32,8 @@ pub(in crate::loadgen) struct Tallies {
     pub(in crate::loadgen) presence_expected: AtomicU64,
     pub(in crate::loadgen) presence_seen: AtomicU64,
     pub(super) presence_unsure: AtomicU64,
+    /// Those of which nothing can be said since messages, or the generator, were as late at that time.
+    pub(super) presence_late: AtomicU64,
 }
 
 fn check(name: &str, expected: u64, seen: u64, wrong: u64) -> Check {
@@ -95,6 +97,7 @@ pub(in crate::loadgen) fn checks(c: &Counts, tallies: &Tallies) -> Vec<Check> {
         check("access", c.access_probes, c.access_probes, c.leaked).none("nobody was removed"),
         check("presence", c.presence_expected, c.presence_seen, presence_wrong)
             .unless(t(&tallies.presence_unsure), "changes were too close to others, or to the end, to judge")
+            .unless(t(&tallies.presence_late), "are not judged: messages, or the generator, were as late then")
             .none("no change of presence had to be told"),
     ]
 }

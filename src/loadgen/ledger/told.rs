@@ -37,6 +37,7 @@ impl Ledger {
                 Finding::Took(PresenceState::Online, us) => latency = Some((LatencyPath::PresenceOnline, us)),
                 Finding::Took(PresenceState::Offline, us) => latency = Some((LatencyPath::PresenceOffline, us)),
                 Finding::Unsure => add(&self.tallies.presence_unsure, 1),
+                Finding::Late => add(&self.tallies.presence_late, 1),
             }
         }
         latency

@@ -4,6 +4,7 @@
 
 mod server;
 mod sim;
+mod waits;
 mod weather;
 
 use server::Lie;

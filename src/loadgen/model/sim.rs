@@ -441,7 +441,7 @@ impl Sim {
 }
 
 /// A small world with ids, and nothing measured yet.
-fn run_of(seed: u64, rng: &mut StdRng) -> Run {
+pub(super) fn run_of(seed: u64, rng: &mut StdRng) -> Run {
     // Rarely one with a large channel: its world is twenty times as large.
     let (users, groups) = if seed % 40 == 39 { (104, "{min: 102, max: 104}") } else { (6, "{min: 3, max: 6}") };
     let text = format!(
@@ -455,7 +455,7 @@ fn run_of(seed: u64, rng: &mut StdRng) -> Run {
     Run::new(world.run(), scenario, world, Recorder::new(), None)
 }
 
-fn welcome(world: &World, client: u32) -> WelcomeFrame {
+pub(super) fn welcome(world: &World, client: u32) -> WelcomeFrame {
     WelcomeFrame {
         session: SessionId(uuid::Uuid::nil()),
         server: "chat-1".parse().expect("a name"),

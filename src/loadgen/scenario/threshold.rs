@@ -178,7 +178,20 @@ pub struct Outcome {
     pub note: String,
 }
 
+/// Whether what is there of too few samples fails by itself: a stack that is too slow for a rate answers less at it.
+fn fails_anyway(outcome: &Outcome) -> bool {
+    let threshold = outcome.threshold.parse::<Threshold>();
+    outcome.value.is_some_and(|value| threshold.is_ok_and(|of| !of.comparison.holds(value, of.limit)))
+}
+
 impl Outcome {
+    /// Whether it fails for want of samples alone: there are none, or too few, and those that there are would hold.
+    #[must_use]
+    pub fn lacks_samples(&self) -> bool {
+        let is_few = self.value.is_none() || !self.note.is_empty();
+        !self.passed && is_few && !fails_anyway(self)
+    }
+
     /// What was measured, for people.
     #[must_use]
     pub fn measured(&self) -> String {

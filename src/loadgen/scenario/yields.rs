@@ -65,6 +65,7 @@ impl Scenario {
             | LatencyPath::Login
             | LatencyPath::SendLag
             | LatencyPath::TimerLag
+            | LatencyPath::CallLag
             | LatencyPath::AckService
             | LatencyPath::DeliveryService
             | LatencyPath::DeliveryAfterReconnect

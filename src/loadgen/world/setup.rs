@@ -1,5 +1,6 @@
 //! The setup: accounts, friends and conversations made through the API.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -7,11 +8,14 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use super::{PASSWORD, World};
 use crate::loadgen::api::{Api, Error};
 use crate::loadgen::recorder::Recorder;
-use crate::protocol::api::{ACCOUNTS_PER_CALL_MAX, ConversationKind, NewAccount, NewConversation, Placement};
+use crate::protocol::api::{
+    ACCOUNTS_PER_CALL_MAX, ConversationKind, MadeAccounts, NewAccount, NewConversation, Placement,
+};
 use crate::protocol::limits::MEMBERS_PER_CALL_MAX;
 use crate::protocol::{ConversationId, ErrorCode, UserId};
 use crate::runtime::clock;
 use crate::telemetry::LatencyPath;
+use crate::telemetry::human::counted;
 
 /// API calls under way during setup.
 const CALLS_AT_ONCE: usize = 32;
@@ -74,8 +78,9 @@ impl World {
                     password: PASSWORD.to_owned(),
                     devices: world.clients_of(user).map(|client| world.device_name(client)).collect(),
                 };
-                let made = api.accounts((start..end).map(account).collect()).await?;
-                Ok(made.map(|made| (number, made)))
+                let Some(made) = api.accounts((start..end).map(account).collect()).await? else { return Ok(None) };
+                world.check_made(start..end, &made)?;
+                Ok(Some((number, made)))
             };
             let made = api.retrying(seed(start, end), call).await?;
             progress.steps((end - start) as usize);
@@ -85,6 +90,26 @@ impl World {
         let Some(made) = calls.into_iter().collect::<Option<Vec<_>>>() else { return Ok(None) };
         let (tries, made): (Vec<u16>, Vec<_>) = made.into_iter().unzip();
         self.bulk_tries = tries;
+        Ok(Some(self.take_made(made)))
+    }
+
+    /// Whether a target made what it was asked for: these users' accounts, each with a login for every device.
+    fn check_made(&self, users: Range<u32>, made: &MadeAccounts) -> Result<(), Error> {
+        let wrong = |what: String| Err(Error::Unreadable(format!("/accounts made {what}")));
+        if made.accounts.len() != users.len() {
+            return wrong(format!("{} of {}", made.accounts.len(), counted(users.len() as u64, "account")));
+        }
+        for (user, logins) in users.zip(&made.accounts) {
+            let devices = self.clients_of(user).len();
+            if logins.len() != devices {
+                return wrong(format!("{} of {} of an account", logins.len(), counted(devices as u64, "login")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the accounts of all users, which were checked. Returns where each device is placed.
+    fn take_made(&mut self, made: Vec<MadeAccounts>) -> Vec<Placement> {
         let mut placements = Vec::with_capacity(self.clients.len());
         for (user, logins) in made.into_iter().flat_map(|made| made.accounts).enumerate() {
             for (client, login) in self.clients_of(user as u32).zip(logins) {
@@ -94,14 +119,7 @@ impl World {
                 placements.push(login.placement);
             }
         }
-        if placements.len() != self.clients.len() {
-            return Err(Error::Unreadable(format!(
-                "{} of {} devices were logged in",
-                placements.len(),
-                self.clients.len()
-            )));
-        }
-        Ok(Some(placements))
+        placements
     }
 
     /// The same with a call for each account and each login, as people would.
@@ -122,8 +140,9 @@ impl World {
         let logins = each(0..world.clients.len() as u32, progress, |client| async move {
             let (name, device) = (world.user_name(world.clients[client as usize].user), world.device_name(client));
             let (name, device) = (&name, &device);
+            // From the first try: one that failed is part of what it took.
+            let started = clock::now_us();
             let login = |_| async move {
-                let started = clock::now_us();
                 let login = api.login(name, PASSWORD, device).await?;
                 recorder.record(LatencyPath::Login, started, clock::now_us() - started);
                 world.tokens.note_login(login.expires_at);
@@ -241,6 +260,7 @@ impl Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::api::LoggedIn;
 
     #[test]
     fn what_has_not_begun_is_not_done_and_none_is_no_fraction() {
@@ -251,5 +271,29 @@ mod tests {
         progress.begin("accounts", 4);
         progress.steps(1);
         assert_eq!(progress.show(), (0.25, "accounts 1/4".to_owned()));
+    }
+
+    #[test]
+    fn accounts_that_are_not_those_that_were_asked_for_are_an_error() {
+        let text = "{name: t, population: {users: 4, devices_per_user: {min: 2, max: 2}}, behaviors: {lurker: 1}, \
+                    phases: [{phase: steady, duration: 9s}]}";
+        let mut world = World::draw(&crate::loadgen::Scenario::parse(text, "t").expect("valid"), 1);
+        let login = || LoggedIn {
+            user: UserId(7),
+            device: "device-1".parse().expect("a name"),
+            token: "t".to_owned(),
+            expires_at: u64::MAX / 2_000_000,
+            placement: Placement { server: "chat-1".parse().expect("a name"), url: "ws://x/".to_owned() },
+        };
+        let made = |accounts: usize, logins: usize| {
+            let account = || (0..logins).map(|_| login()).collect();
+            MadeAccounts { accounts: (0..accounts).map(|_| account()).collect() }
+        };
+        let problem = |accounts, logins| world.check_made(0..4, &made(accounts, logins)).err().map(|e| e.to_string());
+        assert_eq!(problem(5, 2).as_deref(), Some("/accounts made 5 of 4 accounts"));
+        assert_eq!(problem(3, 2).as_deref(), Some("/accounts made 3 of 4 accounts"));
+        assert_eq!(problem(4, 3).as_deref(), Some("/accounts made 3 of 2 logins of an account"));
+        assert_eq!(problem(4, 2), None);
+        assert_eq!(world.take_made(vec![made(2, 2), made(2, 2)]).len(), 8);
     }
 }

@@ -107,12 +107,12 @@ impl LocalEngines {
         tokio::time::timeout(GONE_TIMEOUT, gone).await.map_err(|_| format!("{engine} was killed and is not gone"))
     }
 
-    /// What the processes of an engine have taken.
+    /// What the processes of an engine have taken, with those that have ended: PostgreSQL has one for each connection.
     pub(super) async fn usage(&self, engine: &str) -> Option<(u32, Usage)> {
         let pid = self.pid(engine).await.ok()?;
         let mut total = Usage::default();
         for usage in process::family(pid).into_iter().filter_map(process::usage) {
-            total.cpu += usage.cpu;
+            total.cpu += usage.cpu + usage.ended_children_cpu;
             total.resident_bytes += usage.resident_bytes;
         }
         Some((pid, total))

@@ -66,8 +66,9 @@ pub(crate) fn run(args: Args) -> Result<u8, Failure> {
     if !(0.5..=100.0).contains(&args.precision) {
         return Err(Failure::usage(format!("--precision {}: valid are 0.5 to 100 percent", args.precision)));
     }
-    if !(Duration::from_secs(2)..=Duration::from_hours(24)).contains(&args.trial) {
-        return Err(Failure::usage("--trial: valid are 2s to 1day; of less, percentiles say nothing"));
+    if !(capacity::TRIAL_MIN..=Duration::from_hours(24)).contains(&args.trial) {
+        let problem = "valid are 6s to 1day; in less, it does not show whether the stack keeps up";
+        return Err(Failure::usage(format!("--trial {}: {problem}", humantime::format_duration(args.trial))));
     }
     if let Some(path) = &args.json {
         writable::probe_file("--json", path)?;

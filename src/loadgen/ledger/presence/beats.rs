@@ -66,6 +66,11 @@ impl Beats {
             && !self.is_doubtful()
     }
 
+    /// For how long after a time the user surely is there without another beat, beyond the time in which it must be told.
+    pub(super) const fn there_for_us(&self, now_us: u64) -> u64 {
+        (self.last_us + OFFLINE_EARLIEST_US).saturating_sub(now_us + ONLINE_LATEST_US)
+    }
+
     /// The beginning of the latest silence that is over, where an "offline" that comes now may be of it; and how late that
     /// one must have been for it, beyond one that crossed the beat.
     pub(super) const fn crossed(&self, now_us: u64) -> Option<(u64, u64)> {

@@ -2,7 +2,8 @@
 
 use super::beats::Beats;
 use super::{
-    Finding, HELD_BACK_MAX, NEVER, OFFLINE_EARLIEST_US, OFFLINE_LATEST_US, ONLINE_LATEST_US, Pair, Presence, SLACK_US,
+    Finding, HELD_BACK_MAX, HeldBack, NEVER, OFFLINE_EARLIEST_US, OFFLINE_LATEST_US, ONLINE_LATEST_US, Pair, Presence,
+    SLACK_US,
 };
 use crate::protocol::frames::PresenceState;
 
@@ -15,13 +16,18 @@ pub(super) struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    /// Something is wrong, unless a notice that was `needs_us` late explains it; what is known so far is not all yet.
-    fn accuse(&mut self, finding: Finding, needs_us: u64) {
+    /// Something is wrong, unless a notice that was `needs_us` late between a time and now explains it; what is known so far is
+    /// not all yet.
+    fn accuse(&mut self, finding: Finding, needs_us: u64, from_us: u64) {
+        if needs_us == 0 {
+            return self.findings.push(Finding::Unsure);
+        }
+        let is_late = needs_us <= self.presence.late_us(from_us, self.now_us);
         let mut held_back = self.presence.held_back.lock().expect("no panic while held");
-        if needs_us <= self.presence.late_us() {
-            self.findings.push(Finding::Unsure);
+        if is_late {
+            self.findings.push(Finding::Late);
         } else if needs_us < NEVER && held_back.len() < HELD_BACK_MAX {
-            held_back.push((needs_us, finding));
+            held_back.push(HeldBack { needs_us, from_us, until_us: self.now_us, finding });
         } else {
             self.findings.push(finding);
         }
@@ -32,8 +38,25 @@ impl Judge<'_> {
         if self.presence.was_disturbed(from_us, self.now_us) {
             self.findings.push(Finding::Unsure);
         } else {
-            self.accuse(Finding::Missed(self.watcher, pair.friend, state), needs_us);
+            self.accuse(
+                Finding::Missed(self.watcher, pair.friend, state),
+                needs_us,
+                Self::told_from_us(state, from_us),
+            );
         }
+    }
+
+    /// When a change may be told at the earliest, from the time at which it began.
+    const fn told_from_us(state: PresenceState, from_us: u64) -> u64 {
+        match state {
+            PresenceState::Online => from_us,
+            PresenceState::Offline => from_us + OFFLINE_EARLIEST_US,
+        }
+    }
+
+    /// Whether a change that was told now, and so too late, is so for lateness alone.
+    fn is_as_late(&self, state: PresenceState, from_us: u64, needs_us: u64) -> bool {
+        needs_us <= self.presence.late_us(Self::told_from_us(state, from_us), self.now_us)
     }
 
     /// Ends what is owed: told never, or still in time when something else happened.
@@ -41,8 +64,10 @@ impl Judge<'_> {
         if pair.owed_us == 0 {
             return;
         }
+        // A target that looked late may have found the friend gone, and said nothing.
+        let spare_us = pair.spare_us();
         match self.now_us.checked_sub(pair.owed_us + ONLINE_LATEST_US) {
-            Some(needs_us) => self.missed(pair, PresenceState::Online, pair.owed_us, needs_us),
+            Some(needs_us) => self.missed(pair, PresenceState::Online, pair.owed_us, needs_us.min(spare_us)),
             None => self.findings.push(Finding::Unsure),
         }
         pair.owed_us = 0;
@@ -78,11 +103,11 @@ impl Judge<'_> {
             && self.now_us > pair.told_us + SLACK_US;
         let wrong = |silence_us| Finding::Wrong(self.watcher, pair.friend, PresenceState::Online, silence_us);
         if beats.last_us == 0 {
-            self.accuse(wrong(None), NEVER);
+            self.accuse(wrong(None), NEVER, self.now_us);
         } else if silence_us > OFFLINE_LATEST_US || is_after_offline {
             let needs_us = if is_after_offline { NEVER } else { silence_us - OFFLINE_LATEST_US };
             let needs_us = if was_disturbed() { 0 } else { needs_us };
-            self.accuse(wrong(Some(silence_us)), needs_us);
+            self.accuse(wrong(Some(silence_us)), needs_us, beats.last_us);
         }
         if pair.owed_us > 0 {
             let took_us = self.now_us.saturating_sub(pair.owed_us);
@@ -90,7 +115,9 @@ impl Judge<'_> {
                 self.findings.push(Finding::Took(PresenceState::Online, took_us));
             }
             match took_us.saturating_sub(ONLINE_LATEST_US) {
-                needs_us if needs_us <= self.presence.late_us() => self.findings.push(Finding::Seen),
+                needs_us if self.is_as_late(PresenceState::Online, pair.owed_us, needs_us) => {
+                    self.findings.push(Finding::Seen);
+                }
                 needs_us => self.missed(pair, PresenceState::Online, pair.owed_us, needs_us),
             }
             pair.owed_us = 0;
@@ -118,7 +145,7 @@ impl Judge<'_> {
             }
             pair.offline_of_us = silent_since_us;
             if !self.presence.is_closed() {
-                (pair.owed_us, pair.is_change) = (self.now_us, false);
+                pair.owe(self.now_us, false);
             }
         } else {
             let wrong = Finding::Wrong(self.watcher, pair.friend, PresenceState::Offline, Some(silence_us));
@@ -127,7 +154,9 @@ impl Judge<'_> {
             let silent_from_us = self.now_us.saturating_sub(OFFLINE_EARLIEST_US);
             let is_explained =
                 beats.is_doubtful() || self.presence.was_disturbed_throughout(silent_from_us, self.now_us);
-            self.accuse(wrong, if is_explained { 0 } else { explained_by });
+            // From the beat that it would have crossed.
+            let from_us = self.now_us.saturating_sub(explained_by.saturating_add(2 * SLACK_US));
+            self.accuse(wrong, if is_explained { 0 } else { explained_by }, from_us);
             // Not of a silence: whatever comes next is no contradiction of this one.
             pair.offline_of_us = 0;
         }
@@ -137,7 +166,9 @@ impl Judge<'_> {
         self.findings.push(Finding::Took(PresenceState::Offline, silence_us));
         if pair.judged_us != beats.last_us && Self::must_be_told(pair, beats, since_us) {
             match silence_us.saturating_sub(OFFLINE_LATEST_US) {
-                needs_us if needs_us <= self.presence.late_us() => self.findings.push(Finding::Seen),
+                needs_us if self.is_as_late(PresenceState::Offline, beats.last_us, needs_us) => {
+                    self.findings.push(Finding::Seen);
+                }
                 needs_us => self.missed(pair, PresenceState::Offline, beats.last_us, needs_us),
             }
         }

@@ -13,12 +13,14 @@
 //! surely is there. What falls into a fault, on a connection that was lost, or behind the end of the load, is not judged.
 //!
 //! A target that is slow is not one that is silent: what a notice's lateness would explain is held back until the end, when it
-//! is known how late the generator was and how long messages took. Lateness itself is what the latencies of presence are for.
+//! is known how late the generator was and how long messages took at that time. Lateness itself is what the latencies of presence
+//! are for.
 //!
 //! No I/O; time is a parameter, on the run's clock in µs.
 
 mod beats;
 mod judge;
+mod lateness;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +29,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use self::beats::{Beats, Change};
 use self::judge::Judge;
+use self::lateness::Lateness;
 use crate::loadgen::scenario::{Scenario, Transport};
 use crate::loadgen::world::World;
 use crate::protocol::frames::PresenceState;
@@ -86,6 +89,19 @@ pub(in crate::loadgen) enum Finding {
     Took(PresenceState, u64),
     /// A change that can't be judged.
     Unsure,
+    /// One that can't be judged since messages, or the generator, were as late at that time.
+    Late,
+}
+
+/// A finding that a lateness may explain.
+struct HeldBack {
+    /// How much lateness explains it.
+    needs_us: u64,
+    /// When that would have been.
+    from_us: u64,
+    until_us: u64,
+    /// What it is if there was less.
+    finding: Finding,
 }
 
 /// What a watching user was told of one friend.
@@ -103,6 +119,21 @@ struct Pair {
     owed_us: u64,
     /// Whether it is owed for a change, rather than because the watcher came.
     is_change: bool,
+    /// Of what is owed because the watcher came: how late a target may look and still find the friend there, in ms.
+    /// [`u16::MAX`] of anything else.
+    spare_ms: u16,
+}
+
+impl Pair {
+    /// "Online" is owed for something that the friend did.
+    const fn owe(&mut self, now_us: u64, is_change: bool) {
+        (self.owed_us, self.is_change, self.spare_ms) = (now_us, is_change, u16::MAX);
+    }
+
+    /// How late a target may be that says nothing for it.
+    const fn spare_us(&self) -> u64 {
+        if self.spare_ms == u16::MAX { NEVER } else { self.spare_ms as u64 * 1_000 + 1 }
+    }
 }
 
 /// A user: beats, and what the user is told of friends.
@@ -128,12 +159,12 @@ pub(in crate::loadgen) struct Presence {
     is_slow: Vec<bool>,
     /// Longest time that a notice waits for a client that polls.
     reads_every_us: u64,
-    /// How late the generator was at the most: a notice may have waited so long for it.
-    lag_us: AtomicU64,
-    /// The longest that an ACK took, or a delivery to a device that was there: a notice may have taken as long.
-    slow_us: AtomicU64,
-    /// What lateness may explain: how much of it, and what it is if it does not.
-    held_back: Mutex<Vec<(u64, Finding)>>,
+    /// How late the generator was: a notice may have waited so long for it.
+    lag: Lateness,
+    /// How long ACKs took, and deliveries to devices that were there: a notice may have taken as long.
+    slow: Lateness,
+    /// What lateness may explain.
+    held_back: Mutex<Vec<HeldBack>>,
     /// Faults, in the order in which they began.
     faults: Mutex<Vec<Fault>>,
     /// From then on nothing is owed; 0 before.
@@ -191,26 +222,24 @@ impl Presence {
         self.closed_us.load(Ordering::Relaxed) > 0
     }
 
-    /// What a limit is longer by: notices wait for clients that poll, for a generator that is late, for a target that is slow.
-    fn late_us(&self) -> u64 {
-        self.reads_every_us + self.lag_us.load(Ordering::Relaxed) + self.slow_us.load(Ordering::Relaxed)
+    /// What a limit between two times is longer by: notices wait for clients that poll, for a generator that is late, for a
+    /// target that is slow.
+    fn late_us(&self, from_us: u64, until_us: u64) -> u64 {
+        self.reads_every_us + self.lag.between(from_us, until_us) + self.slow.between(from_us, until_us)
     }
 
-    /// A message took so long, from its first write to its ACK or to a device that was there.
-    pub(in crate::loadgen) fn message_took(&self, us: u64) {
-        if !self.users.is_empty() && us > self.slow_us.load(Ordering::Relaxed) {
-            self.slow_us.fetch_max(us, Ordering::Relaxed);
+    /// A message that came at `now_us` took so long, from its first write to its ACK or to a device that was there.
+    pub(in crate::loadgen) fn message_took(&self, now_us: u64, us: u64) {
+        if !self.users.is_empty() {
+            self.slow.note(now_us, us);
         }
     }
 
     /// The end, when everything that was late has come: judges what was held back.
     pub(in crate::loadgen) fn conclude(&self) -> Vec<Finding> {
         let held_back = std::mem::take(&mut *self.held_back.lock().expect("no panic while held"));
-        let late_us = self.late_us();
-        held_back
-            .into_iter()
-            .map(|(needs_us, finding)| if needs_us > late_us { finding } else { Finding::Unsure })
-            .collect()
+        let is_explained = |held: &HeldBack| held.needs_us <= self.late_us(held.from_us, held.until_us);
+        held_back.into_iter().map(|held| if is_explained(&held) { Finding::Late } else { held.finding }).collect()
     }
 
     fn judge(&self, watcher: u32, now_us: u64) -> Judge<'_> {
@@ -256,7 +285,7 @@ impl Presence {
         if self.users.is_empty() {
             return Vec::new();
         }
-        self.lag_us.fetch_max(late_us, Ordering::Relaxed);
+        self.lag.note(now_us, late_us);
         let (before, change) = {
             let mut user = self.user(user);
             (user.beats, user.beats.on_beat(now_us))
@@ -282,7 +311,7 @@ impl Presence {
                 Change::None => false,
             };
             if is_owed {
-                (pair.owed_us, pair.is_change) = (now_us, change == Change::Came);
+                pair.owe(now_us, change == Change::Came);
             }
             drop(watching);
             findings.append(&mut judge.findings);
@@ -305,8 +334,9 @@ impl Presence {
         let greets = self.is_judged(user) && !self.is_closed();
         for (pair, beats) in watching.pairs.iter_mut().zip(beats) {
             pair.told = None;
-            let is_there = beats.is_surely_there(now_us, self.late_us());
+            let is_there = beats.is_surely_there(now_us, self.reads_every_us);
             (pair.owed_us, pair.is_change) = (if greets && is_there { now_us } else { 0 }, false);
+            pair.spare_ms = u16::try_from(beats.there_for_us(now_us) / 1_000).unwrap_or(u16::MAX - 1);
         }
     }
 

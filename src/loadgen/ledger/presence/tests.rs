@@ -110,6 +110,9 @@ fn an_offline_that_crossed_the_beat_is_right_and_must_be_followed_by_online() {
     assert_eq!(beat(&p, 61 * S + S / 2 + 1), [], "a beat of another device");
     assert_eq!(told(&p, Online, 62 * S), [Finding::Seen]);
     assert_eq!(unwatch(&crossed(), 65 * S), [MISSED_ONLINE], "the order counts");
+    let p = crossed();
+    p.message_took(62 * S, 10_000);
+    assert_eq!(unwatch(&p, 65 * S), [MISSED_ONLINE], "messages were not as late");
     let p = watched();
     beat(&p, 61 * S);
     assert_eq!(told(&p, Offline, 64 * S), [wrong(Offline, 3 * S)], "not for long");
@@ -280,23 +283,48 @@ fn a_target_that_is_slow_is_not_one_that_is_silent() {
             [Finding::Took(Online, 8 * S)],
             "held back: a message of that time may still be on its way"
         );
-        p.message_took(took_us);
+        p.message_took(20 * S, took_us);
         findings.extend(p.conclude());
         findings.remove(1)
     };
     assert_eq!(late(2 * S), MISSED_ONLINE);
-    assert_eq!(late(6 * S), Finding::Unsure, "messages took as long");
-    let never = |took_us: u64| {
+    assert_eq!(late(6 * S), Finding::Late, "messages took as long");
+    let never = |took_us: u64, came_s: u64| {
         let p = watched();
         p.on_unwatch(1, 80 * S);
-        p.message_took(took_us);
+        p.message_took(came_s * S, took_us);
         p.conclude()
     };
-    assert_eq!(never(3 * S), [MISSED_OFFLINE], "no message was as late");
-    assert_eq!(never(20 * S), [Finding::Unsure]);
+    assert_eq!(never(3 * S, 80), [MISSED_OFFLINE], "no message was as late");
+    assert_eq!(never(20 * S, 80), [Finding::Late]);
+    assert_eq!(never(20 * S, 90), [Finding::Late], "it was under way");
     let p = watched();
     p.on_beat(0, 61 * S, 0);
     p.on_notice(1, Some(0), Offline, 66 * S);
-    p.message_took(5 * S);
-    assert_eq!(p.conclude(), [Finding::Unsure], "an offline of the silence before, late like everything");
+    p.message_took(66 * S, 5 * S);
+    assert_eq!(p.conclude(), [Finding::Late], "an offline of the silence before, late like everything");
+}
+
+#[test]
+fn one_slow_message_explains_nothing_of_another_minute() {
+    let missed = |came_s: u64| {
+        let p = watched();
+        // The user is silent from second 30 on: an "offline" is owed from second 59 until 66.
+        p.message_took(came_s * S, 20 * S);
+        assert_eq!(p.on_unwatch(1, 80 * S), [], "held back, or explained");
+        p.conclude()
+    };
+    assert_eq!([missed(40), missed(120)], [[MISSED_OFFLINE], [MISSED_OFFLINE]], "long before, and long after");
+    let greeted = |slow_s: u64| {
+        let p = presence();
+        beats(&p, 10, 20);
+        p.message_took(slow_s * S, 26 * S);
+        p.on_watch(1, 100 * S);
+        p.on_unwatch(1, 100 * S + 1);
+        // Last beat at 120: surely there until 149.
+        beats(&p, 105, 120);
+        p.on_watch(1, 121 * S);
+        all(&p, p.on_unwatch(1, 160 * S))
+    };
+    assert_eq!(greeted(60), [MISSED_ONLINE], "a slow message of long ago does not let the server off");
 }

@@ -1,0 +1,242 @@
+//! What one device does with the time that a server asks for, and what is measured of what never came.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+use super::sim::{MS, S, run_of, welcome};
+use crate::loadgen::client::{Action, CallError, Command, ConnectError, Device, Event, LinkError, Page};
+use crate::loadgen::run::Run;
+use crate::loadgen::stats::get;
+use crate::protocol::api::{InboxEntry, MessagesSync};
+use crate::protocol::frames::{ErrorFrame, HeadFrame};
+use crate::protocol::{ClientFrame, ErrorCode, MessageId, ServerFrame};
+use crate::telemetry::LatencyPath;
+
+/// A device and the time.
+struct Alone {
+    run: Arc<Run>,
+    device: Device,
+    now_us: u64,
+}
+
+impl Alone {
+    fn new() -> Self {
+        let run = Arc::new(run_of(1, &mut StdRng::seed_from_u64(1)));
+        run.recorder.begin(S, &run.scenario.phases);
+        Self { device: Device::new(&run, 0, None), run, now_us: S }
+    }
+
+    /// The index of the device's first conversation.
+    fn conversation(&self) -> u32 {
+        self.run.world.conversations_of(self.run.world.clients[0].user)[0]
+    }
+
+    /// What it does about an event, now and at once.
+    fn on(&mut self, event: Event) -> Vec<Action> {
+        self.device.handle(self.now_us, event);
+        self.device.on_time(self.now_us);
+        self.device.take_actions()
+    }
+
+    fn hears(&mut self, frame: ServerFrame) -> Vec<Action> {
+        self.device.on_frame_of_connection(self.now_us, frame);
+        self.device.on_time(self.now_us);
+        self.device.take_actions()
+    }
+
+    /// What it does by itself until a time, step by step; pings and beats are left out.
+    fn until(&mut self, until_us: u64) -> Vec<(u64, Action)> {
+        let mut done = Vec::new();
+        while self.device.due_us() <= until_us {
+            self.now_us = self.device.due_us().max(self.now_us + 1);
+            self.device.handle(self.now_us, Event::Heard);
+            self.device.on_time(self.now_us);
+            let counts = |action: &Action| !matches!(action, Action::Write(ClientFrame::Beat | ClientFrame::Ping));
+            let actions = self.device.take_actions().into_iter().filter(counts);
+            done.extend(actions.map(|action| (self.now_us, action)));
+        }
+        self.now_us = until_us;
+        done
+    }
+
+    /// Connects; returns what it does then.
+    fn connect(&mut self) -> Vec<Action> {
+        let welcome = welcome(&self.run.world, 0);
+        self.on(Event::Opened(Box::new(welcome)))
+    }
+
+    /// Comes online and catches up, with nothing to fetch.
+    fn come(&mut self) {
+        self.on(Event::Command(Command::Online(self.now_us)));
+        let actions = self.connect();
+        self.list(&actions, Ok(Vec::new()));
+    }
+
+    /// Answers the listing of the inbox that is among some actions.
+    fn list(&mut self, actions: &[Action], result: Result<Vec<InboxEntry>, CallError>) -> Vec<Action> {
+        let generation = actions.iter().find_map(|action| match action {
+            Action::ListInbox { generation } => Some(*generation),
+            _ => None,
+        });
+        self.on(Event::Inbox { generation: generation.expect("it lists the inbox"), result })
+    }
+
+    /// News of a message.
+    fn news(&mut self, id: u64) -> Vec<Action> {
+        let conversation = self.run.world.conversations[self.conversation() as usize].id;
+        self.hears(ServerFrame::Head(HeadFrame { conversation, id: MessageId(id) }))
+    }
+
+    /// The answer to a sync that began `took_us` ago.
+    fn page(&mut self, took_us: u64, result: Result<MessagesSync, CallError>) -> Vec<Action> {
+        let (conversation, now) = (self.conversation(), self.now_us);
+        let page = Page { conversation, after: 0, started_us: now - took_us, ended_us: now, result };
+        self.on(Event::Page(Box::new(page)))
+    }
+
+    /// How many samples a path has, and the longest.
+    fn measured(&self, path: LatencyPath) -> (u64, u64) {
+        self.run.recorder.overall().get(&path).map_or((0, 0), |latency| (latency.count(), latency.max_us()))
+    }
+}
+
+fn is_sync(action: &Action) -> bool {
+    matches!(action, Action::FetchPage { .. })
+}
+
+fn is_send(action: &Action) -> bool {
+    matches!(action, Action::Write(ClientFrame::Send(_)))
+}
+
+const BUSY: CallError = CallError::Throttled(Duration::from_secs(5));
+
+#[test]
+fn news_do_not_bring_a_sync_before_the_server_wants_one() {
+    let mut alone = Alone::new();
+    alone.come();
+    assert!(alone.news(3).iter().any(is_sync));
+    alone.now_us += 20 * MS;
+    let asked_us = alone.now_us;
+    assert!(!alone.page(20 * MS, Err(BUSY)).iter().any(is_sync));
+    for id in 4..9 {
+        alone.now_us += 100 * MS;
+        assert!(!alone.news(id).iter().any(is_sync), "id {id}");
+    }
+    let syncs: Vec<u64> = alone.until(30 * S).into_iter().filter(|(_, a)| is_sync(a)).map(|(at, _)| at).collect();
+    assert_eq!(syncs.len(), 1, "{syncs:?}");
+    assert!(syncs[0] >= asked_us + 5 * S, "{syncs:?}");
+}
+
+#[test]
+fn a_new_connection_does_not_end_the_time_that_was_asked_for() {
+    let mut alone = Alone::new();
+    alone.come();
+    assert!(alone.news(3).iter().any(is_sync));
+    let asked_us = alone.now_us;
+    alone.page(0, Err(BUSY));
+    // A send is put off, too.
+    let conversation = alone.conversation();
+    let sent = alone.on(Event::Command(Command::Send { conversation, intended_us: asked_us, bytes: 90 }));
+    let uuid = sent.iter().find_map(|action| match action {
+        Action::Write(ClientFrame::Send(frame)) => Some(frame.uuid),
+        _ => None,
+    });
+    let (code, message) = (ErrorCode::Overloaded, String::new());
+    alone.hears(ServerFrame::Error(ErrorFrame { uuid, code, message, retry_after_ms: Some(9_000) }));
+    alone.on(Event::Closed(LinkError::Lost("cut".to_owned())));
+    alone.now_us += S;
+    let actions = alone.connect();
+    assert!(!actions.iter().any(is_send), "{actions:?}");
+    let entry =
+        InboxEntry { conversation: alone.run.world.conversations[conversation as usize].id, head: MessageId(3), at: 1 };
+    assert!(!alone.list(&actions, Ok(vec![entry])).iter().any(is_sync));
+    let done = alone.until(30 * S);
+    let first = |is: fn(&Action) -> bool| done.iter().find(|(_, a)| is(a)).map(|(at, _)| at - asked_us);
+    assert!(first(is_sync).is_some_and(|us| us >= 5 * S), "{done:?}");
+    assert!(first(is_send).is_some_and(|us| us >= 9 * S), "{done:?}");
+}
+
+#[test]
+fn an_inbox_that_was_put_off_stays_so_over_a_new_connection() {
+    let mut alone = Alone::new();
+    alone.on(Event::Command(Command::Online(alone.now_us)));
+    let actions = alone.connect();
+    let asked_us = alone.now_us;
+    alone.list(&actions, Err(BUSY));
+    alone.on(Event::Closed(LinkError::Lost("cut".to_owned())));
+    alone.now_us += S;
+    let is_listing = |action: &Action| matches!(action, Action::ListInbox { .. });
+    assert!(!alone.connect().iter().any(is_listing));
+    let at = alone.until(30 * S).into_iter().find(|(_, action)| is_listing(action)).map(|(at, _)| at);
+    assert!(at.is_some_and(|at| at >= asked_us + 5 * S), "{at:?}");
+}
+
+#[test]
+fn a_sync_counts_from_its_first_try_and_one_that_never_came_counts_too() {
+    let nothing = || MessagesSync { messages: Vec::new(), has_more: false, stable: MessageId(3) };
+    let mut alone = Alone::new();
+    alone.come();
+    alone.news(3);
+    alone.now_us += 8 * S;
+    alone.page(8 * S, Err(CallError::Failed("no_answer".to_owned())));
+    alone.until(12 * S);
+    alone.now_us += 10 * MS;
+    alone.page(10 * MS, Ok(nothing()));
+    let (count, longest_us) = alone.measured(LatencyPath::Sync);
+    assert!(count == 1 && longest_us >= 10 * S, "{count} samples, the longest {longest_us} us");
+    alone.news(9);
+    alone.page(0, Err(BUSY));
+    alone.now_us += 2 * S;
+    alone.on(Event::Closed(LinkError::Lost("cut".to_owned())));
+    assert_eq!(alone.measured(LatencyPath::Sync).0, 2, "given up with its connection");
+}
+
+#[test]
+fn a_connect_that_hung_until_its_device_left_is_measured_and_has_failed() {
+    let left_after = |us: u64| {
+        let mut alone = Alone::new();
+        let actions = alone.on(Event::Command(Command::Online(S)));
+        assert!(matches!(actions[..], [Action::Connect { .. }]), "{actions:?}");
+        alone.now_us += us;
+        alone.on(Event::Command(Command::Offline));
+        (alone.measured(LatencyPath::Connect), get(&alone.run.stats.connects_failed))
+    };
+    let ((count, us), failed) = left_after(7 * S);
+    assert_eq!((count, us / S, failed), (1, 7, 1));
+    let ((count, us), failed) = left_after(S);
+    assert_eq!((count, us / S, failed), (1, 1, 0), "whoever leaves that soon can't say that it failed");
+}
+
+#[test]
+fn the_end_of_the_load_does_not_make_a_long_try_to_connect_unheard_of() {
+    let mut alone = Alone::new();
+    alone.on(Event::Command(Command::Online(S)));
+    let refused = || LinkError::Refused { status: 403, text: String::new(), retry_after: None };
+    alone.on(Event::ConnectFailed(ConnectError { cause: refused(), server: None, retry_after: None }));
+    alone.now_us += 15 * S;
+    alone.on(Event::Command(Command::Online(0)));
+    alone.now_us += S;
+    alone.connect();
+    assert_eq!(alone.measured(LatencyPath::Connect), (1, alone.measured(LatencyPath::Connect).1));
+    assert!(alone.measured(LatencyPath::Connect).1 >= 16 * S);
+}
+
+#[test]
+fn only_a_device_whose_last_try_failed_here_was_kept_out_by_this_machine() {
+    let ended = |causes: [LinkError; 2]| {
+        let mut alone = Alone::new();
+        alone.on(Event::Command(Command::Online(S)));
+        for cause in causes {
+            alone.on(Event::ConnectFailed(ConnectError { cause, server: None, retry_after: None }));
+        }
+        alone.device.into_state().is_shut_in
+    };
+    let here = || LinkError::Local("EADDRNOTAVAIL".to_owned());
+    let there = || LinkError::Refused { status: 403, text: String::new(), retry_after: None };
+    let by_placement = LinkError::Placement(CallError::Local("EMFILE".to_owned()));
+    assert_eq!([ended([there(), here()]), ended([here(), there()])], [true, false]);
+    assert!(ended([there(), by_placement]));
+}
