@@ -136,13 +136,13 @@ fn human(line: &Line) -> String {
         v if v >= 1e9 => format!("{:.2} G", v / 1e9),
         v if v >= 1e6 => format!("{:.2} M", v / 1e6),
         v if v >= 1e5 => format!("{:.0} K", v / 1e3),
-        v => human_count(v.round() as u64),
+        v => format!("{} ", human_count(v.round() as u64)),
     };
     match line.unit {
         "bytes" => format!("{}B", decimal(line.value)),
         "bytes/s" => format!("{}B/s", decimal(line.value)),
-        "per second" => format!("{} /s", decimal(line.value)),
-        _ => decimal(line.value),
+        "per second" => format!("{}/s", decimal(line.value)),
+        _ => decimal(line.value).trim_end().to_owned(),
     }
 }
 
@@ -164,12 +164,13 @@ fn print_plan(plan: &Plan, constants: &Constants) {
     outln!("{table}");
     let p = &plan.placed;
     outln!(
-        "placement  simulated with {} users ({:.0} connections each) on {} servers and {} partitions: the fullest server has\n\
+        "placement  simulated with {} users ({:.0} {} each) on {} servers and {} partitions: the fullest server has\n\
          \x20          {:.1} % more than the mean; a server reads {:.1} partitions (most {}), so {:.0} % of all records; a partition is\n\
          \x20          read by {:.1} servers (most {}), since who does not fit at home goes to the least loaded;\n\
          \x20          a message to a group of {} becomes {:.1} records\n",
         human_count(p.simulated_users),
         p.users_each,
+        if p.users_each.round() as u64 == 1 { "connection" } else { "connections" },
         human_count(plan.chat_servers),
         human_count(plan.partitions),
         (p.fullest - 1.0) * 100.0,
@@ -229,11 +230,10 @@ fn print_textbook(plan: &Plan, c: &Constants) {
     ]);
     table.row([
         "servers".to_owned(),
-        format!(
-            "{} to {}",
-            human_count((connections / 1e5).ceil() as u64),
-            human_count((connections / 5e4).ceil() as u64)
-        ),
+        match [1e5, 5e4].map(|each| (connections / each).ceil() as u64) {
+            [least, most] if least == most => human_count(most),
+            [least, most] => format!("{} to {}", human_count(least), human_count(most)),
+        },
         human_count(plan.chat_servers),
         "see chat servers above".to_owned(),
     ]);
