@@ -38,6 +38,11 @@ fn backpressure_refusals_and_faults_are_told_apart() {
     assert!(!Error::Unreadable("x".to_owned()).is_retryable());
 }
 
+/// What never comes ends the test.
+async fn soon<T>(awaited: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_mins(1), awaited).await.expect("it comes")
+}
+
 /// A server that takes connections and never answers.
 async fn silent() -> (tokio::net::TcpListener, Api) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
@@ -56,13 +61,13 @@ async fn a_look_at_the_stack_waits_for_no_device_and_a_devices_wait_is_told() {
     tokio::select! {
         _ = &mut waiting => panic!("no turn was free"),
         _ = &mut looking => panic!("nobody answered"),
-        accepted = listener.accept() => drop(accepted.expect("the look came through")),
+        accepted = soon(listener.accept()) => drop(accepted.expect("the look came through")),
     }
     assert!(waits.lock().expect("no panic").is_empty());
     drop(all);
     tokio::select! {
         _ = &mut waiting => panic!("nobody answered"),
-        accepted = listener.accept() => drop(accepted.expect("the device had its turn")),
+        accepted = soon(listener.accept()) => drop(accepted.expect("the device had its turn")),
     }
     let waits = waits.lock().expect("no panic").clone();
     assert!(matches!(*waits, [(asked_us, now_us)] if asked_us < now_us), "{waits:?}");

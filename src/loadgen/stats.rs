@@ -59,6 +59,8 @@ pub(super) struct Stats {
     /// Calls and connects that were repeated: all, and the most of one device.
     pub(super) retries: AtomicU64,
     pub(super) retries_per_device_max: AtomicU64,
+    /// Longest that an API call waited for the generator, in µs.
+    pub(super) call_lag_us_max: AtomicU64,
     /// What this machine could not do: files, ports, memory.
     pub(super) local_errors: AtomicU64,
     /// Errors by code.

@@ -9,7 +9,7 @@ use super::device::{Device, NEVER};
 use super::event::{Action, CallError, ConnectError, LinkError};
 use crate::loadgen::fault_track::Consequence;
 use crate::loadgen::retry::after;
-use crate::loadgen::stats::{add, sub};
+use crate::loadgen::stats::{add, get, sub};
 use crate::protocol::api::Placement;
 use crate::protocol::close_code::Reconnect;
 use crate::protocol::frames::WelcomeFrame;
@@ -355,7 +355,9 @@ impl Device {
         let (now, is_connecting) = (self.now_us, self.connection == Connection::Connecting);
         let Some(reconnection) = &mut self.reconnection else { return };
         let wanted_since_us = std::mem::take(&mut reconnection.wanted_since_us);
-        let is_hung = is_connecting && now >= after(reconnection.trying_since_us, HUNG_CONNECT);
+        // Asking where to connect may have waited for the generator.
+        let hung_us = after(get(&self.run.stats.call_lag_us_max), HUNG_CONNECT);
+        let is_hung = is_connecting && now >= reconnection.trying_since_us.saturating_add(hung_us);
         if wanted_since_us > 0 {
             self.run.recorder.record(LatencyPath::Connect, wanted_since_us, now.saturating_sub(wanted_since_us));
         }

@@ -23,6 +23,7 @@ mod watch;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -262,7 +263,10 @@ async fn set_up(
 fn share(run: Run, api: Api, sources: Vec<IpAddr>) -> Shared {
     let run = Arc::new(run);
     let told = Arc::clone(&run);
-    api.on_turn(move |asked_us, now_us| told.recorder.call_had_turn(asked_us, now_us));
+    api.on_turn(move |asked_us, now_us| {
+        told.recorder.call_had_turn(asked_us, now_us);
+        told.stats.call_lag_us_max.fetch_max(now_us.saturating_sub(asked_us), Ordering::Relaxed);
+    });
     Shared {
         api,
         alarms: Alarms::default(),

@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 use super::sim::{MS, S, run_of, welcome};
 use crate::loadgen::client::{Action, CallError, Command, ConnectError, Device, Event, LinkError, Page};
 use crate::loadgen::run::Run;
-use crate::loadgen::stats::get;
+use crate::loadgen::stats::{add, get};
 use crate::protocol::api::{InboxEntry, MessagesSync};
 use crate::protocol::frames::{ErrorFrame, HeadFrame};
 use crate::protocol::{ClientFrame, ErrorCode, MessageId, ServerFrame};
@@ -160,6 +160,18 @@ fn a_new_connection_does_not_end_the_time_that_was_asked_for() {
 }
 
 #[test]
+fn a_fault_is_no_backpressure_whatever_time_it_names() {
+    let mut alone = Alone::new();
+    alone.come();
+    for code in [ErrorCode::Internal, ErrorCode::Unavailable, ErrorCode::RateLimited] {
+        let error = ErrorFrame { uuid: None, code, message: String::new(), retry_after_ms: Some(500) };
+        alone.hears(ServerFrame::Error(error));
+    }
+    let errors = alone.run.stats.errors();
+    assert_eq!((get(&alone.run.stats.throttled), errors.len(), errors.get("internal")), (2, 1, Some(&1)));
+}
+
+#[test]
 fn an_inbox_that_was_put_off_stays_so_over_a_new_connection() {
     let mut alone = Alone::new();
     alone.on(Event::Command(Command::Online(alone.now_us)));
@@ -196,18 +208,20 @@ fn a_sync_counts_from_its_first_try_and_one_that_never_came_counts_too() {
 
 #[test]
 fn a_connect_that_hung_until_its_device_left_is_measured_and_has_failed() {
-    let left_after = |us: u64| {
+    let left_after = |us: u64, call_lag_us: u64| {
         let mut alone = Alone::new();
+        add(&alone.run.stats.call_lag_us_max, call_lag_us);
         let actions = alone.on(Event::Command(Command::Online(S)));
         assert!(matches!(actions[..], [Action::Connect { .. }]), "{actions:?}");
         alone.now_us += us;
         alone.on(Event::Command(Command::Offline));
         (alone.measured(LatencyPath::Connect), get(&alone.run.stats.connects_failed))
     };
-    let ((count, us), failed) = left_after(7 * S);
+    let ((count, us), failed) = left_after(7 * S, 0);
     assert_eq!((count, us / S, failed), (1, 7, 1));
-    let ((count, us), failed) = left_after(S);
+    let ((count, us), failed) = left_after(S, 0);
     assert_eq!((count, us / S, failed), (1, 1, 0), "whoever leaves that soon can't say that it failed");
+    assert_eq!(left_after(7 * S, 3 * S).1, 0, "it may have waited for the generator");
 }
 
 #[test]

@@ -137,26 +137,25 @@ impl World {
         }
         progress.begin("logins", self.clients.len());
         let world = &*self;
-        let logins = each(0..world.clients.len() as u32, progress, |client| async move {
-            let (name, device) = (world.user_name(world.clients[client as usize].user), world.device_name(client));
-            let (name, device) = (&name, &device);
-            // From the first try: one that failed is part of what it took.
-            let started = clock::now_us();
-            let login = |_| async move {
-                let login = api.login(name, PASSWORD, device).await?;
-                recorder.record(LatencyPath::Login, started, clock::now_us() - started);
-                world.tokens.note_login(login.expires_at);
-                Ok((login.token.into_boxed_str(), login.placement))
-            };
-            api.retrying(seed(client, 0), login).await
-        })
-        .await?;
+        let clients = 0..world.clients.len() as u32;
+        let logins = each(clients, progress, |client| world.log_in(api, recorder, client)).await?;
         let mut placements = Vec::with_capacity(logins.len());
         for (client, (token, placement)) in self.clients.iter_mut().zip(logins) {
             client.token = token;
             placements.push(placement);
         }
         Ok(placements)
+    }
+
+    /// Logs a device in. That took from the first try on: one that failed is part of it.
+    async fn log_in(&self, api: &Api, recorder: &Recorder, client: u32) -> Result<(Box<str>, Placement), Error> {
+        let (name, device) = (&self.user_name(self.clients[client as usize].user), &self.device_name(client));
+        let started = clock::now_us();
+        let login = |_| api.login(name, PASSWORD, device);
+        let login = api.retrying(seed(client, 0), login).await?;
+        recorder.record(LatencyPath::Login, started, clock::now_us() - started);
+        self.tokens.note_login(login.expires_at);
+        Ok((login.token.into_boxed_str(), login.placement))
     }
 
     /// Makes a user's account. Where an earlier try was done although its answer was lost, the name is taken: by this user.
@@ -259,6 +258,8 @@ impl Progress {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
     use crate::protocol::api::LoggedIn;
 
@@ -273,18 +274,26 @@ mod tests {
         assert_eq!(progress.show(), (0.25, "accounts 1/4".to_owned()));
     }
 
-    #[test]
-    fn accounts_that_are_not_those_that_were_asked_for_are_an_error() {
+    /// Four users of two devices each.
+    fn world() -> World {
         let text = "{name: t, population: {users: 4, devices_per_user: {min: 2, max: 2}}, behaviors: {lurker: 1}, \
                     phases: [{phase: steady, duration: 9s}]}";
-        let mut world = World::draw(&crate::loadgen::Scenario::parse(text, "t").expect("valid"), 1);
-        let login = || LoggedIn {
+        World::draw(&crate::loadgen::Scenario::parse(text, "t").expect("valid"), 1)
+    }
+
+    fn login() -> LoggedIn {
+        LoggedIn {
             user: UserId(7),
             device: "device-1".parse().expect("a name"),
             token: "t".to_owned(),
-            expires_at: u64::MAX / 2_000_000,
+            expires_at: 4_000_000_000,
             placement: Placement { server: "chat-1".parse().expect("a name"), url: "ws://x/".to_owned() },
-        };
+        }
+    }
+
+    #[test]
+    fn accounts_that_are_not_those_that_were_asked_for_are_an_error() {
+        let mut world = world();
         let made = |accounts: usize, logins: usize| {
             let account = || (0..logins).map(|_| login()).collect();
             MadeAccounts { accounts: (0..accounts).map(|_| account()).collect() }
@@ -295,5 +304,33 @@ mod tests {
         assert_eq!(problem(4, 3).as_deref(), Some("/accounts made 3 of 2 logins of an account"));
         assert_eq!(problem(4, 2), None);
         assert_eq!(world.take_made(vec![made(2, 2), made(2, 2)]).len(), 8);
+    }
+
+    /// Answers one request.
+    async fn answer(listener: &tokio::net::TcpListener, status: &str, body: &str) {
+        let (mut stream, _) = listener.accept().await.expect("accepts");
+        let mut request = [0; 4_096];
+        let read = stream.read(&mut request).await.expect("reads");
+        assert!(request[..read].starts_with(b"POST /login"));
+        let length = body.len();
+        let head = format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+        stream.write_all((head + body).as_bytes()).await.expect("writes");
+    }
+
+    #[tokio::test]
+    async fn a_login_counts_from_its_first_try() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let api = Api::new(&format!("http://{}", listener.local_addr().expect("has one"))).expect("an address");
+        let (world, recorder) = (world(), Recorder::new());
+        let busy = r#"{"code":"overloaded","message":"busy","retry_after_ms":300}"#;
+        let login = serde_json::to_string(&login()).expect("writes");
+        let answers = async {
+            answer(&listener, "503 Service Unavailable", busy).await;
+            answer(&listener, "200 OK", &login).await;
+        };
+        let (logged_in, ()) = futures_util::future::join(world.log_in(&api, &recorder, 0), answers).await;
+        assert_eq!(&*logged_in.expect("the second try").0, "t");
+        let took = recorder.overall().remove(&LatencyPath::Login).expect("it is measured");
+        assert!(took.count() == 1 && took.max_us() >= 300_000, "{} us", took.max_us());
     }
 }
