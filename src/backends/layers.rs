@@ -273,7 +273,7 @@ forward!(Sessions, "sessions" {
 
 forward!(Presence, "presence" {
     fn beat(beats: &[Beat]) -> Vec<LastBeat>;
-    fn silent(silence_ms: u64, limit: usize) -> Silent;
+    fn silent(silence_ms: u64, skip: usize, limit: usize) -> Silent;
     fn expire(last: &LastBeat) -> bool;
     fn get(users: &[UserId]) -> Vec<PresenceRecord>;
     fn probe() -> ();
