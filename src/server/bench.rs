@@ -2,10 +2,14 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
 
 use super::Deps;
 use super::access::auth::Tokens;
 use super::access::keys::{Keys, Purpose};
+use crate::backends::layers::Pace;
 use crate::backends::registry::{Role, ServerEntry};
 use crate::backends::{self, Backends, Engines};
 use crate::protocol::ServerName;
@@ -45,6 +49,43 @@ impl Drop for Bench {
     fn drop(&mut self) {
         self.deps.tasks.kill();
     }
+}
+
+/// Holds calls of one operation up until it is opened, and tells when one has come.
+pub(super) struct Gate {
+    operation: &'static str,
+    open: Arc<Semaphore>,
+    comers: Semaphore,
+}
+
+impl Gate {
+    pub(super) fn new(operation: &'static str) -> Arc<Self> {
+        Arc::new(Self { operation, open: Arc::new(Semaphore::new(0)), comers: Semaphore::new(0) })
+    }
+
+    /// Waits until a call has come.
+    pub(super) async fn reached(&self) {
+        self.comers.acquire().await.expect("it is never closed").forget();
+    }
+
+    /// Lets everybody through from now on.
+    pub(super) fn open(&self) {
+        self.open.add_permits(1_000);
+    }
+}
+
+impl Pace for Gate {
+    fn waits(&self, _: &'static str) -> [Duration; 2] {
+        [Duration::ZERO; 2]
+    }
+    fn gate(&self, operation: &'static str) -> Option<Arc<Semaphore>> {
+        (operation == self.operation).then(|| {
+            self.comers.add_permits(1);
+            Arc::clone(&self.open)
+        })
+    }
+    fn enter(&self) {}
+    fn leave(&self) {}
 }
 
 /// A server that nobody answers for.

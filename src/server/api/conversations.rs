@@ -42,6 +42,11 @@ pub(super) async fn require_member(server: &ApiServer, conversation: Conversatio
     if server.members.contains(conversation, user).await? { Ok(()) } else { Err(not_a_member(conversation)) }
 }
 
+/// The same once more, behind whatever was read for the user: a removal that was confirmed meanwhile counts.
+pub(super) async fn still_member(server: &ApiServer, conversation: ConversationId, user: UserId) -> Answer<()> {
+    require_member(server, conversation, user).await
+}
+
 fn not_a_member(conversation: ConversationId) -> Failure {
     Failure::new(ErrorCode::NotAMember, format!("you are not a member of {conversation}"))
 }
@@ -50,6 +55,7 @@ fn not_a_member(conversation: ConversationId) -> Failure {
 async fn row(server: &ApiServer, conversation: ConversationId, user: UserId) -> Answer<ConversationRow> {
     require_member(server, conversation, user).await?;
     let row = server.deps.backends.directory.conversation(conversation).await?;
+    still_member(server, conversation, user).await?;
     row.ok_or_else(|| not_a_member(conversation))
 }
 
@@ -137,6 +143,7 @@ pub(super) async fn members(
     let after = params.after_user_id.unwrap_or(UserId(0));
     require_member(&server, conversation, claims.sub).await?;
     let mut members = server.deps.backends.directory.members(conversation, after, limit + 1).await?;
+    still_member(&server, conversation, claims.sub).await?;
     let has_more = members.len() > limit;
     members.truncate(limit);
     Ok(Json(Members { members, has_more }))
@@ -213,5 +220,6 @@ pub(super) async fn receipts(
 ) -> Answer<Json<Receipts>> {
     require_member(&server, conversation, claims.sub).await?;
     let receipts = server.deps.backends.directory.receipts(conversation).await?;
+    still_member(&server, conversation, claims.sub).await?;
     Ok(Json(Receipts { receipts }))
 }

@@ -8,6 +8,8 @@ mod logins;
 mod names;
 mod pages;
 mod sync;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -124,26 +126,7 @@ type App = State<Arc<ApiServer>>;
 /// When the registry does not answer, the listener is of no use, or the password cost is not valid.
 pub async fn start(listeners: Listeners, deps: Deps, config: Config) -> Result<SocketAddr, StartError> {
     let (address, peer) = (deps.reached_at(&listeners.clients)?, deps.reached_at(&listeners.peers)?);
-    let passwords = Passwords::new(config.password_cost)
-        .map_err(|reason| StartError::Config { setting: "api.password_cost", reason })?;
-    let server = Arc::new(ApiServer {
-        cluster: Cluster::start(&deps).await,
-        detector: FailureDetector::new(deps.tasks.clone()),
-        peers: Peers::new(&deps),
-        members: Members::new(Arc::clone(&deps.backends.directory)),
-        revocations: Revocations::new(Arc::clone(&deps.backends.directory)),
-        ordering: Ordering::new(&deps.backends, &deps.metrics),
-        passwords,
-        logins: logins::Logins::new(config.logins_per_second),
-        requests: Buckets::new(config.requests_per_second, ACCOUNTS_MAX),
-        logouts: Buckets::new(1, ACCOUNTS_MAX),
-        pages: pages::Pages::default(),
-        metrics_page: health::MetricsPage::default(),
-        // Nothing of it is needed to talk.
-        readiness: Readiness::but_for(&["media"]),
-        config,
-        deps: deps.clone(),
-    });
+    let server = Arc::new(ApiServer::new(deps.clone(), config).await?);
     let room = http::Room::new(server.config.connections_max);
     peer::serve(listeners.peers, &deps, Arc::clone(&server) as Arc<dyn PeerHandler>);
     deps.tasks.spawn("api.accept", accept_loop(listeners.clients, router(&server), deps.clone(), room));
@@ -258,6 +241,30 @@ impl PeerHandler for ApiServer {
 }
 
 impl ApiServer {
+    /// A server that serves nobody yet.
+    async fn new(deps: Deps, config: Config) -> Result<Self, StartError> {
+        let passwords = Passwords::new(config.password_cost)
+            .map_err(|reason| StartError::Config { setting: "api.password_cost", reason })?;
+        Ok(Self {
+            cluster: Cluster::start(&deps).await,
+            detector: FailureDetector::new(deps.tasks.clone()),
+            peers: Peers::new(&deps),
+            members: Members::new(Arc::clone(&deps.backends.directory)),
+            revocations: Revocations::new(Arc::clone(&deps.backends.directory)),
+            ordering: Ordering::new(&deps.backends, &deps.metrics),
+            passwords,
+            logins: logins::Logins::new(config.logins_per_second),
+            requests: Buckets::new(config.requests_per_second, ACCOUNTS_MAX),
+            logouts: Buckets::new(1, ACCOUNTS_MAX),
+            pages: pages::Pages::default(),
+            metrics_page: health::MetricsPage::default(),
+            // Nothing of it is needed to talk.
+            readiness: Readiness::but_for(&["media"]),
+            config,
+            deps,
+        })
+    }
+
     /// Has every live server of some roles do something, and returns when each of them did.
     ///
     /// A server that does not answer is asked again, with a backoff, until it does or until it is gone from the registry.

@@ -5,7 +5,7 @@ use axum::response::Response;
 use serde::Deserialize;
 
 use super::App;
-use super::conversations::require_member;
+use super::conversations::{require_member, still_member};
 use super::extract::Caller;
 use crate::protocol::api::{InboxEntry, InboxSync, MessagesSync};
 use crate::protocol::limits::{SYNC_LIMIT_DEFAULT, SYNC_LIMIT_MAX};
@@ -56,6 +56,8 @@ pub(super) async fn messages(
     let (conversation, after) = (query.conversation_id, query.after_message_id);
     let source = if query.cached { Source::Memory } else { Source::Store };
     let (messages, has_more, progress) = server.ordering.read(conversation, after, limit, source).await?;
+    // Reading may have waited: who was removed meanwhile must not see what was said since.
+    still_member(&server, conversation, claims.sub).await?;
     server.pages.answer(turn, &MessagesSync { messages, has_more, stable: progress.stable })
 }
 

@@ -105,7 +105,8 @@ impl ChatServer {
         let session = Session {
             user: identity.sub,
             device: identity.dev.clone(),
-            session: SessionId(Uuid::new_v4()),
+            // Never older than this life of the server, whatever the clock says: the push server compares them.
+            session: SessionId::made_at(clock::unix_ms().max(self.epoch), rand::random()),
             server: self.deps.name.clone(),
         };
         let claimed = self.claim(&session).await;

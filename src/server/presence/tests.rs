@@ -38,7 +38,7 @@ impl KeyedLog for Away {
     async fn reader(&self, _: &str) -> BackendResult<Arc<dyn LogReader>> {
         unreachable!("nobody reads")
     }
-    async fn group(&self, _: Topic, _: &str) -> BackendResult<Box<dyn GroupReader>> {
+    async fn group(&self, _: Topic, _: &str) -> BackendResult<Arc<dyn GroupReader>> {
         unreachable!("nobody reads")
     }
 }
