@@ -160,6 +160,7 @@ fn router(server: &Arc<ApiServer>) -> Router {
         .route("/inbox/sync", get(sync::inbox))
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))
+        .route("/health/engines", get(health::ready))
         .route("/metrics", get(health::metrics))
         .route("/metrics/cluster", get(health::cluster_metrics))
         .fallback(|| async { Failure::new(ErrorCode::NotFound, "there is nothing at this path, see docs/protocol.md") })
