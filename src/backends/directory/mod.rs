@@ -4,6 +4,7 @@
 pub(crate) mod contract;
 mod dialect;
 mod hosts;
+mod schema;
 mod sql;
 
 use async_trait::async_trait;

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use sqlx::any::{AnyArguments, AnyRow};
 use sqlx::query::Query;
-use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Connection, Executor, Row};
+use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Row};
 use uuid::Uuid;
 
 use super::dialect::Dialect;
 use super::hosts::Hosts;
+use super::schema::migrate;
 use super::{Audience, ConversationRow, Credentials, Directory, NewConversationRow, NewUser, TokenStanding};
 use crate::backends::deployment::DeploymentId;
 use crate::backends::{BackendError, BackendResult, error::ErrorKind};
@@ -83,25 +84,12 @@ impl SqlDirectory {
             .map_err(|e| refused(ErrorKind::Unavailable, e.to_string()))?;
         dialect.check_version(&version).map_err(|text| refused(ErrorKind::Rejected, text))?;
         directory.version = dialect.product(&version);
-        directory.migrate(&pool).await.map_err(|e| {
-            let fix = "the account must be allowed to create tables";
-            refused(ErrorKind::Unavailable, format!("making the tables: {e}; {fix}"))
-        })?;
+        migrate(&pool, dialect)
+            .await
+            .map_err(|e| refused(ErrorKind::Unavailable, format!("making the tables: {e}; {}", e.fix())))?;
         directory.id = directory.identity(&pool).await.map_err(|e| refused(ErrorKind::Unavailable, e.to_string()))?;
         directory.hosts.hold_to(&directory.id);
         Ok(directory)
-    }
-
-    async fn migrate(&self, pool: &AnyPool) -> sqlx::Result<()> {
-        let mut connection = pool.acquire().await?;
-        if let Some(lock) = self.dialect.lock() {
-            sqlx::query(lock).execute(&mut *connection).await?;
-        }
-        let result = migrate(&mut connection, self.dialect).await;
-        if let Some(unlock) = self.dialect.unlock() {
-            sqlx::query(unlock).execute(&mut *connection).await?;
-        }
-        result
     }
 
     /// The id that was made with the tables; a new directory gets one now.
@@ -128,25 +116,6 @@ impl SqlDirectory {
     pub async fn close(&self) {
         self.hosts.close().await;
     }
-}
-
-/// Applies the table changes that are missing.
-async fn migrate(connection: &mut AnyConnection, dialect: Dialect) -> sqlx::Result<()> {
-    connection.execute("CREATE TABLE IF NOT EXISTS schema_changes (number BIGINT NOT NULL PRIMARY KEY)").await?;
-    let done: i64 = sqlx::query_scalar("SELECT count(*) FROM schema_changes").fetch_one(&mut *connection).await?;
-    for (number, statements) in dialect.migrations().into_iter().enumerate().skip(done as usize) {
-        // MySQL commits each change of a table by itself; the others take all or nothing.
-        let mut transaction = connection.begin().await?;
-        for statement in statements {
-            transaction.execute(AssertSqlSafe(statement)).await?;
-        }
-        sqlx::query(AssertSqlSafe(dialect.statement("INSERT INTO schema_changes (number) VALUES (?)")))
-            .bind(number as i64)
-            .execute(&mut *transaction)
-            .await?;
-        transaction.commit().await?;
-    }
-    Ok(())
 }
 
 /// Database ids are signed. What a client made up above the sign bit stands for an id that nothing has.
