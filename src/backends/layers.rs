@@ -302,6 +302,7 @@ forward!(Directory, "directory" {
     fn find_user(name: &str) -> Option<Profile>;
     fn set_display_name(user: UserId, display_name: &str) -> ();
     fn set_friends(a: UserId, b: UserId, friends: bool) -> bool;
+    fn friend_count(user: UserId, most: usize) -> u64;
     fn friends(user: UserId) -> Vec<UserId>;
     fn add_conversation(new: &NewConversationRow) -> ConversationId;
     fn conversation(conversation: ConversationId) -> Option<ConversationRow>;
@@ -314,7 +315,7 @@ forward!(Directory, "directory" {
     fn add_members(conversation: ConversationId, users: &[UserId]) -> u64;
     fn remove_member(conversation: ConversationId, user: UserId) -> bool;
     fn raise_receipt(conversation: ConversationId, receipt: &Receipt) -> bool;
-    fn receipts(conversation: ConversationId) -> Vec<Receipt>;
+    fn receipts(conversation: ConversationId, after: UserId, limit: usize) -> Vec<Receipt>;
     fn revoke_token(token: Uuid, expires_at: u64) -> ();
     fn token_standing(user: UserId, token: Uuid) -> TokenStanding;
     fn revoked_within(seconds: u64) -> Vec<Uuid>;

@@ -11,7 +11,7 @@ mod sync;
 #[cfg(test)]
 mod tests;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -72,6 +72,8 @@ pub struct Config {
     pub password_cost: PasswordCost,
     /// Logins per second for one name from one address, over ten seconds.
     pub logins_per_second: u32,
+    /// Signups per second from one address, over ten seconds; no limit where `bulk_accounts` is on.
+    pub signups_per_second: u32,
     /// Requests per second of one account, over ten seconds.
     pub requests_per_second: u32,
     /// Whether `POST /accounts` makes many accounts at once: for stacks that are only there for a test.
@@ -89,6 +91,7 @@ impl Default for Config {
             placement: Placement::default(),
             password_cost: PasswordCost::default(),
             logins_per_second: 1,
+            signups_per_second: 100,
             requests_per_second: 100,
             bulk_accounts: false,
             connections_max: 10_000,
@@ -109,6 +112,8 @@ pub(crate) struct ApiServer {
     ordering: Ordering,
     passwords: Passwords,
     logins: logins::Logins,
+    /// Signups from each address.
+    signups: Buckets<IpAddr>,
     /// What each account may ask for.
     requests: Buckets<UserId>,
     /// Logouts of each token.
@@ -255,6 +260,7 @@ impl ApiServer {
             ordering: Ordering::new(&deps.backends, &deps.metrics),
             passwords,
             logins: logins::Logins::new(config.logins_per_second),
+            signups: Buckets::new(config.signups_per_second, ACCOUNTS_MAX),
             requests: Buckets::new(config.requests_per_second, ACCOUNTS_MAX),
             logouts: Buckets::new(1, ACCOUNTS_MAX),
             pages: pages::Pages::default(),
