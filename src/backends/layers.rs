@@ -19,6 +19,7 @@ use super::log::{GroupReader, KeyedLog, LogReader, Record, Topic};
 use super::media::{Media, MediaBody, MediaInfo, MediaKey, MediaUpload};
 use super::messages::{ConversationHead, Messages, StoredMessage};
 use super::presence::{Beat, LastBeat, Presence, PresenceRecord, Silent};
+use super::push::{Notification, Notifier};
 use super::registry::{Registry, Role, ServerEntry};
 use super::sequence::{Progress, Remembered, Request, Reservation, Seed, Sequence, Slot};
 use super::sessions::{Session, Sessions};
@@ -48,6 +49,10 @@ pub enum Layer {
 pub trait Pace: Send + Sync {
     /// How long a call waits before it gets to the engine, and its answer after that.
     fn waits(&self, operation: &'static str) -> [Duration; 2];
+    /// What a call waits for before that, if it waits for something else than time.
+    fn gate(&self, _operation: &'static str) -> Option<Arc<tokio::sync::Semaphore>> {
+        None
+    }
     /// A call has got to the engine.
     fn enter(&self);
     /// It is answered, or nobody waits for it any more.
@@ -74,6 +79,10 @@ async fn paced<T>(
     let [before, after] = pace.waits(operation);
     if !before.is_zero() {
         tokio::time::sleep(before).await;
+    }
+    if let Some(gate) = pace.gate(operation) {
+        let opened = gate.acquire().await;
+        drop(opened);
     }
     pace.enter();
     let at_engine = AtEngine(pace);
@@ -273,7 +282,7 @@ forward!(Sessions, "sessions" {
 
 forward!(Presence, "presence" {
     fn beat(beats: &[Beat]) -> Vec<LastBeat>;
-    fn silent(silence_ms: u64, limit: usize) -> Silent;
+    fn silent(silence_ms: u64, skip: usize, limit: usize) -> Silent;
     fn expire(last: &LastBeat) -> bool;
     fn get(users: &[UserId]) -> Vec<PresenceRecord>;
     fn probe() -> ();
@@ -293,6 +302,7 @@ forward!(Directory, "directory" {
     fn find_user(name: &str) -> Option<Profile>;
     fn set_display_name(user: UserId, display_name: &str) -> ();
     fn set_friends(a: UserId, b: UserId, friends: bool) -> bool;
+    fn friend_count(user: UserId, most: usize) -> u64;
     fn friends(user: UserId) -> Vec<UserId>;
     fn add_conversation(new: &NewConversationRow) -> ConversationId;
     fn conversation(conversation: ConversationId) -> Option<ConversationRow>;
@@ -305,7 +315,7 @@ forward!(Directory, "directory" {
     fn add_members(conversation: ConversationId, users: &[UserId]) -> u64;
     fn remove_member(conversation: ConversationId, user: UserId) -> bool;
     fn raise_receipt(conversation: ConversationId, receipt: &Receipt) -> bool;
-    fn receipts(conversation: ConversationId) -> Vec<Receipt>;
+    fn receipts(conversation: ConversationId, after: UserId, limit: usize) -> Vec<Receipt>;
     fn revoke_token(token: Uuid, expires_at: u64) -> ();
     fn token_standing(user: UserId, token: Uuid) -> TokenStanding;
     fn revoked_within(seconds: u64) -> Vec<Uuid>;
@@ -319,6 +329,10 @@ forward!(Media, "media" {
     fn info(key: &MediaKey) -> Option<MediaInfo>;
     fn read(key: &MediaKey, range: Option<Range<u64>>) -> Option<(MediaInfo, MediaBody)>;
     fn remove(key: &MediaKey) -> ();
+});
+
+forward!(Notifier, "push" {
+    fn notify(notifications: &[Notification]) -> ();
 });
 
 #[async_trait]
@@ -339,7 +353,7 @@ impl KeyedLog for Layered<dyn KeyedLog> {
         self.inner.reader(name).await
     }
 
-    async fn group(&self, topic: Topic, group: &str) -> BackendResult<Box<dyn GroupReader>> {
+    async fn group(&self, topic: Topic, group: &str) -> BackendResult<Arc<dyn GroupReader>> {
         self.inner.group(topic, group).await
     }
 }
@@ -370,6 +384,30 @@ mod tests {
             seen.insert((took_effect, error.kind == ErrorKind::TimedOut, error.effect == Effect::Unknown));
         }
         assert_eq!(seen.len(), 5, "{seen:?}");
+    }
+
+    /// Whose disk hangs.
+    struct Hung;
+
+    #[async_trait]
+    impl Notifier for Hung {
+        async fn notify(&self, _: &[Notification]) -> BackendResult<()> {
+            std::future::pending().await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_notifier_has_a_deadline_and_its_failures_are_counted() {
+        let data = tempfile::tempdir().expect("a folder");
+        let (data, engines) = (data.path().to_owned(), super::super::Engines::default());
+        let config = super::super::Config { data, partitions: 4, engines };
+        let backends = super::super::open(&config).await.expect("opens");
+        let backends = super::super::Backends { notifier: Arc::new(Hung), ..backends };
+        let metrics = Arc::new(Metrics::new("push", "push-1"));
+        tokio::time::pause();
+        let error = backends.timed(&metrics).notifier.notify(&[]).await.expect_err("no answer");
+        assert_eq!((error.operation, error.kind), ("push.notify", ErrorKind::TimedOut));
+        assert_eq!(metrics.counted(Counter::BackendErrors), 1);
     }
 
     #[tokio::test(start_paused = true)]

@@ -334,8 +334,9 @@ impl Backends {
             port += 1;
             Layer::Faulty(Box::new(Faults::new(seed.wrapping_mul(31).wrapping_add(port), per_mille)))
         });
-        let (registry, directory, media) = (&self.registry, &self.directory, &self.media);
-        Self { registry: Arc::clone(registry), directory: Arc::clone(directory), media: Arc::clone(media), ..layered }
+        let (registry, directory) = (Arc::clone(&self.registry), Arc::clone(&self.directory));
+        let (media, notifier) = (Arc::clone(&self.media), Arc::clone(&self.notifier));
+        Self { registry, directory, media, notifier, ..layered }
     }
 
     /// The same engines, whose answers to some operations, such as `sessions.claim`, come late: for tests of what happens
@@ -361,7 +362,7 @@ impl Backends {
             registry: Arc::new(Layered::new(Arc::clone(&self.registry), layer())),
             directory: Arc::new(Layered::new(Arc::clone(&self.directory), layer())),
             media: Arc::new(Layered::new(Arc::clone(&self.media), layer())),
-            notifier: Arc::clone(&self.notifier),
+            notifier: Arc::new(Layered::new(Arc::clone(&self.notifier), layer())),
             opened: Arc::clone(&self.opened),
             deployment: self.deployment,
         }

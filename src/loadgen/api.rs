@@ -377,7 +377,14 @@ impl Api {
     /// Whether the API and its engines are ready.
     pub(super) async fn ready(&self) -> Result<(), Error> {
         let (status, _, body) = self.look("/health/ready").await?;
-        if status.is_success() {
+        if !status.is_success() {
+            return Err(Error::NotReady(clipped(&String::from_utf8_lossy(&body))));
+        }
+        // A gateway says whether it is ready itself. Whoever does not know this path says nothing of engines.
+        let (status, _, body) = self.look("/health/engines").await?;
+        let tells =
+            serde_json::from_slice::<serde_json::Value>(&body).is_ok_and(|report| report["engines"].is_object());
+        if status.is_success() || !tells {
             return Ok(());
         }
         Err(Error::NotReady(clipped(&String::from_utf8_lossy(&body))))

@@ -223,6 +223,9 @@ pub struct Receipt {
 pub struct Receipts {
     /// The newest of each member and status.
     pub receipts: Vec<Receipt>,
+    /// True when there are more: ask again with `after_user_id` set to the last one's.
+    #[serde(default)]
+    pub has_more: bool,
 }
 
 /// Answer of `GET /messages/sync`.
@@ -253,6 +256,9 @@ pub struct InboxEntry {
 pub struct InboxSync {
     /// Conversations of the caller with news, by id.
     pub conversations: Vec<InboxEntry>,
-    /// True when there are more: ask again with `after_conversation_id` set to the last row's.
+    /// True when there may be more: ask again with `after_conversation_id` set to the one below, or to the last row's.
     pub has_more: bool,
+    /// Where to go on, when there may be more: also where no row is here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after_conversation_id: Option<ConversationId>,
 }

@@ -202,6 +202,11 @@ pub enum ReceiptStatus {
     Read,
 }
 
+impl ReceiptStatus {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Delivered, Self::Read];
+}
+
 /// Payload of a client's `receipt`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SendReceiptFrame {

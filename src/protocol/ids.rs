@@ -123,6 +123,21 @@ impl MessageId {
 #[serde(transparent)]
 pub struct SessionId(pub uuid::Uuid);
 
+impl SessionId {
+    /// An id made at a time, in milliseconds since 1970: a UUID of version 7.
+    #[must_use]
+    pub fn made_at(ms: u64, random: [u8; 10]) -> Self {
+        Self(uuid::Builder::from_unix_timestamp_millis(ms, &random).into_uuid())
+    }
+
+    /// When it was made, in milliseconds since 1970; `None` for an id that does not say.
+    #[must_use]
+    pub fn made_ms(&self) -> Option<u64> {
+        let (seconds, nanoseconds) = self.0.get_timestamp().filter(|_| self.0.get_version_num() == 7)?.to_unix();
+        Some(seconds * 1_000 + u64::from(nanoseconds) / 1_000_000)
+    }
+}
+
 impl fmt::Display for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -218,5 +233,13 @@ mod tests {
         assert!("phone-1".parse::<DeviceName>().is_ok());
         assert!("my phone".parse::<DeviceName>().is_err());
         assert!("x".repeat(65).parse::<DeviceName>().is_err());
+    }
+
+    #[test]
+    fn a_session_tells_when_it_was_made() {
+        let session = SessionId::made_at(1_700_000_000_123, [255; 10]);
+        assert_eq!(session.made_ms(), Some(1_700_000_000_123));
+        assert_ne!(session, SessionId::made_at(1_700_000_000_123, [254; 10]));
+        assert_eq!(SessionId(uuid::Uuid::nil()).made_ms(), None);
     }
 }

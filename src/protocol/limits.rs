@@ -31,6 +31,12 @@ pub const POLL_WAIT_MAX: Duration = Duration::from_secs(25);
 /// Most members that one API call may name.
 pub const MEMBERS_PER_CALL_MAX: usize = 1_000;
 
+/// Members of a conversation that its row counts; a larger one shows this number.
+pub const MEMBERS_COUNTED_MAX: usize = 10_000;
+
+/// Friends that a user may have.
+pub const FRIENDS_MAX: usize = 10_000;
+
 /// Limits of one connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -6,6 +6,8 @@
 
 pub mod access;
 pub mod api;
+#[cfg(test)]
+mod bench;
 mod bounded_map;
 pub mod chat;
 pub mod cluster;

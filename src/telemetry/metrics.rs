@@ -109,6 +109,8 @@ names!(
         LagMs = "chatctl_log_lag_milliseconds",
         /// Partitions of the log that this server reads.
         LogPartitions = "chatctl_log_partitions",
+        /// Notifications that wait for the second look at a recipient whose chat server is gone.
+        NotificationsHeld = "chatctl_notifications_held",
         /// 1 while the server drains.
         Draining = "chatctl_draining",
     }

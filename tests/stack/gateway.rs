@@ -46,6 +46,33 @@ async fn a_dead_api_server_costs_nobody_a_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_says_itself_whether_it_is_well() {
+    let mut stack = start().await;
+    let sockets = stack.nodes().into_iter().find_map(|node| node.websocket_address).expect("a gateway").to_string();
+    let own = async |stack: &Stack, path: &str| http(stack, "GET", path, "", &Value::Null).await;
+    let (status, ready) = own(&stack, "/health/ready").await;
+    assert_eq!((status, ready["status"].as_str(), ready["api_servers"].as_u64()), (200, Some("ready"), Some(2)));
+    assert!(own(&stack, "/health/engines").await.1["engines"].is_object(), "the answer of an API server");
+    for server in ["api-1", "api-2"] {
+        stack.kill(server).expect("it runs");
+    }
+    tokio::time::timeout(Duration::from_secs(20), async {
+        while own(&stack, "/health/ready").await.0 == 200 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await
+    .expect("nobody is behind it any more");
+    assert_eq!(own(&stack, "/health/live").await.0, 200);
+    let mut probe = tokio::net::TcpStream::connect(sockets).await.expect("connects");
+    let request = b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    probe.write_all(request).await.expect("writes");
+    let mut live = String::new();
+    probe.read_to_string(&mut live).await.expect("answers");
+    assert!(live.starts_with("HTTP/1.1 200"), "{live}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn clients_of_a_dead_chat_server_find_another_one_at_the_same_address() {
     let mut stack = start().await;
     let (alice, bob) = (signup(&stack, "alice").await, login_after_signup(&stack, "bob").await);

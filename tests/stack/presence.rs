@@ -53,7 +53,7 @@ impl KeyedLog for SlowForPresence {
         self.log.reader(name).await
     }
 
-    async fn group(&self, topic: Topic, group: &str) -> BackendResult<Box<dyn GroupReader>> {
+    async fn group(&self, topic: Topic, group: &str) -> BackendResult<Arc<dyn GroupReader>> {
         self.log.group(topic, group).await
     }
 }

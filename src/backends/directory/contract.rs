@@ -36,6 +36,7 @@ pub(crate) mod promises {
     use crate::backends::error::ErrorKind;
     use crate::protocol::api::{ConversationKind, Receipt};
     use crate::protocol::frames::ReceiptStatus;
+    use crate::protocol::limits::MEMBERS_COUNTED_MAX;
     use crate::protocol::{ConversationId, MessageId, UserId};
     use crate::runtime::clock;
 
@@ -117,6 +118,11 @@ pub(crate) mod promises {
         assert!(port.set_friends(a, b, true).await.expect("sets"));
         assert!(!port.set_friends(b, a, true).await.expect("sets"));
         assert_eq!(port.friends(a).await.expect("reads"), [b]);
+        let c = user(&*port).await;
+        assert!(port.set_friends(a, c, true).await.expect("sets"));
+        let counts = [port.friend_count(a, 9).await, port.friend_count(a, 1).await, port.friend_count(c, 9).await];
+        assert_eq!(counts.map(|count| count.expect("counts")), [2, 1, 1]);
+        assert!(port.set_friends(a, c, false).await.expect("sets"));
         assert_eq!(port.friends(b).await.expect("reads"), [a]);
         assert!(port.set_friends(b, a, false).await.expect("sets"));
         assert_eq!(port.friends(a).await.expect("reads"), []);
@@ -169,6 +175,8 @@ pub(crate) mod promises {
         let members: Vec<UserId> = (1..=12_000).map(|n| UserId(n + 1_000_000)).collect();
         let group = group(&*port, &members).await;
         assert_eq!(port.members(group, UserId(0), 20_000).await.expect("reads"), members);
+        let counted = port.conversation(group).await.expect("reads").expect("is there").members;
+        assert_eq!(counted, MEMBERS_COUNTED_MAX as u64, "no further");
     }
 
     pub(crate) async fn an_audience_is_listed_up_to_a_limit_and_members_are_found_by_key(place: impl Place<Port>) {
@@ -204,7 +212,12 @@ pub(crate) mod promises {
         for (upto, rises) in [(5, true), (9, true), (7, false), (9, false)] {
             assert_eq!(port.raise_receipt(group, &receipt(upto)).await.expect("raises"), rises, "{upto}");
         }
-        assert_eq!(port.receipts(group).await.expect("reads"), [receipt(9)]);
+        assert_eq!(port.receipts(group, UserId(0), 10).await.expect("reads"), [receipt(9)]);
+        let later = UserId(a.0 + 1);
+        port.raise_receipt(group, &Receipt { user: later, ..receipt(3) }).await.expect("raises");
+        assert_eq!(port.receipts(group, UserId(0), 1).await.expect("reads"), [receipt(9)], "a page");
+        assert_eq!(port.receipts(group, a, 10).await.expect("reads"), [Receipt { user: later, ..receipt(3) }]);
+        assert_eq!(port.receipts(group, later, 10).await.expect("reads"), []);
     }
 
     pub(crate) async fn of_many_who_raise_a_receipt_the_highest_stays(place: impl Place<Port>) {
@@ -215,7 +228,7 @@ pub(crate) mod promises {
         let all: Vec<Receipt> = (1..=12).map(receipt).collect();
         let raised = futures_util::future::join_all(all.iter().map(|receipt| port.raise_receipt(group, receipt))).await;
         assert!(raised.into_iter().all(|raised| raised.is_ok()));
-        assert_eq!(port.receipts(group).await.expect("reads"), [receipt(12)]);
+        assert_eq!(port.receipts(group, UserId(0), 10).await.expect("reads"), [receipt(12)]);
     }
 
     pub(crate) async fn hostile_texts_are_kept_as_they_are_or_refused(place: impl Place<Port>) {

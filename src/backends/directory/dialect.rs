@@ -80,14 +80,23 @@ impl Dialect {
         }
     }
 
-    /// Keeps other processes from migrating at the same time, until [`Dialect::unlock`] on the same connection.
-    pub(super) const fn lock(self) -> Option<&'static str> {
+    /// Keeps other processes from migrating at the same time, until [`Dialect::unlock`] on the same connection. Answers 1 once it is
+    /// held; MySQL gives up after a number of seconds, and answers something else.
+    pub(super) fn lock(self, seconds: u32) -> Option<String> {
         match self {
             // A data folder belongs to one process.
             Self::Sqlite => None,
-            Self::Postgres => Some("SELECT pg_advisory_lock(6721436212)"),
-            Self::Mysql => Some("SELECT get_lock('chatctl.migrate', 30)"),
+            // The function's own answer is nothing.
+            Self::Postgres => {
+                Some("SELECT CAST(1 AS BIGINT) FROM (SELECT pg_advisory_lock(6721436212)) held".to_owned())
+            }
+            Self::Mysql => Some(format!("SELECT CAST(get_lock('chatctl.migrate', {seconds}) AS SIGNED)")),
         }
+    }
+
+    /// Whether each change of a table is committed by itself; elsewhere a transaction takes all or nothing.
+    pub(super) const fn commits_each_change(self) -> bool {
+        matches!(self, Self::Mysql)
     }
 
     pub(super) const fn unlock(self) -> Option<&'static str> {

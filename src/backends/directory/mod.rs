@@ -4,7 +4,9 @@
 pub(crate) mod contract;
 mod dialect;
 mod hosts;
+mod schema;
 mod sql;
+mod sql_error;
 
 use async_trait::async_trait;
 use uuid::Uuid;
@@ -13,6 +15,8 @@ pub use sql::SqlDirectory;
 
 use super::BackendResult;
 use crate::protocol::api::{ConversationKind, Profile, Receipt};
+#[cfg(doc)]
+use crate::protocol::limits::MEMBERS_COUNTED_MAX;
 use crate::protocol::{ConversationId, UserId};
 
 /// A user's name and the hash of the password.
@@ -57,7 +61,7 @@ pub struct ConversationRow {
     pub name: String,
     /// Who made it.
     pub owner: UserId,
-    /// How many members it has now.
+    /// How many members it has now, counted up to [`MEMBERS_COUNTED_MAX`].
     pub members: u64,
 }
 
@@ -116,6 +120,9 @@ pub trait Directory: Send + Sync {
     /// Makes two users friends, or ends it; both directions at once. Returns whether anything changed.
     async fn set_friends(&self, a: UserId, b: UserId, friends: bool) -> BackendResult<bool>;
 
+    /// How many friends a user has, counted up to `most`.
+    async fn friend_count(&self, user: UserId, most: usize) -> BackendResult<u64>;
+
     /// A user's friends, by id.
     async fn friends(&self, user: UserId) -> BackendResult<Vec<UserId>>;
 
@@ -163,8 +170,8 @@ pub trait Directory: Send + Sync {
     /// Raises a member's receipt; it never goes back. Returns whether it rose.
     async fn raise_receipt(&self, conversation: ConversationId, receipt: &Receipt) -> BackendResult<bool>;
 
-    /// The receipts of a conversation, by user.
-    async fn receipts(&self, conversation: ConversationId) -> BackendResult<Vec<Receipt>>;
+    /// The receipts of a conversation, of users with ids above `after`, by user, at most `limit`.
+    async fn receipts(&self, conversation: ConversationId, after: UserId, limit: usize) -> BackendResult<Vec<Receipt>>;
 
     /// Remembers that a token was logged out, until it would have expired (seconds since 1970).
     async fn revoke_token(&self, token: Uuid, expires_at: u64) -> BackendResult<()>;

@@ -7,16 +7,19 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use sqlx::any::{AnyArguments, AnyRow};
 use sqlx::query::Query;
-use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Connection, Executor, Row};
+use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Row};
 use uuid::Uuid;
 
 use super::dialect::Dialect;
 use super::hosts::Hosts;
+use super::schema::migrate;
+use super::sql_error::{failed, is_collision};
 use super::{Audience, ConversationRow, Credentials, Directory, NewConversationRow, NewUser, TokenStanding};
 use crate::backends::deployment::DeploymentId;
 use crate::backends::{BackendError, BackendResult, error::ErrorKind};
 use crate::protocol::api::{ConversationKind, Profile, Receipt};
 use crate::protocol::frames::ReceiptStatus;
+use crate::protocol::limits::MEMBERS_COUNTED_MAX;
 use crate::protocol::{ConversationId, MessageId, UserId};
 
 /// Rows in one statement with many values; `SQLite` allows 32,766 bound values, the others twice that.
@@ -83,25 +86,12 @@ impl SqlDirectory {
             .map_err(|e| refused(ErrorKind::Unavailable, e.to_string()))?;
         dialect.check_version(&version).map_err(|text| refused(ErrorKind::Rejected, text))?;
         directory.version = dialect.product(&version);
-        directory.migrate(&pool).await.map_err(|e| {
-            let fix = "the account must be allowed to create tables";
-            refused(ErrorKind::Unavailable, format!("making the tables: {e}; {fix}"))
-        })?;
+        migrate(&pool, dialect)
+            .await
+            .map_err(|e| refused(ErrorKind::Unavailable, format!("making the tables: {e}; {}", e.fix())))?;
         directory.id = directory.identity(&pool).await.map_err(|e| refused(ErrorKind::Unavailable, e.to_string()))?;
         directory.hosts.hold_to(&directory.id);
         Ok(directory)
-    }
-
-    async fn migrate(&self, pool: &AnyPool) -> sqlx::Result<()> {
-        let mut connection = pool.acquire().await?;
-        if let Some(lock) = self.dialect.lock() {
-            sqlx::query(lock).execute(&mut *connection).await?;
-        }
-        let result = migrate(&mut connection, self.dialect).await;
-        if let Some(unlock) = self.dialect.unlock() {
-            sqlx::query(unlock).execute(&mut *connection).await?;
-        }
-        result
     }
 
     /// The id that was made with the tables; a new directory gets one now.
@@ -130,25 +120,6 @@ impl SqlDirectory {
     }
 }
 
-/// Applies the table changes that are missing.
-async fn migrate(connection: &mut AnyConnection, dialect: Dialect) -> sqlx::Result<()> {
-    connection.execute("CREATE TABLE IF NOT EXISTS schema_changes (number BIGINT NOT NULL PRIMARY KEY)").await?;
-    let done: i64 = sqlx::query_scalar("SELECT count(*) FROM schema_changes").fetch_one(&mut *connection).await?;
-    for (number, statements) in dialect.migrations().into_iter().enumerate().skip(done as usize) {
-        // MySQL commits each change of a table by itself; the others take all or nothing.
-        let mut transaction = connection.begin().await?;
-        for statement in statements {
-            transaction.execute(AssertSqlSafe(statement)).await?;
-        }
-        sqlx::query(AssertSqlSafe(dialect.statement("INSERT INTO schema_changes (number) VALUES (?)")))
-            .bind(number as i64)
-            .execute(&mut *transaction)
-            .await?;
-        transaction.commit().await?;
-    }
-    Ok(())
-}
-
 /// Database ids are signed. What a client made up above the sign bit stands for an id that nothing has.
 const fn sql(id: u64) -> i64 {
     if id > i64::MAX as u64 { i64::MAX } else { id as i64 }
@@ -166,46 +137,6 @@ const fn id(value: i64) -> u64 {
     value as u64
 }
 
-fn failed(operation: &'static str, error: sqlx::Error) -> BackendError {
-    if error.as_database_error().is_some_and(sqlx::error::DatabaseError::is_unique_violation) {
-        return BackendError::not_applied(operation, ErrorKind::Conflict, error);
-    }
-    match &error {
-        sqlx::Error::PoolTimedOut => BackendError::not_applied(operation, ErrorKind::TimedOut, error),
-        sqlx::Error::Database(refusal) => {
-            let kind =
-                if is_bad_value(refusal.code().as_deref()) { ErrorKind::Rejected } else { ErrorKind::Unavailable };
-            BackendError::not_applied(operation, kind, error)
-        }
-        sqlx::Error::Encode(_) | sqlx::Error::InvalidArgument(_) => {
-            BackendError::not_applied(operation, ErrorKind::Rejected, error)
-        }
-        _ => BackendError::unknown(operation, ErrorKind::Unavailable, error),
-    }
-}
-
-/// Whether a database refused a value, and not the work as such: the same value is refused again. Classes 22 (data exception) and
-/// 23 (integrity constraint) of the SQL standard's codes, and `SQLite`'s own for a constraint, a size and a type.
-fn is_bad_value(code: Option<&str>) -> bool {
-    const SQLITE_TOO_BIG: i64 = 18;
-    const SQLITE_CONSTRAINT: i64 = 19;
-    const SQLITE_MISMATCH: i64 = 20;
-    let Some(code) = code else { return false };
-    let is_standard = code.len() == 5 && (code.starts_with("22") || code.starts_with("23"));
-    // The low byte is the primary code.
-    let primary = code.parse::<i64>().ok().filter(|_| code.len() < 5).map(|code| code & 0xff);
-    is_standard || primary.is_some_and(|code| matches!(code, SQLITE_TOO_BIG | SQLITE_CONSTRAINT | SQLITE_MISMATCH))
-}
-
-/// True for errors that say "another transaction was in the way": nothing happened, and a new try helps.
-fn is_collision(error: &sqlx::Error) -> bool {
-    let Some(error) = error.as_database_error() else { return false };
-    // PostgreSQL: serialization failure, deadlock. MySQL: lock wait, deadlock share 40001 and HY000.
-    error.is_unique_violation()
-        || matches!(error.code().as_deref(), Some("40001" | "40P01"))
-        || error.message().contains("Deadlock")
-}
-
 fn kind_text(kind: ConversationKind) -> &'static str {
     match kind {
         ConversationKind::Direct => "direct",
@@ -221,13 +152,14 @@ fn profile(row: &AnyRow) -> Profile {
     Profile { user: UserId(id(row.get(0))), name: row.get(1), display_name: row.get(2) }
 }
 
+/// Without the number of members, which is counted by itself.
 fn conversation_row(row: &AnyRow) -> ConversationRow {
     ConversationRow {
         conversation: ConversationId(id(row.get(0))),
         kind: kind_of(&row.get::<String, _>(1)),
         name: row.get(2),
         owner: UserId(id(row.get(3))),
-        members: id(row.get(4)),
+        members: 0,
     }
 }
 
@@ -235,8 +167,14 @@ fn users(rows: &[AnyRow]) -> Vec<UserId> {
     rows.iter().map(|row| UserId(id(row.get(0)))).collect()
 }
 
-const CONVERSATION_COLUMNS: &str = "SELECT c.id, c.kind, c.name, c.owner_id, \
-     (SELECT count(*) FROM members m WHERE m.conversation_id = c.id) FROM conversations c";
+const CONVERSATION_COLUMNS: &str = "SELECT c.id, c.kind, c.name, c.owner_id FROM conversations c";
+
+/// The members of one conversation, counted up to a limit: whoever asks for a row must not pay for a channel of a million.
+const COUNT_MEMBERS: &str =
+    "(SELECT count(*) FROM (SELECT 1 AS one FROM members WHERE conversation_id = ? LIMIT ?) counted)";
+
+/// Conversations whose members are counted in one statement.
+const COUNTS_PER_STATEMENT: usize = 50;
 
 /// The pair of a direct conversation, the same from both sides.
 fn pair(new: &NewConversationRow) -> Option<String> {
@@ -311,6 +249,24 @@ impl SqlDirectory {
             joined += chunk.iter().fold(self.query(&text), bind).execute(&mut *connection).await?.rows_affected();
         }
         Ok(joined)
+    }
+
+    /// Fills in how many members conversations have.
+    async fn count_members(&self, operation: &'static str, rows: &mut [ConversationRow]) -> BackendResult<()> {
+        for chunk in rows.chunks_mut(COUNTS_PER_STATEMENT) {
+            let counts: Vec<String> = (0..chunk.len()).map(|n| format!("SELECT {n}, {COUNT_MEMBERS}")).collect();
+            let mut query = self.query(&counts.join(" UNION ALL "));
+            for row in &*chunk {
+                query = query.bind(sql(row.conversation.0)).bind(MEMBERS_COUNTED_MAX as i64);
+            }
+            for counted in self.fetch(operation, query).await? {
+                let (n, members): (i64, i64) = (counted.get(0), counted.get(1));
+                if let Some(row) = chunk.get_mut(n as usize) {
+                    row.members = id(members);
+                }
+            }
+        }
+        Ok(())
     }
 
     async fn insert_conversation(&self, pool: &AnyPool, new: &NewConversationRow) -> sqlx::Result<ConversationId> {
@@ -431,6 +387,12 @@ impl Directory for SqlDirectory {
         Ok(self.change("directory.set_friends", query).await? > 0)
     }
 
+    async fn friend_count(&self, user: UserId, most: usize) -> BackendResult<u64> {
+        let text = "SELECT count(*) FROM (SELECT 1 AS one FROM friends WHERE user_id = ? LIMIT ?) counted";
+        let rows = self.fetch("directory.friend_count", self.query(text).bind(sql(user.0)).bind(most as i64)).await?;
+        Ok(rows.first().map_or(0, |row| id(row.get(0))))
+    }
+
     async fn friends(&self, user: UserId) -> BackendResult<Vec<UserId>> {
         let query = self.query("SELECT friend_id FROM friends WHERE user_id = ? ORDER BY friend_id");
         Ok(users(&self.fetch("directory.friends", query.bind(sql(user.0))).await?))
@@ -453,7 +415,10 @@ impl Directory for SqlDirectory {
 
     async fn conversation(&self, conversation: ConversationId) -> BackendResult<Option<ConversationRow>> {
         let query = self.query(&format!("{CONVERSATION_COLUMNS} WHERE c.id = ?")).bind(sql(conversation.0));
-        Ok(self.fetch("directory.conversation", query).await?.first().map(conversation_row))
+        let mut rows: Vec<ConversationRow> =
+            self.fetch("directory.conversation", query).await?.iter().map(conversation_row).collect();
+        self.count_members("directory.conversation", &mut rows).await?;
+        Ok(rows.pop())
     }
 
     async fn conversations_of(
@@ -467,7 +432,10 @@ impl Directory for SqlDirectory {
              WHERE me.user_id = ? AND me.conversation_id > ? ORDER BY c.id LIMIT ?"
         );
         let query = self.query(&text).bind(sql(user.0)).bind(sql(after.0)).bind(limit as i64);
-        Ok(self.fetch("directory.conversations_of", query).await?.iter().map(conversation_row).collect())
+        let mut rows: Vec<ConversationRow> =
+            self.fetch("directory.conversations_of", query).await?.iter().map(conversation_row).collect();
+        self.count_members("directory.conversations_of", &mut rows).await?;
+        Ok(rows)
     }
 
     async fn conversation_ids_of(
@@ -565,9 +533,11 @@ impl Directory for SqlDirectory {
         Ok(self.change(OPERATION, raise()).await? > 0)
     }
 
-    async fn receipts(&self, conversation: ConversationId) -> BackendResult<Vec<Receipt>> {
-        let text = "SELECT user_id, status, upto FROM receipts WHERE conversation_id = ? ORDER BY user_id, status";
-        let rows = self.fetch("directory.receipts", self.query(text).bind(sql(conversation.0))).await?;
+    async fn receipts(&self, conversation: ConversationId, after: UserId, limit: usize) -> BackendResult<Vec<Receipt>> {
+        let text = "SELECT user_id, status, upto FROM receipts WHERE conversation_id = ? AND user_id > ? \
+                    ORDER BY user_id, status LIMIT ?";
+        let query = self.query(text).bind(sql(conversation.0)).bind(sql(after.0)).bind(limit as i64);
+        let rows = self.fetch("directory.receipts", query).await?;
         let receipt = |row: &AnyRow| Receipt {
             user: UserId(id(row.get(0))),
             status: if row.get::<String, _>(1) == "read" { ReceiptStatus::Read } else { ReceiptStatus::Delivered },

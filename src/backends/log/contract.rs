@@ -15,6 +15,7 @@ macro_rules! log_contract {
             a_group_sees_each_record_once_and_resumes_after_its_commit,
             what_a_group_did_not_commit_comes_again_after_a_restart,
             lag_counts_what_was_not_read,
+            a_group_tells_how_far_it_is_behind,
             a_record_for_keys_of_several_partitions_reaches_each_of_them_in_order,
         }
     };
@@ -29,7 +30,7 @@ pub(crate) mod promises {
     use bytes::Bytes;
 
     use crate::backends::contract::Place;
-    use crate::backends::log::{Delivered, KeyedLog, LogReader, Record, Topic};
+    use crate::backends::log::{Delivered, GroupReader, KeyedLog, LogReader, Record, Topic};
 
     const LIMIT: Duration = Duration::from_secs(20);
     type Log = dyn KeyedLog;
@@ -139,7 +140,7 @@ pub(crate) mod promises {
     pub(crate) async fn a_group_sees_each_record_once_and_resumes_after_its_commit(place: impl Place<Log>) {
         {
             let log = place.open().await;
-            let mut group = log.group(Topic::Inbox, "g1").await.expect("joins");
+            let group = log.group(Topic::Inbox, "g1").await.expect("joins");
             publish(&*log, Topic::Inbox, 1, "one").await;
             let got = tokio::time::timeout(LIMIT, group.next()).await.expect("in time").expect("reads");
             assert_eq!(texts(&got), ["one"]);
@@ -147,7 +148,7 @@ pub(crate) mod promises {
         }
         place.restart().await;
         let log = place.open().await;
-        let mut group = log.group(Topic::Inbox, "g1").await.expect("joins");
+        let group = log.group(Topic::Inbox, "g1").await.expect("joins");
         publish(&*log, Topic::Inbox, 1, "two").await;
         let got = tokio::time::timeout(LIMIT, group.next()).await.expect("in time").expect("reads");
         assert_eq!(texts(&got), ["two"]);
@@ -156,14 +157,14 @@ pub(crate) mod promises {
     pub(crate) async fn what_a_group_did_not_commit_comes_again_after_a_restart(place: impl Place<Log>) {
         {
             let log = place.open().await;
-            let mut group = log.group(Topic::Inbox, "g2").await.expect("joins");
+            let group = log.group(Topic::Inbox, "g2").await.expect("joins");
             publish(&*log, Topic::Inbox, 1, "again").await;
             let got = tokio::time::timeout(LIMIT, group.next()).await.expect("in time").expect("reads");
             assert_eq!(texts(&got), ["again"]);
         }
         place.restart().await;
         let log = place.open().await;
-        let mut group = log.group(Topic::Inbox, "g2").await.expect("joins");
+        let group = log.group(Topic::Inbox, "g2").await.expect("joins");
         let got = tokio::time::timeout(LIMIT, group.next()).await.expect("in time").expect("reads");
         assert_eq!(texts(&got), ["again"]);
     }
@@ -174,7 +175,7 @@ pub(crate) mod promises {
         let key_of = |partition| (0..10_000).find(|key| log.partition_of(*key) == partition).expect("there is one");
         let keys: Vec<u64> = (0..partitions).map(key_of).collect();
         let (one, rest) = (log.reader("one").await.expect("opens"), log.reader("rest").await.expect("opens"));
-        let mut group = log.group(Topic::Inbox, "several").await.expect("joins");
+        let group = log.group(Topic::Inbox, "several").await.expect("joins");
         for (n, key) in keys.iter().enumerate() {
             let reader = if n == 0 { &one } else { &rest };
             reader.subscribe(Topic::Inbox, *key).await.expect("subscribes");
@@ -218,5 +219,37 @@ pub(crate) mod promises {
         assert_eq!(records, 3);
         gather(&*reader, 3).await;
         assert!(reader.lag().await.iter().all(|l| l.records == 0 && l.age_ms == 0));
+    }
+
+    /// Waits until a group's lag is so many records; returns whether something has an age then.
+    async fn lags(group: &dyn GroupReader, wanted: u64) -> bool {
+        let waiting = async {
+            loop {
+                let lag = group.lag().await;
+                if lag.iter().map(|l| l.records).sum::<u64>() == wanted {
+                    return lag.iter().any(|l| l.age_ms > 0);
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(LIMIT, waiting).await.expect("in time")
+    }
+
+    pub(crate) async fn a_group_tells_how_far_it_is_behind(place: impl Place<Log>) {
+        let log = place.open().await;
+        let group = log.group(Topic::Inbox, "behind").await.expect("joins");
+        publish(&*log, Topic::Inbox, 1, "x").await;
+        let mut read = tokio::time::timeout(LIMIT, group.next()).await.expect("in time").expect("reads").len();
+        lags(&*group, 0).await;
+        for _ in 0..3 {
+            publish(&*log, Topic::Inbox, 1, "x").await;
+        }
+        lags(&*group, 3).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(lags(&*group, 3).await, "what is unread has an age");
+        while read < 4 {
+            read += tokio::time::timeout(LIMIT, group.next()).await.expect("in time").expect("reads").len();
+        }
+        assert!(!lags(&*group, 0).await, "what is read has none");
     }
 }

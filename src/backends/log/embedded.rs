@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::Notify;
 
+use super::embedded_group::{EmbeddedGroup, GroupPosition};
 use super::{Delivered, GroupReader, KeyedLog, LogReader, PartitionLag, Record, Topic};
 use crate::backends::store::{Change, Durability, EmbeddedStore, Keyspace};
 use crate::backends::{BackendError, BackendResult, error::ErrorKind};
@@ -23,10 +24,10 @@ const RECENT_BYTES_MAX: usize = 32 << 20;
 const RETAINED_RECORDS_MAX: u64 = 1 << 20;
 
 /// Records that one `next` returns at most.
-const READ_RECORDS_MAX: usize = 512;
+pub(super) const READ_RECORDS_MAX: usize = 512;
 
 /// The number of a topic's only queue, in keys and to readers.
-const QUEUE: u32 = 0;
+pub(super) const QUEUE: u32 = 0;
 
 /// A log inside a data folder. Clones are the same log.
 #[derive(Clone)]
@@ -34,19 +35,16 @@ pub struct EmbeddedLog {
     inner: Arc<Inner>,
 }
 
-/// Where a group reads next.
-type GroupPosition = Arc<Mutex<u64>>;
-
-struct Inner {
-    store: EmbeddedStore,
+pub(super) struct Inner {
+    pub(super) store: EmbeddedStore,
     records: Keyspace,
-    commits: Keyspace,
+    pub(super) commits: Keyspace,
     /// What users are placed by; the log has no use for it.
     partitions: u32,
     topics: HashMap<Topic, Queue>,
     /// Positions of the consumer groups. Written by group readers.
-    groups: Mutex<HashMap<(Topic, String), GroupPosition>>,
-    group_news: Notify,
+    pub(super) groups: Mutex<HashMap<(Topic, String), GroupPosition>>,
+    pub(super) group_news: Notify,
 }
 
 #[derive(Default)]
@@ -126,7 +124,7 @@ impl EmbeddedLog {
     }
 }
 
-fn read_failed(error: fjall::Error) -> BackendError {
+pub(super) fn read_failed(error: fjall::Error) -> BackendError {
     BackendError::not_applied("log.read", ErrorKind::Unavailable, error)
 }
 
@@ -170,7 +168,7 @@ impl Inner {
     }
 
     /// Records from `from` on, at most `limit`, and the position behind them.
-    fn read(&self, topic: Topic, from: u64, limit: usize) -> BackendResult<(Vec<Delivered>, u64)> {
+    pub(super) fn read(&self, topic: Topic, from: u64, limit: usize) -> BackendResult<(Vec<Delivered>, u64)> {
         {
             let mut state = self.queue(topic).lock();
             let first = state.next - state.recent.len() as u64;
@@ -195,6 +193,17 @@ impl Inner {
             }
         }
         Ok((out, position))
+    }
+}
+
+impl Inner {
+    /// How far a position is behind.
+    pub(super) fn lag(&self, topic: Topic, position: u64) -> PartitionLag {
+        let state = self.queue(topic).lock();
+        let first = state.next - state.recent.len() as u64;
+        let oldest = state.recent.get(position.saturating_sub(first) as usize);
+        let age_ms = oldest.map_or(0, |d| clock::unix_ms().saturating_sub(d.at_ms));
+        PartitionLag { topic, partition: QUEUE, records: state.next.saturating_sub(position), age_ms }
     }
 }
 
@@ -246,24 +255,9 @@ impl KeyedLog for EmbeddedLog {
         }))
     }
 
-    async fn group(&self, topic: Topic, group: &str) -> BackendResult<Box<dyn GroupReader>> {
-        let mut groups = self.inner.groups.lock().expect("no panic while held");
-        let position = if let Some(position) = groups.get(&(topic, group.to_owned())) {
-            Arc::clone(position)
-        } else {
-            let value = self.inner.commits.get(commit_key(topic, group)).map_err(read_failed)?;
-            let committed = value.and_then(|v| v.as_ref().try_into().ok()).map_or(0, u64::from_be_bytes);
-            let position = Arc::new(Mutex::new(committed));
-            groups.insert((topic, group.to_owned()), Arc::clone(&position));
-            position
-        };
-        let log = Arc::clone(&self.inner);
-        Ok(Box::new(EmbeddedGroup { log, topic, group: group.to_owned(), position, dealt_with: None }))
+    async fn group(&self, topic: Topic, group: &str) -> BackendResult<Arc<dyn GroupReader>> {
+        Ok(Arc::new(EmbeddedGroup::join(&self.inner, topic, group)?))
     }
-}
-
-fn commit_key(topic: Topic, group: &str) -> String {
-    format!("{}/{group}/{QUEUE}", topic.name())
 }
 
 struct EmbeddedReader {
@@ -349,66 +343,7 @@ impl LogReader for EmbeddedReader {
     }
 
     async fn lag(&self) -> Vec<PartitionLag> {
-        let held = self.held();
-        let now = clock::unix_ms();
-        held.iter()
-            .map(|(&topic, read)| {
-                let state = self.log.queue(topic).lock();
-                let records = state.next.saturating_sub(read.position);
-                let first = state.next - state.recent.len() as u64;
-                let oldest = state.recent.get(read.position.saturating_sub(first) as usize);
-                let age_ms = oldest.map_or(0, |d| now.saturating_sub(d.at_ms));
-                PartitionLag { topic, partition: QUEUE, records, age_ms }
-            })
-            .collect()
-    }
-}
-
-struct EmbeddedGroup {
-    log: Arc<Inner>,
-    topic: Topic,
-    group: String,
-    /// Shared by the group's members.
-    position: GroupPosition,
-    /// The position behind what this member was given, if that is not committed yet.
-    dealt_with: Option<u64>,
-}
-
-impl EmbeddedGroup {
-    fn take(&mut self) -> BackendResult<Vec<Delivered>> {
-        let mut position = self.position.lock().expect("no panic while held");
-        let (records, next) = self.log.read(self.topic, *position, READ_RECORDS_MAX)?;
-        if !records.is_empty() {
-            *position = next;
-            self.dealt_with = Some(next);
-        }
-        Ok(records)
-    }
-}
-
-#[async_trait]
-impl GroupReader for EmbeddedGroup {
-    async fn next(&mut self) -> BackendResult<Vec<Delivered>> {
-        let log = Arc::clone(&self.log);
-        loop {
-            let mut news = std::pin::pin!(log.group_news.notified());
-            news.as_mut().enable();
-            let out = self.take()?;
-            if !out.is_empty() {
-                return Ok(out);
-            }
-            news.await;
-        }
-    }
-
-    async fn commit(&mut self) -> BackendResult<()> {
-        let Some(position) = self.dealt_with.take() else { return Ok(()) };
-        let change = Change {
-            keyspace: self.log.commits.clone(),
-            key: commit_key(self.topic, &self.group).into_bytes(),
-            value: Some(position.to_be_bytes().to_vec()),
-        };
-        self.log.store.write("log.commit", vec![change], Durability::Process).await
+        self.held().iter().map(|(&topic, read)| self.log.lag(topic, read.position)).collect()
     }
 }
 
@@ -436,7 +371,7 @@ mod tests {
         }
         let log = EmbeddedLog::open(&store, 3).expect("opens");
         assert_eq!(log.publish(Topic::Inbox, record("new")).await.ok(), Some(1));
-        let mut group = log.group(Topic::Inbox, "push").await.expect("joins");
+        let group = log.group(Topic::Inbox, "push").await.expect("joins");
         let read = group.next().await.expect("reads");
         let read: Vec<_> = read.iter().map(|d| (d.offset, &*d.record.payload)).collect();
         assert_eq!(read, [(4, &b"old"[..]), (5, b"new")]);

@@ -381,8 +381,8 @@ impl KeyedLog for KafkaLog {
         Ok(Arc::new(reader))
     }
 
-    async fn group(&self, topic: Topic, group: &str) -> BackendResult<Box<dyn GroupReader>> {
-        Ok(Box::new(KafkaGroup::join(&self.inner, topic, group)?))
+    async fn group(&self, topic: Topic, group: &str) -> BackendResult<Arc<dyn GroupReader>> {
+        Ok(Arc::new(KafkaGroup::join(&self.inner, topic, group)?))
     }
 }
 
@@ -421,8 +421,8 @@ mod tests {
         let record = |text: &'static str| Record { keys: vec![KEY], payload: Bytes::from_static(text.as_bytes()) };
         let reader = own.reader("own").await.expect("opens");
         reader.subscribe(Topic::Inbox, KEY).await.expect("subscribes");
-        let mut group = own.group(Topic::Inbox, "push").await.expect("joins");
-        let mut group_of_other = other.group(Topic::Inbox, "push").await.expect("joins");
+        let group = own.group(Topic::Inbox, "push").await.expect("joins");
+        let group_of_other = other.group(Topic::Inbox, "push").await.expect("joins");
         for (log, text) in [(&other, "theirs"), (&own, "ours"), (&other, "theirs too")] {
             log.publish(Topic::Inbox, record(text)).await.expect("publishes");
         }

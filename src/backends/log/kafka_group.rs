@@ -3,22 +3,37 @@
 //! A member commits what it has dealt with, and only in partitions that it still has. What it has not committed comes again, to it
 //! or to the member that has the partition by then; so records may come twice when members come and go, and none is left out.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
 use rdkafka::consumer::{CommitMode, Consumer, StreamConsumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::{Offset, TopicPartitionList};
 
-use super::kafka::{Inner, blocking, failed};
+use super::kafka::{ANSWER_TIMEOUT, Inner, blocking, failed};
 use super::kafka_batch::gather;
-use super::{Delivered, GroupReader, Topic};
+use super::kafka_lag::{Ends, offsets};
+use super::{Delivered, GroupReader, PartitionLag, Topic};
 use crate::backends::error::{BackendError, BackendResult, ErrorKind};
+use crate::runtime::clock;
 
 /// A member of a group.
 pub(super) struct KafkaGroup {
     log: Arc<Inner>,
     consumer: Arc<StreamConsumer>,
+    topic: Topic,
+    /// Of each partition that it has. Written by `lag`.
+    partitions: Mutex<HashMap<u32, PartitionRead>>,
+}
+
+/// What is remembered of a partition from one look at the lag to the next.
+#[derive(Default)]
+struct PartitionRead {
+    /// Where it was taken up, as far as that is known: it counts until something was read.
+    begun: Option<u64>,
+    ends: Ends,
 }
 
 impl KafkaGroup {
@@ -34,13 +49,51 @@ impl KafkaGroup {
             .create()
             .map_err(|e| BackendError::not_applied("log.group", ErrorKind::Rejected, e))?;
         consumer.subscribe(&[&log.topic(topic)]).map_err(|e| failed("log.group", e))?;
-        Ok(Self { log: Arc::clone(log), consumer: Arc::new(consumer) })
+        Ok(Self { log: Arc::clone(log), consumer: Arc::new(consumer), topic, partitions: Mutex::default() })
+    }
+
+    /// Where the partitions that it has are read on, by number; those of which nothing was read yet at `None`.
+    fn positions(&self) -> HashMap<u32, Option<u64>> {
+        let (Ok(assigned), Ok(positions)) = (self.consumer.assignment(), self.consumer.position()) else {
+            return HashMap::new();
+        };
+        let name = self.log.topic(self.topic);
+        let assigned = assigned.elements();
+        let mine = assigned.iter().filter_map(|element| u32::try_from(element.partition()).ok());
+        let position = |partition: u32| match positions.find_partition(&name, partition as i32)?.offset() {
+            Offset::Offset(offset) => u64::try_from(offset).ok(),
+            _ => None,
+        };
+        mine.map(|partition| (partition, position(partition))).collect()
+    }
+
+    /// Where partitions of which nothing was read yet are taken up: behind what was committed, or at their beginning.
+    async fn beginnings(&self, partitions: &[(Topic, u32)]) -> HashMap<(Topic, u32), u64> {
+        let mut found = offsets(&self.log, Arc::clone(&self.consumer), partitions, Offset::Beginning).await;
+        let (consumer, name) = (Arc::clone(&self.consumer), self.log.topic(self.topic));
+        let mut list = TopicPartitionList::new();
+        for (_, partition) in partitions {
+            list.add_partition(&name, *partition as i32);
+        }
+        let Ok(committed) = blocking(move || consumer.committed_offsets(list, ANSWER_TIMEOUT)).await else {
+            return HashMap::new();
+        };
+        for element in committed.elements() {
+            if let Offset::Offset(offset) = element.offset()
+                && let (Ok(partition), Ok(offset)) = (u32::try_from(element.partition()), u64::try_from(offset))
+            {
+                // What was committed may not be retained any more.
+                let begun = found.entry((self.topic, partition)).or_insert(offset);
+                *begun = offset.max(*begun);
+            }
+        }
+        found
     }
 }
 
 #[async_trait]
 impl GroupReader for KafkaGroup {
-    async fn next(&mut self) -> BackendResult<Vec<Delivered>> {
+    async fn next(&self) -> BackendResult<Vec<Delivered>> {
         loop {
             let first = self.consumer.recv().await;
             let ready = || self.consumer.recv().now_or_never();
@@ -52,7 +105,7 @@ impl GroupReader for KafkaGroup {
         }
     }
 
-    async fn commit(&mut self) -> BackendResult<()> {
+    async fn commit(&self) -> BackendResult<()> {
         let consumer = Arc::clone(&self.consumer);
         let commit = blocking(move || consumer.commit_consumer_state(CommitMode::Sync)).await;
         match commit {
@@ -61,11 +114,36 @@ impl GroupReader for KafkaGroup {
             Err(error) => Err(failed("log.group.commit", error)),
         }
     }
+
+    async fn lag(&self) -> Vec<PartitionLag> {
+        let positions = self.positions();
+        let unread: Vec<(Topic, u32)> = {
+            let mut known = self.partitions.lock().expect("no panic while held");
+            // What another member has now is taken up anew when it comes back.
+            known.retain(|partition, _| positions.contains_key(partition));
+            let is_unknown = |partition: &u32| known.get(partition).is_none_or(|read| read.begun.is_none());
+            let unread = positions.iter().filter(|(partition, at)| at.is_none() && is_unknown(partition));
+            unread.map(|(partition, _)| (self.topic, *partition)).collect()
+        };
+        let begun = if unread.is_empty() { HashMap::new() } else { self.beginnings(&unread).await };
+        let all: Vec<(Topic, u32)> = positions.keys().map(|partition| (self.topic, *partition)).collect();
+        let ends = offsets(&self.log, Arc::clone(&self.consumer), &all, Offset::End).await;
+        let mut known = self.partitions.lock().expect("no panic while held");
+        let mut out = Vec::with_capacity(positions.len());
+        for (partition, position) in positions {
+            let (read, place) = (known.entry(partition).or_default(), (self.topic, partition));
+            read.begun = read.begun.or(begun.get(&place).copied());
+            // Where neither is known nothing can be said.
+            let Some(position) = position.or(read.begun) else { continue };
+            let (records, age_ms) = read.ends.lag(clock::unix_ms(), ends.get(&place).copied(), position);
+            out.push(PartitionLag { topic: self.topic, partition, records, age_ms });
+        }
+        out
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
     use std::time::Duration;
 
     use bytes::Bytes;
@@ -86,10 +164,10 @@ mod tests {
     }
 
     /// How often each record came to any of the members until all of `text` came.
-    async fn read(members: &mut [Box<dyn GroupReader>], text: &str, commits: bool) -> HashMap<Bytes, usize> {
+    async fn read(members: &[Arc<dyn GroupReader>], text: &str, commits: bool) -> HashMap<Bytes, usize> {
         let mut seen: HashMap<Bytes, usize> = HashMap::new();
         for _ in 0..600 {
-            for member in &mut *members {
+            for member in members {
                 let Ok(records) = tokio::time::timeout(Duration::from_millis(100), member.next()).await else {
                     continue;
                 };
@@ -116,14 +194,14 @@ mod tests {
         let join = async || log.group(Topic::Inbox, "push").await.expect("joins");
         let mut members = vec![join().await];
         publish(&log, "alone").await;
-        assert!(read(&mut members, "alone", true).await.values().all(|times| *times == 1));
+        assert!(read(&members, "alone", true).await.values().all(|times| *times == 1));
         members.push(join().await);
         publish(&log, "shared").await;
-        read(&mut members, "shared", true).await;
+        read(&members, "shared", true).await;
         publish(&log, "unfinished").await;
-        read(&mut members, "unfinished", false).await;
+        read(&members, "unfinished", false).await;
         members.remove(0);
-        let seen = read(&mut members, "unfinished", true).await;
+        let seen = read(&members, "unfinished", true).await;
         assert!(seen.keys().all(|text| text.starts_with(b"unfinished")), "what was committed came again: {seen:?}");
     }
 }

@@ -1,7 +1,7 @@
 //! The reader of a Kafka log: assigns itself the partitions of the keys that it holds, and reads on with another consumer when its own
 //! gives nothing any more.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -17,6 +17,7 @@ use tokio::sync::{Notify, RwLock};
 
 use super::kafka::{ANSWER_TIMEOUT, Inner, blocking, failed};
 use super::kafka_batch::gather;
+use super::kafka_lag::{Ends, offsets};
 use super::{Delivered, LogReader, PartitionLag, Topic};
 use crate::backends::error::{BackendError, BackendResult, ErrorKind};
 use crate::runtime::clock;
@@ -24,9 +25,6 @@ use crate::runtime::clock;
 /// How long a broker holds a fetch that has nothing to give; a partition that is read anew waits for the end of the last.
 /// An empty fetch costs broker and reader as much as one that carries something, and every server has one under way.
 const FETCH_WAIT_MS: &str = "200";
-
-/// Ends of a partition that are remembered, to tell how old the oldest unread record is.
-const SAMPLES_MAX: usize = 600;
 
 /// Longest that a subscription waits for where its partition ends.
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_millis(2_500);
@@ -106,8 +104,7 @@ struct PartitionRead {
     keys: u32,
     /// Offset of the next record to read.
     position: u64,
-    /// When (ms) the partition was how long, oldest first: while the position is behind one, that one is unread.
-    ends: VecDeque<(u64, u64)>,
+    ends: Ends,
 }
 
 impl Held {
@@ -224,27 +221,6 @@ impl KafkaReader {
         Ok(u64::try_from(end).unwrap_or(0))
     }
 
-    /// Where many partitions end now, in one request to each broker. Those without an answer are left out.
-    async fn ends_of(&self, partitions: &[(Topic, u32)]) -> HashMap<(Topic, u32), u64> {
-        let mut list = TopicPartitionList::new();
-        for (topic, partition) in partitions {
-            // The "time" -1 asks for the end. Source: the protocol's `ListOffsets`, `LATEST_TIMESTAMP`.
-            let added = list.add_partition_offset(&self.log.topic(*topic), *partition as i32, Offset::End);
-            debug_assert!(added.is_ok(), "the end is an offset");
-        }
-        let consumer = self.consumer.load_full();
-        let answer = blocking(move || consumer.offsets_for_times(list, ANSWER_TIMEOUT)).await;
-        let Ok(answer) = answer else { return HashMap::new() };
-        let names: HashMap<String, Topic> =
-            partitions.iter().map(|(topic, _)| (self.log.topic(*topic), *topic)).collect();
-        let end = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| {
-            element.error().ok()?;
-            let Offset::Offset(end) = element.offset() else { return None };
-            Some(((*names.get(element.topic())?, element.partition() as u32), u64::try_from(end).ok()?))
-        };
-        answer.elements().iter().filter_map(end).collect()
-    }
-
     /// Begins to read a partition at its end.
     async fn take_up(&self, topic: Topic, partition: u32) -> KafkaResult<()> {
         let end = self.end_of(topic, partition).await?;
@@ -342,28 +318,15 @@ impl LogReader for KafkaReader {
     async fn lag(&self) -> Vec<PartitionLag> {
         let before: Vec<_> = self.held().partitions.iter().map(|(place, read)| (*place, read.position)).collect();
         let partitions: Vec<(Topic, u32)> = before.iter().map(|(place, _)| *place).collect();
-        let ends = self.ends_of(&partitions).await;
+        let ends = offsets(&self.log, self.consumer.load_full(), &partitions, Offset::End).await;
         self.note_ends(&before, &ends);
         let mut out = Vec::new();
         for (topic, partition) in partitions {
             let end = ends.get(&(topic, partition)).copied();
-            let now_ms = clock::unix_ms();
             let mut held = self.held();
             let Some(read) = held.partitions.get_mut(&(topic, partition)) else { continue };
-            // Without an answer the last known end counts, and its age grows.
-            let end = end.or(read.ends.back().map(|(_, end)| *end)).unwrap_or(read.position);
-            if read.ends.back().is_none_or(|(_, last)| *last < end) {
-                read.ends.push_back((now_ms, end));
-            }
-            if read.ends.len() > SAMPLES_MAX {
-                read.ends.pop_front();
-            }
-            let position = read.position;
-            while read.ends.front().is_some_and(|(_, end)| *end <= position) {
-                read.ends.pop_front();
-            }
-            let age_ms = read.ends.front().map_or(0, |(seen_ms, _)| now_ms.saturating_sub(*seen_ms));
-            out.push(PartitionLag { topic, partition, records: end.saturating_sub(position), age_ms });
+            let (records, age_ms) = read.ends.lag(clock::unix_ms(), end, read.position);
+            out.push(PartitionLag { topic, partition, records, age_ms });
         }
         if self.is_stuck(&out, &ends)
             && let Err(error) = self.renew(&ends).await

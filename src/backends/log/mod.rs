@@ -7,9 +7,11 @@
 #[cfg(test)]
 pub(crate) mod contract;
 mod embedded;
+mod embedded_group;
 mod kafka;
 mod kafka_batch;
 mod kafka_group;
+mod kafka_lag;
 mod kafka_producer;
 mod kafka_reader;
 mod kafka_version;
@@ -114,7 +116,7 @@ pub trait KeyedLog: Send + Sync {
 
     /// Joins a consumer group that reads every record of a topic, each by one member, from where it last committed (a
     /// new group: from the beginning of what is retained).
-    async fn group(&self, topic: Topic, group: &str) -> BackendResult<Box<dyn GroupReader>>;
+    async fn group(&self, topic: Topic, group: &str) -> BackendResult<Arc<dyn GroupReader>>;
 }
 
 /// Reads the records of the keys that it holds.
@@ -137,12 +139,15 @@ pub trait LogReader: Send + Sync {
 /// Reads all records of a topic, and remembers how far it came.
 #[async_trait]
 pub trait GroupReader: Send + Sync {
-    /// Waits for records, at least one.
-    async fn next(&mut self) -> BackendResult<Vec<Delivered>>;
+    /// Waits for records, at least one. Dropping the future loses nothing. One task at a time calls this.
+    async fn next(&self) -> BackendResult<Vec<Delivered>>;
 
     /// Remembers that everything returned by [`GroupReader::next`] so far is dealt with. What was not committed comes
     /// again after a restart.
-    async fn commit(&mut self) -> BackendResult<()>;
+    async fn commit(&self) -> BackendResult<()>;
+
+    /// How far behind it is in each partition that it has.
+    async fn lag(&self) -> Vec<PartitionLag>;
 }
 
 /// Hashes a key to a partition: the finalizer of `splitmix64`, which spreads consecutive ids evenly, then a multiply to

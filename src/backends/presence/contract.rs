@@ -9,6 +9,7 @@ macro_rules! presence_contract {
             coming_online_is_told_to_one_of_many,
             an_older_beat_changes_nothing,
             silent_are_the_online_with_an_old_beat,
+            silent_users_are_listed_in_pages_that_name_each_once,
             a_beat_between_look_and_expire_keeps_online,
             a_user_is_declared_offline_once,
             a_beat_from_before_does_not_bring_back,
@@ -50,7 +51,7 @@ pub(crate) mod promises {
 
     /// The last beat of a user who is silent.
     async fn silent(port: &Port, user: UserId) -> Option<LastBeat> {
-        let silent = port.silent(SILENCE_MS, EVERYBODY).await.expect("answers");
+        let silent = port.silent(SILENCE_MS, 0, EVERYBODY).await.expect("answers");
         silent.users.into_iter().find(|last| last.user == user)
     }
 
@@ -99,11 +100,31 @@ pub(crate) mod promises {
         assert_eq!(silent(&*port, young.user).await, None);
         let last = silent(&*port, old.user).await.expect("silent");
         assert_eq!(last, came[0]);
-        let look = port.silent(SILENCE_MS, EVERYBODY).await.expect("answers");
+        let look = port.silent(SILENCE_MS, 0, EVERYBODY).await.expect("answers");
         assert!(look.now_ms >= last.at_ms + SILENCE_MS + 1_000, "{look:?}");
-        assert_eq!(port.silent(SILENCE_MS, EVERYBODY).await.expect("answers").life, look.life, "the same data");
+        assert_eq!(port.silent(SILENCE_MS, 0, EVERYBODY).await.expect("answers").life, look.life, "the same data");
         assert!(port.expire(&last).await.expect("answers"));
         assert_eq!(silent(&*port, old.user).await, None);
+    }
+
+    pub(crate) async fn silent_users_are_listed_in_pages_that_name_each_once(place: impl Place<Port>) {
+        let port = place.open().await;
+        // Of one age, too: their order is the engine's, and it is one.
+        let old: Vec<Beat> = (0..7).map(|n| beat(SILENCE_MS + 1_000 + n / 3)).collect();
+        port.beat(&old).await.expect("takes");
+        let (mut listed, mut skip) = (Vec::new(), 0);
+        loop {
+            let page = port.silent(SILENCE_MS, skip, 3).await.expect("answers").users;
+            assert!(page.len() <= 3, "{page:?}");
+            skip += page.len();
+            listed.extend(page.iter().map(|last| last.user));
+            if page.len() < 3 {
+                break;
+            }
+        }
+        for known in &old {
+            assert_eq!(listed.iter().filter(|user| **user == known.user).count(), 1, "{known:?} in {listed:?}");
+        }
     }
 
     pub(crate) async fn a_beat_between_look_and_expire_keeps_online(place: impl Place<Port>) {
@@ -171,7 +192,7 @@ pub(crate) mod promises {
         // Of an age that makes it older than what is known, although it is sent later.
         another.beat(&[aged(b, 10_000)]).await.expect("takes");
         assert_eq!(record(&*port, b.user).await.last_beat_ms, before);
-        let look = another.silent(0, EVERYBODY).await.expect("answers");
+        let look = another.silent(0, 0, EVERYBODY).await.expect("answers");
         assert!(look.now_ms >= before && look.now_ms < before + 60_000, "{} and {before}", look.now_ms);
     }
 }

@@ -83,12 +83,13 @@ impl Presence for EmbeddedPresence {
         Ok(came_online)
     }
 
-    async fn silent(&self, silence_ms: u64, limit: usize) -> BackendResult<Silent> {
+    async fn silent(&self, silence_ms: u64, skip: usize, limit: usize) -> BackendResult<Silent> {
         let now_ms = self.clock.now_ms();
         let before_ms = now_ms.saturating_sub(silence_ms);
         let state = self.users.lock();
         let silent = state.map.iter().filter(|(_, e)| e.online && e.last_beat_ms < before_ms);
-        let users = silent.take(limit).map(|(user, e)| LastBeat { user: *user, at_ms: e.last_beat_ms }).collect();
+        let users = silent.skip(skip).take(limit);
+        let users = users.map(|(user, e)| LastBeat { user: *user, at_ms: e.last_beat_ms }).collect();
         // The data folder is this process's: another life begins with another process.
         Ok(Silent { life: String::new(), now_ms, users })
     }

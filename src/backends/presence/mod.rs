@@ -58,8 +58,9 @@ pub trait Presence: Send + Sync {
     /// younger one.
     async fn beat(&self, beats: &[Beat]) -> BackendResult<Vec<LastBeat>>;
 
-    /// Looks for online users without a beat for `silence_ms`, and returns at most `limit` of them.
-    async fn silent(&self, silence_ms: u64, limit: usize) -> BackendResult<Silent>;
+    /// Looks for online users without a beat for `silence_ms`, and returns at most `limit` of them, behind the first `skip`. While
+    /// nobody beats, comes or goes their order stays, so that pages behind each other name each of them once.
+    async fn silent(&self, silence_ms: u64, skip: usize, limit: usize) -> BackendResult<Silent>;
 
     /// Declares a user offline, if the last beat is still the one given; returns whether this call did it.
     async fn expire(&self, last: &LastBeat) -> BackendResult<bool>;

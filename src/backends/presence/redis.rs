@@ -78,7 +78,7 @@ end
 return out
 ";
 
-/// ARGV: silence, limit. Answers the clock, the life of the data, then users and their last beats.
+/// ARGV: silence, users to skip, limit. Answers the clock, the life of the data, then users and their last beats.
 ///
 /// A beat from the future is one from before the clock was set back: it counts as of now, or its user would be online until the
 /// clock is there again.
@@ -88,7 +88,7 @@ local ahead = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. string.format('%.0f', 
 for _, user in ipairs(ahead) do redis.call('ZADD', KEYS[1], 'XX', clock, user) end
 local life = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)') or ''
 local before = '(' .. string.format('%.0f', now - ARGV[1])
-local users = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', before, 'WITHSCORES', 'LIMIT', 0, ARGV[2])
+local users = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', before, 'WITHSCORES', 'LIMIT', ARGV[2], ARGV[3])
 return {clock, life, users}
 ";
 
@@ -180,10 +180,10 @@ impl Presence for RedisPresence {
         Ok(came_online)
     }
 
-    async fn silent(&self, silence_ms: u64, limit: usize) -> BackendResult<Silent> {
+    async fn silent(&self, silence_ms: u64, skip: usize, limit: usize) -> BackendResult<Silent> {
         let (now_ms, life, silent): (u64, String, Vec<(u64, u64)>) = self
             .run("presence.silent", &SCRIPTS.silent, |call| {
-                call.arg(silence_ms).arg(limit);
+                call.arg(silence_ms).arg(skip).arg(limit);
             })
             .await?;
         self.saw(now_ms);
@@ -245,7 +245,7 @@ mod tests {
         let mut set = redis::cmd("ZADD");
         set.arg(&port.online).arg(came[0].at_ms + hour_ms).arg(user.0);
         set.query_async::<()>(&mut connection.commands).await.expect("sets");
-        assert_eq!(port.silent(30_000, 10).await.expect("answers").users, []);
+        assert_eq!(port.silent(30_000, 0, 10).await.expect("answers").users, []);
         let last = port.get(&[user]).await.expect("answers")[0].last_beat_ms;
         assert!(last < came[0].at_ms + 60_000, "{last} is still ahead of {came:?}");
     }
@@ -256,7 +256,7 @@ mod tests {
         let place = place().await;
         let port = RedisPresence::new(place.redis_of(DeploymentId(7)).await);
         let user = UserId(1);
-        port.silent(30_000, 10).await.expect("answers");
+        port.silent(30_000, 0, 10).await.expect("answers");
         place.signal("STOP");
         let beats = [Beat { user, age_ms: 0 }];
         let beating = port.beat(&beats);
@@ -265,7 +265,7 @@ mod tests {
             place.signal("CONT");
         };
         let (came, ()) = tokio::join!(beating, waking);
-        let now_ms = port.silent(30_000, 10).await.expect("answers").now_ms;
+        let now_ms = port.silent(30_000, 0, 10).await.expect("answers").now_ms;
         let age_ms = now_ms - came.expect("takes")[0].at_ms;
         assert!(age_ms >= 700, "it beat 1.8 s ago, and is dated {age_ms} ms ago");
     }
@@ -280,10 +280,10 @@ mod tests {
         there.follow(&here).await;
         there.lead().await;
         port.beat(&[Beat { user: UserId(1), age_ms: 0 }]).await.expect("takes");
-        let before = port.silent(30_000, 10).await.expect("answers");
+        let before = port.silent(30_000, 0, 10).await.expect("answers");
         here.follow(&there).await;
         here.lead().await;
-        let after = port.silent(30_000, 10).await.expect("answers");
+        let after = port.silent(30_000, 0, 10).await.expect("answers");
         assert_eq!((before.users.len(), after.users.len()), (0, 1), "the copy is the older one");
         assert_ne!(before.life, after.life);
     }

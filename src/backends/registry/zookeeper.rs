@@ -252,7 +252,7 @@ impl Inner {
         if seen.0 != change {
             *seen = (change, now);
         }
-        now - seen.1 < ENTRY_TTL.as_micros() as u64
+        is_young(seen.1, now)
     }
 
     /// One try to write an entry; returns whether nobody got in the way.
@@ -288,6 +288,11 @@ impl Inner {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Whether an entry that was seen to change at one time counts at another. Who read the clock first may get to the entry last.
+const fn is_young(seen_us: u64, now_us: u64) -> bool {
+    now_us.saturating_sub(seen_us) < ENTRY_TTL.as_micros() as u64
 }
 
 #[async_trait]
@@ -425,5 +430,11 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         panic!("the entry outlived its process");
+    }
+
+    #[test]
+    fn a_change_that_was_seen_after_the_clock_was_read_is_young() {
+        let life_us = ENTRY_TTL.as_micros() as u64;
+        assert!(is_young(9, 8) && is_young(9, 8 + life_us) && !is_young(9, 9 + life_us));
     }
 }

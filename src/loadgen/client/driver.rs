@@ -316,19 +316,21 @@ async fn connect(
 async fn inbox(shared: &Shared, client: u32) -> Result<Vec<InboxEntry>, Error> {
     let (world, api) = (&shared.world, &shared.api);
     let mut all: Vec<InboxEntry> = Vec::new();
+    let mut after = None;
     loop {
-        let after = all.last().map(|entry| entry.conversation);
         let page = world
             .authorized(client, api, |token| async move { api.inbox_sync(&token, after, INBOX_PAGE).await })
             .await?;
-        if page.has_more && page.conversations.is_empty() {
+        let next = page.after_conversation_id.or(page.conversations.last().map(|entry| entry.conversation));
+        if page.has_more && next.is_none() {
             return Err(Error::Unreadable("a page of the inbox says that there is more, and holds nothing".to_owned()));
         }
         // A server that does not look at where a page is to begin would be asked for ever.
-        if page.has_more && page.conversations.last().map(|entry| entry.conversation) <= after {
+        if page.has_more && next <= after {
             return Err(Error::Unreadable("a page of the inbox ends where it was to begin".to_owned()));
         }
         all.extend(page.conversations);
+        after = next;
         if !page.has_more {
             return Ok(all);
         }

@@ -1,7 +1,7 @@
 //! Tokens (JWT, HS256 and nothing else) and passwords (argon2id).
 
-use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use uuid::Uuid;
 
 use super::keys::Keys;
+use super::rate::customer_of;
 use crate::protocol::{DeviceName, UserId};
 use crate::runtime::{clock, machine};
 
@@ -150,6 +151,10 @@ const PASSES_MAX: u32 = 100;
 /// Checks and hashes that wait for a core; more are turned away.
 const WAITING_MAX: usize = 200;
 
+/// Of so many of them one address may have any number; of the others only so many are its.
+const OPEN_TO_ANYBODY: usize = WAITING_MAX / 2;
+const OF_AN_ADDRESS_MAX: usize = 16;
+
 /// How long checks took, kept to answer for unknown names.
 const SAMPLES: usize = 64;
 
@@ -177,8 +182,8 @@ pub struct Passwords {
     turns: Arc<Semaphore>,
     signups: Arc<Semaphore>,
     /// Hashes and checks that wait or run.
-    hashes: Arc<AtomicUsize>,
-    checks: Arc<AtomicUsize>,
+    hashes: Arc<Mutex<Waiting>>,
+    checks: Arc<Mutex<Waiting>>,
     /// What checks took, in microseconds, and when the newest ended, on [`clock::now_us`]. Written by each check.
     took: Mutex<(VecDeque<u64>, u64)>,
 }
@@ -204,9 +209,9 @@ impl Passwords {
         })
     }
 
-    /// The hash of a password, as a PHC string.
-    pub async fn hash(&self, password: String) -> Result<String, PasswordError> {
-        let counted = Counted::enter(&self.hashes)?;
+    /// The hash of a password, as a PHC string, for somebody at an address.
+    pub async fn hash(&self, password: String, from: IpAddr) -> Result<String, PasswordError> {
+        let counted = Counted::enter(&self.hashes, from)?;
         let signup = acquire(&self.signups).await?;
         let argon2 = self.argon2.clone();
         let hash = self.run((counted, signup), move || hash_now(&argon2, password.as_bytes())).await?;
@@ -214,13 +219,13 @@ impl Passwords {
     }
 
     /// Whether a password fits a hash; `None` stands for an unknown name and never fits.
-    pub async fn verify(&self, password: String, hash: Option<String>) -> Result<bool, PasswordError> {
+    pub async fn verify(&self, password: String, hash: Option<String>, from: IpAddr) -> Result<bool, PasswordError> {
         let is_known = hash.is_some();
         if !is_known && let Some(took) = self.took_lately() {
             tokio::time::sleep(took).await;
             return Ok(false);
         }
-        let counted = Counted::enter(&self.checks)?;
+        let counted = Counted::enter(&self.checks, from)?;
         let began = clock::now_us();
         let argon2 = self.argon2.clone();
         let hash = hash.unwrap_or_else(|| self.dummy_hash.clone());
@@ -237,7 +242,7 @@ impl Passwords {
     fn took_lately(&self) -> Option<Duration> {
         let took = self.took.lock().expect("no panic while held");
         let (samples, newest_us) = &*took;
-        let is_fresh = clock::now_us() - newest_us < SAMPLE_AGE_MAX.as_micros() as u64;
+        let is_fresh = clock::now_us().saturating_sub(*newest_us) < SAMPLE_AGE_MAX.as_micros() as u64;
         let any = rand::random_range(0..samples.len().max(1));
         samples.get(any).filter(|_| is_fresh).map(|us| Duration::from_micros(*us))
     }
@@ -271,20 +276,45 @@ async fn acquire(turns: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Passwor
     Arc::clone(turns).acquire_owned().await.map_err(|e| PasswordError::Failed(e.to_string()))
 }
 
+/// Those that wait or run.
+#[derive(Default)]
+struct Waiting {
+    all: usize,
+    of_addresses: HashMap<IpAddr, usize>,
+}
+
 /// One that waits or runs.
-struct Counted(Arc<AtomicUsize>);
+struct Counted {
+    waiting: Arc<Mutex<Waiting>>,
+    from: IpAddr,
+}
 
 impl Counted {
-    fn enter(all: &Arc<AtomicUsize>) -> Result<Self, PasswordError> {
-        let counted = Self(Arc::clone(all));
-        let before = all.fetch_add(1, Ordering::Relaxed);
-        if before < WAITING_MAX { Ok(counted) } else { Err(PasswordError::Busy) }
+    /// Takes a place: no address takes those that are kept for the others.
+    fn enter(all: &Arc<Mutex<Waiting>>, from: IpAddr) -> Result<Self, PasswordError> {
+        let from = customer_of(from);
+        let mut waiting = all.lock().expect("no panic while held");
+        let of_address = waiting.of_addresses.get(&from).copied().unwrap_or(0);
+        if waiting.all >= WAITING_MAX || (waiting.all >= OPEN_TO_ANYBODY && of_address >= OF_AN_ADDRESS_MAX) {
+            return Err(PasswordError::Busy);
+        }
+        waiting.all += 1;
+        waiting.of_addresses.insert(from, of_address + 1);
+        drop(waiting);
+        Ok(Self { waiting: Arc::clone(all), from })
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        let mut waiting = self.waiting.lock().expect("no panic while held");
+        waiting.all -= 1;
+        if let Some(count) = waiting.of_addresses.get_mut(&self.from) {
+            *count -= 1;
+            if *count == 0 {
+                waiting.of_addresses.remove(&self.from);
+            }
+        }
     }
 }
 
@@ -297,6 +327,8 @@ fn hash_now(argon2: &Argon2<'_>, password: &[u8]) -> Result<String, String> {
 mod tests {
     use super::*;
     use crate::server::access::keys::Purpose;
+
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
     fn tokens() -> Tokens {
         with_secrets(7, &[])
@@ -372,29 +404,45 @@ mod tests {
     #[tokio::test]
     async fn a_password_fits_its_own_hash_only() {
         let passwords = Passwords::new(PasswordCost { memory_kib: 64, passes: 1 }).expect("valid");
-        let hash = passwords.hash("correct horse".to_owned()).await.expect("hashes");
-        assert!(passwords.verify("correct horse".to_owned(), Some(hash.clone())).await.expect("checks"));
-        assert!(!passwords.verify("battery staple".to_owned(), Some(hash)).await.expect("checks"));
-        assert!(!passwords.verify("nobody's password".to_owned(), None).await.expect("checks"));
+        let hash = passwords.hash("correct horse".to_owned(), HERE).await.expect("hashes");
+        assert!(passwords.verify("correct horse".to_owned(), Some(hash.clone()), HERE).await.expect("checks"));
+        assert!(!passwords.verify("battery staple".to_owned(), Some(hash), HERE).await.expect("checks"));
+        assert!(!passwords.verify("nobody's password".to_owned(), None, HERE).await.expect("checks"));
     }
 
     #[tokio::test]
     async fn unknown_names_take_no_core_from_known_ones_and_too_many_are_turned_away() {
         let passwords = Passwords::new(PasswordCost { memory_kib: 64, passes: 1 }).expect("valid");
-        let hash = passwords.hash("correct horse".to_owned()).await.expect("hashes");
-        assert!(passwords.verify("correct horse".to_owned(), Some(hash)).await.expect("checks"));
+        let hash = passwords.hash("correct horse".to_owned(), HERE).await.expect("hashes");
+        assert!(passwords.verify("correct horse".to_owned(), Some(hash), HERE).await.expect("checks"));
         // Nobody gets a core any more: only who needs none is answered.
         passwords.turns.forget_permits(usize::MAX);
-        assert!(!passwords.verify("x".to_owned(), None).await.expect("answers without a core"));
-        let mut login = Box::pin(passwords.verify("x".to_owned(), Some(passwords.dummy_hash.clone())));
-        let tries = (0..WAITING_MAX + 5).map(|_| passwords.hash("correct horse".to_owned()));
+        assert!(!passwords.verify("x".to_owned(), None, HERE).await.expect("answers without a core"));
+        let mut login = Box::pin(passwords.verify("x".to_owned(), Some(passwords.dummy_hash.clone()), HERE));
+        let tries = (0..WAITING_MAX as u32 + 5)
+            .map(|n| passwords.hash("correct horse".to_owned(), IpAddr::from(n.to_be_bytes())));
         let mut tries: Vec<_> = tries.map(Box::pin).collect();
         let busy = tries.iter_mut().filter_map(futures_util::FutureExt::now_or_never).count();
         assert_eq!(busy, 5);
         let waits = futures_util::FutureExt::now_or_never(login.as_mut());
         assert!(waits.is_none(), "signups don't take the places of logins");
         drop((tries, login));
-        let left = (passwords.hashes.load(Ordering::Relaxed), passwords.checks.load(Ordering::Relaxed));
-        assert_eq!(left, (0, 0));
+        for waiting in [&passwords.hashes, &passwords.checks] {
+            let waiting = waiting.lock().expect("no panic while held");
+            assert!(waiting.all == 0 && waiting.of_addresses.is_empty());
+        }
+    }
+
+    #[test]
+    fn one_address_leaves_half_of_the_places_to_the_others() {
+        let all = Arc::new(Mutex::new(Waiting::default()));
+        let enter = |n: u8| Counted::enter(&all, IpAddr::from([10, 0, 0, n]));
+        let greedy: Vec<Counted> = (0..WAITING_MAX).map_while(|_| enter(1).ok()).collect();
+        assert_eq!(greedy.len(), OPEN_TO_ANYBODY);
+        let another: Vec<Counted> = (0..WAITING_MAX).map_while(|_| enter(2).ok()).collect();
+        assert_eq!(another.len(), OF_AN_ADDRESS_MAX);
+        assert!(enter(3).is_ok() && enter(1).is_err());
+        drop((greedy, another));
+        assert!(enter(1).is_ok());
     }
 }

@@ -1,6 +1,7 @@
 //! Token buckets: a rate over a window, with room for a burst.
 
 use std::hash::Hash;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -9,6 +10,18 @@ use crate::server::bounded_map::BoundedMap;
 
 /// Seconds whose worth of frames may come at once.
 pub const BURST_S: u32 = 10;
+
+/// Whose an address is: of IPv6 the first 64 bits, which one customer has.
+#[must_use]
+pub fn customer_of(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(long) => match long.to_ipv4_mapped() {
+            Some(short) => short.into(),
+            None => Ipv6Addr::from_bits(long.to_bits() & !u128::from(u64::MAX)).into(),
+        },
+    }
+}
 
 /// One client's bucket; eight bytes, no clock of its own.
 #[derive(Debug, Clone, Copy, Default)]

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use crate::runtime::clock;
 
 /// Half-open connections at once, at least; where there are more seats, a tenth of them.
-const HALF_OPEN_MIN: usize = 256;
+pub(in crate::server) const HALF_OPEN_MIN: usize = 256;
 
 /// How often room is looked for while there is none.
 const ROOM_INTERVAL: Duration = Duration::from_millis(5);

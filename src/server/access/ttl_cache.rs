@@ -52,7 +52,8 @@ impl<K: Eq + Hash, V: Clone> TtlCache<K, V> {
         let now = clock::now_us();
         let cached = self.cached.lock().expect("no panic while held");
         match cached.entries.get(key) {
-            Some((value, at)) if now - at < TTL.as_micros() as u64 => Ok(value.clone()),
+            // Another thread's fill may have begun after the clock was read here.
+            Some((value, at)) if now.saturating_sub(*at) < TTL.as_micros() as u64 => Ok(value.clone()),
             _ => Err(Fill { generation: cached.generation, began_us: now }),
         }
     }
@@ -91,6 +92,14 @@ mod tests {
         assert_eq!(cache.get(&1).ok(), Some("new"));
         cache.invalidate(&1);
         assert!(cache.get(&1).is_err());
+    }
+
+    #[test]
+    fn a_fill_that_began_after_the_clock_was_read_is_young() {
+        let cache = TtlCache::new(2);
+        let fill = cache.get(&1).expect_err("unknown");
+        cache.insert(Fill { began_us: fill.began_us + 1_000_000, ..fill }, 1, "new");
+        assert_eq!(cache.get(&1).ok(), Some("new"));
     }
 
     #[test]

@@ -17,8 +17,10 @@ use crate::protocol::api::{
     ACCOUNTS_PER_CALL_MAX, Friends, LoggedIn, Login, MadeAccounts, NewAccount, NewAccounts, Placement, Profile,
     ProfileChange, Signup, UserRef,
 };
+use crate::protocol::limits::FRIENDS_MAX;
 use crate::protocol::{CHAT_PATH, DeviceName, ErrorCode, ServerName, UserId};
 use crate::server::access::auth::PasswordError;
+use crate::server::access::rate::customer_of;
 use crate::server::cluster::peer::Call;
 use crate::server::cluster::placement;
 use crate::server::http::extract::Params;
@@ -56,7 +58,11 @@ fn check_password(password: &str) -> Answer<()> {
 
 /// Makes accounts and logs their devices in. Accounts of one call that have the same password share its hash: they are
 /// there for a test.
-pub(super) async fn bulk(server: App, Body(body): Body<NewAccounts>) -> Answer<(StatusCode, Json<MadeAccounts>)> {
+pub(super) async fn bulk(
+    server: App,
+    ClientAddress(address): ClientAddress,
+    Body(body): Body<NewAccounts>,
+) -> Answer<(StatusCode, Json<MadeAccounts>)> {
     if !server.config.bulk_accounts {
         let message = "many accounts at once are off: set api.bulk_accounts to true on a stack that is there for tests";
         return Err(Failure::new(ErrorCode::NotFound, message));
@@ -75,7 +81,7 @@ pub(super) async fn bulk(server: App, Body(body): Body<NewAccounts>) -> Answer<(
             return Err(Failure::new(ErrorCode::BadRequest, message));
         }
         if !hashes.contains_key(account.password.as_str()) {
-            let hash = server.passwords.hash(account.password.clone()).await;
+            let hash = server.passwords.hash(account.password.clone(), address).await;
             hashes.insert(&account.password, hash.map_err(password_failure)?);
         }
     }
@@ -102,10 +108,19 @@ pub(super) async fn bulk(server: App, Body(body): Body<NewAccounts>) -> Answer<(
     Ok((StatusCode::CREATED, Json(MadeAccounts { accounts })))
 }
 
-pub(super) async fn signup(server: App, Body(body): Body<Signup>) -> Answer<(StatusCode, Json<UserRef>)> {
+pub(super) async fn signup(
+    server: App,
+    ClientAddress(address): ClientAddress,
+    Body(body): Body<Signup>,
+) -> Answer<(StatusCode, Json<UserRef>)> {
     let (name, display_name) = new_names(&body.name)?;
     check_password(&body.password)?;
-    let password_hash = server.passwords.hash(body.password).await.map_err(password_failure)?;
+    // A stack that is there for a test has its users made by one machine.
+    if !server.config.bulk_accounts {
+        let taken = server.signups.take(customer_of(address));
+        taken.map_err(|wait| rate_limited(&server, "too many signups from this address", wait))?;
+    }
+    let password_hash = server.passwords.hash(body.password, address).await.map_err(password_failure)?;
     let new = NewUser { name, display_name, password_hash };
     let user = server.deps.backends.directory.add_user(&new).await.map_err(|error| {
         if error.kind == crate::backends::error::ErrorKind::Conflict {
@@ -142,10 +157,10 @@ pub(super) async fn login(
         (Some(earlier), Some(found)) if found.user == earlier.sub => Place::Device(earlier.dev.clone()),
         _ => Place::of(address),
     };
-    server.logins.take(&name, &place).map_err(|wait| rate_limited(&server, wait))?;
+    server.logins.take(&name, &place).map_err(|wait| rate_limited(&server, "too many logins for this name", wait))?;
     let found = if earlier.is_some() { early } else { find().await? };
     let hash = found.as_ref().map(|c| c.password_hash.clone());
-    let fits = server.passwords.verify(body.password, hash).await.map_err(password_failure)?;
+    let fits = server.passwords.verify(body.password, hash, address).await.map_err(password_failure)?;
     let Some(found) = found.filter(|_| fits) else { return Err(wrong()) };
     server.logins.succeeded(&name, Place::of(address));
     log_in(&server, found.user, &body.device).await.map(Json)
@@ -159,9 +174,9 @@ async fn log_in(server: &ApiServer, user: UserId, device: &DeviceName) -> Answer
     Ok(LoggedIn { user, device: claims.dev, token, expires_at: claims.exp, placement })
 }
 
-fn rate_limited(server: &ApiServer, wait: Duration) -> Failure {
+fn rate_limited(server: &ApiServer, message: &str, wait: Duration) -> Failure {
     server.deps.metrics.count(Counter::RateLimited);
-    Failure::retry_later(ErrorCode::RateLimited, "too many logins for this name", wait.as_millis() as u64)
+    Failure::retry_later(ErrorCode::RateLimited, message, wait.as_millis() as u64)
 }
 
 /// Picks a chat server for a user: none whose last probe failed, and another one than `avoid`, where there is a choice.
@@ -288,6 +303,7 @@ pub(super) async fn add_friend(
         return Err(Failure::new(ErrorCode::BadRequest, "nobody is a friend of oneself"));
     }
     profile(&server, body.user).await?;
+    check_friends(&server, claims.sub, body.user, FRIENDS_MAX).await?;
     set_friends(&server, claims.sub, body.user, true).await?;
     Ok((StatusCode::CREATED, Json(body)))
 }
@@ -299,6 +315,20 @@ pub(super) async fn remove_friend(
 ) -> Answer<StatusCode> {
     set_friends(&server, claims.sub, friend, false).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Fails where one of two has as many friends as may be, unless they are friends already.
+pub(super) async fn check_friends(server: &ApiServer, a: UserId, b: UserId, most: usize) -> Answer<()> {
+    let directory = &server.deps.backends.directory;
+    for (user, other, who) in [(a, b, "you have"), (b, a, "the other one has")] {
+        if directory.friend_count(user, most).await? >= most as u64
+            && directory.friends(user).await?.binary_search(&other).is_err()
+        {
+            let message = format!("{who} {most} friends, which is the most");
+            return Err(Failure::new(ErrorCode::TooLarge, message));
+        }
+    }
+    Ok(())
 }
 
 async fn set_friends(server: &ApiServer, a: UserId, b: UserId, friends: bool) -> Answer<()> {

@@ -2,6 +2,7 @@
 
 use axum::Json;
 use axum::http::StatusCode;
+use axum::response::Response;
 use serde::Deserialize;
 
 use super::extract::{Body, Caller, InPath};
@@ -10,8 +11,9 @@ use super::{ApiServer, App};
 use crate::backends::directory::{ConversationRow, NewConversationRow};
 use crate::backends::registry::Role;
 use crate::protocol::api::{
-    AddMembers, Conversation, ConversationKind, Conversations, Members, NewConversation, Receipts,
+    AddMembers, Conversation, ConversationKind, Conversations, Members, NewConversation, Receipt, Receipts,
 };
+use crate::protocol::frames::ReceiptStatus;
 use crate::protocol::limits::{FANOUT_ON_WRITE_MEMBERS_MAX, MEMBERS_PER_CALL_MAX};
 use crate::protocol::{ConversationId, ErrorCode, UserId};
 use crate::server::cluster::peer::Call;
@@ -23,6 +25,9 @@ const PAGE: usize = 500;
 
 /// Members in one answer of the list, at most, and when the client does not say.
 const MEMBERS_PAGE_MAX: usize = 10_000;
+
+/// Members whose receipts are in one answer, when the client does not say.
+const RECEIPTS_PAGE: usize = 1_000;
 
 type Answer<T> = Result<T, Failure>;
 
@@ -42,6 +47,11 @@ pub(super) async fn require_member(server: &ApiServer, conversation: Conversatio
     if server.members.contains(conversation, user).await? { Ok(()) } else { Err(not_a_member(conversation)) }
 }
 
+/// The same once more, behind whatever was read for the user: a removal that was confirmed meanwhile counts.
+pub(super) async fn still_member(server: &ApiServer, conversation: ConversationId, user: UserId) -> Answer<()> {
+    require_member(server, conversation, user).await
+}
+
 fn not_a_member(conversation: ConversationId) -> Failure {
     Failure::new(ErrorCode::NotAMember, format!("you are not a member of {conversation}"))
 }
@@ -50,6 +60,7 @@ fn not_a_member(conversation: ConversationId) -> Failure {
 async fn row(server: &ApiServer, conversation: ConversationId, user: UserId) -> Answer<ConversationRow> {
     require_member(server, conversation, user).await?;
     let row = server.deps.backends.directory.conversation(conversation).await?;
+    still_member(server, conversation, user).await?;
     row.ok_or_else(|| not_a_member(conversation))
 }
 
@@ -130,13 +141,10 @@ pub(super) async fn members(
     InPath(conversation): InPath<ConversationId>,
     Params(params): Params<MembersPage>,
 ) -> Answer<Json<Members>> {
-    let limit = params.limit.unwrap_or(MEMBERS_PAGE_MAX);
-    if !(1..=MEMBERS_PAGE_MAX).contains(&limit) {
-        return Err(Failure::new(ErrorCode::BadRequest, format!("limit is 1 to {MEMBERS_PAGE_MAX}")));
-    }
-    let after = params.after_user_id.unwrap_or(UserId(0));
+    let (after, limit) = params.check(MEMBERS_PAGE_MAX)?;
     require_member(&server, conversation, claims.sub).await?;
     let mut members = server.deps.backends.directory.members(conversation, after, limit + 1).await?;
+    still_member(&server, conversation, claims.sub).await?;
     let has_more = members.len() > limit;
     members.truncate(limit);
     Ok(Json(Members { members, has_more }))
@@ -147,6 +155,17 @@ pub(super) async fn members(
 pub(super) struct MembersPage {
     after_user_id: Option<UserId>,
     limit: Option<usize>,
+}
+
+impl MembersPage {
+    /// Behind whom, and how many; so many when the client does not say.
+    fn check(&self, default: usize) -> Answer<(UserId, usize)> {
+        let limit = self.limit.unwrap_or(default);
+        if !(1..=MEMBERS_PAGE_MAX).contains(&limit) {
+            return Err(Failure::new(ErrorCode::BadRequest, format!("limit is 1 to {MEMBERS_PAGE_MAX}")));
+        }
+        Ok((self.after_user_id.unwrap_or(UserId(0)), limit))
+    }
 }
 
 /// A group whose members the caller may change.
@@ -210,8 +229,26 @@ pub(super) async fn receipts(
     server: App,
     Caller(claims): Caller,
     InPath(conversation): InPath<ConversationId>,
-) -> Answer<Json<Receipts>> {
+    Params(params): Params<MembersPage>,
+) -> Answer<Response> {
+    let (after, limit) = params.check(RECEIPTS_PAGE)?;
+    let turn = server.pages.turn(claims.sub)?;
     require_member(&server, conversation, claims.sub).await?;
-    let receipts = server.deps.backends.directory.receipts(conversation).await?;
-    Ok(Json(Receipts { receipts }))
+    let rows = limit * ReceiptStatus::ALL.len() + 1;
+    let mut receipts = server.deps.backends.directory.receipts(conversation, after, rows).await?;
+    still_member(&server, conversation, claims.sub).await?;
+    let has_more = cut_behind_members(&mut receipts, limit);
+    server.pages.answer(turn, &Receipts { receipts, has_more })
+}
+
+/// Cuts a list of receipts, by user, behind so many users; returns whether there were more.
+fn cut_behind_members(receipts: &mut Vec<Receipt>, members: usize) -> bool {
+    let mut seen = 0;
+    let mut last = None;
+    let end = receipts.iter().position(|receipt| {
+        seen += usize::from(last.replace(receipt.user) != Some(receipt.user));
+        seen > members
+    });
+    receipts.truncate(end.unwrap_or(receipts.len()));
+    end.is_some()
 }

@@ -13,7 +13,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use crate::protocol::DeviceName;
-use crate::server::access::rate::Buckets;
+use crate::server::access::rate::{Buckets, customer_of};
 use crate::server::bounded_map::BoundedMap;
 
 /// How many times the rate of one address all strangers have together.
@@ -34,13 +34,7 @@ pub(super) enum Place {
 impl Place {
     /// The place of an address.
     pub(super) fn of(address: IpAddr) -> Self {
-        Self::Address(match address {
-            IpAddr::V4(_) => address,
-            IpAddr::V6(long) => match long.to_ipv4_mapped() {
-                Some(short) => short.into(),
-                None => std::net::Ipv6Addr::from_bits(long.to_bits() & !u128::from(u64::MAX)).into(),
-            },
-        })
+        Self::Address(customer_of(address))
     }
 }
 

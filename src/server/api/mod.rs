@@ -8,8 +8,10 @@ mod logins;
 mod names;
 mod pages;
 mod sync;
+#[cfg(test)]
+mod tests;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -73,6 +75,8 @@ pub struct Config {
     pub password_cost: PasswordCost,
     /// Logins per second for one name from one address, over ten seconds.
     pub logins_per_second: u32,
+    /// Signups per second from one address, over ten seconds; no limit where `bulk_accounts` is on.
+    pub signups_per_second: u32,
     /// Requests per second of one account, over ten seconds.
     pub requests_per_second: u32,
     /// Whether `POST /accounts` makes many accounts at once: for stacks that are only there for a test.
@@ -90,6 +94,7 @@ impl Default for Config {
             placement: Placement::default(),
             password_cost: PasswordCost::default(),
             logins_per_second: 1,
+            signups_per_second: 100,
             requests_per_second: 100,
             bulk_accounts: false,
             connections_max: 10_000,
@@ -110,6 +115,8 @@ pub(crate) struct ApiServer {
     ordering: Ordering,
     passwords: Passwords,
     logins: logins::Logins,
+    /// Signups from each address.
+    signups: Buckets<IpAddr>,
     /// What each account may ask for.
     requests: Buckets<UserId>,
     /// Logouts of each token.
@@ -127,26 +134,7 @@ type App = State<Arc<ApiServer>>;
 /// When the registry does not answer, the listener is of no use, or the password cost is not valid.
 pub async fn start(listeners: Listeners, deps: Deps, config: Config) -> Result<SocketAddr, StartError> {
     let (address, peer) = (deps.reached_at(&listeners.clients)?, deps.reached_at(&listeners.peers)?);
-    let passwords = Passwords::new(config.password_cost)
-        .map_err(|reason| StartError::Config { setting: "api.password_cost", reason })?;
-    let server = Arc::new(ApiServer {
-        cluster: Cluster::start(&deps).await,
-        detector: FailureDetector::new(deps.tasks.clone()),
-        peers: Peers::new(&deps),
-        members: Members::new(Arc::clone(&deps.backends.directory)),
-        revocations: Revocations::new(Arc::clone(&deps.backends.directory)),
-        ordering: Ordering::new(&deps.backends, &deps.metrics),
-        passwords,
-        logins: logins::Logins::new(config.logins_per_second),
-        requests: Buckets::new(config.requests_per_second, ACCOUNTS_MAX),
-        logouts: Buckets::new(1, ACCOUNTS_MAX),
-        pages: pages::Pages::default(),
-        metrics_page: health::MetricsPage::default(),
-        // Nothing of it is needed to talk.
-        readiness: Readiness::but_for(&["media"]),
-        config,
-        deps: deps.clone(),
-    });
+    let server = Arc::new(ApiServer::new(deps.clone(), config).await?);
     let room = http::Room::new(server.config.connections_max);
     peer::serve(listeners.peers, &deps, Arc::clone(&server) as Arc<dyn PeerHandler>);
     deps.tasks.spawn("api.accept", accept_loop(listeners.clients, router(&server), deps.clone(), room));
@@ -180,6 +168,7 @@ fn router(server: &Arc<ApiServer>) -> Router {
         .route("/inbox/sync", get(sync::inbox))
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))
+        .route("/health/engines", get(health::ready))
         .route("/metrics", get(health::metrics))
         .route("/metrics/cluster", get(health::cluster_metrics))
         .fallback(|| async { Failure::new(ErrorCode::NotFound, "there is nothing at this path, see docs/protocol.md") })
@@ -261,6 +250,31 @@ impl PeerHandler for ApiServer {
 }
 
 impl ApiServer {
+    /// A server that serves nobody yet.
+    async fn new(deps: Deps, config: Config) -> Result<Self, StartError> {
+        let passwords = Passwords::new(config.password_cost)
+            .map_err(|reason| StartError::Config { setting: "api.password_cost", reason })?;
+        Ok(Self {
+            cluster: Cluster::start(&deps).await,
+            detector: FailureDetector::new(deps.tasks.clone()),
+            peers: Peers::new(&deps),
+            members: Members::new(Arc::clone(&deps.backends.directory)),
+            revocations: Revocations::new(Arc::clone(&deps.backends.directory)),
+            ordering: Ordering::new(&deps.backends, &deps.metrics),
+            passwords,
+            logins: logins::Logins::new(config.logins_per_second),
+            signups: Buckets::new(config.signups_per_second, ACCOUNTS_MAX),
+            requests: Buckets::new(config.requests_per_second, ACCOUNTS_MAX),
+            logouts: Buckets::new(1, ACCOUNTS_MAX),
+            pages: pages::Pages::default(),
+            metrics_page: health::MetricsPage::default(),
+            // Nothing of it is needed to talk.
+            readiness: Readiness::but_for(&["media"]),
+            config,
+            deps,
+        })
+    }
+
     /// Has every server of some roles that may have connections do something, and returns when each of them did.
     ///
     /// A server that does not answer is asked again, with a backoff, until it does, or until it is gone: nobody listens there, or

@@ -1,15 +1,17 @@
 //! Catching up: messages of one conversation, and which conversations have news.
 
-use axum::Json;
+use std::collections::HashSet;
+
 use axum::response::Response;
 use serde::Deserialize;
 
-use super::App;
-use super::conversations::require_member;
+use super::conversations::{require_member, still_member};
 use super::extract::Caller;
+use super::{ApiServer, App};
+use crate::backends::sequence::Slot;
 use crate::protocol::api::{InboxEntry, InboxSync, MessagesSync};
 use crate::protocol::limits::{SYNC_LIMIT_DEFAULT, SYNC_LIMIT_MAX};
-use crate::protocol::{ConversationId, ErrorCode, MessageId};
+use crate::protocol::{ConversationId, ErrorCode, MessageId, UserId};
 use crate::server::http::extract::Params;
 use crate::server::http::status::Failure;
 use crate::server::ordering::{Source, VOID_AFTER_MS};
@@ -20,6 +22,10 @@ const SINCE_SLACK_MS: u64 = 2 * VOID_AFTER_MS;
 
 /// Conversations in one answer of the inbox, when the client does not say.
 const INBOX_LIMIT_DEFAULT: usize = 100;
+
+/// Conversations that are looked at together, at least, and how often in one request: with a `since` most of them are not shown.
+const INBOX_ROUND: usize = 100;
+const INBOX_ROUNDS_MAX: usize = 5;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -56,6 +62,8 @@ pub(super) async fn messages(
     let (conversation, after) = (query.conversation_id, query.after_message_id);
     let source = if query.cached { Source::Memory } else { Source::Store };
     let (messages, has_more, progress) = server.ordering.read(conversation, after, limit, source).await?;
+    // Reading may have waited: who was removed meanwhile must not see what was said since.
+    still_member(&server, conversation, claims.sub).await?;
     server.pages.answer(turn, &MessagesSync { messages, has_more, stable: progress.stable })
 }
 
@@ -73,26 +81,48 @@ pub(super) async fn inbox(
     server: App,
     Caller(claims): Caller,
     Params(query): Params<InboxQuery>,
-) -> Result<Json<InboxSync>, Failure> {
+) -> Result<Response, Failure> {
     let limit = check_limit(query.limit, INBOX_LIMIT_DEFAULT)?;
-    let backends = &server.deps.backends;
+    let turn = server.pages.turn(claims.sub)?;
+    let mut inbox = InboxSync { conversations: Vec::new(), has_more: true, after_conversation_id: None };
     let mut after = query.after_conversation_id.unwrap_or(ConversationId(0));
-    let mut out = Vec::new();
-    loop {
-        let conversations = backends.directory.conversation_ids_of(claims.sub, after, limit + 1).await?;
-        let is_last = conversations.len() <= limit;
-        let newest = server.ordering.newest(&conversations).await?;
-        for (conversation, newest) in conversations.into_iter().zip(newest) {
-            if out.len() == limit {
-                return Ok(Json(InboxSync { conversations: out, has_more: true }));
+    'rounds: for _ in 0..INBOX_ROUNDS_MAX {
+        let (conversations, is_last) = look(&server, claims.sub, after, limit.max(INBOX_ROUND)).await?;
+        for (conversation, newest) in conversations {
+            if let Some(newest) = newest.filter(|newest| newest.at_ms.saturating_add(SINCE_SLACK_MS) > query.since) {
+                if inbox.conversations.len() == limit {
+                    break 'rounds;
+                }
+                inbox.conversations.push(InboxEntry { conversation, head: newest.id, at: newest.at_ms });
             }
             after = conversation;
-            if let Some(newest) = newest.filter(|newest| newest.at_ms.saturating_add(SINCE_SLACK_MS) > query.since) {
-                out.push(InboxEntry { conversation, head: newest.id, at: newest.at_ms });
-            }
         }
         if is_last {
-            return Ok(Json(InboxSync { conversations: out, has_more: false }));
+            inbox.has_more = false;
+            break;
         }
     }
+    inbox.after_conversation_id = inbox.has_more.then_some(after);
+    server.pages.answer(turn, &inbox)
+}
+
+/// Some conversations of a user, with the newest message of each; nothing of those that the user was removed from meanwhile. Also
+/// whether these are the last ones.
+async fn look(
+    server: &ApiServer,
+    user: UserId,
+    after: ConversationId,
+    limit: usize,
+) -> Result<(Vec<(ConversationId, Option<Slot>)>, bool), Failure> {
+    let directory = &server.deps.backends.directory;
+    let mut conversations = directory.conversation_ids_of(user, after, limit + 1).await?;
+    let is_last = conversations.len() <= limit;
+    conversations.truncate(limit);
+    let newest = server.ordering.newest(&conversations).await?;
+    let Some(last) = conversations.last().copied() else { return Ok((Vec::new(), is_last)) };
+    // Reading may have waited: what was said since a removal must not show.
+    let still = directory.conversation_ids_of(user, after, limit + 1).await?;
+    let still: HashSet<ConversationId> = still.into_iter().take_while(|conversation| *conversation <= last).collect();
+    let shown = conversations.into_iter().zip(newest);
+    Ok((shown.map(|(c, newest)| (c, newest.filter(|_| still.contains(&c)))).collect(), is_last))
 }

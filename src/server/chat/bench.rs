@@ -100,7 +100,7 @@ impl Bench {
     }
 
     pub(super) fn rights(&self) -> Arc<Rights> {
-        Arc::new(Rights::new(&self.deps, &self.shared))
+        Arc::new(Rights::new(&self.deps, &self.shared, 0))
     }
 
     pub(super) fn presence_feed(&self) -> Arc<PresenceFeed> {

@@ -211,7 +211,8 @@ pub async fn start(
     let seats = config.connections_max.min(files / 12 * 10);
     let subscriptions = Arc::new(Subscriptions::new(&deps, &shared, config.limits.subscriptions_max as usize));
     let presence = Arc::new(PresenceFeed::new(&deps, &shared));
-    let rights = Arc::new(Rights::new(&deps, &shared));
+    let epoch = clock::unix_ms();
+    let rights = Arc::new(Rights::new(&deps, &shared, epoch));
     let lost = Arc::new(LostConnections::new(&deps, &shared));
     let delivery = Arc::new(Delivery::new(
         &deps,
@@ -232,7 +233,7 @@ pub async fn start(
     let server = Arc::new(ChatServer {
         address,
         peer_address,
-        epoch: clock::unix_ms(),
+        epoch,
         outbound,
         members,
         subscriptions,

@@ -49,6 +49,8 @@ const REPLACE_TRIES: u32 = 20;
 pub(super) struct Rights {
     /// Of this server.
     name: ServerName,
+    /// Of this life of the server.
+    epoch: u64,
     outbound: Arc<Outbound>,
     reader: Arc<dyn LogReader>,
     sessions: Arc<dyn Sessions>,
@@ -66,9 +68,10 @@ pub(super) struct Rights {
 
 impl Rights {
     /// Without claims.
-    pub(super) fn new(deps: &Deps, shared: &Shared) -> Self {
+    pub(super) fn new(deps: &Deps, shared: &Shared, epoch: u64) -> Self {
         Self {
             name: deps.name.clone(),
+            epoch,
             outbound: Arc::clone(&shared.outbound),
             reader: Arc::clone(&shared.reader),
             sessions: Arc::clone(&deps.backends.sessions),
@@ -84,7 +87,9 @@ impl Rights {
 
     /// A new session of a device on this server.
     pub(super) fn new_session(&self, user: UserId, device: DeviceName) -> Session {
-        Session { user, device, session: SessionId(Uuid::new_v4()), server: self.name.clone() }
+        // Never older than this life of the server, whatever the clock says: the push server compares them.
+        let session = SessionId::made_at(clock::unix_ms().max(self.epoch), rand::random());
+        Session { user, device, session, server: self.name.clone() }
     }
 
     /// The session of a connection of this server.

@@ -5,10 +5,12 @@
 //! | `tunnel` | the L4 side: from the first line of a connection to a chat server, then bytes both ways |
 //! | `proxy` | the L7 side: requests to the API server with the fewest under way |
 //! | `lost` | chat servers that hang: their tunnels are ended |
+//! | `health` | whether the gateway itself is well |
 //! | `polls` | L7, too: requests of clients without a socket, to the chat server that has their session |
 //!
 //! It keeps nothing: any gateway serves any client, and one that dies costs its clients a new connection.
 
+mod health;
 mod lost;
 mod polls;
 mod proxy;
@@ -25,25 +27,29 @@ use tokio::sync::Semaphore;
 
 use self::lost::Led;
 use self::proxy::{Connection, Proxy};
-use super::access::seats::{HalfOpen, Seats};
+use super::access::seats::{HALF_OPEN_MIN, HalfOpen, Seats};
 use super::cluster::peer::{self, NothingOfItsOwn, Peers};
 use super::cluster::{self, Cluster};
 use super::{Deps, Listeners, StartError, http};
 use crate::backends::registry::{Role, ServerEntry};
 use crate::protocol::ServerName;
-use crate::runtime::{clock, net};
+use crate::runtime::{clock, machine, net};
 use crate::telemetry::{Counter, Gauge};
 
 /// How often the gauge of open connections is written.
 const GAUGE_INTERVAL: Duration = Duration::from_millis(500);
 
+/// Files of the process that are no connections of clients: engines, peers, logs, the runtime.
+const FILES_RESERVED: u64 = 300;
+
 /// Settings of a gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// WebSockets, and connections of clients that poll, that the gateway passes on at most; each takes two descriptors.
+    /// WebSockets, and connections of clients that poll, that the gateway passes on at most; each takes two descriptors, and fewer
+    /// are passed on where the process may not open so many.
     pub tunnels_max: usize,
-    /// HTTP connections that the gateway holds at most.
+    /// HTTP connections that the gateway holds at most; at most an eighth of the files that the process may open.
     pub http_connections_max: usize,
     /// Time that a client has for the first line of a WebSocket upgrade.
     #[serde(with = "humantime_serde")]
@@ -63,6 +69,17 @@ impl Default for Config {
             body_bytes_max: 256 << 10,
             drain_per_second: 2_000,
         }
+    }
+}
+
+impl Config {
+    /// The same, with no more connections than a number of files takes: of HTTP, those to the API servers and the reserve for
+    /// probes included; of tunnels two each, and half-open ones, a tenth as many.
+    fn within(self, files: usize) -> Self {
+        let http_connections_max = self.http_connections_max.min(files / 8);
+        let left = files.saturating_sub(2 * http_connections_max + http::RESERVE);
+        let tunnels_max = self.tunnels_max.min((left / 21 * 10).min(left.saturating_sub(HALF_OPEN_MIN) / 2));
+        Self { tunnels_max, http_connections_max, ..self }
     }
 }
 
@@ -97,6 +114,16 @@ pub async fn start(
     config: Config,
 ) -> Result<Arc<Gateway>, StartError> {
     let (address, peer) = (deps.reached_at(&listeners.clients)?, deps.reached_at(&listeners.peers)?);
+    let wanted = config.clone();
+    let config = config.within(machine::raise_open_files().saturating_sub(FILES_RESERVED) as usize);
+    if config != wanted {
+        let (tunnels, http) = (config.tunnels_max, config.http_connections_max);
+        tracing::warn!(
+            tunnels,
+            http,
+            "this process may open fewer files than gateway.tunnels_max needs: raise its limit"
+        );
+    }
     let gateway = Arc::new(Gateway {
         name: deps.name.clone(),
         address,
@@ -127,6 +154,11 @@ impl Gateway {
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Whether it ends its tunnels, or stops.
+    fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed) || self.deps.tasks.is_stopped()
     }
 
     /// Returns when a tunnel is to end.
@@ -237,5 +269,23 @@ impl Drop for Leaving {
     fn drop(&mut self) {
         self.0.tunnels.fetch_sub(1, Ordering::Relaxed);
         self.0.deps.metrics.count(Counter::ConnectionsClosed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gateway_takes_no_more_connections_than_its_process_may_open_files() {
+        for files in [0, 100, 700, 1_024, 4_096, 19_700, 100_000, 300_000, 1 << 40] {
+            let config = Config::default().within(files);
+            let (tunnels, http) = (config.tunnels_max, config.http_connections_max);
+            let needed = 2 * tunnels + (tunnels / 10).max(HALF_OPEN_MIN) + 2 * http + http::RESERVE;
+            assert!(needed <= files || tunnels == 0, "{needed} of {files}");
+            assert!(tunnels <= Config::default().tunnels_max);
+        }
+        assert_eq!(Config::default().within(1 << 20), Config::default());
+        assert!(Config::default().within(19_700).tunnels_max > 6_500, "most of it is for tunnels");
     }
 }

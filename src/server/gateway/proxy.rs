@@ -15,7 +15,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{Gateway, polls};
+use super::{Gateway, health, polls};
 use crate::backends::registry::{Role, ServerEntry};
 use crate::protocol::{ErrorCode, ServerName};
 use crate::runtime::http_client::{ClientConfig, HttpClient};
@@ -101,6 +101,10 @@ pub(super) enum Connection {
 
 async fn answer(gateway: &Gateway, side: Side, from: SocketAddr, request: Request<Body>) -> Response {
     let started = clock::now_us();
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    if let Some(own) = health::answer(gateway, &method, &path).await {
+        return own;
+    }
     let answer = match side {
         Side::Api => tokio::time::timeout(ANSWER_TIMEOUT, pass_on(gateway, from, request)).await,
         Side::Polls => tokio::time::timeout(polls::ANSWER_TIMEOUT, polls::pass_on(gateway, from, request)).await,

@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 
 use super::lost::Leads;
 use super::proxy::{self, Connection};
-use super::{Gateway, polls};
+use super::{Gateway, health, polls};
 use crate::protocol::api::ApiError;
 use crate::protocol::{CHAT_PATH, ErrorCode, ServerName};
 use crate::runtime::net;
@@ -56,7 +56,7 @@ pub(super) async fn run(gateway: &Arc<Gateway>, mut client: TcpStream, begun: Be
         return run_full(gateway, client, &first).await;
     };
     drop(begun);
-    if polls::are_meant(&first) {
+    if polls::are_meant(&first) || health::begins(&first) {
         // Boxed: it is far larger than a tunnel.
         return Box::pin(proxy::serve(Arc::clone(gateway), client, Connection::Polls(first))).await;
     }
@@ -72,12 +72,15 @@ pub(super) async fn run(gateway: &Arc<Gateway>, mut client: TcpStream, begun: Be
 }
 
 /// What is left for a connection when all seats are taken: a probe gets its answer, everybody else is told.
-async fn run_full(gateway: &Gateway, client: TcpStream, first: &[u8]) {
+async fn run_full(gateway: &Arc<Gateway>, client: TcpStream, first: &[u8]) {
     gateway.deps.metrics.count(Counter::HandshakesFailed);
     if !http::is_probe(first) {
         return refuse(client, "this gateway has as many connections as it holds").await;
     }
     let _ = tokio::time::timeout(PROBE_TIMEOUT, async {
+        if health::begins(first) {
+            return Box::pin(proxy::serve(Arc::clone(gateway), client, Connection::Polls(first.to_vec()))).await;
+        }
         if let Some((server, _)) = connect(gateway, None, first).await {
             let _ = copy_both(&client, &server).await;
         }

@@ -82,7 +82,7 @@ where
 }
 
 /// Connections beyond the limit that are still let in, for what must always be answered.
-const RESERVE: usize = 256;
+pub(in crate::server) const RESERVE: usize = 256;
 
 /// Time that such a connection has in all.
 const RESERVE_TIMEOUT: Duration = Duration::from_millis(1_500);

@@ -7,6 +7,8 @@
 
 mod calm;
 mod changes;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -19,12 +21,13 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 
 use self::calm::Calm;
-use self::changes::Changes;
+use self::changes::{Changes, Ways};
 use super::cluster::peer::{self, Answer, Call, PeerHandler};
 use super::cluster::placement::rendezvous;
 use super::cluster::{self, Cluster};
 use super::{Deps, StartError};
 use crate::backends::BackendResult;
+use crate::backends::error::Effect;
 use crate::backends::presence::{Beat, LastBeat};
 use crate::backends::registry::Role;
 use crate::protocol::UserId;
@@ -54,8 +57,14 @@ const EXPIRES_AT_ONCE: usize = 512;
 /// Wait before beats are tried again that the store did not take.
 const STORE_RETRY: Duration = Duration::from_millis(500);
 
-/// Users declared offline in one sweep.
+/// Silent users in one page of a sweep, and declared offline in one sweep.
 const SWEEP_USERS_MAX: usize = 10_000;
+
+/// Pages of one sweep: another server's users, who may be many while it declares nobody offline, are read over.
+const SWEEP_PAGES_MAX: usize = 10;
+
+/// How long a server that stops waits for the calls of the store that are under way. Source: the deadline of a call.
+const LAST_CALLS: Duration = crate::backends::layers::DEADLINE;
 
 /// Settings of a presence server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,6 +94,13 @@ pub struct PresenceServer {
     changes: Changes,
 }
 
+/// What is kept from one sweep to the next.
+struct Sweep {
+    calm: Calm,
+    /// Silent users of other servers that were read over: the next page begins behind them.
+    skip: usize,
+}
+
 /// Starts a presence server; it is announced when this returns.
 ///
 /// # Errors
@@ -101,17 +117,47 @@ pub async fn start(listener: TcpListener, deps: Deps, config: Config) -> Result<
     });
     let handler: Arc<dyn PeerHandler> = Arc::clone(&server) as Arc<dyn PeerHandler>;
     peer::serve(listener, &deps, handler);
-    let publishing = Arc::clone(&server);
-    deps.tasks.spawn_until_stopped("presence.publish_loop", async move {
-        publishing.changes.publish_loop(&*publishing.deps.backends.log).await;
-    });
-    deps.tasks.spawn_until_stopped("presence.beat_loop", Arc::clone(&server).beat_loop());
-    deps.tasks.spawn_until_stopped("presence.sweep_loop", server.sweep_loop());
+    server.start_loops();
     cluster::announce_as(Role::Presence, &deps, address, address, || 0).await?;
     Ok(address)
 }
 
 impl PresenceServer {
+    /// Starts what finds changes and what publishes them; the latter ends last.
+    fn start_loops(self: &Arc<Self>) {
+        // Each finder has a sender, through which nothing is sent: they are gone when the finders have ended.
+        let (finds, mut found) = tokio::sync::mpsc::channel::<std::convert::Infallible>(1);
+        let (beating, sweeping) = (Arc::clone(self), Arc::clone(self));
+        let has_ended = finds.clone();
+        self.deps.tasks.spawn("presence.beat_loop", async move {
+            beating.beat_loop().await;
+            drop(has_ended);
+        });
+        self.deps.tasks.spawn("presence.sweep_loop", async move {
+            sweeping.sweep_loop().await;
+            drop(finds);
+        });
+        let publishing = Arc::clone(self);
+        self.deps.tasks.spawn("presence.publish_loop", async move {
+            let backends = &publishing.deps.backends;
+            let ways = Ways { store: &*backends.presence, log: &*backends.log };
+            let finders_ended = async {
+                publishing.deps.tasks.stopped().await;
+                let _ = tokio::time::timeout(LAST_CALLS, found.recv()).await;
+            };
+            publishing.changes.publish_loop(&ways, finders_ended).await;
+        });
+    }
+
+    /// Waits; returns whether the server goes on.
+    async fn pause(&self, time: Duration) -> bool {
+        tokio::select! {
+            () = tokio::time::sleep(time) => {}
+            () = self.deps.tasks.stopped() => {}
+        }
+        !self.deps.tasks.is_stopped()
+    }
+
     /// Puts beats where the loop takes them, unless a newer one of the user is there.
     fn gather(&self, beats: impl IntoIterator<Item = (UserId, u64)>) {
         let mut waiting = self.waiting.lock().expect("no panic while held");
@@ -125,10 +171,11 @@ impl PresenceServer {
         }
     }
 
-    /// Stores what was gathered. Inputs: the clock.
-    async fn beat_loop(self: Arc<Self>) {
-        loop {
-            tokio::time::sleep(GATHER).await;
+    /// Stores what was gathered, also what is left at the end. Inputs: the clock, the word to stop.
+    async fn beat_loop(&self) {
+        let mut goes_on = true;
+        while goes_on {
+            goes_on = self.pause(GATHER).await;
             let gathered = std::mem::take(&mut *self.waiting.lock().expect("no panic while held"));
             if gathered.is_empty() {
                 continue;
@@ -140,10 +187,13 @@ impl PresenceServer {
                     tracing::warn!(%error, "beats were not stored, they are tried again");
                     self.gather(beats.iter().copied());
                     is_failing = true;
+                    if self.deps.tasks.is_stopped() {
+                        return;
+                    }
                 }
             }
             if is_failing {
-                tokio::time::sleep(STORE_RETRY).await;
+                goes_on = goes_on && self.pause(STORE_RETRY).await;
             }
         }
     }
@@ -151,57 +201,94 @@ impl PresenceServer {
     /// Stores beats, and has told who came online; beats don't wait for a log that is slow.
     async fn store(&self, beats: &[(UserId, u64)]) -> BackendResult<()> {
         let now_us = clock::now_us();
-        let beats: Vec<Beat> =
-            beats.iter().map(|(user, at_us)| Beat { user: *user, age_ms: (now_us - at_us) / 1_000 }).collect();
-        let came_online = self.deps.backends.presence.beat(&beats).await?;
+        let beats: Vec<Beat> = beats
+            .iter()
+            .map(|(user, at_us)| Beat { user: *user, age_ms: now_us.saturating_sub(*at_us) / 1_000 })
+            .collect();
+        let came_online = match self.deps.backends.presence.beat(&beats).await {
+            Ok(came_online) => came_online,
+            Err(error) => {
+                if error.effect == Effect::Unknown {
+                    // The next try finds them online already, if this one was done.
+                    let users = beats.iter().map(|beat| LastBeat { user: beat.user, at_ms: 0 });
+                    self.count_dropped(self.changes.doubt(users, PresenceState::Online));
+                }
+                return Err(error);
+            }
+        };
+        self.changes.answered(now_us);
         if !came_online.is_empty() {
             self.deps.metrics.add(Counter::PresenceOnline, came_online.len() as u64);
-            self.tell(&came_online, PresenceState::Online);
+            self.count_dropped(self.changes.note(&came_online, PresenceState::Online));
         }
         Ok(())
     }
 
-    /// Has changes told.
-    fn tell(&self, users: &[LastBeat], state: PresenceState) {
-        let dropped = self.changes.note(users, state);
+    fn count_dropped(&self, dropped: usize) {
         if dropped > 0 {
             self.deps.metrics.add(Counter::PresenceChangesDropped, dropped as u64);
             tracing::error!(dropped, "too many presence changes wait for the log");
         }
     }
 
-    /// Looks for silence. Inputs: the clock.
-    async fn sweep_loop(self: Arc<Self>) {
-        let mut calm = Calm::new(self.config.grace);
-        loop {
-            tokio::time::sleep(SWEEP_INTERVAL).await;
-            if let Err(error) = self.sweep(&mut calm).await {
+    /// Looks for silence. Inputs: the clock, the word to stop.
+    async fn sweep_loop(&self) {
+        let mut sweep = Sweep { calm: Calm::new(self.config.grace), skip: 0 };
+        while self.pause(SWEEP_INTERVAL).await {
+            if let Err(error) = self.sweep(&mut sweep).await {
                 tracing::warn!(%error, "looking for silent users failed");
             }
         }
     }
 
-    async fn sweep(&self, calm: &mut Calm) -> BackendResult<()> {
-        let silence = self.config.offline_after + BEAT_TRAVEL;
-        let silent = self.deps.backends.presence.silent(silence.as_millis() as u64, SWEEP_USERS_MAX).await?;
-        if let Some(what) = calm.note(clock::now_us(), silent.now_ms, &silent.life) {
-            tracing::warn!("{what}: nobody is declared offline for {:?}", self.config.grace);
+    /// Declares silent users offline, page by page until it has as many as it may or has seen all.
+    async fn sweep(&self, sweep: &mut Sweep) -> BackendResult<()> {
+        let silence_ms = (self.config.offline_after + BEAT_TRAVEL).as_millis() as u64;
+        let mut mine_all = 0;
+        for _ in 0..SWEEP_PAGES_MAX {
+            let began_us = clock::now_us();
+            let silent = self.deps.backends.presence.silent(silence_ms, sweep.skip, SWEEP_USERS_MAX).await?;
+            self.changes.answered(began_us);
+            if let Some(what) = sweep.calm.note(clock::now_us(), silent.now_ms, &silent.life) {
+                tracing::warn!("{what}: nobody is declared offline for {:?}", self.config.grace);
+            }
+            if !sweep.calm.is_over(clock::now_us()) {
+                sweep.skip = 0;
+                return Ok(());
+            }
+            let is_last = silent.users.len() < SWEEP_USERS_MAX;
+            let (mine, others): (Vec<LastBeat>, Vec<LastBeat>) =
+                silent.users.into_iter().partition(|last| self.owns(last.user));
+            // Those of this server are gone from the page then, so that the others move up.
+            sweep.skip = if is_last { 0 } else { sweep.skip + others.len() };
+            mine_all += mine.len();
+            let expired = futures_util::stream::iter(mine.into_iter().map(|last| self.expire(last)))
+                .buffer_unordered(EXPIRES_AT_ONCE);
+            // To the end also where one fails: a user who was declared offline must be told of.
+            expired.fold(Ok(()), |first, result| std::future::ready(first.and(result))).await?;
+            if is_last || mine_all >= SWEEP_USERS_MAX {
+                break;
+            }
         }
-        if !calm.is_over(clock::now_us()) {
-            return Ok(());
-        }
-        let mine = silent.users.into_iter().filter(|last| self.owns(last.user));
-        let expired = futures_util::stream::iter(mine.map(|last| self.expire(last))).buffer_unordered(EXPIRES_AT_ONCE);
-        // To the end also where one fails: a user who was declared offline must be told of.
-        expired.fold(Ok(()), |first, result| std::future::ready(first.and(result))).await
+        Ok(())
     }
 
     async fn expire(&self, last: LastBeat) -> BackendResult<()> {
-        if self.deps.backends.presence.expire(&last).await? {
-            self.deps.metrics.count(Counter::PresenceOffline);
-            self.tell(&[last], PresenceState::Offline);
+        match self.deps.backends.presence.expire(&last).await {
+            Ok(true) => {
+                self.deps.metrics.count(Counter::PresenceOffline);
+                self.count_dropped(self.changes.note(&[last], PresenceState::Offline));
+                Ok(())
+            }
+            Ok(false) => Ok(()),
+            Err(error) => {
+                if error.effect == Effect::Unknown {
+                    // No sweep finds the user any more, if this was done.
+                    self.count_dropped(self.changes.doubt([last], PresenceState::Offline));
+                }
+                Err(error)
+            }
         }
-        Ok(())
     }
 
     /// Whether this server is the one to speak of a user. Only saves work: the store lets one caller expire a user.

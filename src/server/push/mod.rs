@@ -1,21 +1,37 @@
 //! The push service: reads every inbox record and notifies recipients that have no live session.
+//!
+//! | file | what |
+//! |---|---|
+//! | `live` | which sessions count: those of chat servers that are there |
+//! | `held` | notifications that wait for a second look, since a chat server is gone |
+//!
+//! Where a chat server died, its sessions outlive it. Their users may be back on another server in a moment: their notifications
+//! are held back, and handed over to whoever is not back by then.
 
-use std::collections::HashSet;
+mod held;
+mod live;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
 
+use self::held::{Held, Lately};
+use self::live::{Standing, View};
 use super::cluster::peer::{self, NothingOfItsOwn};
 use super::inbox::InboxHeader;
 use super::{Deps, StartError, cluster};
-use crate::backends::BackendResult;
 use crate::backends::log::{Delivered, GroupReader, Topic};
 use crate::backends::push::Notification;
 use crate::backends::registry::Role;
+use crate::backends::sessions::Session;
+use crate::backends::{BackendError, BackendResult};
 use crate::protocol::UserId;
-use crate::runtime::clock;
-use crate::telemetry::Counter;
+use crate::runtime::{Backoff, clock};
+use crate::telemetry::{Counter, Gauge, PartitionFigures};
 
 /// The consumer group's name.
 const GROUP: &str = "push";
@@ -23,59 +39,224 @@ const GROUP: &str = "push";
 /// Records are gathered for this long, so that a busy recipient is looked up once and not for every message.
 const GATHER: Duration = Duration::from_millis(100);
 
-/// Wait after a failure.
+/// A read of so many records is followed by the next one at once: there is more.
+const FULL_READ: usize = 256;
+
+/// How often it is looked whether chat servers are gone, and whether what is held back is due.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Users in one look-up of their sessions, and notifications in one call: each is to be done within the deadline of a call.
+const USERS_PER_CALL: usize = 5_000;
+const NOTIFICATIONS_PER_CALL: usize = 1_000;
+
+/// First wait after a failure, and the longest.
 const RETRY: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(10);
+
+/// How often the lag gauges are written.
+const LAG_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Starts the push service in the tasks of `deps`; `listener` is for other servers. It is announced when this returns.
+///
+/// # Errors
+/// When the registry or the log does not answer, or the listener is of no use.
 pub async fn start(listener: TcpListener, deps: Deps) -> Result<(), StartError> {
     let address = deps.reached_at(&listener)?;
     let reader = deps.backends.log.group(Topic::Inbox, GROUP).await?;
-    let tasks = deps.tasks.clone();
     peer::serve(listener, &deps, Arc::new(NothingOfItsOwn));
-    tasks.spawn_until_stopped("push.loop", run(deps.clone(), reader));
+    start_loops(&deps, &reader);
     cluster::announce_as(Role::Push, &deps, address, address, || 0).await?;
     Ok(())
 }
 
-/// Hands over, then commits: a failure repeats a notification rather than losing it.
-async fn run(deps: Deps, mut reader: Box<dyn GroupReader>) {
+fn start_loops(deps: &Deps, reader: &Arc<dyn GroupReader>) {
+    let service = Service::new(deps.clone(), Arc::clone(reader));
+    deps.tasks.spawn_until_stopped("push.loop", service.run());
+    deps.tasks.spawn_until_stopped("push.lag_loop", lag_loop(deps.clone(), Arc::clone(reader)));
+}
+
+/// Writes the gauges of the lag. Inputs: the clock.
+async fn lag_loop(deps: Deps, reader: Arc<dyn GroupReader>) {
     loop {
-        tokio::time::sleep(GATHER).await;
-        let records = match reader.next().await {
-            Ok(records) => records,
-            Err(error) => {
-                tracing::warn!(%error, "push can't read the inboxes");
-                tokio::time::sleep(RETRY).await;
-                continue;
-            }
-        };
-        while let Err(error) = hand_over(&deps, &records).await {
-            tracing::warn!(%error, "notifications were not handed over");
-            tokio::time::sleep(RETRY).await;
-        }
-        if let Err(error) = reader.commit().await {
-            tracing::warn!(%error, "push can't commit; notifications may repeat after a restart");
-        }
+        let lag = reader.lag().await;
+        let metrics = &deps.metrics;
+        metrics.set(Gauge::LagRecords, lag.iter().map(|l| l.records).sum());
+        metrics.set(Gauge::LagMs, lag.iter().map(|l| l.age_ms).max().unwrap_or(0));
+        metrics.set(Gauge::LogPartitions, lag.len() as u64);
+        let figures = lag.iter().map(|l| PartitionFigures {
+            topic: l.topic.name(),
+            partition: l.partition,
+            records: l.records,
+            age_ms: l.age_ms,
+        });
+        metrics.set_partitions(figures.collect());
+        tokio::time::sleep(LAG_INTERVAL).await;
     }
 }
 
-async fn hand_over(deps: &Deps, records: &[Delivered]) -> BackendResult<()> {
-    let users: HashSet<UserId> = records.iter().flat_map(|r| r.record.keys.iter().map(|key| UserId(*key))).collect();
-    let users: Vec<UserId> = users.into_iter().collect();
-    let online: HashSet<UserId> = deps.backends.sessions.lookup(&users).await?.into_iter().map(|s| s.user).collect();
-    let mut notifications = Vec::new();
-    for record in records {
-        let Some((header, _)) = InboxHeader::parse(&record.record.payload) else { continue };
-        let recipients = record.record.keys.iter().map(|key| UserId(*key));
-        for user in recipients.filter(|user| *user != header.sender && !online.contains(user)) {
-            let at = clock::unix_ms();
-            notifications.push(Notification { user, conversation: header.conversation, id: header.id, at });
+/// What the loop keeps.
+struct Service {
+    deps: Deps,
+    reader: Arc<dyn GroupReader>,
+    view: View,
+    held: Held,
+    lately: Lately,
+    backoff: Backoff,
+    /// Something was read that is not committed.
+    owes_commit: bool,
+    /// When a commit is tried, on [`clock::now_us`], after one that failed.
+    commit_from_us: u64,
+    commit_backoff: Backoff,
+}
+
+impl Service {
+    fn new(deps: Deps, reader: Arc<dyn GroupReader>) -> Self {
+        let view = View::new(Arc::clone(&deps.backends.registry));
+        let backoff = Backoff::new(RETRY, RETRY_MAX);
+        Self {
+            deps,
+            reader,
+            view,
+            held: Held::default(),
+            lately: Lately::default(),
+            backoff,
+            owes_commit: false,
+            commit_from_us: 0,
+            commit_backoff: backoff,
         }
     }
-    if notifications.is_empty() {
-        return Ok(());
+
+    /// Hands over, then commits: a failure repeats a notification rather than losing it. Inputs: records, the clock.
+    async fn run(mut self) {
+        loop {
+            let read = tokio::time::timeout(LOOK_INTERVAL, self.reader.next()).await;
+            match read {
+                Ok(Ok(records)) => {
+                    self.owes_commit = true;
+                    self.backoff.reset();
+                    self.take(&records).await;
+                    if records.len() < FULL_READ {
+                        tokio::time::sleep(GATHER).await;
+                    }
+                }
+                Ok(Err(error)) => self.failed("push can't read the inboxes", &error).await,
+                Err(_) => {}
+            }
+            self.look_again().await;
+            self.commit().await;
+        }
     }
-    deps.backends.notifier.notify(&notifications).await?;
-    deps.metrics.add(Counter::Notifications, notifications.len() as u64);
-    Ok(())
+
+    async fn failed(&mut self, what: &str, error: &BackendError) {
+        tracing::warn!(%error, "{what}");
+        let wait = self.backoff.next_wait(&mut rand::rng());
+        tokio::time::sleep(wait).await;
+    }
+
+    /// Commits what was read, unless something of it is held back still: that comes again after an end.
+    async fn commit(&mut self) {
+        if !self.owes_commit || !self.held.is_empty() || clock::now_us() < self.commit_from_us {
+            return;
+        }
+        if let Err(error) = self.reader.commit().await {
+            // A later round tries again; what can be read is not held up.
+            tracing::warn!(%error, "push can't commit; notifications may repeat after a restart");
+            let wait = self.commit_backoff.next_wait(&mut rand::rng());
+            self.commit_from_us = clock::now_us() + wait.as_micros() as u64;
+            return;
+        }
+        self.owes_commit = false;
+        self.commit_backoff.reset();
+    }
+
+    /// Deals with records: notifies who has no session, holds back who has one of a server that is gone.
+    async fn take(&mut self, records: &[Delivered]) {
+        let mut all = Vec::new();
+        for record in records {
+            let Some((header, _)) = InboxHeader::parse(&record.record.payload) else { continue };
+            let recipients = record.record.keys.iter().map(|key| UserId(*key)).filter(|user| *user != header.sender);
+            let (conversation, id, at) = (header.conversation, header.id, clock::unix_ms());
+            all.extend(recipients.map(|user| Notification { user, conversation, id, at }));
+        }
+        if all.is_empty() {
+            return;
+        }
+        let sessions = self.sessions_of(&all).await;
+        let mut due = Vec::new();
+        for notification in all {
+            let sessions = sessions.get(&notification.user).map_or(&[][..], Vec::as_slice);
+            match self.view.standing(sessions) {
+                Standing::Absent => due.push(notification),
+                Standing::Doubtful => due.extend(self.held.put(notification)),
+                Standing::Live => self.lately.note(sessions, notification),
+            }
+        }
+        self.hand_over(due).await;
+    }
+
+    /// Holds back what was not handed over since a server was there that is gone now, and deals with what is due.
+    async fn look_again(&mut self) {
+        let mut due = Vec::new();
+        if self.view.look().await {
+            let counts = |session: &Session| self.view.standing(std::slice::from_ref(session)) == Standing::Live;
+            for notification in self.lately.of_gone(counts) {
+                self.held.put_if_room(notification);
+            }
+        }
+        self.lately.forget_old();
+        let again = self.held.due();
+        if !again.is_empty() {
+            let notifications: Vec<Notification> = again.iter().map(|held| held.notification).collect();
+            let sessions = self.sessions_of(&notifications).await;
+            for held in again {
+                let sessions = sessions.get(&held.notification.user).map_or(&[][..], Vec::as_slice);
+                match self.view.standing(sessions) {
+                    Standing::Live if self.view.is_known() => {}
+                    Standing::Live => due.extend(self.held.put_again(held)),
+                    Standing::Absent | Standing::Doubtful => due.push(held.notification),
+                }
+            }
+        }
+        self.hand_over(due).await;
+        self.deps.metrics.set(Gauge::NotificationsHeld, self.held.len() as u64);
+    }
+
+    /// The sessions of the recipients of notifications, asked for until they are known.
+    async fn sessions_of(&mut self, notifications: &[Notification]) -> HashMap<UserId, Vec<Session>> {
+        self.view.look_if_old().await;
+        let users: HashSet<UserId> = notifications.iter().map(|notification| notification.user).collect();
+        let users: Vec<UserId> = users.into_iter().collect();
+        let mut sessions: HashMap<UserId, Vec<Session>> = HashMap::new();
+        for users in users.chunks(USERS_PER_CALL) {
+            loop {
+                match self.deps.backends.sessions.lookup(users).await {
+                    Ok(found) => {
+                        for session in found {
+                            sessions.entry(session.user).or_default().push(session);
+                        }
+                        self.backoff.reset();
+                        break;
+                    }
+                    Err(error) => self.failed("push can't tell who is connected", &error).await,
+                }
+            }
+        }
+        sessions
+    }
+
+    /// Hands notifications over, each until it is taken.
+    async fn hand_over(&mut self, notifications: Vec<Notification>) {
+        for notifications in notifications.chunks(NOTIFICATIONS_PER_CALL) {
+            while let Err(error) = self.notify(notifications).await {
+                self.failed("notifications were not handed over", &error).await;
+            }
+            self.backoff.reset();
+        }
+    }
+
+    async fn notify(&self, notifications: &[Notification]) -> BackendResult<()> {
+        self.deps.backends.notifier.notify(notifications).await?;
+        self.deps.metrics.add(Counter::Notifications, notifications.len() as u64);
+        Ok(())
+    }
 }

@@ -1,0 +1,170 @@
+//! A consumer group of the embedded log: its members share one position.
+//!
+//! A member commits what it has dealt with. What it has not committed comes again, to another member or to itself when it is back;
+//! so records may come twice, and none is left out.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use async_trait::async_trait;
+
+use super::embedded::{Inner, QUEUE, READ_RECORDS_MAX, read_failed};
+use super::{Delivered, GroupReader, PartitionLag, Topic};
+use crate::backends::BackendResult;
+use crate::backends::store::{Change, Durability};
+
+/// How far a group has come. Written by its members.
+pub(super) type GroupPosition = Arc<Mutex<GroupState>>;
+
+pub(super) struct GroupState {
+    /// Where it reads next.
+    next: u64,
+    /// Where members began to read what they have not committed yet: what lies before all of them is dealt with.
+    begun: Vec<u64>,
+}
+
+impl GroupState {
+    /// A member is through with what it began to read somewhere.
+    fn end(&mut self, begun: u64) {
+        if let Some(at) = self.begun.iter().position(|known| *known == begun) {
+            self.begun.swap_remove(at);
+        }
+    }
+}
+
+fn commit_key(topic: Topic, group: &str) -> String {
+    format!("{}/{group}/{QUEUE}", topic.name())
+}
+
+/// A member of a group.
+pub(super) struct EmbeddedGroup {
+    log: Arc<Inner>,
+    topic: Topic,
+    group: String,
+    /// Shared by the group's members.
+    position: GroupPosition,
+    /// Where this member began to read what it has not committed yet.
+    begun: Mutex<Option<u64>>,
+}
+
+impl EmbeddedGroup {
+    /// Joins a group, which reads on behind what it committed last.
+    pub(super) fn join(log: &Arc<Inner>, topic: Topic, group: &str) -> BackendResult<Self> {
+        let mut groups = log.groups.lock().expect("no panic while held");
+        let position = if let Some(position) = groups.get(&(topic, group.to_owned())) {
+            Arc::clone(position)
+        } else {
+            let value = log.commits.get(commit_key(topic, group)).map_err(read_failed)?;
+            let next = value.and_then(|v| v.as_ref().try_into().ok()).map_or(0, u64::from_be_bytes);
+            let position = Arc::new(Mutex::new(GroupState { next, begun: Vec::new() }));
+            groups.insert((topic, group.to_owned()), Arc::clone(&position));
+            position
+        };
+        Ok(Self { log: Arc::clone(log), topic, group: group.to_owned(), position, begun: Mutex::default() })
+    }
+
+    fn begun(&self) -> MutexGuard<'_, Option<u64>> {
+        self.begun.lock().expect("no panic while held")
+    }
+
+    fn position(&self) -> MutexGuard<'_, GroupState> {
+        self.position.lock().expect("no panic while held")
+    }
+
+    fn take(&self) -> BackendResult<Vec<Delivered>> {
+        let (mut begun, mut position) = (self.begun(), self.position());
+        let from = position.next;
+        let (records, next) = self.log.read(self.topic, from, READ_RECORDS_MAX)?;
+        if !records.is_empty() {
+            position.next = next;
+            if begun.is_none() {
+                *begun = Some(from);
+                position.begun.push(from);
+            }
+        }
+        Ok(records)
+    }
+}
+
+/// What a member has not committed comes to another one, or to itself when it is back.
+impl Drop for EmbeddedGroup {
+    fn drop(&mut self) {
+        if let Some(begun) = self.begun().take() {
+            let mut position = self.position();
+            position.end(begun);
+            position.next = position.next.min(begun);
+        }
+    }
+}
+
+#[async_trait]
+impl GroupReader for EmbeddedGroup {
+    async fn next(&self) -> BackendResult<Vec<Delivered>> {
+        let log = Arc::clone(&self.log);
+        loop {
+            let mut news = std::pin::pin!(log.group_news.notified());
+            news.as_mut().enable();
+            let out = self.take()?;
+            if !out.is_empty() {
+                return Ok(out);
+            }
+            news.await;
+        }
+    }
+
+    async fn commit(&self) -> BackendResult<()> {
+        let Some(begun) = self.begun().take() else { return Ok(()) };
+        let dealt_with = {
+            let mut position = self.position();
+            position.end(begun);
+            position.begun.iter().copied().min().unwrap_or(position.next)
+        };
+        let change = Change {
+            keyspace: self.log.commits.clone(),
+            key: commit_key(self.topic, &self.group).into_bytes(),
+            value: Some(dealt_with.to_be_bytes().to_vec()),
+        };
+        let written = self.log.store.write("log.commit", vec![change], Durability::Process).await;
+        if written.is_err() {
+            self.position().begun.push(begun);
+            *self.begun() = Some(begun);
+        }
+        written
+    }
+
+    async fn lag(&self) -> Vec<PartitionLag> {
+        let next = self.position().next;
+        vec![self.log.lag(self.topic, next)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::backends::log::{EmbeddedLog, KeyedLog, Record};
+    use crate::backends::store::EmbeddedStore;
+
+    #[tokio::test]
+    async fn what_a_member_did_not_commit_comes_to_another_one_however_far_that_is() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let log = EmbeddedLog::open(&EmbeddedStore::open(folder.path()).expect("opens"), 3).expect("opens");
+        let publish = async |text: &'static str| {
+            let record = Record { keys: vec![1], payload: Bytes::from_static(text.as_bytes()) };
+            log.publish(Topic::Inbox, record).await.expect("publishes");
+        };
+        let read = async |group: &dyn GroupReader| {
+            let records = group.next().await.expect("reads");
+            records.iter().map(|d| String::from_utf8_lossy(&d.record.payload).into_owned()).collect::<Vec<_>>()
+        };
+        let slow = log.group(Topic::Inbox, "push").await.expect("joins");
+        let fast = log.group(Topic::Inbox, "push").await.expect("joins");
+        publish("one").await;
+        assert_eq!(read(&*slow).await, ["one"]);
+        publish("two").await;
+        assert_eq!(read(&*fast).await, ["two"]);
+        fast.commit().await.expect("commits");
+        drop(slow);
+        assert_eq!(read(&*fast).await, ["one", "two"]);
+    }
+}
