@@ -79,6 +79,16 @@ impl KafkaLog {
     /// # Errors
     /// Names the address, the topic or the setting, and the fix.
     pub async fn open(url: &str, partitions: u32, deployment: DeploymentId) -> BackendResult<Self> {
+        Self::open_of(url, partitions, deployment, super::kafka_version::ask).await
+    }
+
+    /// The same, with another way to ask brokers for their version: a cluster that is played by the client library has none.
+    pub(super) async fn open_of(
+        url: &str,
+        partitions: u32,
+        deployment: DeploymentId,
+        ask: impl AsyncFnOnce(&str) -> Result<String, String>,
+    ) -> BackendResult<Self> {
         const OPEN: &str = "open log";
         let rejected = |text: String| BackendError::not_applied(OPEN, ErrorKind::Rejected, text);
         let rest = url.strip_prefix("kafka://").unwrap_or(url);
@@ -107,7 +117,7 @@ impl KafkaLog {
             .set("message.timeout.ms", "4000")
             .set("message.max.bytes", "1000000");
         let producing = Producing::new(producer).map_err(|e| rejected(e.to_string()))?;
-        let version = super::kafka_version::ask(brokers).await.map_err(rejected)?;
+        let version = ask(brokers).await.map_err(rejected)?;
         let brokers = brokers.to_owned();
         let inner = Inner {
             config,

@@ -147,6 +147,7 @@ mod tests {
     use std::time::Duration;
 
     use bytes::Bytes;
+    use rdkafka::mocking::MockCluster;
 
     use super::*;
     use crate::backends::contract::engine_address;
@@ -203,5 +204,41 @@ mod tests {
         members.remove(0);
         let seen = read(&members, "unfinished", true).await;
         assert!(seen.keys().all(|text| text.starts_with(b"unfinished")), "what was committed came again: {seen:?}");
+    }
+
+    /// In a cluster that the client library plays.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_lag_counts_from_where_a_partition_was_taken_up_and_then_from_what_was_read() {
+        let cluster = MockCluster::new(1).expect("starts");
+        for topic in Topic::ALL {
+            cluster.create_topic(&format!("mock-{}", topic.name()), PARTITIONS as i32, 1).expect("makes");
+        }
+        let url = format!("kafka://{}/mock-", cluster.bootstrap_servers());
+        let unasked = async |_: &str| Ok(String::new());
+        let log = KafkaLog::open_of(&url, PARTITIONS, DeploymentId(7), unasked).await.expect("opens");
+        let group = log.group(Topic::Inbox, "push").await.expect("joins");
+        let lag = async || {
+            let lag = group.lag().await;
+            (lag.len(), lag.iter().map(|l| l.records).sum::<u64>(), lag.iter().map(|l| l.age_ms).max())
+        };
+        // Whoever waits for records is given partitions meanwhile.
+        for _ in 0..100 {
+            assert!(tokio::time::timeout(Duration::from_millis(100), group.next()).await.is_err(), "nothing is there");
+            if lag().await.0 == PARTITIONS as usize {
+                break;
+            }
+        }
+        assert_eq!(lag().await, (PARTITIONS as usize, 0, Some(0)));
+        for _ in 0..3 {
+            publish(&log, "unread").await;
+        }
+        assert_eq!(lag().await.1, 3 * u64::from(PARTITIONS));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert!(lag().await.2 > Some(0), "what is unread has an age");
+        let mut read = 0;
+        while read < 3 * PARTITIONS as usize {
+            read += group.next().await.expect("reads").len();
+        }
+        assert_eq!(lag().await, (PARTITIONS as usize, 0, Some(0)));
     }
 }

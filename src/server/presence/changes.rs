@@ -28,8 +28,8 @@ use crate::runtime::{Backoff, clock};
 /// Changes on their way to the log at the same time: a log that is slow must not fill its client's queue.
 const PUBLISHES_AT_ONCE: usize = 512;
 
-/// Changes whose state is read at once, just before they are published.
-const READS_AT_ONCE: usize = 1_000;
+/// Changes whose state is read at once, just before they are published: none of them waits for another.
+const READS_AT_ONCE: usize = PUBLISHES_AT_ONCE;
 
 /// Longest time from the read of a state to the end of its publication that needs no second look.
 const STATE_AGE_MAX: Duration = Duration::from_secs(1);
@@ -73,6 +73,11 @@ impl Change {
         let at = if record.last_beat_ms > 0 { record.last_beat_ms } else { self.at_ms };
         is_so.then_some(PresenceFrame { user, state, at })
     }
+}
+
+/// Whether a state that was read at a time may be another by now.
+fn is_old(read_us: u64) -> bool {
+    clock::now_us().saturating_sub(read_us) > STATE_AGE_MAX.as_micros() as u64
 }
 
 const fn state_of(online: bool) -> PresenceState {
@@ -242,8 +247,13 @@ impl Round<'_> {
     /// Reads the state of some users and publishes what is so; returns whether the log took all of it.
     async fn publish_batch(&self, ways: &Ways<'_>, batch: Vec<(UserId, Change)>) -> BackendResult<bool> {
         let users: Vec<UserId> = batch.iter().map(|(user, _)| *user).collect();
-        let read_us = clock::now_us();
-        let records = ways.store.get(&users).await?;
+        let mut read_us = clock::now_us();
+        let mut records = ways.store.get(&users).await?;
+        if is_old(read_us) {
+            // This process stood still, or the store is slow.
+            read_us = clock::now_us();
+            records = ways.store.get(&users).await?;
+        }
         let publish = |((user, change), record): ((UserId, Change), PresenceRecord)| async move {
             let frame = change.frame(user, record);
             if let Some(frame) = frame
@@ -252,7 +262,7 @@ impl Round<'_> {
                 return false;
             }
             self.left().remove(&user);
-            if frame.is_some() && clock::now_us() - read_us > STATE_AGE_MAX.as_micros() as u64 {
+            if frame.is_some() && is_old(read_us) {
                 // Another server may have told the opposite before this was told.
                 let opposite = Change::to(state_of(!record.online), change.at_ms);
                 self.changes.put_back([(user, opposite)]);

@@ -60,6 +60,8 @@ const EXPIRE_IS_LOST: u8 = 2;
 struct Lossy {
     inner: Arc<dyn Presence>,
     loses: AtomicU8,
+    /// Of so many reads the answer is old when it is there.
+    late_reads: AtomicU8,
 }
 
 impl Lossy {
@@ -82,7 +84,12 @@ impl Presence for Lossy {
         self.answer(EXPIRE_IS_LOST, expired)
     }
     async fn get(&self, users: &[UserId]) -> BackendResult<Vec<PresenceRecord>> {
-        self.inner.get(users).await
+        let records = self.inner.get(users).await;
+        let late = self.late_reads.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        if late.is_ok() {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+        }
+        records
     }
     async fn probe(&self) -> BackendResult<()> {
         Err(BackendError::not_applied("presence.probe", ErrorKind::Unavailable, "nobody asks"))
@@ -102,7 +109,11 @@ impl Place {
         let (log, mut store) = (Arc::new(Away::default()), None);
         let of_server = Arc::clone(&log);
         let bench = Bench::new(Role::Presence, "presence-1", |backends| {
-            let lossy = Arc::new(Lossy { inner: Arc::clone(&backends.presence), loses: AtomicU8::new(0) });
+            let lossy = Arc::new(Lossy {
+                inner: Arc::clone(&backends.presence),
+                loses: AtomicU8::new(0),
+                late_reads: AtomicU8::new(0),
+            });
             store = Some(Arc::clone(&lossy));
             crate::backends::Backends { presence: lossy, log: of_server, ..backends }
         })
@@ -132,6 +143,25 @@ async fn changes_whose_answer_was_lost_are_told() {
     assert_eq!(log.told(), [(1, "online")], "the next try found the user online already");
     tokio::time::sleep(Duration::from_secs(31)).await;
     assert_eq!(log.told(), [(1, "online"), (1, "offline")], "no sweep found the user any more");
+}
+
+#[tokio::test]
+async fn a_server_that_stood_still_does_not_tell_what_it_read_before() {
+    let Place { server, store, log, bench: _bench } = Place::new().await;
+    tokio::time::pause();
+    let beat = Beat { user: UserId(1), age_ms: 0 };
+    store.beat(&[beat]).await.expect("takes");
+    let at_ms = store.inner.get(&[UserId(1)]).await.expect("answers")[0].last_beat_ms;
+    let last = LastBeat { user: UserId(1), at_ms };
+    assert!(store.expire(&last).await.expect("answers"));
+    store.late_reads.store(1, Ordering::Relaxed);
+    server.changes.note(&[last], PresenceState::Offline);
+    server.start_loops();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    // Through another server, which tells it.
+    store.beat(&[beat]).await.expect("takes");
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(log.told(), []);
 }
 
 #[tokio::test]
