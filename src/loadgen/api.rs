@@ -259,8 +259,8 @@ impl Api {
         Ok(Self { client, fresh, base: target.as_str().into(), turns, looks, had_turn, counts })
     }
 
-    /// From now on `told` is told of every request of a device when it was asked for and when it had its turn: the time between is
-    /// the generator's.
+    /// From now on `told` is told of every request of a device when it was asked for and when it had its turn: the time
+    /// between is the generator's.
     pub(super) fn on_turn(&self, told: impl Fn(u64, u64) + Send + Sync + 'static) {
         let is_first = self.had_turn.set(Box::new(told)).is_ok();
         debug_assert!(is_first, "a run begins once");

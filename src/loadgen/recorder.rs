@@ -177,8 +177,8 @@ impl Recorder {
         self.record(path, due_us, now_us.saturating_sub(due_us));
     }
 
-    /// Notes that an API call that was asked for at one time had its turn at another. After the load, devices and audit ask for
-    /// all at once, and nothing is measured any more.
+    /// Notes that an API call that was asked for at one time had its turn at another. After the load, devices and audit
+    /// ask for all at once, and nothing is measured any more.
     pub(super) fn call_had_turn(&self, asked_us: u64, now_us: u64) {
         let part = self.part_at(asked_us);
         if self.bounds.get().is_none_or(|bounds| part <= bounds.phases.len()) {

@@ -111,16 +111,16 @@ fn of_ticks(ticks: u64) -> Duration {
     Duration::from_millis(ticks * 1_000 / rustix::param::clock_ticks_per_second())
 }
 
-/// When another process was started, in seconds since the machine was, and its processor time; `None` where there is none of
-/// this number.
+/// When another process was started, in seconds since the machine was, and its processor time; `None` where there is
+/// none of this number.
 #[must_use]
 pub fn start_and_cpu_of(pid: u32) -> Option<(f64, Duration)> {
     parse_process(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
 fn parse_process(stat: &str) -> Option<(f64, Duration)> {
-    // The name is in brackets and may hold anything. Behind it the fields count from 3, utime is 14, stime 15 and starttime 22:
-    // source `proc_pid_stat(5)`.
+    // The name is in brackets and may hold anything. Behind it the fields count from 3, utime is 14, stime 15 and
+    // starttime 22: source `proc_pid_stat(5)`.
     let fields: Vec<&str> = stat[stat.rfind(')')? + 1..].split_whitespace().collect();
     let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
     Some((of_ticks(field(22)?).as_secs_f64(), of_ticks(field(14)? + field(15)?)))

@@ -19,8 +19,8 @@ pub enum LatencyPath {
     SendLag,
     /// The same of everything else that is due at a time: connects, leaves, beats, changes of membership, faults.
     TimerLag,
-    /// From the wish to make a call of the API until the generator, which makes so many at once and no more, makes it: its own
-    /// part of connects, syncs and recoveries.
+    /// From the wish to make a call of the API until the generator, which makes so many at once and no more, makes it:
+    /// its own part of connects, syncs and recoveries.
     CallLag,
     /// From the time at which a message is due to its ACK.
     Ack,
@@ -174,8 +174,8 @@ impl LatencyPath {
         )
     }
 
-    /// The generator's own lag that is in it, and how often at the most: a message is late when it is sent and when it is taken, a
-    /// recovery asks for a placement, an inbox and a page.
+    /// The generator's own lag that is in it, and how often at the most: a message is late when it is sent and when it
+    /// is taken, a recovery asks for a placement, an inbox and a page.
     #[must_use]
     pub const fn lag(self) -> Option<(Self, f64)> {
         match self {

@@ -24,8 +24,8 @@ const KEPT_UP_MIN: f64 = 0.99;
 /// Longest time that a delivery may be under way at the end of a trial without being missing.
 const UNDER_WAY_MAX: Duration = Duration::from_millis(50);
 
-/// Shortest steady part of a trial: whether the stack keeps up shows in the trend of some seconds, of which the first and the last
-/// may be cut.
+/// Shortest steady part of a trial: whether the stack keeps up shows in the trend of some seconds, of which the first
+/// and the last may be cut.
 pub const TRIAL_MIN: Duration = Duration::from_secs(6);
 
 /// What a trial says in whose seconds too little came to see a trend.
@@ -178,8 +178,8 @@ pub fn cause(result: &RunResult, rate: f64, cores: Cores, steady: &Steady) -> Op
     Some(cause)
 }
 
-/// What a trial has too few samples for: thresholds, with what was measured, or whether the stack keeps up; `None` where something
-/// else failed too, or nothing is missing. Such a trial says nothing of its rate.
+/// What a trial has too few samples for: thresholds, with what was measured, or whether the stack keeps up; `None`
+/// where something else failed too, or nothing is missing. Such a trial says nothing of its rate.
 #[must_use]
 pub fn lacks_samples(result: &RunResult, rate: f64, steady: &Steady) -> Option<String> {
     if !result.counts.violations().is_empty() || behind(rate, steady).is_some() {

@@ -171,8 +171,8 @@ impl Device {
         }
     }
 
-    /// Fetches what is new, unless that is under way: at once, or when the sync that failed may be repeated. A server that has
-    /// asked for time gets it, however much there is to tell.
+    /// Fetches what is new, unless that is under way: at once, or when the sync that failed may be repeated. A server
+    /// that has asked for time gets it, however much there is to tell.
     pub(super) fn sync_news(&mut self, at: usize) {
         let now = self.now_us;
         let behind = self.conversations[at].behind();

@@ -350,7 +350,8 @@ impl Device {
         }
     }
 
-    /// A device that leaves before it was connected was not connected for at least so long; a try that hung until then failed.
+    /// A device that leaves before it was connected was not connected for at least so long; a try that hung until then
+    /// failed.
     fn leave_unconnected(&mut self) {
         let (now, is_connecting) = (self.now_us, self.connection == Connection::Connecting);
         let Some(reconnection) = &mut self.reconnection else { return };

@@ -51,7 +51,8 @@ pub(super) struct Behind {
     pub(super) announced: u64,
     /// When to sync, in µs; 0 for never.
     pub(super) sync_due_us: u64,
-    /// A sync that failed is not repeated before, whatever news come: by a backoff, and by what the server asked for. 0 for none.
+    /// A sync that failed is not repeated before, whatever news come: by a backoff, and by what the server asked for. 0
+    /// for none.
     pub(super) put_off_until_us: u64,
     /// When the first try of the page began that did not come yet; 0 for none.
     pub(super) tried_since_us: u64,
@@ -125,8 +126,8 @@ impl DeviceConversation {
         (told > known).then_some(told)
     }
 
-    /// Gives a page up that did not come so far; returns since when it was tried. The answer of a try that is under way counts by
-    /// itself.
+    /// Gives a page up that did not come so far; returns since when it was tried. The answer of a try that is under way
+    /// counts by itself.
     pub(super) fn give_up_page(&mut self) -> Option<u64> {
         let behind = self.behind.as_mut()?;
         let since_us = std::mem::take(&mut behind.tried_since_us);

@@ -73,8 +73,8 @@ fn other(pid: u32) -> Option<Other> {
     Some(Other { pid, started_s, cpu })
 }
 
-/// What the processes of the run beside this one took between two samples; `None` where one ended, or was there before and is
-/// known only now: how much of it is of this time is not known then.
+/// What the processes of the run beside this one took between two samples; `None` where one ended, or was there before
+/// and is known only now: how much of it is of this time is not known then.
 fn taken_by_others(before: &Sample, now: &Sample) -> Option<Duration> {
     let find = |among: &[Other], of: &Other| {
         among
@@ -134,8 +134,9 @@ impl OwnProcesses {
         Self { control, is_elsewhere, own: Own::default(), heads: Vec::new(), looked_us: None, gone_us: None }
     }
 
-    /// The processes now, with those that somebody else tells. Whose they are is asked now and then, and each time for a while
-    /// after one has gone: faults end processes, and others take their places. What they started is looked up each time.
+    /// The processes now, with those that somebody else tells. Whose they are is asked now and then, and each time for
+    /// a while after one has gone: faults end processes, and others take their places. What they started is looked up
+    /// each time.
     pub(in crate::loadgen) async fn look(&mut self, more: &[u32]) -> &Own {
         let now_us = clock::now_us();
         if self.heads.iter().any(|pid| !process::is_running(*pid)) {

@@ -189,8 +189,9 @@ fn resends(counts: &Counts) -> Option<String> {
     })
 }
 
-/// Devices that this machine did not let connect. Where they are all that never connected, the load was not the scenario's, and
-/// nothing can be said (the first); beside others that the target did not let in, they hide nothing of that (the second).
+/// Devices that this machine did not let connect. Where they are all that never connected, the load was not the
+/// scenario's, and nothing can be said (the first); beside others that the target did not let in, they hide nothing of
+/// that (the second).
 fn shut_in(counts: &Counts) -> (Vec<String>, Option<String>) {
     let Counts { never_connected, never_connected_local: local, .. } = *counts;
     let of = |all: &str| {

@@ -214,8 +214,8 @@ async fn listen(reader: &mut Reader, doors: &Doors, interrupt: &Tasks) -> WireEr
 struct Told(f64);
 
 impl Told {
-    /// Takes the latencies out of a snapshot whose interval was told before: the end of a run shows the last one again. Where the
-    /// last one was not told, since snapshots came faster than they could be, they stay.
+    /// Takes the latencies out of a snapshot whose interval was told before: the end of a run shows the last one again.
+    /// Where the last one was not told, since snapshots came faster than they could be, they stay.
     fn take(&mut self, snapshot: &mut LiveSnapshot) {
         let ended_s = std::mem::replace(&mut self.0, snapshot.elapsed_s);
         if snapshot.phase == RunPhase::Done && ended_s.to_bits() == snapshot.elapsed_s.to_bits() {

@@ -94,9 +94,10 @@ impl Default for Rules {
 }
 
 impl Rules {
-    /// Chance below which a rise past the limit is an alarm; of the figures with gate weight, ten pairs must all point the same
-    /// way (1 in 1,024). Over all figures and three looks that sums to 6 in 100 at the most (Bonferroni's inequality); figures of
-    /// a run go together, and a rise has to be past its limit as well: the simulation has at most 8 in 1,000.
+    /// Chance below which a rise past the limit is an alarm; of the figures with gate weight, ten pairs must all point
+    /// the same way (1 in 1,024). Over all figures and three looks that sums to 6 in 100 at the most (Bonferroni's
+    /// inequality); figures of a run go together, and a rise has to be past its limit as well: the simulation has at
+    /// most 8 in 1,000.
     const fn alarm(self, weight: Weight) -> f64 {
         match (weight, self.look) {
             (Weight::Gate, 0 | 1) => 0.001,

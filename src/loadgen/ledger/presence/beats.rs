@@ -66,7 +66,8 @@ impl Beats {
             && !self.is_doubtful()
     }
 
-    /// For how long after a time the user surely is there without another beat, beyond the time in which it must be told.
+    /// For how long after a time the user surely is there without another beat, beyond the time in which it must be
+    /// told.
     pub(super) const fn there_for_us(&self, now_us: u64) -> u64 {
         (self.last_us + OFFLINE_EARLIEST_US).saturating_sub(now_us + ONLINE_LATEST_US)
     }

@@ -16,8 +16,8 @@ pub(super) struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    /// Something is wrong, unless a notice that was `needs_us` late between a time and now explains it; what is known so far is
-    /// not all yet.
+    /// Something is wrong, unless a notice that was `needs_us` late between a time and now explains it; what is known
+    /// so far is not all yet.
     fn accuse(&mut self, finding: Finding, needs_us: u64, from_us: u64) {
         if needs_us == 0 {
             return self.findings.push(Finding::Unsure);

@@ -12,9 +12,9 @@
 //! "Must" holds for a friend who watches from before the change until the limit. A friend who connects must be told of whoever
 //! surely is there. What falls into a fault, on a connection that was lost, or behind the end of the load, is not judged.
 //!
-//! A target that is slow is not one that is silent: what a notice's lateness would explain is held back until the end, when it
-//! is known how late the generator was and how long messages took at that time. Lateness itself is what the latencies of presence
-//! are for.
+//! A target that is slow is not one that is silent: what a notice's lateness would explain is held back until the end,
+//! when it is known how late the generator was and how long messages took at that time. Lateness itself is what the
+//! latencies of presence are for.
 //!
 //! No I/O; time is a parameter, on the run's clock in µs.
 
@@ -222,8 +222,8 @@ impl Presence {
         self.closed_us.load(Ordering::Relaxed) > 0
     }
 
-    /// What a limit between two times is longer by: notices wait for clients that poll, for a generator that is late, for a
-    /// target that is slow.
+    /// What a limit between two times is longer by: notices wait for clients that poll, for a generator that is late,
+    /// for a target that is slow.
     fn late_us(&self, from_us: u64, until_us: u64) -> u64 {
         self.reads_every_us + self.lag.between(from_us, until_us) + self.slow.between(from_us, until_us)
     }
