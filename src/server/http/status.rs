@@ -20,6 +20,11 @@ impl Failure {
     pub(in crate::server) fn retry_later(code: ErrorCode, message: impl Into<String>, retry_after_ms: u64) -> Self {
         Self(ApiError { code, message: message.into(), retry_after_ms: Some(retry_after_ms) })
     }
+
+    /// Whether it is of a code.
+    pub(in crate::server) fn is(&self, code: ErrorCode) -> bool {
+        self.0.code == code
+    }
 }
 
 /// The status that belongs to a code.
