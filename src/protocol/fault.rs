@@ -172,7 +172,8 @@ impl FromStr for Fault {
     fn from_str(text: &str) -> Result<Self, String> {
         let words: Vec<&str> = text.split_whitespace().collect();
         let lasts = |word: &str| {
-            let lasts = humantime::parse_duration(word).map_err(|e| format!("fault {text:?}: {word:?}: {e}"))?;
+            let lasts = humantime::parse_duration(word)
+                .map_err(|_| format!("fault {text:?}: {word:?} is no time: write it as 10s or 500ms"))?;
             if lasts.is_zero() || lasts > LASTS_MAX {
                 return Err(format!("fault {text:?}: {word:?} is no time between 1ms and 1h"));
             }
@@ -296,6 +297,7 @@ mod tests {
         ] {
             assert!(text.parse::<Fault>().is_err(), "{text}");
         }
+        assert!("pause redis soon".parse::<Fault>().expect_err("no time").contains("\"soon\" is no time: write it as"));
         assert!("explode chat-1".parse::<Fault>().expect_err("unknown").contains("kill chat-2"));
     }
 }

@@ -16,46 +16,29 @@ use super::socket::Socket;
 use super::subscriptions::Subscriptions;
 use super::unheard::LostConnections;
 use crate::backends::directory::{NewConversationRow, NewUser};
-use crate::backends::{self, Engines};
+use crate::backends::registry::Role;
 use crate::protocol::api::ConversationKind;
 use crate::protocol::frames::SendFrame;
 use crate::protocol::{ConversationId, MessageFrame, ServerFrame, SessionId, UserId};
-use crate::runtime::Tasks;
-use crate::server::Deps;
-use crate::server::access::auth::Tokens;
-use crate::server::access::keys::{Keys, Purpose};
 use crate::server::access::seats::Seats;
 use crate::server::ordering::Ordering;
-use crate::telemetry::Registry;
+use crate::server::{Deps, bench};
 
 /// What the owners of a server are made of.
 pub(super) struct Bench {
     pub(super) deps: Deps,
     pub(super) shared: Shared,
-    /// Removed last.
-    _folder: tempfile::TempDir,
+    /// Ends its tasks, and removes its folder.
+    _server: bench::Bench,
 }
 
 impl Bench {
     /// Fresh engines.
     pub(super) async fn new() -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        let config = backends::Config { data: folder.path().to_owned(), partitions: 4, engines: Engines::default() };
-        let registry = Registry::default();
-        let keys = |purpose| Keys::derive(&[7; 32], &[], purpose);
-        let deps = Deps {
-            name: "chat-1".parse().expect("a name"),
-            advertise: None,
-            backends: backends::open(&config).await.expect("opens"),
-            metrics: registry.register("chat", "chat-1"),
-            registry,
-            tokens: Arc::new(Tokens::new(&keys(Purpose::Tokens), 3_600)),
-            peer_keys: Arc::new(keys(Purpose::PeerLinks)),
-            client_keys: Arc::new(keys(Purpose::Clients)),
-            tasks: Tasks::new(),
-        };
+        let server = bench::Bench::new(Role::Chat, "chat-1", |backends| backends).await;
+        let deps = server.deps.clone();
         let shared = Shared::open(&deps, 1 << 20).await.expect("opens");
-        Self { deps, shared, _folder: folder }
+        Self { deps, shared, _server: server }
     }
 
     /// Some users who have nothing to do with each other.
