@@ -125,7 +125,7 @@ counts!(
     /// API calls of devices, final sync and audit that failed: unexpected statuses, time-outs, broken transport. A 429 or
     /// 503 with a retry time is backpressure and counts as throttled.
     http_errors,
-    /// Answers of 429 or 503 that named a time to come back.
+    /// Answers of 429 or 503, and `error` frames of the same meaning, that named a time to come back.
     throttled,
     /// Requests and connects that were repeated.
     retries,

@@ -72,12 +72,15 @@ fn end(mut child: Child) {
 #[tokio::test]
 async fn what_a_process_started_is_the_runs_own_and_what_takes_its_place_is_known_at_once() {
     let first = start("sleep 60 & wait");
-    let started = loop {
-        match process::family(first.id()).get(1) {
-            Some(pid) => break *pid,
-            None => std::thread::yield_now(),
+    let mut family = process::family(first.id());
+    for _ in 0..1_000 {
+        if family.len() > 1 {
+            break;
         }
-    };
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        family = process::family(first.id());
+    }
+    let started = *family.get(1).expect("it starts another one");
     let control = Arc::new(OneProcess(Mutex::new(first.id())));
     let mut processes = OwnProcesses::of("http://127.0.0.1:1", Some(control.clone()), false).await;
     let own = processes.look(&[std::process::id()]).await.clone();

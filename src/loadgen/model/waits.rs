@@ -234,8 +234,9 @@ fn the_end_of_the_load_does_not_make_a_long_try_to_connect_unheard_of() {
     alone.on(Event::Command(Command::Online(0)));
     alone.now_us += S;
     alone.connect();
-    assert_eq!(alone.measured(LatencyPath::Connect), (1, alone.measured(LatencyPath::Connect).1));
-    assert!(alone.measured(LatencyPath::Connect).1 >= 16 * S);
+    let (count, longest_us) = alone.measured(LatencyPath::Connect);
+    assert_eq!(count, 1);
+    assert!(longest_us >= 16 * S);
 }
 
 #[test]
