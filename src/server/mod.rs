@@ -15,6 +15,7 @@ mod error;
 pub mod gateway;
 mod http;
 mod inbox;
+mod lag;
 pub mod ordering;
 pub mod presence;
 pub mod push;

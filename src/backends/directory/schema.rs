@@ -41,10 +41,12 @@ pub(super) async fn migrate(pool: &AnyPool, dialect: Dialect) -> Result<(), Sche
     let mut connection = pool.acquire().await?;
     lock(&mut connection, dialect, LOCK_WAIT_S).await?;
     let result = apply(&mut connection, dialect).await;
-    if let Some(unlock) = dialect.unlock() {
-        sqlx::query(unlock).execute(&mut *connection).await?;
-    }
-    Ok(result?)
+    let unlocked = match dialect.unlock() {
+        Some(unlock) => sqlx::query(unlock).execute(&mut *connection).await.map(|_| ()),
+        None => Ok(()),
+    };
+    // What went wrong first is told.
+    Ok(result.and(unlocked)?)
 }
 
 /// Waits until no other process migrates.

@@ -208,14 +208,10 @@ pub(super) async fn remove_member(
     Caller(claims): Caller,
     InPath((conversation, user)): InPath<(ConversationId, UserId)>,
 ) -> Answer<StatusCode> {
-    if user == claims.sub && !server.members.contains(conversation, user).await? {
-        // Nobody, or nobody any more. A removal that not every server had confirmed is confirmed now.
-        server.tell(&[Role::Chat, Role::Api], &Call::MemberGone { conversation, user }).await?;
-        return Ok(StatusCode::NO_CONTENT);
-    }
     let row = match row(&server, conversation, claims.sub).await {
         Ok(row) => row,
-        // Gone between two looks, as by an earlier try of this: the same as above.
+        // Nobody, or nobody any more, as by an earlier try of this. A removal that not every server had confirmed is
+        // confirmed now.
         Err(failure) if user == claims.sub && failure.is(ErrorCode::NotAMember) => {
             server.tell(&[Role::Chat, Role::Api], &Call::MemberGone { conversation, user }).await?;
             return Ok(StatusCode::NO_CONTENT);

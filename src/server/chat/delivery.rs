@@ -15,7 +15,7 @@ use super::subscriptions::Subscriptions;
 use super::tamper::Tamper;
 use super::unheard::LostConnections;
 use crate::backends::BackendResult;
-use crate::backends::log::{Delivered, LogReader, PartitionLag, Topic};
+use crate::backends::log::{Delivered, LogReader, Topic};
 use crate::protocol::frames::HeadFrame;
 use crate::protocol::websocket::{self, Decoder, Event, Role};
 use crate::protocol::{ConversationId, MessageId, ServerFrame, SessionId, UserId};
@@ -23,7 +23,8 @@ use crate::runtime::{Backoff, Tasks, clock};
 use crate::server::Deps;
 use crate::server::access::members::Members;
 use crate::server::inbox::InboxHeader;
-use crate::telemetry::{Counter, Gauge, Metrics, PartitionFigures, Timer};
+use crate::server::lag;
+use crate::telemetry::{Counter, Gauge, Metrics, Timer};
 
 /// How often heads of large channels are passed on: a busy channel costs each subscriber this many frames at most.
 const HEAD_INTERVAL: Duration = Duration::from_millis(50);
@@ -35,11 +36,8 @@ const READ_RETRY: Duration = Duration::from_millis(200);
 const MEMBERS_RETRY: Duration = Duration::from_millis(200);
 const MEMBERS_RETRY_MAX: Duration = Duration::from_secs(5);
 
-/// How old a message may get that waits for its members to be known.
-const GIVE_UP_AFTER_MS: u64 = 60_000;
-
-/// How often the lag gauges are written.
-const LAG_INTERVAL: Duration = Duration::from_millis(500);
+/// How long a message is tried whose members can't be read.
+const GIVE_UP_AFTER: Duration = Duration::from_mins(1);
 
 /// Passes what is said on to the connections of one server.
 pub(super) struct Delivery {
@@ -142,6 +140,7 @@ impl Delivery {
     /// Delivers what is in a conversation's lane, one after the other, until it is empty.
     async fn go_along(&self, conversation: ConversationId) {
         let mut backoff = Backoff::new(MEMBERS_RETRY, MEMBERS_RETRY_MAX);
+        let mut failing_since = None;
         while let Some(delivered) = self.lanes.first(conversation) {
             let parsed = InboxHeader::parse(&delivered.record.payload);
             let outcome = match &parsed {
@@ -149,7 +148,8 @@ impl Delivery {
                 None => Ok(()),
             };
             if let Err(error) = outcome {
-                if clock::unix_ms().saturating_sub(delivered.at_ms) < GIVE_UP_AFTER_MS {
+                let now = clock::instant();
+                if now - *failing_since.get_or_insert(now) < GIVE_UP_AFTER {
                     let wait = backoff.next_wait(&mut rand::rng());
                     tokio::time::sleep(MEMBERS_RETRY + wait).await;
                     continue;
@@ -157,6 +157,7 @@ impl Delivery {
                 self.give_up(conversation, &error.to_string());
             }
             backoff.reset();
+            failing_since = None;
             if !self.lanes.done(conversation) {
                 return;
             }
@@ -300,19 +301,9 @@ impl Delivery {
     /// Writes how far this server is behind the log. Inputs: the clock.
     pub(super) async fn lag_loop(self: Arc<Self>) {
         loop {
-            let lag = self.reader.lag().await;
-            let inbox = lag.iter().filter(|l| l.topic == Topic::Inbox).count();
-            let metrics = &self.metrics;
-            metrics.set(Gauge::LagRecords, lag.iter().map(|l| l.records).sum());
-            metrics.set(Gauge::LagMs, lag.iter().map(|l| l.age_ms).max().unwrap_or(0));
-            metrics.set(Gauge::LogPartitions, inbox as u64);
-            metrics.set(Gauge::Connections, self.outbound.hub.len() as u64);
-            let figures = |l: &PartitionLag| {
-                let PartitionLag { topic, partition, records, age_ms } = *l;
-                PartitionFigures { topic: topic.name(), partition, records, age_ms }
-            };
-            metrics.set_partitions(lag.iter().map(figures).collect());
-            tokio::time::sleep(LAG_INTERVAL).await;
+            lag::tell(&self.metrics, &self.reader.lag().await);
+            self.metrics.set(Gauge::Connections, self.outbound.hub.len() as u64);
+            tokio::time::sleep(lag::INTERVAL).await;
         }
     }
 }

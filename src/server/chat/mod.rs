@@ -79,9 +79,10 @@ use std::sync::atomic::{AtomicBool, Ordering as Atomic};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
 
 use self::delivery::Delivery;
 #[cfg(test)]
@@ -375,7 +376,7 @@ impl ChatServer {
         let batch = (self.config.drain_per_second / DRAINS_PER_SECOND).max(1) as usize;
         let mut empty_since = None;
         // Ends with this: what is not cleaned up by then ends by its time to live.
-        let mut cleaning = JoinSet::new();
+        let mut cleaning = FuturesUnordered::new();
         loop {
             let connections = self.outbound.hub.some(batch);
             let now = clock::instant();
@@ -384,25 +385,26 @@ impl ChatServer {
             }
             if connections.is_empty() {
                 let _ =
-                    tokio::time::timeout_at(deadline.into(), async { while cleaning.join_next().await.is_some() {} })
-                        .await;
+                    tokio::time::timeout_at(deadline.into(), async { while cleaning.next().await.is_some() {} }).await;
                 // The device of a claim may have a connection elsewhere, whose server is to hear of the claim from this
                 // one.
                 let waited = now - *empty_since.get_or_insert(now);
                 if !self.rights.has_claims_under_way() || waited >= CLAIMS_WAIT_MAX {
                     return;
                 }
+            } else {
+                empty_since = None;
             }
             for connection in connections {
                 self.outbound.send_elsewhere(&connection);
                 // Engines that hang hold up nobody's word to leave.
                 if let Some(was_last) = self.leave(&connection) {
-                    let this = Arc::clone(self);
-                    cleaning.spawn(async move { this.clean_up(&connection, was_last).await });
+                    cleaning.push(async move { self.clean_up(&connection, was_last).await });
                 }
             }
-            while cleaning.try_join_next().is_some() {}
-            tokio::time::sleep(DRAIN_INTERVAL).await;
+            let pause = tokio::time::sleep(DRAIN_INTERVAL);
+            let cleaned = async { while cleaning.next().await.is_some() {} };
+            tokio::join!(pause, async { tokio::time::timeout(DRAIN_INTERVAL, cleaned).await.is_ok() });
         }
     }
 }

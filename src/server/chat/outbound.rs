@@ -1,6 +1,6 @@
 //! What goes to the sockets: frames, merged writes, closes.
 //!
-//! The lowest of this server's owners: it knows who is connected and nothing of conversations. Whoever has a frame for
+//! Above the hub, and below every other owner of this server: it knows who is connected and nothing of conversations. Whoever has a frame for
 //! a client gives it to [`Outbound`], which never waits: what a socket does not take at once is queued, and flushed by
 //! a task.
 

@@ -241,6 +241,10 @@ impl PresenceFeed {
 
     /// Begins to tell two users of each other's presence, or ends it.
     pub(super) async fn friends_changed(&self, a: UserId, b: UserId, friends: bool) {
+        let hub = &self.outbound.hub;
+        if friends && !hub.has_user(a) && !hub.has_user(b) && !self.ended.contains(&(a, b)) {
+            return;
+        }
         let known = if friends { self.directory.friends(a).await.map(|all| all.contains(&b)) } else { Ok(true) };
         if matches!(known, Ok(false)) {
             // A late word of what has ended since.
@@ -254,9 +258,12 @@ impl PresenceFeed {
                 self.ended.insert(pair);
             }
         }
-        for (user, friend) in [(a, b), (b, a)].into_iter().filter(|(user, _)| self.outbound.hub.has_user(*user)) {
+        for (user, friend) in [(a, b), (b, a)] {
             if !friends {
+                // Also of one who has just left: its clean-up knows the friends as they are now.
                 self.end_watching(friend, user).await;
+            } else if !hub.has_user(user) {
+                // It reads its friends when it comes.
             } else if known.is_ok() && self.start_watching(friend, user).await.is_ok() {
                 // A new friend who is online is shown at once.
                 self.show_to_user(user, vec![friend]).await;
@@ -326,6 +333,22 @@ mod tests {
             feed.on_record(&record(friend));
             assert_eq!((written(&watching).0, written(&stranger).0), (Vec::new(), Vec::new()), "{told}");
         }
+        assert_eq!(feed.watched(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_friendship_that_ends_while_its_user_leaves_leaves_no_watch() {
+        let bench = Bench::new().await;
+        let feed = bench.presence_feed();
+        let [friend, user] = bench.users().await;
+        bench.deps.backends.directory.set_friends(friend, user, true).await.expect("befriends");
+        let connection = bench.enter(user);
+        feed.greet(&connection, true).await;
+        assert_eq!(feed.watches.of(friend), [user]);
+        bench.shared.outbound.hub.remove(user, connection.session);
+        bench.deps.backends.directory.set_friends(friend, user, false).await.expect("ends");
+        feed.friends_changed(friend, user, false).await;
+        feed.stop_watching(user).await;
         assert_eq!(feed.watched(), 0);
     }
 

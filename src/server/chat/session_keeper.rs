@@ -85,12 +85,13 @@ impl SessionKeeper {
         self.sessions.enter_mark(mark).await?;
         // Behind the mark: who came after it is missed by no flush that takes the mark.
         for chunk in all().chunks(AT_ONCE) {
-            let gone = self.sessions.refresh(chunk).await?;
-            replaced.extend(chunk.iter().filter(|session| gone.contains(&session.session)).cloned());
-            // Who left in the same moment must not come back by it.
+            let refreshed = self.sessions.refresh(chunk).await;
+            // Who left in the same moment must not come back by it, also where its answer was lost.
             for left in chunk.iter().filter(|session| !is_here(session)) {
                 let _ = self.sessions.release(left).await;
             }
+            let gone = refreshed?;
+            replaced.extend(chunk.iter().filter(|session| gone.contains(&session.session)).cloned());
         }
         Ok(())
     }
@@ -155,6 +156,7 @@ mod tests {
         async fn refresh(&self, sessions: &[Session]) -> BackendResult<Vec<SessionId>> {
             let result = self.inner("refresh")?.refresh(sessions).await;
             self.refreshed.lock().expect("no panic while held").push(sessions.len());
+            self.inner("answer to refresh")?;
             result
         }
         async fn release(&self, session: &Session) -> BackendResult<bool> {
@@ -237,6 +239,12 @@ mod tests {
         let mut keeper = SessionKeeper::new(Arc::clone(&store) as Arc<dyn Sessions>);
         let replaced = keeper.look(|| all.clone(), |session| session.user != UserId(2)).await;
         assert_eq!(replaced, [all[1].clone()]);
+        let lost = Forgetful::new();
+        lost.fail(Some("answer to refresh"));
+        let mut keeper = SessionKeeper::new(Arc::clone(&lost) as Arc<dyn Sessions>);
+        keeper.look(|| all.clone(), |session| session.user != UserId(2)).await;
+        let entered = lost.lookup(&[UserId(0), UserId(2)]).await.expect("answers");
+        assert_eq!(entered, [all[0].clone()], "who left is released though nobody heard that it was entered");
         assert_eq!(store.lookup(&[UserId(0), UserId(1), UserId(2)]).await.expect("answers"), [all[0].clone(), newer]);
     }
 }

@@ -62,6 +62,8 @@ pub(super) struct Subscriptions {
     channels: Mutex<HashMap<ConversationId, Subscribers>>,
     /// Conversations whose connected members were subscribed when they had become large. Written by [`Self::members_changed`].
     switched: Mutex<HashSet<ConversationId>>,
+    /// Held while connected members are subscribed.
+    growing: tokio::sync::Mutex<()>,
     /// Conversations whose members could not be read when they changed, with the number of members that was told.
     unchecked: Mutex<HashMap<ConversationId, u64>>,
 }
@@ -79,6 +81,7 @@ impl Subscriptions {
             of_a_connection_max,
             channels: Mutex::default(),
             switched: Mutex::default(),
+            growing: tokio::sync::Mutex::default(),
             unchecked: Mutex::default(),
         }
     }
@@ -247,6 +250,8 @@ impl Subscriptions {
         self.keep_members(conversation, &subscribers).await?;
         match self.members.get(conversation).await? {
             Some(list) if list.is_large() => {
+                // One at a time: who finds somebody else's half done takes it for done.
+                let _turn = self.growing.lock().await;
                 if !self.switched().contains(&conversation) {
                     self.has_grown(conversation).await?;
                     let mut switched = self.switched();

@@ -182,8 +182,10 @@ impl Changes {
         // No answer of the store comes any more that would end a doubt.
         self.answered(u64::MAX);
         let _ = tokio::time::timeout(LAST_PUBLISHES, async {
-            while !self.waiting().is_empty() && !self.publish_round(ways).await {
-                tokio::time::sleep(RETRY).await;
+            while !self.waiting().is_empty() {
+                if !self.publish_round(ways).await {
+                    tokio::time::sleep(RETRY).await;
+                }
             }
         })
         .await;

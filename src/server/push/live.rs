@@ -15,6 +15,9 @@ use crate::runtime::clock;
 /// Age at which the registry is read again.
 const AGE_MAX: Duration = Duration::from_secs(1);
 
+/// Longest that a read of it may hold up notifications.
+const READ_TIMEOUT: Duration = Duration::from_millis(500);
+
 /// Whether a recipient is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Standing {
@@ -48,9 +51,11 @@ impl View {
         if self.read_us.is_some_and(|read_us| now_us.saturating_sub(read_us) < AGE_MAX.as_micros() as u64) {
             return;
         }
-        self.read_us = Some(now_us);
-        let servers = match self.registry.list(Role::Chat).await {
-            Ok(servers) if !servers.is_empty() => servers,
+        let servers = tokio::time::timeout(READ_TIMEOUT, self.registry.list(Role::Chat)).await;
+        // From the end: one that hangs is not asked again at once.
+        self.read_us = Some(clock::now_us());
+        let servers = match servers {
+            Ok(Ok(servers)) if !servers.is_empty() => servers,
             // A failure is counted by the port's layer.
             Ok(_) | Err(_) => {
                 self.servers = None;

@@ -23,7 +23,7 @@ use self::held::{Held, Lately};
 use self::live::{Standing, View};
 use super::cluster::peer::{self, NothingOfItsOwn};
 use super::inbox::InboxHeader;
-use super::{Deps, StartError, cluster};
+use super::{Deps, StartError, cluster, lag};
 use crate::backends::log::{Delivered, GroupReader, Topic};
 use crate::backends::push::Notification;
 use crate::backends::registry::Role;
@@ -31,7 +31,7 @@ use crate::backends::sessions::Session;
 use crate::backends::{BackendError, BackendResult};
 use crate::protocol::UserId;
 use crate::runtime::{Backoff, clock};
-use crate::telemetry::{Counter, Gauge, PartitionFigures};
+use crate::telemetry::{Counter, Gauge};
 
 /// The consumer group's name.
 const GROUP: &str = "push";
@@ -52,9 +52,6 @@ const NOTIFICATIONS_PER_CALL: usize = 1_000;
 /// First wait after a failure, and the longest.
 const RETRY: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(10);
-
-/// How often the lag gauges are written.
-const LAG_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Starts the push service in the tasks of `deps`; `listener` is for other servers. It is announced when this returns.
 ///
@@ -78,19 +75,8 @@ fn start_loops(deps: &Deps, reader: &Arc<dyn GroupReader>) {
 /// Writes the gauges of the lag. Inputs: the clock.
 async fn lag_loop(deps: Deps, reader: Arc<dyn GroupReader>) {
     loop {
-        let lag = reader.lag().await;
-        let metrics = &deps.metrics;
-        metrics.set(Gauge::LagRecords, lag.iter().map(|l| l.records).sum());
-        metrics.set(Gauge::LagMs, lag.iter().map(|l| l.age_ms).max().unwrap_or(0));
-        metrics.set(Gauge::LogPartitions, lag.len() as u64);
-        let figures = lag.iter().map(|l| PartitionFigures {
-            topic: l.topic.name(),
-            partition: l.partition,
-            records: l.records,
-            age_ms: l.age_ms,
-        });
-        metrics.set_partitions(figures.collect());
-        tokio::time::sleep(LAG_INTERVAL).await;
+        lag::tell(&deps.metrics, &reader.lag().await);
+        tokio::time::sleep(lag::INTERVAL).await;
     }
 }
 
@@ -203,7 +189,10 @@ impl Service {
                 self.held.put_if_room(notification);
             }
         }
-        self.lately.forget_old();
+        if self.view.is_known() {
+            // Until then nobody can say which servers have gone.
+            self.lately.forget_old();
+        }
         let again = self.held.due();
         if !again.is_empty() {
             let notifications: Vec<Notification> = again.iter().map(|held| held.notification).collect();
