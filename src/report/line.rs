@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::human_us;
+use super::{human_us, series};
 use crate::telemetry::{LatencyPath, LiveSnapshot, Percentile, RunPhase};
 
 /// A snapshot in one line.
@@ -26,7 +26,7 @@ pub fn render(s: &LiveSnapshot) -> String {
         let (p50, p99) = (delivery.shown(Percentile::P50), delivery.shown(Percentile::P99));
         let _ = write!(line, "  delivery p50 {p50} p99 {p99}");
     }
-    let lag: u64 = s.servers.values().map(|server| server.lag_records).sum();
+    let lag = series::lag_records(s);
     let _ = write!(line, "  lag {lag} rec  gen late p99 {}", human_us(s.generator_lag_us_p99));
     for (kind, n) in &s.violations {
         let _ = write!(line, "  {} {n}", kind.to_uppercase());

@@ -6,6 +6,7 @@ use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::Path;
 
 use super::untrusted;
+use crate::telemetry::live::ServerSnapshot;
 use crate::telemetry::{LatencyPath, LiveSnapshot};
 
 /// The file's name in the folder of a run.
@@ -89,7 +90,7 @@ pub fn csv(series: &[LiveSnapshot]) -> String {
         let ack = s.interval.get(LatencyPath::Ack).copied().unwrap_or_default();
         let machine = s.machine.unwrap_or_default();
         let foreign = machine.foreign_cores.map(|cores| format!("{cores:.2}")).unwrap_or_default();
-        let lag_records: u64 = s.servers.values().map(|server| server.lag_records).sum();
+        let lag_records = lag_records(s);
         let _ = writeln!(
             out,
             "{:.3},{},{},{},{:.1},{:.1},{:.1},{:.1},{},{},{},{},{},{},{},{},{},{},{lag_records},{:.3},{},{},{:.2},{:.2},\
@@ -124,10 +125,21 @@ pub fn csv(series: &[LiveSnapshot]) -> String {
     out
 }
 
-/// Age of the oldest record that no server has read yet, in seconds.
+/// The servers whose lag is on the way of a message to its recipients. The push server gathers, and is behind by that.
+fn on_the_way(snapshot: &LiveSnapshot) -> impl Iterator<Item = &ServerSnapshot> {
+    snapshot.servers.values().filter(|server| server.role == "chat")
+}
+
+/// Records that chat servers have not read.
+#[must_use]
+pub fn lag_records(snapshot: &LiveSnapshot) -> u64 {
+    on_the_way(snapshot).map(|server| server.lag_records).sum()
+}
+
+/// Age of the oldest record that no chat server has read yet, in seconds.
 #[must_use]
 pub fn lag_s(snapshot: &LiveSnapshot) -> f64 {
-    snapshot.servers.values().map(|server| server.lag_s).fold(0.0, f64::max)
+    on_the_way(snapshot).map(|server| server.lag_s).fold(0.0, f64::max)
 }
 
 #[cfg(test)]
@@ -156,6 +168,21 @@ mod tests {
         assert_eq!(read(folder.path()).expect("a cut line is left out").len(), 2);
         std::fs::write(&path, "{}\nno\n{}\n").expect("writes");
         assert!(read(folder.path()).expect_err("not a series").to_string().contains("series.jsonl:1"));
+    }
+
+    #[test]
+    fn the_lag_is_that_of_chat_servers() {
+        let mut snapshot = snapshot(1.0, &[]);
+        for (name, role, lag) in [("chat-1", "chat", 3), ("chat-2", "chat", 4), ("push-1", "push", 90)] {
+            let server = ServerSnapshot {
+                role: role.to_owned(),
+                lag_records: lag,
+                lag_s: lag as f64,
+                ..ServerSnapshot::default()
+            };
+            snapshot.servers.insert(name.to_owned(), server);
+        }
+        assert_eq!((lag_records(&snapshot), lag_s(&snapshot)), (7, 4.0));
     }
 
     #[test]

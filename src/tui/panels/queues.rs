@@ -10,7 +10,7 @@ use super::{State, block, heading, warn};
 const OLD_S: f64 = 1.0;
 
 pub(super) fn draw(frame: &mut Frame<'_>, area: Rect, state: &State) {
-    let servers = state.snapshot.servers.iter().filter(|(_, s)| s.role == "chat" && !s.gone);
+    let servers = state.snapshot.servers.iter().filter(|(_, s)| matches!(&*s.role, "chat" | "push") && !s.gone);
     let rows = servers.map(|(name, s)| {
         let row = Row::new(vec![name.clone(), s.lag_records.to_string(), format!("{:.3} s", s.lag_s)]);
         if s.lag_s >= OLD_S { row.style(warn(state)) } else { row }
