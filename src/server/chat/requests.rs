@@ -3,8 +3,10 @@
 //! One conversation that is stuck, behind an engine that is slow for it, holds up neither the others nor the socket. A request's
 //! time runs from its arrival, however long it waited here.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
+
+use uuid::Uuid;
 
 use super::session::Request;
 use crate::protocol::ConversationId;
@@ -14,6 +16,9 @@ const AT_ONCE_MAX: usize = 8;
 
 /// Longest that a client is asked to wait until there is room.
 const ROOM_AFTER_MAX: Duration = Duration::from_secs(10);
+
+/// Refused messages of one connection that are remembered.
+const REFUSED_MAX: usize = 4_096;
 
 /// A request, and when it came.
 #[derive(Debug, PartialEq)]
@@ -30,24 +35,31 @@ pub(super) struct Requests {
     waiting: VecDeque<Waiting>,
     /// Each has one request under way. An array: most connections have one at a time, and none waits.
     busy: [Option<ConversationId>; AT_ONCE_MAX],
-    /// Requests that were refused for want of room and are still to come again, as far as can be told: one less with each that
-    /// is done.
-    refused: u32,
+    /// Messages that were refused for want of room and did not come again yet.
+    refused: BTreeSet<Uuid>,
 }
 
 impl Requests {
-    /// Refuses a request for which there is no room. Returns how long what waits, here and at the client, takes at the pace of
-    /// now: the more a client has, the later it is asked back, so that refusing does not become the work.
-    pub(super) fn refuse(&mut self, now_us: u64) -> Duration {
-        self.refused = self.refused.saturating_add(1);
+    /// Refuses a request for which there is no room. Returns when its client may come back: when half of what waits, here and at the
+    /// client, should be done at the pace of now. Refusing must not become the work, and there must always be some to do.
+    pub(super) fn refuse(&mut self, request: &Request, now_us: u64) -> Duration {
+        if let Some(uuid) = request.uuid()
+            && self.refused.len() < REFUSED_MAX
+        {
+            self.refused.insert(uuid);
+        }
         // As many as are here were done while the oldest waited.
         let oldest_us = self.waiting.front().map_or(0, |oldest| now_us.saturating_sub(oldest.arrived_us));
         let here = self.len().max(1) as u64;
-        Duration::from_micros(oldest_us.saturating_mul(here + u64::from(self.refused)) / here).min(ROOM_AFTER_MAX)
+        let all = here + self.refused.len() as u64;
+        Duration::from_micros(oldest_us.saturating_mul(all) / here / 2).min(ROOM_AFTER_MAX)
     }
 
     /// Takes a request that has come. Returns it where it can be done at once; then [`Requests::next`] ends it.
     pub(super) fn take(&mut self, waiting: Waiting) -> Option<Waiting> {
+        if let Some(uuid) = waiting.request.uuid().filter(|_| !self.refused.is_empty()) {
+            self.refused.remove(&uuid);
+        }
         let conversation = Some(waiting.request.conversation());
         if !self.busy.contains(&conversation)
             && let Some(place) = self.busy.iter_mut().find(|place| place.is_none())
@@ -63,7 +75,6 @@ impl Requests {
     pub(super) fn next(&mut self, done: ConversationId) -> Option<Waiting> {
         let place = self.busy.iter().position(|busy| *busy == Some(done))?;
         self.busy[place] = None;
-        self.refused = self.refused.saturating_sub(1);
         let is_free = |waiting: &Waiting| !self.busy.contains(&Some(waiting.request.conversation()));
         let next = self.waiting.iter().position(is_free).and_then(|at| self.waiting.remove(at))?;
         self.busy[place] = Some(next.request.conversation());
@@ -83,6 +94,7 @@ impl Requests {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::frames::SendFrame;
 
     fn typing(conversation: u64, n: u64) -> Waiting {
         Waiting { request: Request::Typing(ConversationId(conversation)), arrived_us: n }
@@ -101,25 +113,35 @@ mod tests {
         assert_eq!((requests.next(ConversationId(1)), requests.is_idle(), requests.len()), (None, true, 0));
     }
 
+    fn send(n: u64) -> Request {
+        let (uuid, conversation) = (Uuid::from_u64_pair(7, n), ConversationId(1));
+        let (kind, body) = ("text".to_owned(), "hello".to_owned());
+        Request::Send(SendFrame { uuid, conversation, kind, body, reply_to: None })
+    }
+
     #[test]
-    fn who_is_refused_is_asked_back_when_there_should_be_room() {
+    fn who_is_refused_is_asked_back_when_half_of_what_waits_should_be_done() {
         let mut requests = Requests::default();
         for _ in 0..=10 {
             requests.take(typing(1, 0));
         }
-        assert_eq!(requests.refuse(0), Duration::ZERO, "all came in this moment");
-        // Eleven wait, and the oldest has for 1.1 s: 100 ms for each.
-        let after = |requests: &mut Requests| requests.refuse(1_100_000).as_millis();
-        assert_eq!(after(&mut requests), 1_300, "eleven and two");
-        assert_eq!(after(&mut requests), 1_400);
+        assert_eq!(requests.refuse(&send(1), 0), Duration::ZERO, "all came in this moment");
+        // Eleven are here, and the oldest has waited for 1.1 s: 100 ms for each.
+        let after = |requests: &mut Requests, n| requests.refuse(&send(n), 1_100_000).as_millis();
+        assert_eq!(after(&mut requests, 2), 650, "half of eleven and two");
+        assert_eq!(after(&mut requests, 2), 650, "the same once more");
+        assert_eq!(after(&mut requests, 3), 700);
         for _ in 0..3 {
             requests.next(ConversationId(1));
         }
-        assert_eq!(after(&mut requests), 1_237, "eight and one, at eight in 1.1 s");
-        for _ in 0..1_000 {
-            requests.refuse(1_100_000);
+        for n in [1, 2, 3] {
+            requests.take(Waiting { request: send(n), arrived_us: 1_000_000 });
         }
-        assert_eq!(requests.refuse(1_100_000), ROOM_AFTER_MAX);
+        assert_eq!(after(&mut requests, 4), 600, "all that were refused are here: half of eleven and one");
+        for n in 0..REFUSED_MAX as u64 + 9 {
+            requests.refuse(&send(n), 1_100_000);
+        }
+        assert_eq!((requests.refuse(&send(5), 1_100_000), requests.refused.len()), (ROOM_AFTER_MAX, REFUSED_MAX));
     }
 
     #[test]

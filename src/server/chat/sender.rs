@@ -89,11 +89,10 @@ impl Sender {
         let mut slot = connection.requests();
         let requests = slot.get_or_insert_with(Box::default);
         if requests.len() >= self.of_a_connection_max {
-            let room_after_ms = requests.refuse(clock::now_us()).as_millis() as u64;
+            let room_after_ms = requests.refuse(&request, clock::now_us()).as_millis() as u64;
             drop(slot);
-            let uuid = if let Request::Send(send) = &request { Some(send.uuid) } else { None };
             let frame = ErrorFrame {
-                uuid,
+                uuid: request.uuid(),
                 code: ErrorCode::Overloaded,
                 message: "too many requests of this connection are waiting".to_owned(),
                 // Not all at once: those that were refused together differ by what is drawn.

@@ -28,6 +28,14 @@ pub(super) enum Request {
 }
 
 impl Request {
+    /// The message that it is, if it is one.
+    pub(super) const fn uuid(&self) -> Option<uuid::Uuid> {
+        match self {
+            Self::Send(SendFrame { uuid, .. }) => Some(*uuid),
+            Self::Receipt(_) | Self::Typing(_) | Self::Subscribe(_) | Self::Unsubscribe(_) => None,
+        }
+    }
+
     /// Which conversation it is about; those of one are done in order.
     pub(super) const fn conversation(&self) -> ConversationId {
         match self {
