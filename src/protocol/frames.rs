@@ -117,8 +117,8 @@ frames!(
         Typing = "typing"(ConversationFrame),
         /// Everything up to an id has been delivered or read.
         Receipt = "receipt"(SendReceiptFrame),
-        /// Asks for `head` frames of a large channel.
-        Subscribe = "subscribe"(ConversationFrame),
+        /// Asks for the messages of a large channel, or for `head` frames of it.
+        Subscribe = "subscribe"(SubscribeFrame),
         /// Ends a subscription.
         Unsubscribe = "unsubscribe"(ConversationFrame),
         /// Asks for a `pong`.
@@ -143,7 +143,7 @@ frames!(
         Typing = "typing"(TypingFrame),
         /// A friend came online or went offline.
         Presence = "presence"(PresenceFrame),
-        /// A large channel has news up to this id: fetch through sync.
+        /// A large channel has news up to this id that were not sent: fetch through sync.
         Head = "head"(HeadFrame),
         /// A conversation has become a large channel, to which the server has subscribed this connection; or is none any more.
         Conversation = "conversation"(ConversationChangeFrame),
@@ -192,6 +192,28 @@ pub struct ConversationFrame {
     pub conversation: ConversationId,
 }
 
+/// What a subscription to a large channel brings.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Deliver {
+    /// A `head` frame now and then, which says up to which id there is news.
+    #[default]
+    Heads,
+    /// Each message; a [`HeadFrame`] in place of those that the server does not send: past the channel's rate, while the
+    /// server is behind, or while the connection reads slowly.
+    Messages,
+}
+
+/// Payload of `subscribe`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SubscribeFrame {
+    /// To which channel.
+    pub conversation: ConversationId,
+    /// What is wanted of it. Once more with another value changes it.
+    #[serde(default)]
+    pub deliver: Deliver,
+}
+
 /// How far a message got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -233,6 +255,9 @@ pub struct WelcomeFrame {
     pub heartbeat_s: u32,
     /// What this connection may do.
     pub limits: Limits,
+    /// The most that a `subscribe` can ask for. A server that does not say it knows heads only.
+    #[serde(default)]
+    pub channels: Deliver,
 }
 
 /// Payload of `ack`.
@@ -333,7 +358,7 @@ pub struct PresenceFrame {
 pub struct HeadFrame {
     /// Which channel.
     pub conversation: ConversationId,
-    /// Its newest id.
+    /// The newest id that was not sent.
     pub id: MessageId,
 }
 
@@ -342,7 +367,7 @@ pub struct HeadFrame {
 pub struct ConversationChangeFrame {
     /// Which one.
     pub conversation: ConversationId,
-    /// True above 100 members: news come as `head` frames.
+    /// True above 100 members: news come as `head` frames, or as messages once the client asks for them.
     pub large: bool,
 }
 

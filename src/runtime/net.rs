@@ -1,10 +1,11 @@
 //! Listening sockets and the socket options that both ends use.
 
-use std::io;
+use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr};
 
 use nix::sys::socket::sockopt::IpBindAddressNoPort;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::limits::Ports;
@@ -97,6 +98,25 @@ pub fn set_options(stream: &TcpStream) {
     let _ = stream.set_nodelay(true);
 }
 
+/// Reads what there is. Where that is less than the buffer holds, it was all: the next wait for readiness sleeps, and no second
+/// call finds out that there is nothing.
+///
+/// # Errors
+/// The operating system's; `WouldBlock` where there is nothing.
+pub fn try_read(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut all = None;
+    let read = stream.try_io(Interest::READABLE, || {
+        let read = (&*SockRef::from(stream)).read(buffer)?;
+        if read == 0 || read == buffer.len() {
+            return Ok(read);
+        }
+        all = Some(read);
+        // The only way to say that the socket is drained. What comes from now on makes it ready again.
+        Err(io::ErrorKind::WouldBlock.into())
+    });
+    all.map_or(read, Ok)
+}
+
 /// Makes every pending and later read and write of the socket end, from any task.
 pub fn abort(stream: &TcpStream) {
     // Fails only when the peer has closed already, which is what we want.
@@ -120,6 +140,8 @@ pub fn is_transient_accept_error(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt;
+
     use super::is_of_this_machine;
 
     #[tokio::test]
@@ -133,6 +155,29 @@ mod tests {
         let mut byte = [0];
         assert_eq!(tokio::io::AsyncReadExt::read(&mut { client }, &mut byte).await.expect("reads"), 0);
         super::listen(address).expect("the port is free for the next one");
+    }
+
+    #[tokio::test]
+    async fn a_short_read_drains_a_socket_and_loses_nothing() {
+        let listener = super::listen("127.0.0.1:0".parse().expect("valid")).expect("binds");
+        let mut client = tokio::net::TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connects");
+        let (server, _) = listener.accept().await.expect("accepts");
+        let mut buffer = [0; 4];
+        for (sent, reads) in [(&b"ab"[..], vec![2]), (b"abcdef", vec![4, 2]), (b"abcd", vec![4])] {
+            client.write_all(sent).await.expect("writes");
+            for wanted in reads {
+                server.readable().await.expect("is there");
+                assert_eq!(super::try_read(&server, &mut buffer).expect("reads"), wanted);
+            }
+        }
+        let nothing = super::try_read(&server, &mut buffer).expect_err("nothing");
+        assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
+        client.write_all(b"z").await.expect("writes");
+        drop(client);
+        for wanted in [1, 0] {
+            server.readable().await.expect("is there");
+            assert_eq!(super::try_read(&server, &mut buffer).expect("reads"), wanted, "the end is found as well");
+        }
     }
 
     #[tokio::test]

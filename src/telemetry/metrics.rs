@@ -57,6 +57,8 @@ names!(
         LogRead = "chatctl_log_read_total",
         /// `head` frames left out because a newer one followed at once.
         HeadsCoalesced = "chatctl_heads_coalesced_total",
+        /// Messages of large channels that subscribers were told of by a `head` frame instead.
+        ChannelMessagesSkipped = "chatctl_channel_messages_skipped_total",
         /// Messages that were published later than their sender waited.
         AnnouncedLate = "chatctl_announced_late_total",
         /// Messages that were announced again, since their recipient's connection was lost without a word.

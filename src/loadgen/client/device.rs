@@ -25,7 +25,7 @@ use crate::loadgen::recorder::LagOf;
 use crate::loadgen::run::Run;
 use crate::loadgen::stats::add;
 use crate::protocol::api::Placement;
-use crate::protocol::frames::ConversationFrame;
+use crate::protocol::frames::{Deliver, SubscribeFrame};
 use crate::protocol::{ClientFrame, DeviceName, ServerFrame};
 
 /// Longest that a person who leaves waits for the answer to a message.
@@ -373,11 +373,11 @@ impl Device {
         self.sync_news(at);
     }
 
-    /// Asks for the heads of a large conversation. That lasts as long as connection and membership do.
+    /// Asks for the messages of a large conversation. That lasts as long as connection and membership do.
     pub(super) fn subscribe_to(&mut self, conversation: u32) {
         let spec = &self.run.world.conversations[conversation as usize];
         if spec.is_large() {
-            let frame = ClientFrame::Subscribe(ConversationFrame { conversation: spec.id });
+            let frame = ClientFrame::Subscribe(SubscribeFrame { conversation: spec.id, deliver: Deliver::Messages });
             self.push(frame);
         }
     }

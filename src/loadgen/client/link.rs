@@ -213,7 +213,7 @@ impl SocketLink {
         loop {
             // One reader: no place in a list of waiters is needed.
             ready!(stream.poll_read_ready(context)).map_err(|e| LinkError::of_socket(&e))?;
-            let read = READ_BUFFER.with_borrow_mut(|buffer| match stream.try_read(buffer) {
+            let read = READ_BUFFER.with_borrow_mut(|buffer| match net::try_read(stream, buffer) {
                 Ok(0) => Some(Err(LinkError::Lost("the server closed the socket".to_owned()))),
                 Ok(read) => {
                     traffic.got(read);

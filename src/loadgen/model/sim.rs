@@ -16,7 +16,7 @@ use crate::loadgen::run::Run;
 use crate::loadgen::scenario::Scenario;
 use crate::loadgen::stats::add;
 use crate::loadgen::world::World;
-use crate::protocol::frames::{ErrorFrame, HeadFrame, MovedFrame, SendFrame, WelcomeFrame};
+use crate::protocol::frames::{Deliver, ErrorFrame, HeadFrame, MovedFrame, SendFrame, WelcomeFrame};
 use crate::protocol::{ClientFrame, CloseCode, ConversationId, ErrorCode, Limits, ServerFrame, SessionId};
 
 pub(super) const MS: u64 = 1_000;
@@ -370,9 +370,11 @@ impl Sim {
                 if self.chance(self.weather.dropped_push) {
                     continue;
                 }
-                if !is_large {
+                let is_subscribed = is_large && self.subscribed[device as usize].contains(&index);
+                // A server that passes its limits tells of a message in place of sending it.
+                if !is_large || is_subscribed && self.rng.random_bool(0.5) {
                     self.push_to_client(device, ServerFrame::Message(message.clone()));
-                } else if self.subscribed[device as usize].contains(&index) {
+                } else if is_subscribed {
                     let head = HeadFrame { conversation: message.conversation, id: message.id };
                     self.push_to_client(device, ServerFrame::Head(head));
                 }
@@ -463,5 +465,6 @@ pub(super) fn welcome(world: &World, client: u32) -> WelcomeFrame {
         device: world.device_name(client),
         heartbeat_s: 5,
         limits: Limits::default(),
+        channels: Deliver::Messages,
     }
 }

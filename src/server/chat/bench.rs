@@ -5,7 +5,9 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::Identity;
+use super::channel_feed::{ChannelFeed, RateMax};
 use super::connection::Connection;
+use super::deliverer::Deliverer;
 use super::delivery::Delivery;
 use super::poll;
 use super::presence_feed::PresenceFeed;
@@ -92,8 +94,18 @@ impl Bench {
 
     pub(super) fn delivery(&self) -> Arc<Delivery> {
         let lost = Arc::new(LostConnections::new(&self.deps, &self.shared));
-        let (subscriptions, presence) = (self.subscriptions(), self.presence_feed());
-        Arc::new(Delivery::new(&self.deps, &self.shared, subscriptions, presence, lost, None))
+        let outbound = Arc::clone(&self.shared.outbound);
+        let deliverer = Deliverer::new(outbound, self.deps.tasks.clone(), None);
+        let channels = self.channel_feed(self.subscriptions());
+        Arc::new(Delivery::new(&self.deps, &self.shared, channels, self.presence_feed(), lost, deliverer))
+    }
+
+    /// A subscriber is sent three messages in a second, or 4 KiB.
+    pub(super) fn channel_feed(&self, subscriptions: Arc<Subscriptions>) -> Arc<ChannelFeed> {
+        let outbound = Arc::clone(&self.shared.outbound);
+        let deliverer = Deliverer::new(Arc::clone(&outbound), self.deps.tasks.clone(), None);
+        let rate_max = RateMax { messages: 3, bytes: 4 << 10 };
+        Arc::new(ChannelFeed::new(&self.deps, outbound, subscriptions, deliverer, rate_max))
     }
 
     /// A connection may have two requests at once.

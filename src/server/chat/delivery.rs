@@ -1,33 +1,27 @@
 //! From the log and from peers to the sockets.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::connection::Connection;
+use super::channel_feed::ChannelFeed;
+use super::deliverer::Deliverer;
 use super::lanes::{Lanes, Put};
 use super::outbound::Outbound;
 use super::presence_feed::PresenceFeed;
 use super::shared::Shared;
-use super::subscriptions::Subscriptions;
-use super::tamper::Tamper;
 use super::unheard::LostConnections;
 use crate::backends::BackendResult;
 use crate::backends::log::{Delivered, LogReader, Topic};
 use crate::protocol::frames::HeadFrame;
-use crate::protocol::websocket::{self, Decoder, Event, Role};
-use crate::protocol::{ConversationId, MessageId, ServerFrame, SessionId, UserId};
+use crate::protocol::{ConversationId, MessageId, SessionId, UserId, websocket};
 use crate::runtime::{Backoff, Tasks, clock};
 use crate::server::Deps;
 use crate::server::access::members::Members;
 use crate::server::inbox::InboxHeader;
 use crate::server::lag;
 use crate::telemetry::{Counter, Gauge, Metrics, Timer};
-
-/// How often heads of large channels are passed on: a busy channel costs each subscriber this many frames at most.
-const HEAD_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Wait after a failed read of the log.
 const READ_RETRY: Duration = Duration::from_millis(200);
@@ -44,14 +38,12 @@ pub(super) struct Delivery {
     outbound: Arc<Outbound>,
     reader: Arc<dyn LogReader>,
     members: Arc<Members>,
-    subscriptions: Arc<Subscriptions>,
+    channels: Arc<ChannelFeed>,
     presence: Arc<PresenceFeed>,
     lost: Arc<LostConnections>,
+    deliverer: Deliverer,
     tasks: Tasks,
     metrics: Arc<Metrics>,
-    tamper: Option<Arc<dyn Tamper>>,
-    /// Newest head of each large channel, not passed on yet.
-    heads: Mutex<HashMap<ConversationId, MessageId>>,
     lanes: Lanes,
 }
 
@@ -60,29 +52,28 @@ impl Delivery {
     pub(super) fn new(
         deps: &Deps,
         shared: &Shared,
-        subscriptions: Arc<Subscriptions>,
+        channels: Arc<ChannelFeed>,
         presence: Arc<PresenceFeed>,
         lost: Arc<LostConnections>,
-        tamper: Option<Arc<dyn Tamper>>,
+        deliverer: Deliverer,
     ) -> Self {
         Self {
             outbound: Arc::clone(&shared.outbound),
             reader: Arc::clone(&shared.reader),
             members: Arc::clone(&shared.members),
-            subscriptions,
+            channels,
             presence,
             lost,
+            deliverer,
             tasks: deps.tasks.clone(),
             metrics: Arc::clone(&deps.metrics),
-            tamper,
-            heads: Mutex::default(),
             lanes: Lanes::default(),
         }
     }
 
     /// Whether a test has users go on getting what they have no right to any more.
     pub(super) fn ignores_removals(&self) -> bool {
-        self.tamper.as_ref().is_some_and(|tamper| tamper.ignores_removals())
+        self.deliverer.ignores_removals()
     }
 
     /// Passes records of the log on. Inputs: the log.
@@ -107,11 +98,7 @@ impl Delivery {
         match delivered.topic {
             Topic::Inbox => self.on_inbox_record(delivered).await,
             Topic::PresenceUpdates => self.presence.on_record(delivered),
-            Topic::Channel => {
-                if let Ok(head) = serde_json::from_slice::<HeadFrame>(&delivered.record.payload) {
-                    self.note_head(&head);
-                }
-            }
+            Topic::Channel => self.on_channel_record(delivered),
         }
     }
 
@@ -127,13 +114,39 @@ impl Delivery {
         {
             return;
         }
+        if !self.put(conversation, delivered) {
+            self.give_up(conversation, "too many wait");
+        }
+    }
+
+    fn on_channel_record(self: &Arc<Self>, delivered: &Delivered) {
+        let payload = &delivered.record.payload;
+        let Some((header, frame)) = InboxHeader::parse(payload) else {
+            // A server of an older build says no more than this.
+            if let Ok(head) = serde_json::from_slice::<HeadFrame>(payload) {
+                self.channels.tell(head.conversation, head.id);
+            } else {
+                tracing::error!(offset = delivered.offset, "a channel record can't be read");
+            }
+            return;
+        };
+        let conversation = header.conversation;
+        let is_passed = !self.lanes.has(conversation) && self.channels.pass(&header, &frame, age(delivered));
+        if !is_passed && !self.put(conversation, delivered) {
+            self.channels.tell(conversation, header.id);
+        }
+    }
+
+    /// Puts a record into its conversation's lane. Returns false where there is no room.
+    fn put(self: &Arc<Self>, conversation: ConversationId, delivered: &Delivered) -> bool {
         match self.lanes.put(conversation, delivered.clone()) {
             Put::New => {
                 let this = Arc::clone(self);
                 self.tasks.spawn_until_stopped("chat.lane", async move { this.go_along(conversation).await });
+                true
             }
-            Put::Behind => {}
-            Put::Full => self.give_up(conversation, "too many wait"),
+            Put::Behind => true,
+            Put::Full => false,
         }
     }
 
@@ -144,6 +157,10 @@ impl Delivery {
         while let Some(delivered) = self.lanes.first(conversation) {
             let parsed = InboxHeader::parse(&delivered.record.payload);
             let outcome = match &parsed {
+                Some((header, frame)) if delivered.topic == Topic::Channel => {
+                    self.channels.pass_after_a_look(header, frame, age(&delivered)).await;
+                    Ok(())
+                }
                 Some((header, frame)) => self.deliver_record(&delivered, header, frame).await,
                 None => Ok(()),
             };
@@ -180,34 +197,14 @@ impl Delivery {
         let connections = self.keep_members(header.conversation, connections, |connection| connection.user).await?;
         for connection in &connections {
             if connection.note_written(header.conversation, header.id) {
-                self.deliver(connection, frame);
+                self.deliverer.deliver(connection, frame);
             } else {
                 self.lost.note_late(connection, header.conversation, header.id);
             }
         }
         self.metrics.add(Counter::Deliveries, connections.len() as u64);
-        let age_ms = clock::unix_ms().saturating_sub(delivered.at_ms);
-        self.metrics.time_us(Timer::Fanout, age_ms * 1_000);
+        self.metrics.time_us(Timer::Fanout, age(delivered).as_micros() as u64);
         Ok(())
-    }
-
-    /// Writes an encoded message frame to one connection; the place where tests may tamper.
-    fn deliver(&self, connection: &Arc<Connection>, frame: &Bytes) {
-        match &self.tamper {
-            None => self.outbound.push(connection, frame.clone()),
-            Some(tamper) => {
-                let delay = tamper.delay();
-                if delay.is_zero() {
-                    return deliver_tampered(&self.outbound, &**tamper, connection, frame);
-                }
-                let (outbound, tamper) = (Arc::clone(&self.outbound), Arc::clone(tamper));
-                let (connection, frame) = (Arc::clone(connection), frame.clone());
-                self.tasks.spawn("chat.delayed", async move {
-                    tokio::time::sleep(delay).await;
-                    deliver_tampered(&outbound, &*tamper, &connection, &frame);
-                });
-            }
-        }
     }
 
     /// Leaves out those whose user is not a member (any more).
@@ -220,7 +217,7 @@ impl Delivery {
         mut all: Vec<T>,
         user_of: impl Fn(&T) -> UserId,
     ) -> BackendResult<Vec<T>> {
-        if all.is_empty() || self.ignores_removals() {
+        if all.is_empty() || self.deliverer.ignores_removals() {
             return Ok(all);
         }
         match self.members.get(conversation).await? {
@@ -258,44 +255,12 @@ impl Delivery {
                 if is_over {
                     continue;
                 }
-                self.deliver(&connection, &frame);
+                self.deliverer.deliver(&connection, &frame);
                 accepted.push(session);
             }
         }
         self.metrics.add(Counter::Deliveries, accepted.len() as u64);
         accepted
-    }
-
-    fn note_head(&self, head: &HeadFrame) {
-        let mut heads = self.heads.lock().expect("no panic while held");
-        match heads.get_mut(&head.conversation) {
-            Some(newest) => {
-                *newest = (*newest).max(head.id);
-                self.metrics.count(Counter::HeadsCoalesced);
-            }
-            None => {
-                heads.insert(head.conversation, head.id);
-            }
-        }
-    }
-
-    /// Passes the newest heads on. Inputs: the clock.
-    pub(super) async fn head_loop(self: Arc<Self>) {
-        loop {
-            tokio::time::sleep(HEAD_INTERVAL).await;
-            self.pass_heads();
-        }
-    }
-
-    fn pass_heads(&self) {
-        let heads = std::mem::take(&mut *self.heads.lock().expect("no panic while held"));
-        for (conversation, id) in heads {
-            let text = ServerFrame::Head(HeadFrame { conversation, id }).encode();
-            let frame: Bytes = websocket::text_frame(&text, None).into();
-            for connection in self.subscriptions.of(conversation) {
-                self.outbound.push(&connection, frame.clone());
-            }
-        }
     }
 
     /// Writes how far this server is behind the log. Inputs: the clock.
@@ -308,24 +273,9 @@ impl Delivery {
     }
 }
 
-fn deliver_tampered(outbound: &Outbound, tamper: &dyn Tamper, connection: &Arc<Connection>, frame: &Bytes) {
-    let mut message = None;
-    let mut copy = frame.to_vec();
-    let read = Decoder::new(Role::Client, u32::MAX).feed(&mut copy, &mut |event| {
-        if let Event::Text(text) = event
-            && let Ok(ServerFrame::Message(frame)) = ServerFrame::decode(text)
-        {
-            message = Some(frame);
-        }
-    });
-    match (read, message) {
-        (Ok(()), Some(message)) => {
-            for message in tamper.outgoing(connection.user, &message) {
-                outbound.reply(connection, &ServerFrame::Message(message));
-            }
-        }
-        _ => outbound.push(connection, frame.clone()),
-    }
+/// Time since a record was published, by the clocks of two machines.
+fn age(delivered: &Delivered) -> Duration {
+    Duration::from_millis(clock::unix_ms().saturating_sub(delivered.at_ms))
 }
 
 #[cfg(test)]
@@ -334,32 +284,7 @@ mod tests {
     use super::*;
     use crate::backends::directory::Directory;
     use crate::backends::layers::{Faults, Layer, Layered};
-
-    #[tokio::test]
-    async fn heads_of_a_channel_are_coalesced_and_reach_its_subscribers() {
-        let bench = Bench::new().await;
-        let delivery = bench.delivery();
-        let [user, other] = bench.users().await;
-        let [busy, quiet] = [bench.group(&[user, other]).await, bench.group(&[user, other]).await];
-        let (subscriber, bystander) = (bench.enter(user), bench.enter(other));
-        for channel in [busy, quiet] {
-            delivery.subscriptions.subscribe(&subscriber, channel).await.expect("a member");
-        }
-        let head = |conversation, id| HeadFrame { conversation, id: MessageId(id) };
-        // What was published in another order than it was stored.
-        for head in [head(busy, 3), head(busy, 9), head(busy, 8), head(quiet, 1)] {
-            delivery.note_head(&head);
-        }
-        delivery.pass_heads();
-        let (mut frames, _) = written(&subscriber);
-        frames.sort_by_key(ServerFrame::encode);
-        let mut expected = [ServerFrame::Head(head(busy, 9)), ServerFrame::Head(head(quiet, 1))];
-        expected.sort_by_key(ServerFrame::encode);
-        assert_eq!(frames, expected);
-        assert_eq!(delivery.metrics.counted(Counter::HeadsCoalesced), 2);
-        delivery.pass_heads();
-        assert_eq!((written(&subscriber).0, written(&bystander).0), (Vec::new(), Vec::new()));
-    }
+    use crate::protocol::ServerFrame;
 
     #[tokio::test]
     async fn a_record_reaches_members_but_not_the_session_that_sent_it() {

@@ -53,7 +53,7 @@ impl Fanout {
         members: &MemberList,
     ) -> BackendResult<()> {
         if members.is_large() {
-            self.publisher.publish_head(message).await
+            self.publisher.publish_to_channel(Some(from), message).await
         } else if members.kind == ConversationKind::Direct {
             self.push_direct(from, message, members).await
         } else {

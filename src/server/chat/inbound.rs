@@ -6,7 +6,7 @@ use super::connection::Connection;
 use super::session::{Action, SessionState};
 use super::socket::{ReadEnd, Socket};
 use super::{ChatServer, Identity};
-use crate::protocol::frames::{ErrorFrame, WelcomeFrame};
+use crate::protocol::frames::{Deliver, ErrorFrame, WelcomeFrame};
 use crate::protocol::limits::HEARTBEAT;
 use crate::protocol::websocket::{self, Decoder, Event};
 use crate::protocol::{CloseCode, ErrorCode, ServerFrame};
@@ -70,6 +70,7 @@ impl ChatServer {
             device: connection.device.clone(),
             heartbeat_s: HEARTBEAT.as_secs() as u32,
             limits: self.config.limits,
+            channels: Deliver::Messages,
         };
         self.outbound.reply(&connection, &ServerFrame::Welcome(welcome));
         let is_first = self.outbound.hub.add(Arc::clone(&connection));

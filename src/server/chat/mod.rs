@@ -13,6 +13,7 @@
 //! | `subscriptions` | who subscribes to which large channel |
 //! | `presence_feed` | beats out, friends' changes in |
 //! | `unheard` | messages that were written to connections which ended without a word |
+//! | `channel_feed` | large channels to their subscribers |
 //! | `delivery` | from the log and from peers to the sockets |
 //! | `unannounced` | messages that are stored and could not be published |
 //! | `fanout` | from a message to its recipients, wherever they are connected |
@@ -34,6 +35,8 @@
 //! | `uuids` | in which conversation a uuid is in use |
 //! | `beats` | beats that are not passed on yet |
 //! | `lanes` | records of conversations whose members are not known just now |
+//! | `channels` | who subscribes to which large channel, and what is known of their rights |
+//! | `deliverer` | writes a message to a connection |
 //! | `watches` | who hears of whose presence |
 //! | `session_keeper` | keeps sessions in the store, and enters them again after it forgot them |
 //! | `recent_set` | notes of what ended in the last half minute |
@@ -42,7 +45,10 @@
 mod beats;
 #[cfg(test)]
 mod bench;
+mod channel_feed;
+mod channels;
 mod connection;
+mod deliverer;
 mod delivery;
 mod echo;
 mod fanout;
@@ -84,6 +90,8 @@ use futures_util::stream::FuturesUnordered;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 
+use self::channel_feed::{ChannelFeed, RateMax};
+use self::deliverer::Deliverer;
 use self::delivery::Delivery;
 #[cfg(test)]
 pub(crate) use self::figures::Figures;
@@ -144,6 +152,10 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// Bytes that may wait for one slow reader; then it is cut.
     pub outgoing_bytes_max: usize,
+    /// Messages of one large channel that a subscriber is sent in a second; past that it is told of news, and fetches.
+    pub channel_messages_per_second: u32,
+    /// The same in bytes.
+    pub channel_bytes_per_second: u64,
     /// Connections closed per second while draining.
     pub drain_per_second: u32,
     /// Serves `/echo`, which sends every message back, without authentication. For conformance suites.
@@ -160,6 +172,8 @@ impl Default for Config {
             handshake_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
             outgoing_bytes_max: 512 * 1024,
+            channel_messages_per_second: 1_000,
+            channel_bytes_per_second: 2 << 20,
             drain_per_second: 2_000,
             echo: false,
             echo_message_bytes_max: 16 << 20,
@@ -181,6 +195,7 @@ pub struct ChatServer {
     members: Arc<Members>,
     subscriptions: Arc<Subscriptions>,
     presence: Arc<PresenceFeed>,
+    channels: Arc<ChannelFeed>,
     delivery: Arc<Delivery>,
     sender: Arc<Sender>,
     polls: Polls,
@@ -215,13 +230,22 @@ pub async fn start(
     let epoch = clock::unix_ms();
     let rights = Arc::new(Rights::new(&deps, &shared, epoch));
     let lost = Arc::new(LostConnections::new(&deps, &shared));
+    let deliverer = Deliverer::new(Arc::clone(&shared.outbound), deps.tasks.clone(), tamper);
+    let rate_max = RateMax { messages: config.channel_messages_per_second, bytes: config.channel_bytes_per_second };
+    let channels = Arc::new(ChannelFeed::new(
+        &deps,
+        Arc::clone(&shared.outbound),
+        Arc::clone(&subscriptions),
+        deliverer.clone(),
+        rate_max,
+    ));
     let delivery = Arc::new(Delivery::new(
         &deps,
         &shared,
-        Arc::clone(&subscriptions),
+        Arc::clone(&channels),
         Arc::clone(&presence),
         Arc::clone(&lost),
-        tamper,
+        deliverer,
     ));
     let sender = Arc::new(Sender::new(
         &deps,
@@ -239,6 +263,7 @@ pub async fn start(
         members,
         subscriptions,
         presence,
+        channels,
         delivery,
         sender,
         polls: Polls::default(),
@@ -273,7 +298,7 @@ impl ChatServer {
     fn spawn_loops(self: &Arc<Self>) {
         let tasks = &self.deps.tasks;
         tasks.spawn_until_stopped("chat.inbox_loop", Arc::clone(&self.delivery).inbox_loop());
-        tasks.spawn_until_stopped("chat.head_loop", Arc::clone(&self.delivery).head_loop());
+        tasks.spawn_until_stopped("chat.head_loop", Arc::clone(&self.channels).head_loop());
         tasks.spawn_until_stopped("chat.beat_loop", Arc::clone(&self.presence).beat_loop());
         tasks.spawn_until_stopped("chat.flush_loop", Arc::clone(&self.outbound).flush_loop());
         tasks.spawn_until_stopped("chat.session_loop", Arc::clone(&self.rights).session_loop());

@@ -76,6 +76,11 @@ impl Outbound {
         }
     }
 
+    /// Whether a frame of so many bytes finds room in a part of what may wait for a connection, one of `share`.
+    pub(super) fn has_room(&self, connection: &Connection, bytes: usize, share: usize) -> bool {
+        connection.socket.waiting_bytes() + bytes <= self.bytes_max / share
+    }
+
     /// Sends a close frame and ends the connection when the other end has answered, or after a moment.
     pub(super) fn close(&self, connection: &Arc<Connection>, code: CloseCode) {
         let frame = websocket::close_frame(Some(code.code()), code.reason(), None);

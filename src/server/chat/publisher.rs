@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use crate::backends::BackendResult;
 use crate::backends::log::{KeyedLog, Record, Topic};
-use crate::protocol::frames::HeadFrame;
 use crate::protocol::{MessageFrame, SessionId, UserId};
 use crate::server::Deps;
 use crate::server::inbox::InboxHeader;
@@ -23,10 +22,13 @@ impl Publisher {
         Self { log: Arc::clone(&deps.backends.log), metrics: Arc::clone(&deps.metrics) }
     }
 
-    /// Large conversations: one record with the new head; clients fetch.
-    pub(super) async fn publish_head(&self, message: &MessageFrame) -> BackendResult<()> {
-        let head = HeadFrame { conversation: message.conversation, id: message.id };
-        let payload = serde_json::to_vec(&head).expect("plain data").into();
+    /// Large conversations: one record, whatever the number of members.
+    pub(super) async fn publish_to_channel(
+        &self,
+        except: Option<SessionId>,
+        message: &MessageFrame,
+    ) -> BackendResult<()> {
+        let payload = InboxHeader::payload(message, except);
         self.publish(Topic::Channel, Record { keys: vec![message.conversation.0], payload }).await
     }
 

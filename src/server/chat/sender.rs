@@ -130,9 +130,7 @@ impl Sender {
             }
             Request::Typing(conversation) => (None, self.typing(connection, conversation).await.map(|()| None)),
             Request::Receipt(frame) => (None, self.receipt(connection, frame).await.map(|()| None)),
-            Request::Subscribe(channel) => {
-                (None, self.subscriptions.subscribe(connection, channel).await.map(|()| None))
-            }
+            Request::Subscribe(asked) => (None, self.subscriptions.subscribe(connection, asked).await.map(|()| None)),
             Request::Unsubscribe(channel) => {
                 self.subscriptions.remove(connection, channel).await;
                 (None, Ok(None))

@@ -1,6 +1,6 @@
 //! What a client's frame means: one frame in, one action out. No I/O, no clock.
 
-use crate::protocol::frames::{ErrorFrame, FrameError, SendFrame, SendReceiptFrame};
+use crate::protocol::frames::{ErrorFrame, FrameError, SendFrame, SendReceiptFrame, SubscribeFrame};
 use crate::protocol::{ClientFrame, CloseCode, ConversationId, ErrorCode, Limits, ServerFrame};
 use crate::server::access::rate::Bucket;
 
@@ -23,7 +23,7 @@ pub(super) enum Request {
     Send(SendFrame),
     Typing(ConversationId),
     Receipt(SendReceiptFrame),
-    Subscribe(ConversationId),
+    Subscribe(SubscribeFrame),
     Unsubscribe(ConversationId),
 }
 
@@ -42,7 +42,7 @@ impl Request {
             Self::Send(SendFrame { conversation, .. })
             | Self::Receipt(SendReceiptFrame { conversation, .. })
             | Self::Typing(conversation)
-            | Self::Subscribe(conversation)
+            | Self::Subscribe(SubscribeFrame { conversation, .. })
             | Self::Unsubscribe(conversation) => *conversation,
         }
     }
@@ -90,7 +90,7 @@ fn on_frame(frame: ClientFrame, limits: &Limits) -> Action {
         ClientFrame::Send(send) => check_send(send, limits),
         ClientFrame::Typing(f) => Action::Do(Request::Typing(f.conversation)),
         ClientFrame::Receipt(f) => Action::Do(Request::Receipt(f)),
-        ClientFrame::Subscribe(f) => Action::Do(Request::Subscribe(f.conversation)),
+        ClientFrame::Subscribe(f) => Action::Do(Request::Subscribe(f)),
         ClientFrame::Unsubscribe(f) => Action::Do(Request::Unsubscribe(f.conversation)),
         ClientFrame::Hello(_) => {
             error(None, ErrorCode::BadRequest, "this connection is authenticated already".to_owned(), None)

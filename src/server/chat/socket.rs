@@ -1,8 +1,8 @@
 //! One socket: what waits to be written to it, and reading without a buffer of its own.
 //!
 //! While idle a socket holds no buffer: reads go through one buffer per thread, writes are tried at once from the task
-//! that has something to say. A socket that was written to within the last [`MERGE_WINDOW_MS`], or that the kernel takes no
-//! more for, gets a queue; what gathers there goes out in one write.
+//! that has something to say. A socket that was written to more than [`DIRECT_MAX`] times within [`MERGE_WINDOW_MS`], or that the
+//! kernel takes no more for, gets a queue; what gathers there goes out in one write.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -18,8 +18,12 @@ use tokio::sync::Notify;
 use crate::protocol::websocket::{Decoder, Event, Violation};
 use crate::runtime::{clock, net};
 
-/// Writes to one connection within this time of the last are gathered.
+/// Time in which a connection's writes are counted. Past [`DIRECT_MAX`] they are gathered for as long.
 pub(super) const MERGE_WINDOW_MS: u32 = 3;
+
+/// Writes within a window that go out at once. Gathering costs as long as the window, and saves nothing where not even so many
+/// come together.
+const DIRECT_MAX: u8 = 3;
 
 /// Read buffer of a thread.
 const READ_BYTES: usize = 64 * 1024;
@@ -56,7 +60,10 @@ struct Outgoing {
     /// Bytes of the first frame that are written already.
     front_written: usize,
     bytes: usize,
-    last_write_ms: u32,
+    /// When the window began in which writes are counted.
+    window_ms: u32,
+    /// Writes in it.
+    writes: u8,
     /// True while somebody has promised to flush.
     flush_promised: bool,
     state: State,
@@ -170,6 +177,11 @@ impl Socket {
         self.heard_ms.load(Ordering::Relaxed)
     }
 
+    /// Bytes that wait to be written.
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.out().bytes
+    }
+
     pub(super) fn is_open(&self) -> bool {
         self.out().state == State::Open
     }
@@ -193,7 +205,10 @@ impl Socket {
             }
         };
         let now = clock::now_ms_u32();
-        if !out.queue.is_empty() || now.wrapping_sub(out.last_write_ms) < MERGE_WINDOW_MS {
+        if now.wrapping_sub(out.window_ms) >= MERGE_WINDOW_MS {
+            (out.window_ms, out.writes) = (now, 0);
+        }
+        if !out.queue.is_empty() || out.writes >= DIRECT_MAX {
             if out.bytes + frame.len() > bytes_max {
                 return Pushed::Full;
             }
@@ -204,7 +219,7 @@ impl Socket {
             }
             return Pushed::FlushSoon;
         }
-        out.last_write_ms = now;
+        out.writes += 1;
         match stream.try_write(&frame) {
             Ok(written) if written == frame.len() => return Pushed::Written,
             Ok(written) => out.front_written = written,
@@ -248,7 +263,8 @@ impl Socket {
         }
         out.queue = VecDeque::new();
         out.flush_promised = false;
-        out.last_write_ms = clock::now_ms_u32();
+        // Who had to be gathered for is gathered for until a window passes without anything.
+        (out.window_ms, out.writes) = (clock::now_ms_u32(), DIRECT_MAX);
         Flushed::Done
     }
 
@@ -298,7 +314,7 @@ impl Socket {
         let Wire::Tcp(stream) = &self.wire else { return std::future::pending().await };
         // Not `readable()`: its future carries a place in a list of waiters, and this socket has one reader.
         std::future::poll_fn(|context| stream.poll_read_ready(context)).await.map_err(|_| ReadEnd::Gone)?;
-        READ_BUFFER.with_borrow_mut(|buffer| match stream.try_read(buffer) {
+        READ_BUFFER.with_borrow_mut(|buffer| match net::try_read(stream, buffer) {
             Ok(0) => Err(ReadEnd::Gone),
             Ok(read) => decoder
                 .feed(&mut buffer[..read], &mut |event| {

@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use super::channels::{Channels, Entered, Rights, Subscriber};
 use super::connection::Connection;
 use super::outbound::Outbound;
 use super::refused::{Refused, members_for};
@@ -16,9 +17,9 @@ use crate::backends::BackendResult;
 use crate::backends::directory::Directory;
 use crate::backends::log::{LogReader, Topic};
 use crate::backends::messages::Messages;
-use crate::protocol::frames::{ConversationChangeFrame, HeadFrame};
+use crate::protocol::frames::{ConversationChangeFrame, Deliver, HeadFrame, SubscribeFrame};
 use crate::protocol::limits::{FANOUT_ON_WRITE_MEMBERS_MAX, MEMBERS_PER_CALL_MAX};
-use crate::protocol::{ConversationId, ErrorCode, MessageId, ServerFrame, SessionId, UserId};
+use crate::protocol::{ConversationId, ErrorCode, MessageId, ServerFrame, UserId};
 use crate::runtime::Tasks;
 use crate::server::Deps;
 use crate::server::access::members::{LIST_TTL, Members};
@@ -35,7 +36,7 @@ const OLD_WAY: Duration = LIST_TTL.saturating_add(Duration::from_secs(1));
 /// What came of a subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Added {
-    /// It is new.
+    /// It is new, or for something else than before.
     New,
     /// It was there.
     Known,
@@ -44,9 +45,6 @@ enum Added {
     /// The connection has ended.
     Gone,
 }
-
-/// Sessions that want `head` frames, with their connections.
-type Subscribers = HashMap<SessionId, Arc<Connection>>;
 
 /// The subscriptions of one server's connections.
 pub(super) struct Subscriptions {
@@ -59,7 +57,7 @@ pub(super) struct Subscriptions {
     /// Subscriptions that a connection may ask for.
     of_a_connection_max: usize,
     /// By large channel.
-    channels: Mutex<HashMap<ConversationId, Subscribers>>,
+    channels: Channels,
     /// Conversations whose connected members were subscribed when they had become large. Written by [`Self::members_changed`].
     switched: Mutex<HashSet<ConversationId>>,
     /// Held while connected members are subscribed.
@@ -79,38 +77,39 @@ impl Subscriptions {
             messages: Arc::clone(&deps.backends.messages),
             tasks: deps.tasks.clone(),
             of_a_connection_max,
-            channels: Mutex::default(),
+            channels: Channels::default(),
             switched: Mutex::default(),
             growing: tokio::sync::Mutex::default(),
             unchecked: Mutex::default(),
         }
     }
 
-    fn channels(&self) -> MutexGuard<'_, HashMap<ConversationId, Subscribers>> {
-        self.channels.lock().expect("no panic while held")
+    /// Who subscribes to a channel.
+    pub(super) fn of(&self, channel: ConversationId) -> Arc<[Subscriber]> {
+        self.channels.of(channel)
     }
 
-    /// The connections that subscribe to a channel.
-    pub(super) fn of(&self, channel: ConversationId) -> Vec<Arc<Connection>> {
-        self.channels().get(&channel).map(|subscribers| subscribers.values().cloned().collect()).unwrap_or_default()
+    /// The same, with what is known of their rights; `None` where nobody subscribes.
+    pub(super) fn look(&self, channel: ConversationId) -> Option<(Arc<[Subscriber]>, Rights)> {
+        self.channels.look(channel)
     }
 
     /// Whether a connection of a user subscribes to a channel.
     pub(super) fn has(&self, channel: ConversationId, user: UserId) -> bool {
-        self.channels().get(&channel).is_some_and(|subscribers| subscribers.values().any(|c| c.user == user))
+        self.channels.has(channel, user)
     }
 
     /// How many there are, for tests that look for what was left behind.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.channels().values().map(HashMap::len).sum()
+        self.channels.len()
     }
 
     /// Subscribes a connection as its client asked, and shows it the head.
-    pub(super) async fn subscribe(&self, from: &Arc<Connection>, channel: ConversationId) -> Result<(), Refused> {
+    pub(super) async fn subscribe(&self, from: &Arc<Connection>, asked: SubscribeFrame) -> Result<(), Refused> {
+        let (channel, limit) = (asked.conversation, self.of_a_connection_max);
         members_for(&self.members, from.user, channel).await?;
-        let limit = self.of_a_connection_max;
-        match self.add(from, channel, limit).await? {
+        match self.add(from, asked, limit).await? {
             Added::New => {}
             Added::Known | Added::Gone => return Ok(()),
             Added::TooMany => {
@@ -130,40 +129,32 @@ impl Subscriptions {
     ///
     /// # Errors
     /// When the log can't be read from the channel's end; then nothing has changed.
-    async fn add(&self, connection: &Arc<Connection>, channel: ConversationId, limit: usize) -> BackendResult<Added> {
-        self.reader.subscribe(Topic::Channel, channel.0).await?;
-        let added = self.enter(connection, channel, limit);
-        if added != Added::New {
-            self.lower_count(channel).await;
+    async fn add(&self, connection: &Arc<Connection>, asked: SubscribeFrame, limit: usize) -> BackendResult<Added> {
+        self.reader.subscribe(Topic::Channel, asked.conversation.0).await?;
+        let (added, is_counted) = self.enter(connection, asked, limit);
+        if !is_counted {
+            self.lower_count(asked.conversation).await;
         }
         Ok(added)
     }
 
-    fn enter(&self, connection: &Arc<Connection>, channel: ConversationId, limit: usize) -> Added {
+    /// Returns also whether the channel has one subscription more.
+    fn enter(&self, connection: &Arc<Connection>, asked: SubscribeFrame, limit: usize) -> (Added, bool) {
         // Held over the look in the hub: who ends a connection takes it out of there first, and then empties this list.
         let mut subscriptions = connection.subscriptions();
         if self.outbound.hub.find(connection.user, connection.session).is_none() {
-            return Added::Gone;
+            return (Added::Gone, false);
         }
-        if subscriptions.contains(&channel) {
-            return Added::Known;
-        }
-        if subscriptions.len() >= limit {
-            return Added::TooMany;
-        }
-        subscriptions.push(channel);
-        self.channels().entry(channel).or_default().insert(connection.session, Arc::clone(connection));
-        Added::New
-    }
-
-    /// Takes a connection out of a channel. Under the lock of the connection's list.
-    fn leave(&self, channel: ConversationId, session: SessionId) {
-        let mut channels = self.channels();
-        if let Some(subscribers) = channels.get_mut(&channel) {
-            subscribers.remove(&session);
-            if subscribers.is_empty() {
-                channels.remove(&channel);
+        let is_known = subscriptions.contains(&asked.conversation);
+        if !is_known {
+            if subscriptions.len() >= limit {
+                return (Added::TooMany, false);
             }
+            subscriptions.push(asked.conversation);
+        }
+        match self.channels.enter(asked.conversation, connection, asked.deliver) {
+            Entered::New | Entered::Changed => (Added::New, !is_known),
+            Entered::Known => (Added::Known, false),
         }
     }
 
@@ -175,7 +166,7 @@ impl Subscriptions {
             subscriptions.retain(|c| *c != channel);
             let was_there = subscriptions.len() < before;
             if was_there {
-                self.leave(channel, connection.session);
+                self.channels.leave(channel, connection.session);
             }
             was_there
         };
@@ -190,7 +181,7 @@ impl Subscriptions {
         let channels = {
             let mut subscriptions = connection.subscriptions();
             for channel in subscriptions.iter() {
-                self.leave(*channel, connection.session);
+                self.channels.leave(*channel, connection.session);
             }
             std::mem::take(&mut *subscriptions)
         };
@@ -247,7 +238,7 @@ impl Subscriptions {
             self.switched().remove(&conversation);
             return Ok(());
         }
-        self.keep_members(conversation, &subscribers).await?;
+        self.look_at_rights(conversation).await?;
         match self.members.get(conversation).await? {
             Some(list) if list.is_large() => {
                 // One at a time: who finds somebody else's half done takes it for done.
@@ -274,22 +265,33 @@ impl Subscriptions {
         self.switched.lock().expect("no panic while held")
     }
 
-    /// Ends the subscriptions of those who are no members.
-    async fn keep_members(&self, channel: ConversationId, subscribers: &[Arc<Connection>]) -> BackendResult<()> {
-        let users: Vec<UserId> = subscribers.iter().map(|connection| connection.user).collect();
-        let members = self.members.among(channel, &users).await?;
-        for connection in subscribers.iter().filter(|connection| !members.contains(&connection.user)) {
-            self.remove(connection, channel).await;
+    /// Ends the subscriptions of those who are no members. Asks the directory, not the cache: what is found holds from now on.
+    ///
+    /// # Errors
+    /// When the members can't be read.
+    pub(super) async fn look_at_rights(&self, channel: ConversationId) -> BackendResult<()> {
+        let Some((subscribers, began)) = self.channels.begin_look(channel) else { return Ok(()) };
+        let looked = self.keep_members(channel, &subscribers).await;
+        self.channels.end_look(channel, looked.is_ok().then_some(began));
+        looked
+    }
+
+    async fn keep_members(&self, channel: ConversationId, subscribers: &[Subscriber]) -> BackendResult<()> {
+        for some in subscribers.chunks(MEMBERS_PER_CALL_MAX) {
+            let users: Vec<UserId> = some.iter().map(|subscriber| subscriber.connection.user).collect();
+            let members: HashSet<UserId> = self.directory.members_among(channel, &users).await?.into_iter().collect();
+            for Subscriber { connection, .. } in some.iter().filter(|one| !members.contains(&one.connection.user)) {
+                self.remove(connection, channel).await;
+            }
         }
         Ok(())
     }
 
     /// Ends every subscription of somebody who is no member, whether or not this server was told.
     pub(super) async fn check_all(&self) {
-        let channels: Vec<ConversationId> = self.channels().keys().copied().collect();
-        for channel in channels {
+        for channel in self.channels.ids() {
             // Members that can't be read now are read the next time; the port's layer counts it.
-            if self.keep_members(channel, &self.of(channel)).await.is_err() {
+            if self.look_at_rights(channel).await.is_err() {
                 return;
             }
         }
@@ -312,7 +314,8 @@ impl Subscriptions {
         let mut new = Vec::new();
         let mut result = Ok(());
         for connection in self.outbound.hub.connections_of(members.into_iter()) {
-            match self.add(&connection, conversation, usize::MAX).await {
+            // Its client may ask for the messages when it hears of it.
+            match self.add(&connection, SubscribeFrame { conversation, deliver: Deliver::Heads }, usize::MAX).await {
                 Ok(Added::New) => {
                     let frame = ConversationChangeFrame { conversation, large: true };
                     self.outbound.reply(&connection, &ServerFrame::Conversation(frame));
@@ -340,11 +343,11 @@ impl Subscriptions {
     /// where the conversation stands once nobody sends the old way any more.
     async fn has_shrunk(self: &Arc<Self>, conversation: ConversationId) -> BackendResult<()> {
         let mut told = Vec::new();
-        for connection in self.of(conversation) {
-            if self.remove(&connection, conversation).await {
+        for Subscriber { connection, .. } in self.of(conversation).iter() {
+            if self.remove(connection, conversation).await {
                 let frame = ConversationChangeFrame { conversation, large: false };
-                self.outbound.reply(&connection, &ServerFrame::Conversation(frame));
-                told.push(connection);
+                self.outbound.reply(connection, &ServerFrame::Conversation(frame));
+                told.push(Arc::clone(connection));
             }
         }
         if !told.is_empty() {
@@ -379,6 +382,10 @@ mod tests {
     use super::super::bench::{Bench, written};
     use super::*;
 
+    const fn heads(conversation: ConversationId) -> SubscribeFrame {
+        SubscribeFrame { conversation, deliver: Deliver::Heads }
+    }
+
     #[tokio::test]
     async fn who_is_no_member_any_more_loses_the_subscription() {
         let bench = Bench::new().await;
@@ -387,14 +394,14 @@ mod tests {
         let channel = bench.group(&users).await;
         let [stays, leaves, never] = [0, 1, 2].map(|n| bench.enter(users[n]));
         for connection in [&stays, &leaves] {
-            subscriptions.subscribe(connection, channel).await.expect("a member");
+            subscriptions.subscribe(connection, heads(channel)).await.expect("a member");
         }
         bench.deps.backends.directory.remove_member(channel, leaves.user).await.expect("removes");
         bench.shared.members.invalidate(channel);
         subscriptions.members_changed(channel, users.len() as u64 - 1).await.expect("reads");
         assert!(subscriptions.has(channel, stays.user) && !subscriptions.has(channel, leaves.user));
         assert!(leaves.subscriptions().is_empty());
-        let refused = subscriptions.subscribe(&leaves, channel).await.expect_err("not a member");
+        let refused = subscriptions.subscribe(&leaves, heads(channel)).await.expect_err("not a member");
         assert_eq!(refused.code, ErrorCode::NotAMember);
         // The conversation may have grown with the change: a member that is connected is subscribed and told, once.
         let told = ServerFrame::Conversation(ConversationChangeFrame { conversation: channel, large: true });
@@ -412,7 +419,7 @@ mod tests {
         let channel = bench.group(&users).await;
         let [stays, leaves] = [0, 1].map(|n| bench.enter(users[n]));
         for connection in [&stays, &leaves] {
-            subscriptions.subscribe(connection, channel).await.expect("a member");
+            subscriptions.subscribe(connection, heads(channel)).await.expect("a member");
         }
         bench.deps.backends.directory.remove_member(channel, leaves.user).await.expect("removes");
         bench.shared.members.invalidate(channel);
@@ -461,13 +468,13 @@ mod tests {
             channels.push(bench.group(&users).await);
         }
         for (n, channel) in channels.iter().enumerate() {
-            let subscribed = subscriptions.subscribe(&connection, *channel).await;
+            let subscribed = subscriptions.subscribe(&connection, heads(*channel)).await;
             let code = subscribed.err().map(|refused| refused.code);
             assert_eq!(code, (n == subscriptions.of_a_connection_max).then_some(ErrorCode::TooLarge), "{n}");
         }
         bench.shared.outbound.hub.remove(connection.user, connection.session);
         subscriptions.remove_all(&connection).await;
-        subscriptions.subscribe(&connection, channels[0]).await.expect("nobody hears of it");
+        subscriptions.subscribe(&connection, heads(channels[0])).await.expect("nobody hears of it");
         assert_eq!((subscriptions.len(), connection.subscriptions().len()), (0, 0));
     }
 }

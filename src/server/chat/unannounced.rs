@@ -192,7 +192,7 @@ impl Unannounced {
     /// Tells the members of a message that is stored, through the log.
     async fn announce(&self, from: SessionId, message: &MessageFrame) -> BackendResult<()> {
         match self.members.get(message.conversation).await? {
-            Some(members) if members.is_large() => self.publisher.publish_head(message).await,
+            Some(members) if members.is_large() => self.publisher.publish_to_channel(None, message).await,
             Some(members) => self.publisher.publish_to_inboxes(Some(from), message, members.users()).await,
             None => Ok(()),
         }

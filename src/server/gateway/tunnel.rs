@@ -177,7 +177,7 @@ impl Flow {
                 return Poll::Ready(Ok(()));
             }
             ready!(from.poll_read_ready(context))?;
-            READ_BUFFER.with_borrow_mut(|buffer| match from.try_read(buffer) {
+            READ_BUFFER.with_borrow_mut(|buffer| match net::try_read(from, buffer) {
                 Ok(0) => {
                     self.has_ended = true;
                     net::finish_writing(to);

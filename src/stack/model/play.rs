@@ -11,7 +11,7 @@ use super::ledger::{Change, Sent, Word};
 use super::schedule::{CHANNEL, Schedule, Step, user_of};
 use super::world::{Under, World};
 use crate::protocol::ClientFrame;
-use crate::protocol::frames::{ConversationFrame, SendFrame};
+use crate::protocol::frames::{ConversationFrame, Deliver, SendFrame, SubscribeFrame};
 use crate::runtime::clock;
 
 /// Life of a token that is to last.
@@ -132,7 +132,10 @@ impl World {
             socket
         };
         let channel = ConversationFrame { conversation: self.conversations[CHANNEL] };
-        let frame = if wants { ClientFrame::Subscribe(channel) } else { ClientFrame::Unsubscribe(channel) };
+        // Half of the devices know heads only.
+        let deliver = if device.is_multiple_of(2) { Deliver::Messages } else { Deliver::Heads };
+        let asked = SubscribeFrame { conversation: channel.conversation, deliver };
+        let frame = if wants { ClientFrame::Subscribe(asked) } else { ClientFrame::Unsubscribe(channel) };
         self.tell(socket, Word::Say(frame));
     }
 

@@ -187,7 +187,9 @@ impl World {
         let is_member = is_in && ledger.is_member(conversation, user) == Some(true);
         let id = ledger.sent[&uuid].ids.first().copied().unwrap_or_default();
         let count = if conversation == CHANNEL {
-            sock.heard.iter().filter(|h| h.conversation == CHANNEL && h.uuid.is_none() && h.id == id).count()
+            // The message itself, or a head.
+            let is_it = |uuid_heard: Option<Uuid>| uuid_heard.is_none_or(|heard| heard == uuid);
+            sock.heard.iter().filter(|h| h.conversation == CHANNEL && h.id == id && is_it(h.uuid)).count()
         } else {
             sock.heard.iter().filter(|h| h.uuid == Some(uuid)).count()
         };
@@ -300,7 +302,7 @@ impl World {
 }
 
 impl super::ledger::Ledger {
-    /// Whether a socket asked for the channel's heads, and its user was a member then and ever since.
+    /// Whether a socket subscribed to the channel, and its user was a member then and ever since.
     fn must_be_subscribed(&self, socket: usize) -> bool {
         let sock = &self.sockets[socket];
         let changes = self.changes.get(&(CHANNEL, user_of(sock.device)));
