@@ -17,8 +17,14 @@ use crate::runtime::clock;
 /// Calls that may be under way at the start.
 const FIRST: usize = 128;
 
-/// Fewest and most that the limit becomes.
-const RANGE: std::ops::RangeInclusive<usize> = 2..=512;
+/// The same on an embedded engine, whose writer takes a thousand at once: what a disk that stalls for a second holds up.
+const FIRST_EMBEDDED: usize = 4_096;
+
+/// The lowest limit.
+const MIN: usize = 2;
+
+/// The highest is the first one times this.
+const GROWTH: usize = 4;
 
 /// Time between two halvings: calls that were under way together time out together.
 const HALVE_EVERY: Duration = Duration::from_millis(500);
@@ -37,6 +43,7 @@ pub struct Limiter {
 
 struct State {
     limit: usize,
+    limit_max: usize,
     /// Permits that are to go and are still in use.
     owed: usize,
     /// Answers in time since the limit was raised.
@@ -52,12 +59,21 @@ pub(super) struct Turn<'a> {
 
 impl Default for Limiter {
     fn default() -> Self {
-        let state = State { limit: FIRST, owed: 0, answers: 0, halved_us: None };
-        Self { room: Semaphore::new(FIRST), state: Mutex::new(state) }
+        Self::starting_at(FIRST)
     }
 }
 
 impl Limiter {
+    /// For a port on an embedded engine.
+    pub(super) fn of_embedded() -> Self {
+        Self::starting_at(FIRST_EMBEDDED)
+    }
+
+    fn starting_at(first: usize) -> Self {
+        let state = State { limit: first, limit_max: first * GROWTH, owed: 0, answers: 0, halved_us: None };
+        Self { room: Semaphore::new(first), state: Mutex::new(state) }
+    }
+
     /// Waits for room.
     ///
     /// # Errors
@@ -78,7 +94,7 @@ impl Limiter {
     fn answered(&self) {
         let mut state = self.state.lock().expect("no panic while held");
         state.answers += 1;
-        if state.answers >= state.limit && state.limit < *RANGE.end() {
+        if state.answers >= state.limit && state.limit < state.limit_max {
             state.answers = 0;
             state.limit += 1;
             if state.owed > 0 {
@@ -97,7 +113,7 @@ impl Limiter {
             return;
         }
         state.halved_us = Some(now);
-        let lower = (state.limit / 2).max(*RANGE.start());
+        let lower = (state.limit / 2).max(MIN);
         let surplus = state.limit - lower;
         state.limit = lower;
         state.owed += surplus - self.room.forget_permits(surplus);

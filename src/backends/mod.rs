@@ -37,6 +37,7 @@ pub use error::{BackendError, BackendResult};
 use serde::{Deserialize, Serialize};
 
 use self::deployment::DeploymentId;
+use self::limiter::Limiter;
 use self::layers::{Faults, Layer, Layered};
 use crate::telemetry::Metrics;
 
@@ -297,7 +298,12 @@ impl Backends {
     /// in time.
     #[must_use]
     pub fn timed(&self, metrics: &Arc<Metrics>) -> Self {
-        self.layered(|| Layer::Timed(Arc::clone(metrics), Box::default()))
+        let embedded = self.opened.iter().find(|opened| opened.kind == "embedded");
+        self.layered(|port| {
+            let is_embedded = embedded.is_some_and(|opened| opened.ports.iter().any(|on| on == port));
+            let limiter = if is_embedded { Limiter::of_embedded() } else { Limiter::default() };
+            Layer::Timed(Arc::clone(metrics), Box::new(limiter))
+        })
     }
 
     /// Has every port write something small: `ok`, or what is wrong, by port. Of the registry and the media it is a read: servers
@@ -330,7 +336,7 @@ impl Backends {
     #[must_use]
     pub fn faulty(&self, seed: u64, per_mille: u32) -> Self {
         let mut port = 0;
-        let layered = self.layered(|| {
+        let layered = self.layered(|_| {
             port += 1;
             Layer::Faulty(Box::new(Faults::new(seed.wrapping_mul(31).wrapping_add(port), per_mille)))
         });
@@ -343,26 +349,26 @@ impl Backends {
     /// meanwhile.
     #[must_use]
     pub fn late(&self, operations: &'static [&'static str], wait: Duration) -> Self {
-        self.layered(|| Layer::Late(operations, wait))
+        self.layered(|_| Layer::Late(operations, wait))
     }
 
     /// The same engines, whose calls take as long as a test says.
     #[cfg(test)]
     pub(crate) fn paced(&self, pace: &Arc<dyn layers::Pace>) -> Self {
-        self.layered(|| Layer::Paced(Arc::clone(pace)))
+        self.layered(|_| Layer::Paced(Arc::clone(pace)))
     }
 
-    fn layered(&self, mut layer: impl FnMut() -> Layer) -> Self {
+    fn layered(&self, mut layer: impl FnMut(&str) -> Layer) -> Self {
         Self {
-            log: Arc::new(Layered::new(Arc::clone(&self.log), layer())),
-            messages: Arc::new(Layered::new(Arc::clone(&self.messages), layer())),
-            sequence: Arc::new(Layered::new(Arc::clone(&self.sequence), layer())),
-            sessions: Arc::new(Layered::new(Arc::clone(&self.sessions), layer())),
-            presence: Arc::new(Layered::new(Arc::clone(&self.presence), layer())),
-            registry: Arc::new(Layered::new(Arc::clone(&self.registry), layer())),
-            directory: Arc::new(Layered::new(Arc::clone(&self.directory), layer())),
-            media: Arc::new(Layered::new(Arc::clone(&self.media), layer())),
-            notifier: Arc::new(Layered::new(Arc::clone(&self.notifier), layer())),
+            log: Arc::new(Layered::new(Arc::clone(&self.log), layer("log"))),
+            messages: Arc::new(Layered::new(Arc::clone(&self.messages), layer("messages"))),
+            sequence: Arc::new(Layered::new(Arc::clone(&self.sequence), layer("sequence"))),
+            sessions: Arc::new(Layered::new(Arc::clone(&self.sessions), layer("sessions"))),
+            presence: Arc::new(Layered::new(Arc::clone(&self.presence), layer("presence"))),
+            registry: Arc::new(Layered::new(Arc::clone(&self.registry), layer("registry"))),
+            directory: Arc::new(Layered::new(Arc::clone(&self.directory), layer("directory"))),
+            media: Arc::new(Layered::new(Arc::clone(&self.media), layer("media"))),
+            notifier: Arc::new(Layered::new(Arc::clone(&self.notifier), layer("notifier"))),
             opened: Arc::clone(&self.opened),
             deployment: self.deployment,
         }

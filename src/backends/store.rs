@@ -1,6 +1,7 @@
 //! The embedded engines' storage: one LSM store per data folder, with one writer thread that commits in groups.
 //!
-//! Whatever is waiting when the writer looks becomes one batch. A batch with an acknowledged message in it is flushed to
+//! Whatever is waiting when the writer looks becomes one batch. After a flush the writer looks again when as much time has passed
+//! as the flush took: a busy store gathers more for the next one, and a write that comes alone waits for nothing. A batch with an acknowledged message in it is flushed to
 //! the disk (`fdatasync`) before anybody hears "done"; a batch without one survives the end of the process, not of the
 //! machine. Reads go straight to the store and run on blocking threads.
 //!
@@ -27,6 +28,9 @@ const WRITES_WAITING_MAX: usize = 8_192;
 
 /// Writes in one batch.
 const BATCH_WRITES_MAX: usize = 1_024;
+
+/// Longest that the writer gathers after a flush.
+const GATHER_MAX: Duration = Duration::from_millis(1);
 
 /// First wait before a store that failed is opened again, and the longest.
 const REOPEN_WAIT: Duration = Duration::from_millis(100);
@@ -325,9 +329,35 @@ impl Drop for Inner {
     }
 }
 
+/// When the writer looks for the next batch.
+#[derive(Default)]
+struct Gathering {
+    /// No sooner than this, on [`clock::now_us`].
+    until_us: u64,
+}
+
+impl Gathering {
+    /// A flush took from one moment to another.
+    fn flushed(&mut self, from_us: u64, to_us: u64) {
+        let took_us = to_us.saturating_sub(from_us);
+        self.until_us = to_us + took_us.min(GATHER_MAX.as_micros() as u64);
+    }
+
+    /// How long the first write of a batch waits for others.
+    const fn wait(&self, now_us: u64) -> Duration {
+        Duration::from_micros(self.until_us.saturating_sub(now_us))
+    }
+}
+
 /// Takes what is waiting, commits it as one batch, tells everybody.
 fn write_loop(disk: &Disk, waiting: &Receiver<Write>) {
+    let mut gathering = Gathering::default();
     while let Ok(first) = waiting.recv() {
+        let wait = gathering.wait(clock::now_us());
+        if !wait.is_zero() {
+            // Asleep rather than waiting for the next write: one wake-up for all of them.
+            std::thread::sleep(wait);
+        }
         let mut writes = vec![first];
         while writes.len() < BATCH_WRITES_MAX {
             match waiting.try_recv() {
@@ -335,7 +365,12 @@ fn write_loop(disk: &Disk, waiting: &Receiver<Write>) {
                 Err(_) => break,
             }
         }
+        let is_flushed = writes.iter().any(|write| write.durability == Durability::Power);
+        let began_us = clock::now_us();
         let result = disk.commit(&mut writes).map_err(|e| e.to_string());
+        if is_flushed {
+            gathering.flushed(began_us, clock::now_us());
+        }
         for write in writes {
             // A caller that gave up does not listen any more.
             let _ = write.done.send(result.clone());
@@ -375,5 +410,21 @@ fn reopen(disk: &Disk, waiting: &Receiver<Write>, error: &str) -> bool {
             }
             Err(error) => tracing::debug!(%error, "the embedded store can't be opened yet"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_gathered_for_as_long_as_the_last_flush_took() {
+        let mut gathering = Gathering::default();
+        assert_eq!(gathering.wait(1_000), Duration::ZERO, "nothing was flushed");
+        gathering.flushed(1_000, 1_400);
+        let waits = [1_400, 1_600, 1_800, 9_000].map(|now| gathering.wait(now).as_micros());
+        assert_eq!(waits, [400, 200, 0, 0]);
+        gathering.flushed(10_000, 5_010_000);
+        assert_eq!(gathering.wait(5_010_000), GATHER_MAX, "a stalled disk");
     }
 }
