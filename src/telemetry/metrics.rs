@@ -91,6 +91,8 @@ names!(
         Logins = "chatctl_logins_total",
         /// Push notifications handed over.
         Notifications = "chatctl_notifications_total",
+        /// Notifications that are not looked at again when the recipient's chat server turns out to be gone: too many wait.
+        SecondLooksDropped = "chatctl_second_looks_dropped_total",
         /// Requests and frames refused by a rate limit.
         RateLimited = "chatctl_rate_limited_total",
         /// Calls to an engine that failed or timed out.
