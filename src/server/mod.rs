@@ -16,6 +16,7 @@ pub mod gateway;
 mod http;
 mod inbox;
 mod lag;
+mod min_rate;
 pub mod ordering;
 pub mod presence;
 pub mod push;
@@ -30,6 +31,9 @@ use crate::backends::Backends;
 use crate::protocol::ServerName;
 use crate::runtime::Tasks;
 use crate::telemetry::{self, Metrics};
+
+/// Files of a process that are no connections of clients: engines, peers, logs, the runtime.
+const FILES_RESERVED: u64 = 300;
 
 /// What a server listens on; bound by the caller.
 pub struct Listeners {

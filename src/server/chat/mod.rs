@@ -102,7 +102,7 @@ use super::access::seats::{HalfOpen, Seats};
 use super::cluster;
 use super::cluster::peer::{self, Answer, Call, PeerHandler};
 use super::cluster::readiness::Readiness;
-use super::{Deps, Listeners, StartError};
+use super::{Deps, FILES_RESERVED, Listeners, StartError};
 use crate::backends::registry::{Role, ServerEntry};
 use crate::protocol::{CloseCode, ConversationId, Limits};
 use crate::runtime::{clock, machine, net};
@@ -166,9 +166,6 @@ impl Default for Config {
         }
     }
 }
-
-/// Files of the process that are not connections of clients: engines, peers, logs, the runtime.
-const FILES_RESERVED: u64 = 300;
 
 /// A running chat server.
 pub struct ChatServer {
