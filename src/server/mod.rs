@@ -6,6 +6,7 @@
 
 pub mod access;
 pub mod api;
+mod beats;
 #[cfg(test)]
 mod bench;
 mod bounded_map;

@@ -31,7 +31,8 @@ names!(
         ConnectionsOpened = "chatctl_connections_opened_total",
         /// Connections that ended.
         ConnectionsClosed = "chatctl_connections_closed_total",
-        /// HTTP connections that were dropped at once: all places and those for probes were taken.
+        /// Connections that were dropped at once: of HTTP where all places and those for probes were taken, of peers where too many had
+        /// not said who they are.
         ConnectionsDropped = "chatctl_connections_dropped_total",
         /// Connections ended because the client read too slowly.
         SlowConsumers = "chatctl_slow_consumers_total",

@@ -32,14 +32,12 @@
 //! | `refused` | why a request was refused, as its client is told |
 //! | `in_flight` | requests under way, for a change of members that waits for them |
 //! | `uuids` | in which conversation a uuid is in use |
-//! | `beats` | beats that are not passed on yet |
 //! | `lanes` | records of conversations whose members are not known just now |
 //! | `watches` | who hears of whose presence |
 //! | `session_keeper` | keeps sessions in the store, and enters them again after it forgot them |
 //! | `recent_set` | notes of what ended in the last half minute |
 //! | `tamper` | breaking the server on purpose |
 
-mod beats;
 #[cfg(test)]
 mod bench;
 mod connection;
@@ -444,7 +442,7 @@ impl PeerHandler for ChatServer {
                 self.presence.friends_changed(a, b, friends).await;
                 Answer::Done
             }
-            Call::Beats(_) | Call::Metrics => Answer::WrongRole,
+            Call::Beats(_) | Call::PresenceUntold(_) | Call::Metrics => Answer::WrongRole,
         }
     }
 }

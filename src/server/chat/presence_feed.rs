@@ -4,7 +4,6 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::beats::BeatBuffer;
 use super::connection::Connection;
 use super::outbound::Outbound;
 use super::recent_set::RecentSet;
@@ -19,6 +18,7 @@ use crate::protocol::frames::{PresenceFrame, PresenceState};
 use crate::protocol::{ServerFrame, UserId, websocket};
 use crate::runtime::clock;
 use crate::server::Deps;
+use crate::server::beats::BeatBuffer;
 use crate::server::cluster::Cluster;
 use crate::server::cluster::peer::{Call, Peers};
 use crate::server::cluster::placement::rendezvous;
@@ -78,9 +78,7 @@ impl PresenceFeed {
     /// Takes a beat.
     pub(super) fn beat(&self, user: UserId) {
         self.metrics.count(Counter::Beats);
-        if !self.beats.add(user, clock::now_us()) {
-            self.metrics.count(Counter::BeatsDropped);
-        }
+        self.keep_beats([(user, clock::now_us())]);
     }
 
     /// Passes beats to the presence servers that own the users. Inputs: the clock.
@@ -101,7 +99,7 @@ impl PresenceFeed {
             let owner = (0..servers.len()).max_by_key(|n| rendezvous(&servers[*n].name, beat.0.0));
             match owner {
                 Some(owner) => owners.entry(owner).or_default().push(beat),
-                None => self.keep_beats(&[beat]),
+                None => self.keep_beats([beat]),
             }
         }
         let calls = owners.into_iter().map(|(owner, beats)| {
@@ -113,7 +111,7 @@ impl PresenceFeed {
                     let call = Call::Beats(aged.collect());
                     if self.peers.call(owner, &call).await.is_err() {
                         self.metrics.count(Counter::PeerFailures);
-                        self.keep_beats(chunk);
+                        self.keep_beats(chunk.iter().copied());
                     }
                 }
             }
@@ -121,9 +119,9 @@ impl PresenceFeed {
         futures_util::future::join_all(calls).await;
     }
 
-    /// Puts beats back that could not be passed on.
-    fn keep_beats(&self, kept: &[(UserId, u64)]) {
-        self.metrics.add(Counter::BeatsDropped, self.beats.put_back(kept));
+    /// Keeps beats until they can be passed on.
+    fn keep_beats(&self, kept: impl IntoIterator<Item = (UserId, u64)>) {
+        self.metrics.add(Counter::BeatsDropped, self.beats.add(kept));
     }
 
     /// Tells a new connection which friends are online, and keeps it informed.
