@@ -66,6 +66,8 @@ names!(
         AnnouncementsDropped = "chatctl_announcements_dropped_total",
         /// Messages that were not delivered by push, since their conversation's members could not be read for a minute.
         DeliveriesGivenUp = "chatctl_deliveries_given_up_total",
+        /// Notes of logouts, of replaced sessions and of friendships that ended which were forgotten too early: too many ended at once.
+        NotesDropped = "chatctl_notes_dropped_total",
         /// Ids declared void.
         IdsVoided = "chatctl_ids_voided_total",
         /// Messages that were stored and not acknowledged, since their counter was overtaken.

@@ -109,8 +109,8 @@ use crate::telemetry::{Counter, Gauge};
 /// How often what could not be read when members or friends changed is read again.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Of these, every so manieth looks at all subscriptions, whether or not something was told.
-const RECHECKS_PER_CHECK: u32 = 8;
+/// How often all subscriptions are looked at, whether or not something was told.
+const CHECK_INTERVAL: Duration = Duration::from_secs(16);
 
 /// How often connections that went silent, or whose token has expired, are looked for. Source: invariant I13, 5 s.
 const SWEEP_CONNECTIONS_INTERVAL: Duration = Duration::from_secs(2);
@@ -276,6 +276,7 @@ impl ChatServer {
         tasks.spawn_until_stopped("chat.sweep_connections", Arc::clone(self).sweep_connections_loop());
         tasks.spawn_until_stopped("chat.logouts_loop", Arc::clone(&self.rights).logouts_loop());
         tasks.spawn_until_stopped("chat.recheck_loop", Arc::clone(self).recheck_loop());
+        tasks.spawn_until_stopped("chat.check_loop", Arc::clone(self).check_loop());
         tasks.spawn_until_stopped("chat.unannounced_loop", Arc::clone(&self.sender).unannounced_loop());
         tasks.spawn_until_stopped("chat.lost_loop", Arc::clone(&self.lost).lost_loop());
         tasks.spawn_until_stopped("chat.lag_loop", Arc::clone(&self.delivery).lag_loop());
@@ -327,15 +328,18 @@ impl ChatServer {
 
     /// Does again what could not be done when members or friends changed. Inputs: the clock.
     async fn recheck_loop(self: Arc<Self>) {
-        let mut looks = 0_u32;
         loop {
             tokio::time::sleep(RECHECK_INTERVAL).await;
             self.subscriptions.check_again().await;
             self.presence.watch_again().await;
-            looks += 1;
-            if looks.is_multiple_of(RECHECKS_PER_CHECK) {
-                self.subscriptions.check_all().await;
-            }
+        }
+    }
+
+    /// Looks at all subscriptions. By itself, so that nothing else holds it up. Inputs: the clock.
+    async fn check_loop(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(CHECK_INTERVAL).await;
+            self.subscriptions.check_all().await;
         }
     }
 

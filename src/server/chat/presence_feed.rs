@@ -237,15 +237,16 @@ impl PresenceFeed {
         }
     }
 
-    /// Begins to tell two users of each other's presence, or ends it.
+    /// Begins to tell two users of each other's presence, or ends it, unless the directory says otherwise: words of servers may
+    /// overtake each other.
     pub(super) async fn friends_changed(&self, a: UserId, b: UserId, friends: bool) {
         let hub = &self.outbound.hub;
         if friends && !hub.has_user(a) && !hub.has_user(b) && !self.ended.contains(&(a, b)) {
             return;
         }
-        let known = if friends { self.directory.friends(a).await.map(|all| all.contains(&b)) } else { Ok(true) };
-        if matches!(known, Ok(false)) {
-            // A late word of what has ended since.
+        let known = self.directory.friends(a).await.map(|all| all.contains(&b));
+        if known.as_ref().is_ok_and(|are_friends| *are_friends != friends) {
+            // A late word of what is otherwise since.
             return;
         }
         // Noted before the look for users: one who comes up now reads the note afterwards.
@@ -253,13 +254,17 @@ impl PresenceFeed {
             if friends {
                 self.ended.remove(&pair);
             } else {
-                self.ended.insert(pair);
+                self.metrics.add(Counter::NotesDropped, self.ended.insert(pair));
             }
         }
         for (user, friend) in [(a, b), (b, a)] {
             if !friends {
                 // Also of one who has just left: its clean-up knows the friends as they are now.
                 self.end_watching(friend, user).await;
+                if known.is_err() && hub.has_user(user) {
+                    // Whether that was a late word is seen later.
+                    self.watch_later(user);
+                }
             } else if !hub.has_user(user) {
                 // It reads its friends when it comes.
             } else if known.is_ok() && self.start_watching(friend, user).await.is_ok() {
@@ -332,6 +337,13 @@ mod tests {
             assert_eq!((written(&watching).0, written(&stranger).0), (Vec::new(), Vec::new()), "{told}");
         }
         assert_eq!(feed.watched(), 0);
+        // They are friends again, and the word of the end comes once more.
+        directory.set_friends(friend, user, true).await.expect("befriends");
+        for told in [true, false] {
+            feed.friends_changed(friend, user, told).await;
+            feed.on_record(&record(friend));
+            assert_eq!(written(&watching).0, [online(friend)], "{told}");
+        }
     }
 
     #[tokio::test]
@@ -360,7 +372,9 @@ mod tests {
             bench.deps.backends.directory.set_friends(user, other, true).await.expect("befriends");
             feed.presence.beat(&[Beat { user: other, age_ms: 0 }]).await.expect("beats");
         }
-        feed.friends_changed(former, user, false).await;
+        for pair in [(user, former), (former, user)] {
+            assert_eq!(feed.ended.insert(pair), 0);
+        }
         let connection = bench.enter(user);
         feed.greet(&connection, true).await;
         let (shown, _) = written(&connection);
