@@ -1,5 +1,5 @@
-//! Beats that are not passed on yet: the newest of each user, for a bounded number of users. Chat servers keep those for presence
-//! servers, and these keep those for the store.
+//! Beats that are not passed on yet: the newest of each user, for a bounded number of users. Chat servers keep those
+//! for presence servers, and these keep those for the store.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard};
@@ -22,8 +22,8 @@ impl BeatBuffer {
         self.beats.lock().expect("no panic while held")
     }
 
-    /// Takes beats, also such as could not be passed on before, each unless a newer one of its user is there. Returns how many
-    /// users there was no room for.
+    /// Takes beats, also such as could not be passed on before, each unless a newer one of its user is there. Returns
+    /// how many users there was no room for.
     pub(super) fn add(&self, beats: impl IntoIterator<Item = (UserId, u64)>) -> u64 {
         let mut kept = self.lock();
         let mut dropped = 0;

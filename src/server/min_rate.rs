@@ -1,8 +1,9 @@
 //! The lowest rate at which a reader has to take what is written to it.
 //!
-//! What is written waits in memory until it is taken. A reader that takes a byte now and then would keep it there for as long as it
-//! likes, if any progress were enough. So a reader may stall for a time in all, and gets some of that time back for each byte that it
-//! takes: the whole of an answer has a time that grows with its size. Source of the idea: `MinResponseDataRate` of ASP.NET Core.
+//! What is written waits in memory until it is taken. A reader that takes a byte now and then would keep it there for
+//! as long as it likes, if any progress were enough. So a reader may stall for a time in all, and gets some of that
+//! time back for each byte that it takes: the whole of an answer has a time that grows with its size. Source of the
+//! idea: `MinResponseDataRate` of ASP.NET Core.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -16,7 +17,8 @@ use crate::runtime::clock;
 /// Bytes in a second that a reader takes at least while something waits for it: 1 MiB has two minutes.
 pub(super) const BYTES_PER_SECOND_MIN: u64 = 8 * 1024;
 
-/// How long a client on a WebSocket may stall. Shorter than the silence after which it is closed, longer than a phone is in a tunnel.
+/// How long a client on a WebSocket may stall. Shorter than the silence after which it is closed, longer than a phone
+/// is in a tunnel.
 pub(super) const SOCKET_STALL_MAX: Duration = Duration::from_mins(1);
 
 /// What one reader may stall still.

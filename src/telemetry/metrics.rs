@@ -31,8 +31,8 @@ names!(
         ConnectionsOpened = "chatctl_connections_opened_total",
         /// Connections that ended.
         ConnectionsClosed = "chatctl_connections_closed_total",
-        /// Connections that were dropped at once: of HTTP where all places and those for probes were taken, of peers where too many had
-        /// not said who they are.
+        /// Connections that were dropped at once: of HTTP where all places and those for probes were taken, of peers
+        /// where too many had not said who they are.
         ConnectionsDropped = "chatctl_connections_dropped_total",
         /// Connections ended because the client read too slowly.
         SlowConsumers = "chatctl_slow_consumers_total",
@@ -66,7 +66,8 @@ names!(
         AnnouncementsDropped = "chatctl_announcements_dropped_total",
         /// Messages that were not delivered by push, since their conversation's members could not be read for a minute.
         DeliveriesGivenUp = "chatctl_deliveries_given_up_total",
-        /// Notes of logouts, of replaced sessions and of friendships that ended which were forgotten too early: too many ended at once.
+        /// Notes of logouts, of replaced sessions and of friendships that ended which were forgotten too early: too
+        /// many ended at once.
         NotesDropped = "chatctl_notes_dropped_total",
         /// Ids declared void.
         IdsVoided = "chatctl_ids_voided_total",
@@ -94,7 +95,8 @@ names!(
         Logins = "chatctl_logins_total",
         /// Push notifications handed over.
         Notifications = "chatctl_notifications_total",
-        /// Notifications that are not looked at again when the recipient's chat server turns out to be gone: too many wait.
+        /// Notifications that are not looked at again when the recipient's chat server turns out to be gone: too many
+        /// wait.
         SecondLooksDropped = "chatctl_second_looks_dropped_total",
         /// Requests and frames refused by a rate limit.
         RateLimited = "chatctl_rate_limited_total",

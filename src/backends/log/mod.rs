@@ -150,7 +150,8 @@ pub trait GroupReader: Send + Sync {
     /// How far what [`GroupReader::next`] has returned goes.
     fn position(&self) -> GroupPosition;
 
-    /// Remembers that everything returned up to a position is dealt with. What was not committed comes again after a restart.
+    /// Remembers that everything returned up to a position is dealt with. What was not committed comes again after a
+    /// restart.
     async fn commit(&self, to: &GroupPosition) -> BackendResult<()>;
 
     /// How far behind it is in each partition that it has.

@@ -43,8 +43,8 @@ local function is_behind(session, other)
 end
 ";
 
-/// KEYS: user. ARGV: device, session, server, time to live. Answers the session and server before, or only a session that the
-/// claim is not behind.
+/// KEYS: user. ARGV: device, session, server, time to live. Answers the session and server before, or only a session
+/// that the claim is not behind.
 const CLAIM: &str = r"
 local old = read(KEYS[1], ARGV[1])
 if old and is_behind(old.session, ARGV[2]) then return {old.session} end

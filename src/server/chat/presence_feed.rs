@@ -237,8 +237,8 @@ impl PresenceFeed {
         }
     }
 
-    /// Begins to tell two users of each other's presence, or ends it, unless the directory says otherwise: words of servers may
-    /// overtake each other.
+    /// Begins to tell two users of each other's presence, or ends it, unless the directory says otherwise: words of
+    /// servers may overtake each other.
     pub(super) async fn friends_changed(&self, a: UserId, b: UserId, friends: bool) {
         let hub = &self.outbound.hub;
         if friends && !hub.has_user(a) && !hub.has_user(b) && !self.ended.contains(&(a, b)) {

@@ -2,8 +2,9 @@
 //! until the device connects elsewhere (DESIGN section 3, 8 and 9). What else ends while a connection is open lies with
 //! its owner: a membership with `subscriptions`, a friendship with `presence_feed`.
 //!
-//! A device's sessions have an order, that of their ids. A claim is behind those before it whatever the clocks of servers say, so that
-//! after the store forgot all of them the last one is entered, not the one whose server comes first.
+//! A device's sessions have an order, that of their ids. A claim is behind those before it whatever the clocks of
+//! servers say, so that after the store forgot all of them the last one is entered, not the one whose server comes
+//! first.
 //!
 //! Whoever ends a right notes that first and then looks for connections that have it. A connection that comes up is
 //! entered into the hub first and then looks for the notes. So one of the two sees the other, whatever the order.
@@ -120,8 +121,8 @@ impl Rights {
         Pass(self.passes.load(Ordering::SeqCst))
     }
 
-    /// Subscribes to the user's inbox and claims the device's session, under another id where that is what it takes; sends the
-    /// connection that it replaces away. For [`Rights::came_up`].
+    /// Subscribes to the user's inbox and claims the device's session, under another id where that is what it takes;
+    /// sends the connection that it replaces away. For [`Rights::came_up`].
     pub(super) async fn claim(self: &Arc<Self>, session: &mut Session) -> BackendResult<Pass> {
         // A drain waits for what follows from it.
         let under_way = self.claims.token();
@@ -143,8 +144,8 @@ impl Rights {
         }
     }
 
-    /// Claims a session; returns the one that it replaces. One that another server made has a later time where the clocks differ:
-    /// then this one is made anew behind it.
+    /// Claims a session; returns the one that it replaces. One that another server made has a later time where the
+    /// clocks differ: then this one is made anew behind it.
     async fn claim_behind_all(&self, session: &mut Session) -> BackendResult<Option<Session>> {
         loop {
             match self.sessions.claim(session).await? {
@@ -156,8 +157,8 @@ impl Rights {
         }
     }
 
-    /// To be told of a connection that is in the hub now. Where all sessions were entered again since its claim, which the store may
-    /// have forgotten meanwhile, the hub did not have it then: it is entered now.
+    /// To be told of a connection that is in the hub now. Where all sessions were entered again since its claim, which
+    /// the store may have forgotten meanwhile, the hub did not have it then: it is entered now.
     pub(super) fn came_up(self: &Arc<Self>, connection: &Arc<Connection>, claimed: Pass) {
         if self.pass() == claimed {
             return;

@@ -67,7 +67,8 @@ pub(super) struct Subscriptions {
     switched: Mutex<HashSet<ConversationId>>,
     /// Held while connected members are subscribed.
     growing: tokio::sync::Mutex<()>,
-    /// Conversations whose members could not be read when they changed. How many they were is not kept: it may be others by now.
+    /// Conversations whose members could not be read when they changed. How many they were is not kept: it may be
+    /// others by now.
     unchecked: Mutex<HashSet<ConversationId>>,
 }
 
@@ -207,9 +208,9 @@ impl Subscriptions {
         let _ = self.reader.unsubscribe(Topic::Channel, channel.0).await;
     }
 
-    /// Brings subscriptions in line with the members as they are now, of which there are `count` ([`UNKNOWN`] where that is not known): who is none any more
-    /// loses the subscription; a conversation that has grown past the limit, or has shrunk below it, changes its way
-    /// for everybody who is connected here, and they are told.
+    /// Brings subscriptions in line with the members as they are now, of which there are `count` ([`UNKNOWN`] where
+    /// that is not known): who is none any more loses the subscription; a conversation that has grown past the limit,
+    /// or has shrunk below it, changes its way for everybody who is connected here, and they are told.
     ///
     /// # Errors
     /// When members or messages can't be read; then it is done again later.

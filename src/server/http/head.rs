@@ -1,8 +1,8 @@
-//! Heads of requests that are refused, so that their clients get a reason: what the HTTP library refuses by itself it answers with a
-//! status alone.
+//! Heads of requests that are refused, so that their clients get a reason: what the HTTP library refuses by itself it
+//! answers with a status alone.
 //!
-//! The first head of a connection is read here and parsed as the library does, which sees only those that it takes. Of the heads
-//! behind it the library takes more than is allowed, and what is too much is refused then.
+//! The first head of a connection is read here and parsed as the library does, which sees only those that it takes. Of
+//! the heads behind it the library takes more than is allowed, and what is too much is refused then.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! Serving HTTP/1.1, the same for every role: deadlines for a request's head, its body and the writing of its answer.
 //!
-//! A client that stops reading, or reads too slowly, or stops in the middle of a request, keeps what it asked for in memory for so
-//! long and no longer.
+//! A client that stops reading, or reads too slowly, or stops in the middle of a request, keeps what it asked for in
+//! memory for so long and no longer.
 //!
 //! | file | what |
 //! |---|---|

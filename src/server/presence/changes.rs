@@ -1,9 +1,8 @@
 //! Changes of presence on their way to the log.
 //!
-//! A change waits until the log has it, however long the log is away: nobody else would tell it again. A server that stops meanwhile
-//! leaves what waits to another one. Of a user the newest waits;
-//! what it overtook is of no matter any more. One round is over before the next begins, so that two changes of a user never
-//! overtake each other here.
+//! A change waits until the log has it, however long the log is away: nobody else would tell it again. A server that
+//! stops meanwhile leaves what waits to another one. Of a user the newest waits; what it overtook is of no matter any
+//! more. One round is over before the next begins, so that two changes of a user never overtake each other here.
 //!
 //! Between two servers nothing orders changes but the store. So the state is read just before a change is published, and one that
 //! is no longer so is left out: whoever made it so tells that. A publication that took long is looked at once more behind it.
@@ -187,8 +186,8 @@ impl Changes {
         }
     }
 
-    /// Publishes what waits until nobody finds changes any more, and for a moment longer; returns what is left then. Inputs: the
-    /// changes, the end of all that find some.
+    /// Publishes what waits until nobody finds changes any more, and for a moment longer; returns what is left then.
+    /// Inputs: the changes, the end of all that find some.
     pub(super) async fn publish_loop(&self, ways: &Ways<'_>, finders_ended: impl Future<Output = ()>) -> Vec<Untold> {
         tokio::select! {
             () = self.publish(ways) => {}

@@ -8,8 +8,9 @@
 //! Where a chat server died, its sessions outlive it. Their users may be back on another server in a moment: their notifications
 //! are held back, and handed over to whoever is not back by then.
 //!
-//! What was left to a session may turn out to have been left to a dead server. So records are committed when that would have shown:
-//! a push server that is killed meanwhile decides once more after its restart, and repeats what it handed over in those seconds.
+//! What was left to a session may turn out to have been left to a dead server. So records are committed when that would
+//! have shown: a push server that is killed meanwhile decides once more after its restart, and repeats what it handed
+//! over in those seconds.
 
 mod held;
 mod live;
@@ -122,8 +123,8 @@ impl Service {
         }
     }
 
-    /// Serves until it is to stop, and commits what is dealt with then: a planned restart repeats nothing. Inputs: records, the
-    /// clock, the word to stop.
+    /// Serves until it is to stop, and commits what is dealt with then: a planned restart repeats nothing. Inputs:
+    /// records, the clock, the word to stop.
     async fn run(mut self) {
         let tasks = self.deps.tasks.clone();
         tokio::select! {

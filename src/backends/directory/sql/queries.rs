@@ -13,7 +13,8 @@ use crate::protocol::api::ConversationKind;
 use crate::protocol::limits::MEMBERS_COUNTED_MAX;
 use crate::protocol::{ConversationId, UserId};
 
-/// The members of one conversation, counted up to a limit: whoever asks for a row must not pay for a channel of a million.
+/// The members of one conversation, counted up to a limit: whoever asks for a row must not pay for a channel of a
+/// million.
 const COUNT_MEMBERS: &str =
     "(SELECT count(*) FROM (SELECT 1 AS one FROM members WHERE conversation_id = ? LIMIT ?) counted)";
 

@@ -142,8 +142,8 @@ impl Span {
         Self { conversation, ids, order: Order::OldestFirst }
     }
 
-    /// The row where a scan starts, which it includes, and the one where it stops, which it does not. Behind the last row of a
-    /// conversation comes none that a tilde does not follow, before the first one none at all.
+    /// The row where a scan starts, which it includes, and the one where it stops, which it does not. Behind the last
+    /// row of a conversation comes none that a tilde does not follow, before the first one none at all.
     pub(super) fn rows(&self) -> (String, String) {
         let row = |id: u64| message_row(self.conversation.0, id);
         let (first, last) = (*self.ids.start(), *self.ids.end());
