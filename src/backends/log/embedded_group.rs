@@ -188,4 +188,24 @@ mod tests {
         drop(slow);
         assert_eq!(read(&*fast).await, ["one", "two"]);
     }
+
+    #[tokio::test]
+    async fn a_commit_does_not_pass_what_a_member_that_is_gone_left_behind() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = EmbeddedStore::open(folder.path()).expect("opens");
+        let log = EmbeddedLog::open(&store, 3).expect("opens");
+        let mut members = Vec::new();
+        for n in 0..3_u8 {
+            let record = Record { keys: vec![1], payload: Bytes::from(vec![n]) };
+            log.publish(Topic::Inbox, record).await.expect("publishes");
+            let member = log.group(Topic::Inbox, "push").await.expect("joins");
+            assert_eq!(member.next().await.expect("reads")[0].offset, u64::from(n));
+            members.push(member);
+        }
+        // The first one ends before it has committed, the second one goes on.
+        drop(members.remove(0));
+        members[1].commit(&members[1].position()).await.expect("commits");
+        let kept = store.keyspace("log-commits").expect("opens").get(commit_key(Topic::Inbox, "push")).expect("reads");
+        assert_eq!(kept.as_deref(), Some(&0_u64.to_be_bytes()[..]));
+    }
 }
