@@ -270,3 +270,16 @@ impl Registry {
         self.0.lock().expect("no panic while held").clone()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_dropped_is_in_the_documents() {
+        let table = include_str!("../../docs/operating.md");
+        for counter in Counter::ALL.iter().filter(|counter| counter.name().contains("_dropped_")) {
+            assert!(table.contains(&format!("| `{}` |", counter.name())), "{}", counter.name());
+        }
+    }
+}

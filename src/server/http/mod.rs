@@ -7,16 +7,17 @@
 //! |---|---|
 //! | `deadlined` | a socket whose other end has to read |
 //! | `head` | heads of requests that are refused |
+//! | `rewound` | a socket of which the beginning was read already |
 //! | `status` | from error codes to HTTP statuses |
 //! | `extract` | what handlers of several roles take from a request |
 
 mod deadlined;
 pub(super) mod extract;
 mod head;
+mod rewound;
 pub(super) mod status;
 
 use std::convert::Infallible;
-use std::io::Cursor;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -30,11 +31,11 @@ use futures_util::future::Either;
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 pub(super) use self::deadlined::Deadlined;
+use self::rewound::Rewound;
 use self::status::Failure;
 use super::access::seats::{Seat, Seats};
 use crate::protocol::ErrorCode;
@@ -68,7 +69,7 @@ where
         return;
     }
     let (read, write) = stream.into_split();
-    let stream = tokio::io::join(Cursor::new(begun).chain(read), Deadlined::new(write, WRITE_STALL_MAX));
+    let stream = tokio::io::join(Rewound::new(begun.into(), read), Deadlined::new(write, WRITE_STALL_MAX));
     let service = service_fn(move |request: Request<Incoming>| {
         let request = request.map(|body| Body::new(TimedBody::new(body)));
         match head::check(&request) {
@@ -230,7 +231,7 @@ mod tests {
     use axum::routing::{get, post};
     use futures_util::StreamExt;
     use hyper_util::service::TowerToHyperService;
-    use tokio::io::AsyncWriteExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
 
