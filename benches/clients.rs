@@ -71,7 +71,7 @@ async fn stack() {
     let stack = Stack::start(config).await.expect("starts");
     println!("{}", stack.api_url().expect("has an API"));
     let wait = || std::io::stdin().lines().count();
-    tokio::task::spawn_blocking(wait).await.expect("reads");
+    Tasks::block(wait).await.expect("reads");
     stack.stop().await;
 }
 

@@ -22,7 +22,7 @@ use super::presence::{Beat, LastBeat, Presence, PresenceRecord, Silent};
 use super::push::{Notification, Notifier};
 use super::registry::{Registry, Role, ServerEntry};
 use super::sequence::{Progress, Remembered, Request, Reservation, Seed, Sequence, Slot};
-use super::sessions::{Session, Sessions};
+use super::sessions::{Claim, Session, Sessions};
 use crate::protocol::api::{Profile, Receipt};
 use crate::protocol::{ConversationId, MessageId, ServerName, SessionId, UserId};
 use crate::runtime::clock;
@@ -271,7 +271,7 @@ fn can_split(&self) -> bool {
 });
 
 forward!(Sessions, "sessions" {
-    fn claim(session: &Session) -> Option<Session>;
+    fn claim(session: &Session) -> Claim;
     fn refresh(sessions: &[Session]) -> Vec<SessionId>;
     fn release(session: &Session) -> bool;
     fn lookup(users: &[UserId]) -> Vec<Session>;

@@ -21,7 +21,7 @@ use fs4::fs_std::FileExt;
 use tokio::sync::oneshot;
 
 use super::error::{BackendError, BackendResult, ErrorKind};
-use crate::runtime::clock;
+use crate::runtime::{Tasks, clock};
 
 /// Writes that may wait for the writer thread; more are refused.
 const WRITES_WAITING_MAX: usize = 8_192;
@@ -301,10 +301,10 @@ impl EmbeddedStore {
         T: Send + 'static,
         F: FnOnce() -> fjall::Result<T> + Send + 'static,
     {
-        match tokio::task::spawn_blocking(read).await {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(BackendError::not_applied(operation, ErrorKind::Unavailable, error)),
-            Err(error) => Err(BackendError::not_applied(operation, ErrorKind::Unavailable, error)),
+        match Tasks::block(read).await {
+            Some(Ok(value)) => Ok(value),
+            Some(Err(error)) => Err(BackendError::not_applied(operation, ErrorKind::Unavailable, error)),
+            None => Err(BackendError::not_applied(operation, ErrorKind::Unavailable, "the read panicked")),
         }
     }
 }

@@ -130,6 +130,19 @@ impl SessionId {
         Self(uuid::Builder::from_unix_timestamp_millis(ms, &random).into_uuid())
     }
 
+    /// An id made at a time, or as soon behind another one as ids tell apart.
+    #[must_use]
+    pub fn made_behind(other: Self, ms: u64, random: [u8; 10]) -> Self {
+        Self::made_at(other.made_ms().map_or(ms, |other_ms| ms.max(other_ms + 1)), random)
+    }
+
+    /// Whether it comes behind another one. Of ids that do not say when they were made none does, and all others do.
+    #[must_use]
+    pub fn is_behind(&self, other: &Self) -> bool {
+        let place = |id: &Self| (id.0.get_version_num() == 7).then_some(id.0);
+        place(self) > place(other)
+    }
+
     /// When it was made, in milliseconds since 1970; `None` for an id that does not say.
     #[must_use]
     pub fn made_ms(&self) -> Option<u64> {
@@ -240,6 +253,12 @@ mod tests {
         let session = SessionId::made_at(1_700_000_000_123, [255; 10]);
         assert_eq!(session.made_ms(), Some(1_700_000_000_123));
         assert_ne!(session, SessionId::made_at(1_700_000_000_123, [254; 10]));
-        assert_eq!(SessionId(uuid::Uuid::nil()).made_ms(), None);
+        let unknown = SessionId(uuid::Uuid::nil());
+        assert_eq!(unknown.made_ms(), None);
+        let behind = SessionId::made_behind(session, 5, [0; 10]);
+        assert_eq!(behind.made_ms(), Some(1_700_000_000_124), "whatever the clock says");
+        assert_eq!(SessionId::made_behind(unknown, 5, [0; 10]).made_ms(), Some(5));
+        assert!(behind.is_behind(&session) && session.is_behind(&unknown));
+        assert!(!session.is_behind(&behind) && !session.is_behind(&session) && !unknown.is_behind(&unknown));
     }
 }

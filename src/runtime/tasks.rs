@@ -57,7 +57,9 @@ impl Tasks {
 
     /// Does work that takes longer than a task may hold its thread, in a thread for such work. `None` where it panicked.
     pub async fn block<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-        tokio::task::spawn_blocking(work).await.ok()
+        #[expect(clippy::disallowed_methods, reason = "this is the wrapper")]
+        let done = tokio::task::spawn_blocking(work);
+        done.await.ok()
     }
 
     /// Tells every task of the group to stop.

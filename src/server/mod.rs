@@ -6,6 +6,7 @@
 
 pub mod access;
 pub mod api;
+mod beats;
 #[cfg(test)]
 mod bench;
 mod bounded_map;
@@ -16,6 +17,7 @@ pub mod gateway;
 mod http;
 mod inbox;
 mod lag;
+mod min_rate;
 pub mod ordering;
 pub mod presence;
 pub mod push;
@@ -30,6 +32,9 @@ use crate::backends::Backends;
 use crate::protocol::ServerName;
 use crate::runtime::Tasks;
 use crate::telemetry::{self, Metrics};
+
+/// Files of a process that are no connections of clients: engines, peers, logs, the runtime.
+const FILES_RESERVED: u64 = 300;
 
 /// What a server listens on; bound by the caller.
 pub struct Listeners {

@@ -71,6 +71,8 @@ impl Home {
         Ok(Self::Own(Some(runtime)))
     }
 
+    /// Begins work there. What a server does from then on is in its own tasks.
+    #[expect(clippy::disallowed_methods, reason = "the tasks of a server are spawned on the runtime that spawns them")]
     fn spawn<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
         match self {
             Self::Own(runtime) => runtime.as_ref().expect("taken only by drop").spawn(task),

@@ -31,7 +31,8 @@ names!(
         ConnectionsOpened = "chatctl_connections_opened_total",
         /// Connections that ended.
         ConnectionsClosed = "chatctl_connections_closed_total",
-        /// HTTP connections that were dropped at once: all places and those for probes were taken.
+        /// Connections that were dropped at once: of HTTP where all places and those for probes were taken, of peers
+        /// where too many had not said who they are.
         ConnectionsDropped = "chatctl_connections_dropped_total",
         /// Connections ended because the client read too slowly.
         SlowConsumers = "chatctl_slow_consumers_total",
@@ -67,6 +68,9 @@ names!(
         AnnouncementsDropped = "chatctl_announcements_dropped_total",
         /// Messages that were not delivered by push, since their conversation's members could not be read for a minute.
         DeliveriesGivenUp = "chatctl_deliveries_given_up_total",
+        /// Notes of logouts, of replaced sessions and of friendships that ended which were forgotten too early: too
+        /// many ended at once.
+        NotesDropped = "chatctl_notes_dropped_total",
         /// Ids declared void.
         IdsVoided = "chatctl_ids_voided_total",
         /// Messages that were stored and not acknowledged, since their counter was overtaken.
@@ -93,6 +97,9 @@ names!(
         Logins = "chatctl_logins_total",
         /// Push notifications handed over.
         Notifications = "chatctl_notifications_total",
+        /// Notifications that are not looked at again when the recipient's chat server turns out to be gone: too many
+        /// wait.
+        SecondLooksDropped = "chatctl_second_looks_dropped_total",
         /// Requests and frames refused by a rate limit.
         RateLimited = "chatctl_rate_limited_total",
         /// Calls to an engine that failed or timed out.
@@ -263,5 +270,18 @@ impl Registry {
     #[must_use]
     pub fn all(&self) -> Vec<Arc<Metrics>> {
         self.0.lock().expect("no panic while held").clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_dropped_is_in_the_documents() {
+        let table = include_str!("../../docs/operating.md");
+        for counter in Counter::ALL.iter().filter(|counter| counter.name().contains("_dropped_")) {
+            assert!(table.contains(&format!("| `{}` |", counter.name())), "{}", counter.name());
+        }
     }
 }

@@ -16,6 +16,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use chatctl::loadgen::result::RunResult;
+use chatctl::runtime::Tasks;
 use chatctl::telemetry::human::human_us;
 use chatctl::telemetry::{Latency, LatencyPath};
 use rand::rngs::StdRng;
@@ -229,8 +230,8 @@ async fn precision_of_the_generator_beside_a_client_of_plain_threads() {
     let mut child = load(&stack.api_url().expect("has an API"), folder.path());
     // Accounts are made, everybody connects.
     tokio::time::sleep(Duration::from_secs(4)).await;
-    let own = tokio::task::spawn_blocking(move || measure(&people)).await.expect("measures");
-    let ended = tokio::task::spawn_blocking(move || child.wait()).await.expect("waits").expect("ends");
+    let own = Tasks::block(move || measure(&people)).await.expect("measures");
+    let ended = Tasks::block(move || child.wait()).await.expect("waits").expect("ends");
     let result: RunResult = chatctl::report::read(folder.path()).expect("a result");
     println!("\n{:<10}{:>14}{:>14}{:>10}", "", "own client", "chatctl", "apart");
     for (path, own) in [(LatencyPath::Ack, &own.0), (LatencyPath::Delivery, &own.1)] {

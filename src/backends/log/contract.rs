@@ -14,6 +14,7 @@ macro_rules! log_contract {
             another_handle_on_the_same_place_sees_the_record,
             a_group_sees_each_record_once_and_resumes_after_its_commit,
             what_a_group_did_not_commit_comes_again_after_a_restart,
+            what_a_group_read_behind_its_commit_comes_again_after_a_restart,
             lag_counts_what_was_not_read,
             a_group_tells_how_far_it_is_behind,
             a_record_for_keys_of_several_partitions_reaches_each_of_them_in_order,
@@ -144,7 +145,7 @@ pub(crate) mod promises {
             publish(&*log, Topic::Inbox, 1, "one").await;
             let got = tokio::time::timeout(LIMIT, group.next()).await.expect("in time").expect("reads");
             assert_eq!(texts(&got), ["one"]);
-            group.commit().await.expect("commits");
+            group.commit(&group.position()).await.expect("commits");
         }
         place.restart().await;
         let log = place.open().await;
@@ -167,6 +168,26 @@ pub(crate) mod promises {
         let group = log.group(Topic::Inbox, "g2").await.expect("joins");
         let got = tokio::time::timeout(LIMIT, group.next()).await.expect("in time").expect("reads");
         assert_eq!(texts(&got), ["again"]);
+    }
+
+    pub(crate) async fn what_a_group_read_behind_its_commit_comes_again_after_a_restart(place: impl Place<Log>) {
+        {
+            let log = place.open().await;
+            let group = log.group(Topic::Inbox, "g3").await.expect("joins");
+            let mut positions = Vec::new();
+            for text in ["dealt with", "read"] {
+                publish(&*log, Topic::Inbox, 1, text).await;
+                let got = tokio::time::timeout(LIMIT, group.next()).await.expect("in time").expect("reads");
+                assert_eq!(texts(&got), [text]);
+                positions.push(group.position());
+            }
+            group.commit(&positions[0]).await.expect("commits");
+        }
+        place.restart().await;
+        let log = place.open().await;
+        let group = log.group(Topic::Inbox, "g3").await.expect("joins");
+        let got = tokio::time::timeout(LIMIT, group.next()).await.expect("in time").expect("reads");
+        assert_eq!(texts(&got), ["read"]);
     }
 
     pub(crate) async fn a_record_for_keys_of_several_partitions_reaches_each_of_them_in_order(place: impl Place<Log>) {

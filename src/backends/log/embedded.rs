@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use super::embedded_group::{EmbeddedGroup, GroupPosition};
+use super::embedded_group::{EmbeddedGroup, SharedState};
 use super::{Delivered, GroupReader, KeyedLog, LogReader, PartitionLag, Record, Topic};
 use crate::backends::store::{Change, Durability, EmbeddedStore, Keyspace};
 use crate::backends::{BackendError, BackendResult, error::ErrorKind};
@@ -43,7 +43,7 @@ pub(super) struct Inner {
     partitions: u32,
     topics: HashMap<Topic, Queue>,
     /// Positions of the consumer groups. Written by group readers.
-    pub(super) groups: Mutex<HashMap<(Topic, String), GroupPosition>>,
+    pub(super) groups: Mutex<HashMap<(Topic, String), SharedState>>,
     pub(super) group_news: Notify,
 }
 
@@ -199,11 +199,13 @@ impl Inner {
 impl Inner {
     /// How far a position is behind.
     pub(super) fn lag(&self, topic: Topic, position: u64) -> PartitionLag {
-        let state = self.queue(topic).lock();
-        let first = state.next - state.recent.len() as u64;
-        let oldest = state.recent.get(position.saturating_sub(first) as usize);
-        let age_ms = oldest.map_or(0, |d| clock::unix_ms().saturating_sub(d.at_ms));
-        PartitionLag { topic, partition: QUEUE, records: state.next.saturating_sub(position), age_ms }
+        let next = self.queue(topic).lock().next;
+        let records = next.saturating_sub(position);
+        // From the disk, where it is older than what is in memory.
+        let oldest = || self.read(topic, position, 1).ok()?.0.first().map(|delivered| delivered.at_ms);
+        let at_ms = (records > 0).then(oldest).flatten();
+        let age_ms = at_ms.map_or(0, |at_ms| clock::unix_ms().saturating_sub(at_ms));
+        PartitionLag { topic, partition: QUEUE, records, age_ms }
     }
 }
 
@@ -376,6 +378,21 @@ mod tests {
         let read: Vec<_> = read.iter().map(|d| (d.offset, &*d.record.payload)).collect();
         assert_eq!(read, [(4, &b"old"[..]), (5, b"new")]);
         assert_eq!(old.iter().count(), 2, "what nobody reads is gone");
+    }
+
+    #[tokio::test]
+    async fn the_age_of_the_lag_is_that_of_the_oldest_record_also_where_the_memory_has_newer_ones_only() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = EmbeddedStore::open(folder.path()).expect("opens");
+        let old = store.keyspace("log").expect("opens").get_ref().expect("opens");
+        let record = |bytes| Record { keys: vec![1], payload: Bytes::from(vec![0; bytes]) };
+        old.insert(record_key(Topic::Inbox, 0), encode(clock::unix_ms() - 60_000, &record(1))).expect("writes");
+        let log = EmbeddedLog::open(&store, 3).expect("opens");
+        log.publish(Topic::Inbox, record(1)).await.expect("publishes");
+        let lag = [0, 1, 2].map(|position| log.inner.lag(Topic::Inbox, position));
+        assert_eq!(lag.map(|lag| lag.records), [2, 1, 0]);
+        assert_eq!(lag.map(|lag| lag.age_ms >= 60_000), [true, false, false], "{lag:?}");
+        assert_eq!(lag[2].age_ms, 0);
     }
 
     #[test]

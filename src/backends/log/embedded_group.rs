@@ -3,17 +3,19 @@
 //! A member commits what it has dealt with. What it has not committed comes again, to another member or to itself when it is back;
 //! so records may come twice, and none is left out.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
 
 use super::embedded::{Inner, QUEUE, READ_RECORDS_MAX, read_failed};
-use super::{Delivered, GroupReader, PartitionLag, Topic};
+use super::{Delivered, GroupPosition, GroupReader, PartitionLag, Topic};
 use crate::backends::BackendResult;
 use crate::backends::store::{Change, Durability};
 
 /// How far a group has come. Written by its members.
-pub(super) type GroupPosition = Arc<Mutex<GroupState>>;
+pub(super) type SharedState = Arc<Mutex<GroupState>>;
 
 pub(super) struct GroupState {
     /// Where it reads next.
@@ -23,11 +25,17 @@ pub(super) struct GroupState {
 }
 
 impl GroupState {
-    /// A member is through with what it began to read somewhere.
-    fn end(&mut self, begun: u64) {
-        if let Some(at) = self.begun.iter().position(|known| *known == begun) {
+    /// A member begins to have something uncommitted somewhere else than before, or has nothing.
+    fn move_begun(&mut self, from: Option<u64>, to: Option<u64>) {
+        if let Some(at) = self.begun.iter().position(|known| Some(*known) == from) {
             self.begun.swap_remove(at);
         }
+        self.begun.extend(to);
+    }
+
+    /// Up to where everything is dealt with.
+    fn dealt_with(&self) -> u64 {
+        self.begun.iter().copied().fold(self.next, u64::min)
     }
 }
 
@@ -41,57 +49,66 @@ pub(super) struct EmbeddedGroup {
     topic: Topic,
     group: String,
     /// Shared by the group's members.
-    position: GroupPosition,
-    /// Where this member began to read what it has not committed yet.
-    begun: Mutex<Option<u64>>,
+    state: SharedState,
+    /// Where this member began to read what it has not committed yet, and how far it came.
+    uncommitted: Mutex<Option<Range<u64>>>,
 }
 
 impl EmbeddedGroup {
     /// Joins a group, which reads on behind what it committed last.
     pub(super) fn join(log: &Arc<Inner>, topic: Topic, group: &str) -> BackendResult<Self> {
         let mut groups = log.groups.lock().expect("no panic while held");
-        let position = if let Some(position) = groups.get(&(topic, group.to_owned())) {
-            Arc::clone(position)
+        let state = if let Some(state) = groups.get(&(topic, group.to_owned())) {
+            Arc::clone(state)
         } else {
             let value = log.commits.get(commit_key(topic, group)).map_err(read_failed)?;
             let next = value.and_then(|v| v.as_ref().try_into().ok()).map_or(0, u64::from_be_bytes);
-            let position = Arc::new(Mutex::new(GroupState { next, begun: Vec::new() }));
-            groups.insert((topic, group.to_owned()), Arc::clone(&position));
-            position
+            let state = Arc::new(Mutex::new(GroupState { next, begun: Vec::new() }));
+            groups.insert((topic, group.to_owned()), Arc::clone(&state));
+            state
         };
-        Ok(Self { log: Arc::clone(log), topic, group: group.to_owned(), position, begun: Mutex::default() })
+        Ok(Self { log: Arc::clone(log), topic, group: group.to_owned(), state, uncommitted: Mutex::default() })
     }
 
-    fn begun(&self) -> MutexGuard<'_, Option<u64>> {
-        self.begun.lock().expect("no panic while held")
+    fn uncommitted(&self) -> MutexGuard<'_, Option<Range<u64>>> {
+        self.uncommitted.lock().expect("no panic while held")
     }
 
-    fn position(&self) -> MutexGuard<'_, GroupState> {
-        self.position.lock().expect("no panic while held")
+    fn state(&self) -> MutexGuard<'_, GroupState> {
+        self.state.lock().expect("no panic while held")
     }
 
     fn take(&self) -> BackendResult<Vec<Delivered>> {
-        let (mut begun, mut position) = (self.begun(), self.position());
-        let from = position.next;
+        let (mut uncommitted, mut state) = (self.uncommitted(), self.state());
+        let from = state.next;
         let (records, next) = self.log.read(self.topic, from, READ_RECORDS_MAX)?;
         if !records.is_empty() {
-            position.next = next;
-            if begun.is_none() {
-                *begun = Some(from);
-                position.begun.push(from);
+            state.next = next;
+            if let Some(range) = &mut *uncommitted {
+                range.end = range.end.max(next);
+            } else {
+                *uncommitted = Some(from..next);
+                state.begun.push(from);
             }
         }
         Ok(records)
+    }
+
+    /// Has something else uncommitted than before.
+    fn set_uncommitted(&self, to: Option<Range<u64>>) {
+        let (mut uncommitted, mut state) = (self.uncommitted(), self.state());
+        state.move_begun(uncommitted.as_ref().map(|range| range.start), to.as_ref().map(|range| range.start));
+        *uncommitted = to;
     }
 }
 
 /// What a member has not committed comes to another one, or to itself when it is back.
 impl Drop for EmbeddedGroup {
     fn drop(&mut self) {
-        if let Some(begun) = self.begun().take() {
-            let mut position = self.position();
-            position.end(begun);
-            position.next = position.next.min(begun);
+        if let Some(range) = self.uncommitted().take() {
+            let mut state = self.state();
+            state.move_begun(Some(range.start), None);
+            state.next = state.next.min(range.start);
         }
     }
 }
@@ -111,13 +128,18 @@ impl GroupReader for EmbeddedGroup {
         }
     }
 
-    async fn commit(&self) -> BackendResult<()> {
-        let Some(begun) = self.begun().take() else { return Ok(()) };
-        let dealt_with = {
-            let mut position = self.position();
-            position.end(begun);
-            position.begun.iter().copied().min().unwrap_or(position.next)
-        };
+    fn position(&self) -> GroupPosition {
+        GroupPosition(self.uncommitted().iter().map(|range| (QUEUE, range.end)).collect::<BTreeMap<_, _>>())
+    }
+
+    async fn commit(&self, to: &GroupPosition) -> BackendResult<()> {
+        let (before, to) = (self.uncommitted().clone(), to.0.get(&QUEUE).copied());
+        let (Some(before), Some(to)) = (before, to) else { return Ok(()) };
+        if to <= before.start {
+            return Ok(());
+        }
+        self.set_uncommitted((to < before.end).then_some(to..before.end));
+        let dealt_with = self.state().dealt_with();
         let change = Change {
             keyspace: self.log.commits.clone(),
             key: commit_key(self.topic, &self.group).into_bytes(),
@@ -125,14 +147,13 @@ impl GroupReader for EmbeddedGroup {
         };
         let written = self.log.store.write("log.commit", vec![change], Durability::Process).await;
         if written.is_err() {
-            self.position().begun.push(begun);
-            *self.begun() = Some(begun);
+            self.set_uncommitted(Some(before));
         }
         written
     }
 
     async fn lag(&self) -> Vec<PartitionLag> {
-        let next = self.position().next;
+        let next = self.state().next;
         vec![self.log.lag(self.topic, next)]
     }
 }
@@ -163,8 +184,28 @@ mod tests {
         assert_eq!(read(&*slow).await, ["one"]);
         publish("two").await;
         assert_eq!(read(&*fast).await, ["two"]);
-        fast.commit().await.expect("commits");
+        fast.commit(&fast.position()).await.expect("commits");
         drop(slow);
         assert_eq!(read(&*fast).await, ["one", "two"]);
+    }
+
+    #[tokio::test]
+    async fn a_commit_does_not_pass_what_a_member_that_is_gone_left_behind() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = EmbeddedStore::open(folder.path()).expect("opens");
+        let log = EmbeddedLog::open(&store, 3).expect("opens");
+        let mut members = Vec::new();
+        for n in 0..3_u8 {
+            let record = Record { keys: vec![1], payload: Bytes::from(vec![n]) };
+            log.publish(Topic::Inbox, record).await.expect("publishes");
+            let member = log.group(Topic::Inbox, "push").await.expect("joins");
+            assert_eq!(member.next().await.expect("reads")[0].offset, u64::from(n));
+            members.push(member);
+        }
+        // The first one ends before it has committed, the second one goes on.
+        drop(members.remove(0));
+        members[1].commit(&members[1].position()).await.expect("commits");
+        let kept = store.keyspace("log-commits").expect("opens").get(commit_key(Topic::Inbox, "push")).expect("reads");
+        assert_eq!(kept.as_deref(), Some(&0_u64.to_be_bytes()[..]));
     }
 }

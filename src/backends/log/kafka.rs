@@ -304,7 +304,7 @@ pub(super) async fn blocking<T: Send + 'static>(
     call: impl FnOnce() -> KafkaResult<T> + Send + 'static,
 ) -> KafkaResult<T> {
     // The only failure is that the runtime ends, with everything that waits for this.
-    tokio::task::spawn_blocking(call).await.unwrap_or(Err(KafkaError::Canceled))
+    Tasks::block(call).await.unwrap_or(Err(KafkaError::Canceled))
 }
 
 pub(super) fn failed(operation: &'static str, error: KafkaError) -> BackendError {

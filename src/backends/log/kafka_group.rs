@@ -9,13 +9,12 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use futures_util::FutureExt;
 use rdkafka::consumer::{CommitMode, Consumer, StreamConsumer};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::kafka::{ANSWER_TIMEOUT, Inner, blocking, failed};
 use super::kafka_batch::gather;
 use super::kafka_lag::{Ends, offsets};
-use super::{Delivered, GroupReader, PartitionLag, Topic};
+use super::{Delivered, GroupPosition, GroupReader, PartitionLag, Topic};
 use crate::backends::error::{BackendError, BackendResult, ErrorKind};
 use crate::runtime::clock;
 
@@ -105,14 +104,25 @@ impl GroupReader for KafkaGroup {
         }
     }
 
-    async fn commit(&self) -> BackendResult<()> {
-        let consumer = Arc::clone(&self.consumer);
-        let commit = blocking(move || consumer.commit_consumer_state(CommitMode::Sync)).await;
-        match commit {
-            // Nothing was read since the last commit.
-            Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) | Ok(()) => Ok(()),
-            Err(error) => Err(failed("log.group.commit", error)),
+    fn position(&self) -> GroupPosition {
+        let read = self.positions().into_iter();
+        GroupPosition(read.filter_map(|(partition, offset)| Some((partition, offset?))).collect())
+    }
+
+    async fn commit(&self, to: &GroupPosition) -> BackendResult<()> {
+        const OPERATION: &str = "log.group.commit";
+        let (mut list, name) = (TopicPartitionList::new(), self.log.topic(self.topic));
+        // What another member has by now is that one's.
+        let mine = self.positions();
+        for (partition, offset) in to.0.iter().filter(|(partition, _)| mine.contains_key(partition)) {
+            let added = list.add_partition_offset(&name, *partition as i32, Offset::Offset(*offset as i64));
+            added.map_err(|e| failed(OPERATION, e))?;
         }
+        if list.count() == 0 {
+            return Ok(());
+        }
+        let consumer = Arc::clone(&self.consumer);
+        blocking(move || consumer.commit(&list, CommitMode::Sync)).await.map_err(|e| failed(OPERATION, e))
     }
 
     async fn lag(&self) -> Vec<PartitionLag> {
@@ -148,6 +158,7 @@ mod tests {
 
     use bytes::Bytes;
     use rdkafka::mocking::MockCluster;
+    use rdkafka::producer::DefaultProducerContext;
 
     use super::*;
     use crate::backends::contract::engine_address;
@@ -176,7 +187,7 @@ mod tests {
                     *seen.entry(delivered.record.payload.clone()).or_default() += 1;
                 }
                 if commits {
-                    member.commit().await.expect("commits");
+                    member.commit(&member.position()).await.expect("commits");
                 }
             }
             if (0..PARTITIONS).all(|partition| seen.contains_key(format!("{text} {partition}").as_bytes())) {
@@ -206,9 +217,8 @@ mod tests {
         assert!(seen.keys().all(|text| text.starts_with(b"unfinished")), "what was committed came again: {seen:?}");
     }
 
-    /// In a cluster that the client library plays.
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn the_lag_counts_from_where_a_partition_was_taken_up_and_then_from_what_was_read() {
+    /// A log in a cluster that the client library plays, for as long as that is kept.
+    async fn played() -> (MockCluster<'static, DefaultProducerContext>, KafkaLog) {
         let cluster = MockCluster::new(1).expect("starts");
         for topic in Topic::ALL {
             cluster.create_topic(&format!("mock-{}", topic.name()), PARTITIONS as i32, 1).expect("makes");
@@ -216,6 +226,28 @@ mod tests {
         let url = format!("kafka://{}/mock-", cluster.bootstrap_servers());
         let unasked = async |_: &str| Ok(String::new());
         let log = KafkaLog::open_of(&url, PARTITIONS, DeploymentId(7), unasked).await.expect("opens");
+        (cluster, log)
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_was_read_behind_a_commit_comes_again_and_what_was_read_before_does_not() {
+        let (_cluster, log) = played().await;
+        let join = async || [log.group(Topic::Inbox, "push").await.expect("joins")];
+        let members = join().await;
+        publish(&log, "dealt with").await;
+        read(&members, "dealt with", false).await;
+        let position = members[0].position();
+        publish(&log, "read").await;
+        read(&members, "read", false).await;
+        members[0].commit(&position).await.expect("commits");
+        drop(members);
+        let seen = read(&join().await, "read", false).await;
+        assert!(seen.keys().all(|text| text.starts_with(b"read")), "what was committed came again: {seen:?}");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_lag_counts_from_where_a_partition_was_taken_up_and_then_from_what_was_read() {
+        let (_cluster, log) = played().await;
         let group = log.group(Topic::Inbox, "push").await.expect("joins");
         let lag = async || {
             let lag = group.lag().await;

@@ -16,6 +16,7 @@ mod kafka_producer;
 mod kafka_reader;
 mod kafka_version;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -136,15 +137,22 @@ pub trait LogReader: Send + Sync {
     async fn lag(&self) -> Vec<PartitionLag>;
 }
 
+/// How far a member of a group has come in the partitions that it had: the offset behind the last record of each.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GroupPosition(pub BTreeMap<u32, u64>);
+
 /// Reads all records of a topic, and remembers how far it came.
 #[async_trait]
 pub trait GroupReader: Send + Sync {
     /// Waits for records, at least one. Dropping the future loses nothing. One task at a time calls this.
     async fn next(&self) -> BackendResult<Vec<Delivered>>;
 
-    /// Remembers that everything returned by [`GroupReader::next`] so far is dealt with. What was not committed comes
-    /// again after a restart.
-    async fn commit(&self) -> BackendResult<()>;
+    /// How far what [`GroupReader::next`] has returned goes.
+    fn position(&self) -> GroupPosition;
+
+    /// Remembers that everything returned up to a position is dealt with. What was not committed comes again after a
+    /// restart.
+    async fn commit(&self, to: &GroupPosition) -> BackendResult<()>;
 
     /// How far behind it is in each partition that it has.
     async fn lag(&self) -> Vec<PartitionLag>;

@@ -5,24 +5,23 @@
 //! centers or of the one that the address names ([ADR 24](../../../docs/adr/0024-where-the-engines-are.md)). A void id is a
 //! tombstone with a time in the future, which a row that lands late can't outrun. Heads change by lightweight transactions only.
 
+mod statements;
+
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use scylla::client::execution_profile::ExecutionProfile;
-use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
-use scylla::deserialize::row::DeserializeRow;
-use scylla::errors::{DbError, ExecutionError, PrepareError, RequestAttemptError};
-use scylla::frame::types::{Consistency, SerialConsistency};
+use scylla::errors::{DbError, ExecutionError, RequestAttemptError};
 use scylla::policies::load_balancing::DefaultPolicy;
 use scylla::response::query_result::QueryResult;
-use scylla::serialize::row::SerializeRow;
 use scylla::statement::prepared::PreparedStatement;
 use uuid::Uuid;
 
+use self::statements::Statements;
 use super::cassandra_cluster::{Address, checked_version, datacenter, replicas_of, tables};
 use super::{ConversationHead, Messages, STATUS_SENT, StoredMessage};
 use crate::backends::error::{BackendError, BackendResult, ErrorKind};
@@ -35,9 +34,6 @@ const BUCKET_IDS: u64 = 5_000;
 
 /// How far in the future a void is written: further than clocks of servers differ and writes are late.
 const VOID_AHEAD: Duration = Duration::from_hours(24);
-
-/// Longest that one statement may take. Under the deadline that every call to a port has.
-const STATEMENT_TIMEOUT: Duration = Duration::from_millis(2_200);
 
 /// Longest that opening may take.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(8);
@@ -52,39 +48,10 @@ const AT_ONCE: usize = 8;
 const QUORUM: &str = "quorum";
 const ALL_DATACENTERS: &str = "all data centers";
 
-/// Buckets that are remembered as known; a full memory starts anew.
-const KNOWN_BUCKETS_MAX: usize = 100_000;
-
 /// Messages in a keyspace. Clones share the connections.
 #[derive(Clone)]
 pub struct CassandraMessages {
-    inner: Arc<Inner>,
-}
-
-struct Inner {
-    session: Session,
-    insert: PreparedStatement,
-    insert_bucket: PreparedStatement,
-    read: PreparedStatement,
-    read_back: PreparedStatement,
-    buckets: PreparedStatement,
-    buckets_back: PreparedStatement,
-    void: PreparedStatement,
-    head: PreparedStatement,
-    newest_buckets: PreparedStatement,
-    first_head: PreparedStatement,
-    raise_head: PreparedStatement,
-    mark: PreparedStatement,
-    /// The same, by a transaction over all data centers.
-    mark_of_all: PreparedStatement,
-    read_mark: PreparedStatement,
-    /// The same, of all data centers.
-    read_mark_of_all: PreparedStatement,
-    probe: PreparedStatement,
-    /// Buckets that are listed already. Written by `append`.
-    known_buckets: Mutex<HashSet<(u64, u64)>>,
-    /// Product and version of a node, as of the opening.
-    version: String,
+    inner: Arc<Statements>,
 }
 
 impl CassandraMessages {
@@ -137,7 +104,7 @@ impl CassandraMessages {
             );
             return Err(refused(ErrorKind::Rejected, text));
         }
-        let inner = Inner::prepare(session, &address, version).await;
+        let inner = Statements::prepare(session, &address, version).await;
         let store = Self { inner: Arc::new(inner.map_err(|e| refused(ErrorKind::Rejected, e.to_string()))?) };
         store.bind_quorum(&address).await?.map_err(|problem| refused(ErrorKind::Rejected, problem))?;
         store.warn_of_late_writes(&shown, replicas).await;
@@ -195,136 +162,6 @@ impl CassandraMessages {
     #[must_use]
     pub fn version(&self) -> &str {
         &self.inner.version
-    }
-}
-
-/// Prepares a statement, with the quorum that counts.
-async fn prepared(session: &Session, address: &Address, text: String) -> Result<PreparedStatement, PrepareError> {
-    let (quorum, serial) = if address.datacenter.is_some() {
-        (Consistency::LocalQuorum, SerialConsistency::LocalSerial)
-    } else {
-        (Consistency::Quorum, SerialConsistency::Serial)
-    };
-    let mut statement = session.prepare(text).await?;
-    statement.set_consistency(quorum);
-    statement.set_serial_consistency(Some(serial));
-    statement.set_request_timeout(Some(STATEMENT_TIMEOUT));
-    Ok(statement)
-}
-
-/// The same statement, with the quorum of all data centers.
-fn over_all_datacenters(mut statement: PreparedStatement) -> PreparedStatement {
-    statement.set_consistency(Consistency::Quorum);
-    statement.set_serial_consistency(Some(SerialConsistency::Serial));
-    statement
-}
-
-impl Inner {
-    async fn prepare(session: Session, address: &Address, version: String) -> Result<Self, PrepareError> {
-        const ROW: &str = "message_id, sender_id, uuid, content_type, content, reply_to, timestamp";
-        let keyspace = &address.keyspace;
-        let prepare = async |text: String| prepared(&session, address, text).await;
-        let mark = format!("INSERT INTO {keyspace}.store_marks (name, value) VALUES (?, ?) IF NOT EXISTS");
-        let read_mark = format!("SELECT value FROM {keyspace}.store_marks WHERE name = ?");
-        let in_bucket = format!("{keyspace}.messages WHERE conversation_id = ? AND bucket = ?");
-        Ok(Self {
-            insert: prepare(format!(
-                "INSERT INTO {keyspace}.messages (conversation_id, bucket, {ROW}, status) \
-                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-            ))
-            .await?,
-            insert_bucket: prepare(format!(
-                "INSERT INTO {keyspace}.message_buckets (conversation_id, bucket) VALUES (?, ?)"
-            ))
-            .await?,
-            read: prepare(format!(
-                "SELECT {ROW} FROM {in_bucket} AND message_id > ? AND message_id <= ? ORDER BY message_id ASC LIMIT ?"
-            ))
-            .await?,
-            read_back: prepare(format!("SELECT {ROW} FROM {in_bucket} AND message_id < ? LIMIT ?")).await?,
-            buckets: prepare(format!(
-                "SELECT bucket FROM {keyspace}.message_buckets WHERE conversation_id = ? \
-                 AND bucket >= ? AND bucket <= ? ORDER BY bucket ASC"
-            ))
-            .await?,
-            buckets_back: prepare(format!(
-                "SELECT bucket FROM {keyspace}.message_buckets WHERE conversation_id = ? AND bucket <= ?"
-            ))
-            .await?,
-            void: prepare(format!(
-                "DELETE FROM {keyspace}.messages USING TIMESTAMP ? WHERE conversation_id = ? AND bucket = ? \
-                 AND message_id > ? AND message_id <= ?"
-            ))
-            .await?,
-            // A quorum has seen every transaction that was answered.
-            head: prepare(format!(
-                "SELECT epoch, block_end FROM {keyspace}.conversation_heads WHERE conversation_id = ?"
-            ))
-            .await?,
-            newest_buckets: prepare(format!(
-                "SELECT conversation_id, bucket FROM {keyspace}.message_buckets WHERE conversation_id IN ? \
-                 PER PARTITION LIMIT 1"
-            ))
-            .await?,
-            first_head: prepare(format!(
-                "INSERT INTO {keyspace}.conversation_heads (conversation_id, epoch, block_end) VALUES (?, ?, ?) \
-                 IF NOT EXISTS"
-            ))
-            .await?,
-            raise_head: prepare(format!(
-                "UPDATE {keyspace}.conversation_heads SET epoch = ?, block_end = ? WHERE conversation_id = ? \
-                 IF epoch = ? AND block_end = ?"
-            ))
-            .await?,
-            mark: prepare(mark.clone()).await?,
-            mark_of_all: over_all_datacenters(prepare(mark).await?),
-            read_mark: prepare(read_mark.clone()).await?,
-            read_mark_of_all: over_all_datacenters(prepare(read_mark).await?),
-            probe: prepare(format!("INSERT INTO {keyspace}.store_marks (name, value) VALUES ('probe', '')")).await?,
-            known_buckets: Mutex::default(),
-            version,
-            session,
-        })
-    }
-
-    async fn run(
-        &self,
-        operation: &'static str,
-        statement: &PreparedStatement,
-        values: impl SerializeRow,
-    ) -> BackendResult<QueryResult> {
-        self.session.execute_unpaged(statement, values).await.map_err(|e| failed(operation, e))
-    }
-
-    async fn rows<R>(
-        &self,
-        operation: &'static str,
-        statement: &PreparedStatement,
-        values: impl SerializeRow,
-    ) -> BackendResult<Vec<R>>
-    where
-        R: for<'f, 'm> DeserializeRow<'f, 'm>,
-    {
-        let corrupt =
-            |e: &dyn std::fmt::Display| BackendError::not_applied(operation, ErrorKind::Corrupt, e.to_string());
-        let rows = self.run(operation, statement, values).await?.into_rows_result().map_err(|e| corrupt(&e))?;
-        let rows = rows.rows::<R>().map_err(|e| corrupt(&e))?;
-        rows.collect::<Result<_, _>>().map_err(|e| corrupt(&e))
-    }
-
-    /// Lists a bucket before the first message goes there.
-    async fn list_bucket(&self, conversation: u64, bucket: u64) -> BackendResult<()> {
-        let is_known = self.known_buckets.lock().expect("no panic while held").contains(&(conversation, bucket));
-        if is_known {
-            return Ok(());
-        }
-        self.run("messages.append", &self.insert_bucket, (sql(conversation), sql(bucket))).await?;
-        let mut known = self.known_buckets.lock().expect("no panic while held");
-        if known.len() >= KNOWN_BUCKETS_MAX {
-            known.clear();
-        }
-        known.insert((conversation, bucket));
-        Ok(())
     }
 }
 

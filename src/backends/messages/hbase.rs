@@ -4,25 +4,27 @@
 //! ranges. `HBase` forgets its own delete markers when it compacts, so that a row that lands late would come up again: voids
 //! are therefore data, and readers leave out what lies in them (docs/adr/0014).
 
+mod rows;
+
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use hyper::{Method, StatusCode};
-use serde::Deserialize;
 use serde_json::{Value, json};
-use uuid::Uuid;
 
+use self::rows::{
+    Cells, MESSAGE, Order, Rows, Span, VOID, conversation_row, decode_row, head_text, message_of, message_row,
+    parse_head, row_body, void_column, void_range,
+};
 use super::{ConversationHead, Messages, STATUS_SENT, StoredMessage};
 use crate::backends::error::{BackendError, BackendResult, ErrorKind};
 use crate::backends::json_http::{JsonHttp, NoAnswer};
 use crate::backends::version;
-use crate::protocol::{ConversationId, MessageId, UserId};
+use crate::protocol::{ConversationId, MessageId};
 use crate::runtime::clock;
 
 /// The first version with `checkAndPut` of what is not there through its gateway.
@@ -30,10 +32,6 @@ const VERSION_MIN: version::Version = (2, 0);
 
 /// Longest that a new table may take.
 const TABLES_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Conversations are spread over this many key ranges, so that new ones, whose ids are neighbours, do not all go to one
-/// region.
-const SALTS: u64 = 16;
 
 /// Rows that one scan asks for at most.
 const SCAN_ROWS_MAX: usize = 1_000;
@@ -44,16 +42,12 @@ const VOIDS_AT_ONCE: usize = 100;
 /// Scans of one call that are under way at once.
 const AT_ONCE: usize = 8;
 
-/// Family of a message's columns.
-const MESSAGE: &str = "m";
 /// Family and column of a conversation's head: its epoch and the end of its block, in one cell, which is compared and set.
 const HEAD: &str = "h:head";
 /// Its family, where the store's marks are too: one column for each.
 const HEAD_FAMILY: &str = "h";
 /// Row of the store's marks: no conversation's, which begin with a digit.
 const MARKS_ROW: &str = "marks";
-/// Family of a conversation's voids: one column for each range.
-const VOID: &str = "v";
 
 /// Messages in two tables. Clones share the connections.
 #[derive(Clone)]
@@ -68,30 +62,6 @@ struct Inner {
     /// Product and version, as of the opening.
     version: String,
 }
-
-/// A row as the gateway gives it: everything is Base64.
-#[derive(Deserialize)]
-struct Row {
-    key: String,
-    #[serde(rename = "Cell")]
-    cells: Vec<Cell>,
-}
-
-#[derive(Deserialize)]
-struct Cell {
-    column: String,
-    #[serde(rename = "$", default)]
-    value: String,
-}
-
-#[derive(Deserialize)]
-struct Rows {
-    #[serde(rename = "Row", default)]
-    rows: Vec<Row>,
-}
-
-/// A row's cells by column.
-type Cells = HashMap<String, Vec<u8>>;
 
 /// The void ranges of each conversation that has any.
 type Voids = HashMap<ConversationId, Vec<RangeInclusive<u64>>>;
@@ -162,79 +132,6 @@ fn cluster_version(body: &[u8]) -> String {
     told["Version"].as_str().or(told.as_str()).unwrap_or_default().to_owned()
 }
 
-/// `{salt}_{conversation}`, in hexadecimal digits.
-fn conversation_row(conversation: u64) -> String {
-    // Multiplicative hashing: the high bits depend on all of the id's.
-    let salt = conversation.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 60;
-    format!("{:x}_{conversation:016x}", salt % SALTS)
-}
-
-/// `{salt}_{conversation}_{reversed id}`: a larger id comes first.
-fn message_row(conversation: u64, id: u64) -> String {
-    format!("{}_{:016x}", conversation_row(conversation), !id)
-}
-
-fn id_of(row: &str) -> Option<u64> {
-    let (_, reversed) = row.rsplit_once('_')?;
-    u64::from_str_radix(reversed, 16).ok().map(|reversed| !reversed)
-}
-
-/// The column of a void range; `first` and `last` are void themselves.
-fn void_column(first: u64, last: u64) -> String {
-    format!("{VOID}:{last:016x}-{first:016x}")
-}
-
-fn void_range(column: &str) -> Option<RangeInclusive<u64>> {
-    let (last, first) = column.strip_prefix("v:")?.split_once('-')?;
-    Some(u64::from_str_radix(first, 16).ok()?..=u64::from_str_radix(last, 16).ok()?)
-}
-
-fn head_text(head: ConversationHead) -> String {
-    format!("{:016x}-{:016x}", head.epoch, head.block_end)
-}
-
-fn parse_head(text: &[u8]) -> Option<ConversationHead> {
-    let (epoch, block_end) = std::str::from_utf8(text).ok()?.split_once('-')?;
-    Some(ConversationHead {
-        epoch: u64::from_str_radix(epoch, 16).ok()?,
-        block_end: u64::from_str_radix(block_end, 16).ok()?,
-    })
-}
-
-/// A body that writes cells to a row, in their order.
-fn row_body(row: &str, cells: &[(&str, &[u8])]) -> Value {
-    let cell = |(column, value): &(&str, &[u8])| json!({"column": BASE64.encode(column), "$": BASE64.encode(value)});
-    json!({"Row": [{"key": BASE64.encode(row), "Cell": cells.iter().map(cell).collect::<Vec<_>>()}]})
-}
-
-fn decode(text: &str) -> Option<Vec<u8>> {
-    BASE64.decode(text).ok()
-}
-
-/// A row's key and cells.
-fn decode_row(row: &Row) -> Option<(String, Cells)> {
-    let key = String::from_utf8(decode(&row.key)?).ok()?;
-    let cell = |cell: &Cell| Some((String::from_utf8(decode(&cell.column)?).ok()?, decode(&cell.value)?));
-    Some((key, row.cells.iter().map(cell).collect::<Option<_>>()?))
-}
-
-fn message_of(conversation: ConversationId, row: &str, mut cells: Cells) -> Option<StoredMessage> {
-    let mut text = |column: &str| String::from_utf8(cells.remove(&format!("{MESSAGE}:{column}"))?).ok();
-    Some(StoredMessage {
-        conversation,
-        id: MessageId(id_of(row)?),
-        uuid: text("uuid")?.parse::<Uuid>().ok()?,
-        sender: UserId(text("sender_id")?.parse().ok()?),
-        kind: text("content_type")?,
-        body: text("content")?,
-        reply_to: match text("reply_to") {
-            Some(id) => Some(MessageId(id.parse().ok()?)),
-            None => None,
-        },
-        at: text("timestamp")?.parse().ok()?,
-    })
-}
-
 fn no_answer(operation: &'static str) -> impl Fn(NoAnswer) -> BackendError {
     move |e| {
         let kind = if e.timed_out { ErrorKind::TimedOut } else { ErrorKind::Unavailable };
@@ -266,52 +163,6 @@ fn answer_text(status: StatusCode, body: &[u8]) -> String {
 
 fn corrupt(operation: &'static str, what: &str) -> BackendError {
     BackendError::not_applied(operation, ErrorKind::Corrupt, format!("{what} can't be read"))
-}
-
-/// Which way a scan goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Order {
-    NewestFirst,
-    OldestFirst,
-}
-
-/// A conversation's ids from the first to the last, in an order.
-struct Span {
-    conversation: ConversationId,
-    ids: RangeInclusive<u64>,
-    order: Order,
-}
-
-impl Span {
-    fn newest_first(conversation: ConversationId, ids: RangeInclusive<u64>) -> Self {
-        Self { conversation, ids, order: Order::NewestFirst }
-    }
-
-    fn oldest_first(conversation: ConversationId, ids: RangeInclusive<u64>) -> Self {
-        Self { conversation, ids, order: Order::OldestFirst }
-    }
-
-    /// The row where a scan starts, which it includes, and the one where it stops, which it does not. Behind the last row of a
-    /// conversation comes none that a tilde does not follow, before the first one none at all.
-    fn rows(&self) -> (String, String) {
-        let row = |id: u64| message_row(self.conversation.0, id);
-        let (first, last) = (*self.ids.start(), *self.ids.end());
-        match self.order {
-            Order::NewestFirst => (row(last), first.checked_sub(1).map_or_else(|| row(0) + "~", row)),
-            Order::OldestFirst => {
-                (row(first), last.checked_add(1).map_or_else(|| conversation_row(self.conversation.0) + "_", row))
-            }
-        }
-    }
-
-    /// What comes behind an id of it, if there is anything.
-    fn behind(self, id: MessageId) -> Option<Self> {
-        let ids = match self.order {
-            Order::NewestFirst => *self.ids.start()..=id.0.checked_sub(1)?,
-            Order::OldestFirst => id.0.checked_add(1)?..=*self.ids.end(),
-        };
-        Some(Self { ids, ..self })
-    }
 }
 
 impl Inner {
@@ -571,28 +422,6 @@ mod tests {
     }
 
     messages_contract!(tables(), ignore = "needs CHATCTL_TEST_HBASE");
-
-    #[test]
-    fn rows_come_newest_first_and_tell_their_id() {
-        let rows: Vec<String> = [u64::MAX, 30_000, 2, 1, 0].map(|id| message_row(7, id)).to_vec();
-        assert!(rows.is_sorted(), "{rows:?}");
-        assert!(rows.iter().all(|row| row.starts_with(&conversation_row(7))));
-        assert_eq!(id_of(&rows[1]), Some(30_000));
-    }
-
-    #[test]
-    fn neighbours_go_to_many_key_ranges() {
-        let salts: std::collections::HashSet<u8> = (1..=64).map(|c| conversation_row(c).as_bytes()[0]).collect();
-        assert!(salts.len() >= 12, "{salts:?}");
-    }
-
-    #[test]
-    fn voids_and_heads_are_read_back_as_they_were_written() {
-        assert_eq!(void_range(&void_column(5, 10_000)), Some(5..=10_000));
-        assert_eq!(void_range("h:head"), None);
-        let head = ConversationHead { epoch: 3, block_end: u64::MAX };
-        assert_eq!(parse_head(head_text(head).as_bytes()), Some(head));
-    }
 
     #[test]
     fn a_version_is_read_in_both_shapes() {

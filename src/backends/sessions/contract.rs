@@ -11,6 +11,8 @@ macro_rules! sessions_contract {
             an_old_servers_release_does_not_end_the_new_session,
             a_refresh_of_a_replaced_session_changes_nothing_and_tells,
             a_refresh_brings_back_what_the_store_forgot,
+            a_claim_of_an_earlier_session_changes_nothing,
+            of_sessions_that_the_store_forgot_the_last_one_is_kept_whichever_comes_first,
             a_mark_is_found_by_who_looks_for_it_and_by_nobody_else,
             of_many_claims_one_is_left,
         }
@@ -20,19 +22,24 @@ pub(crate) use sessions_contract;
 
 /// The bodies of the tests.
 pub(crate) mod promises {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
     use uuid::Uuid;
 
     use crate::backends::contract::Place;
-    use crate::backends::sessions::{Session, Sessions};
+    use crate::backends::sessions::{Claim, Session, Sessions};
     use crate::protocol::{SessionId, UserId};
 
     type Port = dyn Sessions;
 
+    /// A session that is made behind all those before it.
     pub(crate) fn session(user: u64, device: &str, server: &str) -> Session {
+        static MADE: AtomicU64 = AtomicU64::new(1);
+        let made_ms = MADE.fetch_add(1, Ordering::Relaxed);
         Session {
             user: UserId(user),
             device: device.parse().expect("valid"),
-            session: SessionId(Uuid::new_v4()),
+            session: SessionId::made_at(made_ms, rand::random()),
             server: server.parse().expect("valid"),
         }
     }
@@ -50,7 +57,7 @@ pub(crate) mod promises {
 
     pub(crate) async fn a_claimed_session_is_found_by_another_handle(place: impl Place<Port>) {
         let s = session(fresh(), "phone", "chat-1");
-        assert_eq!(place.open().await.claim(&s).await.expect("claims"), None);
+        assert_eq!(place.open().await.claim(&s).await.expect("claims"), Claim::Made(None));
         assert_eq!(place.open().await.lookup(&[s.user, UserId(fresh())]).await.expect("answers"), [s]);
     }
 
@@ -59,7 +66,7 @@ pub(crate) mod promises {
         let old = session(fresh(), "phone", "chat-1");
         let new = session(old.user.0, "phone", "chat-2");
         port.claim(&old).await.expect("claims");
-        assert_eq!(port.claim(&new).await.expect("claims"), Some(old.clone()));
+        assert_eq!(port.claim(&new).await.expect("claims"), Claim::Made(Some(old.clone())));
         assert_eq!(port.lookup(&[old.user]).await.expect("answers"), [new]);
     }
 
@@ -102,6 +109,31 @@ pub(crate) mod promises {
         assert_eq!(port.lookup(&[s.user]).await.expect("answers"), [s]);
     }
 
+    pub(crate) async fn a_claim_of_an_earlier_session_changes_nothing(place: impl Place<Port>) {
+        let port = place.open().await;
+        let early = session(fresh(), "phone", "chat-1");
+        let late = session(early.user.0, "phone", "chat-2");
+        port.claim(&late).await.expect("claims");
+        assert_eq!(port.claim(&early).await.expect("answers"), Claim::Late(late.session));
+        assert_eq!(port.lookup(&[early.user]).await.expect("answers"), [late]);
+    }
+
+    pub(crate) async fn of_sessions_that_the_store_forgot_the_last_one_is_kept_whichever_comes_first(
+        place: impl Place<Port>,
+    ) {
+        let port = place.open().await;
+        for late_is_first in [false, true] {
+            let early = session(fresh(), "phone", "chat-1");
+            let late = session(early.user.0, "phone", "chat-2");
+            let (first, second) = if late_is_first { (&late, &early) } else { (&early, &late) };
+            assert_eq!(port.refresh(std::slice::from_ref(first)).await.expect("answers"), []);
+            let replaced = port.refresh(std::slice::from_ref(second)).await.expect("answers");
+            assert_eq!(replaced.is_empty(), !late_is_first, "{replaced:?}");
+            assert_eq!(port.refresh(std::slice::from_ref(&early)).await.expect("answers"), [early.session]);
+            assert_eq!(port.lookup(&[early.user]).await.expect("answers"), [late]);
+        }
+    }
+
     pub(crate) async fn a_mark_is_found_by_who_looks_for_it_and_by_nobody_else(place: impl Place<Port>) {
         let (here, there) = (place.open().await, place.open().await);
         let (one, other) = (Uuid::new_v4(), Uuid::new_v4());
@@ -116,9 +148,17 @@ pub(crate) mod promises {
     pub(crate) async fn of_many_claims_one_is_left(place: impl Place<Port>) {
         let user = fresh();
         let claims = (0..16).map(|n| {
-            let s = session(user, "phone", &format!("chat-{n}"));
+            let mut s = session(user, "phone", &format!("chat-{n}"));
             let place = &place;
-            async move { place.open().await.claim(&s).await.expect("claims").is_some() }
+            async move {
+                let port = place.open().await;
+                loop {
+                    match port.claim(&s).await.expect("claims") {
+                        Claim::Made(replaced) => return replaced.is_some(),
+                        Claim::Late(known) => s.session = SessionId::made_behind(known, 0, rand::random()),
+                    }
+                }
+            }
         });
         let replaced = futures_util::future::join_all(claims).await.into_iter().filter(|r| *r).count();
         assert_eq!(replaced, 15);

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{SESSION_TTL, Session, Sessions};
+use super::{Claim, SESSION_TTL, Session, Sessions};
 use crate::backends::BackendResult;
 use crate::backends::soft::SoftMap;
 use crate::backends::store::EmbeddedStore;
@@ -34,6 +34,13 @@ struct Entry {
     expires_ms: u64,
 }
 
+impl Entry {
+    fn of(session: &Session, expires_ms: u64) -> Self {
+        let Session { device, session, server, .. } = session.clone();
+        Self { device, session, server, expires_ms }
+    }
+}
+
 impl EmbeddedSessions {
     /// Opens the sessions of a data folder.
     pub fn open(store: &EmbeddedStore) -> BackendResult<Self> {
@@ -56,20 +63,19 @@ fn session(user: UserId, entry: Entry) -> Session {
 
 #[async_trait]
 impl Sessions for EmbeddedSessions {
-    async fn claim(&self, new: &Session) -> BackendResult<Option<Session>> {
+    async fn claim(&self, new: &Session) -> BackendResult<Claim> {
         let (now, expires_ms) = ((self.now_ms)(), self.expiry());
         let mut state = self.users.lock();
         let entries = state.touch(new.user);
         entries.retain(|e| e.expires_ms > now);
-        let old = entries.iter().position(|e| e.device == new.device).map(|at| entries.swap_remove(at));
-        entries.push(Entry {
-            device: new.device.clone(),
-            session: new.session,
-            server: new.server.clone(),
-            expires_ms,
-        });
+        let old = entries.iter().position(|e| e.device == new.device);
+        if let Some(known) = old.map(|at| entries[at].session).filter(|known| known.is_behind(&new.session)) {
+            return Ok(Claim::Late(known));
+        }
+        let old = old.map(|at| entries.swap_remove(at));
+        entries.push(Entry::of(new, expires_ms));
         entries.shrink_to_fit();
-        Ok(old.map(|entry| session(new.user, entry)))
+        Ok(Claim::Made(old.map(|entry| session(new.user, entry))))
     }
 
     async fn refresh(&self, sessions: &[Session]) -> BackendResult<Vec<SessionId>> {
@@ -81,13 +87,9 @@ impl Sessions for EmbeddedSessions {
             entries.retain(|e| e.expires_ms > now);
             match entries.iter_mut().find(|e| e.device == wanted.device) {
                 Some(entry) if entry.session == wanted.session => entry.expires_ms = expires_ms,
+                Some(entry) if wanted.session.is_behind(&entry.session) => *entry = Entry::of(wanted, expires_ms),
                 Some(_) => replaced.push(wanted.session),
-                None => entries.push(Entry {
-                    device: wanted.device.clone(),
-                    session: wanted.session,
-                    server: wanted.server.clone(),
-                    expires_ms,
-                }),
+                None => entries.push(Entry::of(wanted, expires_ms)),
             }
         }
         Ok(replaced)

@@ -33,14 +33,28 @@ pub struct Session {
     pub server: ServerName,
 }
 
+/// What came of a claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Claim {
+    /// The session is the device's, in place of another one, if there was one.
+    Made(Option<Session>),
+    /// Nothing has changed: the device has a session that this one is not behind, as by the clock of another server. A
+    /// claim with an id behind that one is made.
+    Late(SessionId),
+}
+
 /// The session store.
+///
+/// The sessions of a device have an order, which is that of their ids (see [`SessionId::is_behind`]) and of their
+/// claims. So the last one can be told also after the store forgot them.
 #[async_trait]
 pub trait Sessions: Send + Sync {
-    /// Makes this the device's session; returns the one that it replaces.
-    async fn claim(&self, session: &Session) -> BackendResult<Option<Session>>;
+    /// Makes this the device's session.
+    async fn claim(&self, session: &Session) -> BackendResult<Claim>;
 
-    /// Gives live sessions another [`SESSION_TTL`]. Where the device has another session that one stays; where it has none the
-    /// session is entered again, for a store that forgot. Returns those of `sessions` whose device has another one.
+    /// Gives live sessions another [`SESSION_TTL`]. For a store that forgot: where the device has none, or one that
+    /// this one is behind, the session is entered again; any other that the device has stays. Returns those of
+    /// `sessions` whose device has another one.
     async fn refresh(&self, sessions: &[Session]) -> BackendResult<Vec<SessionId>>;
 
     /// Removes a session, if it is still the device's; returns whether it was.

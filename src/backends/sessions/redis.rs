@@ -1,5 +1,7 @@
 //! Sessions in Redis: one hash for each user and life of the data, device → `session server expiry`.
 //!
+//! The order of a device's sessions is that of their ids as text, for those of version 7: it begins with the time.
+//!
 //! Each session has an expiry of its own, on the server's clock; the key's is only clean-up. What a promoted replica
 //! has copied is of another life, and counts as forgotten: it may lack the last claims, so that the session that it
 //! knows is not the device's any more. The refresh enters every session again.
@@ -10,7 +12,7 @@ use async_trait::async_trait;
 use redis::{Script, ScriptInvocation};
 use uuid::Uuid;
 
-use super::{SESSION_TTL, Session, Sessions};
+use super::{Claim, SESSION_TTL, Session, Sessions};
 use crate::backends::error::{BackendError, BackendResult, ErrorKind};
 use crate::backends::redis::{IN_LIFE, Redis};
 use crate::protocol::{DeviceName, SessionId, UserId};
@@ -33,24 +35,32 @@ local function write(key, device, session, server, ttl)
   redis.call('HSET', key, device, table.concat({session, server, string.format('%.0f', now + ttl)}, ' '))
   redis.call('PEXPIRE', key, ttl)
 end
+local function place(session)
+  return string.sub(session, 15, 15) == '7' and session or ''
+end
+local function is_behind(session, other)
+  return place(other) < place(session)
+end
 ";
 
-/// KEYS: user. ARGV: device, session, server, time to live. Answers the session and server before.
+/// KEYS: user. ARGV: device, session, server, time to live. Answers the session and server before, or only a session
+/// that the claim is not behind.
 const CLAIM: &str = r"
 local old = read(KEYS[1], ARGV[1])
+if old and is_behind(old.session, ARGV[2]) then return {old.session} end
 write(KEYS[1], ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]))
 if old then return {old.session, old.server} end
 return {}
 ";
 
 /// KEYS: user of each session. ARGV: time to live, then device, session and server of each. Answers 0 where the device
-/// has another session.
+/// has another session that this one is not behind.
 const REFRESH: &str = r"
 local kept = {}
 for n, key in ipairs(KEYS) do
   local device, session, server = ARGV[3 * n - 1], ARGV[3 * n], ARGV[3 * n + 1]
   local old = read(key, device)
-  if old and old.session ~= session then
+  if old and old.session ~= session and not is_behind(session, old.session) then
     kept[n] = 0
   else
     write(key, device, session, server, tonumber(ARGV[1]))
@@ -150,7 +160,7 @@ fn session(operation: &'static str, user: UserId, device: &str, words: [&str; 2]
 
 #[async_trait]
 impl Sessions for RedisSessions {
-    async fn claim(&self, new: &Session) -> BackendResult<Option<Session>> {
+    async fn claim(&self, new: &Session) -> BackendResult<Claim> {
         const OPERATION: &str = "sessions.claim";
         let fill = |call: &mut ScriptInvocation<'_>, life: &str| {
             call.key(self.key(new.user, life)).arg(new.device.as_str()).arg(new.session.to_string());
@@ -158,8 +168,14 @@ impl Sessions for RedisSessions {
         };
         let old: Vec<String> = self.redis.run_in_life(OPERATION, &SCRIPTS.claim, fill).await?;
         match &old[..] {
-            [id, server] => session(OPERATION, new.user, new.device.as_str(), [id, server]).map(Some),
-            _ => Ok(None),
+            [id, server] => {
+                session(OPERATION, new.user, new.device.as_str(), [id, server]).map(|old| Claim::Made(Some(old)))
+            }
+            [id] => {
+                let corrupt = |e: uuid::Error| BackendError::not_applied(OPERATION, ErrorKind::Corrupt, e);
+                id.parse().map(|known| Claim::Late(SessionId(known))).map_err(corrupt)
+            }
+            _ => Ok(Claim::Made(None)),
         }
     }
 
@@ -255,7 +271,7 @@ mod tests {
         port.enter_mark(mark).await.expect("enters");
         tokio::time::sleep(Duration::from_millis(300)).await;
         there.lead().await;
-        assert_eq!(port.claim(&new).await.expect("claims"), Some(old.clone()));
+        assert_eq!(port.claim(&new).await.expect("claims"), Claim::Made(Some(old.clone())));
         // From now on it has what the copy has, under the connections that it had.
         here.follow(&there).await;
         here.lead().await;

@@ -62,14 +62,14 @@ impl Observer for Screen {
     async fn live(&self, snapshots: watch::Receiver<LiveSnapshot>) {
         let use_colour = std::env::var_os("NO_COLOR").is_none();
         let interrupt = self.interrupt.clone();
-        let screen = tokio::task::spawn_blocking(move || {
+        let screen = Tasks::block(move || {
             let ended = tui::show(snapshots, use_colour);
             if !matches!(ended, Ok(tui::Ended::RunOver)) {
                 interrupt.stop();
             }
             ended
         });
-        if let Ok(Err(error)) = screen.await {
+        if let Some(Err(error)) = screen.await {
             errln!("chatctl: the terminal can't be used: {error}; try --ui plain");
         }
     }

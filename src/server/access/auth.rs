@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::keys::Keys;
 use super::rate::customer_of;
 use crate::protocol::{DeviceName, UserId};
-use crate::runtime::{clock, machine};
+use crate::runtime::{Tasks, clock, machine};
 
 /// The one allowed algorithm: a token that names another one is refused, "none" too.
 const ALGORITHM: jsonwebtoken::Algorithm = jsonwebtoken::Algorithm::HS256;
@@ -263,12 +263,12 @@ impl Passwords {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, PasswordError> {
         let turn = acquire(&self.turns).await?;
-        let done = tokio::task::spawn_blocking(move || {
+        let done = Tasks::block(move || {
             let done = work();
             drop((turn, held));
             done
         });
-        done.await.map_err(|e| PasswordError::Failed(e.to_string()))
+        done.await.ok_or_else(|| PasswordError::Failed("the work panicked".to_owned()))
     }
 }
 

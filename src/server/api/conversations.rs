@@ -168,16 +168,15 @@ impl MembersPage {
     }
 }
 
-/// A group whose members the caller may change.
-async fn owned_group(server: &ApiServer, conversation: ConversationId, user: UserId) -> Answer<ConversationRow> {
-    let row = row(server, conversation, user).await?;
+/// Whether a user may change the members of a conversation.
+fn require_owner(row: &ConversationRow, user: UserId) -> Answer<()> {
     if row.kind == ConversationKind::Direct {
         return Err(Failure::new(ErrorCode::Forbidden, "the members of a direct conversation do not change"));
     }
     if row.owner != user {
         return Err(Failure::new(ErrorCode::Forbidden, "only the owner changes the members"));
     }
-    Ok(row)
+    Ok(())
 }
 
 pub(super) async fn add_members(
@@ -186,7 +185,7 @@ pub(super) async fn add_members(
     InPath(conversation): InPath<ConversationId>,
     Body(body): Body<AddMembers>,
 ) -> Answer<Json<Conversation>> {
-    owned_group(&server, conversation, claims.sub).await?;
+    require_owner(&row(&server, conversation, claims.sub).await?, claims.sub)?;
     let members = existing(&server, body.members).await?;
     server.deps.backends.directory.add_members(conversation, &members).await?;
     let row = members_changed(&server, conversation).await?;
@@ -222,7 +221,7 @@ pub(super) async fn remove_member(
         return Err(Failure::new(ErrorCode::Forbidden, "the owner can't leave the group"));
     }
     if user != claims.sub || row.kind == ConversationKind::Direct {
-        owned_group(&server, conversation, claims.sub).await?;
+        require_owner(&row, claims.sub)?;
     }
     server.deps.backends.directory.remove_member(conversation, user).await?;
     members_changed(&server, conversation).await?;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::ChatServer;
-use super::socket::{Flushed, ReadEnd, Socket};
+use super::socket::{ReadEnd, Socket};
 use crate::protocol::websocket::{self, Decoder, Event};
 
 /// Sends every message back, through the same socket code as the chat. For conformance suites.
@@ -27,10 +27,8 @@ pub(super) async fn serve(server: Arc<ChatServer>, socket: Socket, mut decoder: 
     let mut go_on = true;
     let mut result = decoder.feed(&mut rest, &mut |event| go_on = go_on && answer(event)).map_err(ReadEnd::Violation);
     while go_on && result.is_ok() {
-        while socket.flush() == Flushed::Blocked {
-            if socket.writable().await.is_err() {
-                break;
-            }
+        if !socket.flush_all().await {
+            break;
         }
         result = socket.read(&mut decoder, &mut |event| go_on = go_on && answer(event)).await;
     }

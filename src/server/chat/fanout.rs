@@ -148,7 +148,7 @@ mod tests {
         let members = bench.shared.members.get(talk).await.expect("reads").expect("there");
         let (from, to, rights) = (bench.enter(sender), bench.enter(recipient), bench.rights());
         for connection in [&from, &to] {
-            rights.claim(&rights.session_of(connection)).await.expect("claims");
+            rights.claim(&mut rights.session_of(connection)).await.expect("claims");
         }
         let published = || bench.deps.metrics.counted(Counter::LogPublished);
         let message = bench.say(talk, sender).await;

@@ -7,6 +7,8 @@ use super::session::{Action, SessionState};
 use super::socket::{ReadEnd, Socket};
 use super::{ChatServer, Identity};
 use crate::protocol::frames::{Deliver, ErrorFrame, WelcomeFrame};
+use crate::backends::BackendError;
+use crate::backends::sessions::Session;
 use crate::protocol::limits::HEARTBEAT;
 use crate::protocol::websocket::{self, Decoder, Event};
 use crate::protocol::{CloseCode, ErrorCode, ServerFrame};
@@ -47,22 +49,16 @@ impl ChatServer {
         identity: Identity,
         seat: Seat,
     ) -> Result<(Arc<Connection>, bool), Arc<Connection>> {
-        let session = self.rights.new_session(identity.sub, identity.dev.clone());
-        let claimed = self.rights.claim(&session).await;
+        let mut session = self.rights.new_session(identity.sub, identity.dev.clone());
+        let claimed = self.rights.claim(&mut session).await;
         let connection = Arc::new(Connection::new(identity, session.session, socket, seat));
-        if let Err(error) = claimed {
-            tracing::warn!(%error, user = %session.user, "a connection could not go live");
-            let frame = ErrorFrame {
-                uuid: None,
-                code: ErrorCode::Unavailable,
-                message: "the session could not be opened, try again".to_owned(),
-                retry_after_ms: Some(1_000),
-            };
-            self.outbound.reply(&connection, &ServerFrame::Error(frame));
-            self.outbound.close(&connection, CloseCode::Internal);
-            self.rights.release(&session).await;
-            return Err(connection);
-        }
+        let pass = match claimed {
+            Ok(pass) => pass,
+            Err(error) => {
+                self.could_not_open(&connection, &session, &error).await;
+                return Err(connection);
+            }
+        };
         let welcome = WelcomeFrame {
             session: session.session,
             server: self.deps.name.clone(),
@@ -74,6 +70,7 @@ impl ChatServer {
         };
         self.outbound.reply(&connection, &ServerFrame::Welcome(welcome));
         let is_first = self.outbound.hub.add(Arc::clone(&connection));
+        self.rights.came_up(&connection, pass);
         // What ended a right before the connection was in the hub did not find it there.
         if let Some(code) = self.rights.ended(&connection) {
             self.outbound.close(&connection, code);
@@ -81,6 +78,20 @@ impl ChatServer {
             self.outbound.send_elsewhere(&connection);
         }
         Ok((connection, is_first))
+    }
+
+    /// Tells a client that its session could not be claimed, and closes its connection.
+    async fn could_not_open(&self, connection: &Arc<Connection>, session: &Session, error: &BackendError) {
+        tracing::warn!(%error, user = %session.user, "a connection could not go live");
+        let frame = ErrorFrame {
+            uuid: None,
+            code: ErrorCode::Unavailable,
+            message: "the session could not be opened, try again".to_owned(),
+            retry_after_ms: Some(1_000),
+        };
+        self.outbound.reply(connection, &ServerFrame::Error(frame));
+        self.outbound.close(connection, CloseCode::Internal);
+        self.rights.release(session).await;
     }
 
     /// Reads one connection until it ends. Inputs: the socket.

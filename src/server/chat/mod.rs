@@ -33,7 +33,6 @@
 //! | `refused` | why a request was refused, as its client is told |
 //! | `in_flight` | requests under way, for a change of members that waits for them |
 //! | `uuids` | in which conversation a uuid is in use |
-//! | `beats` | beats that are not passed on yet |
 //! | `lanes` | records of conversations whose members are not known just now |
 //! | `channels` | who subscribes to which large channel, and what is known of their rights |
 //! | `deliverer` | writes a message to a connection |
@@ -42,7 +41,6 @@
 //! | `recent_set` | notes of what ended in the last half minute |
 //! | `tamper` | breaking the server on purpose |
 
-mod beats;
 #[cfg(test)]
 mod bench;
 mod channel_feed;
@@ -110,7 +108,7 @@ use super::access::seats::{HalfOpen, Seats};
 use super::cluster;
 use super::cluster::peer::{self, Answer, Call, PeerHandler};
 use super::cluster::readiness::Readiness;
-use super::{Deps, Listeners, StartError};
+use super::{Deps, FILES_RESERVED, Listeners, StartError};
 use crate::backends::registry::{Role, ServerEntry};
 use crate::protocol::{CloseCode, ConversationId, Limits};
 use crate::runtime::{clock, machine, net};
@@ -119,8 +117,8 @@ use crate::telemetry::{Counter, Gauge};
 /// How often what could not be read when members or friends changed is read again.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Of these, every so manieth looks at all subscriptions, whether or not something was told.
-const RECHECKS_PER_CHECK: u32 = 8;
+/// How often all subscriptions are looked at, whether or not something was told.
+const CHECK_INTERVAL: Duration = Duration::from_secs(16);
 
 /// How often connections that went silent, or whose token has expired, are looked for. Source: invariant I13, 5 s.
 const SWEEP_CONNECTIONS_INTERVAL: Duration = Duration::from_secs(2);
@@ -180,9 +178,6 @@ impl Default for Config {
         }
     }
 }
-
-/// Files of the process that are not connections of clients: engines, peers, logs, the runtime.
-const FILES_RESERVED: u64 = 300;
 
 /// A running chat server.
 pub struct ChatServer {
@@ -306,6 +301,7 @@ impl ChatServer {
         tasks.spawn_until_stopped("chat.sweep_connections", Arc::clone(self).sweep_connections_loop());
         tasks.spawn_until_stopped("chat.logouts_loop", Arc::clone(&self.rights).logouts_loop());
         tasks.spawn_until_stopped("chat.recheck_loop", Arc::clone(self).recheck_loop());
+        tasks.spawn_until_stopped("chat.check_loop", Arc::clone(self).check_loop());
         tasks.spawn_until_stopped("chat.unannounced_loop", Arc::clone(&self.sender).unannounced_loop());
         tasks.spawn_until_stopped("chat.lost_loop", Arc::clone(&self.lost).lost_loop());
         tasks.spawn_until_stopped("chat.lag_loop", Arc::clone(&self.delivery).lag_loop());
@@ -357,15 +353,18 @@ impl ChatServer {
 
     /// Does again what could not be done when members or friends changed. Inputs: the clock.
     async fn recheck_loop(self: Arc<Self>) {
-        let mut looks = 0_u32;
         loop {
             tokio::time::sleep(RECHECK_INTERVAL).await;
             self.subscriptions.check_again().await;
             self.presence.watch_again().await;
-            looks += 1;
-            if looks.is_multiple_of(RECHECKS_PER_CHECK) {
-                self.subscriptions.check_all().await;
-            }
+        }
+    }
+
+    /// Looks at all subscriptions. By itself, so that nothing else holds it up. Inputs: the clock.
+    async fn check_loop(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(CHECK_INTERVAL).await;
+            self.subscriptions.check_all().await;
         }
     }
 
@@ -472,7 +471,7 @@ impl PeerHandler for ChatServer {
                 self.presence.friends_changed(a, b, friends).await;
                 Answer::Done
             }
-            Call::Beats(_) | Call::Metrics => Answer::WrongRole,
+            Call::Beats(_) | Call::PresenceUntold(_) | Call::Metrics => Answer::WrongRole,
         }
     }
 }

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use super::connection::Connection;
 use super::hub::Hub;
-use super::socket::{CLOSE_WAIT, Flushed, MERGE_WINDOW_MS, Pushed, Socket};
+use super::socket::{CLOSE_WAIT, Flushed, MERGE_WINDOW_MS, Pushed};
 use crate::protocol::frames::MovedFrame;
 use crate::protocol::{CloseCode, ServerFrame, UserId, websocket};
 use crate::runtime::Tasks;
@@ -83,16 +83,9 @@ impl Outbound {
 
     /// Sends a close frame and ends the connection when the other end has answered, or after a moment.
     pub(super) fn close(&self, connection: &Arc<Connection>, code: CloseCode) {
-        let frame = websocket::close_frame(Some(code.code()), code.reason(), None);
-        if !connection.socket.begin_close(frame.into(), code == CloseCode::SlowConsumer) {
-            return;
+        if begin_close(connection, code) {
+            self.tasks.spawn("chat.close", end_close(Arc::clone(connection)));
         }
-        let shared = Arc::clone(connection);
-        self.tasks.spawn("chat.close", async move {
-            let _ = tokio::time::timeout(CLOSE_WAIT, flush(&shared.socket)).await;
-            tokio::time::sleep(CLOSE_WAIT).await;
-            shared.socket.abort();
-        });
     }
 
     /// Asks a client to connect to another server, and closes its connection.
@@ -105,7 +98,13 @@ impl Outbound {
 
     fn flush_when_writable(&self, connection: &Arc<Connection>) {
         let shared = Arc::clone(connection);
-        self.tasks.spawn("chat.flush", async move { flush(&shared.socket).await });
+        let metrics = Arc::clone(&self.metrics);
+        self.tasks.spawn("chat.flush", async move {
+            if !shared.socket.flush_all().await && begin_close(&shared, CloseCode::SlowConsumer) {
+                metrics.count(Counter::SlowConsumers);
+                end_close(shared).await;
+            }
+        });
     }
 
     /// Flushes what gathered in a merge window. Inputs: the list of connections.
@@ -114,7 +113,7 @@ impl Outbound {
             self.flushes.news.notified().await;
             tokio::time::sleep(Duration::from_millis(MERGE_WINDOW_MS.into())).await;
             for connection in self.flushes.take() {
-                if connection.socket.flush() == Flushed::Blocked {
+                if matches!(connection.socket.flush(), Flushed::Blocked(_)) {
                     self.flush_when_writable(&connection);
                 }
             }
@@ -122,9 +121,17 @@ impl Outbound {
     }
 }
 
-/// Writes what waits, as the kernel takes it.
-async fn flush(socket: &Socket) {
-    while socket.flush() == Flushed::Blocked && socket.writable().await.is_ok() {}
+/// Queues a close frame; returns false when the connection was closing already.
+fn begin_close(connection: &Connection, code: CloseCode) -> bool {
+    let frame = websocket::close_frame(Some(code.code()), code.reason(), None);
+    connection.socket.begin_close(frame.into(), code == CloseCode::SlowConsumer)
+}
+
+/// Sends the close frame, and ends the socket a moment later.
+async fn end_close(connection: Arc<Connection>) {
+    let _ = tokio::time::timeout(CLOSE_WAIT, connection.socket.flush_all()).await;
+    tokio::time::sleep(CLOSE_WAIT).await;
+    connection.socket.abort();
 }
 
 #[cfg(test)]
@@ -133,7 +140,9 @@ mod tests {
     use tokio::net::{TcpListener, TcpStream};
 
     use super::super::bench::{connection, connection_over, written};
+    use super::super::socket::Socket;
     use super::*;
+    use crate::server::min_rate::SOCKET_STALL_MAX;
 
     const ALICE: UserId = UserId(1);
 
@@ -161,6 +170,30 @@ mod tests {
         slow.socket.dead().await;
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_nothing_of_what_waits_is_cut_in_time() {
+        let (outbound, metrics) = outbound(usize::MAX);
+        let (client, connection) = connected(&outbound).await;
+        // More than the kernel takes.
+        outbound.push(&connection, vec![0; 64 << 20].into());
+        tokio::time::sleep(SOCKET_STALL_MAX / 2).await;
+        assert!(connection.socket.is_open());
+        tokio::time::sleep(SOCKET_STALL_MAX).await;
+        assert!(!connection.socket.is_open());
+        assert_eq!(metrics.counted(Counter::SlowConsumers), 1);
+        drop(client);
+    }
+
+    /// A client and its connection.
+    async fn connected(outbound: &Outbound) -> (TcpStream, Arc<Connection>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let client = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connects");
+        let (stream, _) = listener.accept().await.expect("accepts");
+        let connection = connection_over(Socket::new(stream), ALICE);
+        outbound.hub.add(Arc::clone(&connection));
+        (client, connection)
+    }
+
     #[tokio::test]
     async fn nothing_follows_a_close_and_its_first_code_stands() {
         let (outbound, _) = outbound(1_000);
@@ -177,11 +210,7 @@ mod tests {
     async fn frames_that_follow_each_other_closely_all_arrive_in_order() {
         let (outbound, _) = outbound(1_000);
         outbound.tasks.spawn_until_stopped("test.flush_loop", Arc::clone(&outbound).flush_loop());
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
-        let mut client = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connects");
-        let (stream, _) = listener.accept().await.expect("accepts");
-        let connection = connection_over(Socket::new(stream), ALICE);
-        outbound.hub.add(Arc::clone(&connection));
+        let (mut client, connection) = connected(&outbound).await;
         let frames: Vec<Bytes> = (0..5).map(|n| websocket::text_frame(&format!("frame {n}"), None).into()).collect();
         for frame in &frames {
             outbound.push(&connection, frame.clone());

@@ -4,7 +4,6 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::beats::BeatBuffer;
 use super::connection::Connection;
 use super::outbound::Outbound;
 use super::recent_set::RecentSet;
@@ -19,6 +18,7 @@ use crate::protocol::frames::{PresenceFrame, PresenceState};
 use crate::protocol::{ServerFrame, UserId, websocket};
 use crate::runtime::clock;
 use crate::server::Deps;
+use crate::server::beats::BeatBuffer;
 use crate::server::cluster::Cluster;
 use crate::server::cluster::peer::{Call, Peers};
 use crate::server::cluster::placement::rendezvous;
@@ -78,9 +78,7 @@ impl PresenceFeed {
     /// Takes a beat.
     pub(super) fn beat(&self, user: UserId) {
         self.metrics.count(Counter::Beats);
-        if !self.beats.add(user, clock::now_us()) {
-            self.metrics.count(Counter::BeatsDropped);
-        }
+        self.keep_beats([(user, clock::now_us())]);
     }
 
     /// Passes beats to the presence servers that own the users. Inputs: the clock.
@@ -101,7 +99,7 @@ impl PresenceFeed {
             let owner = (0..servers.len()).max_by_key(|n| rendezvous(&servers[*n].name, beat.0.0));
             match owner {
                 Some(owner) => owners.entry(owner).or_default().push(beat),
-                None => self.keep_beats(&[beat]),
+                None => self.keep_beats([beat]),
             }
         }
         let calls = owners.into_iter().map(|(owner, beats)| {
@@ -113,7 +111,7 @@ impl PresenceFeed {
                     let call = Call::Beats(aged.collect());
                     if self.peers.call(owner, &call).await.is_err() {
                         self.metrics.count(Counter::PeerFailures);
-                        self.keep_beats(chunk);
+                        self.keep_beats(chunk.iter().copied());
                     }
                 }
             }
@@ -121,9 +119,9 @@ impl PresenceFeed {
         futures_util::future::join_all(calls).await;
     }
 
-    /// Puts beats back that could not be passed on.
-    fn keep_beats(&self, kept: &[(UserId, u64)]) {
-        self.metrics.add(Counter::BeatsDropped, self.beats.put_back(kept));
+    /// Keeps beats until they can be passed on.
+    fn keep_beats(&self, kept: impl IntoIterator<Item = (UserId, u64)>) {
+        self.metrics.add(Counter::BeatsDropped, self.beats.add(kept));
     }
 
     /// Tells a new connection which friends are online, and keeps it informed.
@@ -239,15 +237,16 @@ impl PresenceFeed {
         }
     }
 
-    /// Begins to tell two users of each other's presence, or ends it.
+    /// Begins to tell two users of each other's presence, or ends it, unless the directory says otherwise: words of
+    /// servers may overtake each other.
     pub(super) async fn friends_changed(&self, a: UserId, b: UserId, friends: bool) {
         let hub = &self.outbound.hub;
         if friends && !hub.has_user(a) && !hub.has_user(b) && !self.ended.contains(&(a, b)) {
             return;
         }
-        let known = if friends { self.directory.friends(a).await.map(|all| all.contains(&b)) } else { Ok(true) };
-        if matches!(known, Ok(false)) {
-            // A late word of what has ended since.
+        let known = self.directory.friends(a).await.map(|all| all.contains(&b));
+        if known.as_ref().is_ok_and(|are_friends| *are_friends != friends) {
+            // A late word of what is otherwise since.
             return;
         }
         // Noted before the look for users: one who comes up now reads the note afterwards.
@@ -255,13 +254,17 @@ impl PresenceFeed {
             if friends {
                 self.ended.remove(&pair);
             } else {
-                self.ended.insert(pair);
+                self.metrics.add(Counter::NotesDropped, self.ended.insert(pair));
             }
         }
         for (user, friend) in [(a, b), (b, a)] {
             if !friends {
                 // Also of one who has just left: its clean-up knows the friends as they are now.
                 self.end_watching(friend, user).await;
+                if known.is_err() && hub.has_user(user) {
+                    // Whether that was a late word is seen later.
+                    self.watch_later(user);
+                }
             } else if !hub.has_user(user) {
                 // It reads its friends when it comes.
             } else if known.is_ok() && self.start_watching(friend, user).await.is_ok() {
@@ -334,6 +337,13 @@ mod tests {
             assert_eq!((written(&watching).0, written(&stranger).0), (Vec::new(), Vec::new()), "{told}");
         }
         assert_eq!(feed.watched(), 0);
+        // They are friends again, and the word of the end comes once more.
+        directory.set_friends(friend, user, true).await.expect("befriends");
+        for told in [true, false] {
+            feed.friends_changed(friend, user, told).await;
+            feed.on_record(&record(friend));
+            assert_eq!(written(&watching).0, [online(friend)], "{told}");
+        }
     }
 
     #[tokio::test]
@@ -362,7 +372,9 @@ mod tests {
             bench.deps.backends.directory.set_friends(user, other, true).await.expect("befriends");
             feed.presence.beat(&[Beat { user: other, age_ms: 0 }]).await.expect("beats");
         }
-        feed.friends_changed(former, user, false).await;
+        for pair in [(user, former), (former, user)] {
+            assert_eq!(feed.ended.insert(pair), 0);
+        }
         let connection = bench.enter(user);
         feed.greet(&connection, true).await;
         let (shown, _) = written(&connection);

@@ -22,11 +22,18 @@ struct Generations<K> {
     young: HashSet<K>,
     old: HashSet<K>,
     began_us: u64,
+    /// Notes that went early, and are not told yet.
+    dropped: u64,
 }
 
 impl<K> Default for RecentSet<K> {
     fn default() -> Self {
-        Self(Mutex::new(Generations { young: HashSet::new(), old: HashSet::new(), began_us: clock::now_us() }))
+        Self(Mutex::new(Generations {
+            young: HashSet::new(),
+            old: HashSet::new(),
+            began_us: clock::now_us(),
+            dropped: 0,
+        }))
     }
 }
 
@@ -35,6 +42,9 @@ impl<K: Eq + Hash> RecentSet<K> {
         let mut generations = self.0.lock().expect("no panic while held");
         let age_us = now_us.saturating_sub(generations.began_us);
         if age_us >= LIFE_US || generations.young.len() >= KEYS_MAX {
+            if age_us < LIFE_US {
+                generations.dropped += generations.old.len() as u64;
+            }
             let young = std::mem::take(&mut generations.young);
             generations.old = if age_us < 2 * LIFE_US { young } else { HashSet::new() };
             generations.began_us = now_us;
@@ -42,9 +52,13 @@ impl<K: Eq + Hash> RecentSet<K> {
         work(&mut generations)
     }
 
-    /// Notes a key.
-    pub(super) fn insert(&self, key: K) {
-        self.with(clock::now_us(), |generations| generations.young.insert(key));
+    /// Notes a key. Returns how many notes went early since this was last called.
+    #[must_use]
+    pub(super) fn insert(&self, key: K) -> u64 {
+        self.with(clock::now_us(), |generations| {
+            generations.young.insert(key);
+            std::mem::take(&mut generations.dropped)
+        })
     }
 
     /// Takes a note back.
@@ -84,10 +98,18 @@ mod tests {
         assert!(!set.with(start + 3 * LIFE_US, |g| g.young.contains(&7) || g.old.contains(&7)));
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn notes_that_go_early_are_counted() {
+        let set = RecentSet::default();
+        let dropped: u64 = (0..2 * KEYS_MAX).map(|key| set.insert(key)).sum();
+        assert_eq!(dropped, 0, "two generations have room for them");
+        assert_eq!((set.insert(2 * KEYS_MAX), set.contains(&0)), (KEYS_MAX as u64, false));
+    }
+
     #[test]
     fn a_note_can_be_taken_back() {
         let set = RecentSet::default();
-        set.insert(7);
+        assert_eq!(set.insert(7), 0);
         assert!(set.contains(&7));
         set.remove(&7);
         assert!(!set.contains(&7));

@@ -2,6 +2,10 @@
 //! until the device connects elsewhere (DESIGN section 3, 8 and 9). What else ends while a connection is open lies with
 //! its owner: a membership with `subscriptions`, a friendship with `presence_feed`.
 //!
+//! A device's sessions have an order, that of their ids. A claim is behind those before it whatever the clocks of
+//! servers say, so that after the store forgot all of them the last one is entered, not the one whose server comes
+//! first.
+//!
 //! Whoever ends a right notes that first and then looks for connections that have it. A connection that comes up is
 //! entered into the hub first and then looks for the notes. So one of the two sees the other, whatever the order.
 //!
@@ -10,6 +14,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio_util::task::TaskTracker;
@@ -25,12 +30,13 @@ use crate::backends::BackendResult;
 use crate::backends::directory::Directory;
 use crate::backends::log::{LogReader, Topic};
 use crate::backends::registry::Role;
-use crate::backends::sessions::{Session, Sessions};
+use crate::backends::sessions::{Claim, Session, Sessions};
 use crate::protocol::{CloseCode, DeviceName, ServerName, SessionId, UserId};
 use crate::runtime::{Backoff, Tasks, clock};
 use crate::server::Deps;
 use crate::server::cluster::Cluster;
 use crate::server::cluster::peer::{Call, Peers};
+use crate::telemetry::{Counter, Metrics};
 
 /// How often logouts are read.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -58,13 +64,20 @@ pub(super) struct Rights {
     cluster: Arc<Cluster>,
     peers: Arc<Peers>,
     tasks: Tasks,
+    metrics: Arc<Metrics>,
     /// Tokens that were logged out lately.
     logged_out: RecentSet<Uuid>,
     /// Sessions whose device connected elsewhere lately.
     replaced: RecentSet<SessionId>,
     /// Claims that are made just now, or whose former holder is still to be told.
     claims: TaskTracker,
+    /// How often all sessions were entered again. Counted before the hub is asked for them.
+    passes: AtomicU64,
 }
+
+/// How often all sessions had been entered when one was claimed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Pass(u64);
 
 impl Rights {
     /// Without claims.
@@ -79,9 +92,11 @@ impl Rights {
             cluster: Arc::clone(&shared.cluster),
             peers: Arc::clone(&shared.peers),
             tasks: deps.tasks.clone(),
+            metrics: Arc::clone(&deps.metrics),
             logged_out: RecentSet::default(),
             replaced: RecentSet::default(),
             claims: TaskTracker::new(),
+            passes: AtomicU64::new(0),
         }
     }
 
@@ -102,18 +117,24 @@ impl Rights {
         }
     }
 
-    /// Subscribes to the user's inbox and claims the device's session; sends the connection that it replaces away.
-    pub(super) async fn claim(self: &Arc<Self>, session: &Session) -> BackendResult<()> {
+    fn pass(&self) -> Pass {
+        Pass(self.passes.load(Ordering::SeqCst))
+    }
+
+    /// Subscribes to the user's inbox and claims the device's session, under another id where that is what it takes;
+    /// sends the connection that it replaces away. For [`Rights::came_up`].
+    pub(super) async fn claim(self: &Arc<Self>, session: &mut Session) -> BackendResult<Pass> {
         // A drain waits for what follows from it.
         let under_way = self.claims.token();
+        let pass = self.pass();
         // In this order, so that nothing was replaced where either fails.
         self.reader.subscribe(Topic::Inbox, session.user.0).await?;
-        match self.sessions.claim(session).await {
+        match self.claim_behind_all(session).await {
             Ok(replaced) => {
                 if let Some(old) = replaced {
                     self.send_away(old, under_way);
                 }
-                Ok(())
+                Ok(pass)
             }
             Err(error) => {
                 // The reader only reads too much if this fails.
@@ -121,6 +142,37 @@ impl Rights {
                 Err(error)
             }
         }
+    }
+
+    /// Claims a session; returns the one that it replaces. One that another server made has a later time where the
+    /// clocks differ: then this one is made anew behind it.
+    async fn claim_behind_all(&self, session: &mut Session) -> BackendResult<Option<Session>> {
+        loop {
+            match self.sessions.claim(session).await? {
+                Claim::Made(replaced) => return Ok(replaced),
+                Claim::Late(known) => {
+                    session.session = SessionId::made_behind(known, clock::unix_ms(), rand::random());
+                }
+            }
+        }
+    }
+
+    /// To be told of a connection that is in the hub now. Where all sessions were entered again since its claim, which
+    /// the store may have forgotten meanwhile, the hub did not have it then: it is entered now.
+    pub(super) fn came_up(self: &Arc<Self>, connection: &Arc<Connection>, claimed: Pass) {
+        if self.pass() == claimed {
+            return;
+        }
+        let (this, session) = (Arc::clone(self), self.session_of(connection));
+        self.tasks.spawn_until_stopped("chat.enter_again", async move {
+            let refreshed = this.sessions.refresh(std::slice::from_ref(&session)).await;
+            if this.outbound.hub.find(session.user, session.session).is_none() {
+                // Who left in the same moment must not come back by it.
+                this.release(&session).await;
+            } else if refreshed.is_ok_and(|replaced| !replaced.is_empty()) {
+                this.replace(session.user, session.session);
+            }
+        });
     }
 
     /// Ends a claim, unless the device has another session by now. One that failed may have worked without telling.
@@ -162,7 +214,7 @@ impl Rights {
 
     /// Closes the connections of a token that was logged out, those that come up now too.
     pub(super) fn log_out(&self, token: Uuid) {
-        self.logged_out.insert(token);
+        self.metrics.add(Counter::NotesDropped, self.logged_out.insert(token));
         for connection in self.outbound.hub.select(|connection| connection.token == token) {
             self.outbound.close(&connection, CloseCode::LoggedOut);
         }
@@ -170,7 +222,7 @@ impl Rights {
 
     /// Closes a session of this server whose device connected elsewhere, also if it comes up only now.
     pub(super) fn replace(&self, user: UserId, session: SessionId) {
-        self.replaced.insert(session);
+        self.metrics.add(Counter::NotesDropped, self.replaced.insert(session));
         if let Some(connection) = self.outbound.hub.find(user, session) {
             self.outbound.close(&connection, CloseCode::Replaced);
         }
@@ -217,7 +269,7 @@ impl Rights {
                 continue;
             }
             for token in &new {
-                self.logged_out.insert(*token);
+                self.metrics.add(Counter::NotesDropped, self.logged_out.insert(*token));
             }
             for connection in self.outbound.hub.select(|connection| new.contains(&connection.token)) {
                 self.outbound.close(&connection, CloseCode::LoggedOut);
@@ -237,7 +289,11 @@ impl Rights {
     async fn keep_sessions(&self, keeper: &mut SessionKeeper) {
         let hub = &self.outbound.hub;
         // One that is closing is not entered again: its device may be back under a session that would lose to it.
-        let open = || hub.select(|c| c.socket.is_open()).iter().map(|c| self.session_of(c)).collect();
+        let open = || {
+            // Counted first: who is entered into the hub behind this sees it.
+            self.passes.fetch_add(1, Ordering::SeqCst);
+            hub.select(|c| c.socket.is_open()).iter().map(|c| self.session_of(c)).collect()
+        };
         let is_here = |session: &Session| hub.find(session.user, session.session).is_some();
         for gone in keeper.look(open, is_here).await {
             // Its device connected elsewhere, and the word of it did not get here.
@@ -270,7 +326,7 @@ mod tests {
         let rights = bench.rights();
         let [first, second] = [(), ()].map(|()| bench.enter(ALICE));
         for connection in [&first, &second] {
-            rights.claim(&rights.session_of(connection)).await.expect("claims");
+            rights.claim(&mut rights.session_of(connection)).await.expect("claims");
         }
         assert_eq!((written(&first).1, written(&second).1), (Some(CloseCode::Replaced.code()), None));
         assert!(!rights.has_claims_under_way(), "the first one's server is this one");
@@ -279,6 +335,46 @@ mod tests {
         rights.give_up(&first).await;
         let sessions = bench.deps.backends.sessions.lookup(&[ALICE]).await.expect("reads");
         assert_eq!(sessions, [rights.session_of(&second)]);
+    }
+
+    #[tokio::test]
+    async fn a_claim_is_behind_those_of_servers_whose_clock_is_ahead() {
+        let bench = Bench::new().await;
+        let (rights, sessions) = (bench.rights(), &bench.deps.backends.sessions);
+        let connection = bench.enter(ALICE);
+        let ahead = Session {
+            server: "chat-2".parse().expect("a name"),
+            session: SessionId::made_at(clock::unix_ms() + 3_600_000, [0; 10]),
+            ..rights.session_of(&connection)
+        };
+        sessions.claim(&ahead).await.expect("claims");
+        let mut session = rights.new_session(ALICE, connection.device.clone());
+        rights.claim(&mut session).await.expect("claims");
+        assert!(session.session.is_behind(&ahead.session));
+        assert_eq!(sessions.lookup(&[ALICE]).await.expect("reads"), std::slice::from_ref(&session));
+        // The one that is ahead does not come back by its server's next pass.
+        assert_eq!(sessions.refresh(std::slice::from_ref(&ahead)).await.expect("answers"), [ahead.session]);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_was_claimed_before_the_store_forgot_is_entered_when_it_comes_up() {
+        let bench = Bench::new().await;
+        let (rights, sessions) = (bench.rights(), Arc::clone(&bench.deps.backends.sessions));
+        let connection = connection(ALICE);
+        let mut session = rights.session_of(&connection);
+        let pass = rights.claim(&mut session).await.expect("claims");
+        // As by a flush. What is in the hub is entered again.
+        sessions.release(&session).await.expect("answers");
+        rights.keep_sessions(&mut SessionKeeper::new(Arc::clone(&sessions))).await;
+        assert_eq!(sessions.lookup(&[ALICE]).await.expect("reads"), []);
+        bench.shared.outbound.hub.add(Arc::clone(&connection));
+        rights.came_up(&connection, pass);
+        let entered = async {
+            while sessions.lookup(&[ALICE]).await.expect("reads") != [session.clone()] {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_mins(1), entered).await.expect("it is entered, long before the next pass");
     }
 
     #[tokio::test]

@@ -101,7 +101,7 @@ impl SessionKeeper {
 mod tests {
     use super::*;
     use crate::backends::error::{BackendError, ErrorKind};
-    use crate::backends::sessions::EmbeddedSessions;
+    use crate::backends::sessions::{Claim, EmbeddedSessions};
     use crate::backends::store::EmbeddedStore;
     use crate::protocol::{SessionId, UserId};
     use async_trait::async_trait;
@@ -150,7 +150,7 @@ mod tests {
 
     #[async_trait]
     impl Sessions for Forgetful {
-        async fn claim(&self, session: &Session) -> BackendResult<Option<Session>> {
+        async fn claim(&self, session: &Session) -> BackendResult<Claim> {
             self.inner("claim")?.claim(session).await
         }
         async fn refresh(&self, sessions: &[Session]) -> BackendResult<Vec<SessionId>> {

@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 
 use crate::protocol::websocket::{Decoder, Event, Violation};
 use crate::runtime::{clock, net};
+use crate::server::min_rate::{MinRate, SOCKET_STALL_MAX};
 
 /// Time in which a connection's writes are counted. Past [`DIRECT_MAX`] they are gathered for as long.
 pub(super) const MERGE_WINDOW_MS: u32 = 3;
@@ -101,8 +102,8 @@ pub(super) enum Pushed {
 pub(super) enum Flushed {
     /// Nothing is waiting.
     Done,
-    /// The kernel takes no more: flush again when the socket is writable.
-    Blocked,
+    /// The kernel takes no more, after so many bytes: flush again when the socket is writable.
+    Blocked(usize),
     /// The socket failed.
     Dead,
 }
@@ -241,6 +242,7 @@ impl Socket {
             return Flushed::Dead;
         }
         let Wire::Tcp(stream) = &self.wire else { return Flushed::Done };
+        let mut all = 0;
         while !out.queue.is_empty() {
             let result = {
                 let front = out.front_written;
@@ -253,8 +255,11 @@ impl Socket {
                 stream.try_write_vectored(&slices[..count])
             };
             match result {
-                Ok(written) => out.advance(written),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Flushed::Blocked,
+                Ok(written) => {
+                    all += written;
+                    out.advance(written);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Flushed::Blocked(all),
                 Err(_) => {
                     out.die();
                     return Flushed::Dead;
@@ -268,8 +273,25 @@ impl Socket {
         Flushed::Done
     }
 
+    /// Writes what is waiting as the kernel takes it; returns false where the other end takes it too slowly.
+    pub(super) async fn flush_all(&self) -> bool {
+        let mut rate = MinRate::new(SOCKET_STALL_MAX);
+        while let Flushed::Blocked(written) = self.flush() {
+            if written > 0 {
+                rate.took(written);
+            }
+            tokio::select! {
+                writable = self.writable() => if writable.is_err() {
+                    break;
+                },
+                () = rate.too_slow() => return false,
+            }
+        }
+        true
+    }
+
     /// Waits until the kernel takes more.
-    pub(super) async fn writable(&self) -> std::io::Result<()> {
+    async fn writable(&self) -> std::io::Result<()> {
         match &self.wire {
             Wire::Tcp(stream) => stream.writable().await,
             Wire::Polled(_) => Ok(()),
@@ -332,7 +354,7 @@ impl Socket {
     pub(super) async fn linger(&self) {
         let Wire::Tcp(stream) = &self.wire else { return self.abort() };
         let _ = tokio::time::timeout(CLOSE_WAIT, async {
-            while self.flush() == Flushed::Blocked {
+            while matches!(self.flush(), Flushed::Blocked(_)) {
                 if self.writable().await.is_err() {
                     return;
                 }

@@ -33,6 +33,9 @@ const SWITCHED_MAX: usize = 100_000;
 /// After a conversation has shrunk: servers that were not told yet may send its messages the old way for so long.
 const OLD_WAY: Duration = LIST_TTL.saturating_add(Duration::from_secs(1));
 
+/// Where nobody says how many members a conversation has: it is looked at.
+const UNKNOWN: u64 = 0;
+
 /// What came of a subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Added {
@@ -62,8 +65,9 @@ pub(super) struct Subscriptions {
     switched: Mutex<HashSet<ConversationId>>,
     /// Held while connected members are subscribed.
     growing: tokio::sync::Mutex<()>,
-    /// Conversations whose members could not be read when they changed, with the number of members that was told.
-    unchecked: Mutex<HashMap<ConversationId, u64>>,
+    /// Conversations whose members could not be read when they changed. How many they were is not kept: it may be
+    /// others by now.
+    unchecked: Mutex<HashSet<ConversationId>>,
 }
 
 impl Subscriptions {
@@ -195,9 +199,9 @@ impl Subscriptions {
         let _ = self.reader.unsubscribe(Topic::Channel, channel.0).await;
     }
 
-    /// Brings subscriptions in line with the members as they are now, of which there are `count`: who is none any more
-    /// loses the subscription; a conversation that has grown past the limit, or has shrunk below it, changes its way
-    /// for everybody who is connected here, and they are told.
+    /// Brings subscriptions in line with the members as they are now, of which there are `count` ([`UNKNOWN`] where
+    /// that is not known): who is none any more loses the subscription; a conversation that has grown past the limit,
+    /// or has shrunk below it, changes its way for everybody who is connected here, and they are told.
     ///
     /// # Errors
     /// When members or messages can't be read; then it is done again later.
@@ -208,24 +212,24 @@ impl Subscriptions {
     ) -> BackendResult<()> {
         let changed = self.follow_members(conversation, count).await;
         if changed.is_err() {
-            self.check_later(conversation, count);
+            self.check_later(conversation);
         }
         changed
     }
 
-    fn check_later(&self, conversation: ConversationId, count: u64) {
-        self.unchecked.lock().expect("no panic while held").insert(conversation, count);
+    fn check_later(&self, conversation: ConversationId) {
+        self.unchecked.lock().expect("no panic while held").insert(conversation);
     }
 
     /// Does again what could not be done when members changed.
     pub(super) async fn check_again(self: &Arc<Self>) {
         let unchecked = std::mem::take(&mut *self.unchecked.lock().expect("no panic while held"));
         let mut unchecked = unchecked.into_iter();
-        while let Some((conversation, count)) = unchecked.next() {
+        while let Some(conversation) = unchecked.next() {
             self.members.invalidate(conversation);
-            if self.members_changed(conversation, count).await.is_err() {
+            if self.members_changed(conversation, UNKNOWN).await.is_err() {
                 // The others would fail as well.
-                unchecked.by_ref().for_each(|(other, count)| self.check_later(other, count));
+                unchecked.by_ref().for_each(|other| self.check_later(other));
             }
         }
     }
@@ -409,6 +413,19 @@ mod tests {
         subscriptions.remove(&never, channel).await;
         subscriptions.members_changed(channel, users.len() as u64).await.expect("reads");
         assert!(!subscriptions.has(channel, never.user), "it did not want to");
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_read_is_checked_again_whatever_number_was_told() {
+        let bench = Bench::new().await;
+        let subscriptions = bench.subscriptions();
+        let users = bench.users::<{ FANOUT_ON_WRITE_MEMBERS_MAX + 2 }>().await;
+        let group = bench.group(&users).await;
+        let connection = bench.enter(users[0]);
+        // It was told of a few members, could not be read, and has many by now.
+        subscriptions.check_later(group);
+        subscriptions.check_again().await;
+        assert!(subscriptions.has(group, connection.user));
     }
 
     #[tokio::test]

@@ -21,7 +21,7 @@ use crate::server::Deps;
 use crate::server::access::members::Members;
 use crate::telemetry::{Counter, Metrics};
 
-/// Messages that are kept of one connection, the newest.
+/// Messages that are kept of one connection, the newest; the others are given up when it ends.
 const OF_A_CONNECTION_MAX: usize = 16;
 
 /// Users that may wait; then the oldest are given up.
@@ -46,13 +46,18 @@ pub(super) type Unheard = Mutex<State>;
 
 #[derive(Default)]
 pub(super) struct State {
-    messages: Option<Box<VecDeque<Place>>>,
+    messages: Option<Box<Missed>>,
     /// Once the connection has ended.
     is_over: bool,
 }
 
 /// What a connection that has ended may not have got.
-pub(super) struct Missed(VecDeque<Place>);
+#[derive(Default)]
+pub(super) struct Missed {
+    places: VecDeque<Place>,
+    /// Earlier ones that are not kept.
+    dropped: u64,
+}
 
 impl Connection {
     /// Notes a message that is being written; false when the connection has ended, so that it goes nowhere.
@@ -62,10 +67,11 @@ impl Connection {
             return false;
         }
         let messages = unheard.messages.get_or_insert_default();
-        if messages.len() >= OF_A_CONNECTION_MAX {
-            messages.pop_front();
+        if messages.places.len() >= OF_A_CONNECTION_MAX {
+            messages.places.pop_front();
+            messages.dropped += 1;
         }
-        messages.push_back((conversation, id));
+        messages.places.push_back((conversation, id));
         true
     }
 
@@ -79,7 +85,7 @@ impl Connection {
     pub(super) fn note_ended(&self) -> Option<Missed> {
         let mut unheard = self.unheard.lock().expect("no panic while held");
         unheard.is_over = true;
-        unheard.messages.take().map(|messages| Missed(*messages))
+        unheard.messages.take().map(|missed| *missed)
     }
 }
 
@@ -119,12 +125,13 @@ impl LostConnections {
     /// Takes over what a connection may not have got, when it has ended.
     pub(super) fn note_missed(&self, connection: &Connection, missed: Missed) {
         let (user, session) = (connection.user, connection.session);
-        self.put(Missing { user, session, messages: missed.0, tries: 0, due_us: 0 });
+        self.metrics.add(Counter::AnnouncementsDropped, missed.dropped);
+        self.put(Missing { user, session, messages: missed.places, tries: 0, due_us: 0 });
     }
 
     /// The same of one message that came for a connection which had just ended.
     pub(super) fn note_late(&self, connection: &Connection, conversation: ConversationId, id: MessageId) {
-        self.note_missed(connection, Missed(VecDeque::from([(conversation, id)])));
+        self.note_missed(connection, Missed { places: [(conversation, id)].into(), dropped: 0 });
     }
 
     /// Takes a user; where there are too many the oldest is given up for it.
@@ -224,8 +231,9 @@ mod tests {
             lost.note_missed(connection, connection.note_ended().expect("one message"));
             assert!(!connection.note_written(talk, id), "it has ended");
         }
+        assert_eq!(lost.metrics.counted(Counter::AnnouncementsDropped), 0);
         let rights = bench.rights();
-        rights.claim(&rights.new_session(back, connections[1].device.clone())).await.expect("claims");
+        rights.claim(&mut rights.new_session(back, connections[1].device.clone())).await.expect("claims");
         lost.notify_due().await;
         assert_eq!(lost.metrics.counted(Counter::AnnouncedAgain), 0, "there is time to come back");
         tokio::time::pause();
@@ -234,5 +242,17 @@ mod tests {
         lost.notify_due().await;
         assert_eq!(lost.metrics.counted(Counter::AnnouncedAgain), 1, "of the one who is not back");
         assert!(lost.waiting.lock().expect("no panic while held").is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_not_kept_of_a_connection_is_counted_when_it_ends() {
+        let bench = Bench::new().await;
+        let lost = LostConnections::new(&bench.deps, &bench.shared);
+        let connection = bench.enter(UserId(1));
+        for id in 0..OF_A_CONNECTION_MAX as u64 + 3 {
+            assert!(connection.note_written(ConversationId(1), MessageId(id)));
+        }
+        lost.note_missed(&connection, connection.note_ended().expect("some messages"));
+        assert_eq!(lost.metrics.counted(Counter::AnnouncementsDropped), 3);
     }
 }

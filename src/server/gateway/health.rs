@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::Gateway;
 use crate::backends::registry::Role;
+use crate::server::http;
 
 /// What is needed behind a gateway, as it last saw the registry.
 #[derive(Serialize)]
@@ -24,10 +25,7 @@ pub(super) fn is_meant(path: &str) -> bool {
 
 /// Whether a connection begins with a request for one of them.
 pub(super) fn begins(first: &[u8]) -> bool {
-    let line = first.split(|b| *b == b'\n').next().unwrap_or_default();
-    let target = line.strip_prefix(b"GET ").and_then(|rest| rest.split(|b| *b == b' ').next()).unwrap_or_default();
-    let path = target.split(|b| *b == b'?').next().unwrap_or_default();
-    std::str::from_utf8(path).is_ok_and(is_meant)
+    matches!(http::first_line(first), Some(("GET", target)) if is_meant(http::path_of(target)))
 }
 
 /// The answer to a request for one of them; `None` for any other.

@@ -30,7 +30,7 @@ use self::proxy::{Connection, Proxy};
 use super::access::seats::{HALF_OPEN_MIN, HalfOpen, Seats};
 use super::cluster::peer::{self, NothingOfItsOwn, Peers};
 use super::cluster::{self, Cluster};
-use super::{Deps, Listeners, StartError, http};
+use super::{Deps, FILES_RESERVED, Listeners, StartError, http};
 use crate::backends::registry::{Role, ServerEntry};
 use crate::protocol::ServerName;
 use crate::runtime::{clock, machine, net};
@@ -38,9 +38,6 @@ use crate::telemetry::{Counter, Gauge};
 
 /// How often the gauge of open connections is written.
 const GAUGE_INTERVAL: Duration = Duration::from_millis(500);
-
-/// Files of the process that are no connections of clients: engines, peers, logs, the runtime.
-const FILES_RESERVED: u64 = 300;
 
 /// Settings of a gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -18,6 +18,7 @@ use super::proxy::{Received, receive, send, send_once, unavailable};
 use crate::backends::registry::Role;
 use crate::protocol::limits::POLL_WAIT_MAX;
 use crate::protocol::{ErrorCode, POLL_PATH, ServerName, behind_poll_path};
+use crate::server::http;
 use crate::server::http::status::Failure;
 use crate::telemetry::Counter;
 
@@ -29,9 +30,7 @@ const TRIES_MAX: usize = 3;
 
 /// Whether a connection that begins with this line carries such requests.
 pub(super) fn are_meant(first: &[u8]) -> bool {
-    let line = first.split(|b| *b == b'\n').next().unwrap_or_default();
-    let target = line.split(|b| *b == b' ').nth(1).unwrap_or_default();
-    std::str::from_utf8(target).is_ok_and(|target| behind_poll_path(target).is_some())
+    http::first_line(first).is_some_and(|(_, target)| behind_poll_path(target).is_some())
 }
 
 /// What a path asks for.

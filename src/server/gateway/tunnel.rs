@@ -4,7 +4,7 @@
 //! The path `/ws/NAME`, which the API gives out at login, asks for one server, so that placement holds through the
 //! gateway. Any other path, and a server that is gone or drains, goes to the server with the fewest connections.
 //! An idle tunnel holds no buffer: bytes pass through one of the thread, and what a slow reader does not take waits in one
-//! of its own while the other side is not read.
+//! of its own while the other side is not read. A reader that takes it too slowly ends the tunnel.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -19,11 +19,12 @@ use tokio::net::TcpStream;
 use super::lost::Leads;
 use super::proxy::{self, Connection};
 use super::{Gateway, health, polls};
-use crate::protocol::api::ApiError;
 use crate::protocol::{CHAT_PATH, ErrorCode, ServerName};
 use crate::runtime::net;
 use crate::server::access::seats::{Begun, Seats};
 use crate::server::http;
+use crate::server::http::status::{Failure, Refusal};
+use crate::server::min_rate::{MinRate, SOCKET_STALL_MAX};
 use crate::telemetry::Counter;
 
 /// Longest first line of a request.
@@ -106,9 +107,8 @@ async fn first_line(client: &mut TcpStream) -> io::Result<Vec<u8>> {
 
 /// The server that a request line asks for by its path.
 fn wanted(first: &[u8]) -> Option<ServerName> {
-    let line = std::str::from_utf8(first.split(|b| *b == b'\n').next()?).ok()?;
-    let path = line.split(' ').nth(1)?;
-    let name = path.split('?').next()?.strip_prefix(CHAT_PATH)?.strip_prefix('/')?;
+    let (_, target) = http::first_line(first)?;
+    let name = http::path_of(target).strip_prefix(CHAT_PATH)?.strip_prefix('/')?;
     name.parse().ok()
 }
 
@@ -129,15 +129,9 @@ async fn connect(gateway: &Gateway, wanted: Option<ServerName>, first: &[u8]) ->
 }
 
 async fn refuse(mut client: TcpStream, message: &str) {
-    let message = message.to_owned();
-    let body = ApiError { code: ErrorCode::Unavailable, message, retry_after_ms: Some(1_000) };
-    let body = serde_json::to_string(&body).expect("plain data");
-    let answer = format!(
-        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
-        body.len()
-    );
+    let refusal = Refusal::from(Failure::retry_later(ErrorCode::Unavailable, message, 1_000));
     // Whether the client still listens does not matter.
-    let _ = tokio::time::timeout(CONNECT_TIMEOUT, client.write_all(answer.as_bytes())).await;
+    let _ = tokio::time::timeout(CONNECT_TIMEOUT, client.write_all(&refusal.into_bytes())).await;
 }
 
 /// One direction of a tunnel.
@@ -145,6 +139,8 @@ async fn refuse(mut client: TcpStream, message: &str) {
 struct Flow {
     /// Read and not written yet; nothing more is read while there is any.
     waiting: Vec<u8>,
+    /// How slowly that may be taken; while there is any.
+    rate: Option<Box<MinRate>>,
     has_ended: bool,
 }
 
@@ -165,11 +161,17 @@ impl Flow {
     fn poll(&mut self, context: &mut Context<'_>, from: &TcpStream, to: &TcpStream) -> Poll<io::Result<()>> {
         loop {
             if !self.waiting.is_empty() {
-                ready!(to.poll_write_ready(context))?;
+                let rate = self.rate.get_or_insert_with(|| Box::new(MinRate::new(SOCKET_STALL_MAX)));
+                if to.poll_write_ready(context)?.is_pending() {
+                    return rate.poll_too_slow(context).map(|()| Err(ErrorKind::TimedOut.into()));
+                }
                 let written = write(to, &self.waiting)?;
+                if written > 0 {
+                    rate.took(written);
+                }
                 self.waiting.drain(..written);
                 if self.waiting.is_empty() {
-                    self.waiting = Vec::new();
+                    (self.waiting, self.rate) = (Vec::new(), None);
                 }
                 continue;
             }
@@ -217,14 +219,30 @@ mod tests {
         }
     }
 
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = net::listen("127.0.0.1:0".parse().expect("valid")).expect("binds");
+        let address = listener.local_addr().expect("bound");
+        let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
+        (near.expect("connects"), far.expect("accepted").0)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_takes_nothing_ends_the_tunnel() {
+        let (client, inner) = pair().await;
+        let (outer, mut server) = pair().await;
+        // More than the kernel takes.
+        let sent = vec![7; 64 << 20];
+        let copied = tokio::select! {
+            copied = tokio::time::timeout(SOCKET_STALL_MAX * 2, copy_both(&inner, &outer)) => copied,
+            _ = server.write_all(&sent) => panic!("nobody reads it"),
+        };
+        let error = copied.expect("it ends").expect_err("too slow");
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        drop(client);
+    }
+
     #[tokio::test]
     async fn a_reader_that_takes_its_time_gets_every_byte() {
-        let pair = || async {
-            let listener = net::listen("127.0.0.1:0".parse().expect("valid")).expect("binds");
-            let address = listener.local_addr().expect("bound");
-            let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
-            (near.expect("connects"), far.expect("accepted").0)
-        };
         let (mut client, inner) = pair().await;
         let (outer, mut server) = pair().await;
         let sent: Vec<u8> = (0..8_u32 << 20).map(|n| (n % 251) as u8).collect();

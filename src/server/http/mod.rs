@@ -1,18 +1,23 @@
 //! Serving HTTP/1.1, the same for every role: deadlines for a request's head, its body and the writing of its answer.
 //!
-//! A client that stops reading, or stops in the middle of a request, keeps what it asked for in memory for so long and
-//! no longer.
+//! A client that stops reading, or reads too slowly, or stops in the middle of a request, keeps what it asked for in
+//! memory for so long and no longer.
 //!
 //! | file | what |
 //! |---|---|
+//! | `deadlined` | a socket whose other end has to read |
+//! | `head` | heads of requests that are refused |
+//! | `rewound` | a socket of which the beginning was read already |
 //! | `status` | from error codes to HTTP statuses |
 //! | `extract` | what handlers of several roles take from a request |
 
+mod deadlined;
 pub(super) mod extract;
+mod head;
+mod rewound;
 pub(super) mod status;
 
 use std::convert::Infallible;
-use std::io::{self, Cursor};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -22,13 +27,15 @@ use axum::body::{Body, HttpBody};
 use axum::http::{HeaderValue, Request, Response, header};
 use axum::response::IntoResponse;
 use bytes::Bytes;
+use futures_util::future::Either;
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
+pub(super) use self::deadlined::Deadlined;
+use self::rewound::Rewound;
 use self::status::Failure;
 use super::access::seats::{Seat, Seats};
 use crate::protocol::ErrorCode;
@@ -38,39 +45,43 @@ use crate::runtime::{Tasks, net};
 /// [`crate::server::access::keys::Keys::sign`]).
 pub(in crate::server) const CLIENT_ADDRESS: &str = "x-chatctl-client";
 
-/// Time for a request's head.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// Time for a request's body, from its head on. Below the time that a request has: a slow body is the client's fault,
 /// and is told so.
 const BODY_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Longest that a client may take nothing of an answer that is being written.
+/// Longest that a client may take nothing of an answer that is being written; for what it takes it gets time back (see
+/// [`super::min_rate`]).
 const WRITE_STALL_MAX: Duration = Duration::from_secs(10);
-
-/// Headers of a request.
-const HEADERS_MAX: usize = 64;
-
-/// Bytes of a request's head, and of what is read ahead.
-const BUFFER_BYTES_MAX: usize = 64 * 1024;
 
 /// Serves one connection, of which the beginning may be read already, until it ends, or until the tasks stop and the
 /// request under way is answered.
-pub(in crate::server) async fn serve<S>(stream: TcpStream, begun: Vec<u8>, tasks: Tasks, service: S)
+pub(in crate::server) async fn serve<S>(mut stream: TcpStream, mut begun: Vec<u8>, tasks: Tasks, service: S)
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Send + Sync + 'static,
     S::Future: Send + 'static,
 {
     net::set_options(&stream);
+    let is_there = tokio::select! {
+        is_there = head::read_first(&mut stream, &mut begun) => is_there,
+        () = tasks.stopped() => false,
+    };
+    if !is_there {
+        return;
+    }
     let (read, write) = stream.into_split();
-    let stream = tokio::io::join(Cursor::new(begun).chain(read), Deadlined::new(write, WRITE_STALL_MAX));
-    let service =
-        service_fn(move |request: Request<Incoming>| service.call(request.map(|body| Body::new(TimedBody::new(body)))));
+    let stream = tokio::io::join(Rewound::new(begun.into(), read), Deadlined::new(write, WRITE_STALL_MAX));
+    let service = service_fn(move |request: Request<Incoming>| {
+        let request = request.map(|body| Body::new(TimedBody::new(body)));
+        match head::check(&request) {
+            Ok(()) => Either::Left(service.call(request)),
+            Err(refusal) => Either::Right(std::future::ready(Ok(refusal.into_response()))),
+        }
+    });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_headers(HEADERS_MAX)
-        .max_buf_size(BUFFER_BYTES_MAX)
+        .header_read_timeout(head::HEAD_TIMEOUT)
+        .max_headers(head::HEADERS_READ_MAX)
+        .max_buf_size(head::BUFFER_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
@@ -92,10 +103,19 @@ const ALWAYS: [&str; 3] = ["/health/live", "/health/ready", "/metrics"];
 
 /// Whether a request is one of them, by its first line.
 pub(in crate::server) fn is_probe(first: &[u8]) -> bool {
-    let line = first.split(|b| *b == b'\n').next().unwrap_or_default();
-    let target = line.strip_prefix(b"GET ").and_then(|rest| rest.split(|b| *b == b' ').next()).unwrap_or_default();
-    let path = target.split(|b| *b == b'?').next().unwrap_or_default();
-    ALWAYS.iter().any(|always| always.as_bytes() == path)
+    matches!(first_line(first), Some(("GET", target)) if ALWAYS.contains(&path_of(target)))
+}
+
+/// The method and the target of a request of which at least the first line is there; `None` where that is no request.
+pub(in crate::server) fn first_line(first: &[u8]) -> Option<(&str, &str)> {
+    let line = std::str::from_utf8(first.split(|b| *b == b'\n').next()?).ok()?;
+    let mut words = line.split(' ');
+    Some((words.next()?, words.next()?))
+}
+
+/// A target without its query.
+pub(in crate::server) fn path_of(target: &str) -> &str {
+    target.split('?').next().unwrap_or_default()
 }
 
 /// Room for connections, and a reserve for probes, so that whether a server is well can be asked however many it
@@ -203,70 +223,6 @@ impl HttpBody for TimedBody {
     }
 }
 
-/// A socket that fails when nothing can be written to it for a time.
-pub(in crate::server) struct Deadlined<T> {
-    inner: T,
-    stall_max: Duration,
-    /// Runs while a write waits.
-    stalled: Option<Pin<Box<Sleep>>>,
-}
-
-impl<T> Deadlined<T> {
-    pub(in crate::server) const fn new(inner: T, stall_max: Duration) -> Self {
-        Self { inner, stall_max, stalled: None }
-    }
-
-    /// Passes progress on; without it, fails once it is too long ago.
-    fn or_stalled<R>(&mut self, context: &mut Context<'_>, progress: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
-        if progress.is_ready() {
-            self.stalled = None;
-            return progress;
-        }
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.stall_max)));
-        stalled.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
-    }
-}
-
-impl<T: AsyncWrite + Unpin> AsyncWrite for Deadlined<T> {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let progress = Pin::new(&mut this.inner).poll_write(context, bytes);
-        this.or_stalled(context, progress)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let progress = Pin::new(&mut this.inner).poll_write_vectored(context, bytes);
-        this.or_stalled(context, progress)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let progress = Pin::new(&mut this.inner).poll_flush(context);
-        this.or_stalled(context, progress)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let progress = Pin::new(&mut this.inner).poll_shutdown(context);
-        this.or_stalled(context, progress)
-    }
-}
-
-impl<T: AsyncRead + Unpin> AsyncRead for Deadlined<T> {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_read(context, into)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -275,26 +231,9 @@ mod tests {
     use axum::routing::{get, post};
     use futures_util::StreamExt;
     use hyper_util::service::TowerToHyperService;
-    use tokio::io::AsyncWriteExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_reader_that_stops_is_given_up_and_one_that_is_slow_is_not() {
-        let (near, mut far) = tokio::io::duplex(100);
-        let mut near = Deadlined::new(near, Duration::from_secs(10));
-        let slow = async {
-            let mut part = [0; 100];
-            for _ in 0..5 {
-                tokio::time::sleep(Duration::from_secs(9)).await;
-                far.read_exact(&mut part).await.expect("reads");
-            }
-        };
-        let (written, ()) = tokio::join!(near.write_all(&[7; 500]), slow);
-        written.expect("each part came within the time");
-        let error = near.write_all(&[7; 500]).await.expect_err("nobody reads");
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-    }
 
     /// A server whose answers are larger than what the sockets' buffers hold, and the answers that it still has in
     /// memory.
@@ -338,6 +277,16 @@ mod tests {
         address
     }
 
+    #[test]
+    fn requests_are_told_apart_by_their_first_line() {
+        assert_eq!(first_line(b"GET /a?b HTTP/1.1\r\nHost: x\r\n"), Some(("GET", "/a?b")));
+        for none in [&b""[..], b"\n", b"GET\n", b"\xff \xff \xff\n"] {
+            assert_eq!(first_line(none), None, "{none:?}");
+        }
+        assert!(is_probe(b"GET /health/live HTTP/1.1\r\n") && is_probe(b"GET /metrics?x HTTP/1.1\r\n"));
+        assert!(!is_probe(b"POST /health/live HTTP/1.1\r\n") && !is_probe(b"GET /health HTTP/1.1\r\n"));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_client_that_does_not_read_its_answer_is_left() {
         let tasks = Tasks::new();
@@ -377,6 +326,32 @@ mod tests {
         for _ in 0..RESERVE + 5 {
             let (_, probed) = ask("/health/live").await;
             assert!(probed.starts_with("HTTP/1.1 200"), "{probed}");
+        }
+        tasks.stop();
+    }
+
+    #[tokio::test]
+    async fn what_is_no_request_and_what_is_too_much_of_one_is_told_in_json() {
+        let tasks = Tasks::new();
+        let (address, _) = start(&tasks);
+        let (good, many) = ("GET /read HTTP/1.1\r\nHost: x\r\n\r\n", "X: y\r\n".repeat(100));
+        let cases = [
+            ("\u{1}\u{2}\u{3} nonsense\r\n\r\n".to_owned(), "400 Bad Request", "bad_request"),
+            (format!("GET / HTTP/1.1\r\n{many}Connection: close\r\n\r\n"), "431 ", "too_large"),
+            // Behind a request that is answered.
+            (format!("{good}GET / HTTP/1.1\r\n{many}Connection: close\r\n\r\n"), "431 ", "too_large"),
+            (format!("GET /{} HTTP/1.1\r\nConnection: close\r\n\r\n", "x".repeat(10_000)), "414 ", "too_large"),
+        ];
+        for (request, status, code) in cases {
+            let mut client = TcpStream::connect(address).await.expect("connects");
+            client.write_all(request.as_bytes()).await.expect("writes");
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).await.expect("answers");
+            assert!(answer.contains(&format!("HTTP/1.1 {status}")), "{answer}");
+            assert!(
+                answer.contains("application/json") && answer.contains(&format!("{{\"code\":\"{code}\"")),
+                "{answer}"
+            );
         }
         tasks.stop();
     }

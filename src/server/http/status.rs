@@ -21,9 +21,56 @@ impl Failure {
         Self(ApiError { code, message: message.into(), retry_after_ms: Some(retry_after_ms) })
     }
 
+    /// With a status that its code does not say.
+    pub(in crate::server) const fn with_status(self, status: StatusCode) -> Refusal {
+        Refusal { status, failure: self }
+    }
+
     /// Whether it is of a code.
     pub(in crate::server) fn is(&self, code: ErrorCode) -> bool {
         self.0.code == code
+    }
+}
+
+/// A failure and its status.
+#[derive(Debug)]
+pub(in crate::server) struct Refusal {
+    status: StatusCode,
+    failure: Failure,
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Self {
+        Self { status: status(failure.0.code), failure }
+    }
+}
+
+impl Refusal {
+    /// Its status.
+    #[cfg(test)]
+    pub(in crate::server) const fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// The whole answer, for a connection that nobody serves and that ends behind it.
+    pub(in crate::server) fn into_bytes(self) -> Vec<u8> {
+        let body = serde_json::to_string(&self.failure.0).expect("plain data");
+        let retry_after_s = self.failure.0.retry_after_ms.map(|ms| ms.div_ceil(1_000));
+        let retry_after = retry_after_s.map(|seconds| format!("Retry-After: {seconds}\r\n")).unwrap_or_default();
+        format!(
+            "HTTP/1.1 {}\r\nContent-Type: application/json\r\n{retry_after}Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            self.status,
+            body.len()
+        )
+        .into_bytes()
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let mut response = self.failure.into_response();
+        *response.status_mut() = self.status;
+        response
     }
 }
 
@@ -74,8 +121,6 @@ impl From<BackendError> for Failure {
 
 /// The path exists, the method does not.
 pub(in crate::server) fn method_not_allowed() -> Response {
-    let mut response =
-        Failure::new(ErrorCode::BadRequest, "this path has other methods, see docs/protocol.md").into_response();
-    *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
-    response
+    let failure = Failure::new(ErrorCode::BadRequest, "this path has other methods, see docs/protocol.md");
+    failure.with_status(StatusCode::METHOD_NOT_ALLOWED).into_response()
 }

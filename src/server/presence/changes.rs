@@ -1,8 +1,8 @@
 //! Changes of presence on their way to the log.
 //!
-//! A change waits until the log has it, however long the log is away: nobody else would tell it again. Of a user the newest waits;
-//! what it overtook is of no matter any more. One round is over before the next begins, so that two changes of a user never
-//! overtake each other here.
+//! A change waits until the log has it, however long the log is away: nobody else would tell it again. A server that
+//! stops meanwhile leaves what waits to another one. Of a user the newest waits; what it overtook is of no matter any
+//! more. One round is over before the next begins, so that two changes of a user never overtake each other here.
 //!
 //! Between two servers nothing orders changes but the store. So the state is read just before a change is published, and one that
 //! is no longer so is left out: whoever made it so tells that. A publication that took long is looked at once more behind it.
@@ -52,6 +52,9 @@ struct Change {
     /// For a store that has forgotten the last beat.
     at_ms: u64,
 }
+
+/// A user of whom something is to be told, and the last beat, in milliseconds since 1970.
+pub(super) type Untold = (UserId, u64);
 
 impl Change {
     const fn to(state: PresenceState, at_ms: u64) -> Self {
@@ -163,6 +166,17 @@ impl Changes {
         }
     }
 
+    /// Takes what another server could not tell. Returns how many there was no room for.
+    pub(super) fn take_over(&self, untold: &[Untold]) -> usize {
+        let room = WAITING_MAX.saturating_sub(self.waiting().len());
+        let taken = untold.len().min(room);
+        self.put_back(
+            untold[..taken].iter().map(|(user, at_ms)| (*user, Change { online: true, offline: true, at_ms: *at_ms })),
+        );
+        self.news.notify_one();
+        untold.len() - taken
+    }
+
     /// Adds to what waits: what has come meanwhile may be so, and so may this.
     fn put_back(&self, changes: impl IntoIterator<Item = (UserId, Change)>) {
         let mut waiting = self.waiting();
@@ -172,9 +186,9 @@ impl Changes {
         }
     }
 
-    /// Publishes what waits until nobody finds changes any more, and for a moment longer. Inputs: the changes, the end of all that
-    /// find some.
-    pub(super) async fn publish_loop(&self, ways: &Ways<'_>, finders_ended: impl Future<Output = ()>) {
+    /// Publishes what waits until nobody finds changes any more, and for a moment longer; returns what is left then.
+    /// Inputs: the changes, the end of all that find some.
+    pub(super) async fn publish_loop(&self, ways: &Ways<'_>, finders_ended: impl Future<Output = ()>) -> Vec<Untold> {
         tokio::select! {
             () = self.publish(ways) => {}
             () = finders_ended => {}
@@ -189,10 +203,7 @@ impl Changes {
             }
         })
         .await;
-        let left = self.waiting().len();
-        if left > 0 {
-            tracing::error!(changes = left, "presence changes were not published before the end");
-        }
+        std::mem::take(&mut *self.waiting()).into_iter().map(|(user, change)| (user, change.at_ms)).collect()
     }
 
     /// Publishes what waits, for ever.
@@ -308,6 +319,8 @@ mod tests {
         log: Arc<Away>,
         store: Arc<EmbeddedPresence>,
         tasks: Tasks,
+        /// What was left at the end.
+        left: Arc<Mutex<Vec<Untold>>>,
         _folder: tempfile::TempDir,
     }
 
@@ -319,10 +332,13 @@ mod tests {
             let changes = Arc::new(Changes::default());
             let (publishing, to, from, group) =
                 (Arc::clone(&changes), Arc::clone(&log), Arc::clone(&store), tasks.clone());
+            let left = Arc::new(Mutex::default());
+            let kept = Arc::clone(&left);
             tasks.spawn("test.publish", async move {
-                publishing.publish_loop(&Ways { store: &*from, log: &*to }, group.stopped()).await;
+                let left = publishing.publish_loop(&Ways { store: &*from, log: &*to }, group.stopped()).await;
+                *kept.lock().expect("no panic while held") = left;
             });
-            Self { changes, log, store, tasks, _folder: folder }
+            Self { changes, log, store, tasks, left, _folder: folder }
         }
 
         /// A user beats, which nobody is told of.
@@ -425,11 +441,13 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_log_that_is_away_at_the_end_is_given_up() {
+    async fn what_a_log_that_is_away_did_not_take_is_left_to_others() {
         let publisher = Publisher::start();
         publisher.log.is_away.store(true, Ordering::Relaxed);
-        publisher.changes.note(&[publisher.beats(1).await], PresenceState::Online);
+        let last = publisher.beats(1).await;
+        publisher.changes.note(&[last], PresenceState::Online);
         publisher.tasks.stop();
         assert_eq!(publisher.tasks.join(Duration::from_secs(5)).await, 0);
+        assert_eq!(*publisher.left.lock().expect("no panic while held"), [(UserId(1), last.at_ms)]);
     }
 }

@@ -10,9 +10,8 @@ mod changes;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -21,8 +20,9 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 
 use self::calm::Calm;
-use self::changes::{Changes, Ways};
-use super::cluster::peer::{self, Answer, Call, PeerHandler};
+use self::changes::{Changes, Untold, Ways};
+use super::beats::BeatBuffer;
+use super::cluster::peer::{self, Answer, Call, PeerHandler, Peers};
 use super::cluster::placement::rendezvous;
 use super::cluster::{self, Cluster};
 use super::{Deps, StartError};
@@ -33,7 +33,7 @@ use crate::backends::registry::Role;
 use crate::protocol::UserId;
 use crate::protocol::frames::PresenceState;
 use crate::protocol::limits::{OFFLINE_AFTER, PRESENCE_TTL};
-use crate::runtime::clock;
+use crate::runtime::{Tasks, clock};
 use crate::telemetry::Counter;
 
 /// How often silence is looked for.
@@ -63,6 +63,9 @@ const SWEEP_USERS_MAX: usize = 10_000;
 /// Pages of one sweep: another server's users, who may be many while it declares nobody offline, are read over.
 const SWEEP_PAGES_MAX: usize = 10;
 
+/// Changes in one call to another presence server.
+const UNTOLD_PER_CALL: usize = 5_000;
+
 /// How long a server that stops waits for the calls of the store that are under way. Source: the deadline of a call.
 const LAST_CALLS: Duration = crate::backends::layers::DEADLINE;
 
@@ -89,8 +92,8 @@ pub struct PresenceServer {
     deps: Deps,
     config: Config,
     cluster: Arc<Cluster>,
-    /// Newest beat of each user, on [`clock::now_us`], that is not stored yet. Written by peer calls, taken by the loop.
-    waiting: Mutex<HashMap<UserId, u64>>,
+    /// Beats that are not stored yet. Written by peer calls, taken by the loop.
+    waiting: BeatBuffer,
     changes: Changes,
 }
 
@@ -112,7 +115,7 @@ pub async fn start(listener: TcpListener, deps: Deps, config: Config) -> Result<
         deps: deps.clone(),
         config,
         cluster,
-        waiting: Mutex::default(),
+        waiting: BeatBuffer::new(USERS_WAITING_MAX),
         changes: Changes::default(),
     });
     let handler: Arc<dyn PeerHandler> = Arc::clone(&server) as Arc<dyn PeerHandler>;
@@ -145,8 +148,34 @@ impl PresenceServer {
                 publishing.deps.tasks.stopped().await;
                 let _ = tokio::time::timeout(LAST_CALLS, found.recv()).await;
             };
-            publishing.changes.publish_loop(&ways, finders_ended).await;
+            let left = publishing.changes.publish_loop(&ways, finders_ended).await;
+            if !left.is_empty() {
+                publishing.hand_over(&left).await;
+            }
         });
+    }
+
+    /// Leaves it to other presence servers to tell what this one could not before its end.
+    async fn hand_over(&self, left: &[Untold]) {
+        let servers = self.cluster.servers(Role::Presence);
+        // Links in the tasks of this server have ended.
+        let tasks = Tasks::new();
+        let peers = Peers::with(self.deps.name.clone(), Arc::clone(&self.deps.peer_keys), tasks.clone());
+        let mut dropped = 0;
+        for some in left.chunks(UNTOLD_PER_CALL) {
+            let call = Call::PresenceUntold(some.to_vec());
+            let mut is_taken = false;
+            for server in servers.iter().filter(|server| server.name != self.deps.name) {
+                is_taken = matches!(peers.call(server, &call).await, Ok(Answer::Done));
+                if is_taken {
+                    break;
+                }
+            }
+            dropped += if is_taken { 0 } else { some.len() };
+        }
+        tasks.stop();
+        tracing::warn!(changes = left.len(), dropped, "presence changes were left to other servers at the end");
+        self.deps.metrics.add(Counter::PresenceChangesDropped, dropped as u64);
     }
 
     /// Waits; returns whether the server goes on.
@@ -158,17 +187,9 @@ impl PresenceServer {
         !self.deps.tasks.is_stopped()
     }
 
-    /// Puts beats where the loop takes them, unless a newer one of the user is there.
+    /// Puts beats where the loop takes them.
     fn gather(&self, beats: impl IntoIterator<Item = (UserId, u64)>) {
-        let mut waiting = self.waiting.lock().expect("no panic while held");
-        for (user, at_us) in beats {
-            if waiting.len() >= USERS_WAITING_MAX && !waiting.contains_key(&user) {
-                self.deps.metrics.count(Counter::BeatsDropped);
-                continue;
-            }
-            let newest = waiting.entry(user).or_insert(at_us);
-            *newest = at_us.max(*newest);
-        }
+        self.deps.metrics.add(Counter::BeatsDropped, self.waiting.add(beats));
     }
 
     /// Stores what was gathered, also what is left at the end. Inputs: the clock, the word to stop.
@@ -176,7 +197,7 @@ impl PresenceServer {
         let mut goes_on = true;
         while goes_on {
             goes_on = self.pause(GATHER).await;
-            let gathered = std::mem::take(&mut *self.waiting.lock().expect("no panic while held"));
+            let gathered = self.waiting.take();
             if gathered.is_empty() {
                 continue;
             }
@@ -302,11 +323,18 @@ impl PresenceServer {
 #[async_trait]
 impl PeerHandler for PresenceServer {
     async fn handle(&self, call: Call) -> Answer {
-        let Call::Beats(beats) = call else { return Answer::WrongRole };
-        let now_us = clock::now_us();
-        self.gather(
-            beats.into_iter().map(|(user, age_ms)| (user, now_us.saturating_sub(age_ms.saturating_mul(1_000)))),
-        );
-        Answer::Done
+        match call {
+            Call::Beats(beats) => {
+                let now_us = clock::now_us();
+                let at_us = |age_ms: u64| now_us.saturating_sub(age_ms.saturating_mul(1_000));
+                self.gather(beats.into_iter().map(|(user, age_ms)| (user, at_us(age_ms))));
+                Answer::Done
+            }
+            Call::PresenceUntold(untold) => {
+                self.count_dropped(self.changes.take_over(&untold));
+                Answer::Done
+            }
+            _ => Answer::WrongRole,
+        }
     }
 }

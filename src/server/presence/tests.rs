@@ -1,3 +1,4 @@
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
 use super::*;
@@ -123,7 +124,7 @@ impl Place {
             cluster: Cluster::start(&deps).await,
             deps,
             config: Config { grace: Duration::ZERO, ..Config::default() },
-            waiting: Mutex::default(),
+            waiting: BeatBuffer::new(USERS_WAITING_MAX),
             changes: Changes::default(),
         });
         Self { bench, server, store: store.expect("it was made"), log }
@@ -173,6 +174,40 @@ async fn what_a_server_that_stops_has_found_is_told_before_its_end() {
     bench.deps.tasks.stop();
     assert_eq!(bench.deps.tasks.join(Duration::from_secs(5)).await, 0);
     assert_eq!(log.told(), [(1, "online")]);
+}
+
+#[tokio::test]
+async fn what_a_server_could_not_tell_before_its_end_another_one_tells_as_it_is() {
+    let Place { bench, server, store, log } = Place::new().await;
+    let deps = Deps { name: "presence-2".parse().expect("a name"), tasks: Tasks::new(), ..bench.deps.clone() };
+    let other = Arc::new(PresenceServer {
+        cluster: Arc::clone(&server.cluster),
+        deps: deps.clone(),
+        config: server.config.clone(),
+        waiting: BeatBuffer::new(USERS_WAITING_MAX),
+        changes: Changes::default(),
+    });
+    other.start_loops();
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let mut entry = entry(Role::Presence, &deps.name, 1);
+    entry.peer = listener.local_addr().ok();
+    peer::serve(listener, &deps, other);
+    bench.deps.backends.registry.announce(&entry).await.expect("announces");
+    server.cluster.refresh().await;
+    store.beat(&[Beat { user: UserId(1), age_ms: 0 }]).await.expect("takes");
+    bench.deps.tasks.stop();
+    server.hand_over(&[(UserId(1), 7), (UserId(2), 7)]).await;
+    assert_eq!(bench.deps.metrics.counted(Counter::PresenceChangesDropped), 0);
+    let told = async {
+        while log.told().len() < 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_mins(1), told).await.expect("they are told");
+    assert_eq!(log.told(), [(1, "online"), (2, "offline")]);
+    deps.tasks.kill();
+    server.hand_over(&[(UserId(1), 7)]).await;
+    assert_eq!(bench.deps.metrics.counted(Counter::PresenceChangesDropped), 1, "nobody takes it");
 }
 
 #[tokio::test]

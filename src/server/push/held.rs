@@ -47,11 +47,13 @@ impl Held {
         self.push(Waiting { notification, looks: 0, due_us: 0 })
     }
 
-    /// Holds back one that was most likely delivered, unless too many are.
-    pub(super) fn put_if_room(&mut self, notification: Notification) {
-        if self.0.len() < HELD_MAX {
+    /// Holds back one that was most likely delivered; returns whether there was room.
+    pub(super) fn put_if_room(&mut self, notification: Notification) -> bool {
+        let has_room = self.0.len() < HELD_MAX;
+        if has_room {
             self.put(notification);
         }
+        has_room
     }
 
     /// Holds one back once more; returns it where it was often enough.
@@ -90,15 +92,23 @@ struct Left {
 pub(super) struct Lately(VecDeque<Left>);
 
 impl Lately {
-    /// Notes that a user's sessions make a notification needless.
-    pub(super) fn note(&mut self, sessions: &[Session], notification: Notification) {
+    /// Notes that a user's sessions make a notification needless. Returns how many are forgotten for it, too early.
+    pub(super) fn note(&mut self, sessions: &[Session], notification: Notification) -> u64 {
         let at_us = clock::now_us();
+        let mut forgotten = 0;
         for session in sessions {
             if self.0.len() >= LATELY_MAX {
                 self.0.pop_front();
+                forgotten += 1;
             }
             self.0.push_back(Left { at_us, session: session.clone(), notification });
         }
+        forgotten
+    }
+
+    /// When the oldest of what is remembered was noted, on [`clock::now_us`].
+    pub(super) fn since_us(&self) -> Option<u64> {
+        self.0.front().map(|left| left.at_us)
     }
 
     /// Takes out what was left to sessions that do not count any more.
@@ -116,5 +126,31 @@ impl Lately {
         while self.0.front().is_some_and(is_old) {
             self.0.pop_front();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{ConversationId, MessageId, SessionId, UserId};
+
+    fn notification(id: u64) -> Notification {
+        Notification { user: UserId(1), conversation: ConversationId(1), id: MessageId(id), at: 0 }
+    }
+
+    #[test]
+    fn what_is_forgotten_too_early_is_counted() {
+        let session = Session {
+            user: UserId(1),
+            device: "phone".parse().expect("a name"),
+            session: SessionId(uuid::Uuid::nil()),
+            server: "chat-1".parse().expect("a name"),
+        };
+        let (mut lately, mut held) = (Lately::default(), Held::default());
+        let sessions = [session.clone(), session];
+        let forgotten = (0..=LATELY_MAX as u64 / 2).map(|id| lately.note(&sessions, notification(id))).sum::<u64>();
+        assert_eq!(forgotten, 2);
+        let taken = (0..=HELD_MAX as u64).filter(|id| held.put_if_room(notification(*id))).count();
+        assert_eq!((taken, held.len()), (HELD_MAX, HELD_MAX));
     }
 }

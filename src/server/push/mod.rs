@@ -7,13 +7,17 @@
 //!
 //! Where a chat server died, its sessions outlive it. Their users may be back on another server in a moment: their notifications
 //! are held back, and handed over to whoever is not back by then.
+//!
+//! What was left to a session may turn out to have been left to a dead server. So records are committed when that would
+//! have shown: a push server that is killed meanwhile decides once more after its restart, and repeats what it handed
+//! over in those seconds.
 
 mod held;
 mod live;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +28,7 @@ use self::live::{Standing, View};
 use super::cluster::peer::{self, NothingOfItsOwn};
 use super::inbox::InboxHeader;
 use super::{Deps, StartError, cluster, lag};
-use crate::backends::log::{Delivered, GroupReader, Topic};
+use crate::backends::log::{Delivered, GroupPosition, GroupReader, Topic};
 use crate::backends::push::Notification;
 use crate::backends::registry::Role;
 use crate::backends::sessions::Session;
@@ -49,6 +53,13 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 const USERS_PER_CALL: usize = 5_000;
 const NOTIFICATIONS_PER_CALL: usize = 1_000;
 
+/// Time between two positions of which one can be committed, and how many are kept; past them the last one moves.
+const MARK_INTERVAL: Duration = Duration::from_secs(1);
+const MARKS_MAX: usize = 128;
+
+/// Longest that a commit may take when the service stops.
+const LAST_COMMIT: Duration = Duration::from_secs(1);
+
 /// First wait after a failure, and the longest.
 const RETRY: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(10);
@@ -68,7 +79,7 @@ pub async fn start(listener: TcpListener, deps: Deps) -> Result<(), StartError> 
 
 fn start_loops(deps: &Deps, reader: &Arc<dyn GroupReader>) {
     let service = Service::new(deps.clone(), Arc::clone(reader));
-    deps.tasks.spawn_until_stopped("push.loop", service.run());
+    deps.tasks.spawn("push.loop", service.run());
     deps.tasks.spawn_until_stopped("push.lag_loop", lag_loop(deps.clone(), Arc::clone(reader)));
 }
 
@@ -88,8 +99,8 @@ struct Service {
     held: Held,
     lately: Lately,
     backoff: Backoff,
-    /// Something was read that is not committed.
-    owes_commit: bool,
+    /// How far it had come at some times, on [`clock::now_us`], the earliest first; what is read and not committed.
+    marks: VecDeque<(u64, GroupPosition)>,
     /// When a commit is tried, on [`clock::now_us`], after one that failed.
     commit_from_us: u64,
     commit_backoff: Backoff,
@@ -106,21 +117,37 @@ impl Service {
             held: Held::default(),
             lately: Lately::default(),
             backoff,
-            owes_commit: false,
+            marks: VecDeque::new(),
             commit_from_us: 0,
             commit_backoff: backoff,
         }
     }
 
-    /// Hands over, then commits: a failure repeats a notification rather than losing it. Inputs: records, the clock.
+    /// Serves until it is to stop, and commits what is dealt with then: a planned restart repeats nothing. Inputs:
+    /// records, the clock, the word to stop.
     async fn run(mut self) {
+        let tasks = self.deps.tasks.clone();
+        tokio::select! {
+            () = self.serve() => {}
+            () = tasks.stopped() => {}
+        }
+        if self.held.is_empty()
+            && let Some((_, last)) = self.marks.pop_back()
+        {
+            // What fails here is repeated.
+            let _ = tokio::time::timeout(LAST_COMMIT, self.reader.commit(&last)).await;
+        }
+    }
+
+    /// Hands over, then commits: a failure repeats a notification rather than losing it.
+    async fn serve(&mut self) {
         loop {
             let read = tokio::time::timeout(LOOK_INTERVAL, self.reader.next()).await;
             match read {
                 Ok(Ok(records)) => {
-                    self.owes_commit = true;
                     self.backoff.reset();
                     self.take(&records).await;
+                    self.mark();
                     if records.len() < FULL_READ {
                         tokio::time::sleep(GATHER).await;
                     }
@@ -139,19 +166,34 @@ impl Service {
         tokio::time::sleep(wait).await;
     }
 
-    /// Commits what was read, unless something of it is held back still: that comes again after an end.
+    /// Notes how far it has come.
+    fn mark(&mut self) {
+        let now_us = clock::now_us();
+        let is_soon = |at_us: u64| now_us.saturating_sub(at_us) < MARK_INTERVAL.as_micros() as u64;
+        // The last mark moves as long as the one before it is not long ago.
+        let before_last = self.marks.len().checked_sub(2).map(|at| self.marks[at].0);
+        if self.marks.len() >= MARKS_MAX || before_last.is_some_and(is_soon) {
+            self.marks.pop_back();
+        }
+        self.marks.push_back((now_us, self.reader.position()));
+    }
+
+    /// Commits what was read, up to where nothing is held back, or may have to be: that comes again after an end.
     async fn commit(&mut self) {
-        if !self.owes_commit || !self.held.is_empty() || clock::now_us() < self.commit_from_us {
+        if !self.held.is_empty() || clock::now_us() < self.commit_from_us {
             return;
         }
-        if let Err(error) = self.reader.commit().await {
+        let open_since_us = self.lately.since_us().unwrap_or(u64::MAX);
+        let dealt_with = self.marks.iter().take_while(|(at_us, _)| *at_us < open_since_us).count();
+        let Some(last) = dealt_with.checked_sub(1) else { return };
+        if let Err(error) = self.reader.commit(&self.marks[last].1).await {
             // A later round tries again; what can be read is not held up.
             tracing::warn!(%error, "push can't commit; notifications may repeat after a restart");
             let wait = self.commit_backoff.next_wait(&mut rand::rng());
             self.commit_from_us = clock::now_us() + wait.as_micros() as u64;
             return;
         }
-        self.owes_commit = false;
+        self.marks.drain(..dealt_with);
         self.commit_backoff.reset();
     }
 
@@ -174,7 +216,10 @@ impl Service {
             match self.view.standing(sessions) {
                 Standing::Absent => due.push(notification),
                 Standing::Doubtful => due.extend(self.held.put(notification)),
-                Standing::Live => self.lately.note(sessions, notification),
+                Standing::Live => {
+                    let forgotten = self.lately.note(sessions, notification);
+                    self.deps.metrics.add(Counter::SecondLooksDropped, forgotten);
+                }
             }
         }
         self.hand_over(due).await;
@@ -186,7 +231,9 @@ impl Service {
         if self.view.look().await {
             let counts = |session: &Session| self.view.standing(std::slice::from_ref(session)) == Standing::Live;
             for notification in self.lately.of_gone(counts) {
-                self.held.put_if_room(notification);
+                if !self.held.put_if_room(notification) {
+                    self.deps.metrics.count(Counter::SecondLooksDropped);
+                }
             }
         }
         if self.view.is_known() {

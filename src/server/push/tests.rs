@@ -1,6 +1,5 @@
-use std::collections::VecDeque;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use uuid::Uuid;
@@ -10,6 +9,7 @@ use crate::backends::log::{PartitionLag, Record};
 use crate::backends::push::Notifier;
 use crate::backends::{Backends, error::ErrorKind};
 use crate::protocol::{ConversationId, MessageFrame, MessageId, ServerName, SessionId};
+use crate::runtime::Tasks;
 use crate::server::bench::{Bench, entry};
 
 const READ_MAX: usize = 512;
@@ -18,7 +18,9 @@ const SENDER: UserId = UserId(1_000);
 /// A group reader with records in memory.
 #[derive(Default)]
 struct Queue {
-    records: Mutex<VecDeque<Delivered>>,
+    records: Mutex<Vec<Delivered>>,
+    read: AtomicUsize,
+    committed: AtomicUsize,
     commits: AtomicU32,
 }
 
@@ -27,22 +29,27 @@ impl GroupReader for Queue {
     async fn next(&self) -> BackendResult<Vec<Delivered>> {
         loop {
             let read: Vec<Delivered> = {
-                let mut records = self.records.lock().expect("no panic while held");
-                let count = records.len().min(READ_MAX);
-                records.drain(..count).collect()
+                let records = self.records.lock().expect("no panic while held");
+                records.iter().skip(self.read.load(Ordering::Relaxed)).take(READ_MAX).cloned().collect()
             };
+            self.read.fetch_add(read.len(), Ordering::Relaxed);
             if !read.is_empty() {
                 return Ok(read);
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
-    async fn commit(&self) -> BackendResult<()> {
+    fn position(&self) -> GroupPosition {
+        GroupPosition([(0, self.read.load(Ordering::Relaxed) as u64)].into())
+    }
+    async fn commit(&self, to: &GroupPosition) -> BackendResult<()> {
         self.commits.fetch_add(1, Ordering::Relaxed);
+        self.committed.store(to.0[&0] as usize, Ordering::Relaxed);
         Ok(())
     }
     async fn lag(&self) -> Vec<PartitionLag> {
-        let records = self.records.lock().expect("no panic while held").len() as u64;
+        let records = self.records.lock().expect("no panic while held").len() - self.read.load(Ordering::Relaxed);
+        let records = records as u64;
         vec![PartitionLag { topic: Topic::Inbox, partition: 3, records, age_ms: records * 7 }]
     }
 }
@@ -74,6 +81,8 @@ struct Place {
     bench: Bench,
     queue: Arc<Queue>,
     phone: Arc<Phone>,
+    /// Those of the service.
+    tasks: Tasks,
 }
 
 impl Place {
@@ -83,9 +92,28 @@ impl Place {
         let notifier = Arc::clone(&phone);
         let bench = Bench::new(Role::Push, "push-1", |backends| Backends { notifier, ..backends }).await;
         tokio::time::pause();
-        let reader: Arc<dyn GroupReader> = Arc::clone(&queue) as Arc<dyn GroupReader>;
-        start_loops(&bench.deps, &reader);
-        Self { bench, queue, phone }
+        let mut place = Self { bench, queue, phone, tasks: Tasks::new() };
+        place.start_service();
+        place
+    }
+
+    fn start_service(&mut self) {
+        self.tasks = Tasks::new();
+        let deps = Deps { tasks: self.tasks.clone(), ..self.bench.deps.clone() };
+        let reader: Arc<dyn GroupReader> = Arc::clone(&self.queue) as Arc<dyn GroupReader>;
+        start_loops(&deps, &reader);
+    }
+
+    /// The service is killed, or stops in good order, and starts again from what it committed.
+    async fn restart(&mut self, is_killed: bool) {
+        if is_killed {
+            self.tasks.kill();
+        } else {
+            self.tasks.stop();
+        }
+        assert_eq!(self.tasks.join(Duration::from_mins(1)).await, 0);
+        self.queue.read.store(self.queue.committed.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.start_service();
     }
 
     /// A chat server that lives from now on until the end.
@@ -158,6 +186,8 @@ async fn who_has_no_session_is_notified_and_who_is_connected_is_not() {
     place.connects(1, "chat-1").await;
     place.comes(&[1, 2, SENDER.0], 7..8);
     pass(1).await;
+    assert_eq!((place.handed(), place.commits()), (vec![(2, 7)], 0), "whether the first is there shows later");
+    pass(10).await;
     assert_eq!((place.handed(), place.commits()), (vec![(2, 7)], 1));
 }
 
@@ -198,11 +228,42 @@ async fn what_was_left_to_the_sessions_of_a_server_that_the_registry_listed_stil
     place.connects(2, "chat-2").await;
     place.comes(&[1, 2], 7..8);
     pass(2).await;
-    assert_eq!((place.handed(), place.commits()), (vec![], 1), "both seem to be there");
+    assert_eq!((place.handed(), place.commits()), (vec![], 0), "both seem to be there");
     pass(5).await;
     place.connects(2, "chat-1").await;
     pass(13).await;
     assert_eq!(place.handed(), [(1, 7)]);
+}
+
+#[tokio::test]
+async fn what_was_left_to_a_dead_server_outlives_the_push_server() {
+    let mut place = Place::start().await;
+    place.lives("chat-1").await;
+    place.bench.deps.backends.registry.announce(&chat("chat-2")).await.expect("announces");
+    place.connects(1, "chat-2").await;
+    place.connects(3, "chat-1").await;
+    for id in 7..9 {
+        place.comes(&[1, 3], id..id + 1);
+        pass(1).await;
+    }
+    // It dies after the chat server, and before the registry tells of that.
+    place.restart(true).await;
+    pass(30).await;
+    assert_eq!(place.handed(), [(1, 7), (1, 8)]);
+}
+
+#[tokio::test]
+async fn a_restart_in_good_order_repeats_nothing() {
+    let mut place = Place::start().await;
+    place.lives("chat-1").await;
+    place.connects(1, "chat-1").await;
+    for id in 7..12 {
+        place.comes(&[1, 2], id..id + 1);
+        tokio::time::sleep(Duration::from_millis(700)).await;
+    }
+    place.restart(false).await;
+    pass(30).await;
+    assert_eq!(place.handed(), (7..12).map(|id| (2, id)).collect::<Vec<_>>());
 }
 
 #[tokio::test]

@@ -88,6 +88,7 @@ impl Stillness {
     /// Of the runtime that this is called in. A paused clock does not move by itself while a blocking task runs.
     pub(super) fn begin() -> Self {
         let (word, ended) = std::sync::mpsc::channel::<()>();
+        #[expect(clippy::disallowed_methods, reason = "it is to begin now, and nobody waits for it")]
         tokio::task::spawn_blocking(move || ended.recv().is_err());
         Self { _word: word }
     }

@@ -84,7 +84,8 @@ impl Peers {
         Self::with(deps.name.clone(), Arc::clone(&deps.peer_keys), deps.tasks.clone())
     }
 
-    pub(super) fn with(name: ServerName, keys: Arc<Keys>, tasks: Tasks) -> Self {
+    /// The same, in tasks that may outlive those of the server.
+    pub(in crate::server) fn with(name: ServerName, keys: Arc<Keys>, tasks: Tasks) -> Self {
         Self { name, keys, tasks, links: Mutex::default() }
     }
 

@@ -38,6 +38,9 @@ pub enum Call {
     },
     /// Users that beat, and how long ago (milliseconds).
     Beats(Vec<(UserId, u64)>),
+    /// Users whose presence may have changed, which could not be told, and when they beat last (milliseconds since
+    /// 1970): tell it as it is.
+    PresenceUntold(Vec<(UserId, u64)>),
     /// Members changed: read them again.
     MembersChanged {
         /// Of which conversation.
@@ -80,6 +83,7 @@ impl Call {
         match self {
             Self::MembersChanged { .. }
             | Self::MemberGone { .. }
+            | Self::PresenceUntold(_)
             | Self::Replace { .. }
             | Self::LogOut(_)
             | Self::Friends { .. } => true,

@@ -15,7 +15,7 @@ use crate::protocol::ServerName;
 use crate::runtime::{Tasks, net};
 use crate::server::Deps;
 use crate::server::access::keys::Keys;
-use crate::telemetry::{Metrics, prometheus};
+use crate::telemetry::{Counter, Metrics, prometheus};
 
 /// Calls of one link that are handled at the same time, and their bytes: beyond it the link is not read.
 const CALLS_AT_ONCE: usize = 256;
@@ -25,13 +25,14 @@ const BYTES_AT_ONCE: usize = 8 * MESSAGE_BYTES_MAX;
 const ANSWERS_WAITING_MAX: usize = CALLS_AT_ONCE;
 
 /// Connections that have not said who they are: beyond it new ones are closed.
-const STRANGERS_MAX: usize = 256;
+pub(super) const STRANGERS_MAX: usize = 256;
 
 /// Takes calls of other servers in the tasks of `deps`, until these stop.
 pub fn serve(listener: TcpListener, deps: &Deps, handler: Arc<dyn PeerHandler>) {
     let handler = Arc::new(EveryRole { metrics: Arc::clone(&deps.metrics), own: handler });
     let (name, keys) = (deps.name.clone(), Arc::clone(&deps.peer_keys));
-    deps.tasks.spawn("peer.listen", listen(listener, name, keys, handler, deps.tasks.clone()));
+    let metrics = Arc::clone(&deps.metrics);
+    deps.tasks.spawn("peer.listen", listen(listener, name, keys, handler, metrics, deps.tasks.clone()));
 }
 
 /// Answers what every role answers, and passes the rest on.
@@ -56,6 +57,7 @@ pub(super) async fn listen(
     name: ServerName,
     keys: Arc<Keys>,
     handler: Arc<dyn PeerHandler>,
+    metrics: Arc<Metrics>,
     tasks: Tasks,
 ) {
     let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
@@ -75,7 +77,10 @@ pub(super) async fn listen(
                 continue;
             }
         };
-        let Ok(stranger) = Arc::clone(&strangers).try_acquire_owned() else { continue };
+        let Ok(stranger) = Arc::clone(&strangers).try_acquire_owned() else {
+            metrics.count(Counter::ConnectionsDropped);
+            continue;
+        };
         let (name, keys, handler, group) = (name.clone(), Arc::clone(&keys), Arc::clone(&handler), tasks.clone());
         tasks.spawn_until_stopped("peer.serve", async move {
             let admitted = tokio::time::timeout(CALL_TIMEOUT, Wire::answer(stream, &name, &keys)).await;

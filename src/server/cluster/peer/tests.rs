@@ -2,12 +2,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::backends::registry::{Role, ServerEntry};
 use crate::runtime::{Tasks, net};
 use crate::server::access::keys::{Keys, Purpose};
+use crate::telemetry::{Counter, Metrics};
 
 /// Accepts for every session that it is asked for; a log-out takes for ever.
 #[derive(Default)]
@@ -44,6 +46,10 @@ fn entry(name: &str, address: SocketAddr) -> ServerEntry {
     ServerEntry { name, role: Role::Chat, address, peer: Some(address), load: 0, draining: false, epoch: 1 }
 }
 
+fn metrics() -> Arc<Metrics> {
+    Arc::new(Metrics::new("chat", "chat-2"))
+}
+
 fn any_port() -> TcpListener {
     net::listen("127.0.0.1:0".parse().expect("valid")).expect("binds")
 }
@@ -52,7 +58,7 @@ fn any_port() -> TcpListener {
 fn start(listener: TcpListener, name: &str, tasks: &Tasks) -> (ServerEntry, Arc<Echo>) {
     let entry = entry(name, listener.local_addr().expect("bound"));
     let echo = Arc::new(Echo::default());
-    let listen = serve::listen(listener, entry.name.clone(), keys(1), Arc::clone(&echo) as _, tasks.clone());
+    let listen = serve::listen(listener, entry.name.clone(), keys(1), Arc::clone(&echo) as _, metrics(), tasks.clone());
     tasks.spawn("test.peer", listen);
     (entry, echo)
 }
@@ -127,7 +133,8 @@ async fn two_ends_that_both_write_much_do_not_wait_for_each_other() {
     let listener = any_port();
     let server = entry("chat-2", listener.local_addr().expect("bound"));
     let handler: Arc<dyn PeerHandler> = Arc::new(Mirror);
-    tasks.spawn("test.peer", serve::listen(listener, server.name.clone(), keys(1), handler, tasks.clone()));
+    let listen = serve::listen(listener, server.name.clone(), keys(1), handler, metrics(), tasks.clone());
+    tasks.spawn("test.peer", listen);
     let peers = peers(1, &tasks);
     for round in 0..8 {
         let calls = (0..7_u128).map(|n| {
@@ -187,6 +194,23 @@ async fn a_server_that_hangs_is_left_and_found_again() {
         answer = peers.call(&server, &FRIENDS).await;
     }
     assert_eq!(answer.expect("answers"), Answer::Done);
+    tasks.stop();
+}
+
+#[tokio::test]
+async fn of_those_who_do_not_say_who_they_are_too_many_are_dropped_and_counted() {
+    let (tasks, listener, metrics) = (Tasks::new(), any_port(), metrics());
+    let address = listener.local_addr().expect("bound");
+    let (name, handler) = ("chat-2".parse().expect("a name"), Arc::new(Echo::default()) as _);
+    let listen = serve::listen(listener, name, keys(1), handler, Arc::clone(&metrics), tasks.clone());
+    tasks.spawn("test.peer", listen);
+    let mut strangers = Vec::new();
+    for _ in 0..serve::STRANGERS_MAX {
+        strangers.push(TcpStream::connect(address).await.expect("connects"));
+    }
+    let mut dropped = TcpStream::connect(address).await.expect("connects");
+    assert_eq!(dropped.read(&mut [0]).await.unwrap_or(0), 0);
+    assert!(metrics.counted(Counter::ConnectionsDropped) >= 1);
     tasks.stop();
 }
 
