@@ -92,7 +92,7 @@ impl Stats {
             LinkError::Local(_) => add(&self.local_errors, 1),
             LinkError::Broken(_) => add(&self.protocol_errors, 1),
             // As of calls: only "busy", with a time to come back, is no failure.
-            LinkError::Refused { status: 0 | 429 | 503, .. } if error.retry_after.is_some() => {
+            LinkError::Refused { status: 429 | 503, .. } if error.retry_after.is_some() => {
                 return add(&self.throttled, 1);
             }
             LinkError::Refused { .. } | LinkError::Closed(_) if error.cause.is_unauthorized() => {}
@@ -176,7 +176,7 @@ mod tests {
             stats.connect_failed(&ConnectError { cause, server: None, retry_after });
             (get(&stats.throttled), get(&stats.connects_failed))
         };
-        assert_eq!([429, 503, 0].map(|status| counted(status, true)), [(1, 0); 3]);
+        assert_eq!([429, 503].map(|status| counted(status, true)), [(1, 0); 2]);
         assert_eq!([403, 500, 502].map(|status| counted(status, true)), [(0, 1); 3]);
         assert_eq!(counted(503, false), (0, 1));
     }

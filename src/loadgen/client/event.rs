@@ -97,7 +97,7 @@ pub(in crate::loadgen) enum LinkError {
     /// The upgrade or a request was refused.
     #[error("refused: {status} {text}")]
     Refused {
-        /// HTTP status; 0 where an `error` frame came instead of `welcome`.
+        /// HTTP status; where an `error` frame came instead of `welcome`, the one that its code stands for.
         status: u16,
         /// The server's own text.
         text: String,
