@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::call_lag::CallLags;
 use super::client::{CallError, ConnectError, LinkError};
 
 /// Counters of a run. Written by clients, read by the engine.
@@ -59,8 +60,8 @@ pub(super) struct Stats {
     /// Calls and connects that were repeated: all, and the most of one device.
     pub(super) retries: AtomicU64,
     pub(super) retries_per_device_max: AtomicU64,
-    /// Longest that an API call waited for the generator, in µs.
-    pub(super) call_lag_us_max: AtomicU64,
+    /// What API calls waited for the generator.
+    pub(super) call_lags: CallLags,
     /// What this machine could not do: files, ports, memory.
     pub(super) local_errors: AtomicU64,
     /// Errors by code.

@@ -344,7 +344,7 @@ impl Device {
             seen.is_live |= seen.id <= announced;
         }
         let has_moved = conversation.cursor.upto() > before;
-        self.show(at, &show);
+        self.show(at, &show, page.waited_us);
         match (answer.has_more, has_moved) {
             (true, true) => Progress::More,
             (true, false) => Progress::Stuck,

@@ -9,7 +9,7 @@ use super::device::{Device, NEVER};
 use super::event::{Action, CallError, ConnectError, LinkError};
 use crate::loadgen::fault_track::Consequence;
 use crate::loadgen::retry::after;
-use crate::loadgen::stats::{add, get, sub};
+use crate::loadgen::stats::{add, sub};
 use crate::protocol::api::Placement;
 use crate::protocol::close_code::Reconnect;
 use crate::protocol::frames::WelcomeFrame;
@@ -386,9 +386,10 @@ impl Device {
         let (now, is_connecting) = (self.now_us, self.connection == Connection::Connecting);
         let Some(reconnection) = &mut self.reconnection else { return };
         let wanted_since_us = std::mem::take(&mut reconnection.wanted_since_us);
-        // Asking where to connect may have waited for the generator.
-        let hung_us = after(get(&self.run.stats.call_lag_us_max), HUNG_CONNECT);
-        let is_hung = is_connecting && now >= reconnection.trying_since_us.saturating_add(hung_us);
+        // Asking where to connect may have waited for the generator, for as long as calls did since then.
+        let since_us = reconnection.trying_since_us;
+        let is_hung = is_connecting
+            && now.saturating_sub(since_us) >= after(self.run.stats.call_lags.longest_since(since_us), HUNG_CONNECT);
         if wanted_since_us > 0 {
             self.run.recorder.record(LatencyPath::Connect, wanted_since_us, now.saturating_sub(wanted_since_us));
         }

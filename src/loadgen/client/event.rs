@@ -51,6 +51,8 @@ pub(in crate::loadgen) struct Page {
     /// When the call began and ended, on the run's clock.
     pub(in crate::loadgen) started_us: u64,
     pub(in crate::loadgen) ended_us: u64,
+    /// How much of that the call waited for the generator, in µs.
+    pub(in crate::loadgen) waited_us: u64,
     pub(in crate::loadgen) result: Result<MessagesSync, CallError>,
 }
 

@@ -10,7 +10,7 @@ use super::sim::{MS, S, run_of, welcome};
 use crate::loadgen::client::{Action, CallError, Command, ConnectError, Device, Event, LinkError, Page};
 use crate::loadgen::fault_track::FaultTrack;
 use crate::loadgen::run::Run;
-use crate::loadgen::stats::{add, get};
+use crate::loadgen::stats::get;
 use crate::protocol::api::{InboxEntry, MessagesSync};
 use crate::protocol::frames::{ErrorFrame, HeadFrame};
 use crate::protocol::{ClientFrame, ErrorCode, MessageId, ServerFrame};
@@ -94,7 +94,7 @@ impl Alone {
     /// The answer to a sync that began `took_us` ago.
     fn page(&mut self, took_us: u64, result: Result<MessagesSync, CallError>) -> Vec<Action> {
         let (conversation, now) = (self.conversation(), self.now_us);
-        let page = Page { conversation, after: 0, started_us: now - took_us, ended_us: now, result };
+        let page = Page { conversation, after: 0, started_us: now - took_us, ended_us: now, waited_us: 0, result };
         self.on(Event::Page(Box::new(page)))
     }
 
@@ -245,20 +245,22 @@ fn a_page_that_is_under_way_at_the_end_of_its_connection_counts_from_its_first_t
 
 #[test]
 fn a_connect_that_hung_until_its_device_left_is_measured_and_has_failed() {
-    let left_after = |us: u64, call_lag_us: u64| {
+    // `turn_us`: when a call had its turn that had waited for as long as it says.
+    let left_after = |us: u64, (turn_us, call_lag_us): (u64, u64)| {
         let mut alone = Alone::new();
-        add(&alone.run.stats.call_lag_us_max, call_lag_us);
+        alone.run.stats.call_lags.note(turn_us - call_lag_us, turn_us);
         let actions = alone.on(Event::Command(Command::Online(S)));
         assert!(matches!(actions[..], [Action::Connect { .. }]), "{actions:?}");
         alone.now_us += us;
         alone.on(Event::Command(Command::Offline));
         (alone.measured(LatencyPath::Connect), get(&alone.run.stats.connects_failed))
     };
-    let ((count, us), failed) = left_after(7 * S, 0);
+    let ((count, us), failed) = left_after(7 * S, (S, 0));
     assert_eq!((count, us / S, failed), (1, 7, 1));
-    let ((count, us), failed) = left_after(S, 0);
+    let ((count, us), failed) = left_after(S, (S, 0));
     assert_eq!((count, us / S, failed), (1, 1, 0), "whoever leaves that soon can't say that it failed");
-    assert_eq!(left_after(7 * S, 3 * S).1, 0, "it may have waited for the generator");
+    assert_eq!(left_after(7 * S, (5 * S, 3 * S)).1, 0, "it may have waited for the generator");
+    assert_eq!(left_after(7 * S, (S, S)).1, 1, "what calls waited before says nothing of this try");
 }
 
 #[test]
