@@ -210,23 +210,31 @@ impl OwnProcesses {
     /// take their places.
     async fn look(&mut self) {
         let now_us = clock::now_us();
-        let heads = self.heads.clone();
-        let is_gone = Tasks::block(move || heads.iter().any(|pid| !process::is_running(*pid))).await;
-        if is_gone.unwrap_or(false) {
+        let (heads, more) = (running(&self.heads).await, running(&self.more).await);
+        if heads.len() < self.heads.len() || more.len() < self.more.len() {
             self.gone_us = Some(now_us);
         }
+        self.more = more;
         let looks_closely = self.gone_us.is_some_and(|gone_us| now_us < gone_us + LOOK_CLOSELY_US);
         if !looks_closely && self.looked_us.is_some_and(|looked_us| now_us < looked_us + LOOK_US) {
             return;
         }
         self.looked_us = Some(now_us);
         let used = super::usage(self.control.as_deref()).await;
-        self.heads = used.iter().map(|process| process.pid).collect();
+        let heads: Vec<u32> = used.iter().map(|process| process.pid).collect();
+        // An engine that is down is told by the number that it had.
+        self.heads = running(&heads).await;
         *self.own.lock().expect("no panic while held") = Own {
             heads: self.heads.iter().chain(&self.more).copied().collect(),
             is_complete: self.is_elsewhere || !used.is_empty(),
         };
     }
+}
+
+/// Those of some processes that have not ended.
+async fn running(pids: &[u32]) -> Vec<u32> {
+    let pids = pids.to_vec();
+    Tasks::block(move || pids.into_iter().filter(|pid| process::is_running(*pid)).collect()).await.unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -100,21 +100,25 @@ async fn what_takes_the_place_of_a_process_is_known_at_the_next_look() {
     let first = start("exec sleep 60");
     let control = Arc::new(OneProcess(Mutex::new(first.id())));
     let own: Arc<Mutex<Own>> = Arc::default();
-    let more = vec![std::process::id()];
+    let worker = start("exec sleep 60");
+    let more = vec![std::process::id(), worker.id()];
     let mut processes =
         OwnProcesses::of("http://127.0.0.1:1", Some(control.clone()), false, more, Arc::clone(&own)).await;
     let found = || own.lock().expect("free").clone();
     assert_eq!(found(), Own::default());
     processes.look().await;
-    assert_eq!(found(), Own { heads: vec![first.id(), std::process::id()], is_complete: true });
+    assert_eq!(found(), Own { heads: vec![first.id(), std::process::id(), worker.id()], is_complete: true });
     let second = start("exec sleep 60");
     *control.0.lock().expect("no panic") = second.id();
     processes.look().await;
     assert!(!found().heads.contains(&second.id()), "nobody is gone, and it was asked a moment ago");
     end(first);
+    end(worker);
     processes.look().await;
-    assert!(found().heads.contains(&second.id()), "the next look finds it");
+    assert_eq!(found().heads, [second.id(), std::process::id()], "the next look finds it");
     end(second);
+    processes.look().await;
+    assert_eq!(found(), Own { heads: vec![std::process::id()], is_complete: true }, "what is told and gone");
 }
 
 #[test]
