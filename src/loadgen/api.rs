@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 
+use super::call_lag;
 use super::retry::Retry;
 use super::target::Target;
 use crate::protocol::api::{
@@ -273,10 +274,12 @@ impl Api {
 
     /// Makes a request of a device, when it is its turn.
     async fn send(&self, method: Method, path: &str, token: Option<&str>, body: Bytes) -> Result<Answer, Error> {
-        let asked_us = clock::now_us();
+        let asked_us = call_lag::asked_us().unwrap_or_else(clock::now_us);
         let _turn = self.turns.acquire().await.map_err(|e| Error::failed(&e))?;
+        let now_us = clock::now_us();
+        call_lag::waited(now_us.saturating_sub(asked_us));
         if let Some(told) = self.had_turn.get() {
-            told(asked_us, clock::now_us());
+            told(asked_us, now_us);
         }
         self.send_now(method, path, token, body).await
     }

@@ -12,6 +12,7 @@
 //! | `ledger/` | what was expected against what came |
 //! | `run` | what everybody who takes part in a run shares |
 //! | `recorder`, `stats` | latencies by path; counters |
+//! | `call_lag` | what API calls waited for the generator |
 //! | `target` | the address of the stack, checked |
 //! | `tokens` | tokens that were renewed |
 //! | `retry` | when a failed request is repeated: no I/O |
@@ -24,6 +25,7 @@
 mod api;
 pub mod behavior;
 mod body;
+mod call_lag;
 pub mod capacity;
 mod client;
 pub mod control;

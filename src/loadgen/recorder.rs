@@ -160,12 +160,16 @@ impl Recorder {
         self.record(LatencyPath::Ack, due_us, now_us.saturating_sub(due_us));
     }
 
-    /// A message that was first written at `sent_us` was shown to a device at `now_us`.
-    pub(super) fn delivered(&self, path: LatencyPath, due_us: u64, sent_us: u64, now_us: u64) {
+    /// A message that was first written at `sent_us` was shown to a device at `now_us`. The fetch that brought it had waited
+    /// for the generator for `fetch_lag_us`.
+    pub(super) fn delivered(&self, path: LatencyPath, due_us: u64, sent_us: u64, now_us: u64, fetch_lag_us: u64) {
+        // A fetch that was asked for before the message was due is in its delivery only from then on.
+        let fetch = (LatencyPath::FetchLag, fetch_lag_us.min(now_us.saturating_sub(due_us)));
+        let fetch = (path == LatencyPath::DeliveryChannel).then_some(fetch);
         let service = (LatencyPath::DeliveryService, now_us.saturating_sub(sent_us));
         let service = path.is_part_of_delivery().then_some(service);
         let due = (path, now_us.saturating_sub(due_us));
-        self.record_all(self.part_at(due_us), std::iter::once(due).chain(service));
+        self.record_all(self.part_at(due_us), std::iter::once(due).chain(service).chain(fetch));
     }
 
     /// Notes that the generator did something at `now_us` that was due at `due_us`.
@@ -355,13 +359,13 @@ mod tests {
         recorder.due(109 * S);
         recorder.due(129 * S);
         recorder.acked(109 * S, 109 * S, Some(109 * S), 128 * S);
-        recorder.delivered(LatencyPath::DeliveryGroup, 109 * S, 109 * S, 129 * S);
+        recorder.delivered(LatencyPath::DeliveryGroup, 109 * S, 109 * S, 129 * S, 0);
         // Due in time, and there only after the end of the load.
         recorder.answered(129 * S, Some(130 * S), 132 * S);
         recorder.answered(129 * S, None, 133 * S);
         recorder.acked(129 * S, 130 * S, None, 133 * S);
         recorder.acked(129 * S, 130 * S, Some(132 * S), 133 * S);
-        recorder.delivered(LatencyPath::DeliveryGroup, 129 * S, 130 * S, 135 * S);
+        recorder.delivered(LatencyPath::DeliveryGroup, 129 * S, 130 * S, 135 * S, 0);
         let overall = recorder.overall();
         let seconds = |path| overall.get(&path).map(|l| (l.count(), (l.max_us() as f64 / 1e6).round()));
         assert_eq!([LatencyPath::Ack, LatencyPath::AckService].map(seconds), [Some((2, 4.0)), Some((2, 3.0))]);
@@ -406,5 +410,18 @@ mod tests {
         let lag = overall.get(&LatencyPath::CallLag).expect("it is measured in a warm-up, as connects are");
         assert_eq!((lag.count(), lag.max_us() / S), (2, 2), "the end of the run is no load");
         assert_eq!(recorder.lag().summary().count, 0);
+    }
+
+    #[test]
+    fn what_a_fetch_waited_for_is_a_lag_of_the_messages_of_channels_that_it_brought() {
+        let recorder = recorder();
+        recorder.delivered(LatencyPath::DeliveryChannel, 111 * S, 111 * S, 115 * S, 3 * S);
+        recorder.delivered(LatencyPath::DeliveryChannel, 114 * S, 114 * S, 115 * S, 3 * S);
+        recorder.delivered(LatencyPath::DeliveryGroup, 111 * S, 111 * S, 115 * S, 3 * S);
+        recorder.delivered(LatencyPath::DeliveryAfterReconnect, 111 * S, 111 * S, 115 * S, 3 * S);
+        let overall = recorder.overall();
+        let lag = overall.get(&LatencyPath::FetchLag).expect("it is measured").summary();
+        assert_eq!((lag.count, lag.max_us / S), (2, 3));
+        assert!(lag.mean_us < 2.1 * S as f64, "the second was due when two of the three seconds had passed: {lag:?}");
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::call_lag::CallLags;
 use super::client::{CallError, ConnectError, LinkError};
 
 /// Counters of a run. Written by clients, read by the engine.
@@ -59,8 +60,8 @@ pub(super) struct Stats {
     /// Calls and connects that were repeated: all, and the most of one device.
     pub(super) retries: AtomicU64,
     pub(super) retries_per_device_max: AtomicU64,
-    /// Longest that an API call waited for the generator, in µs.
-    pub(super) call_lag_us_max: AtomicU64,
+    /// What API calls waited for the generator.
+    pub(super) call_lags: CallLags,
     /// What this machine could not do: files, ports, memory.
     pub(super) local_errors: AtomicU64,
     /// Errors by code.
@@ -92,7 +93,7 @@ impl Stats {
             LinkError::Local(_) => add(&self.local_errors, 1),
             LinkError::Broken(_) => add(&self.protocol_errors, 1),
             // As of calls: only "busy", with a time to come back, is no failure.
-            LinkError::Refused { status: 0 | 429 | 503, .. } if error.retry_after.is_some() => {
+            LinkError::Refused { status: 429 | 503, .. } if error.retry_after.is_some() => {
                 return add(&self.throttled, 1);
             }
             LinkError::Refused { .. } | LinkError::Closed(_) if error.cause.is_unauthorized() => {}
@@ -176,7 +177,7 @@ mod tests {
             stats.connect_failed(&ConnectError { cause, server: None, retry_after });
             (get(&stats.throttled), get(&stats.connects_failed))
         };
-        assert_eq!([429, 503, 0].map(|status| counted(status, true)), [(1, 0); 3]);
+        assert_eq!([429, 503].map(|status| counted(status, true)), [(1, 0); 2]);
         assert_eq!([403, 500, 502].map(|status| counted(status, true)), [(0, 1); 3]);
         assert_eq!(counted(503, false), (0, 1));
     }

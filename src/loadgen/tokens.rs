@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 use super::api::Error;
+use super::call_lag;
 use super::retry::Retry;
 use crate::runtime::clock;
 
@@ -171,8 +172,10 @@ impl Tokens {
             return Ok(Token::Renewed(current.token));
         }
         clock::sleep_until_us(turn.next_us).await;
+        let asked_us = clock::now_us();
         let permit = self.logins.acquire().await.map_err(|e| Error::transport(e.to_string()))?;
-        let answer = login().await;
+        // Until its turn it waited for the generator, as a call does.
+        let answer = call_lag::asked_at(asked_us, login()).await;
         drop(permit);
         match answer {
             Ok(token) => {
@@ -283,5 +286,21 @@ mod tests {
             "newer"
         );
         assert!(clock::now_us() - before_us < 90_000, "a success ends the waiting");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_login_waited_for_its_turn_is_part_of_what_its_call_waited() {
+        let tokens = Tokens::default();
+        let login = || async {
+            let waited_us = clock::now_us() - call_lag::asked_us().expect("it was asked for");
+            assert_eq!(call_lag::asked_us(), None, "the next call was not");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Ok(waited_us.to_string().into())
+        };
+        let renewals = (0..2 * LOGINS_AT_ONCE as u32).map(|client| tokens.renew(client, Stale::Token("old"), login));
+        let waits = futures_util::future::join_all(renewals).await;
+        let has_waited = |token: &Token<'_>| token.parse::<u64>().is_ok_and(|us| us >= 1_000_000);
+        let late = waits.iter().filter(|token| token.as_ref().is_ok_and(has_waited)).count();
+        assert_eq!(late, LOGINS_AT_ONCE, "the second half waited for the first");
     }
 }

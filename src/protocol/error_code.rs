@@ -72,6 +72,23 @@ impl ErrorCode {
         }
     }
 
+    /// The HTTP status that belongs to it.
+    #[must_use]
+    pub const fn status(self) -> u16 {
+        match self {
+            Self::BadRequest | Self::UnknownType => 400,
+            Self::Unauthorized => 401,
+            Self::Forbidden | Self::NotAMember => 403,
+            Self::NotFound => 404,
+            Self::RequestTimeout => 408,
+            Self::Conflict => 409,
+            Self::TooLarge => 413,
+            Self::RateLimited => 429,
+            Self::Internal => 500,
+            Self::Overloaded | Self::Unavailable => 503,
+        }
+    }
+
     /// True where the refused thing surely did not happen, and the same try may succeed later.
     #[must_use]
     pub const fn is_retryable(self) -> bool {

@@ -107,23 +107,9 @@ fn parse_cpu_times(stat: &str) -> Option<CpuTimes> {
     })
 }
 
-fn of_ticks(ticks: u64) -> Duration {
+/// Processor time that the kernel tells in ticks of its clock.
+pub(super) fn of_ticks(ticks: u64) -> Duration {
     Duration::from_millis(ticks * 1_000 / rustix::param::clock_ticks_per_second())
-}
-
-/// When another process was started, in seconds since the machine was, and its processor time; `None` where there is
-/// none of this number.
-#[must_use]
-pub fn start_and_cpu_of(pid: u32) -> Option<(f64, Duration)> {
-    parse_process(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
-}
-
-fn parse_process(stat: &str) -> Option<(f64, Duration)> {
-    // The name is in brackets and may hold anything. Behind it the fields count from 3, utime is 14, stime 15 and
-    // starttime 22: source `proc_pid_stat(5)`.
-    let fields: Vec<&str> = stat[stat.rfind(')')? + 1..].split_whitespace().collect();
-    let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
-    Some((of_ticks(field(22)?).as_secs_f64(), of_ticks(field(14)? + field(15)?)))
 }
 
 /// Time in which something of this machine, or of the control group that this process is in, was ready to run and had no
@@ -185,13 +171,6 @@ mod tests {
         assert_eq!(times.cores, 2);
         assert_eq!([times.programs, times.interrupts, times.steal].map(|t| t.as_millis()), [1_500, 130, 8_000]);
         assert_eq!(parse_cpu_times("cpu  1 2 3\n"), None);
-    }
-
-    #[test]
-    fn a_process_has_its_time_whatever_its_name() {
-        let stat = "12 (a) b (c)) S 1 12 12 0 -1 4194560 100 0 0 0 250 50 0 0 20 0 8 0 1000 1 1";
-        assert_eq!(parse_process(stat), Some((10.0, Duration::from_secs(3))));
-        assert!(start_and_cpu_of(std::process::id()).is_some() && start_and_cpu_of(0).is_none());
     }
 
     #[test]

@@ -20,7 +20,7 @@ mod unclosed;
 pub mod yaml;
 
 pub use backoff::Backoff;
-pub use error_chain::{error_chain, is_local_cause};
+pub use error_chain::{error_chain, is_local_cause, plain_os_errors};
 pub use pacing_thread::{Bell, PacingThread};
 pub use tasks::Tasks;
 pub use temporary::TemporaryFolder;

@@ -1,8 +1,12 @@
 //! Other processes of this machine: what they take, who they started, and signals. Reads `/proc`, so Linux only.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+
+use super::Tasks;
+use super::machine::of_ticks;
 
 /// What a process has taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -15,19 +19,19 @@ pub struct Usage {
     pub resident_bytes: u64,
 }
 
-/// What a process has taken so far; `None` when there is no such process.
+/// What a process has taken so far; `None` when there is no such process. The kernel walks all its memory for that: see
+/// [`usage_of_all`].
 #[must_use]
 pub fn usage(pid: u32) -> Option<Usage> {
-    let fields = stat(pid)?;
-    // Behind the name the fields count from 3: utime is 14, stime 15, cutime 16, cstime 17.
-    let time = |number: usize| {
-        let ticks = fields.get(number - 3)?.parse::<u64>().ok()?;
-        Some(Duration::from_millis(ticks * 1_000 / rustix::param::clock_ticks_per_second()))
-    };
-    let pages: u64 = fields.get(21)?.parse().ok()?;
-    let (cpu, ended_children_cpu) = (time(14)? + time(15)?, time(16)? + time(17)?);
-    let resident_bytes = proportional_bytes(pid).unwrap_or(pages * rustix::param::page_size() as u64);
+    let Stat { cpu, ended_children_cpu, resident_bytes, .. } = stat(pid)?;
+    let resident_bytes = proportional_bytes(pid).unwrap_or(resident_bytes);
     Some(Usage { cpu, ended_children_cpu, resident_bytes })
+}
+
+/// What some processes have taken so far, read in a thread for work that takes long. Those that are gone are left out.
+pub async fn usage_of_all(pids: Vec<u32>) -> BTreeMap<u32, Usage> {
+    let read = move || pids.into_iter().filter_map(|pid| Some((pid, usage(pid)?))).collect();
+    Tasks::block(read).await.unwrap_or_default()
 }
 
 /// Memory in which a page shared by n processes counts as an n-th; `None` where the process is somebody else's.
@@ -40,14 +44,45 @@ fn proportional_bytes(pid: u32) -> Option<u64> {
 /// Whether a process is there and has not ended; one that only waits for its parent to look has.
 #[must_use]
 pub fn is_running(pid: u32) -> bool {
-    stat(pid).is_some_and(|fields| fields.first().is_some_and(|state| state != "Z"))
+    stat(pid).is_some_and(|stat| !stat.has_ended)
 }
 
-/// The fields of `/proc/PID/stat` behind the name, which may hold anything: the state is the first. Source: `proc_pid_stat(5)`.
-fn stat(pid: u32) -> Option<Vec<String>> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, rest) = text.rsplit_once(") ")?;
-    Some(rest.split_whitespace().map(str::to_owned).collect())
+/// What the kernel tells of a process in one line.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Stat {
+    /// Who started it, or took its parent's place.
+    pub parent: u32,
+    /// Whether it has ended and waits for its parent to look.
+    pub has_ended: bool,
+    /// When it was started, in seconds since the machine was.
+    pub started_s: f64,
+    /// Processor time of all its threads.
+    pub cpu: Duration,
+    /// The same of its children that have ended and were waited for, and of theirs.
+    pub ended_children_cpu: Duration,
+    /// Resident memory in bytes; each page counts in every process that has it.
+    pub resident_bytes: u64,
+}
+
+/// What the kernel tells of a process; `None` when there is no such process.
+#[must_use]
+pub fn stat(pid: u32) -> Option<Stat> {
+    parse_stat(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+fn parse_stat(text: &str) -> Option<Stat> {
+    // The name is in brackets and may hold anything. Behind it the fields count from 3. Source: `proc_pid_stat(5)`.
+    let fields: Vec<&str> = text[text.rfind(')')? + 1..].split_whitespace().collect();
+    let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
+    let time = |user, system| Some(of_ticks(field(user)? + field(system)?));
+    Some(Stat {
+        has_ended: *fields.first()? == "Z",
+        parent: field(4)? as u32,
+        cpu: time(14, 15)?,
+        ended_children_cpu: time(16, 17)?,
+        started_s: of_ticks(field(22)?).as_secs_f64(),
+        resident_bytes: field(24)? * rustix::param::page_size() as u64,
+    })
 }
 
 /// A process and everything that it started, the parents first.
@@ -97,6 +132,19 @@ pub fn tell(pid: u32, what: Tell) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_is_read_whatever_its_name() {
+        let text =
+            "12 (a) b (c)) S 7 12 12 0 -1 4194560 100 0 0 0 250 50 30 10 20 0 8 0 1000 4096 3 18446744073709551615";
+        let stat = parse_stat(text).expect("of that form");
+        assert_eq!((stat.parent, stat.has_ended, stat.started_s), (7, false, 10.0));
+        assert_eq!([stat.cpu, stat.ended_children_cpu].map(|time| time.as_millis()), [3_000, 400]);
+        assert_eq!(stat.resident_bytes, 3 * rustix::param::page_size() as u64);
+        assert!(parse_stat(&text.replace(" S ", " Z ")).is_some_and(|stat| stat.has_ended));
+        assert_eq!(parse_stat("12 (sh) S 1 2"), None);
+        assert!(super::stat(std::process::id()).is_some() && super::stat(0).is_none());
+    }
 
     #[test]
     fn what_a_child_took_is_its_parents_once_it_has_ended() {

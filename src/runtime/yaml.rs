@@ -203,6 +203,7 @@ mod tests {
                 "x.yaml:2:9: the list that begins here is not closed: `]` is missing",
             ),
             ("name: a\nweights: {b: 1\n", "x.yaml:2:10: the mapping that begins here is not closed: `}` is missing"),
+            ("name: a text\n  [that goes on\nfrobs: 3\n", "x.yaml:3:1: there is no key \"frobs\" here"),
             ("name: \"a\ncount: 3\n", "x.yaml:1:7: the text that begins here is not closed: `\"` is missing"),
             (
                 "name: a\nplaces: [b}\n",

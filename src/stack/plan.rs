@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::protocol::ServerName;
 use crate::runtime::files::{self, SETTINGS_BYTES_MAX};
 use crate::server::cluster::placement::rendezvous;
+use crate::telemetry::human::counted;
 
 /// Seconds of a day.
 const DAY_S: f64 = 86_400.0;
@@ -358,7 +359,7 @@ fn engines(d: &Demand, rates: &Rates, c: &Constants, partitions: f64, records_ea
         .max(d.replication)
         .ceil();
     let redis = d.connections * c.redis_bytes_per_device.value + rates.messages_day * c.redis_bytes_per_message.value;
-    let replicas = format!("{:.0} replicas", d.replication);
+    let replicas = counted(d.replication as u64, "replica");
     let of_group = format!("{records_each:.1} per group message: one for each partition that holds members");
     vec![
         line("Kafka records", records, "per second", c.kafka_records_per_core.error, of_group),
@@ -382,7 +383,7 @@ fn engines(d: &Demand, rates: &Rates, c: &Constants, partitions: f64, records_ea
             stored,
             "bytes",
             c.row_bytes.error,
-            format!("{:.0} days, {replicas}, before compression", d.retention_days),
+            format!("{}, {replicas}, before compression", counted(d.retention_days.round() as u64, "day")),
         ),
         line(
             "Cassandra nodes",

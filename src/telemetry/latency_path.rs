@@ -22,6 +22,8 @@ pub enum LatencyPath {
     /// From the wish to make a call of the API until the generator, which makes so many at once and no more, makes it:
     /// its own part of connects, syncs and recoveries.
     CallLag,
+    /// The same of the fetch that brought a message of a large channel: the generator's own part of its delivery.
+    FetchLag,
     /// From the time at which a message is due to its ACK.
     Ack,
     /// From the first write of a message to its ACK.
@@ -57,12 +59,13 @@ pub enum LatencyPath {
 
 impl LatencyPath {
     /// All paths.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Connect,
         Self::Login,
         Self::SendLag,
         Self::TimerLag,
         Self::CallLag,
+        Self::FetchLag,
         Self::Ack,
         Self::AckService,
         Self::Answer,
@@ -89,6 +92,7 @@ impl LatencyPath {
             Self::SendLag => "send_lag",
             Self::TimerLag => "timer_lag",
             Self::CallLag => "call_lag",
+            Self::FetchLag => "fetch_lag",
             Self::Ack => "ack",
             Self::AckService => "ack_service",
             Self::Answer => "answer",
@@ -124,6 +128,7 @@ impl LatencyPath {
             | Self::SendLag
             | Self::TimerLag
             | Self::CallLag
+            | Self::FetchLag
             | Self::AckService
             | Self::Answer
             | Self::DeliveryService
@@ -174,15 +179,26 @@ impl LatencyPath {
         )
     }
 
-    /// The generator's own lag that is in it, and how often at the most: a message is late when it is sent and when it
-    /// is taken, a recovery asks for a placement, an inbox and a page.
+    /// The generator's own lag that is in each sample of it and is measured with it, and how often at the most: a message is
+    /// late when it is sent and when it is taken, and one of a large channel is fetched.
     #[must_use]
-    pub const fn lag(self) -> Option<(Self, f64)> {
+    pub const fn lags_of_each(self) -> &'static [(Self, f64)] {
         match self {
-            Self::Connect | Self::Sync => Some((Self::CallLag, 1.0)),
-            Self::Recovery => Some((Self::CallLag, 3.0)),
-            _ if self.is_from_a_send() => Some((Self::SendLag, 2.0)),
-            _ => None,
+            Self::DeliveryChannel => &[(Self::SendLag, 2.0), (Self::FetchLag, 1.0)],
+            _ if self.is_from_a_send() => &[(Self::SendLag, 2.0)],
+            _ => &[],
+        }
+    }
+
+    /// The generator's own lag that is in some samples of it, and how often at the most: that of calls, most of which are
+    /// made for something else, and that of deliveries of one kind. Who comes back asks for a placement, an inbox and a page.
+    #[must_use]
+    pub const fn lags_of_some(self) -> &'static [(Self, f64)] {
+        match self {
+            Self::Connect | Self::Sync => &[(Self::CallLag, 1.0)],
+            Self::Recovery | Self::DeliveryAfterReconnect => &[(Self::CallLag, 3.0)],
+            Self::Delivery => &[(Self::FetchLag, 1.0)],
+            _ => &[],
         }
     }
 

@@ -276,6 +276,20 @@ fn a_folder_in_use_is_exit_3_and_names_it() {
 }
 
 #[test]
+fn what_the_system_says_of_an_error_is_told_in_words() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().display().to_string();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = taken.local_addr().expect("bound").port().to_string();
+    let (code, _, err) = run(&["up", "--data", &data, "--api-port", &port, "--chat-port", "0"]);
+    assert_eq!(code, Some(3), "{err}");
+    assert!(err.contains(&format!("127.0.0.1:{port}: another process has this address; ")), "{err}");
+    let (_, _, missing) = run(&["load", "nowhere.yaml"]);
+    assert!(missing.contains("there is no such file or folder"), "{missing}");
+    assert!([err, missing].iter().all(|text| !text.contains("os error")));
+}
+
+#[test]
 fn several_scenarios_write_files_of_their_own_unless_they_have_one_name() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = |name: &str| {

@@ -1,11 +1,11 @@
 //! Standard output and standard error of the command. Their readers may go away (`chatctl load … | head`): then nothing more
-//! is printed, and who runs for a reader's sake asks [`is_read`].
+//! is printed, and who runs for a reader's sake asks [`is_read`]. What the system says of errors is printed in words of ours.
 
 use std::fmt;
 use std::io::{self, Write};
 use std::sync::OnceLock;
 
-use chatctl::runtime::Tasks;
+use chatctl::runtime::{Tasks, plain_os_errors};
 use chatctl::telemetry::printable_lines;
 
 /// Why the first write to standard output failed that did.
@@ -29,6 +29,8 @@ macro_rules! errln {
 pub(crate) use {errln, out, outln};
 
 pub(crate) fn print(text: fmt::Arguments<'_>, is_line: bool) {
+    let text = text.to_string();
+    let text = plain_os_errors(&text);
     let mut stdout = io::stdout().lock();
     let written = if is_line { writeln!(stdout, "{text}") } else { write!(stdout, "{text}") };
     if let Err(error) = written.and_then(|()| stdout.flush()) {
@@ -39,8 +41,9 @@ pub(crate) fn print(text: fmt::Arguments<'_>, is_line: bool) {
 
 /// What an error says may come from a server or a file: a terminal does not obey it.
 pub(crate) fn print_error(text: fmt::Arguments<'_>) {
+    let text = text.to_string();
     // There is nowhere left to say that this failed.
-    let _ = writeln!(io::stderr().lock(), "{}", printable_lines(&text.to_string()));
+    let _ = writeln!(io::stderr().lock(), "{}", printable_lines(&plain_os_errors(&text)));
 }
 
 /// Whether standard output could be written so far.

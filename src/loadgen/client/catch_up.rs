@@ -75,9 +75,18 @@ impl Device {
     }
 
     /// Pages that did not come by the end of a connection count as having taken at least until now.
-    pub(super) fn give_up_pages(&mut self) {
+    fn give_up_pages(&mut self) {
+        self.end_pages(DeviceConversation::give_up_page);
+    }
+
+    /// The same at the end of the device, of all pages: no answer comes any more.
+    pub(super) fn abandon_pages(&mut self) {
+        self.end_pages(DeviceConversation::abandon_page);
+    }
+
+    fn end_pages(&mut self, end: fn(&mut DeviceConversation) -> Option<u64>) {
         let (now, run) = (self.now_us, &self.run);
-        for since_us in self.conversations.iter_mut().filter_map(DeviceConversation::give_up_page) {
+        for since_us in self.conversations.iter_mut().filter_map(end) {
             run.recorder.record(LatencyPath::Sync, since_us, now.saturating_sub(since_us));
         }
     }
@@ -242,6 +251,10 @@ impl Device {
                 behind.attempts = 0;
             }
         }
+        if progress == Progress::Stuck && !self.is_connected() && !self.is_finishing() {
+            // The next connection tries it anew: the time until then is not the page's.
+            self.give_up_pages();
+        }
         let has_caught_up = !is_behind || self.has_enough(at);
         let is_done = match progress {
             Progress::Gone => true,
@@ -331,7 +344,7 @@ impl Device {
             seen.is_live |= seen.id <= announced;
         }
         let has_moved = conversation.cursor.upto() > before;
-        self.show(at, &show);
+        self.show(at, &show, page.waited_us);
         match (answer.has_more, has_moved) {
             (true, true) => Progress::More,
             (true, false) => Progress::Stuck,

@@ -9,7 +9,7 @@ use super::device::{Device, NEVER};
 use super::event::{Action, CallError, ConnectError, LinkError};
 use crate::loadgen::fault_track::Consequence;
 use crate::loadgen::retry::after;
-use crate::loadgen::stats::{add, get, sub};
+use crate::loadgen::stats::{add, sub};
 use crate::protocol::api::Placement;
 use crate::protocol::close_code::Reconnect;
 use crate::protocol::frames::WelcomeFrame;
@@ -63,6 +63,8 @@ pub(super) struct Reconnection {
     pub(super) placement: Option<Placement>,
     /// When the connection was lost; by which fault, and since when the user waits for the end of its consequences.
     pub(super) lost: Option<(u64, Option<(usize, u64)>)>,
+    /// Since when the device is away by plan though it had not caught up after a lost connection; 0 where it is not.
+    pub(super) away_since_us: u64,
     /// When the server asked to go elsewhere; 0 where it did not.
     pub(super) moved_us: u64,
     /// The server asked not to come back before. No plan changes that.
@@ -90,6 +92,7 @@ impl Device {
                 avoid: None,
                 placement: None,
                 lost: None,
+                away_since_us: 0,
                 moved_us: 0,
                 not_before_us: 0,
                 listing: Call::Idle,
@@ -343,10 +346,37 @@ impl Device {
         (self.short_lived, self.short_moves) = (0, 0);
         self.leave_by_us = NEVER;
         self.there_since_us = 0;
+        self.stop_recovering();
         self.leave_unconnected();
         if self.connection == Connection::Connecting {
             self.connection = Connection::Down;
             self.act(Action::Drop);
+        }
+    }
+
+    /// From now on it is away by plan: that is no part of its recovery.
+    fn stop_recovering(&mut self) {
+        let now = self.now_us;
+        if let Some(reconnection) = self.reconnection.as_deref_mut().filter(|reconnection| reconnection.lost.is_some())
+            && reconnection.away_since_us == 0
+        {
+            reconnection.away_since_us = now;
+        }
+    }
+
+    /// A device that left before it had caught up is to be there again from a time on. It counts as lost so much later.
+    pub(super) fn go_on_recovering(&mut self, from_us: u64) {
+        let reconnection = self.reconnection();
+        let away_since_us = std::mem::take(&mut reconnection.away_since_us);
+        if away_since_us == 0 {
+            return;
+        }
+        let away_us = from_us.saturating_sub(away_since_us);
+        if let Some((lost_us, fault)) = &mut reconnection.lost {
+            *lost_us = lost_us.saturating_add(away_us);
+            if let Some((_, since_us)) = fault {
+                *since_us = since_us.saturating_add(away_us);
+            }
         }
     }
 
@@ -356,9 +386,10 @@ impl Device {
         let (now, is_connecting) = (self.now_us, self.connection == Connection::Connecting);
         let Some(reconnection) = &mut self.reconnection else { return };
         let wanted_since_us = std::mem::take(&mut reconnection.wanted_since_us);
-        // Asking where to connect may have waited for the generator.
-        let hung_us = after(get(&self.run.stats.call_lag_us_max), HUNG_CONNECT);
-        let is_hung = is_connecting && now >= reconnection.trying_since_us.saturating_add(hung_us);
+        // Asking where to connect may have waited for the generator, for as long as calls did since then.
+        let since_us = reconnection.trying_since_us;
+        let is_hung = is_connecting
+            && now.saturating_sub(since_us) >= after(self.run.stats.call_lags.longest_since(since_us), HUNG_CONNECT);
         if wanted_since_us > 0 {
             self.run.recorder.record(LatencyPath::Connect, wanted_since_us, now.saturating_sub(wanted_since_us));
         }

@@ -126,12 +126,16 @@ impl DeviceConversation {
         (told > known).then_some(told)
     }
 
-    /// Gives a page up that did not come so far; returns since when it was tried. The answer of a try that is under way
-    /// counts by itself.
+    /// Gives a page up that did not come so far; returns since when it was tried. One whose next try is under way is not
+    /// given up: its answer counts, from the first try on.
     pub(super) fn give_up_page(&mut self) -> Option<u64> {
-        let behind = self.behind.as_mut()?;
-        let since_us = std::mem::take(&mut behind.tried_since_us);
-        (since_us > 0 && !behind.is_syncing).then_some(since_us)
+        if self.is_syncing() { None } else { self.abandon_page() }
+    }
+
+    /// The same of a page of which no answer is taken any more, whether or not a try is under way.
+    pub(super) fn abandon_page(&mut self) -> Option<u64> {
+        let since_us = std::mem::take(&mut self.behind.as_mut()?.tried_since_us);
+        (since_us > 0).then_some(since_us)
     }
 
     /// Ends this connection's catching up.

@@ -403,6 +403,7 @@ impl Device {
         self.is_wanted = true;
         self.leave_by_us = NEVER;
         if self.connection == Connection::Down {
+            self.go_on_recovering(if due_us > 0 { due_us } else { self.now_us });
             let reconnection = self.reconnection();
             // Whoever has been trying since goes on doing so.
             if reconnection.wanted_since_us == 0 {
@@ -435,7 +436,7 @@ impl Device {
         self.outcome = Some(is_drained);
         self.finish_by_us = NEVER;
         self.abandon_pending();
-        self.give_up_pages();
+        self.abandon_pages();
         self.run.note("end", || {
             let (user, device) = self.name();
             json!({"user": user, "dev": device, "drained": is_drained})

@@ -12,6 +12,7 @@ use super::event::{Action, CallError, Command, ConnectError, Event, LinkError, P
 use super::link::{Link, SocketLink};
 use super::poll::PollLink;
 use crate::loadgen::api::{Error, Source};
+use crate::loadgen::call_lag;
 use crate::loadgen::run::Shared;
 use crate::loadgen::scenario::Transport;
 use crate::loadgen::stats::add;
@@ -344,6 +345,7 @@ async fn fetch(shared: &Shared, client: u32, conversation: u32, after: u64) -> P
     let result = world.authorized(client, api, |token| async move {
         api.messages_sync(&token, id, MessageId(after), PAGE, Source::Any).await
     });
-    let result = result.await;
-    Page { conversation, after, started_us, ended_us: clock::now_us(), result: result.map_err(CallError::from) }
+    let (result, waited_us) = call_lag::with_wait(result).await;
+    let result = result.map_err(CallError::from);
+    Page { conversation, after, started_us, ended_us: clock::now_us(), waited_us, result }
 }

@@ -51,6 +51,8 @@ pub(in crate::loadgen) struct Page {
     /// When the call began and ended, on the run's clock.
     pub(in crate::loadgen) started_us: u64,
     pub(in crate::loadgen) ended_us: u64,
+    /// How much of that the call waited for the generator, in µs.
+    pub(in crate::loadgen) waited_us: u64,
     pub(in crate::loadgen) result: Result<MessagesSync, CallError>,
 }
 
@@ -97,7 +99,7 @@ pub(in crate::loadgen) enum LinkError {
     /// The upgrade or a request was refused.
     #[error("refused: {status} {text}")]
     Refused {
-        /// HTTP status; 0 where an `error` frame came instead of `welcome`.
+        /// HTTP status; where an `error` frame came instead of `welcome`, the one that its code stands for.
         status: u16,
         /// The server's own text.
         text: String,

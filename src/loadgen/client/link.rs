@@ -172,7 +172,8 @@ impl SocketLink {
         let decoder = Decoder::new(Role::Client, MESSAGE_BYTES_MAX);
         let mut link = Self { stream, decoder, outgoing: Vec::new(), blocked_since_us: 0 };
         let mut frames = Vec::new();
-        link.feed(rest, &mut frames)?;
+        let fed = link.feed(rest, &mut frames);
+        unless_refused(&frames, fed)?;
         let welcome = within("welcome", link.wait_for_welcome(&mut frames, traffic)).await?;
         Ok((link, welcome, frames))
     }
@@ -184,17 +185,10 @@ impl SocketLink {
     ) -> Result<WelcomeFrame, LinkError> {
         loop {
             if !frames.is_empty() {
-                return match frames.remove(0) {
-                    ServerFrame::Welcome(welcome) => Ok(welcome),
-                    ServerFrame::Error(error) => Err(LinkError::Refused {
-                        status: 0,
-                        text: error.message,
-                        retry_after: error.retry_after_ms.map(Duration::from_millis),
-                    }),
-                    other => Err(LinkError::Broken(format!("{} before welcome", other.encode()))),
-                };
+                return welcome(frames.remove(0));
             }
-            std::future::poll_fn(|context| self.poll_read(context, frames, traffic)).await?;
+            let read = std::future::poll_fn(|context| self.poll_read(context, frames, traffic)).await;
+            unless_refused(frames, read)?;
         }
     }
 
@@ -371,6 +365,24 @@ async fn upgrade(stream: &TcpStream, authority: &str, path: &str, token: &str) -
     }
 }
 
+/// How a read ended. A first frame that is an error says more than the close behind it.
+fn unless_refused(frames: &[ServerFrame], read: Result<(), LinkError>) -> Result<(), LinkError> {
+    if matches!(frames.first(), Some(ServerFrame::Error(_))) { Ok(()) } else { read }
+}
+
+/// What the first frame of a connection says: `welcome`, or why there is none.
+pub(super) fn welcome(first: ServerFrame) -> Result<WelcomeFrame, LinkError> {
+    match first {
+        ServerFrame::Welcome(welcome) => Ok(welcome),
+        ServerFrame::Error(error) => Err(LinkError::Refused {
+            status: error.code.status(),
+            text: error.message,
+            retry_after: error.retry_after_ms.map(Duration::from_millis),
+        }),
+        other => Err(LinkError::Broken(format!("{} before welcome", other.encode()))),
+    }
+}
+
 /// What a refused upgrade says, and when to try again.
 fn refusal(response: &httparse::Response<'_, '_>, body: &[u8]) -> LinkError {
     let header = response.headers.iter().find(|h| h.name.eq_ignore_ascii_case("retry-after"));
@@ -387,4 +399,42 @@ fn refusal(response: &httparse::Response<'_, '_>, body: &[u8]) -> LinkError {
 /// What a header `Retry-After` asks for, in seconds.
 pub(super) fn retry_after(header: Option<&[u8]>) -> Option<Duration> {
     std::str::from_utf8(header?).ok()?.trim().parse().ok().map(Duration::from_secs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::loadgen::client::ConnectError;
+    use crate::loadgen::stats::{Stats, get};
+    use crate::protocol::ErrorCode;
+    use crate::protocol::frames::ErrorFrame;
+
+    #[test]
+    fn an_error_instead_of_welcome_is_refused_as_its_code_says() {
+        let refused = |code, retry_after_ms| {
+            let frame = ErrorFrame { uuid: None, code, message: "no".to_owned(), retry_after_ms };
+            welcome(ServerFrame::Error(frame)).expect_err("no welcome")
+        };
+        // Backpressure, failed connects, and whether another token is needed.
+        let counted = |code, retry_after_ms| {
+            let cause = refused(code, retry_after_ms);
+            let LinkError::Refused { retry_after, .. } = cause else { panic!("{cause}") };
+            let (stats, is_unauthorized) = (Stats::default(), cause.is_unauthorized());
+            stats.connect_failed(&ConnectError { cause, server: None, retry_after });
+            (get(&stats.throttled), get(&stats.connects_failed), is_unauthorized)
+        };
+        for code in [ErrorCode::Overloaded, ErrorCode::Unavailable, ErrorCode::RateLimited] {
+            assert_eq!(counted(code, Some(500)), (1, 0, false), "{code:?}");
+            assert_eq!(counted(code, None), (0, 1, false), "{code:?} without a time to come back");
+        }
+        for code in [ErrorCode::Internal, ErrorCode::Forbidden, ErrorCode::BadRequest] {
+            assert_eq!(counted(code, Some(500)), (0, 1, false), "{code:?}");
+        }
+        assert_eq!(counted(ErrorCode::Unauthorized, Some(500)), (0, 0, true), "a login helps");
+        assert_eq!(refused(ErrorCode::Internal, None).name(), "refused_500");
+        assert!(matches!(welcome(ServerFrame::Pong), Err(LinkError::Broken(_))));
+        let error = ErrorFrame { uuid: None, code: ErrorCode::Internal, message: String::new(), retry_after_ms: None };
+        assert!(unless_refused(&[ServerFrame::Error(error)], Err(LinkError::Closed(1011))).is_ok());
+        assert!(unless_refused(&[ServerFrame::Pong], Err(LinkError::Closed(1011))).is_err());
+    }
 }

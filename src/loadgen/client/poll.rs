@@ -9,7 +9,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request};
 
 use super::event::LinkError;
-use super::link::{Traffic, retry_after};
+use super::link::{Traffic, retry_after, welcome};
 use crate::protocol::api::{ApiError, PollAnswer};
 use crate::protocol::frames::WelcomeFrame;
 use crate::protocol::limits::POLL_WAIT_MAX;
@@ -140,13 +140,13 @@ impl PollLink {
             exchange(pollers.0.clone(), format!("{base}{place}"), token.to_owned(), String::new(), TIMEOUT).await?;
         traffic.request(got.bytes);
         let mut frames = Vec::new();
-        decode(&got.answer, &mut frames)?;
+        let decoded = decode(&got.answer, &mut frames);
         if frames.is_empty() {
-            return Err(LinkError::Broken("no welcome".to_owned()));
+            return Err(decoded.err().unwrap_or_else(|| LinkError::Broken("no welcome".to_owned())));
         }
-        let ServerFrame::Welcome(welcome) = frames.remove(0) else {
-            return Err(LinkError::Broken("something else before welcome".to_owned()));
-        };
+        // An error frame says more than the close behind it.
+        let welcome = welcome(frames.remove(0))?;
+        decoded?;
         // A gateway may have found another server than the wanted one.
         let place = server.map(|_| format!("/{}", welcome.server)).unwrap_or_default();
         let link = Self {

@@ -316,25 +316,26 @@ impl Device {
                 }
             }
         }
-        self.show(at, &show);
+        self.show(at, &show, 0);
         self.rest(at);
     }
 
-    /// Shows messages to the person: the ledger checks them, the recorder times them.
-    pub(super) fn show(&mut self, at: usize, messages: &[Seen]) {
+    /// Shows messages to the person: the ledger checks them, the recorder times them. `fetch_lag_us`: what the fetch that
+    /// brought them waited for the generator.
+    pub(super) fn show(&mut self, at: usize, messages: &[Seen], fetch_lag_us: u64) {
         let run = Arc::clone(&self.run);
         for seen in messages {
             let (newest, is_first_time) = self.conversations[at].note_shown(seen);
             let membership = run.ledger.on_shown(&run.world, self.user, seen, newest, is_first_time);
             self.note_shown(seen);
             if seen.tag.client != self.client {
-                self.count_delivery(&run, seen, membership);
+                self.count_delivery(&run, seen, membership, fetch_lag_us);
             }
         }
     }
 
     /// Records how long a message took to this device, on the path that it went, and whether it came by push.
-    fn count_delivery(&mut self, run: &Run, seen: &Seen, membership: Membership) {
+    fn count_delivery(&mut self, run: &Run, seen: &Seen, membership: Membership, fetch_lag_us: u64) {
         let tag = &seen.tag;
         let poll_us = match run.scenario.transport {
             Transport::Poll => run.scenario.poll_interval.as_micros() as u64,
@@ -377,7 +378,7 @@ impl Device {
         }
         let took_us = self.now_us.saturating_sub(tag.intended_us);
         let path = self.delivery_path(tag, &delivery);
-        run.recorder.delivered(path, tag.intended_us, tag.sent_us, self.now_us);
+        run.recorder.delivered(path, tag.intended_us, tag.sent_us, self.now_us, fetch_lag_us);
         let is_live = !matches!(path, LatencyPath::DeliveryAfterReconnect | LatencyPath::DeliverySlowReader);
         if is_live && seen.is_live {
             run.ledger.presence.message_took(self.now_us, self.now_us.saturating_sub(tag.sent_us));

@@ -1,8 +1,9 @@
 //! What of an outcome is the generator's or its machine's, and not the target's: scheduling lag, and processor time that other
 //! programs and other machines of the host took. Nothing else is a local cause.
 //!
-//! A figure that is too high is held against the lag at the same statistic, and against what is left without the seconds in
-//! which the machine was not the run's own. What still fails then is the target's.
+//! A figure that is too high is held against the lag that is in each of its samples, at the same statistic, and against what
+//! is left without the seconds in which the machine was not the run's own, or the lag of that second explains the figure. What
+//! still fails then is the target's.
 
 use std::collections::BTreeSet;
 
@@ -107,9 +108,7 @@ fn judge(limit: &UpperLimit, result: &RunResult, contended: &BTreeSet<usize>, bl
         return;
     }
     let us = |us: f64| human_us(us as u64);
-    let (lag_path, times) = limit.path.lag().unzip();
-    let lag_us = lag_path.and_then(|path| result.latency.get(path)).and_then(value).unwrap_or(0.0);
-    if limit.holds(value_us - times.unwrap_or(0.0) * lag_us) {
+    if let Some(lag_us) = whole_lag(limit, result).filter(|lag| limit.holds(value_us - lag.most_us)).map(|lag| lag.us) {
         let service = limit.path.service().and_then(|path| result.latency.get(path)).and_then(value);
         let service = service.map(|s| format!(" (from the first write {})", us(s))).unwrap_or_default();
         blame.excuse(
@@ -122,7 +121,7 @@ fn judge(limit: &UpperLimit, result: &RunResult, contended: &BTreeSet<usize>, bl
         );
         return;
     }
-    let late = seconds_of(&result.intervals, |row| is_late(limit, row));
+    let late = late_rows(limit, result.intervals.rows());
     let bad = &late | contended;
     if bad.is_empty() {
         return;
@@ -135,8 +134,7 @@ fn judge(limit: &UpperLimit, result: &RunResult, contended: &BTreeSet<usize>, bl
     let is_enough = left as f64 >= LEFT_SHARE_MIN * counted.len() as f64 && limit.statistic.is_known_from(rest.count);
     let bad_counted: BTreeSet<usize> = bad.intersection(&counted).copied().collect();
     let why = if contended.is_empty() {
-        let lag = |at: &usize| Some(result.intervals.rows()[*at].latency(lag_path?)?.summary().p99_us);
-        format!("the generator was late by up to p99 {}", human_us(late.iter().filter_map(lag).max().unwrap_or(0)))
+        who_was_late(limit, result.intervals.rows(), &late)
     } else {
         who_took(result, contended)
     };
@@ -157,12 +155,72 @@ fn judge(limit: &UpperLimit, result: &RunResult, contended: &BTreeSet<usize>, bl
     }
 }
 
-/// True where the lag of an interval alone explains that its latencies are above a limit.
-fn is_late(limit: &UpperLimit, row: &Interval) -> bool {
-    let Some((lag_path, times)) = limit.path.lag() else { return false };
-    let value = |path| Some(limit.statistic.of_us(&row.latency(path)?.summary()).unwrap_or(0.0));
-    let Some(value_us) = value(limit.path) else { return false };
-    !limit.holds(value_us) && limit.holds(value_us - times * value(lag_path).unwrap_or(0.0))
+/// The generator's lag in a figure.
+#[derive(Clone, Copy)]
+struct Lag {
+    /// At the statistic of the figure.
+    us: f64,
+    /// What it can be of the figure at the most.
+    most_us: f64,
+}
+
+impl Lag {
+    fn sum(parts: impl Iterator<Item = (f64, f64)>) -> Self {
+        parts.fold(Self { us: 0.0, most_us: 0.0 }, |sum, (us, times)| Self {
+            us: sum.us + us,
+            most_us: sum.most_us + times * us,
+        })
+    }
+}
+
+/// The lag in a figure of the whole run, where each of its samples has one. That of calls is not such a lag: most of them,
+/// and those that waited perhaps, were made at other times and for something else.
+fn whole_lag(limit: &UpperLimit, result: &RunResult) -> Option<Lag> {
+    let parts = limit.path.lags_of_each();
+    let value = |path| Some(limit.statistic.of_us(result.latency.get(path)?).unwrap_or(0.0));
+    (!parts.is_empty()).then(|| Lag::sum(parts.iter().filter_map(|(path, times)| Some((value(*path)?, *times)))))
+}
+
+/// The lag of a kind in an interval, at the statistic of a limit, as if it had so many samples at least: those that it lacks
+/// waited for nothing.
+fn lag_at(limit: &UpperLimit, row: &Interval, path: LatencyPath, samples_min: u64) -> f64 {
+    let Some(mut lag) = row.latency(path) else { return 0.0 };
+    lag.record_many_us(0, samples_min.saturating_sub(lag.count()));
+    limit.statistic.of_us(&lag.summary()).unwrap_or(0.0)
+}
+
+/// Numbers of the intervals whose lag alone explains that their latencies are above a limit. What a call waited for is
+/// measured when it has its turn, and what it was made for may end in the next interval.
+fn late_rows(limit: &UpperLimit, rows: &[Interval]) -> BTreeSet<usize> {
+    let is_late = |at: &usize| {
+        let Some(latency) = rows[*at].latency(limit.path) else { return false };
+        let Some(value_us) = limit.statistic.of_us(&latency.summary()) else { return false };
+        // One message that was sent late is so at each of its recipients.
+        let each = limit.path.lags_of_each().iter().map(|(path, times)| (lag_at(limit, &rows[*at], *path, 0), *times));
+        let of_calls = |path| {
+            let seconds = &rows[at.saturating_sub(1)..=*at];
+            seconds.iter().map(|row| lag_at(limit, row, path, latency.count())).fold(0.0, f64::max)
+        };
+        let some = limit.path.lags_of_some().iter().map(|(path, times)| (of_calls(*path), *times));
+        !limit.holds(value_us) && limit.holds(value_us - Lag::sum(each.chain(some)).most_us)
+    };
+    (0..rows.len()).filter(is_late).collect()
+}
+
+/// How late the generator was in some intervals.
+fn who_was_late(limit: &UpperLimit, rows: &[Interval], late: &BTreeSet<usize>) -> String {
+    let worst = |parts: &[(LatencyPath, f64)]| {
+        // Of a call that waited, the interval before may tell.
+        let seconds = late.iter().flat_map(|at| [at.saturating_sub(1), *at]);
+        let lags = seconds.flat_map(|at| parts.iter().filter_map(move |(path, _)| rows.get(at)?.latency(*path)));
+        lags.map(|lag| lag.summary().p99_us).max().unwrap_or(0)
+    };
+    let (of_each, of_calls) = (worst(limit.path.lags_of_each()), worst(limit.path.lags_of_some()));
+    if of_calls > of_each {
+        format!("API calls waited for the generator by up to p99 {}", human_us(of_calls))
+    } else {
+        format!("the generator was late by up to p99 {}", human_us(of_each))
+    }
 }
 
 /// A warning where API calls waited long for the generator.

@@ -23,7 +23,6 @@ mod watch;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -265,7 +264,7 @@ fn share(run: Run, api: Api, sources: Vec<IpAddr>) -> Shared {
     let told = Arc::clone(&run);
     api.on_turn(move |asked_us, now_us| {
         told.recorder.call_had_turn(asked_us, now_us);
-        told.stats.call_lag_us_max.fetch_max(now_us.saturating_sub(asked_us), Ordering::Relaxed);
+        told.stats.call_lags.note(asked_us, now_us);
     });
     Shared {
         api,

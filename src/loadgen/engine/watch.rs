@@ -54,15 +54,21 @@ impl Watcher {
         let kept: Arc<Mutex<Kept>> = Arc::default();
         let (task_live, task_state, task_kept) = (live.clone(), Arc::clone(&state), Arc::clone(&kept));
         let tasks = shared.tasks.clone();
+        let own: Arc<Mutex<Own>> = Arc::default();
+        // Who looks after the whole does it for all parts.
+        if !is_part {
+            let own = Arc::clone(&own);
+            tasks.spawn_until_stopped("load.processes", async move {
+                OwnProcesses::of(&target, control, stack_threads.is_some(), Vec::new(), own).await.follow().await;
+            });
+        }
         tasks.spawn_until_stopped("load.watch", async move {
             let mut before = Before::default();
             let mut scraper = Scraper::new(shared.api.clone());
-            let mut processes = OwnProcesses::of(&target, control, stack_threads.is_some()).await;
             loop {
                 tokio::time::sleep(INTERVAL).await;
-                // Who looks after the whole does it for all parts.
                 let servers = if is_part { BTreeMap::new() } else { scraper.scrape().await };
-                let own = if is_part { Own::default() } else { processes.look(&[]).await.clone() };
+                let own = own.lock().expect("no panic while held").clone();
                 let (shared, state, kept) = (Arc::clone(&shared), Arc::clone(&task_state), Arc::clone(&task_kept));
                 // It takes milliseconds, in which no device may wait for a thread of the runtime.
                 let made = Tasks::block(move || {

@@ -15,7 +15,7 @@ use super::split::split;
 use super::wire::{FromWorker, Job, Reader, ToWorker, WireError, Writer};
 use crate::loadgen::Scenario;
 use crate::loadgen::control::StackControl;
-use crate::loadgen::engine::machine_load::{OwnProcesses, Sampler};
+use crate::loadgen::engine::machine_load::{Own, OwnProcesses, Sampler};
 use crate::loadgen::engine::{self, RunError, Scraper, verdict};
 use crate::loadgen::intervals::Intervals;
 use crate::loadgen::result::{ConnectionMemory, ProcessUsage, RunResult, WorkerRecord};
@@ -145,9 +145,15 @@ pub async fn run(scenario: &Scenario, options: FleetOptions) -> Result<RunResult
         failed: None,
         was_interrupted: false,
     };
-    let processes = OwnProcesses::of(&options.target, options.control.clone(), options.stack_threads.is_some()).await;
-    let watched = watch(Scraper::new(api), processes, workers_here, Arc::clone(&fleet.seen));
-    tasks.spawn_until_stopped("fleet.watch", watched);
+    let own = workers_here.map(|workers| {
+        let (target, control, own) = (options.target.clone(), options.control.clone(), Arc::<Mutex<Own>>::default());
+        let (is_in_process, found) = (options.stack_threads.is_some(), Arc::clone(&own));
+        tasks.spawn_until_stopped("fleet.processes", async move {
+            OwnProcesses::of(&target, control, is_in_process, workers, found).await.follow().await;
+        });
+        own
+    });
+    tasks.spawn_until_stopped("fleet.watch", watch(Scraper::new(api), own, Arc::clone(&fleet.seen)));
     let around = Around {
         control: options.control.clone(),
         stack_threads: options.stack_threads,
@@ -182,14 +188,19 @@ fn workers_here(workers: &[Worker]) -> Option<Vec<u32>> {
 
 /// Reads the servers' figures and this machine's once per second. In a task: a stack that answers slowly must not keep the
 /// coordinator from hearing its workers.
-async fn watch(mut scraper: Scraper, mut processes: OwnProcesses, workers: Option<Vec<u32>>, seen: Arc<Mutex<Seen>>) {
+async fn watch(mut scraper: Scraper, own: Option<Arc<Mutex<Own>>>, seen: Arc<Mutex<Seen>>) {
     let mut sampler = Sampler::default();
     loop {
         let servers = scraper.scrape().await;
-        let machine = match &workers {
-            Some(workers) => sampler.sample(processes.look(workers).await),
-            None => None,
-        };
+        let mut machine = None;
+        if let Some(own) = own.clone() {
+            let sampled = Tasks::block(move || {
+                let own = own.lock().expect("no panic while held").clone();
+                (sampler.sample(&own), sampler)
+            });
+            let Some((load, after)) = sampled.await else { return };
+            (machine, sampler) = (load, after);
+        }
         *seen.lock().expect("no panic while held") = Seen { servers, machine };
         tokio::time::sleep(Duration::from_secs(1)).await;
     }

@@ -253,7 +253,10 @@ impl Sim {
                 let started_us = self.now_us;
                 let result = self.call(client, |sim, user| sim.server.sync(conversation, user, after, PAGE));
                 let ended_us = started_us;
-                self.answer(client, Event::Page(Box::new(Page { conversation, after, started_us, ended_us, result })));
+                self.answer(
+                    client,
+                    Event::Page(Box::new(Page { conversation, after, started_us, ended_us, waited_us: 0, result })),
+                );
             }
             Action::LogIn => {
                 self.is_token_good[at] = true;

@@ -8,8 +8,9 @@ use rand::rngs::StdRng;
 
 use super::sim::{MS, S, run_of, welcome};
 use crate::loadgen::client::{Action, CallError, Command, ConnectError, Device, Event, LinkError, Page};
+use crate::loadgen::fault_track::FaultTrack;
 use crate::loadgen::run::Run;
-use crate::loadgen::stats::{add, get};
+use crate::loadgen::stats::get;
 use crate::protocol::api::{InboxEntry, MessagesSync};
 use crate::protocol::frames::{ErrorFrame, HeadFrame};
 use crate::protocol::{ClientFrame, ErrorCode, MessageId, ServerFrame};
@@ -93,7 +94,7 @@ impl Alone {
     /// The answer to a sync that began `took_us` ago.
     fn page(&mut self, took_us: u64, result: Result<MessagesSync, CallError>) -> Vec<Action> {
         let (conversation, now) = (self.conversation(), self.now_us);
-        let page = Page { conversation, after: 0, started_us: now - took_us, ended_us: now, result };
+        let page = Page { conversation, after: 0, started_us: now - took_us, ended_us: now, waited_us: 0, result };
         self.on(Event::Page(Box::new(page)))
     }
 
@@ -207,21 +208,85 @@ fn a_sync_counts_from_its_first_try_and_one_that_never_came_counts_too() {
 }
 
 #[test]
-fn a_connect_that_hung_until_its_device_left_is_measured_and_has_failed() {
-    let left_after = |us: u64, call_lag_us: u64| {
+fn a_page_that_is_under_way_at_the_end_of_its_connection_counts_from_its_first_try() {
+    let nothing = || MessagesSync { messages: Vec::new(), has_more: false, stable: MessageId(3) };
+    // The second try is under way when the connection ends.
+    let cut = || {
         let mut alone = Alone::new();
-        add(&alone.run.stats.call_lag_us_max, call_lag_us);
+        alone.come();
+        alone.news(3);
+        alone.now_us += 8 * S;
+        alone.page(8 * S, Err(CallError::Failed("no_answer".to_owned())));
+        assert!(alone.until(12 * S).iter().any(|(_, action)| is_sync(action)));
+        alone.on(Event::Closed(LinkError::Lost("cut".to_owned())));
+        assert_eq!(alone.measured(LatencyPath::Sync).0, 0, "its answer may still come");
+        alone.now_us += S;
+        alone
+    };
+    let first_try_us = 10 * S;
+    let mut came = cut();
+    came.page(S, Ok(nothing()));
+    let (count, longest_us) = came.measured(LatencyPath::Sync);
+    assert!(count == 1 && longest_us >= first_try_us, "{count} samples, the longest {longest_us} us");
+    let mut failed = cut();
+    failed.page(S, Err(CallError::Failed("no_answer".to_owned())));
+    let (count, longest_us) = failed.measured(LatencyPath::Sync);
+    assert!(count == 1 && longest_us >= first_try_us, "{count} samples, the longest {longest_us} us");
+    failed.now_us += 60 * S;
+    let actions = failed.connect();
+    failed.list(&actions, Ok(Vec::new()));
+    assert!(failed.measured(LatencyPath::Sync).1 < 20 * S, "the minute without a connection is not the page's");
+    let mut ended = cut();
+    ended.on(Event::Command(Command::Finish(ended.now_us + S)));
+    ended.until(ended.now_us + 2 * S);
+    let (count, longest_us) = ended.measured(LatencyPath::Sync);
+    assert!(count == 1 && longest_us >= first_try_us, "{count} samples, the longest {longest_us} us");
+}
+
+#[test]
+fn a_connect_that_hung_until_its_device_left_is_measured_and_has_failed() {
+    // `turn_us`: when a call had its turn that had waited for as long as it says.
+    let left_after = |us: u64, (turn_us, call_lag_us): (u64, u64)| {
+        let mut alone = Alone::new();
+        alone.run.stats.call_lags.note(turn_us - call_lag_us, turn_us);
         let actions = alone.on(Event::Command(Command::Online(S)));
         assert!(matches!(actions[..], [Action::Connect { .. }]), "{actions:?}");
         alone.now_us += us;
         alone.on(Event::Command(Command::Offline));
         (alone.measured(LatencyPath::Connect), get(&alone.run.stats.connects_failed))
     };
-    let ((count, us), failed) = left_after(7 * S, 0);
+    let ((count, us), failed) = left_after(7 * S, (S, 0));
     assert_eq!((count, us / S, failed), (1, 7, 1));
-    let ((count, us), failed) = left_after(S, 0);
+    let ((count, us), failed) = left_after(S, (S, 0));
     assert_eq!((count, us / S, failed), (1, 1, 0), "whoever leaves that soon can't say that it failed");
-    assert_eq!(left_after(7 * S, 3 * S).1, 0, "it may have waited for the generator");
+    assert_eq!(left_after(7 * S, (5 * S, 3 * S)).1, 0, "it may have waited for the generator");
+    assert_eq!(left_after(7 * S, (S, S)).1, 1, "what calls waited before says nothing of this try");
+}
+
+#[test]
+fn the_time_that_a_device_is_away_by_plan_is_no_part_of_its_recovery() {
+    let recovered = |leaves: bool| {
+        let mut alone = Alone::new();
+        alone.come();
+        alone.now_us += S;
+        alone.run.faults.lock().expect("free").push(FaultTrack { at_us: alone.now_us, ..FaultTrack::default() });
+        alone.on(Event::Closed(LinkError::Lost("cut".to_owned())));
+        alone.now_us += S;
+        if leaves {
+            alone.on(Event::Command(Command::Offline));
+        }
+        alone.now_us += 8 * S;
+        // It comes back half a second late: that is part of what its user waits.
+        alone.on(Event::Command(Command::Online(alone.now_us - S / 2)));
+        let actions = alone.connect();
+        alone.list(&actions, Ok(Vec::new()));
+        let of_fault = alone.run.faults.lock().expect("free")[0].recovery.max_us();
+        let (count, us) = alone.measured(LatencyPath::Recovery);
+        assert_eq!((count, of_fault / MS), (1, us / MS), "of the fault, too");
+        us as f64 / S as f64
+    };
+    let (stays, leaves) = (recovered(false), recovered(true));
+    assert!((8.9..9.1).contains(&stays) && (1.4..1.6).contains(&leaves), "{stays} s and {leaves} s");
 }
 
 #[test]

@@ -66,6 +66,7 @@ impl Scenario {
             | LatencyPath::SendLag
             | LatencyPath::TimerLag
             | LatencyPath::CallLag
+            | LatencyPath::FetchLag
             | LatencyPath::AckService
             | LatencyPath::DeliveryService
             | LatencyPath::DeliveryAfterReconnect

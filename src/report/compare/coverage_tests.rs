@@ -63,6 +63,15 @@ fn a_rate_that_runs_of_one_side_lack_is_listed_and_not_the_same() {
 }
 
 #[test]
+fn of_a_rate_that_one_run_has_no_number_of_runs_is_said_not_to_be_enough() {
+    let one_has_it = pushed(|c, n| (c.push_expected, c.pushed) = if n == 4 { (1_000, 990) } else { (0, 0) });
+    let found = finding(&one_has_it, "not pushed per delivery");
+    assert!(found.change.is_some() && found.answer == Answer::NotEnoughData, "{found:?}");
+    let notes = one_has_it.notes.join("\n");
+    assert!(notes.contains("in 1 of new") && !notes.contains("not even"), "{notes}");
+}
+
+#[test]
 fn where_only_watched_figures_are_measured_they_decide() {
     let idle = |us: u64, count: u64| {
         let mut result = RunResult { scenario: "idle".to_owned(), ..RunResult::default() };

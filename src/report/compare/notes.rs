@@ -59,7 +59,10 @@ pub(super) fn of_open(findings: &[Finding], usable: &Usable<'_>) -> Option<Strin
     if open.is_empty() || runs < 2 {
         return None;
     }
-    let beyond: Vec<&str> = open.iter().filter(|f| f.runs_needed.is_none()).map(|f| f.name.as_str()).collect();
+    // Of what only one run of a side has nothing is known of the noise: another note says so.
+    let is_noise_known = |f: &&&Finding| f.interval.is_some() || f.noise.is_some();
+    let is_beyond = |f: &&&Finding| f.runs_needed.is_none() && is_noise_known(f);
+    let beyond: Vec<&str> = open.iter().filter(is_beyond).map(|f| f.name.as_str()).collect();
     if !beyond.is_empty() {
         return Some(format!(
             "at this noise not even {} runs of each side settle {}: use a quieter machine, a longer scenario or a wider limit",

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
+use crate::runtime::Tasks;
 use crate::runtime::process::{self, Tell, Usage};
 
 /// Longest that the command may take.
@@ -111,7 +112,8 @@ impl LocalEngines {
     pub(super) async fn usage(&self, engine: &str) -> Option<(u32, Usage)> {
         let pid = self.pid(engine).await.ok()?;
         let mut total = Usage::default();
-        for usage in process::family(pid).into_iter().filter_map(process::usage) {
+        let family = Tasks::block(move || process::family(pid)).await.unwrap_or_default();
+        for usage in process::usage_of_all(family).await.into_values() {
             total.cpu += usage.cpu + usage.ended_children_cpu;
             total.resident_bytes += usage.resident_bytes;
         }

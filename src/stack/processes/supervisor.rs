@@ -252,11 +252,12 @@ impl Supervisor {
         let health = self.backends.probe(PROBE_TIMEOUT).await;
         let engines = join_all(self.backends.opened.iter().map(|opened| self.engine_status(opened, &health))).await;
         let servers = self.servers();
+        let usage = process::usage_of_all(servers.iter().filter_map(|server| server.state().pid).collect()).await;
         Status {
             supervisor_pid: std::process::id(),
             folder: self.options.folder.clone(),
             api_url: self.api_url(),
-            servers: servers.iter().map(|server| server_status(server, &connections)).collect(),
+            servers: servers.iter().map(|server| server_status(server, &connections, &usage)).collect(),
             engines,
         }
     }
@@ -366,9 +367,13 @@ impl Supervisor {
     }
 }
 
-fn server_status(server: &Server, connections: &HashMap<ServerName, u64>) -> ServerStatus {
+fn server_status(
+    server: &Server,
+    connections: &HashMap<ServerName, u64>,
+    usage: &BTreeMap<u32, Usage>,
+) -> ServerStatus {
     let state = server.state();
-    let usage = state.pid.and_then(process::usage).unwrap_or_default();
+    let usage = state.pid.and_then(|pid| usage.get(&pid)).copied().unwrap_or_default();
     ServerStatus {
         name: server.name.clone(),
         role: server.place().role,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use chatctl::report::human_count;
+use chatctl::report::{counted, human_count};
 use chatctl::run::{calibration, runner, writable};
 use chatctl::runtime::Tasks;
 use chatctl::stack::plan::{self, Constants, Demand, Line, Plan};
@@ -149,9 +149,9 @@ fn human(line: &Line) -> String {
 fn print_plan(plan: &Plan, constants: &Constants) {
     let d = &plan.demand;
     outln!(
-        "{} connections, {} messages per user and day, {:.0} % of them to groups of {}, bodies of {:.0} bytes\n",
-        human_count(d.connections as u64),
-        d.messages_per_user_day,
+        "{}, {} per user and day, {:.0} % of them to groups of {}, bodies of {:.0} bytes\n",
+        counted(d.connections as u64, "connection"),
+        of_value(d.messages_per_user_day, "message"),
         d.group_share * 100.0,
         d.group_members,
         d.message_bytes
@@ -164,15 +164,14 @@ fn print_plan(plan: &Plan, constants: &Constants) {
     outln!("{table}");
     let p = &plan.placed;
     outln!(
-        "placement  simulated with {} users ({:.0} {} each) on {} servers and {} partitions: the fullest server has\n\
+        "placement  simulated with {} ({} each) on {} and {}: the fullest server has\n\
          \x20          {:.1} % more than the mean; a server reads {:.1} partitions (most {}), so {:.0} % of all records; a partition is\n\
          \x20          read by {:.1} servers (most {}), since who does not fit at home goes to the least loaded;\n\
          \x20          a message to a group of {} becomes {:.1} records\n",
-        human_count(p.simulated_users),
-        p.users_each,
-        if p.users_each.round() as u64 == 1 { "connection" } else { "connections" },
-        human_count(plan.chat_servers),
-        human_count(plan.partitions),
+        counted(p.simulated_users, "user"),
+        counted(p.users_each.round() as u64, "connection"),
+        counted(plan.chat_servers, "server"),
+        counted(plan.partitions, "partition"),
         (p.fullest - 1.0) * 100.0,
         p.partitions_per_server.0,
         p.partitions_per_server.1,
@@ -194,6 +193,11 @@ fn print_plan(plan: &Plan, constants: &Constants) {
         ]);
     }
     outln!("{table}");
+}
+
+/// A value that may have places behind the point, with its noun: `1 message`, `2.5 messages`.
+fn of_value(value: f64, one: &str) -> String {
+    if value.fract() == 0.0 { counted(value as u64, one) } else { format!("{value} {one}s") }
 }
 
 /// The figures that textbooks give, beside ours. Source: chat-system cards ("50 KB per connection, 50–100K connections per server,
@@ -222,8 +226,8 @@ fn print_textbook(plan: &Plan, c: &Constants) {
         "50 000 to 100 000".to_owned(),
         human_count(each as u64),
         format!(
-            "machines of {:.0} cores and {:.0} GiB, {:.0} % used",
-            plan.demand.cores,
+            "machines of {} and {:.0} GiB, {:.0} % used",
+            counted(plan.demand.cores as u64, "core"),
             plan.demand.memory_bytes / (1_u64 << 30) as f64,
             plan.demand.headroom * 100.0
         ),
@@ -261,6 +265,11 @@ fn calibrate(path: &Path) -> Result<Constants, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_of_a_thing_is_told_as_one() {
+        assert_eq!([1.0, 40.0, 2.5].map(|n| of_value(n, "message")), ["1 message", "40 messages", "2.5 messages"]);
+    }
 
     #[test]
     fn numbers_have_their_letters() {
