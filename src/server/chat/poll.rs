@@ -127,10 +127,10 @@ async fn open(State(server): State<Arc<ChatServer>>, Caller(identity): Caller) -
             server.presence.greet(&connection, is_first).await;
             Ok((StatusCode::CREATED, Json(taken(&connection))))
         }
-        Err(connection) => {
-            connection.socket.abort();
+        Err(refused) => {
+            refused.connection.socket.abort();
             server.socket_closed();
-            Err(Failure::retry_later(ErrorCode::Unavailable, "the session could not be opened, try again", 1_000))
+            Err(Failure::retry_later(refused.code, refused.message, 1_000))
         }
     }
 }
