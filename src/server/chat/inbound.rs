@@ -20,24 +20,14 @@ pub(super) struct Early {
     pub(super) texts: Vec<String>,
 }
 
-/// A connection that did not become live: it was told why, and is closing.
-pub(super) struct Refused {
-    pub(super) connection: Arc<Connection>,
-    pub(super) code: ErrorCode,
-    pub(super) message: &'static str,
-}
-
-/// When a refused connection is to be tried again.
-const RETRY_AFTER_MS: u64 = 1_000;
-
 impl ChatServer {
     /// Makes an authenticated socket live: claim the session, fix the inbox position, welcome, then run its reader in a
     /// task of its own, so that nothing of the handshake stays in memory.
     pub(super) async fn go_live(self: Arc<Self>, socket: Socket, identity: Identity, seat: Seat, early: Early) {
         let (connection, is_first) = match self.open(socket, identity, seat).await {
             Ok(opened) => opened,
-            Err(refused) => {
-                refused.connection.socket.linger().await;
+            Err(connection) => {
+                connection.socket.linger().await;
                 self.socket_closed();
                 return;
             }
@@ -50,34 +40,28 @@ impl ChatServer {
     }
 
     /// Claims the session, fixes the inbox position and welcomes; returns the connection and whether it is the user's
-    /// first here.
-    ///
-    /// # Errors
-    /// When the user has as many connections as one may have, or an engine fails.
+    /// first here. Where that fails, the connection that was told so and is closing.
     pub(super) async fn open(
         &self,
         socket: Socket,
         identity: Identity,
         seat: Seat,
-    ) -> Result<(Arc<Connection>, bool), Refused> {
+    ) -> Result<(Arc<Connection>, bool), Arc<Connection>> {
         let session = self.rights.new_session(identity.sub, identity.dev.clone());
-        // Before a claim, which would end the device's session elsewhere. Some that come up at the same moment may be more.
-        if self.outbound.hub.is_full_for(identity.sub, &identity.dev) {
-            let connection = Arc::new(Connection::new(identity, session.session, socket, seat));
-            return Err(self.refuse(
-                connection,
-                ErrorCode::Overloaded,
-                "you have as many connections here as a user may",
-            ));
-        }
         let claimed = self.rights.claim(&session).await;
         let connection = Arc::new(Connection::new(identity, session.session, socket, seat));
         if let Err(error) = claimed {
             tracing::warn!(%error, user = %session.user, "a connection could not go live");
-            let message = "the session could not be opened, try again";
-            let refused = self.refuse(connection, ErrorCode::Unavailable, message);
+            let frame = ErrorFrame {
+                uuid: None,
+                code: ErrorCode::Unavailable,
+                message: "the session could not be opened, try again".to_owned(),
+                retry_after_ms: Some(1_000),
+            };
+            self.outbound.reply(&connection, &ServerFrame::Error(frame));
+            self.outbound.close(&connection, CloseCode::Internal);
             self.rights.release(&session).await;
-            return Err(refused);
+            return Err(connection);
         }
         let welcome = WelcomeFrame {
             session: session.session,
@@ -96,15 +80,6 @@ impl ChatServer {
             self.outbound.send_elsewhere(&connection);
         }
         Ok((connection, is_first))
-    }
-
-    /// Tells a connection why it does not become live, and closes it.
-    fn refuse(&self, connection: Arc<Connection>, code: ErrorCode, message: &'static str) -> Refused {
-        let retry_after_ms = Some(RETRY_AFTER_MS);
-        let frame = ErrorFrame { uuid: None, code, message: message.to_owned(), retry_after_ms };
-        self.outbound.reply(&connection, &ServerFrame::Error(frame));
-        self.outbound.close(&connection, CloseCode::Internal);
-        Refused { connection, code, message }
     }
 
     /// Reads one connection until it ends. Inputs: the socket.
