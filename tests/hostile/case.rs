@@ -18,7 +18,7 @@ pub(crate) struct Case {
 }
 
 /// What some hundred connections may cost, with everything that the allocator keeps.
-const USUAL_MIB: u64 = 64;
+const USUAL_MIB: u64 = 96;
 
 macro_rules! cases {
     ($( $name:literal, $memory_mib:expr, $run:path, $proves:literal; )*) => {
@@ -35,6 +35,7 @@ pub(crate) const CASES: &[Case] = cases![
     "half::tls", USUAL_MIB, halves::tls, "TLS where none is spoken ends, whole and half";
     "half::slow_body", USUAL_MIB, halves::slow_body, "a body of a byte a second is 408, however long it goes on";
     "half::slow_heads", USUAL_MIB, halves::slow_heads, "2,000 heads of a byte a second leave room for users";
+    "half::tunnels", USUAL_MIB, halves::tunnels, "half heads for more tunnels than there are leave users a way in";
     "deaf::metrics", USUAL_MIB, deaf::metrics, "200 pages of figures on each of 80 sockets are not kept for them";
     "deaf::pages", 192, deaf::pages, "pages of large messages that nobody reads are few";
     "deaf::subscribers", USUAL_MIB, deaf::subscribers, "who stops reading under load is cut";

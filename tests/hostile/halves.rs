@@ -14,6 +14,9 @@ const COUNT: usize = 60;
 /// Connections to each port of the many that are slow.
 const SLOW: usize = 500;
 
+/// More than the gateway has tunnels.
+const TUNNELS: usize = 800;
+
 /// Between two bytes of who is slow.
 const BYTE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -117,23 +120,36 @@ pub(crate) async fn slow_body(bench: &Bench) -> Siege {
     siege
 }
 
+/// Heads that go on by a byte a second; those that are cut come again.
+async fn slow(port: String, count: usize) {
+    let begun = b"GET /ws HTTP/1.1\r\nX-Slow: ";
+    let mut streams = many(&port, count, begun).await;
+    loop {
+        for stream in &mut streams {
+            if stream.write_all(b"a").await.is_err() {
+                *stream = connect(&port).await;
+                let _ = stream.write_all(begun).await;
+            }
+        }
+        tokio::time::sleep(BYTE_INTERVAL).await;
+    }
+}
+
+pub(crate) async fn tunnels(bench: &Bench) -> Siege {
+    let siege = Siege::default();
+    siege.tasks.spawn(slow(bench.ports.tunnels.clone(), TUNNELS));
+    tokio::time::sleep(BYTE_INTERVAL * 2).await;
+    for _ in 0..3 {
+        bench.others_are_served().await;
+        tokio::time::sleep(BYTE_INTERVAL).await;
+    }
+    siege
+}
+
 pub(crate) async fn slow_heads(bench: &Bench) -> Siege {
     let siege = Siege::default();
     for port in bench.ports.clients() {
-        let port = port.to_owned();
-        siege.tasks.spawn(async move {
-            let mut streams = many(&port, SLOW, b"GET /ws HTTP/1.1\r\nX-Slow: ").await;
-            loop {
-                for stream in &mut streams {
-                    if stream.write_all(b"a").await.is_err() {
-                        // It was cut, and comes again.
-                        *stream = connect(&port).await;
-                        let _ = stream.write_all(b"GET /ws HTTP/1.1\r\nX-Slow: ").await;
-                    }
-                }
-                tokio::time::sleep(BYTE_INTERVAL).await;
-            }
-        });
+        siege.tasks.spawn(slow(port.to_owned(), SLOW));
     }
     // They are there before others are.
     tokio::time::sleep(BYTE_INTERVAL * 2).await;
