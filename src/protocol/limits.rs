@@ -37,6 +37,9 @@ pub const MEMBERS_COUNTED_MAX: usize = 10_000;
 /// Friends that a user may have.
 pub const FRIENDS_MAX: usize = 10_000;
 
+/// Connections of one user that a chat server holds. Each message to a user goes to all of them, and seats are for everybody.
+pub const CONNECTIONS_PER_USER_MAX: usize = 64;
+
 /// Limits of one connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -4,10 +4,15 @@ mod edges;
 mod processes;
 mod regressions;
 mod scale;
+#[path = "../bench/up.rs"]
+#[allow(dead_code, reason = "the suite of hostile clients uses the rest")]
+mod up;
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
+
+use self::up::Up;
 
 const TINY: &str = "
 name: tiny
@@ -256,12 +261,9 @@ fn what_could_not_be_printed_for_want_of_room_is_exit_3() {
 #[test]
 fn a_folder_in_use_is_exit_3_and_names_it() {
     let folder = tempfile::tempdir().expect("a folder");
-    let data = folder.path().display().to_string();
+    let data = folder.path().join("data").display().to_string();
     let args = ["up", "--data", &data, "--api-port", "0", "--chat-port", "0"];
-    let mut first =
-        Command::new(env!("CARGO_BIN_EXE_chatctl")).args(args).stdout(Stdio::piped()).spawn().expect("starts");
-    let mut lines = BufReader::new(first.stdout.take().expect("piped")).lines();
-    assert!(lines.any(|line| line.expect("text").starts_with("ready")), "the stack is up");
+    let first = Up::start(&args[1..], &folder.path().join("log"));
     let (code, _, err) = run(&args);
     assert_eq!(code, Some(3), "{err}");
     assert_eq!(
@@ -270,9 +272,7 @@ fn a_folder_in_use_is_exit_3_and_names_it() {
             "chatctl: data folder {data} is in use by another process: stop it, or give another folder with --data"
         ))
     );
-    let pid = rustix::process::Pid::from_child(&first);
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("signals");
-    assert_eq!(first.wait().expect("ends").code(), Some(0), "a clean stop");
+    assert_eq!(first.interrupt(), Some(0), "a clean stop");
 }
 
 #[test]

@@ -9,55 +9,13 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 
+use crate::args::{Args, FAILED};
 use crate::mode::Mode;
 use crate::modes;
 use crate::run::{Outcome, Stacks, run};
 
 /// Runs at a time, where `--test-threads` does not say.
 const AT_ONCE: usize = 8;
-
-/// Exit code of a test binary with failures.
-const FAILED: u8 = 101;
-
-/// What the command line asks for; flags of the usual test harness that mean nothing here are passed over.
-#[derive(Default)]
-struct Args {
-    filters: Vec<String>,
-    skips: Vec<String>,
-    is_exact: bool,
-    is_list: bool,
-    is_ignored_only: bool,
-    at_once: Option<usize>,
-}
-
-impl Args {
-    fn read() -> Self {
-        let mut args = Self::default();
-        let mut words = std::env::args().skip(1);
-        while let Some(word) = words.next() {
-            let (flag, value) = word.split_once('=').map_or((word.as_str(), None), |(f, v)| (f, Some(v.to_owned())));
-            let mut value = || value.clone().or_else(|| words.next()).unwrap_or_default();
-            match flag {
-                "--exact" => args.is_exact = true,
-                "--list" => args.is_list = true,
-                "--ignored" => args.is_ignored_only = true,
-                "--skip" => args.skips.push(value()),
-                "--test-threads" => args.at_once = value().parse().ok(),
-                "--format" | "--color" | "--logfile" | "--report-time" | "-Z" => _ = value(),
-                _ if flag.starts_with('-') => {}
-                _ => args.filters.push(word),
-            }
-        }
-        args
-    }
-
-    fn wants(&self, name: &str) -> bool {
-        let fits = |filter: &String| if self.is_exact { name == filter } else { name.contains(filter.as_str()) };
-        // None of these tests is marked as ignored.
-        let is_wanted = self.filters.is_empty() || self.filters.iter().any(fits);
-        is_wanted && !self.skips.iter().any(fits) && !self.is_ignored_only
-    }
-}
 
 /// One run of a mode.
 struct Test {

@@ -17,6 +17,8 @@
 //! | `harness` | arguments, order, the table |
 //! | `body` | bodies for messages that nobody sent |
 
+#[path = "../bench/args.rs"]
+mod args;
 mod body;
 mod harness;
 mod mode;

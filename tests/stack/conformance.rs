@@ -2,71 +2,15 @@
 
 use std::time::Duration;
 
-use chatctl::protocol::websocket::{apply_mask, close_frame, text_frame};
+use chatctl::protocol::websocket::{close_frame, text_frame};
 use chatctl::stack::Stack;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::client::{LIMIT, Person, Socket, config, http, signup, start};
-
-const MASK: [u8; 4] = [9, 8, 7, 6];
-
-/// A masked frame with a hand-made first byte.
-fn raw(first: u8, payload: &[u8]) -> Vec<u8> {
-    let mut out = vec![first];
-    match payload.len() {
-        n @ 0..126 => out.push(0x80 | n as u8),
-        n => {
-            out.push(0xfe);
-            out.extend_from_slice(&(n as u16).to_be_bytes());
-        }
-    }
-    out.extend_from_slice(&MASK);
-    let start = out.len();
-    out.extend_from_slice(payload);
-    apply_mask(&mut out[start..], MASK);
-    out
-}
-
-fn authority(url: &str) -> &str {
-    url.strip_prefix("ws://").and_then(|rest| rest.split('/').next()).expect("a ws address")
-}
-
-/// A socket that was upgraded at a path.
-async fn upgraded(url: &str, path: &str, token: Option<&str>) -> TcpStream {
-    let authority = authority(url);
-    let mut stream = TcpStream::connect(authority).await.expect("connects");
-    let bearer = token.map(|t| format!("Authorization: Bearer {t}\r\n")).unwrap_or_default();
-    let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{bearer}\r\n"
-    );
-    stream.write_all(request.as_bytes()).await.expect("writes");
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await.expect("an answer"));
-    }
-    let head = String::from_utf8(head).expect("text");
-    assert!(head.starts_with("HTTP/1.1 101"), "{head}");
-    // Source of key and answer: RFC 6455 section 1.3.
-    assert!(head.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{head}");
-    stream
-}
-
-/// Everything until the server ends the socket; a reset is a failure.
-async fn rest(stream: &mut TcpStream) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    tokio::time::timeout(LIMIT, stream.read_to_end(&mut bytes)).await.expect("ends in time").expect("no reset");
-    bytes
-}
-
-/// The code of the close frame at the end of some frames.
-fn close_code_of(bytes: &[u8]) -> Option<u16> {
-    let at = bytes.windows(2).rposition(|w| w[0] == 0x88 && w[1] < 126 && w[1] >= 2)?;
-    Some(u16::from_be_bytes([bytes[at + 2], bytes[at + 3]]))
-}
+use crate::client::{Person, Socket, config, http, signup, start};
+use crate::raw::{MASK, authority, close_code_of, raw, rest, upgraded};
 
 async fn echo_stack() -> (Stack, Person) {
     let mut config = config();

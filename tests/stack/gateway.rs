@@ -7,9 +7,11 @@ use chatctl::runtime::clock;
 use chatctl::stack::{Config, Stack};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use uuid::Uuid;
 
 use crate::client::{Socket, config, conversation, http, login, signup, sync};
+use crate::raw::authority;
 
 async fn start() -> Stack {
     let config = Config { gateways: 1, api_servers: 2, ..config() };
@@ -64,7 +66,7 @@ async fn a_gateway_says_itself_whether_it_is_well() {
     .await
     .expect("nobody is behind it any more");
     assert_eq!(own(&stack, "/health/live").await.0, 200);
-    let mut probe = tokio::net::TcpStream::connect(sockets).await.expect("connects");
+    let mut probe = TcpStream::connect(sockets).await.expect("connects");
     let request = b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
     probe.write_all(request).await.expect("writes");
     let mut live = String::new();
@@ -109,7 +111,7 @@ async fn clients_of_a_chat_server_that_hangs_are_free_within_fifteen_seconds() {
     stack.backends().registry.announce(&entry).await.expect("announces");
     tokio::time::sleep(Duration::from_millis(1_500)).await;
     stack.backends().registry.announce(&entry).await.expect("announces");
-    let mut client = tokio::net::TcpStream::connect(gateway).await.expect("connects");
+    let mut client = TcpStream::connect(gateway).await.expect("connects");
     client.write_all(b"GET /ws/chat-9 HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("writes");
     let _held = tokio::time::timeout(Duration::from_secs(3), hung.accept()).await.expect("it was sent there");
     let mut byte = [0];
@@ -216,5 +218,33 @@ async fn a_gateway_that_drains_ends_its_tunnels_one_by_one_and_the_other_one_tak
     for socket in &mut elsewhere {
         socket.hears_no_message().await;
     }
+    stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_is_full_says_so_and_answers_probes() {
+    let mut config = Config { gateways: 1, ..config() };
+    config.gateway.tunnels_max = 2;
+    let stack = Stack::start(config).await.expect("starts");
+    let (alice, bob) = (signup(&stack, "alice").await, signup(&stack, "bob").await);
+    let address = authority(&alice.url).to_owned();
+    let answer = async |request: &str| {
+        let mut stream = TcpStream::connect(&address).await.expect("connects");
+        stream.write_all(request.as_bytes()).await.expect("writes");
+        let mut bytes = vec![0; 4_096];
+        let read = stream.read(&mut bytes).await.expect("answers");
+        String::from_utf8_lossy(&bytes[..read]).into_owned()
+    };
+    let (_a, _b) = (Socket::open(&alice).await, Socket::open(&bob).await);
+    let mut silent = Vec::new();
+    for _ in 0..300 {
+        silent.push(TcpStream::connect(&address).await.expect("connects"));
+    }
+    for path in ["/health/live", "/health/ready", "/metrics"] {
+        let probed = answer(&format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")).await;
+        assert!(probed.starts_with("HTTP/1.1 200"), "{path}: {probed}");
+    }
+    let refused = answer("GET /ws HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert!(refused.starts_with("HTTP/1.1 503") && refused.contains("as it holds"), "{refused}");
     stack.stop().await;
 }

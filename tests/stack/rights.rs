@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite;
 use uuid::Uuid;
 
-use crate::client::{Person, Socket, config, conversation, http, signup, start};
+use crate::client::{Person, Socket, config, conversation, crowd, http, signup, start};
 
 /// Close codes.
 const UNAUTHORIZED: u16 = 4001;
@@ -26,23 +26,6 @@ async fn remove_member(stack: &Stack, owner: &Person, group: &str, member: &Pers
     let path = format!("/conversations/{group}/members/{}", member.id);
     let (status, answer) = http(stack, "DELETE", &path, &owner.token, &Value::Null).await;
     assert_eq!(status, 204, "{answer}");
-}
-
-/// Many accounts at once, each with a phone.
-async fn crowd(stack: &Stack, count: usize) -> Vec<Person> {
-    let mut people = Vec::new();
-    for first in (0..count).step_by(50) {
-        let names = (first..count.min(first + 50)).map(|n| format!("crowd-{n}"));
-        let accounts: Vec<Value> =
-            names.map(|name| json!({"name": name, "password": "password", "devices": ["phone"]})).collect();
-        let (status, answer) = http(stack, "POST", "/accounts", "", &json!({"accounts": accounts})).await;
-        assert_eq!(status, 201, "{answer}");
-        for devices in answer["accounts"].as_array().expect("a list") {
-            let text = |field: &str| devices[0][field].as_str().expect("a text").to_owned();
-            people.push(Person { id: text("user"), token: text("token"), url: text("url") });
-        }
-    }
-    people
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -180,7 +163,7 @@ async fn a_group_that_grows_past_the_limit_keeps_its_connected_members_and_so_wh
     let mut config = config();
     config.api.bulk_accounts = true;
     let stack = Stack::start(config).await.expect("starts");
-    let people = crowd(&stack, 102).await;
+    let people = crowd(&stack, "crowd", 102).await;
     let members: Vec<&Person> = people[1..100].iter().collect();
     let group = conversation(&stack, &people[0], "group", &members).await;
     let mut owner = Socket::open(&people[0]).await;
@@ -214,29 +197,6 @@ async fn a_group_that_grows_past_the_limit_keeps_its_connected_members_and_so_wh
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_subscription_in_the_packet_of_the_close_leaves_nothing_behind() {
-    let mut config = config();
-    config.api.bulk_accounts = true;
-    config.chat_servers = 1;
-    let stack = Stack::start(config).await.expect("starts");
-    let people = crowd(&stack, 102).await;
-    let group = conversation(&stack, &people[0], "group", &people[1..].iter().collect::<Vec<_>>()).await;
-    let open_files = || std::fs::read_dir("/proc/self/fd").expect("Linux").count();
-    let before = open_files();
-    for _ in 0..100 {
-        let socket = Socket::open(&people[1]).await;
-        socket.say_and_close(json!({"type": "subscribe", "conversation": group})).await;
-    }
-    for _ in 0..50 {
-        if open_files() < before + 20 {
-            return stack.stop().await;
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-    panic!("{} files are open, {before} were", open_files());
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn what_a_removed_member_has_under_way_is_there_when_the_removal_is_answered_or_never() {
     // The member's message passed the door and is on its way to the store.
     let stack = late(&["messages.append"]).await;
@@ -261,7 +221,7 @@ async fn servers_that_the_registry_leaves_out_for_a_moment_are_told_of_a_removal
     let mut config = config();
     config.api.bulk_accounts = true;
     let stack = Stack::start(config).await.expect("starts");
-    let people = crowd(&stack, 103).await;
+    let people = crowd(&stack, "crowd", 103).await;
     let channel = conversation(&stack, &people[0], "group", &people[1..].iter().collect::<Vec<_>>()).await;
     let mut owner = Socket::open(&people[0]).await;
     let mut reader = Socket::open(&people[1]).await;

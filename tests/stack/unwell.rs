@@ -1,10 +1,15 @@
 //! Clients that are not well: phones that vanish without a word, people who hardly read, and people who are sent away and come
 //! back.
 
-use chatctl::loadgen::result::Verdict;
+use std::time::Duration;
 
-use crate::proofs::run;
+use chatctl::loadgen::result::Verdict;
+use chatctl::stack::Stack;
 use chatctl::telemetry::LatencyPath;
+use uuid::Uuid;
+
+use crate::client::{Socket, config, conversation, signup};
+use crate::proofs::run;
 
 const VANISHING: &str = "
 name: vanishing
@@ -88,4 +93,35 @@ async fn who_is_added_to_a_large_group_again_hears_of_its_messages_at_once() {
     // Without a subscription a device hears of the others' messages when it sends one itself, every four seconds, or never.
     let (most, few) = (channel.percentile_us(50.0), channel.percentile_us(99.0));
     assert!(few < most + 1_000_000, "1 % of deliveries took over {few} µs, half of them less than {most} µs");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_went_silent_is_notified_of_what_was_written_into_the_dead_socket() {
+    let mut config = config();
+    config.chat.idle_timeout = Duration::from_secs(1);
+    let stack = Stack::start(config).await.expect("starts");
+    let (alice, bob) = (signup(&stack, "alice").await, signup(&stack, "bob").await);
+    let direct = conversation(&stack, &alice, "direct", &[&bob]).await;
+    let group = conversation(&stack, &alice, "group", &[&bob]).await;
+    // It looks alive, and nothing comes from it any more.
+    let _dead = Socket::open(&bob).await;
+    let mut a = Socket::open(&alice).await;
+    a.send(&direct, Uuid::new_v4(), "are you there?").await;
+    a.send(&group, Uuid::new_v4(), "are you?").await;
+    let file = stack.data().join("notifications.jsonl");
+    let is_told = |text: &str, conversation: &str| {
+        text.lines().any(|line| line.contains(&bob.id) && line.contains(&format!("\"{conversation}\"")))
+    };
+    tokio::time::timeout(Duration::from_secs(30), async {
+        loop {
+            let text = std::fs::read_to_string(&file).unwrap_or_default();
+            if is_told(&text, &direct) && is_told(&text, &group) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await
+    .expect("both are told");
+    stack.stop().await;
 }

@@ -21,7 +21,7 @@ use crate::protocol::frames::{ErrorFrame, FrameError};
 use crate::protocol::websocket::{self, Decoder, Event, Role};
 use crate::protocol::{CHAT_PATH, ClientFrame, CloseCode, ECHO_PATH, ErrorCode, SUBPROTOCOL, ServerFrame, ServerName};
 use crate::server::access::auth;
-use crate::server::access::seats::{Begun, TooLate};
+use crate::server::access::seats::{Begun, Seat, TooLate};
 use crate::telemetry::{Counter, prometheus};
 
 /// Largest HTTP request head.
@@ -40,7 +40,7 @@ const PONG_BYTES_MAX: usize = 16 * 1024;
 pub(super) const UNCHECKED: &str = "the token can't be checked now, try again";
 
 /// Told where no seat is free.
-const FULL: &str = "this server is full";
+pub(super) const FULL: &str = "this server is full, or has as many connections of this user as it takes";
 
 /// An HTTP answer that ends the connection.
 struct Refusal {
@@ -112,7 +112,7 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, mut begu
             Ok(known) => identity = Some(known),
             Err(refusal) => return refuse(&server, stream, refusal).await,
         }
-        seat = server.seats.take();
+        seat = identity.as_ref().and_then(|known| seat_for(&server, known));
         if seat.is_none() {
             return refuse(&server, stream, Refusal::full()).await;
         }
@@ -154,13 +154,13 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, mut begu
         }
         (Ok(Ok(_)), None) => Err(CloseCode::Unauthorized),
     };
-    let seated = identified.map(|identity| (identity, seat.or_else(|| server.seats.take())));
+    let seated = identified.map(|identity| (seat.or_else(|| seat_for(&server, &identity)), identity));
     match seated {
-        Ok((identity, Some(seat))) => {
+        Ok((Some(seat), identity)) => {
             drop(begun);
             server.go_live(socket, identity, seat, early).await;
         }
-        Ok((_, None)) => {
+        Ok((None, _)) => {
             let error = ErrorFrame {
                 uuid: None,
                 code: ErrorCode::Overloaded,
@@ -180,6 +180,13 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, mut begu
             end_with(&server, socket, code, error).await;
         }
     }
+}
+
+/// A seat for a user, where one is free and the user has not as many as a user may. Of those that come up at the same
+/// moment some may be more.
+pub(super) fn seat_for(server: &ChatServer, identity: &Identity) -> Option<Seat> {
+    let may_have_more = !server.outbound.hub.is_full_for(identity.sub, &identity.dev);
+    may_have_more.then(|| server.seats.take()).flatten()
 }
 
 /// Ends a WebSocket that did not become live.

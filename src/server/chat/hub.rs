@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
 
 use super::connection::Connection;
-use crate::protocol::{SessionId, UserId};
+use crate::protocol::limits::CONNECTIONS_PER_USER_MAX;
+use crate::protocol::{DeviceName, SessionId, UserId};
 
 /// The connections of one server.
 #[derive(Default)]
@@ -104,6 +105,13 @@ impl Hub {
         self.read().contains_key(&user)
     }
 
+    /// Whether a user has as many connections here as one may have. A device that has one of them replaces it.
+    pub(super) fn is_full_for(&self, user: UserId, device: &DeviceName) -> bool {
+        let users = self.read();
+        let connections = users.get(&user).map_or(&[][..], Few::as_slice);
+        connections.len() >= CONNECTIONS_PER_USER_MAX && connections.iter().all(|c| c.device != *device)
+    }
+
     /// The connections that `is_wanted` picks.
     pub(super) fn select(&self, is_wanted: impl Fn(&Connection) -> bool) -> Vec<Arc<Connection>> {
         self.read().values().flat_map(Few::as_slice).filter(|c| is_wanted(c)).cloned().collect()
@@ -123,5 +131,25 @@ impl Hub {
     #[cfg(test)]
     pub(super) fn users(&self) -> usize {
         self.read().len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::bench::connection;
+    use super::*;
+
+    #[test]
+    fn a_user_has_so_many_connections_and_a_device_may_always_replace_its_own() {
+        let (hub, alice) = (Hub::default(), UserId(1));
+        let [own, other] = ["phone", "tablet"].map(|name| name.parse::<DeviceName>().expect("valid"));
+        for _ in 0..CONNECTIONS_PER_USER_MAX {
+            assert!(!hub.is_full_for(alice, &other));
+            hub.add(connection(alice));
+        }
+        assert!(hub.is_full_for(alice, &other) && !hub.is_full_for(alice, &own) && !hub.is_full_for(UserId(2), &other));
+        let left = hub.all().pop().expect("there are some").session;
+        hub.remove(alice, left);
+        assert!(!hub.is_full_for(alice, &other));
     }
 }

@@ -106,8 +106,8 @@ struct Wait {
 type Answer = Result<(StatusCode, Json<PollAnswer>), Failure>;
 
 async fn open(State(server): State<Arc<ChatServer>>, Caller(identity): Caller) -> Answer {
-    let Some(seat) = server.seats.take() else {
-        return Err(Failure::retry_later(ErrorCode::Overloaded, "this server is full", 1_000));
+    let Some(seat) = handshake::seat_for(&server, &identity) else {
+        return Err(Failure::retry_later(ErrorCode::Overloaded, handshake::FULL, 1_000));
     };
     if server.is_draining() {
         let message = "this server drains: ask for another placement";

@@ -33,6 +33,9 @@ const PROLOGUE: &str = "chatctl peer link 1, to ";
 /// Largest sealed chunk. Source: the Noise specification, section 3.
 const CHUNK_BYTES_MAX: usize = 65_535;
 
+/// Largest message of a handshake: a name, a key and a tag. A stranger makes no server keep more.
+const HANDSHAKE_BYTES_MAX: usize = 1_024;
+
 /// What sealing adds to a chunk.
 const TAG_BYTES: usize = 16;
 
@@ -66,8 +69,8 @@ pub(super) struct Writer {
     nonce: u64,
 }
 
-fn codec() -> LengthDelimitedCodec {
-    LengthDelimitedCodec::builder().length_field_length(2).max_frame_length(CHUNK_BYTES_MAX).new_codec()
+fn codec(bytes_max: usize) -> LengthDelimitedCodec {
+    LengthDelimitedCodec::builder().length_field_length(2).max_frame_length(bytes_max).new_codec()
 }
 
 fn broken(error: snow::Error) -> io::Error {
@@ -92,8 +95,8 @@ impl Wire {
         net::set_options(&stream);
         let prologue = format!("{PROLOGUE}{to}");
         let mut state = handshake(keys.current(), &prologue).and_then(Builder::build_initiator).map_err(broken)?;
-        let mut wire = Framed::new(stream, codec());
-        let mut buffer = vec![0; CHUNK_BYTES_MAX];
+        let mut wire = Framed::new(stream, codec(HANDSHAKE_BYTES_MAX));
+        let mut buffer = vec![0; HANDSHAKE_BYTES_MAX];
         let written = state.write_message(from.as_str().as_bytes(), &mut buffer).map_err(broken)?;
         wire.send(Bytes::copy_from_slice(&buffer[..written])).await?;
         let answer = next(&mut wire).await?;
@@ -108,8 +111,8 @@ impl Wire {
     pub(super) async fn answer(stream: TcpStream, own: &ServerName, keys: &Keys) -> io::Result<(Self, ServerName)> {
         net::set_options(&stream);
         let prologue = format!("{PROLOGUE}{own}");
-        let mut wire = Framed::new(stream, codec());
-        let mut buffer = vec![0; CHUNK_BYTES_MAX];
+        let mut wire = Framed::new(stream, codec(HANDSHAKE_BYTES_MAX));
+        let mut buffer = vec![0; HANDSHAKE_BYTES_MAX];
         let hello = next(&mut wire).await?;
         let mut refused = None;
         for key in keys.all() {
@@ -134,11 +137,11 @@ impl Wire {
         let keys = Arc::new(state.into_stateless_transport_mode().map_err(broken)?);
         let FramedParts { io, read_buf, .. } = wire.into_parts();
         let (input, output) = io.into_split();
-        let mut chunks = FramedRead::new(input, codec());
+        let mut chunks = FramedRead::new(input, codec(CHUNK_BYTES_MAX));
         *chunks.read_buffer_mut() = read_buf;
         let reader = Reader { chunks, keys: Arc::clone(&keys), nonce: 0 };
         let output = Deadlined::new(output, CALL_TIMEOUT);
-        let writer = Writer { chunks: FramedWrite::new(output, codec()), keys, nonce: 0 };
+        let writer = Writer { chunks: FramedWrite::new(output, codec(CHUNK_BYTES_MAX)), keys, nonce: 0 };
         Ok(Self { reader, writer })
     }
 }
@@ -274,6 +277,18 @@ mod tests {
         }
         let (caller, server) = connect("chat-2", "chat-2", keys(2, &[]), keys(1, &[2])).await;
         assert!(caller.is_ok() && server.is_ok(), "a secret that comes into use");
+    }
+
+    #[tokio::test]
+    async fn a_stranger_with_a_long_hello_is_left_at_its_length() {
+        let listener = net::listen("127.0.0.1:0".parse().expect("valid")).expect("binds");
+        let address = listener.local_addr().expect("bound");
+        let mut stranger = TcpStream::connect(address).await.expect("connects");
+        stranger.write_all(&(HANDSHAKE_BYTES_MAX as u16 + 1).to_be_bytes()).await.expect("writes");
+        let (stream, _) = listener.accept().await.expect("accepts");
+        // Nothing more comes, and nothing ends.
+        let refused = Wire::answer(stream, &name("chat-1"), &keys(1, &[])).await.err().expect("refused");
+        assert_eq!(refused.kind(), io::ErrorKind::InvalidData, "{refused}");
     }
 
     #[tokio::test]

@@ -12,7 +12,7 @@ use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
 /// Longest that anything expected may take.
-pub(crate) const LIMIT: Duration = Duration::from_secs(10);
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
 /// Time after which nothing is taken to come any more.
 pub(crate) const SILENCE: Duration = Duration::from_millis(400);
@@ -31,20 +31,32 @@ pub(crate) async fn start() -> Stack {
     Stack::start(config()).await.expect("the stack starts")
 }
 
+/// Something with an API.
+pub(crate) trait Api {
+    /// Its address, as `http://host:port`.
+    fn api_url(&self) -> Option<String>;
+}
+
+impl Api for Stack {
+    fn api_url(&self) -> Option<String> {
+        Self::api_url(self)
+    }
+}
+
 /// One request on a connection of its own; status and body.
-pub(crate) async fn http(stack: &Stack, method: &str, path: &str, token: &str, body: &Value) -> (u16, Value) {
+pub(crate) async fn http(stack: &impl Api, method: &str, path: &str, token: &str, body: &Value) -> (u16, Value) {
     let (status, body) = exchange(stack, method, path, token, body).await;
     (status, serde_json::from_str(&body).unwrap_or(Value::Null))
 }
 
 /// The body of a page that is no JSON.
-pub(crate) async fn http_text(stack: &Stack, path: &str) -> String {
+pub(crate) async fn http_text(stack: &impl Api, path: &str) -> String {
     let (status, body) = exchange(stack, "GET", path, "", &Value::Null).await;
     assert_eq!(status, 200, "{body}");
     body
 }
 
-async fn exchange(stack: &Stack, method: &str, path: &str, token: &str, body: &Value) -> (u16, String) {
+async fn exchange(stack: &impl Api, method: &str, path: &str, token: &str, body: &Value) -> (u16, String) {
     let url = stack.api_url().expect("there is an API");
     let address = url.strip_prefix("http://").expect("plain HTTP");
     let mut stream = TcpStream::connect(address).await.expect("connects");
@@ -81,14 +93,14 @@ pub(crate) struct Person {
     pub(crate) url: String,
 }
 
-pub(crate) async fn signup(stack: &Stack, name: &str) -> Person {
+pub(crate) async fn signup(stack: &impl Api, name: &str) -> Person {
     let account = json!({"name": name, "password": "password"});
     let (status, answer) = http(stack, "POST", "/signup", "", &account).await;
     assert_eq!(status, 201, "{answer}");
     login(stack, name, "phone").await
 }
 
-pub(crate) async fn login(stack: &Stack, name: &str, device: &str) -> Person {
+pub(crate) async fn login(stack: &impl Api, name: &str, device: &str) -> Person {
     let credentials = json!({"name": name, "password": "password", "device": device});
     let (status, answer) = http(stack, "POST", "/login", "", &credentials).await;
     assert_eq!(status, 200, "{answer}");
@@ -96,7 +108,24 @@ pub(crate) async fn login(stack: &Stack, name: &str, device: &str) -> Person {
     Person { id: text("user"), token: text("token"), url: text("url") }
 }
 
-pub(crate) async fn conversation(stack: &Stack, owner: &Person, kind: &str, members: &[&Person]) -> String {
+/// Many accounts at once, each with a phone. The stack has `api.bulk_accounts`.
+pub(crate) async fn crowd(stack: &impl Api, name: &str, count: usize) -> Vec<Person> {
+    let mut people = Vec::new();
+    for first in (0..count).step_by(50) {
+        let names = (first..count.min(first + 50)).map(|n| format!("{name}-{n}"));
+        let accounts: Vec<Value> =
+            names.map(|name| json!({"name": name, "password": "password", "devices": ["phone"]})).collect();
+        let (status, answer) = http(stack, "POST", "/accounts", "", &json!({"accounts": accounts})).await;
+        assert_eq!(status, 201, "{answer}");
+        for devices in answer["accounts"].as_array().expect("a list") {
+            let text = |field: &str| devices[0][field].as_str().expect("a text").to_owned();
+            people.push(Person { id: text("user"), token: text("token"), url: text("url") });
+        }
+    }
+    people
+}
+
+pub(crate) async fn conversation(stack: &impl Api, owner: &Person, kind: &str, members: &[&Person]) -> String {
     let members: Vec<&str> = members.iter().map(|p| p.id.as_str()).collect();
     let body = json!({"kind": kind, "members": members});
     let (status, answer) = http(stack, "POST", "/conversations", &owner.token, &body).await;
@@ -104,7 +133,7 @@ pub(crate) async fn conversation(stack: &Stack, owner: &Person, kind: &str, memb
     answer["conversation"].as_str().expect("an id").to_owned()
 }
 
-pub(crate) async fn sync(stack: &Stack, person: &Person, conversation: &str, after: u64) -> Value {
+pub(crate) async fn sync(stack: &impl Api, person: &Person, conversation: &str, after: u64) -> Value {
     let path = format!("/messages/sync?conversation_id={conversation}&after_message_id={after}");
     let (status, answer) = http(stack, "GET", &path, &person.token, &Value::Null).await;
     assert_eq!(status, 200, "{answer}");
@@ -180,13 +209,6 @@ impl Socket {
                 Some(Err(_)) | None => return Err(None),
             }
         }
-    }
-
-    /// Says something and closes, in one packet.
-    pub(crate) async fn say_and_close(mut self, frame: Value) {
-        self.inner.feed(Message::text(frame.to_string())).await.expect("takes it");
-        self.inner.feed(Message::Close(None)).await.expect("takes it");
-        let _ = self.inner.flush().await;
     }
 
     /// Takes what comes for a while.
