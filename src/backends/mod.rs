@@ -37,8 +37,8 @@ pub use error::{BackendError, BackendResult};
 use serde::{Deserialize, Serialize};
 
 use self::deployment::DeploymentId;
-use self::limiter::Limiter;
 use self::layers::{Faults, Layer, Layered};
+use self::limiter::Limiter;
 use crate::telemetry::Metrics;
 
 /// One handle per port. Clones share the engines.

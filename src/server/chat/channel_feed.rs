@@ -18,7 +18,7 @@ use bytes::Bytes;
 use super::channels::{Rights, Subscriber};
 use super::connection::Connection;
 use super::deliverer::Deliverer;
-use super::outbound::Outbound;
+use super::outbound::{Outbound, Writes};
 use super::subscriptions::Subscriptions;
 use crate::protocol::frames::{Deliver, HeadFrame};
 use crate::protocol::{ConversationId, MessageId, ServerFrame, SessionId, websocket};
@@ -35,6 +35,9 @@ const BEHIND: Duration = Duration::from_secs(1);
 
 /// Of a connection's bytes that may wait, the part that messages of channels may take.
 const ROOM_SHARE: usize = 4;
+
+/// Subscribers that are written to before other tasks have their turn.
+const TURN: usize = 128;
 
 /// Most of one channel that a subscriber is sent in a second.
 #[derive(Debug, Clone, Copy)]
@@ -113,7 +116,7 @@ impl ChannelFeed {
     }
 
     /// Passes a message on. Returns false, and does nothing, where the subscribers' rights have to be looked at first.
-    pub(super) fn pass(&self, header: &InboxHeader, frame: &Bytes, age: Duration) -> bool {
+    pub(super) async fn pass(&self, writes: &mut Writes, header: &InboxHeader, frame: &Bytes, age: Duration) -> bool {
         let Some((subscribers, rights)) = self.subscriptions.look(header.conversation) else { return true };
         if rights != Rights::Known && !self.deliverer.ignores_removals() {
             if rights == Rights::Stale {
@@ -124,31 +127,45 @@ impl ChannelFeed {
             let look = async move { _ = subscriptions.look_at_rights(channel).await };
             self.tasks.spawn_until_stopped("chat.channel_rights", look);
         }
-        self.send(header, frame, age, &subscribers);
+        self.send(writes, header, frame, age, &subscribers).await;
         true
     }
 
     /// The same after a look at the rights. Where that fails nobody gets a message that may have none.
     pub(super) async fn pass_after_a_look(&self, header: &InboxHeader, frame: &Bytes, age: Duration) {
         match self.subscriptions.look_at_rights(header.conversation).await {
-            Ok(()) => self.send(header, frame, age, &self.subscriptions.of(header.conversation)),
+            Ok(()) => {
+                let subscribers = self.subscriptions.of(header.conversation);
+                self.send(&mut Writes::direct(), header, frame, age, &subscribers).await;
+            }
             Err(_) => self.tell(header.conversation, header.id),
         }
     }
 
-    fn send(&self, header: &InboxHeader, frame: &Bytes, age: Duration, subscribers: &[Subscriber]) {
+    async fn send(
+        &self,
+        writes: &mut Writes,
+        header: &InboxHeader,
+        frame: &Bytes,
+        age: Duration,
+        subscribers: &[Subscriber],
+    ) {
         let (channel, id) = (header.conversation, header.id);
         if age >= BEHIND || !self.has_rate(channel, frame.len()) {
             self.metrics.add(Counter::ChannelMessagesSkipped, subscribers.len() as u64);
             return self.tell(channel, id);
         }
         let (mut sent, mut wants_head) = (0, false);
-        for Subscriber { connection, wants } in subscribers {
+        for (n, Subscriber { connection, wants }) in subscribers.iter().enumerate() {
+            if n % TURN == TURN - 1 {
+                // Others have their turn: the answer to who said it, for one.
+                tokio::task::yield_now().await;
+            }
             match wants {
                 Deliver::Heads => wants_head = true,
                 Deliver::Messages if header.except == Some(connection.session) => {}
                 Deliver::Messages if self.outbound.has_room(connection, frame.len(), ROOM_SHARE) => {
-                    self.deliverer.deliver(connection, frame);
+                    self.deliverer.deliver(writes, connection, frame);
                     sent += 1;
                 }
                 Deliver::Messages => self.tell_later(channel, connection, id),
@@ -289,9 +306,9 @@ mod tests {
             InboxHeader::parse(&InboxHeader::payload(&self.message(id, bytes), except)).expect("one of ours")
         }
 
-        fn pass(&self, id: u64, bytes: usize, age: Duration) -> bool {
+        async fn pass(&self, id: u64, bytes: usize, age: Duration) -> bool {
             let (header, frame) = self.record(id, bytes, None);
-            self.feed.pass(&header, &frame, age)
+            self.feed.pass(&mut Writes::direct(), &header, &frame, age).await
         }
 
         /// What each was sent, heads that are due included: who wants messages, and who wants heads.
@@ -310,7 +327,7 @@ mod tests {
         let scene = Scene::new().await;
         // What was published in another order than it was stored.
         for id in [3, 2] {
-            assert!(scene.pass(id, 5, NOW));
+            assert!(scene.pass(id, 5, NOW).await);
         }
         let messages = [3, 2].map(|id| ServerFrame::Message(scene.message(id, 5))).to_vec();
         assert_eq!(scene.sent(), (messages, vec![scene.head(3)]));
@@ -318,17 +335,17 @@ mod tests {
         assert_eq!(scene.feed.metrics.counted(Counter::HeadsCoalesced), 1);
         assert_eq!(scene.feed.metrics.counted(Counter::Deliveries), 2);
         let (header, frame) = scene.record(4, 5, Some(scene.wants_messages.session));
-        assert!(scene.feed.pass(&header, &frame, NOW));
+        assert!(scene.feed.pass(&mut Writes::direct(), &header, &frame, NOW).await);
         assert_eq!(scene.sent(), (Vec::new(), vec![scene.head(4)]), "not the session that sent it");
     }
 
     #[tokio::test]
     async fn past_its_rate_and_when_the_server_is_behind_heads_come_in_place_of_messages() {
         let scene = Scene::new().await;
-        scene.pass(1, 5, BEHIND);
+        scene.pass(1, 5, BEHIND).await;
         assert_eq!(scene.sent(), (vec![scene.head(1)], vec![scene.head(1)]));
         for id in 2..=9 {
-            scene.pass(id, 5, NOW);
+            scene.pass(id, 5, NOW).await;
         }
         let (messages, heads) = scene.sent();
         // A second may have ended meanwhile, and another three were sent.
@@ -344,7 +361,7 @@ mod tests {
         let filler = ServerFrame::Message(scene.message(90, (1 << 20) / ROOM_SHARE));
         scene.bench.shared.outbound.reply(&scene.wants_messages, &filler);
         for id in [1, 2] {
-            scene.pass(id, 5, NOW);
+            scene.pass(id, 5, NOW).await;
         }
         scene.feed.pass_heads();
         assert_eq!(written(&scene.wants_messages).0, [filler], "no room");
@@ -359,7 +376,7 @@ mod tests {
         directory.remove_member(scene.channel, scene.wants_messages.user).await.expect("removes");
         tokio::time::pause();
         tokio::time::advance(Duration::from_secs(5)).await;
-        assert!(!scene.pass(1, 5, NOW));
+        assert!(!scene.pass(1, 5, NOW).await);
         let (header, frame) = scene.record(1, 5, None);
         tokio::time::resume();
         scene.feed.pass_after_a_look(&header, &frame, NOW).await;

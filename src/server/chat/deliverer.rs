@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::connection::Connection;
-use super::outbound::Outbound;
+use super::outbound::{Outbound, Writes};
 use super::tamper::Tamper;
 use crate::protocol::ServerFrame;
 use crate::protocol::websocket::{Decoder, Event, Role};
@@ -31,8 +31,10 @@ impl Deliverer {
     }
 
     /// Writes an encoded message frame to one connection.
-    pub(super) fn deliver(&self, connection: &Arc<Connection>, frame: &Bytes) {
-        let Some(tamper) = &self.tamper else { return self.outbound.push(connection, frame.clone()) };
+    pub(super) fn deliver(&self, writes: &mut Writes, connection: &Arc<Connection>, frame: &Bytes) {
+        let Some(tamper) = &self.tamper else {
+            return self.outbound.push_with(writes, connection, frame.clone());
+        };
         let delay = tamper.delay();
         if delay.is_zero() {
             return deliver_tampered(&self.outbound, &**tamper, connection, frame);

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::channel_feed::ChannelFeed;
 use super::deliverer::Deliverer;
 use super::lanes::{Lanes, Put};
-use super::outbound::Outbound;
+use super::outbound::{Outbound, Writes};
 use super::presence_feed::PresenceFeed;
 use super::shared::Shared;
 use super::unheard::LostConnections;
@@ -82,9 +82,11 @@ impl Delivery {
             match self.reader.next().await {
                 Ok(records) => {
                     self.metrics.add(Counter::LogRead, records.len() as u64);
+                    let mut writes = Writes::of_records(records.len());
                     for record in records {
-                        self.on_record(&record).await;
+                        self.on_record(&mut writes, &record).await;
                     }
+                    self.outbound.write(&mut writes);
                 }
                 Err(error) => {
                     tracing::warn!(%error, "reading the log failed");
@@ -94,15 +96,15 @@ impl Delivery {
         }
     }
 
-    async fn on_record(self: &Arc<Self>, delivered: &Delivered) {
+    async fn on_record(self: &Arc<Self>, writes: &mut Writes, delivered: &Delivered) {
         match delivered.topic {
-            Topic::Inbox => self.on_inbox_record(delivered).await,
+            Topic::Inbox => self.on_inbox_record(writes, delivered).await,
             Topic::PresenceUpdates => self.presence.on_record(delivered),
-            Topic::Channel => self.on_channel_record(delivered),
+            Topic::Channel => self.on_channel_record(writes, delivered).await,
         }
     }
 
-    async fn on_inbox_record(self: &Arc<Self>, delivered: &Delivered) {
+    async fn on_inbox_record(self: &Arc<Self>, writes: &mut Writes, delivered: &Delivered) {
         let Some((header, frame)) = InboxHeader::parse(&delivered.record.payload) else {
             tracing::error!(offset = delivered.offset, "an inbox record can't be read");
             return;
@@ -110,7 +112,7 @@ impl Delivery {
         let conversation = header.conversation;
         if self.members.are_known(conversation)
             && !self.lanes.has(conversation)
-            && self.deliver_record(delivered, &header, &frame).await.is_ok()
+            && self.deliver_record(writes, delivered, &header, &frame).await.is_ok()
         {
             return;
         }
@@ -119,7 +121,7 @@ impl Delivery {
         }
     }
 
-    fn on_channel_record(self: &Arc<Self>, delivered: &Delivered) {
+    async fn on_channel_record(self: &Arc<Self>, writes: &mut Writes, delivered: &Delivered) {
         let payload = &delivered.record.payload;
         let Some((header, frame)) = InboxHeader::parse(payload) else {
             // A server of an older build says no more than this.
@@ -131,7 +133,8 @@ impl Delivery {
             return;
         };
         let conversation = header.conversation;
-        let is_passed = !self.lanes.has(conversation) && self.channels.pass(&header, &frame, age(delivered));
+        let is_passed =
+            !self.lanes.has(conversation) && self.channels.pass(writes, &header, &frame, age(delivered)).await;
         if !is_passed && !self.put(conversation, delivered) {
             self.channels.tell(conversation, header.id);
         }
@@ -161,7 +164,7 @@ impl Delivery {
                     self.channels.pass_after_a_look(header, frame, age(&delivered)).await;
                     Ok(())
                 }
-                Some((header, frame)) => self.deliver_record(&delivered, header, frame).await,
+                Some((header, frame)) => self.deliver_record(&mut Writes::direct(), &delivered, header, frame).await,
                 None => Ok(()),
             };
             if let Err(error) = outcome {
@@ -190,14 +193,20 @@ impl Delivery {
     ///
     /// # Errors
     /// When the members can't be read; nothing was written then.
-    async fn deliver_record(&self, delivered: &Delivered, header: &InboxHeader, frame: &Bytes) -> BackendResult<()> {
+    async fn deliver_record(
+        &self,
+        writes: &mut Writes,
+        delivered: &Delivered,
+        header: &InboxHeader,
+        frame: &Bytes,
+    ) -> BackendResult<()> {
         let users = delivered.record.keys.iter().map(|key| UserId(*key));
         let mut connections = self.outbound.hub.connections_of(users);
         connections.retain(|connection| header.except != Some(connection.session));
         let connections = self.keep_members(header.conversation, connections, |connection| connection.user).await?;
         for connection in &connections {
             if connection.note_written(header.conversation, header.id) {
-                self.deliverer.deliver(connection, frame);
+                self.deliverer.deliver(writes, connection, frame);
             } else {
                 self.lost.note_late(connection, header.conversation, header.id);
             }
@@ -255,7 +264,7 @@ impl Delivery {
                 if is_over {
                     continue;
                 }
-                self.deliverer.deliver(&connection, &frame);
+                self.deliverer.deliver(&mut Writes::direct(), &connection, &frame);
                 accepted.push(session);
             }
         }
@@ -305,7 +314,7 @@ mod tests {
         while read < users.len() {
             for record in delivery.reader.next().await.expect("reads") {
                 read += record.record.keys.len();
-                delivery.on_record(&record).await;
+                delivery.on_record(&mut Writes::direct(), &record).await;
             }
         }
         while delivery.lanes.has(talk) {
@@ -354,7 +363,7 @@ mod tests {
         while read < expected.len() {
             for record in delivery.reader.next().await.expect("reads") {
                 read += 1;
-                delivery.on_record(&record).await;
+                delivery.on_record(&mut Writes::direct(), &record).await;
                 bench.shared.members.invalidate(talk);
             }
         }

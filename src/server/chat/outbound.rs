@@ -29,6 +29,24 @@ pub(super) struct Outbound {
     metrics: Arc<Metrics>,
 }
 
+/// Connections that frames are gathered for before they are written.
+const GATHERED_MAX: usize = 4_096;
+
+/// How the messages of some records are written: each at once, or those of all records together.
+pub(super) struct Writes(Option<Vec<Arc<Connection>>>);
+
+impl Writes {
+    /// Of so many records. What is gathered must go through [`Outbound::write`] in the end.
+    pub(super) fn of_records(count: usize) -> Self {
+        Self((count > 1).then(Vec::new))
+    }
+
+    /// Of one record.
+    pub(super) const fn direct() -> Self {
+        Self(None)
+    }
+}
+
 /// Connections with something to flush after the merge window.
 #[derive(Default)]
 struct Flushes {
@@ -65,8 +83,39 @@ impl Outbound {
 
     /// Writes an encoded frame to one connection. Never waits; a client that reads too slowly is cut.
     pub(super) fn push(&self, connection: &Arc<Connection>, frame: Bytes) {
-        match connection.socket.push(frame, self.bytes_max) {
+        let pushed = connection.socket.push(frame, self.bytes_max);
+        self.see_to(connection, pushed);
+    }
+
+    /// The same with others of several records.
+    pub(super) fn push_with(&self, writes: &mut Writes, connection: &Arc<Connection>, frame: Bytes) {
+        let Some(gathered) = &mut writes.0 else { return self.push(connection, frame) };
+        match connection.socket.gather(frame, self.bytes_max) {
+            Pushed::Gathered => {
+                gathered.push(Arc::clone(connection));
+                if gathered.len() >= GATHERED_MAX {
+                    self.write(writes);
+                }
+            }
+            pushed => self.see_to(connection, pushed),
+        }
+    }
+
+    /// Writes what was gathered.
+    pub(super) fn write(&self, writes: &mut Writes) {
+        for connection in writes.0.iter_mut().flat_map(|gathered| gathered.drain(..)) {
+            self.see_to(&connection, Pushed::GatheredEnough);
+        }
+    }
+
+    fn see_to(&self, connection: &Arc<Connection>, pushed: Pushed) {
+        match pushed {
             Pushed::Written | Pushed::Queued | Pushed::Closed => {}
+            Pushed::Gathered | Pushed::GatheredEnough => {
+                if matches!(connection.socket.write_gathered(), Flushed::Blocked(_)) {
+                    self.flush_when_writable(connection);
+                }
+            }
             Pushed::FlushSoon => self.flushes.add(connection),
             Pushed::FlushWhenWritable => self.flush_when_writable(connection),
             Pushed::Full => {
@@ -204,6 +253,37 @@ mod tests {
         let (frames, closed) = written(&connection);
         assert!(matches!(frames[..], [ServerFrame::Moved(_)]), "{frames:?}");
         assert_eq!(closed, Some(CloseCode::Moved.code()));
+    }
+
+    #[tokio::test]
+    async fn frames_of_several_records_are_written_together_and_in_order() {
+        const ROUNDS: usize = 3;
+        let (outbound, _) = outbound(1 << 20);
+        outbound.tasks.spawn_until_stopped("test.flush_loop", Arc::clone(&outbound).flush_loop());
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let mut client = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connects");
+        let (stream, _) = listener.accept().await.expect("accepts");
+        let connection = connection_over(Socket::new(stream), ALICE);
+        // More than a connection gathers, and between them what somebody else has to say.
+        let frames: Vec<Bytes> =
+            (0..200).map(|n| websocket::text_frame(&format!("{n} {}", "x".repeat(600)), None).into()).collect();
+        for _ in 0..ROUNDS {
+            let mut writes = Writes::of_records(frames.len());
+            for (n, frame) in frames.iter().enumerate() {
+                if n == 3 {
+                    assert!(connection.socket.waiting_bytes() > 0, "nothing is written yet");
+                    outbound.push(&connection, frame.clone());
+                } else {
+                    outbound.push_with(&mut writes, &connection, frame.clone());
+                }
+            }
+            outbound.write(&mut writes);
+            assert!(writes.0.is_some_and(|gathered| gathered.is_empty()));
+        }
+        let mut read = vec![0; ROUNDS * frames.concat().len()];
+        client.read_exact(&mut read).await.expect("reads");
+        assert_eq!(read, frames.concat().repeat(ROUNDS));
+        outbound.tasks.stop();
     }
 
     #[tokio::test]

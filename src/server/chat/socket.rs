@@ -29,6 +29,9 @@ const DIRECT_MAX: u8 = 3;
 /// Read buffer of a thread.
 const READ_BYTES: usize = 64 * 1024;
 
+/// Bytes that are gathered of several records for one connection; then they are written.
+const GATHER_BYTES_MAX: usize = 64 * 1024;
+
 /// Frames in one vectored write.
 const SLICES_MAX: usize = 64;
 
@@ -67,6 +70,8 @@ struct Outgoing {
     writes: u8,
     /// True while somebody has promised to flush.
     flush_promised: bool,
+    /// True while that is somebody who gathers.
+    is_gathered: bool,
     state: State,
 }
 
@@ -87,6 +92,10 @@ pub(super) enum Pushed {
     Written,
     /// In the queue, and somebody else flushes it.
     Queued,
+    /// In the queue: the caller must call [`Socket::write_gathered`] when it has gathered all.
+    Gathered,
+    /// In the queue, like much else: the caller must call [`Socket::write_gathered`] now.
+    GatheredEnough,
     /// In the queue: the caller must have it flushed after the merge window.
     FlushSoon,
     /// In the queue: the caller must have it flushed when the socket is writable.
@@ -205,11 +214,7 @@ impl Socket {
                 return Pushed::Queued;
             }
         };
-        let now = clock::now_ms_u32();
-        if now.wrapping_sub(out.window_ms) >= MERGE_WINDOW_MS {
-            (out.window_ms, out.writes) = (now, 0);
-        }
-        if !out.queue.is_empty() || out.writes >= DIRECT_MAX {
+        if !out.has_direct_write() || !out.queue.is_empty() {
             if out.bytes + frame.len() > bytes_max {
                 return Pushed::Full;
             }
@@ -235,9 +240,49 @@ impl Socket {
         if std::mem::replace(&mut out.flush_promised, true) { Pushed::Queued } else { Pushed::FlushWhenWritable }
     }
 
+    /// Queues a frame of somebody who may have more for this connection. Never waits.
+    pub(super) fn gather(&self, frame: Bytes, bytes_max: usize) -> Pushed {
+        if matches!(self.wire, Wire::Polled(_)) {
+            return self.push(frame, bytes_max);
+        }
+        let mut out = self.out();
+        if out.state != State::Open {
+            return Pushed::Closed;
+        }
+        if out.bytes + frame.len() > bytes_max {
+            return Pushed::Full;
+        }
+        out.bytes += frame.len();
+        out.queue.push_back(frame);
+        if out.flush_promised {
+            let is_enough = out.is_gathered && out.bytes >= GATHER_BYTES_MAX;
+            return if is_enough { Pushed::GatheredEnough } else { Pushed::Queued };
+        }
+        out.flush_promised = true;
+        if out.has_direct_write() {
+            out.is_gathered = true;
+            return Pushed::Gathered;
+        }
+        Pushed::FlushSoon
+    }
+
+    /// Writes what was gathered, as much as the kernel takes.
+    pub(super) fn write_gathered(&self) -> Flushed {
+        let mut out = self.out();
+        // As one write. Who flushes after a merge window takes the others for used up.
+        let writes = out.writes + 1;
+        let flushed = self.flush_locked(&mut out);
+        out.writes = writes;
+        flushed
+    }
+
     /// Writes what is waiting, as much as the kernel takes.
     pub(super) fn flush(&self) -> Flushed {
-        let mut out = self.out();
+        self.flush_locked(&mut self.out())
+    }
+
+    fn flush_locked(&self, out: &mut Outgoing) -> Flushed {
+        out.is_gathered = false;
         if out.state == State::Dead {
             return Flushed::Dead;
         }
@@ -375,6 +420,15 @@ impl Socket {
 }
 
 impl Outgoing {
+    /// Whether a write in this moment goes out at once.
+    fn has_direct_write(&mut self) -> bool {
+        let now = clock::now_ms_u32();
+        if now.wrapping_sub(self.window_ms) >= MERGE_WINDOW_MS {
+            (self.window_ms, self.writes) = (now, 0);
+        }
+        self.writes < DIRECT_MAX
+    }
+
     fn advance(&mut self, mut written: usize) {
         while let Some(front) = self.queue.front() {
             let rest = front.len() - self.front_written;

@@ -4,7 +4,7 @@
 //! List and channels change together, under the lock of the list; the count is raised before and lowered after. A
 //! connection that has left the hub gets no subscription any more, whatever its worker still does.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
