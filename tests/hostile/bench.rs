@@ -25,8 +25,8 @@ gateways: 1
 partitions: 4
 drain_timeout: 1s
 chat: {connections_max: 400, handshake_timeout: 3s, outgoing_bytes_max: 262144}
-api: {password_cost: {memory_kib: 64, passes: 1}, logins_per_second: 50, requests_per_second: 40, bulk_accounts: true}
-gateway: {tunnels_max: 600, first_line_timeout: 3s}
+api: {password_cost: {memory_kib: 64, passes: 1}, logins_per_second: 50, requests_per_second: 40, bulk_accounts: true, connections_max: 200}
+gateway: {tunnels_max: 600, http_connections_max: 200, first_line_timeout: 3s}
 ";
 
 /// Files that this process and the stack's need.

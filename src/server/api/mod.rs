@@ -30,6 +30,7 @@ use super::access::auth::{PasswordCost, Passwords};
 use super::access::members::Members;
 use super::access::rate::Buckets;
 use super::access::revocations::Revocations;
+use super::access::seats::Begun;
 use super::cluster::peer::{self, Answer, Call, PeerHandler, Peers};
 use super::cluster::placement::Placement;
 use super::cluster::probe::FailureDetector;
@@ -205,6 +206,7 @@ async fn purge_revoked(deps: Deps) {
 
 /// Accepts until the server stops. Inputs: the listener, the word to stop.
 async fn accept_loop(listener: TcpListener, router: Router, deps: Deps, room: http::Room) {
+    let room = Arc::new(room);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -212,11 +214,12 @@ async fn accept_loop(listener: TcpListener, router: Router, deps: Deps, room: ht
         };
         match accepted {
             Ok((stream, _)) => {
-                let Some(place) = room.enter() else {
-                    deps.metrics.count(Counter::ConnectionsDropped);
-                    continue;
+                let admitted = tokio::select! {
+                    admitted = room.admit() => admitted,
+                    () = deps.tasks.stopped() => return,
                 };
-                deps.tasks.spawn("api.connection", serve(stream, router.clone(), deps.clone(), place));
+                let served = serve(stream, router.clone(), deps.clone(), Arc::clone(&room), admitted);
+                deps.tasks.spawn("api.connection", served);
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
@@ -224,14 +227,16 @@ async fn accept_loop(listener: TcpListener, router: Router, deps: Deps, room: ht
 }
 
 /// Serves one connection.
-async fn serve(stream: TcpStream, router: Router, deps: Deps, place: http::Place) {
+async fn serve(stream: TcpStream, router: Router, deps: Deps, room: Arc<http::Room>, admitted: Begun) {
     let Ok(peer) = stream.peer_addr() else { return };
     let router = TowerToHyperService::new(router);
     let service = hyper::service::service_fn(move |mut request: Request| {
         request.extensions_mut().insert(extract::ConnectedFrom(peer.ip()));
         hyper::service::Service::call(&router, request)
     });
-    http::serve_in(place, stream, deps.tasks, service).await;
+    if http::serve_in(&room, admitted, stream, deps.tasks, service).await.is_err() {
+        deps.metrics.count(Counter::ConnectionsDropped);
+    }
 }
 
 #[async_trait]

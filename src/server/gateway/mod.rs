@@ -71,10 +71,11 @@ impl Default for Config {
 
 impl Config {
     /// The same, with no more connections than a number of files takes: of HTTP, those to the API servers and the reserve for
-    /// probes included; of tunnels two each, and half-open ones, a tenth as many.
+    /// probes included; of tunnels two each; and of both half-open ones, a tenth as many.
     fn within(self, files: usize) -> Self {
         let http_connections_max = self.http_connections_max.min(files / 8);
-        let left = files.saturating_sub(2 * http_connections_max + http::RESERVE);
+        let half_open = (http_connections_max / 10).max(HALF_OPEN_MIN);
+        let left = files.saturating_sub(2 * http_connections_max + half_open + http::RESERVE);
         let tunnels_max = self.tunnels_max.min((left / 21 * 10).min(left.saturating_sub(HALF_OPEN_MIN) / 2));
         Self { tunnels_max, http_connections_max, ..self }
     }
@@ -218,13 +219,13 @@ impl Gateway {
 
     /// Accepts HTTP connections until the server stops. Inputs: the listener, the word to stop.
     async fn accept_requests(self: Arc<Self>, listener: TcpListener) {
-        let room = http::Room::new(self.config.http_connections_max);
+        let room = Arc::new(http::Room::new(self.config.http_connections_max));
         while let Some(stream) = self.accept(&listener).await {
-            let Some(place) = room.enter() else {
-                self.deps.metrics.count(Counter::ConnectionsDropped);
-                continue;
+            let admitted = tokio::select! {
+                admitted = room.admit() => admitted,
+                () = self.deps.tasks.stopped() => return,
             };
-            let served = proxy::serve(Arc::clone(&self), stream, Connection::Api(place));
+            let served = proxy::serve(Arc::clone(&self), stream, Connection::Api(Arc::clone(&room), admitted));
             self.deps.tasks.spawn("gateway.connection", served);
         }
     }
@@ -278,7 +279,8 @@ mod tests {
         for files in [0, 100, 700, 1_024, 4_096, 19_700, 100_000, 300_000, 1 << 40] {
             let config = Config::default().within(files);
             let (tunnels, http) = (config.tunnels_max, config.http_connections_max);
-            let needed = 2 * tunnels + (tunnels / 10).max(HALF_OPEN_MIN) + 2 * http + http::RESERVE;
+            let half_open = (tunnels / 10).max(HALF_OPEN_MIN) + (http / 10).max(HALF_OPEN_MIN);
+            let needed = 2 * tunnels + half_open + 2 * http + http::RESERVE;
             assert!(needed <= files || tunnels == 0, "{needed} of {files}");
             assert!(tunnels <= Config::default().tunnels_max);
         }

@@ -20,6 +20,7 @@ use crate::backends::registry::{Role, ServerEntry};
 use crate::protocol::{ErrorCode, ServerName};
 use crate::runtime::http_client::{ClientConfig, HttpClient};
 use crate::runtime::{clock, error_chain};
+use crate::server::access::seats::Begun;
 use crate::server::http::status::Failure;
 use crate::server::http::{self, CLIENT_ADDRESS};
 use crate::telemetry::{Counter, Timer};
@@ -76,9 +77,9 @@ impl Default for Proxy {
 /// Serves one connection of a client until it ends, or until the gateway stops and the request under way is answered.
 pub(super) async fn serve(gateway: Arc<Gateway>, stream: TcpStream, begun: Connection) {
     let Ok(from) = stream.peer_addr() else { return };
-    let tasks = gateway.deps.tasks.clone();
+    let (tasks, metrics) = (gateway.deps.tasks.clone(), Arc::clone(&gateway.deps.metrics));
     let side = match begun {
-        Connection::Api(_) => Side::Api,
+        Connection::Api(..) => Side::Api,
         Connection::Polls(_) => Side::Polls,
     };
     let service = hyper::service::service_fn(move |request| {
@@ -86,15 +87,19 @@ pub(super) async fn serve(gateway: Arc<Gateway>, stream: TcpStream, begun: Conne
         async move { Ok::<_, Infallible>(answer(&gateway, side, from, request).await) }
     });
     match begun {
-        Connection::Api(place) => http::serve_in(place, stream, tasks, service).await,
+        Connection::Api(room, admitted) => {
+            if http::serve_in(&room, admitted, stream, tasks, service).await.is_err() {
+                metrics.count(Counter::ConnectionsDropped);
+            }
+        }
         Connection::Polls(bytes) => http::serve(stream, bytes, tasks, service).await,
     }
 }
 
 /// A connection that carries requests.
 pub(super) enum Connection {
-    /// For the API servers, in its place.
-    Api(http::Place),
+    /// For the API servers, admitted to the room for such.
+    Api(Arc<http::Room>, Begun),
     /// For the chat servers, with the bytes that were read to tell it from a WebSocket.
     Polls(Vec<u8>),
 }

@@ -37,7 +37,7 @@ use tokio::time::Sleep;
 pub(super) use self::deadlined::Deadlined;
 use self::rewound::Rewound;
 use self::status::Failure;
-use super::access::seats::{Seat, Seats};
+use super::access::seats::{Begun, HalfOpen, Seat, Seats};
 use crate::protocol::ErrorCode;
 use crate::runtime::{Tasks, net};
 
@@ -119,39 +119,70 @@ pub(in crate::server) fn path_of(target: &str) -> &str {
 }
 
 /// Room for connections, and a reserve for probes, so that whether a server is well can be asked however many it
-/// serves.
+/// serves. A place is taken once the first head is there: who only holds a connection is cut when others want in.
 pub(in crate::server) struct Room {
     usual: Seats,
     reserve: Seats,
+    half_open: Arc<HalfOpen>,
 }
 
 /// A connection's place, until it is dropped.
-pub(in crate::server) struct Place {
+struct Place {
     _seat: Seat,
     is_reserve: bool,
 }
 
+/// There is no place for a connection: it was dropped.
+#[derive(Debug)]
+pub(in crate::server) struct NoPlace;
+
 impl Room {
-    /// For so many connections.
+    /// For so many connections, and a tenth as many whose first head is not there yet.
     pub(in crate::server) fn new(connections_max: usize) -> Self {
-        Self { usual: Seats::new(connections_max), reserve: Seats::new(RESERVE) }
+        let half_open = HalfOpen::beside(connections_max);
+        Self { usual: Seats::new(connections_max), reserve: Seats::new(RESERVE), half_open }
     }
 
-    /// A place for a connection that has come; `None` where it can only be dropped.
-    pub(in crate::server) fn enter(&self) -> Option<Place> {
+    /// Waits until a connection that has come may begin.
+    pub(in crate::server) async fn admit(&self) -> Begun {
+        self.half_open.admit().await
+    }
+
+    fn enter(&self) -> Option<Place> {
         let of = |seats: &Seats, is_reserve| seats.take().map(|seat| Place { _seat: seat, is_reserve });
         of(&self.usual, false).or_else(|| of(&self.reserve, true))
     }
 }
 
-/// Serves one connection as [`serve`] does; in the reserve only probes, and for a moment.
-pub(in crate::server) async fn serve_in<S>(place: Place, stream: TcpStream, tasks: Tasks, service: S)
+/// Serves one connection that was admitted as [`serve`] does; in the reserve only probes, and for a moment.
+///
+/// # Errors
+/// When its first head has come, and even the reserve is taken.
+pub(in crate::server) async fn serve_in<S>(
+    room: &Room,
+    admitted: Begun,
+    mut stream: TcpStream,
+    tasks: Tasks,
+    service: S,
+) -> Result<(), NoPlace>
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Send + Sync + 'static,
     S::Future: Send + 'static,
 {
+    let mut head = Vec::new();
+    let first = tokio::select! {
+        // The limit is the head's own.
+        first = admitted.within(Duration::MAX, head::read_first(&mut stream, &mut head)) => first,
+        () = tasks.stopped() => return Ok(()),
+    };
+    if first != Ok(true) {
+        return Ok(());
+    }
+    let place = room.enter().ok_or(NoPlace)?;
+    drop(admitted);
     if !place.is_reserve {
-        return serve(stream, Vec::new(), tasks, service).await;
+        serve(stream, head, tasks, service).await;
+        return Ok(());
     }
     let service = Arc::new(service);
     let probes_only = service_fn(move |request: Request<Body>| {
@@ -168,7 +199,8 @@ where
             Ok::<_, Infallible>(answer)
         }
     });
-    let _ = tokio::time::timeout(RESERVE_TIMEOUT, serve(stream, Vec::new(), tasks, probes_only)).await;
+    let _ = tokio::time::timeout(RESERVE_TIMEOUT, serve(stream, head, tasks, probes_only)).await;
+    Ok(())
 }
 
 /// A body did not come in time.
@@ -234,6 +266,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::server::access::seats::HALF_OPEN_MIN;
 
     /// A server whose answers are larger than what the sockets' buffers hold, and the answers that it still has in
     /// memory.
@@ -265,13 +298,15 @@ mod tests {
     fn listen(tasks: &Tasks, router: Router, room: Room) -> std::net::SocketAddr {
         let listener = net::listen("127.0.0.1:0".parse().expect("valid")).expect("binds");
         let address = listener.local_addr().expect("bound");
-        let group = tasks.clone();
+        let (group, room) = (tasks.clone(), Arc::new(room));
         tasks.spawn_until_stopped("test.accept", async move {
             loop {
                 let (stream, _) = listener.accept().await.expect("accepts");
-                let Some(place) = room.enter() else { continue };
-                let service = TowerToHyperService::new(router.clone());
-                group.spawn("test.serve", serve_in(place, stream, group.clone(), service));
+                let (room, admitted) = (Arc::clone(&room), room.admit().await);
+                let (service, tasks) = (TowerToHyperService::new(router.clone()), group.clone());
+                group.spawn("test.serve", async move {
+                    _ = serve_in(&room, admitted, stream, tasks, service).await;
+                });
             }
         });
         address
@@ -327,6 +362,28 @@ mod tests {
             let (_, probed) = ask("/health/live").await;
             assert!(probed.starts_with("HTTP/1.1 200"), "{probed}");
         }
+        tasks.stop();
+    }
+
+    #[tokio::test]
+    async fn half_heads_that_come_again_and_again_keep_nobody_out() {
+        let tasks = Tasks::new();
+        let router = Router::new().route("/me", get(|| std::future::ready("here")));
+        let address = listen(&tasks, router, Room::new(1));
+        let half_head = || async move {
+            let mut client = TcpStream::connect(address).await.expect("connects");
+            client.write_all(b"GET /me HTTP/1.1\r\nX: ").await.expect("writes");
+            client
+        };
+        let mut held = Vec::new();
+        for _ in 0..HALF_OPEN_MIN + RESERVE + 2 {
+            held.push(half_head().await);
+        }
+        let mut client = TcpStream::connect(address).await.expect("connects");
+        client.write_all(b"GET /me HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("writes");
+        let mut answer = [0; 15];
+        client.read_exact(&mut answer).await.expect("is answered");
+        assert_eq!(&answer, b"HTTP/1.1 200 OK");
         tasks.stop();
     }
 
