@@ -112,7 +112,7 @@ impl Outbound {
         match pushed {
             Pushed::Written | Pushed::Queued | Pushed::Closed => {}
             Pushed::Gathered | Pushed::GatheredEnough => {
-                if matches!(connection.socket.write_gathered(), Flushed::Blocked(_)) {
+                if matches!(connection.socket.flush(), Flushed::Blocked(_)) {
                     self.flush_when_writable(connection);
                 }
             }

@@ -1,7 +1,7 @@
 //! One socket: what waits to be written to it, and reading without a buffer of its own.
 //!
 //! While idle a socket holds no buffer: reads go through one buffer per thread, writes are tried at once from the task
-//! that has something to say. A socket that was written to more than [`DIRECT_MAX`] times within [`MERGE_WINDOW_MS`], or that the
+//! that has something to say. A busy socket that was written to within the last [`MERGE_WINDOW_MS`], or that the
 //! kernel takes no more for, gets a queue; what gathers there goes out in one write.
 
 use std::cell::RefCell;
@@ -19,12 +19,13 @@ use crate::protocol::websocket::{Decoder, Event, Violation};
 use crate::runtime::{clock, net};
 use crate::server::min_rate::{MinRate, SOCKET_STALL_MAX};
 
-/// Time in which a connection's writes are counted. Past [`DIRECT_MAX`] they are gathered for as long.
+/// Writes to a busy connection within this time of the last are gathered.
 pub(super) const MERGE_WINDOW_MS: u32 = 3;
 
-/// Writes within a window that go out at once. Gathering costs as long as the window, and saves nothing where not even so many
-/// come together.
-const DIRECT_MAX: u8 = 3;
+/// A connection is busy that had so many frames within so long, until it has had fewer for as long. To another one each frame
+/// is written at once: gathering would cost the window, and hardly ever save a write.
+const BUSY_FRAMES: u8 = 6;
+const BUSY_WINDOW_MS: u32 = 32;
 
 /// Read buffer of a thread.
 const READ_BYTES: usize = 64 * 1024;
@@ -64,10 +65,13 @@ struct Outgoing {
     /// Bytes of the first frame that are written already.
     front_written: usize,
     bytes: usize,
-    /// When the window began in which writes are counted.
+    last_write_ms: u32,
+    /// When the window began in which frames are counted.
     window_ms: u32,
-    /// Writes in it.
-    writes: u8,
+    /// Frames in it.
+    frames: u8,
+    /// Whether the window before had [`BUSY_FRAMES`].
+    was_busy: bool,
     /// True while somebody has promised to flush.
     flush_promised: bool,
     /// True while that is somebody who gathers.
@@ -92,9 +96,9 @@ pub(super) enum Pushed {
     Written,
     /// In the queue, and somebody else flushes it.
     Queued,
-    /// In the queue: the caller must call [`Socket::write_gathered`] when it has gathered all.
+    /// In the queue: the caller must flush when it has gathered all.
     Gathered,
-    /// In the queue, like much else: the caller must call [`Socket::write_gathered`] now.
+    /// In the queue, like much else: the caller must flush now.
     GatheredEnough,
     /// In the queue: the caller must have it flushed after the merge window.
     FlushSoon,
@@ -214,7 +218,7 @@ impl Socket {
                 return Pushed::Queued;
             }
         };
-        if !out.has_direct_write() || !out.queue.is_empty() {
+        if !out.may_write_at_once() || !out.queue.is_empty() {
             if out.bytes + frame.len() > bytes_max {
                 return Pushed::Full;
             }
@@ -225,7 +229,7 @@ impl Socket {
             }
             return Pushed::FlushSoon;
         }
-        out.writes += 1;
+        out.last_write_ms = clock::now_ms_u32();
         match stream.try_write(&frame) {
             Ok(written) if written == frame.len() => return Pushed::Written,
             Ok(written) => out.front_written = written,
@@ -252,6 +256,7 @@ impl Socket {
         if out.bytes + frame.len() > bytes_max {
             return Pushed::Full;
         }
+        let is_at_once = out.may_write_at_once();
         out.bytes += frame.len();
         out.queue.push_back(frame);
         if out.flush_promised {
@@ -259,29 +264,16 @@ impl Socket {
             return if is_enough { Pushed::GatheredEnough } else { Pushed::Queued };
         }
         out.flush_promised = true;
-        if out.has_direct_write() {
+        if is_at_once {
             out.is_gathered = true;
             return Pushed::Gathered;
         }
         Pushed::FlushSoon
     }
 
-    /// Writes what was gathered, as much as the kernel takes.
-    pub(super) fn write_gathered(&self) -> Flushed {
-        let mut out = self.out();
-        // As one write. Who flushes after a merge window takes the others for used up.
-        let writes = out.writes + 1;
-        let flushed = self.flush_locked(&mut out);
-        out.writes = writes;
-        flushed
-    }
-
     /// Writes what is waiting, as much as the kernel takes.
     pub(super) fn flush(&self) -> Flushed {
-        self.flush_locked(&mut self.out())
-    }
-
-    fn flush_locked(&self, out: &mut Outgoing) -> Flushed {
+        let mut out = self.out();
         out.is_gathered = false;
         if out.state == State::Dead {
             return Flushed::Dead;
@@ -313,8 +305,7 @@ impl Socket {
         }
         out.queue = VecDeque::new();
         out.flush_promised = false;
-        // Who had to be gathered for is gathered for until a window passes without anything.
-        (out.window_ms, out.writes) = (clock::now_ms_u32(), DIRECT_MAX);
+        out.last_write_ms = clock::now_ms_u32();
         Flushed::Done
     }
 
@@ -420,13 +411,17 @@ impl Socket {
 }
 
 impl Outgoing {
-    /// Whether a write in this moment goes out at once.
-    fn has_direct_write(&mut self) -> bool {
+    /// Counts a frame; returns whether it may be written in this moment.
+    fn may_write_at_once(&mut self) -> bool {
         let now = clock::now_ms_u32();
-        if now.wrapping_sub(self.window_ms) >= MERGE_WINDOW_MS {
-            (self.window_ms, self.writes) = (now, 0);
+        let age = now.wrapping_sub(self.window_ms);
+        if age >= BUSY_WINDOW_MS {
+            self.was_busy = self.frames >= BUSY_FRAMES && age < 2 * BUSY_WINDOW_MS;
+            (self.window_ms, self.frames) = (now, 0);
         }
-        self.writes < DIRECT_MAX
+        self.frames = self.frames.saturating_add(1);
+        let is_busy = self.was_busy || self.frames > BUSY_FRAMES;
+        !is_busy || now.wrapping_sub(self.last_write_ms) >= MERGE_WINDOW_MS
     }
 
     fn advance(&mut self, mut written: usize) {
@@ -447,5 +442,35 @@ impl Outgoing {
         self.state = State::Dead;
         self.queue = VecDeque::new();
         self.bytes = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn only_to_a_busy_connection_are_writes_gathered() {
+        let mut out = Outgoing::default();
+        // Whether each of some frames, `every_ms` apart, is written at once.
+        let mut at_once = async |frames: u8, every_ms: u64| {
+            let mut written = 0;
+            for _ in 0..frames {
+                if out.may_write_at_once() {
+                    out.last_write_ms = clock::now_ms_u32();
+                    written += 1;
+                }
+                tokio::time::advance(Duration::from_millis(every_ms)).await;
+            }
+            written
+        };
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(at_once(40, 10).await, 40, "a hundred in a second");
+        assert_eq!(at_once(BUSY_FRAMES, 0).await, BUSY_FRAMES, "some at once");
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let written = at_once(120, 1).await;
+        assert!((40..=50).contains(&written), "{written}: one in three milliseconds, once it is busy");
+        tokio::time::advance(Duration::from_millis(2 * u64::from(BUSY_WINDOW_MS))).await;
+        assert_eq!(at_once(BUSY_FRAMES, 1).await, BUSY_FRAMES, "it is not busy any more");
     }
 }
