@@ -19,7 +19,7 @@ pub const LOAD_SLACK: u64 = 8;
 #[serde(rename_all = "snake_case")]
 pub enum Placement {
     /// Consistent hashing with bounded loads: the first server in the rendezvous order of the user's inbox partition
-    /// that has room, which is at most 1.25 times the mean load and a few. So two or three servers read a partition.
+    /// that has room, which is at most 1.25 times the mean load and a few. So few servers read a partition.
     #[default]
     Partition,
     /// The least-loaded, and nothing else.
