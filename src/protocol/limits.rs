@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 /// Groups up to this size are fanned out on write, larger ones on read. Source: chat-system cards, "fan-out".
 pub const FANOUT_ON_WRITE_MEMBERS_MAX: usize = 100;
 
+/// Most partitions: each is three topics of Kafka, and costs a broker a file and two memory maps for each replica.
+pub const PARTITIONS_MAX: u32 = 16_384;
+
 /// How often a client beats. Source: chat-system cards, "presence".
 pub const HEARTBEAT: Duration = Duration::from_secs(5);
 

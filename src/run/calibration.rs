@@ -79,6 +79,21 @@ fn bytes_each(few: &RunResult, many: &RunResult, bytes: impl Fn(&ConnectionMemor
     Some((bytes(&many) as f64 - bytes(&few) as f64) / more as f64)
 }
 
+/// The rates at which things were measured: heartbeats per second and chat server of the slow and of the quick run, and
+/// frames per second and connection of the fan-out.
+fn measured_rates() -> Result<[f64; 3], Error> {
+    let parse = |text| Scenario::parse(text, "scenarios/calibrate").map_err(Error::usage);
+    let beats = |s: &Scenario| f64::from(s.population.users) / s.stack.chat_servers as f64 / s.heartbeat.as_secs_f64();
+    let (slow, fanout) = (parse(IDLE)?, parse(FANOUT)?);
+    let mut quick = slow.clone();
+    hurry(&mut quick);
+    // Each message of the last phase goes to all members but its sender, and each user is a member.
+    let members = fanout.population.groups.first().map_or(0, |group| group.members.max);
+    let messages = fanout.phases.last().map_or(0.0, |phase| phase.rate);
+    let frames = messages * f64::from(members.saturating_sub(1)) / f64::from(fanout.population.users);
+    Ok([beats(&slow), beats(&quick), frames])
+}
+
 /// Measures the constants of a plan on this machine; takes about four minutes.
 ///
 /// # Errors
@@ -96,6 +111,7 @@ pub async fn measure(interrupt: &Tasks, observer: &dyn ProgressObserver) -> Resu
         // Of both ends; they are alike.
         kernel.extend(bytes_each(&slow, &many, |m| m.kernel_bytes).map(|bytes| bytes / 2.0));
         let beats = |r: &RunResult| r.counts.beats as f64;
+        // In µs: seconds for a million.
         beat.push((quick.stack_cpu_s() - slow.stack_cpu_s()).max(0.0) * 1e6 / (beats(&quick) - beats(&slow)).max(1.0));
         let fanout = bench.run(FANOUT, |_| {}).await?;
         delivery.push(fanout.stack_cpu_s() * 1e6 / fanout.counts.delivered.max(1) as f64);
@@ -114,8 +130,10 @@ pub async fn measure(interrupt: &Tasks, observer: &dyn ProgressObserver) -> Resu
     };
     constants.server_bytes_per_connection = figure(&server, &constants.server_bytes_per_connection);
     constants.kernel_bytes_per_connection = figure(&kernel, &constants.kernel_bytes_per_connection);
-    constants.cpu_s_per_million_beats = figure(&beat, &constants.cpu_s_per_million_beats);
-    constants.cpu_s_per_million_deliveries = figure(&delivery, &constants.cpu_s_per_million_deliveries);
+    let nothing = Figure::new(0.0, 0.0, &source);
+    let [slow, quick, frames] = measured_rates()?;
+    constants.set_beats(slow, quick, &figure(&beat, &nothing));
+    constants.set_deliveries(frames, &figure(&delivery, &nothing));
     constants.cpu_s_per_million_messages = figure(&direct, &constants.cpu_s_per_million_messages);
     Ok(constants)
 }
@@ -131,6 +149,13 @@ mod tests {
             let written = serde_json::to_string(&scenario).expect("plain data");
             assert_eq!(Scenario::parse(&written, "calibrate").expect("reads what was written"), scenario);
         }
+    }
+
+    #[test]
+    fn measurements_are_taken_over_at_the_rates_of_their_scenarios() {
+        let [slow, quick, frames] = measured_rates().expect("valid scenarios");
+        assert!((slow - 600.0).abs() < 1e-9 && (quick - 3_000.0).abs() < 1e-9, "{slow} {quick}");
+        assert!((frames - 198.0).abs() < 1e-9, "{frames}");
     }
 
     #[test]

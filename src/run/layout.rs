@@ -10,6 +10,7 @@ use crate::report;
 use crate::run::{Error, Notice};
 use crate::runtime::limits::{self, Limit, Machine, Need, State};
 use crate::runtime::machine;
+use crate::server::cluster::placement::LOAD_MAX_PERCENT;
 
 /// Where a run's target and its generators are.
 #[derive(Debug, Clone, Default)]
@@ -134,8 +135,9 @@ impl FromStr for SourceAddresses {
 /// Connections past which the machine's limits are shown before the run.
 const MANY: u64 = 5_000;
 
-/// Share of a chat server's connections that are planned for, since placement spreads them within 10 %.
-const PLANNED_PERCENT: u64 = 88;
+/// Share of a chat server's connections that are planned for: placement gives the fullest a quarter more than the mean, and
+/// a few.
+const PLANNED_PERCENT: u64 = 10_000 / LOAD_MAX_PERCENT - 1;
 
 /// Most chat servers that are planned without being asked for.
 const CHAT_SERVERS_MAX: u64 = 400;

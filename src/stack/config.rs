@@ -10,7 +10,7 @@ use super::processes;
 use crate::backends::Engines;
 use crate::backends::registry::Role;
 use crate::protocol::ServerName;
-use crate::protocol::limits::HEARTBEAT;
+use crate::protocol::limits::{HEARTBEAT, PARTITIONS_MAX};
 use crate::runtime::net;
 use crate::server::{api, chat, gateway, presence};
 
@@ -129,8 +129,8 @@ impl Config {
                  that sentinels name is not reached through a relay; give the address of a single Redis"
             ));
         }
-        if !(1..=1024).contains(&self.partitions) {
-            return Err(format!("partitions is {}: valid are 1 to 1024", self.partitions));
+        if !(1..=PARTITIONS_MAX).contains(&self.partitions) {
+            return Err(format!("partitions is {}: valid are 1 to {PARTITIONS_MAX}", self.partitions));
         }
         for (name, rate) in [
             ("api.logins_per_second", self.api.logins_per_second),

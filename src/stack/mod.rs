@@ -10,6 +10,7 @@
 //! | `fault_check` | which faults a stack can have done to it |
 //! | `model` | seeded schedules against the real servers, on a clock that tests move |
 //! | `haproxy` | another balancer in the gateway's place |
+//! | `plan` | what a deployment of some size needs, and its placement simulated |
 //! | `profile` | stacks with a name |
 
 pub mod config;

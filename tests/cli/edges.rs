@@ -57,7 +57,7 @@ fn check_refuses_what_load_refuses_with_the_same_words() {
             &[],
             "x.yaml:5:9: stack.chat_servers: 0: valid are 1 to 64",
         ),
-        ("connect_over: 100ms", "stack: {partitions: 0}", &[], "x.yaml:5:9: stack.partitions: 0: valid are 1 to 1024"),
+        ("connect_over: 100ms", "stack: {partitions: 0}", &[], "x.yaml:5:9: stack.partitions: 0: valid are 1 to 16384"),
         (
             "connect_over: 100ms",
             "churn: {every: 0s, back_after: 1s}",

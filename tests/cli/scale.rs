@@ -214,15 +214,43 @@ fn capacity_ends_at_the_highest_rate_that_may_be_tried() {
 fn a_plan_has_every_line_with_its_source() {
     let (code, out, err) = run(&["plan", "--connections", "50M", "--messages-per-user-day", "40"]);
     assert_eq!(code, Some(0), "{err}");
-    for wanted in
-        ["chat servers", "Cassandra storage", "Redis memory", "egress", "50 KB", "2.50 TB", "SOURCE", "placement"]
-    {
+    for wanted in [
+        "chat servers",
+        "presence servers",
+        "API servers",
+        "gateways",
+        "push servers",
+        "Kafka records fetched",
+        "Cassandra storage",
+        "Redis memory",
+        "Redis processor, presence",
+        "SQL calls",
+        "registry entries read",
+        "egress",
+        "50 KB",
+        "2.50 TB",
+        "SOURCE",
+        "placement",
+        "readers per partition",
+        "limit  Redis for presence",
+    ] {
         assert!(out.contains(wanted), "lacks {wanted}: {out}");
     }
+    let long = out.lines().find(|line| line.chars().count() > 100);
+    assert_eq!(long, None, "fits a terminal");
+    assert!(!out.contains('\u{1b}'), "plain text");
     let (code, out, _) = run(&["plan", "--connections", "1M", "-o", "json"]);
     assert_eq!(code, Some(0));
     let plan: Value = serde_json::from_str(&out).expect("is JSON");
     assert!(plan["plan"]["chat_servers"].as_u64().is_some_and(|n| n >= 2), "{plan}");
+    let lines = plan["plan"]["lines"].as_array().expect("lines");
+    for line in lines {
+        for constant in line["constants"].as_array().expect("names of constants") {
+            let name = constant.as_str().expect("a name");
+            assert!(plan["constants"][name]["source"].is_string(), "{name}: {plan}");
+        }
+    }
+    assert!(plan["plan"]["placed"]["servers_per_partition"][0].as_f64().is_some_and(|n| n <= 3.0), "{plan}");
     for wrong in [["--connections", "lots"], ["--group-share", "120"], ["--constants", "nowhere.json"]] {
         assert_eq!(run(&["plan", wrong[0], wrong[1]]).0, Some(2), "{wrong:?}");
     }

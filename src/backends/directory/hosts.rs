@@ -19,7 +19,7 @@ use crate::runtime::clock;
 
 /// Connections of one process to a database server: forty processes of a large stack share the few hundred that a server has.
 /// `SQLite` has one writer, so it gets fewer.
-const CONNECTIONS_MAX: u32 = 6;
+pub const CONNECTIONS_MAX: u32 = 6;
 const SQLITE_CONNECTIONS_MAX: u32 = 4;
 
 /// Longest wait for a connection.

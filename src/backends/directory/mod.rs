@@ -11,6 +11,7 @@ mod sql_error;
 use async_trait::async_trait;
 use uuid::Uuid;
 
+pub use hosts::CONNECTIONS_MAX;
 pub use sql::SqlDirectory;
 
 use super::BackendResult;

@@ -8,6 +8,7 @@ use super::places::Places;
 use super::threshold::Statistic;
 use super::{PhaseKind, Range, Scenario};
 use crate::loadgen::behavior::Behavior;
+use crate::protocol::limits::PARTITIONS_MAX;
 
 /// Something that keeps a scenario from being run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,9 +35,8 @@ const WEIGHT_MAX: u32 = 1_000_000;
 /// Most messages per second.
 const RATE_MAX: f64 = 1e6;
 
-/// Most servers of a role, and partitions.
+/// Most servers of a role.
 const SERVERS_MAX: usize = 64;
-const PARTITIONS_MAX: u32 = 1_024;
 
 /// Finds everything that is wrong. `places` tells what the text says from what is a default; without it everything is taken as
 /// said.
@@ -382,7 +382,7 @@ ping_after: 30s
         ("presence_servers: 1", "presence_servers: 0", "x:3:26: stack.presence_servers: 0: valid are 1 to 64"),
         ("api_servers: 1", "api_servers: 0", "stack.api_servers: 0: valid are 1 to 64"),
         ("gateways: 0", "gateways: 1000", "stack.gateways: 1000: valid are 0 to 64"),
-        ("partitions: 8", "partitions: 0", "stack.partitions: 0: valid are 1 to 1024"),
+        ("partitions: 8", "partitions: 0", "stack.partitions: 0: valid are 1 to 16384"),
         ("users: 10", "users: 1", "x:5:3: population.users: 1: valid are 2 to 16777215"),
         ("users: 10", "users: 16777216", "x:5:3: population.users: 16777216: valid are 2 to 16777215"),
         ("users: 10", "users: 9000000", "x:6:3: population.devices_per_user: 18000000 devices in all: at most"),

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use futures_util::future::join_all;
 
+use self::placement::LOAD_SLACK;
 use crate::backends::registry::{Registry, Role, ServerEntry};
 use crate::protocol::ServerName;
 use crate::runtime::clock;
@@ -224,8 +225,7 @@ pub async fn announce_as(
 /// Whether others would place users differently if they knew: a load is news when it has moved by a sixteenth and by more than
 /// a handful of connections.
 fn is_news(told: &ServerEntry, entry: &ServerEntry) -> bool {
-    const HANDFUL: u64 = 8;
-    told.draining != entry.draining || told.load.abs_diff(entry.load) > HANDFUL + told.load / 16
+    told.draining != entry.draining || told.load.abs_diff(entry.load) > LOAD_SLACK + told.load / 16
 }
 
 /// Enters a server in the registry and keeps its entry fresh; `current` is asked for the figures each time. The entry goes

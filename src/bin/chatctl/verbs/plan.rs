@@ -6,7 +6,7 @@ use std::time::Duration;
 use chatctl::report::{counted, human_count};
 use chatctl::run::{calibration, runner, writable};
 use chatctl::runtime::Tasks;
-use chatctl::stack::plan::{self, Constants, Demand, Line, Plan};
+use chatctl::stack::plan::{self, Constants, Demand, Line, Part, Plan};
 
 use crate::cli::Output;
 use crate::exit::{self, Failure};
@@ -54,9 +54,12 @@ pub(crate) struct Args {
     /// Share of a machine that is planned for, in percent
     #[arg(long, value_name = "PERCENT", value_parser = share, default_value = "50")]
     headroom: f64,
-    /// Most connections of one chat server, whatever it could hold: so many log in anew when it dies
-    #[arg(long, value_name = "N", value_parser = number, default_value = "500K")]
+    /// Most connections of one chat server, whatever it could hold: so many are placed anew when it dies
+    #[arg(long, value_name = "N", value_parser = number, default_value = "200K")]
     connections_per_server: f64,
+    /// Time within which the users of the largest chat server are back after it died
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
+    recovery: Duration,
     /// File with constants, as --calibrate writes it
     #[arg(long, value_name = "FILE")]
     constants: Option<PathBuf>,
@@ -93,8 +96,8 @@ pub(crate) fn run(args: Args) -> Result<u8, Failure> {
     if args.headroom < 0.05 {
         return Err(Failure::usage("--headroom: at least 5 percent of a machine must be planned for"));
     }
-    if args.heartbeat.is_zero() || args.retention.is_zero() {
-        return Err(Failure::usage("--heartbeat and --retention must be above 0"));
+    if args.heartbeat.is_zero() || args.retention.is_zero() || args.recovery.is_zero() {
+        return Err(Failure::usage("--heartbeat, --retention and --recovery must be above 0"));
     }
     let constants = if args.calibrate {
         let path =
@@ -117,6 +120,7 @@ pub(crate) fn run(args: Args) -> Result<u8, Failure> {
         memory_bytes: args.memory * (1_u64 << 30) as f64,
         headroom: args.headroom,
         connections_per_server_max: args.connections_per_server,
+        recovery_s: args.recovery.as_secs_f64(),
     };
     let plan = plan::plan(&demand, &constants).map_err(Failure::usage)?;
     match args.output {
@@ -142,57 +146,97 @@ fn human(line: &Line) -> String {
         "bytes" => format!("{}B", decimal(line.value)),
         "bytes/s" => format!("{}B/s", decimal(line.value)),
         "per second" => format!("{}/s", decimal(line.value)),
+        "cores" => format!("{:.2} cores", line.value),
+        // A mean of a few, such as readers of a partition.
+        "" if line.value < 10.0 => format!("{:.2}", line.value),
         _ => decimal(line.value).trim_end().to_owned(),
     }
 }
 
 fn print_plan(plan: &Plan, constants: &Constants) {
     let d = &plan.demand;
-    outln!(
-        "{}, {} per user and day, {:.0} % of them to groups of {}, bodies of {:.0} bytes\n",
+    let asked = format!(
+        "{}, {} per user and day, {:.0} % of them to groups of {}, bodies of {:.0} bytes",
         counted(d.connections as u64, "connection"),
         of_value(d.messages_per_user_day, "message"),
         d.group_share * 100.0,
         d.group_members,
         d.message_bytes
     );
-    let mut table = Table::new(["WHAT", "HOW MUCH", "ERROR", "FROM"]);
+    outln!("{}", Table::new([&asked]).wrapped(COLUMNS));
+    let mut part = None;
+    let mut table = Table::new(["WHAT", "HOW MUCH", "ERROR", "FROM"]).wrapped(COLUMNS);
     for line in &plan.lines {
+        if part.replace(line.part).is_some_and(|before| before != line.part) {
+            table.row(std::array::from_fn(|_| String::new()));
+        }
         let error = if line.error > 0.0 { format!("±{:.0} %", line.error * 100.0) } else { "-".to_owned() };
-        table.row([line.what.to_owned(), human(line), error, line.why.clone()]);
+        table.row([title(line), human(line), error, line.why.clone() + &numbers(line, constants)]);
     }
     outln!("{table}");
-    let p = &plan.placed;
-    outln!(
-        "placement  simulated with {} ({} each) on {} and {}: the fullest server has\n\
-         \x20          {:.1} % more than the mean; a server reads {:.1} partitions (most {}), so {:.0} % of all records; a partition is\n\
-         \x20          read by {:.1} servers (most {}), since who does not fit at home goes to the least loaded;\n\
-         \x20          a message to a group of {} becomes {:.1} records\n",
-        counted(p.simulated_users, "user"),
-        counted(p.users_each.round() as u64, "connection"),
-        counted(plan.chat_servers, "server"),
-        counted(plan.partitions, "partition"),
-        (p.fullest - 1.0) * 100.0,
-        p.partitions_per_server.0,
-        p.partitions_per_server.1,
-        p.partitions_per_server.0 * 100.0 / plan.partitions as f64,
-        p.servers_per_partition.0,
-        p.servers_per_partition.1,
-        d.group_members,
-        p.records_per_group_message
-    );
+    print_placement(plan);
+    for note in &plan.notes {
+        outln!("{}", Table::new(["limit", note]).wrapped(COLUMNS));
+    }
     print_textbook(plan, constants);
-    let mut table = Table::new(["CONSTANT", "VALUE", "ERROR", "SOURCE"]);
-    for (name, unit, figure) in constants.list() {
-        let value = format!("{} {unit}", figure.value);
+    let mut table = Table::new(["", "VALUE", "ERROR", "CONSTANT, AND ITS SOURCE"]).wrapped(COLUMNS);
+    for (n, constant) in constants.list().into_iter().enumerate() {
+        let figure = constant.figure;
         table.row([
-            name.to_owned(),
-            value.trim().to_owned(),
+            format!("[{}]", n + 1),
+            format!("{} {}", figure.value, constant.unit).trim().to_owned(),
             format!("±{:.0} %", figure.error * 100.0),
-            figure.source.clone(),
+            format!("{}; {}", constant.what, figure.source),
         ]);
     }
     outln!("{table}");
+}
+
+/// Columns of the output.
+const COLUMNS: usize = 100;
+
+/// What a line is about; engines stand before what is asked of them.
+fn title(line: &Line) -> String {
+    let engine = match line.part {
+        Part::Kafka => "Kafka",
+        Part::Cassandra => "Cassandra",
+        Part::Redis => "Redis",
+        Part::Sql => "SQL",
+        Part::Registry => "registry",
+        Part::Load | Part::Chat | Part::Presence | Part::Api | Part::Gateway | Part::Push => "",
+    };
+    format!("{engine} {}", line.what).trim().to_owned()
+}
+
+/// The numbers of a line's constants in the table of them.
+fn numbers(line: &Line, constants: &Constants) -> String {
+    let list = constants.list();
+    let numbered = list.iter().zip(1..).filter(|(constant, _)| line.constants.contains(&constant.field));
+    let numbers: Vec<String> = numbered.map(|(_, n): (_, u32)| n.to_string()).collect();
+    if numbers.is_empty() { String::new() } else { format!(" [{}]", numbers.join(", ")) }
+}
+
+fn print_placement(plan: &Plan) {
+    let (p, spread) = (&plan.placed, &plan.placed.spread);
+    let text = format!(
+        "simulated with {} users ({:.0} {} each) on {} servers and {} partitions, by the rule of the API: the fullest \
+         server has {:.1} % more than the mean; a server reads {:.1} partitions (most {}), so {:.2} % of all records; a \
+         partition is read by {:.2} servers (most {}); a message to a group of {} becomes {:.1} records",
+        human_count(p.simulated_users),
+        p.users_each,
+        if p.users_each.round() as u64 == 1 { "connection" } else { "connections" },
+        human_count(plan.chat_servers),
+        human_count(plan.partitions),
+        (spread.fullest - 1.0) * 100.0,
+        spread.partitions_per_server.0,
+        spread.partitions_per_server.1,
+        spread.partitions_per_server.0 * 100.0 / plan.partitions as f64,
+        spread.servers_per_partition.0,
+        spread.servers_per_partition.1,
+        plan.demand.group_members,
+        p.records_per_group_message
+    );
+    outln!("{}", Table::new(["placement", &text]).wrapped(COLUMNS));
 }
 
 /// A value that may have places behind the point, with its noun: `1 message`, `2.5 messages`.
@@ -205,7 +249,7 @@ fn of_value(value: f64, one: &str) -> String {
 fn print_textbook(plan: &Plan, c: &Constants) {
     let connections = plan.demand.connections;
     let ours = c.server_bytes_per_connection.value + c.kernel_bytes_per_connection.value;
-    let mut table = Table::new(["TEXTBOOK", "SAYS", "HERE", "WHY THEY DIFFER"]);
+    let mut table = Table::new(["TEXTBOOK", "SAYS", "HERE", "WHY THEY DIFFER"]).wrapped(COLUMNS);
     let gb =
         |bytes: f64| if bytes >= 1e12 { format!("{:.2} TB", bytes / 1e12) } else { format!("{:.1} GB", bytes / 1e9) };
     table.row([
