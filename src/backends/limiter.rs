@@ -17,14 +17,15 @@ use crate::runtime::clock;
 /// Calls that may be under way at the start.
 const FIRST: usize = 128;
 
-/// The same on an embedded engine, whose writer takes a thousand at once: what a disk that stalls for a second holds up.
-const FIRST_EMBEDDED: usize = 4_096;
+/// The same where an embedded writer takes a thousand at once: what a disk that stalls for a second holds up.
+const FIRST_BATCHED: usize = 1_024;
 
 /// The lowest limit.
 const MIN: usize = 2;
 
-/// The highest is the first one times this.
-const GROWTH: usize = 4;
+/// The highest. Those of all ports together stay below what the embedded writer has room for.
+const MAX: usize = 512;
+const MAX_BATCHED: usize = 2_048;
 
 /// Time between two halvings: calls that were under way together time out together.
 const HALVE_EVERY: Duration = Duration::from_millis(500);
@@ -59,18 +60,18 @@ pub(super) struct Turn<'a> {
 
 impl Default for Limiter {
     fn default() -> Self {
-        Self::starting_at(FIRST)
+        Self::within(FIRST, MAX)
     }
 }
 
 impl Limiter {
-    /// For a port on an embedded engine.
-    pub(super) fn of_embedded() -> Self {
-        Self::starting_at(FIRST_EMBEDDED)
+    /// For a port whose calls an embedded writer takes in batches.
+    pub(super) fn of_batches() -> Self {
+        Self::within(FIRST_BATCHED, MAX_BATCHED)
     }
 
-    fn starting_at(first: usize) -> Self {
-        let state = State { limit: first, limit_max: first * GROWTH, owed: 0, answers: 0, halved_us: None };
+    fn within(first: usize, limit_max: usize) -> Self {
+        let state = State { limit: first, limit_max, owed: 0, answers: 0, halved_us: None };
         Self { room: Semaphore::new(first), state: Mutex::new(state) }
     }
 

@@ -300,8 +300,9 @@ impl Backends {
     pub fn timed(&self, metrics: &Arc<Metrics>) -> Self {
         let embedded = self.opened.iter().find(|opened| opened.kind == "embedded");
         self.layered(|port| {
-            let is_embedded = embedded.is_some_and(|opened| opened.ports.iter().any(|on| on == port));
-            let limiter = if is_embedded { Limiter::of_embedded() } else { Limiter::default() };
+            let is_batched = ["log", "messages"].contains(&port)
+                && embedded.is_some_and(|opened| opened.ports.iter().any(|on| on == port));
+            let limiter = if is_batched { Limiter::of_batches() } else { Limiter::default() };
             Layer::Timed(Arc::clone(metrics), Box::new(limiter))
         })
     }

@@ -91,5 +91,5 @@ impl Pace for Gate {
 /// A server that nobody answers for.
 pub(super) fn entry(role: Role, name: &ServerName, epoch: u64) -> ServerEntry {
     let address = SocketAddr::from(([127, 0, 0, 1], 1));
-    ServerEntry { name: name.clone(), role, address, peer: Some(address), load: 0, draining: false, epoch }
+    ServerEntry { name: name.clone(), role, address, peer: Some(address), load: 0, seats: 0, draining: false, epoch }
 }

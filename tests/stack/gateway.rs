@@ -105,6 +105,7 @@ async fn clients_of_a_chat_server_that_hangs_are_free_within_fifteen_seconds() {
         address,
         peer: Some(address),
         load: 0,
+        seats: 0,
         draining: false,
         epoch: 1,
     };

@@ -30,6 +30,7 @@ pub(crate) mod promises {
             address: "127.0.0.1:1".parse().expect("valid"),
             peer: None,
             load,
+            seats: 7,
             draining: false,
             epoch,
         }

@@ -85,6 +85,9 @@ pub struct ServerEntry {
     pub peer: Option<SocketAddr>,
     /// Open connections.
     pub load: u64,
+    /// Connections that it has room for; 0 where it does not say.
+    #[serde(default)]
+    pub seats: u64,
     /// True while it wants no new users.
     pub draining: bool,
     /// Rises with every start of the server.

@@ -223,8 +223,13 @@ impl Device {
                 self.note_typing(&frame);
                 self.run.ledger.on_unsent_notice(&self.run.world, "typing notice", self.client);
             }
-            // The subscription is the server's work; a `head` follows.
-            ServerFrame::Conversation(of) => _ = self.own_conversation(of.conversation, "a notice", self.said_us()),
+            // The subscription is the server's work, and a `head` follows; that it is messages that are wanted is not.
+            ServerFrame::Conversation(of) => {
+                let at = self.own_conversation(of.conversation, "a notice", self.said_us());
+                if let Some(at) = at.filter(|_| of.large) {
+                    self.subscribe_to(self.conversations[at].index);
+                }
+            }
             ServerFrame::Welcome(_) => self.break_protocol("second_welcome"),
             ServerFrame::Pong => {}
         }

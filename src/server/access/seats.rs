@@ -44,6 +44,11 @@ impl Seats {
         (before < self.most).then_some(seat)
     }
 
+    /// How many there are.
+    pub(in crate::server) const fn most(&self) -> usize {
+        self.most
+    }
+
     /// How many are taken, for tests.
     #[cfg(test)]
     pub(in crate::server) fn taken(&self) -> usize {

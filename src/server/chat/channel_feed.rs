@@ -30,8 +30,9 @@ use crate::telemetry::{Counter, Metrics, Timer};
 /// How often heads are passed on: a busy channel costs each subscriber this many frames at most.
 pub(super) const HEAD_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Age of a record at which this server counts as behind. Messages would only put it behind further.
-const BEHIND: Duration = Duration::from_secs(1);
+/// Age of a record at which this server counts as behind: messages would only put it behind further. Of two machines' clocks,
+/// which may differ by less.
+const BEHIND: Duration = Duration::from_secs(3);
 
 /// Of a connection's bytes that may wait, the part that messages of channels may take.
 const ROOM_SHARE: usize = 4;
@@ -118,28 +119,49 @@ impl ChannelFeed {
     /// Passes a message on. Returns false, and does nothing, where the subscribers' rights have to be looked at first.
     pub(super) async fn pass(&self, writes: &mut Writes, header: &InboxHeader, frame: &Bytes, age: Duration) -> bool {
         let Some((subscribers, rights)) = self.subscriptions.look(header.conversation) else { return true };
-        if rights != Rights::Known && !self.deliverer.ignores_removals() {
-            if rights == Rights::Stale {
-                return false;
+        if age >= BEHIND {
+            self.skip(header, &subscribers);
+            return true;
+        }
+        match rights {
+            _ if self.deliverer.ignores_removals() => {}
+            Rights::Known => {}
+            Rights::Stale => return false,
+            Rights::Unreadable => {
+                self.skip(header, &subscribers);
+                return true;
             }
-            let (subscriptions, channel) = (Arc::clone(&self.subscriptions), header.conversation);
-            // A look that fails is made again with the next message, and when it is too late they wait for it.
-            let look = async move { _ = subscriptions.look_at_rights(channel).await };
-            self.tasks.spawn_until_stopped("chat.channel_rights", look);
+            Rights::Due => self.look_meanwhile(header.conversation),
         }
         self.send(writes, header, frame, age, &subscribers).await;
         true
     }
 
-    /// The same after a look at the rights. Where that fails nobody gets a message that may have none.
+    fn look_meanwhile(&self, channel: ConversationId) {
+        let subscriptions = Arc::clone(&self.subscriptions);
+        // One that fails is made again after a while; when it is too late messages wait for it.
+        let look = async move { _ = subscriptions.look_at_rights(channel).await };
+        self.tasks.spawn_until_stopped("chat.channel_rights", look);
+    }
+
+    /// The same, with a look at the rights where one is needed. Where that fails nobody gets a message who may have no right to it.
     pub(super) async fn pass_after_a_look(&self, header: &InboxHeader, frame: &Bytes, age: Duration) {
-        match self.subscriptions.look_at_rights(header.conversation).await {
-            Ok(()) => {
-                let subscribers = self.subscriptions.of(header.conversation);
-                self.send(&mut Writes::direct(), header, frame, age, &subscribers).await;
-            }
-            Err(_) => self.tell(header.conversation, header.id),
+        if self.pass(&mut Writes::direct(), header, frame, age).await {
+            return;
         }
+        let looked = self.subscriptions.look_at_rights(header.conversation).await;
+        if looked.is_err() || !self.pass(&mut Writes::direct(), header, frame, age).await {
+            self.skip(header, &self.subscriptions.of(header.conversation));
+        }
+    }
+
+    /// Tells of a message in place of sending it.
+    fn skip(&self, header: &InboxHeader, subscribers: &[Subscriber]) {
+        let wants_it =
+            |one: &&Subscriber| one.wants == Deliver::Messages && header.except != Some(one.connection.session);
+        let skipped = subscribers.iter().filter(wants_it).count();
+        self.metrics.add(Counter::ChannelMessagesSkipped, skipped as u64);
+        self.tell(header.conversation, header.id);
     }
 
     async fn send(
@@ -151,12 +173,11 @@ impl ChannelFeed {
         subscribers: &[Subscriber],
     ) {
         let (channel, id) = (header.conversation, header.id);
-        if age >= BEHIND || !self.has_rate(channel, frame.len()) {
-            self.metrics.add(Counter::ChannelMessagesSkipped, subscribers.len() as u64);
-            return self.tell(channel, id);
+        if !self.has_rate(channel, frame.len()) {
+            return self.skip(header, subscribers);
         }
         let (mut sent, mut wants_head) = (0, false);
-        for (n, Subscriber { connection, wants }) in subscribers.iter().enumerate() {
+        for (n, Subscriber { connection, wants, .. }) in subscribers.iter().enumerate() {
             if n % TURN == TURN - 1 {
                 // Others have their turn: the answer to who said it, for one.
                 tokio::task::yield_now().await;
@@ -164,11 +185,19 @@ impl ChannelFeed {
             match wants {
                 Deliver::Heads => wants_head = true,
                 Deliver::Messages if header.except == Some(connection.session) => {}
-                Deliver::Messages if self.outbound.has_room(connection, frame.len(), ROOM_SHARE) => {
-                    self.deliverer.deliver(writes, connection, frame);
-                    sent += 1;
+                Deliver::Messages => {
+                    let has_room = || self.outbound.has_room(connection, frame.len(), ROOM_SHARE);
+                    if !has_room() {
+                        // What waits may only be gathered.
+                        self.outbound.write(writes);
+                    }
+                    if has_room() {
+                        self.deliverer.deliver(writes, connection, frame);
+                        sent += 1;
+                    } else {
+                        self.tell_later(channel, connection, id);
+                    }
                 }
-                Deliver::Messages => self.tell_later(channel, connection, id),
             }
         }
         self.metrics.add(Counter::Deliveries, sent);
@@ -227,7 +256,7 @@ impl ChannelFeed {
         let all = std::mem::take(&mut *self.news());
         for (conversation, News { newest, missed }) in all {
             let (newest_frame, missed_frame) = (head_frame(conversation, newest), head_frame(conversation, missed));
-            for Subscriber { connection, wants } in self.subscriptions.of(conversation).iter() {
+            for Subscriber { connection, wants, .. } in self.subscriptions.of(conversation).iter() {
                 match wants {
                     Deliver::Heads if newest.0 > 0 => self.outbound.push(connection, newest_frame.clone()),
                     Deliver::Messages if missed.0 > 0 => self.outbound.push(connection, missed_frame.clone()),
@@ -382,6 +411,7 @@ mod tests {
         scene.feed.pass_after_a_look(&header, &frame, NOW).await;
         assert_eq!(scene.sent(), (Vec::new(), vec![scene.head(1)]));
         assert!(scene.wants_messages.subscriptions().is_empty());
+        assert!(scene.pass(2, 5, NOW).await, "one look is for all that wait");
     }
 
     #[tokio::test]

@@ -1,6 +1,7 @@
 //! Large channels and who subscribes to them: what [`super::subscriptions`] keeps. No I/O.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -15,14 +16,16 @@ const DUE: Duration = Duration::from_secs(2);
 /// Age at which messages wait for the next look. Source: invariant I13, 5 s.
 const STALE: Duration = Duration::from_secs(5);
 
-/// Shortest time between two looks that are made since somebody has subscribed.
-const BETWEEN: Duration = Duration::from_millis(500);
+/// Time after a look that failed in which no other is made.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// A connection that subscribes, and to what.
 #[derive(Clone)]
 pub(super) struct Subscriber {
     pub(super) connection: Arc<Connection>,
     pub(super) wants: Deliver,
+    /// Of the last subscription of this connection: a look that began before it says nothing of it.
+    number: u64,
 }
 
 /// How old the last look at the subscribers' rights is.
@@ -30,10 +33,12 @@ pub(super) struct Subscriber {
 pub(super) enum Rights {
     /// Young enough.
     Known,
-    /// Young enough, and another one should be made meanwhile.
+    /// Young enough, and another one should be made meanwhile: by who asked, nobody else is told so.
     Due,
     /// Nothing may be sent by it.
     Stale,
+    /// The same, and the last look has just failed.
+    Unreadable,
 }
 
 /// What came of a subscription.
@@ -53,10 +58,10 @@ struct Channel {
     listed: Option<Arc<[Subscriber]>>,
     /// When the last look began that found all of them to be members; those who came since were looked at one by one.
     looked_at: Instant,
-    /// Whether somebody has subscribed since.
-    has_new: bool,
     /// Whether a look is under way.
     is_looking: bool,
+    /// After a failed look: when the next one may be made.
+    retry_at: Option<Instant>,
 }
 
 impl Channel {
@@ -65,8 +70,8 @@ impl Channel {
             subscribers: HashMap::new(),
             listed: None,
             looked_at: clock::instant(),
-            has_new: false,
             is_looking: false,
+            retry_at: None,
         }
     }
 
@@ -75,13 +80,18 @@ impl Channel {
         Arc::clone(self.listed.get_or_insert_with(|| subscribers.values().cloned().collect()))
     }
 
-    fn rights(&self) -> Rights {
-        let age = clock::instant() - self.looked_at;
+    fn rights(&mut self) -> Rights {
+        let now = clock::instant();
+        let age = now - self.looked_at;
+        let has_failed = self.retry_at.is_some_and(|at| now < at);
         if age >= STALE {
-            return Rights::Stale;
+            return if has_failed { Rights::Unreadable } else { Rights::Stale };
         }
-        let is_due = age >= DUE || self.has_new && age >= BETWEEN;
-        if is_due && !self.is_looking { Rights::Due } else { Rights::Known }
+        if age < DUE || has_failed || self.is_looking {
+            return Rights::Known;
+        }
+        self.is_looking = true;
+        Rights::Due
     }
 }
 
@@ -89,6 +99,39 @@ impl Channel {
 #[derive(Default)]
 pub(super) struct Channels {
     channels: Mutex<HashMap<ConversationId, Channel>>,
+    /// The last [`Subscriber::number`].
+    numbers: AtomicU64,
+}
+
+/// A look at the rights of a channel's subscribers. Where it is dropped before [`Look::end`] it has failed.
+pub(super) struct Look<'a> {
+    channels: &'a Channels,
+    channel: ConversationId,
+    /// Who subscribed as it began.
+    pub(super) subscribers: Arc<[Subscriber]>,
+    began: Instant,
+    is_made: bool,
+}
+
+impl Look<'_> {
+    /// All of the subscribers are members, or are none any more.
+    pub(super) fn end(mut self) {
+        self.is_made = true;
+    }
+}
+
+impl Drop for Look<'_> {
+    fn drop(&mut self) {
+        let mut channels = self.channels.lock();
+        let Some(channel) = channels.get_mut(&self.channel) else { return };
+        channel.is_looking = false;
+        if self.is_made {
+            channel.looked_at = channel.looked_at.max(self.began);
+            channel.retry_at = None;
+        } else {
+            channel.retry_at = Some(clock::instant() + RETRY);
+        }
+    }
 }
 
 impl Channels {
@@ -119,22 +162,33 @@ impl Channels {
         self.lock().get(&channel).is_some_and(|channel| channel.subscribers.values().any(is_users))
     }
 
-    /// Enters a connection, or what it wants.
-    pub(super) fn enter(&self, channel: ConversationId, connection: &Arc<Connection>, wants: Deliver) -> Entered {
+    /// Enters a connection that its user is known to have a right to. `None` leaves what it wants, heads where it is new.
+    pub(super) fn enter(
+        &self,
+        channel: ConversationId,
+        connection: &Arc<Connection>,
+        wants: Option<Deliver>,
+    ) -> Entered {
         let mut channels = self.lock();
         let channel = channels.entry(channel).or_insert_with(Channel::new);
-        let subscriber = Subscriber { connection: Arc::clone(connection), wants };
-        match channel.subscribers.insert(connection.session, subscriber) {
-            Some(old) if old.wants == wants => return Entered::Known,
-            Some(_) => {
-                channel.listed = None;
-                return Entered::Changed;
-            }
-            None => {}
-        }
+        let before = channel.subscribers.get(&connection.session).map(|subscriber| subscriber.wants);
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let wants = wants.or(before).unwrap_or_default();
+        let subscriber = Subscriber { connection: Arc::clone(connection), wants, number };
+        channel.subscribers.insert(connection.session, subscriber);
         channel.listed = None;
-        channel.has_new = true;
-        Entered::New
+        match before {
+            None => Entered::New,
+            Some(before) if before == wants => Entered::Known,
+            Some(_) => Entered::Changed,
+        }
+    }
+
+    /// Whether a subscriber is still in the channel by the same subscription.
+    pub(super) fn is_still(&self, channel: ConversationId, subscriber: &Subscriber) -> bool {
+        let channels = self.lock();
+        let now = channels.get(&channel).and_then(|channel| channel.subscribers.get(&subscriber.connection.session));
+        now.is_some_and(|now| now.number == subscriber.number)
     }
 
     /// Takes a connection out of a channel.
@@ -149,24 +203,13 @@ impl Channels {
         }
     }
 
-    /// A look at the rights of a channel's subscribers begins; [`Self::end_look`] must follow. `None` where there are none.
-    pub(super) fn begin_look(&self, channel: ConversationId) -> Option<(Arc<[Subscriber]>, Instant)> {
+    /// A look at the rights of a channel's subscribers begins; `None` where there are none.
+    pub(super) fn begin_look(&self, channel: ConversationId) -> Option<Look<'_>> {
         let mut channels = self.lock();
-        let channel = channels.get_mut(&channel)?;
-        channel.has_new = false;
-        channel.is_looking = true;
-        Some((channel.list(), clock::instant()))
-    }
-
-    /// The look has ended. `began` where it was made.
-    pub(super) fn end_look(&self, channel: ConversationId, began: Option<Instant>) {
-        let mut channels = self.lock();
-        let Some(channel) = channels.get_mut(&channel) else { return };
-        channel.is_looking = false;
-        match began {
-            Some(began) => channel.looked_at = channel.looked_at.max(began),
-            None => channel.has_new = true,
-        }
+        let entry = channels.get_mut(&channel)?;
+        entry.is_looking = true;
+        let (subscribers, began) = (entry.list(), clock::instant());
+        Some(Look { channels: self, channel, subscribers, began, is_made: false })
     }
 
     /// Subscriptions, for tests that look for what was left behind.
@@ -188,42 +231,56 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn rights_age_and_who_is_new_is_looked_at_soon() {
+    async fn rights_age_and_one_look_at_a_time_makes_them_young() {
         let channels = Channels::default();
         assert!(channels.look(CHANNEL).is_none() && channels.begin_look(CHANNEL).is_none());
         let first = connection(UserId(1));
-        assert_eq!(channels.enter(CHANNEL, &first, Deliver::Messages), Entered::New);
+        assert_eq!(channels.enter(CHANNEL, &first, Some(Deliver::Messages)), Entered::New);
         assert_eq!(rights(&channels), Rights::Known, "it was looked at itself");
-        tokio::time::advance(BETWEEN).await;
-        assert_eq!(rights(&channels), Rights::Due, "it is new");
-        let (looked, began) = channels.begin_look(CHANNEL).expect("there is one");
-        assert_eq!((looked.len(), rights(&channels)), (1, Rights::Known), "one look at a time");
-        channels.end_look(CHANNEL, Some(began));
+        tokio::time::advance(DUE).await;
+        assert_eq!([rights(&channels), rights(&channels)], [Rights::Due, Rights::Known], "one is told to look");
+        channels.begin_look(CHANNEL).expect("there is one").end();
         assert_eq!(rights(&channels), Rights::Known);
         tokio::time::advance(DUE).await;
         assert_eq!(rights(&channels), Rights::Due);
-        channels.begin_look(CHANNEL);
-        channels.end_look(CHANNEL, None);
-        assert_eq!(rights(&channels), Rights::Due, "it could not be made");
+        drop(channels.begin_look(CHANNEL));
+        assert_eq!(rights(&channels), Rights::Known, "it has failed, and is not made at once again");
+        tokio::time::advance(RETRY).await;
+        assert_eq!(rights(&channels), Rights::Due);
         tokio::time::advance(STALE.saturating_sub(DUE)).await;
         assert_eq!(rights(&channels), Rights::Stale);
-        let (_, began) = channels.begin_look(CHANNEL).expect("there is one");
+        let look = channels.begin_look(CHANNEL).expect("there is one");
         assert_eq!(rights(&channels), Rights::Stale, "until it is made");
-        channels.end_look(CHANNEL, Some(began));
+        drop(look);
+        assert_eq!(rights(&channels), Rights::Unreadable);
+        tokio::time::advance(RETRY).await;
+        channels.begin_look(CHANNEL).expect("there is one").end();
         assert_eq!(rights(&channels), Rights::Known);
+    }
+
+    #[tokio::test]
+    async fn a_look_says_nothing_of_who_has_subscribed_since() {
+        let channels = Channels::default();
+        let connection = connection(UserId(1));
+        channels.enter(CHANNEL, &connection, Some(Deliver::Heads));
+        let look = channels.begin_look(CHANNEL).expect("there is one");
+        assert!(channels.is_still(CHANNEL, &look.subscribers[0]));
+        channels.enter(CHANNEL, &connection, Some(Deliver::Heads));
+        assert!(!channels.is_still(CHANNEL, &look.subscribers[0]));
     }
 
     #[tokio::test]
     async fn a_list_is_made_anew_when_something_has_changed() {
         let channels = Channels::default();
         let [a, b] = [connection(UserId(1)), connection(UserId(2))];
-        channels.enter(CHANNEL, &a, Deliver::Heads);
+        channels.enter(CHANNEL, &a, Some(Deliver::Heads));
         let first = channels.of(CHANNEL);
         assert!(Arc::ptr_eq(&first, &channels.of(CHANNEL)));
-        assert_eq!(channels.enter(CHANNEL, &a, Deliver::Heads), Entered::Known);
-        assert_eq!(channels.enter(CHANNEL, &a, Deliver::Messages), Entered::Changed);
+        assert_eq!(channels.enter(CHANNEL, &a, Some(Deliver::Heads)), Entered::Known);
+        assert_eq!(channels.enter(CHANNEL, &a, Some(Deliver::Messages)), Entered::Changed);
+        assert_eq!(channels.enter(CHANNEL, &a, None), Entered::Known);
         assert_eq!(channels.of(CHANNEL)[0].wants, Deliver::Messages);
-        channels.enter(CHANNEL, &b, Deliver::Heads);
+        channels.enter(CHANNEL, &b, None);
         assert_eq!((channels.of(CHANNEL).len(), channels.len()), (2, 2));
         channels.leave(CHANNEL, a.session);
         assert!(channels.has(CHANNEL, b.user) && !channels.has(CHANNEL, a.user));

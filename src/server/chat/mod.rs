@@ -314,6 +314,7 @@ impl ChatServer {
             address: self.address,
             peer: Some(self.peer_address),
             load: self.outbound.hub.len() as u64,
+            seats: self.seats.most() as u64,
             draining: self.draining.load(Atomic::Relaxed),
             epoch: self.epoch,
         }

@@ -15,7 +15,7 @@ use super::hub::Hub;
 use super::socket::{CLOSE_WAIT, Flushed, MERGE_WINDOW_MS, Pushed};
 use crate::protocol::frames::MovedFrame;
 use crate::protocol::{CloseCode, ServerFrame, UserId, websocket};
-use crate::runtime::Tasks;
+use crate::runtime::{Tasks, clock};
 use crate::telemetry::{Counter, Metrics};
 
 /// Writes to the connections of one server.
@@ -33,17 +33,21 @@ pub(super) struct Outbound {
 const GATHERED_MAX: usize = 4_096;
 
 /// How the messages of some records are written: each at once, or those of all records together.
-pub(super) struct Writes(Option<Vec<Arc<Connection>>>);
+pub(super) struct Writes {
+    gathered: Option<Vec<Arc<Connection>>>,
+    /// When the last were written, on [`clock::now_ms_u32`].
+    written_ms: u32,
+}
 
 impl Writes {
     /// Of so many records. What is gathered must go through [`Outbound::write`] in the end.
     pub(super) fn of_records(count: usize) -> Self {
-        Self((count > 1).then(Vec::new))
+        Self { gathered: (count > 1).then(Vec::new), written_ms: clock::now_ms_u32() }
     }
 
     /// Of one record.
     pub(super) const fn direct() -> Self {
-        Self(None)
+        Self { gathered: None, written_ms: 0 }
     }
 }
 
@@ -89,30 +93,31 @@ impl Outbound {
 
     /// The same with others of several records.
     pub(super) fn push_with(&self, writes: &mut Writes, connection: &Arc<Connection>, frame: Bytes) {
-        let Some(gathered) = &mut writes.0 else { return self.push(connection, frame) };
+        let Some(gathered) = &mut writes.gathered else { return self.push(connection, frame) };
         match connection.socket.gather(frame, self.bytes_max) {
-            Pushed::Gathered => {
-                gathered.push(Arc::clone(connection));
-                if gathered.len() >= GATHERED_MAX {
-                    self.write(writes);
-                }
-            }
+            Pushed::Gathered => gathered.push(Arc::clone(connection)),
             pushed => self.see_to(connection, pushed),
+        }
+        // What others have to say to these connections waits behind it.
+        let age_ms = clock::now_ms_u32().wrapping_sub(writes.written_ms);
+        if gathered.len() >= GATHERED_MAX || age_ms >= MERGE_WINDOW_MS {
+            self.write(writes);
         }
     }
 
     /// Writes what was gathered.
     pub(super) fn write(&self, writes: &mut Writes) {
-        for connection in writes.0.iter_mut().flat_map(|gathered| gathered.drain(..)) {
+        for connection in writes.gathered.iter_mut().flat_map(|gathered| gathered.drain(..)) {
             self.see_to(&connection, Pushed::GatheredEnough);
         }
+        writes.written_ms = clock::now_ms_u32();
     }
 
     fn see_to(&self, connection: &Arc<Connection>, pushed: Pushed) {
         match pushed {
             Pushed::Written | Pushed::Queued | Pushed::Closed => {}
             Pushed::Gathered | Pushed::GatheredEnough => {
-                if matches!(connection.socket.flush(), Flushed::Blocked(_)) {
+                if matches!(connection.socket.flush_gathered(), Flushed::Blocked(_)) {
                     self.flush_when_writable(connection);
                 }
             }
@@ -271,14 +276,13 @@ mod tests {
             let mut writes = Writes::of_records(frames.len());
             for (n, frame) in frames.iter().enumerate() {
                 if n == 3 {
-                    assert!(connection.socket.waiting_bytes() > 0, "nothing is written yet");
                     outbound.push(&connection, frame.clone());
                 } else {
                     outbound.push_with(&mut writes, &connection, frame.clone());
                 }
             }
             outbound.write(&mut writes);
-            assert!(writes.0.is_some_and(|gathered| gathered.is_empty()));
+            assert!(writes.gathered.is_some_and(|gathered| gathered.is_empty()));
         }
         let mut read = vec![0; ROUNDS * frames.concat().len()];
         client.read_exact(&mut read).await.expect("reads");

@@ -271,9 +271,18 @@ impl Socket {
         Pushed::FlushSoon
     }
 
+    /// Writes what was gathered, if it still waits for that: as much as the kernel takes.
+    pub(super) fn flush_gathered(&self) -> Flushed {
+        let mut out = self.out();
+        if out.is_gathered { self.flush_locked(&mut out) } else { Flushed::Done }
+    }
+
     /// Writes what is waiting, as much as the kernel takes.
     pub(super) fn flush(&self) -> Flushed {
-        let mut out = self.out();
+        self.flush_locked(&mut self.out())
+    }
+
+    fn flush_locked(&self, out: &mut Outgoing) -> Flushed {
         out.is_gathered = false;
         if out.state == State::Dead {
             return Flushed::Dead;

@@ -113,50 +113,64 @@ impl Subscriptions {
     pub(super) async fn subscribe(&self, from: &Arc<Connection>, asked: SubscribeFrame) -> Result<(), Refused> {
         let (channel, limit) = (asked.conversation, self.of_a_connection_max);
         members_for(&self.members, from.user, channel).await?;
-        match self.add(from, asked, limit).await? {
-            Added::New => {}
-            Added::Known | Added::Gone => return Ok(()),
+        match self.add(from, channel, Some(asked.deliver), limit).await? {
+            // Once more, too: the answer to the first may have been that the head could not be read.
+            Added::New | Added::Known => {}
+            Added::Gone => return Ok(()),
             Added::TooMany => {
                 return Err(Refused::definite(ErrorCode::TooLarge, format!("at most {limit} subscriptions")));
             }
         }
-        // Who was removed after the look above was not found among the subscribers.
-        if let Err(refused) = members_for(&self.members, from.user, channel).await {
+        // Who was removed after the look above was not found among the subscribers. Not from the cache: messages follow.
+        let is_member = self.directory.is_member(channel, from.user).await.map_err(Refused::unread);
+        if !matches!(is_member, Ok(true)) {
             self.remove(from, channel).await;
-            return Err(refused);
+            return Err(is_member.err().unwrap_or_else(|| Refused::not_a_member(channel)));
         }
         // The head as it is now, so that the client knows whether to fetch.
         Ok(self.show_head(channel, std::slice::from_ref(from)).await?)
     }
 
-    /// Subscribes a connection that has fewer than `limit` subscriptions.
+    /// Subscribes a connection that has fewer than `limit` subscriptions; `wants` is `None` where nobody has asked.
     ///
     /// # Errors
     /// When the log can't be read from the channel's end; then nothing has changed.
-    async fn add(&self, connection: &Arc<Connection>, asked: SubscribeFrame, limit: usize) -> BackendResult<Added> {
-        self.reader.subscribe(Topic::Channel, asked.conversation.0).await?;
-        let (added, is_counted) = self.enter(connection, asked, limit);
+    async fn add(
+        &self,
+        connection: &Arc<Connection>,
+        channel: ConversationId,
+        wants: Option<Deliver>,
+        limit: usize,
+    ) -> BackendResult<Added> {
+        self.reader.subscribe(Topic::Channel, channel.0).await?;
+        let (added, is_counted) = self.enter(connection, channel, wants, limit);
         if !is_counted {
-            self.lower_count(asked.conversation).await;
+            self.lower_count(channel).await;
         }
         Ok(added)
     }
 
     /// Returns also whether the channel has one subscription more.
-    fn enter(&self, connection: &Arc<Connection>, asked: SubscribeFrame, limit: usize) -> (Added, bool) {
+    fn enter(
+        &self,
+        connection: &Arc<Connection>,
+        channel: ConversationId,
+        wants: Option<Deliver>,
+        limit: usize,
+    ) -> (Added, bool) {
         // Held over the look in the hub: who ends a connection takes it out of there first, and then empties this list.
         let mut subscriptions = connection.subscriptions();
         if self.outbound.hub.find(connection.user, connection.session).is_none() {
             return (Added::Gone, false);
         }
-        let is_known = subscriptions.contains(&asked.conversation);
+        let is_known = subscriptions.contains(&channel);
         if !is_known {
             if subscriptions.len() >= limit {
                 return (Added::TooMany, false);
             }
-            subscriptions.push(asked.conversation);
+            subscriptions.push(channel);
         }
-        match self.channels.enter(asked.conversation, connection, asked.deliver) {
+        match self.channels.enter(channel, connection, wants) {
             Entered::New | Entered::Changed => (Added::New, !is_known),
             Entered::Known => (Added::Known, false),
         }
@@ -164,8 +178,15 @@ impl Subscriptions {
 
     /// Ends a subscription; returns whether there was one.
     pub(super) async fn remove(&self, connection: &Connection, channel: ConversationId) -> bool {
+        self.remove_if(connection, channel, || true).await
+    }
+
+    async fn remove_if(&self, connection: &Connection, channel: ConversationId, is_it: impl Fn() -> bool) -> bool {
         let was_there = {
             let mut subscriptions = connection.subscriptions();
+            if !is_it() {
+                return false;
+            }
             let before = subscriptions.len();
             subscriptions.retain(|c| *c != channel);
             let was_there = subscriptions.len() < before;
@@ -274,20 +295,15 @@ impl Subscriptions {
     /// # Errors
     /// When the members can't be read.
     pub(super) async fn look_at_rights(&self, channel: ConversationId) -> BackendResult<()> {
-        let Some((subscribers, began)) = self.channels.begin_look(channel) else { return Ok(()) };
-        let looked = self.keep_members(channel, &subscribers).await;
-        self.channels.end_look(channel, looked.is_ok().then_some(began));
-        looked
-    }
-
-    async fn keep_members(&self, channel: ConversationId, subscribers: &[Subscriber]) -> BackendResult<()> {
-        for some in subscribers.chunks(MEMBERS_PER_CALL_MAX) {
+        let Some(look) = self.channels.begin_look(channel) else { return Ok(()) };
+        for some in look.subscribers.chunks(MEMBERS_PER_CALL_MAX) {
             let users: Vec<UserId> = some.iter().map(|subscriber| subscriber.connection.user).collect();
             let members: HashSet<UserId> = self.directory.members_among(channel, &users).await?.into_iter().collect();
-            for Subscriber { connection, .. } in some.iter().filter(|one| !members.contains(&one.connection.user)) {
-                self.remove(connection, channel).await;
+            for one in some.iter().filter(|one| !members.contains(&one.connection.user)) {
+                self.remove_if(&one.connection, channel, || self.channels.is_still(channel, one)).await;
             }
         }
+        look.end();
         Ok(())
     }
 
@@ -319,7 +335,7 @@ impl Subscriptions {
         let mut result = Ok(());
         for connection in self.outbound.hub.connections_of(members.into_iter()) {
             // Its client may ask for the messages when it hears of it.
-            match self.add(&connection, SubscribeFrame { conversation, deliver: Deliver::Heads }, usize::MAX).await {
+            match self.add(&connection, conversation, None, usize::MAX).await {
                 Ok(Added::New) => {
                     let frame = ConversationChangeFrame { conversation, large: true };
                     self.outbound.reply(&connection, &ServerFrame::Conversation(frame));
@@ -382,116 +398,5 @@ impl Subscriptions {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::bench::{Bench, written};
-    use super::*;
-
-    const fn heads(conversation: ConversationId) -> SubscribeFrame {
-        SubscribeFrame { conversation, deliver: Deliver::Heads }
-    }
-
-    #[tokio::test]
-    async fn who_is_no_member_any_more_loses_the_subscription() {
-        let bench = Bench::new().await;
-        let subscriptions = bench.subscriptions();
-        let users = bench.users::<{ FANOUT_ON_WRITE_MEMBERS_MAX + 2 }>().await;
-        let channel = bench.group(&users).await;
-        let [stays, leaves, never] = [0, 1, 2].map(|n| bench.enter(users[n]));
-        for connection in [&stays, &leaves] {
-            subscriptions.subscribe(connection, heads(channel)).await.expect("a member");
-        }
-        bench.deps.backends.directory.remove_member(channel, leaves.user).await.expect("removes");
-        bench.shared.members.invalidate(channel);
-        subscriptions.members_changed(channel, users.len() as u64 - 1).await.expect("reads");
-        assert!(subscriptions.has(channel, stays.user) && !subscriptions.has(channel, leaves.user));
-        assert!(leaves.subscriptions().is_empty());
-        let refused = subscriptions.subscribe(&leaves, heads(channel)).await.expect_err("not a member");
-        assert_eq!(refused.code, ErrorCode::NotAMember);
-        // The conversation may have grown with the change: a member that is connected is subscribed and told, once.
-        let told = ServerFrame::Conversation(ConversationChangeFrame { conversation: channel, large: true });
-        assert_eq!((written(&never).0, written(&leaves).0), (vec![told], Vec::new()));
-        subscriptions.remove(&never, channel).await;
-        subscriptions.members_changed(channel, users.len() as u64).await.expect("reads");
-        assert!(!subscriptions.has(channel, never.user), "it did not want to");
-    }
-
-    #[tokio::test]
-    async fn what_could_not_be_read_is_checked_again_whatever_number_was_told() {
-        let bench = Bench::new().await;
-        let subscriptions = bench.subscriptions();
-        let users = bench.users::<{ FANOUT_ON_WRITE_MEMBERS_MAX + 2 }>().await;
-        let group = bench.group(&users).await;
-        let connection = bench.enter(users[0]);
-        // It was told of a few members, could not be read, and has many by now.
-        subscriptions.check_later(group);
-        subscriptions.check_again().await;
-        assert!(subscriptions.has(group, connection.user));
-    }
-
-    #[tokio::test]
-    async fn a_removal_that_nobody_told_of_is_found() {
-        let bench = Bench::new().await;
-        let subscriptions = bench.subscriptions();
-        let users = bench.users::<{ FANOUT_ON_WRITE_MEMBERS_MAX + 2 }>().await;
-        let channel = bench.group(&users).await;
-        let [stays, leaves] = [0, 1].map(|n| bench.enter(users[n]));
-        for connection in [&stays, &leaves] {
-            subscriptions.subscribe(connection, heads(channel)).await.expect("a member");
-        }
-        bench.deps.backends.directory.remove_member(channel, leaves.user).await.expect("removes");
-        bench.shared.members.invalidate(channel);
-        subscriptions.check_all().await;
-        assert!(subscriptions.has(channel, stays.user) && !subscriptions.has(channel, leaves.user));
-    }
-
-    #[tokio::test]
-    async fn a_group_that_grows_by_several_calls_at_once_keeps_its_connected_members() {
-        const TOGETHER: usize = MEMBERS_PER_CALL_MAX + 600;
-        let bench = Bench::new().await;
-        let subscriptions = bench.subscriptions();
-        let users = Box::pin(bench.users::<TOGETHER>()).await;
-        // The one who is connected was there first, and has the highest number.
-        let old = users[TOGETHER - 1];
-        let group = bench.group(&[old]).await;
-        let connection = bench.enter(old);
-        for count in [0, TOGETHER as u64] {
-            for some in users.chunks(MEMBERS_PER_CALL_MAX) {
-                bench.deps.backends.directory.add_members(group, some).await.expect("adds");
-            }
-            bench.shared.members.invalidate(group);
-            // Each of those who added them reads the number of all, or none.
-            subscriptions.members_changed(group, count).await.expect("reads");
-            assert!(subscriptions.has(group, old), "{count}");
-            let told = ServerFrame::Conversation(ConversationChangeFrame { conversation: group, large: true });
-            assert_eq!(written(&connection).0, [told], "{count}");
-            for gone in &users[FANOUT_ON_WRITE_MEMBERS_MAX / 2..TOGETHER - 1] {
-                bench.deps.backends.directory.remove_member(group, *gone).await.expect("removes");
-            }
-            bench.shared.members.invalidate(group);
-            subscriptions.members_changed(group, FANOUT_ON_WRITE_MEMBERS_MAX as u64 / 2).await.expect("reads");
-            let told = ServerFrame::Conversation(ConversationChangeFrame { conversation: group, large: false });
-            assert_eq!(written(&connection).0, [told], "{count}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_connection_has_so_many_subscriptions_and_none_once_it_has_ended() {
-        let bench = Bench::new().await;
-        let subscriptions = bench.subscriptions();
-        let users = bench.users::<2>().await;
-        let connection = bench.enter(users[0]);
-        let mut channels = Vec::new();
-        for _ in 0..=subscriptions.of_a_connection_max {
-            channels.push(bench.group(&users).await);
-        }
-        for (n, channel) in channels.iter().enumerate() {
-            let subscribed = subscriptions.subscribe(&connection, heads(*channel)).await;
-            let code = subscribed.err().map(|refused| refused.code);
-            assert_eq!(code, (n == subscriptions.of_a_connection_max).then_some(ErrorCode::TooLarge), "{n}");
-        }
-        bench.shared.outbound.hub.remove(connection.user, connection.session);
-        subscriptions.remove_all(&connection).await;
-        subscriptions.subscribe(&connection, heads(channels[0])).await.expect("nobody hears of it");
-        assert_eq!((subscriptions.len(), connection.subscriptions().len()), (0, 0));
-    }
-}
+#[path = "subscriptions_tests.rs"]
+mod tests;

@@ -216,6 +216,7 @@ pub async fn announce_as(
         address,
         peer: Some(peer),
         load: load(),
+        seats: 0,
         draining: false,
         epoch,
     };
@@ -300,6 +301,7 @@ mod tests {
             address: "127.0.0.1:1".parse().expect("valid"),
             peer: None,
             load: 0,
+            seats: 0,
             draining: false,
             epoch,
         }

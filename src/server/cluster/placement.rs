@@ -19,7 +19,7 @@ pub const LOAD_SLACK: u64 = 8;
 #[serde(rename_all = "snake_case")]
 pub enum Placement {
     /// Consistent hashing with bounded loads: the first server in the rendezvous order of the user's inbox partition
-    /// that has room, which is at most 1.25 times the mean load and a few. So few servers read a partition.
+    /// that has room, which is at most 1.25 times the mean load and a few, and a seat. So few servers read a partition.
     #[default]
     Partition,
     /// The least-loaded, and nothing else.
@@ -43,8 +43,11 @@ pub fn choose(
             let total = open.iter().fold(0_u64, |sum, (_, load)| sum.saturating_add(*load));
             let most = load_max(total, open.len() as u64);
             // The first in the order of those with room is the one with the highest weight of them.
-            let with_room = open.iter().filter(|(_, load)| has_room(*load, most));
-            with_room.max_by_key(|(server, _)| rendezvous(&server.name, u64::from(partition)))
+            let has_seat = |server: &ServerEntry, load| server.seats == 0 || load < server.seats;
+            let with_room = open.iter().filter(|(server, load)| has_room(*load, most) && has_seat(server, *load));
+            let first = with_room.max_by_key(|(server, _)| rendezvous(&server.name, u64::from(partition)));
+            // Where all are full the least-loaded may have had somebody leave.
+            first.or_else(|| open.iter().min_by_key(|(server, load)| (*load, &server.name)))
         }
     };
     chosen.map(|(server, _)| *server)
@@ -110,6 +113,7 @@ mod tests {
             address: "127.0.0.1:1".parse().expect("valid"),
             peer: None,
             load,
+            seats: 0,
             draining: false,
             epoch: 1,
         }
@@ -181,6 +185,18 @@ mod tests {
         }
         assert_eq!(load_max(0, 100), 1 + LOAD_SLACK);
         assert_eq!(load_max(99, 1), 125 + LOAD_SLACK);
+    }
+
+    #[test]
+    fn a_server_without_a_seat_gets_nobody_while_others_have_one() {
+        let mut servers = [server("chat-1", 100), server("chat-2", 70)];
+        let home = (0..64).find(|p| pick(Placement::Partition, &servers, *p) == Some("chat-1")).expect("there is one");
+        for server in &mut servers {
+            server.seats = 100;
+        }
+        assert_eq!(pick(Placement::Partition, &servers, home), Some("chat-2"));
+        servers[1].load = 100;
+        assert!(pick(Placement::Partition, &servers, home).is_some(), "somebody may have left meanwhile");
     }
 
     #[test]

@@ -89,7 +89,7 @@ mod tests {
 
     fn server(address: std::net::SocketAddr, epoch: u64) -> ServerEntry {
         let name = "chat-1".parse().expect("valid");
-        ServerEntry { name, role: Role::Chat, address, peer: None, load: 0, draining: false, epoch }
+        ServerEntry { name, role: Role::Chat, address, peer: None, load: 0, seats: 0, draining: false, epoch }
     }
 
     async fn becomes(detector: &Arc<FailureDetector>, server: &ServerEntry, has_failed: bool) {

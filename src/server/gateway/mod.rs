@@ -178,6 +178,7 @@ impl Gateway {
             address: self.address,
             peer: Some(self.peer),
             load: self.tunnels.load(Ordering::Relaxed),
+            seats: 0,
             draining: self.draining.load(Ordering::Relaxed),
             epoch: self.epoch,
         }

@@ -114,6 +114,7 @@ fn the_simulation_picks_as_the_api_does() {
                 address: "127.0.0.1:1".parse().expect("valid"),
                 peer: None,
                 load: simulated.loads[n],
+                seats: 0,
                 draining: !simulated.is_open[n],
                 epoch: 1,
             };

@@ -43,7 +43,7 @@ fn peers(secret: u8, tasks: &Tasks) -> Peers {
 
 fn entry(name: &str, address: SocketAddr) -> ServerEntry {
     let name = name.parse().expect("a name");
-    ServerEntry { name, role: Role::Chat, address, peer: Some(address), load: 0, draining: false, epoch: 1 }
+    ServerEntry { name, role: Role::Chat, address, peer: Some(address), load: 0, seats: 0, draining: false, epoch: 1 }
 }
 
 fn metrics() -> Arc<Metrics> {
