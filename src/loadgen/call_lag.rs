@@ -14,8 +14,6 @@ const KEPT_MAX: usize = 1_024;
 tokio::task_local! {
     /// What the calls of this task have waited so far.
     static WAITED_US: Cell<u64>;
-    /// When the next call of this task was asked for, where that was before it is made.
-    static ASKED_US: Cell<Option<u64>>;
 }
 
 /// Makes calls; returns with their outcome for how long they waited together, in µs.
@@ -29,16 +27,6 @@ pub(super) fn with_wait<T>(calls: impl Future<Output = T>) -> impl Future<Output
 pub(super) fn waited(us: u64) {
     // A task that does not ask is not told.
     let _ = WAITED_US.try_with(|waited| waited.set(waited.get().saturating_add(us)));
-}
-
-/// Makes a call that was asked for at a time, and has waited since.
-pub(super) fn asked_at<T>(asked_us: u64, call: impl Future<Output = T>) -> impl Future<Output = T> {
-    ASKED_US.scope(Cell::new(Some(asked_us)), Box::pin(call))
-}
-
-/// When the call that is made now was asked for; `None` where that is now, too.
-pub(super) fn asked_us() -> Option<u64> {
-    ASKED_US.try_with(Cell::take).ok().flatten()
 }
 
 /// Waits of all calls. Written by calls, read by devices that doubt a connect.

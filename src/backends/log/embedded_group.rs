@@ -1,10 +1,12 @@
 //! A consumer group of the embedded log: its members share one position.
 //!
 //! A member commits what it has dealt with. What it has not committed comes again, to another member or to itself when it is back;
-//! so records may come twice, and none is left out.
+//! so records may come twice, and none is left out. Where the group falls back, everything from there on is read again: what a
+//! member had read of that is no longer its own, and positions from before say nothing any more.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
@@ -13,6 +15,9 @@ use super::embedded::{Inner, QUEUE, READ_RECORDS_MAX, read_failed};
 use super::{Delivered, GroupPosition, GroupReader, PartitionLag, Topic};
 use crate::backends::BackendResult;
 use crate::backends::store::{Change, Durability};
+
+/// Beside the offset in a position: how often its member had been thrown back. No partition has this number.
+const FALLBACKS: u32 = QUEUE + 1;
 
 /// How far a group has come. Written by its members.
 pub(super) type SharedState = Arc<Mutex<GroupState>>;
@@ -52,6 +57,8 @@ pub(super) struct EmbeddedGroup {
     state: SharedState,
     /// Where this member began to read what it has not committed yet, and how far it came.
     uncommitted: Mutex<Option<Range<u64>>>,
+    /// How often it read on before the end of what it had not committed.
+    fallbacks: AtomicU64,
 }
 
 impl EmbeddedGroup {
@@ -67,7 +74,14 @@ impl EmbeddedGroup {
             groups.insert((topic, group.to_owned()), Arc::clone(&state));
             state
         };
-        Ok(Self { log: Arc::clone(log), topic, group: group.to_owned(), state, uncommitted: Mutex::default() })
+        Ok(Self {
+            log: Arc::clone(log),
+            topic,
+            group: group.to_owned(),
+            state,
+            uncommitted: Mutex::default(),
+            fallbacks: AtomicU64::new(0),
+        })
     }
 
     fn uncommitted(&self) -> MutexGuard<'_, Option<Range<u64>>> {
@@ -84,12 +98,13 @@ impl EmbeddedGroup {
         let (records, next) = self.log.read(self.topic, from, READ_RECORDS_MAX)?;
         if !records.is_empty() {
             state.next = next;
-            if let Some(range) = &mut *uncommitted {
-                range.end = range.end.max(next);
-            } else {
-                *uncommitted = Some(from..next);
-                state.begun.push(from);
-            }
+            let before = uncommitted.as_ref().map(|range| range.start);
+            let is_thrown_back = uncommitted.as_ref().is_some_and(|range| from < range.end);
+            // The rest of what it had comes again, to whoever reads it then.
+            let start = if is_thrown_back { from } else { before.unwrap_or(from) };
+            self.fallbacks.fetch_add(u64::from(is_thrown_back), Ordering::Relaxed);
+            state.move_begun(before, Some(start));
+            *uncommitted = Some(start..next);
         }
         Ok(records)
     }
@@ -129,13 +144,16 @@ impl GroupReader for EmbeddedGroup {
     }
 
     fn position(&self) -> GroupPosition {
-        GroupPosition(self.uncommitted().iter().map(|range| (QUEUE, range.end)).collect::<BTreeMap<_, _>>())
+        let fallbacks = self.fallbacks.load(Ordering::Relaxed);
+        let of = |range: &Range<u64>| BTreeMap::from([(QUEUE, range.end), (FALLBACKS, fallbacks)]);
+        GroupPosition(self.uncommitted().as_ref().map(of).unwrap_or_default())
     }
 
-    async fn commit(&self, to: &GroupPosition) -> BackendResult<()> {
-        let (before, to) = (self.uncommitted().clone(), to.0.get(&QUEUE).copied());
+    async fn commit(&self, position: &GroupPosition) -> BackendResult<()> {
+        let (before, to) = (self.uncommitted().clone(), position.0.get(&QUEUE).copied());
         let (Some(before), Some(to)) = (before, to) else { return Ok(()) };
-        if to <= before.start {
+        let is_of_before = position.0.get(&FALLBACKS) != Some(&self.fallbacks.load(Ordering::Relaxed));
+        if is_of_before || to <= before.start {
             return Ok(());
         }
         self.set_uncommitted((to < before.end).then_some(to..before.end));
@@ -207,5 +225,41 @@ mod tests {
         members[1].commit(&members[1].position()).await.expect("commits");
         let kept = store.keyspace("log-commits").expect("opens").get(commit_key(Topic::Inbox, "push")).expect("reads");
         assert_eq!(kept.as_deref(), Some(&0_u64.to_be_bytes()[..]));
+    }
+
+    #[tokio::test]
+    async fn a_commit_does_not_pass_what_a_member_reads_again() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = EmbeddedStore::open(folder.path()).expect("opens");
+        let log = EmbeddedLog::open(&store, 3).expect("opens");
+        let publish = async |n: u8| {
+            let record = Record { keys: vec![1], payload: Bytes::from(vec![n]) };
+            log.publish(Topic::Inbox, record).await.expect("publishes");
+        };
+        let kept = || {
+            let commits = store.keyspace("log-commits").expect("opens");
+            let value = commits.get(commit_key(Topic::Inbox, "push")).expect("reads");
+            value.map_or(0, |v| u64::from_be_bytes(v.as_ref().try_into().expect("eight bytes")))
+        };
+        let mut members = Vec::new();
+        for n in 0..2 {
+            publish(n).await;
+            let member = log.group(Topic::Inbox, "push").await.expect("joins");
+            assert_eq!(member.next().await.expect("reads")[0].offset, u64::from(n));
+            members.push(member);
+        }
+        let old = members[1].position();
+        drop(members.remove(0));
+        let offsets = members[0].next().await.expect("reads").iter().map(|d| d.offset).collect::<Vec<_>>();
+        assert_eq!(offsets, [0, 1], "the first one's, and its own again");
+        publish(2).await;
+        let third = log.group(Topic::Inbox, "push").await.expect("joins");
+        assert_eq!(third.next().await.expect("reads")[0].offset, 2);
+        third.commit(&third.position()).await.expect("commits");
+        assert_eq!(kept(), 0, "nothing of what was read again is dealt with");
+        members[0].commit(&old).await.expect("is of no matter");
+        assert_eq!(kept(), 0, "a position from before the fall back does not hold what was read behind it");
+        members[0].commit(&members[0].position()).await.expect("commits");
+        assert_eq!(kept(), 3);
     }
 }

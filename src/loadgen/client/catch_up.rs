@@ -221,6 +221,8 @@ impl Device {
     pub(super) fn on_page(&mut self, page: Page) {
         let Some(at) = self.find(page.conversation) else { return };
         let upto = self.conversations[at].cursor.upto();
+        let behind = self.conversations[at].behind();
+        behind.waited_us = behind.waited_us.saturating_add(page.waited_us);
         let retry_after = page.result.as_ref().err().and_then(CallError::retry_after);
         let progress = self.take_page(at, page);
         let conversation = &mut self.conversations[at];
@@ -232,7 +234,10 @@ impl Device {
         let is_behind = conversation.is_behind();
         match progress {
             Progress::More => return self.start_sync(at),
-            Progress::Last if is_behind => self.sync_later(at),
+            Progress::Last if is_behind => {
+                conversation.behind().waited_us = 0;
+                self.sync_later(at);
+            }
             Progress::Stuck => {
                 // Counted from the failure, whatever was planned before it.
                 conversation.behind().sync_due_us = 0;
@@ -247,7 +252,7 @@ impl Device {
             }
             Progress::Last | Progress::Gone => {
                 let behind = conversation.behind();
-                behind.sync_due_us = 0;
+                (behind.sync_due_us, behind.waited_us) = (0, 0);
                 behind.attempts = 0;
             }
         }
@@ -344,7 +349,9 @@ impl Device {
             seen.is_live |= seen.id <= announced;
         }
         let has_moved = conversation.cursor.upto() > before;
-        self.show(at, &show, page.waited_us);
+        // What an earlier page or a failed try waited for, this one's messages waited for, too.
+        let waited_us = conversation.behind().waited_us;
+        self.show(at, &show, waited_us);
         match (answer.has_more, has_moved) {
             (true, true) => Progress::More,
             (true, false) => Progress::Stuck,

@@ -56,6 +56,8 @@ pub(super) struct Behind {
     pub(super) put_off_until_us: u64,
     /// When the first try of the page began that did not come yet; 0 for none.
     pub(super) tried_since_us: u64,
+    /// How long the calls for what is fetched now have waited for the generator, in µs: of all its tries and pages.
+    pub(super) waited_us: u64,
     pub(super) is_syncing: bool,
     /// The newest id that the inbox named after a connect: up to it, this sync belongs to the catching up. 0 for none.
     pub(super) catching_upto: u64,
@@ -134,7 +136,9 @@ impl DeviceConversation {
 
     /// The same of a page of which no answer is taken any more, whether or not a try is under way.
     pub(super) fn abandon_page(&mut self) -> Option<u64> {
-        let since_us = std::mem::take(&mut self.behind.as_mut()?.tried_since_us);
+        let behind = self.behind.as_mut()?;
+        behind.waited_us = 0;
+        let since_us = std::mem::take(&mut behind.tried_since_us);
         (since_us > 0).then_some(since_us)
     }
 

@@ -7,13 +7,14 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use super::sim::{MS, S, run_of, welcome};
+use crate::loadgen::body::Tag;
 use crate::loadgen::client::{Action, CallError, Command, ConnectError, Device, Event, LinkError, Page};
 use crate::loadgen::fault_track::FaultTrack;
 use crate::loadgen::run::Run;
 use crate::loadgen::stats::get;
 use crate::protocol::api::{InboxEntry, MessagesSync};
 use crate::protocol::frames::{ErrorFrame, HeadFrame};
-use crate::protocol::{ClientFrame, ErrorCode, MessageId, ServerFrame};
+use crate::protocol::{ClientFrame, ErrorCode, MessageFrame, MessageId, ServerFrame};
 use crate::telemetry::LatencyPath;
 
 /// A device and the time.
@@ -25,7 +26,12 @@ struct Alone {
 
 impl Alone {
     fn new() -> Self {
-        let run = Arc::new(run_of(1, &mut StdRng::seed_from_u64(1)));
+        Self::of(1)
+    }
+
+    /// A device of the world of a seed.
+    fn of(seed: u64) -> Self {
+        let run = Arc::new(run_of(seed, &mut StdRng::seed_from_u64(1)));
         run.recorder.begin(S, &run.scenario.phases);
         Self { device: Device::new(&run, 0, None), run, now_us: S }
     }
@@ -93,8 +99,19 @@ impl Alone {
 
     /// The answer to a sync that began `took_us` ago.
     fn page(&mut self, took_us: u64, result: Result<MessagesSync, CallError>) -> Vec<Action> {
-        let (conversation, now) = (self.conversation(), self.now_us);
-        let page = Page { conversation, after: 0, started_us: now - took_us, ended_us: now, waited_us: 0, result };
+        self.page_of(self.conversation(), took_us, 0, result)
+    }
+
+    /// The answer to a sync of a conversation, whose call waited for the generator for a while.
+    fn page_of(
+        &mut self,
+        conversation: u32,
+        took_us: u64,
+        waited_us: u64,
+        result: Result<MessagesSync, CallError>,
+    ) -> Vec<Action> {
+        let now = self.now_us;
+        let page = Page { conversation, after: 0, started_us: now - took_us, ended_us: now, waited_us, result };
         self.on(Event::Page(Box::new(page)))
     }
 
@@ -205,6 +222,55 @@ fn a_sync_counts_from_its_first_try_and_one_that_never_came_counts_too() {
     alone.now_us += 2 * S;
     alone.on(Event::Closed(LinkError::Lost("cut".to_owned())));
     assert_eq!(alone.measured(LatencyPath::Sync).0, 2, "given up with its connection");
+}
+
+#[test]
+fn a_message_of_a_channel_waited_for_all_pages_and_tries_before_it() {
+    let mut alone = Alone::of(39);
+    alone.come();
+    let run = Arc::clone(&alone.run);
+    let world = &run.world;
+    let large = |at: &usize| world.conversations[*at].is_large();
+    let channel = (0..world.conversations.len()).find(large).expect("there is one") as u32;
+    let is_in = |client: &u32| world.is_original_member(channel, world.clients[*client as usize].user);
+    assert!(is_in(&0), "the device hears of it");
+    let sender = (1..world.clients.len() as u32).rev().find(is_in).expect("there are others");
+    let (conversation, sent_us) = (world.conversations[channel as usize].id, 2 * S);
+    let message = |id: u32| {
+        let tag =
+            Tag { run: world.run(), conversation: channel, client: sender, counter: id, intended_us: sent_us, sent_us };
+        run.ledger.on_sent(&tag);
+        MessageFrame {
+            conversation,
+            id: MessageId(u64::from(id)),
+            uuid: tag.uuid(),
+            sender: world.users[world.clients[sender as usize].user as usize].id,
+            kind: "text".to_owned(),
+            body: tag.body(90),
+            reply_to: None,
+            at: (sent_us + run.unix_offset_us) / MS,
+        }
+    };
+    let lag = |alone: &Alone| {
+        let (count, longest_us) = alone.measured(LatencyPath::FetchLag);
+        (count, longest_us / (100 * MS))
+    };
+    let page = |id: u32, has_more| {
+        Ok(MessagesSync { messages: vec![message(id)], has_more, stable: MessageId(u64::from(id)) })
+    };
+    alone.now_us = sent_us;
+    let head = HeadFrame { conversation, id: MessageId(3) };
+    assert!(alone.hears(ServerFrame::Head(head)).iter().any(is_sync));
+    alone.now_us += 4 * S;
+    assert!(alone.page_of(channel, 4 * S, 2 * S, page(1, true)).iter().any(is_sync));
+    assert_eq!(lag(&alone), (1, 20));
+    alone.page_of(channel, 0, S, Err(CallError::Failed("no_answer".to_owned())));
+    assert!(alone.until(alone.now_us + 3 * S).iter().any(|(_, action)| is_sync(action)));
+    alone.page_of(channel, 0, S, page(2, false));
+    assert_eq!(lag(&alone), (2, 40), "two of the first page, one of a failed try, one");
+    assert!(alone.until(alone.now_us + 3 * S).iter().any(|(_, action)| is_sync(action)));
+    alone.page_of(channel, 0, 8 * S, page(3, false));
+    assert_eq!(lag(&alone), (3, 80), "a fetch that is over counts no more");
 }
 
 #[test]

@@ -75,24 +75,67 @@ fn parse(begun: &[u8]) -> Result<bool, Refusal> {
     }
 }
 
-/// Reads the rest of the first head of a connection; false where there is none: it ended, or was refused.
-pub(super) async fn read_first(stream: &mut TcpStream, begun: &mut Vec<u8>) -> bool {
+/// What is known of the beginning of a connection: it is parsed where that may tell something new. Parsed at every read,
+/// what comes byte by byte would be gone through as often as it has bytes.
+#[derive(Default)]
+struct Beginning {
+    /// Bytes that were looked at.
+    seen: usize,
+    /// Bytes of empty lines before the request; the library skips them.
+    blank: usize,
+    has_line: bool,
+}
+
+impl Beginning {
+    /// Whether a parse may tell more than the last one: something has come, or the first line, or the end of a head, or
+    /// as much as a head may have.
+    fn may_tell_more(&mut self, begun: &[u8]) -> bool {
+        let seen = std::mem::replace(&mut self.seen, begun.len());
+        let is_first = self.blank == seen && begun.len() > seen;
+        if is_first {
+            self.blank += begun[seen..].iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+        }
+        let is_begun = is_first && self.blank < begun.len();
+        // The end of a head may have begun in what came before.
+        let tail = &begun[self.blank.max(seen.saturating_sub(3))..];
+        let is_end = tail.windows(2).any(|end| end == b"\n\n") || tail.windows(3).any(|end| end == b"\n\r\n");
+        let is_line = !self.has_line && tail.contains(&b'\n');
+        self.has_line |= is_line;
+        is_begun || is_line || is_end || begun.len() >= BUFFER_BYTES_MAX
+    }
+}
+
+/// Reads the rest of the first head of a connection; false where there is none, since it ended.
+///
+/// # Errors
+/// When the head is refused: the client is to be told.
+pub(super) async fn read_first(stream: &mut TcpStream, begun: &mut Vec<u8>) -> Result<bool, Refusal> {
+    let mut beginning = Beginning::default();
     let read = async {
-        while !parse(begun)? {
+        loop {
+            if beginning.may_tell_more(begun) && parse(begun)? {
+                return Ok(true);
+            }
             match stream.read_buf(begun).await {
-                Ok(0) | Err(_) => return Ok::<_, Refusal>(false),
+                Ok(0) => return parse(begun),
+                Err(_) => return Ok(false),
                 Ok(_) => {}
             }
         }
-        Ok(true)
     };
-    let refusal: Refusal = match tokio::time::timeout(HEAD_TIMEOUT, read).await {
-        Ok(Ok(is_there)) => return is_there,
-        Ok(Err(refusal)) => refusal,
+    match tokio::time::timeout(HEAD_TIMEOUT, read).await {
+        Ok(read) => read,
         // Who sent nothing waits for nothing.
-        Err(_) if begun.is_empty() => return false,
-        Err(_) => Failure::new(ErrorCode::RequestTimeout, "the head of a request came too slowly").into(),
-    };
+        Err(_) if begun.is_empty() => Ok(false),
+        Err(_) => {
+            parse(begun)?;
+            Err(Failure::new(ErrorCode::RequestTimeout, "the head of a request came too slowly").into())
+        }
+    }
+}
+
+/// Tells a client why its head is refused, and waits for a moment until it has heard it.
+pub(super) async fn refuse(stream: &mut TcpStream, refusal: Refusal) {
     let _ = tokio::time::timeout(LINGER, async {
         // Whether the client still listens does not matter.
         let _ = stream.write_all(&refusal.into_bytes()).await;
@@ -101,7 +144,6 @@ pub(super) async fn read_first(stream: &mut TcpStream, begun: &mut Vec<u8>) -> b
         while matches!(stream.read(&mut scratch).await, Ok(read) if read > 0) {}
     })
     .await;
-    false
 }
 
 #[cfg(test)]
@@ -125,6 +167,33 @@ mod tests {
         assert_eq!(refused(&format!("GET /{large}")), Some(414));
         assert_eq!(refused(&format!("GET / HTTP/1.1\r\nX: {large}")), Some(431));
         assert_eq!(refused(&format!("GET / HTTP/1.1\r\n{}\r\n", "X: y\r\n".repeat(HEADERS_READ_MAX + 1))), Some(431));
+    }
+
+    #[test]
+    fn what_comes_byte_by_byte_is_parsed_a_few_times_and_to_the_same_end() {
+        let long = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(10_000));
+        let many = format!("GET / HTTP/1.1\n{}\n", "X: y\n".repeat(HEADERS_READ_MAX));
+        let blank = format!("{}GET / HTTP/1.1\r\n\r\n", "\r\n\n".repeat(5_000));
+        for whole in
+            [long.as_str(), &many, &blank, "\u{1}\n", "SSH-2.0-x\r\n", "GET / HTTP/1.1\r\n\u{1}: \r\n\r\n", "\rX"]
+        {
+            let (mut beginning, mut parses) = (Beginning::default(), 0);
+            let mut told = (0..=whole.len()).filter_map(|length| {
+                let begun = &whole.as_bytes()[..length];
+                let is_due = beginning.may_tell_more(begun);
+                parses += u32::from(is_due);
+                let outcome = is_due.then(|| parse(begun));
+                outcome.filter(|outcome| !matches!(outcome, Ok(false)))
+            });
+            let (told, at_once) = (told.next().expect("it is told before the time is over"), parse(whole.as_bytes()));
+            assert_eq!(told.ok(), at_once.ok(), "{:?}", &whole[..whole.len().min(30)]);
+            assert!(parses <= 3, "{parses} parses");
+        }
+        let nothing_ends = format!("\r\n{}", "x".repeat(BUFFER_BYTES_MAX - 2));
+        let mut beginning = Beginning::default();
+        let parses =
+            (0..=nothing_ends.len()).filter(|n| beginning.may_tell_more(&nothing_ends.as_bytes()[..*n])).count();
+        assert_eq!(parses, 2, "as it begins, and at the limit");
     }
 
     #[test]

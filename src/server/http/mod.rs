@@ -36,7 +36,7 @@ use tokio::time::Sleep;
 
 pub(super) use self::deadlined::Deadlined;
 use self::rewound::Rewound;
-use self::status::Failure;
+use self::status::{Failure, Refusal};
 use super::access::seats::{Begun, HalfOpen, Seat, Seats};
 use crate::protocol::ErrorCode;
 use crate::runtime::{Tasks, net};
@@ -61,8 +61,17 @@ where
     S::Future: Send + 'static,
 {
     net::set_options(&stream);
+    let first = async {
+        match head::read_first(&mut stream, &mut begun).await {
+            Ok(is_there) => is_there,
+            Err(refusal) => {
+                head::refuse(&mut stream, refusal).await;
+                false
+            }
+        }
+    };
     let is_there = tokio::select! {
-        is_there = head::read_first(&mut stream, &mut begun) => is_there,
+        is_there = first => is_there,
         () = tasks.stopped() => false,
     };
     if !is_there {
@@ -152,6 +161,16 @@ impl Room {
         let of = |seats: &Seats, is_reserve| seats.take().map(|seat| Place { _seat: seat, is_reserve });
         of(&self.usual, false).or_else(|| of(&self.reserve, true))
     }
+
+    /// Tells a client why its head is refused. It may take a moment to hear that where the reserve has a seat for it.
+    async fn refuse(&self, stream: &mut TcpStream, refusal: Refusal) {
+        if let Some(_seat) = self.reserve.take() {
+            head::refuse(stream, refusal).await;
+        } else {
+            // What the socket takes at once is all of it: nothing was written before.
+            let _ = stream.try_write(&refusal.into_bytes());
+        }
+    }
 }
 
 /// Serves one connection that was admitted as [`serve`] does; in the reserve only probes, and for a moment.
@@ -175,8 +194,18 @@ where
         first = admitted.within(Duration::MAX, head::read_first(&mut stream, &mut head)) => first,
         () = tasks.stopped() => return Ok(()),
     };
-    if first != Ok(true) {
-        return Ok(());
+    match first {
+        Ok(Ok(true)) => {}
+        Ok(Err(refusal)) => {
+            // Who is told why holds nobody up who has yet to send a head.
+            drop(admitted);
+            tokio::select! {
+                () = room.refuse(&mut stream, refusal) => {}
+                () = tasks.stopped() => {}
+            }
+            return Ok(());
+        }
+        Ok(Ok(false)) | Err(_) => return Ok(()),
     }
     let place = room.enter().ok_or(NoPlace)?;
     drop(admitted);
@@ -295,10 +324,10 @@ mod tests {
     }
 
     /// Serves a router, to as many connections as there is room for.
-    fn listen(tasks: &Tasks, router: Router, room: Room) -> std::net::SocketAddr {
+    fn listen(tasks: &Tasks, router: Router, room: impl Into<Arc<Room>>) -> std::net::SocketAddr {
         let listener = net::listen("127.0.0.1:0".parse().expect("valid")).expect("binds");
         let address = listener.local_addr().expect("bound");
-        let (group, room) = (tasks.clone(), Arc::new(room));
+        let (group, room) = (tasks.clone(), room.into());
         tasks.spawn_until_stopped("test.accept", async move {
             loop {
                 let (stream, _) = listener.accept().await.expect("accepts");
@@ -384,6 +413,27 @@ mod tests {
         let mut answer = [0; 15];
         client.read_exact(&mut answer).await.expect("is answered");
         assert_eq!(&answer, b"HTTP/1.1 200 OK");
+        tasks.stop();
+    }
+
+    #[tokio::test]
+    async fn who_is_told_why_its_head_is_refused_is_half_open_no_more() {
+        let (tasks, room) = (Tasks::new(), Arc::new(Room::new(1)));
+        let address = listen(&tasks, Router::new(), Arc::clone(&room));
+        let refused = || async move {
+            let mut client = TcpStream::connect(address).await.expect("connects");
+            client.write_all(b"\x01\n").await.expect("writes");
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).await.expect("answers");
+            assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+            client
+        };
+        // The client does not close: it is waited for.
+        let _lingers = refused().await;
+        assert_eq!(room.half_open.len(), 0);
+        let _reserve: Vec<Seat> = std::iter::from_fn(|| room.reserve.take()).collect();
+        let _cut = refused().await;
+        assert_eq!(room.half_open.len(), 0, "it is told without a seat, too");
         tasks.stop();
     }
 

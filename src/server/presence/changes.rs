@@ -203,6 +203,11 @@ impl Changes {
             }
         })
         .await;
+        self.take_all()
+    }
+
+    /// Takes out what waits.
+    pub(super) fn take_all(&self) -> Vec<Untold> {
         std::mem::take(&mut *self.waiting()).into_iter().map(|(user, change)| (user, change.at_ms)).collect()
     }
 

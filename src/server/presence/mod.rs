@@ -104,6 +104,23 @@ struct Sweep {
     skip: usize,
 }
 
+/// Changes that nobody has taken yet. Those that are left when it is dropped, which the limit of a stop may do at any
+/// time, are counted as dropped.
+struct Untaken<'a> {
+    server: &'a PresenceServer,
+    changes: usize,
+}
+
+impl Drop for Untaken<'_> {
+    fn drop(&mut self) {
+        let dropped = self.changes + self.server.changes.take_all().len();
+        if dropped > 0 {
+            tracing::warn!(dropped, "presence changes were told by nobody at the end");
+            self.server.deps.metrics.add(Counter::PresenceChangesDropped, dropped as u64);
+        }
+    }
+}
+
 /// Starts a presence server; it is announced when this returns.
 ///
 /// # Errors
@@ -142,6 +159,8 @@ impl PresenceServer {
         });
         let publishing = Arc::clone(self);
         self.deps.tasks.spawn("presence.publish_loop", async move {
+            // What waits when this task is dropped.
+            let _untaken = Untaken { server: &publishing, changes: 0 };
             let backends = &publishing.deps.backends;
             let ways = Ways { store: &*backends.presence, log: &*backends.log };
             let finders_ended = async {
@@ -155,27 +174,29 @@ impl PresenceServer {
         });
     }
 
-    /// Leaves it to other presence servers to tell what this one could not before its end.
+    /// Leaves it to other presence servers to tell what this one could not before its end. One that has failed once is
+    /// asked no more: there is little time.
     async fn hand_over(&self, left: &[Untold]) {
+        let mut untaken = Untaken { server: self, changes: left.len() };
         let servers = self.cluster.servers(Role::Presence);
+        let mut others = servers.iter().filter(|server| server.name != self.deps.name);
+        let mut other = others.next();
         // Links in the tasks of this server have ended.
         let tasks = Tasks::new();
         let peers = Peers::with(self.deps.name.clone(), Arc::clone(&self.deps.peer_keys), tasks.clone());
-        let mut dropped = 0;
         for some in left.chunks(UNTOLD_PER_CALL) {
             let call = Call::PresenceUntold(some.to_vec());
-            let mut is_taken = false;
-            for server in servers.iter().filter(|server| server.name != self.deps.name) {
-                is_taken = matches!(peers.call(server, &call).await, Ok(Answer::Done));
-                if is_taken {
+            while let Some(server) = other {
+                if matches!(peers.call(server, &call).await, Ok(Answer::Done)) {
+                    untaken.changes -= some.len();
                     break;
                 }
+                other = others.next();
             }
-            dropped += if is_taken { 0 } else { some.len() };
         }
         tasks.stop();
-        tracing::warn!(changes = left.len(), dropped, "presence changes were left to other servers at the end");
-        self.deps.metrics.add(Counter::PresenceChangesDropped, dropped as u64);
+        let taken = left.len() - untaken.changes;
+        tracing::warn!(changes = left.len(), taken, "presence changes were left to other servers at the end");
     }
 
     /// Waits; returns whether the server goes on.

@@ -210,6 +210,80 @@ async fn what_a_server_could_not_tell_before_its_end_another_one_tells_as_it_is(
     assert_eq!(bench.deps.metrics.counted(Counter::PresenceChangesDropped), 1, "nobody takes it");
 }
 
+/// A presence server that refuses or never answers, and counts how often it was called.
+#[derive(Default)]
+struct Useless {
+    hangs: bool,
+    calls: AtomicU32,
+}
+
+#[async_trait]
+impl PeerHandler for Useless {
+    async fn handle(&self, _: Call) -> Answer {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        if self.hangs {
+            std::future::pending::<()>().await;
+        }
+        Answer::Failed
+    }
+}
+
+impl Place {
+    /// The only other server is one of no use.
+    async fn beside(&self, useless: &Arc<Useless>) {
+        let deps = Deps { name: "presence-2".parse().expect("a name"), ..self.bench.deps.clone() };
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let mut entry = entry(Role::Presence, &deps.name, 1);
+        entry.peer = listener.local_addr().ok();
+        peer::serve(listener, &deps, Arc::clone(useless) as Arc<dyn PeerHandler>);
+        deps.backends.registry.announce(&entry).await.expect("announces");
+        self.server.cluster.refresh().await;
+    }
+
+    fn dropped(&self) -> u64 {
+        self.bench.deps.metrics.counted(Counter::PresenceChangesDropped)
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_failed_once_is_handed_nothing_more() {
+    let (place, useless) = (Place::new().await, Arc::new(Useless::default()));
+    place.beside(&useless).await;
+    let left: Vec<Untold> = (0..3 * UNTOLD_PER_CALL as u64).map(|user| (UserId(user), 7)).collect();
+    place.server.hand_over(&left).await;
+    assert_eq!((useless.calls.load(Ordering::Relaxed), place.dropped()), (1, left.len() as u64));
+}
+
+#[tokio::test]
+async fn changes_that_a_stop_cuts_off_while_they_are_handed_over_or_wait_are_counted() {
+    let (place, useless) = (Place::new().await, Arc::new(Useless { hangs: true, ..Useless::default() }));
+    place.beside(&useless).await;
+    tokio::select! {
+        () = place.server.hand_over(&[(UserId(1), 7), (UserId(2), 7)]) => panic!("it was answered"),
+        () = async { while useless.calls.load(Ordering::Relaxed) == 0 { tokio::task::yield_now().await } } => {}
+    }
+    assert_eq!(place.dropped(), 2);
+    place.log.is_away.store(true, Ordering::Relaxed);
+    place.store.beat(&[Beat { user: UserId(3), age_ms: 0 }]).await.expect("takes");
+    let tasks = Tasks::new();
+    let deps = Deps { tasks: tasks.clone(), ..place.bench.deps.clone() };
+    let server = Arc::new(PresenceServer {
+        cluster: Arc::clone(&place.server.cluster),
+        deps,
+        config: place.server.config.clone(),
+        waiting: BeatBuffer::new(USERS_WAITING_MAX),
+        changes: Changes::default(),
+    });
+    server.changes.note(&[LastBeat { user: UserId(3), at_ms: 7 }], PresenceState::Online);
+    server.start_loops();
+    while place.log.tries.load(Ordering::Relaxed) == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    tasks.kill();
+    assert_eq!(tasks.join(Duration::from_mins(1)).await, 0);
+    assert_eq!(place.dropped(), 3);
+}
+
 #[tokio::test]
 async fn silent_users_of_another_server_do_not_stand_before_those_of_this_one() {
     let Place { bench, server, .. } = Place::new().await;

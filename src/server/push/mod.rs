@@ -97,6 +97,8 @@ struct Service {
     reader: Arc<dyn GroupReader>,
     view: View,
     held: Held,
+    /// What was held back is being decided or handed over: it is neither held any more, nor dealt with.
+    is_in_hand: bool,
     lately: Lately,
     backoff: Backoff,
     /// How far it had come at some times, on [`clock::now_us`], the earliest first; what is read and not committed.
@@ -115,6 +117,7 @@ impl Service {
             reader,
             view,
             held: Held::default(),
+            is_in_hand: false,
             lately: Lately::default(),
             backoff,
             marks: VecDeque::new(),
@@ -131,7 +134,9 @@ impl Service {
             () = self.serve() => {}
             () = tasks.stopped() => {}
         }
-        if self.held.is_empty()
+        // What the stop has cut off, and what is held back, comes again.
+        if !self.is_in_hand
+            && self.held.is_empty()
             && let Some((_, last)) = self.marks.pop_back()
         {
             // What fails here is repeated.
@@ -240,6 +245,7 @@ impl Service {
             // Until then nobody can say which servers have gone.
             self.lately.forget_old();
         }
+        self.is_in_hand = true;
         let again = self.held.due();
         if !again.is_empty() {
             let notifications: Vec<Notification> = again.iter().map(|held| held.notification).collect();
@@ -254,6 +260,7 @@ impl Service {
             }
         }
         self.hand_over(due).await;
+        self.is_in_hand = false;
         self.deps.metrics.set(Gauge::NotificationsHeld, self.held.len() as u64);
     }
 

@@ -267,6 +267,23 @@ async fn a_restart_in_good_order_repeats_nothing() {
 }
 
 #[tokio::test]
+async fn a_stop_while_what_was_held_back_is_handed_over_loses_none_of_it() {
+    let mut place = Place::start().await;
+    place.lives("chat-1").await;
+    place.connects(1, "chat-2").await;
+    place.comes(&[1], 7..8);
+    pass(5).await;
+    place.phone.fails.store(1_000, Ordering::Relaxed);
+    pass(10).await;
+    assert!(place.phone.fails.load(Ordering::Relaxed) < 1_000, "it is being handed over");
+    place.restart(false).await;
+    assert_eq!((place.handed(), place.commits()), (vec![], 0));
+    place.phone.fails.store(0, Ordering::Relaxed);
+    pass(15).await;
+    assert_eq!(place.handed(), [(1, 7)]);
+}
+
+#[tokio::test]
 async fn an_empty_registry_is_no_proof() {
     let place = Place::start().await;
     place.connects(1, "chat-2").await;
