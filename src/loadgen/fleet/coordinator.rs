@@ -87,7 +87,7 @@ struct Fleet<'a> {
     /// What the workers took before they had their jobs.
     idle_bytes: u64,
     results: Vec<(usize, RunResult)>,
-    /// The servers and this machine as they were last seen. Written by [`watch`].
+    /// The servers and this machine as they were last seen. Written by [`watch()`].
     seen: Arc<Mutex<Seen>>,
     intervals: Intervals,
     /// When the load begins; 0 before.
