@@ -119,19 +119,17 @@ impl ChannelFeed {
     /// Passes a message on. Returns false, and does nothing, where the subscribers' rights have to be looked at first.
     pub(super) async fn pass(&self, writes: &mut Writes, header: &InboxHeader, frame: &Bytes, age: Duration) -> bool {
         let Some((subscribers, rights)) = self.subscriptions.look(header.conversation) else { return true };
-        if age >= BEHIND {
+        let rights = if self.deliverer.ignores_removals() { Rights::Known } else { rights };
+        if rights == Rights::Due {
+            self.look_meanwhile(header.conversation);
+        }
+        // A head says nothing that needs a right.
+        if age >= BEHIND || rights == Rights::Unreadable {
             self.skip(header, &subscribers);
             return true;
         }
-        match rights {
-            _ if self.deliverer.ignores_removals() => {}
-            Rights::Known => {}
-            Rights::Stale => return false,
-            Rights::Unreadable => {
-                self.skip(header, &subscribers);
-                return true;
-            }
-            Rights::Due => self.look_meanwhile(header.conversation),
+        if rights == Rights::Stale {
+            return false;
         }
         self.send(writes, header, frame, age, &subscribers).await;
         true
@@ -412,6 +410,23 @@ mod tests {
         assert_eq!(scene.sent(), (Vec::new(), vec![scene.head(1)]));
         assert!(scene.wants_messages.subscriptions().is_empty());
         assert!(scene.pass(2, 5, NOW).await, "one look is for all that wait");
+    }
+
+    #[tokio::test]
+    async fn rights_are_looked_at_while_the_server_is_behind_too() {
+        let scene = Scene::new().await;
+        let directory = &scene.bench.deps.backends.directory;
+        directory.remove_member(scene.channel, scene.wants_messages.user).await.expect("removes");
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(2)).await;
+        tokio::time::resume();
+        scene.pass(1, 5, BEHIND).await;
+        let is_found = async {
+            while !scene.wants_messages.subscriptions().is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), is_found).await.expect("who was removed is found");
     }
 
     #[tokio::test]

@@ -41,17 +41,6 @@ pub(super) enum Rights {
     Unreadable,
 }
 
-/// What came of a subscription.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Entered {
-    /// It is new.
-    New,
-    /// It was there, for something else.
-    Changed,
-    /// It was there.
-    Known,
-}
-
 struct Channel {
     subscribers: HashMap<SessionId, Subscriber>,
     /// The same as a list, made when somebody asks.
@@ -162,25 +151,26 @@ impl Channels {
         self.lock().get(&channel).is_some_and(|channel| channel.subscribers.values().any(is_users))
     }
 
-    /// Enters a connection that its user is known to have a right to. `None` leaves what it wants, heads where it is new.
-    pub(super) fn enter(
-        &self,
-        channel: ConversationId,
-        connection: &Arc<Connection>,
-        wants: Option<Deliver>,
-    ) -> Entered {
+    /// Enters a connection, for heads; one that is there keeps what it wants. Returns whether it is new.
+    pub(super) fn enter(&self, channel: ConversationId, connection: &Arc<Connection>) -> bool {
         let mut channels = self.lock();
         let channel = channels.entry(channel).or_insert_with(Channel::new);
         let before = channel.subscribers.get(&connection.session).map(|subscriber| subscriber.wants);
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-        let wants = wants.or(before).unwrap_or_default();
+        let wants = before.unwrap_or_default();
         let subscriber = Subscriber { connection: Arc::clone(connection), wants, number };
         channel.subscribers.insert(connection.session, subscriber);
         channel.listed = None;
-        match before {
-            None => Entered::New,
-            Some(before) if before == wants => Entered::Known,
-            Some(_) => Entered::Changed,
+        before.is_none()
+    }
+
+    /// Sets what a connection wants of a channel, if it is there. Its user must be known to have the right to it.
+    pub(super) fn want(&self, channel: ConversationId, session: SessionId, wants: Deliver) {
+        let mut channels = self.lock();
+        let Some(channel) = channels.get_mut(&channel) else { return };
+        if let Some(subscriber) = channel.subscribers.get_mut(&session).filter(|one| one.wants != wants) {
+            subscriber.wants = wants;
+            channel.listed = None;
         }
     }
 
@@ -235,7 +225,7 @@ mod tests {
         let channels = Channels::default();
         assert!(channels.look(CHANNEL).is_none() && channels.begin_look(CHANNEL).is_none());
         let first = connection(UserId(1));
-        assert_eq!(channels.enter(CHANNEL, &first, Some(Deliver::Messages)), Entered::New);
+        assert!(channels.enter(CHANNEL, &first));
         assert_eq!(rights(&channels), Rights::Known, "it was looked at itself");
         tokio::time::advance(DUE).await;
         assert_eq!([rights(&channels), rights(&channels)], [Rights::Due, Rights::Known], "one is told to look");
@@ -262,10 +252,10 @@ mod tests {
     async fn a_look_says_nothing_of_who_has_subscribed_since() {
         let channels = Channels::default();
         let connection = connection(UserId(1));
-        channels.enter(CHANNEL, &connection, Some(Deliver::Heads));
+        channels.enter(CHANNEL, &connection);
         let look = channels.begin_look(CHANNEL).expect("there is one");
         assert!(channels.is_still(CHANNEL, &look.subscribers[0]));
-        channels.enter(CHANNEL, &connection, Some(Deliver::Heads));
+        channels.enter(CHANNEL, &connection);
         assert!(!channels.is_still(CHANNEL, &look.subscribers[0]));
     }
 
@@ -273,14 +263,14 @@ mod tests {
     async fn a_list_is_made_anew_when_something_has_changed() {
         let channels = Channels::default();
         let [a, b] = [connection(UserId(1)), connection(UserId(2))];
-        channels.enter(CHANNEL, &a, Some(Deliver::Heads));
+        channels.enter(CHANNEL, &a);
         let first = channels.of(CHANNEL);
         assert!(Arc::ptr_eq(&first, &channels.of(CHANNEL)));
-        assert_eq!(channels.enter(CHANNEL, &a, Some(Deliver::Heads)), Entered::Known);
-        assert_eq!(channels.enter(CHANNEL, &a, Some(Deliver::Messages)), Entered::Changed);
-        assert_eq!(channels.enter(CHANNEL, &a, None), Entered::Known);
-        assert_eq!(channels.of(CHANNEL)[0].wants, Deliver::Messages);
-        channels.enter(CHANNEL, &b, None);
+        channels.want(CHANNEL, a.session, Deliver::Messages);
+        assert!(!channels.enter(CHANNEL, &a), "it is there");
+        assert_eq!((first[0].wants, channels.of(CHANNEL)[0].wants), (Deliver::Heads, Deliver::Messages));
+        channels.want(CHANNEL, b.session, Deliver::Messages);
+        assert!(!channels.has(CHANNEL, b.user) && channels.enter(CHANNEL, &b));
         assert_eq!((channels.of(CHANNEL).len(), channels.len()), (2, 2));
         channels.leave(CHANNEL, a.session);
         assert!(channels.has(CHANNEL, b.user) && !channels.has(CHANNEL, a.user));

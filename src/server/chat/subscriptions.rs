@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use super::channels::{Channels, Entered, Rights, Subscriber};
+use super::channels::{Channels, Rights, Subscriber};
 use super::connection::Connection;
 use super::outbound::Outbound;
 use super::refused::{Refused, members_for};
@@ -17,7 +17,7 @@ use crate::backends::BackendResult;
 use crate::backends::directory::Directory;
 use crate::backends::log::{LogReader, Topic};
 use crate::backends::messages::Messages;
-use crate::protocol::frames::{ConversationChangeFrame, Deliver, HeadFrame, SubscribeFrame};
+use crate::protocol::frames::{ConversationChangeFrame, HeadFrame, SubscribeFrame};
 use crate::protocol::limits::{FANOUT_ON_WRITE_MEMBERS_MAX, MEMBERS_PER_CALL_MAX};
 use crate::protocol::{ConversationId, ErrorCode, MessageId, ServerFrame, UserId};
 use crate::runtime::Tasks;
@@ -39,7 +39,7 @@ const UNKNOWN: u64 = 0;
 /// What came of a subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Added {
-    /// It is new, or for something else than before.
+    /// It is new.
     New,
     /// It was there.
     Known,
@@ -113,7 +113,7 @@ impl Subscriptions {
     pub(super) async fn subscribe(&self, from: &Arc<Connection>, asked: SubscribeFrame) -> Result<(), Refused> {
         let (channel, limit) = (asked.conversation, self.of_a_connection_max);
         members_for(&self.members, from.user, channel).await?;
-        match self.add(from, channel, Some(asked.deliver), limit).await? {
+        match self.add(from, channel, limit).await? {
             // Once more, too: the answer to the first may have been that the head could not be read.
             Added::New | Added::Known => {}
             Added::Gone => return Ok(()),
@@ -127,53 +127,38 @@ impl Subscriptions {
             self.remove(from, channel).await;
             return Err(is_member.err().unwrap_or_else(|| Refused::not_a_member(channel)));
         }
+        // From here on messages, if that is what was asked for: not before the right to them is sure.
+        self.channels.want(channel, from.session, asked.deliver);
         // The head as it is now, so that the client knows whether to fetch.
         Ok(self.show_head(channel, std::slice::from_ref(from)).await?)
     }
 
-    /// Subscribes a connection that has fewer than `limit` subscriptions; `wants` is `None` where nobody has asked.
+    /// Subscribes a connection that has fewer than `limit` subscriptions.
     ///
     /// # Errors
     /// When the log can't be read from the channel's end; then nothing has changed.
-    async fn add(
-        &self,
-        connection: &Arc<Connection>,
-        channel: ConversationId,
-        wants: Option<Deliver>,
-        limit: usize,
-    ) -> BackendResult<Added> {
+    async fn add(&self, connection: &Arc<Connection>, channel: ConversationId, limit: usize) -> BackendResult<Added> {
         self.reader.subscribe(Topic::Channel, channel.0).await?;
-        let (added, is_counted) = self.enter(connection, channel, wants, limit);
-        if !is_counted {
+        let added = self.enter(connection, channel, limit);
+        if added != Added::New {
             self.lower_count(channel).await;
         }
         Ok(added)
     }
 
-    /// Returns also whether the channel has one subscription more.
-    fn enter(
-        &self,
-        connection: &Arc<Connection>,
-        channel: ConversationId,
-        wants: Option<Deliver>,
-        limit: usize,
-    ) -> (Added, bool) {
+    fn enter(&self, connection: &Arc<Connection>, channel: ConversationId, limit: usize) -> Added {
         // Held over the look in the hub: who ends a connection takes it out of there first, and then empties this list.
         let mut subscriptions = connection.subscriptions();
         if self.outbound.hub.find(connection.user, connection.session).is_none() {
-            return (Added::Gone, false);
+            return Added::Gone;
         }
-        let is_known = subscriptions.contains(&channel);
-        if !is_known {
+        if !subscriptions.contains(&channel) {
             if subscriptions.len() >= limit {
-                return (Added::TooMany, false);
+                return Added::TooMany;
             }
             subscriptions.push(channel);
         }
-        match self.channels.enter(channel, connection, wants) {
-            Entered::New | Entered::Changed => (Added::New, !is_known),
-            Entered::Known => (Added::Known, false),
-        }
+        if self.channels.enter(channel, connection) { Added::New } else { Added::Known }
     }
 
     /// Ends a subscription; returns whether there was one.
@@ -335,7 +320,7 @@ impl Subscriptions {
         let mut result = Ok(());
         for connection in self.outbound.hub.connections_of(members.into_iter()) {
             // Its client may ask for the messages when it hears of it.
-            match self.add(&connection, conversation, None, usize::MAX).await {
+            match self.add(&connection, conversation, usize::MAX).await {
                 Ok(Added::New) => {
                     let frame = ConversationChangeFrame { conversation, large: true };
                     self.outbound.reply(&connection, &ServerFrame::Conversation(frame));

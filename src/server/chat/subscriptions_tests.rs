@@ -2,6 +2,7 @@
 
 use super::super::bench::{Bench, written};
 use super::*;
+use crate::protocol::frames::Deliver;
 
 const fn heads(conversation: ConversationId) -> SubscribeFrame {
     SubscribeFrame { conversation, deliver: Deliver::Heads }
