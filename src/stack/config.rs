@@ -141,6 +141,11 @@ impl Config {
                 return Err(format!("{name} is 0: nothing would be let in; valid are 1 and more"));
             }
         }
+        if self.chat.channel_bytes_per_second == 0 {
+            let problem = "chat.channel_bytes_per_second is 0: valid are 1 and more; for heads only set \
+                           chat.channel_messages_per_second to 0";
+            return Err(problem.to_owned());
+        }
         if self.advertise.is_some_and(|address| address.is_unspecified()) {
             return Err("advertise: every address is none that can be reached; name one, or leave it out".to_owned());
         }
@@ -315,6 +320,7 @@ mod tests {
             ("api.requests_per_second", "api: {requests_per_second: 0}"),
             ("api.logins_per_second", "api: {logins_per_second: 0}"),
             ("chat.limits.frames_per_second", "chat: {limits: {frames_per_second: 0}}"),
+            ("chat.channel_bytes_per_second", "chat: {channel_bytes_per_second: 0}"),
         ] {
             assert!(check(text).is_err_and(|problem| problem.contains(name)), "{text}");
         }

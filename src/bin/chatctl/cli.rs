@@ -1,6 +1,7 @@
 //! Flags that several verbs share, and what they mean to a run.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use chatctl::run::{Layout, SourceAddresses, preflight};
 use chatctl::runtime::files::{self, SETTINGS_BYTES_MAX};
@@ -79,9 +80,28 @@ impl LayoutArgs {
     }
 }
 
+/// Reads a time of a flag.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| format!("{text:?}: write a time such as 30s, 5m or 12h"))
+}
+
 /// Reads a file with the settings of a stack.
 pub(crate) fn read_config(path: &Path) -> Result<Config, Failure> {
     let text = files::read_text(path, SETTINGS_BYTES_MAX)
         .map_err(|e| Failure::usage(format!("{}: {e}; give an existing file with --config", path.display())))?;
     yaml::parse(&text, &path.display().to_string()).map_err(Failure::usage)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_of_a_flag_is_read_or_told_how_to_write() {
+        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
+        for text in ["", "abc", "5", "-1s", "1e9s"] {
+            let problem = duration(text).expect_err("no time");
+            assert!(problem.starts_with(&format!("{text:?}: write a time")), "{problem}");
+        }
+    }
 }

@@ -150,7 +150,7 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// Bytes that may wait for one slow reader; then it is cut.
     pub outgoing_bytes_max: usize,
-    /// Messages of one large channel that a subscriber is sent in a second; past that it is told of news, and fetches.
+    /// Messages of one large channel that a subscriber is sent in a second; past that it is told of news, and fetches. 0: always.
     pub channel_messages_per_second: u32,
     /// The same in bytes.
     pub channel_bytes_per_second: u64,

@@ -29,7 +29,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     layout: LayoutArgs,
     /// Length of each trial's steady part
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = crate::cli::duration)]
     trial: Duration,
     /// How close the answer is to be to the lowest load that fails, in percent
     #[arg(long, value_name = "PERCENT", default_value_t = 5.0)]

@@ -19,10 +19,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     servers: u64,
     /// Time between two heartbeats of a connection
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = crate::cli::duration)]
     heartbeat: Duration,
     /// Time over which all of them connect
-    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = crate::cli::duration)]
     connect_over: Duration,
     /// The servers are on other machines: only the generator is here
     #[arg(long)]

@@ -37,10 +37,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FACTOR", value_parser = number, default_value = "3")]
     peak: f64,
     /// Time between two heartbeats
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = crate::cli::duration)]
     heartbeat: Duration,
     /// How long messages are kept
-    #[arg(long, value_name = "TIME", default_value = "365d", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "365d", value_parser = crate::cli::duration)]
     retention: Duration,
     /// Copies of each message and record
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=9))]
@@ -58,7 +58,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", value_parser = number, default_value = "200K")]
     connections_per_server: f64,
     /// Time within which the users of the largest chat server are back after it died
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = crate::cli::duration)]
     recovery: Duration,
     /// File with constants, as --calibrate writes it
     #[arg(long, value_name = "FILE")]
