@@ -4,16 +4,16 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Groups up to this size are fanned out on write, larger ones on read. Source: chat-system cards, "fan-out".
+/// Groups up to this size are fanned out on write, larger ones on read. Source: docs/design.md, section 10.
 pub const FANOUT_ON_WRITE_MEMBERS_MAX: usize = 100;
 
 /// Most partitions: each is three topics of Kafka, and costs a broker a file and two memory maps for each replica.
 pub const PARTITIONS_MAX: u32 = 16_384;
 
-/// How often a client beats. Source: chat-system cards, "presence".
+/// How often a client beats. Source: docs/design.md, section 10.
 pub const HEARTBEAT: Duration = Duration::from_secs(5);
 
-/// Silence after which a user is offline. Source: chat-system cards, "presence".
+/// Silence after which a user is offline. Source: docs/design.md, section 10.
 pub const OFFLINE_AFTER: Duration = Duration::from_secs(30);
 
 /// Life of a presence record; only clean-up, the status is decided by the last beat.

@@ -15,8 +15,8 @@ pub const FILES_RESERVED: u64 = 900;
 /// Most connections of one process, whatever its limit of files: past this a single runtime is the bottleneck.
 pub const CONNECTIONS_PER_PROCESS_MAX: u64 = 250_000;
 
-/// Memory of the kernel for one end of an idle TCP connection, in bytes. Source: measured on Linux 6.18, DESIGN section 6
-/// ("4–5 KiB per socket end").
+/// Memory of the kernel for one end of an idle TCP connection, in bytes: the upper end of what was measured. Source:
+/// docs/design.md, section 10.
 const KERNEL_BYTES_PER_END: u64 = 5 * 1_024;
 
 /// Memory of a simulated device, in bytes, with few conversations. Source: `cargo bench --bench clients`.

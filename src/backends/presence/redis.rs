@@ -16,7 +16,7 @@ use crate::backends::redis::Redis;
 use crate::protocol::UserId;
 use crate::runtime::clock;
 
-/// Life of the last beat of somebody who is offline. Source: DESIGN section 2, "Presence".
+/// Life of the last beat of somebody who is offline. Source: docs/design.md, section 5.
 const LAST_BEAT_TTL: Duration = Duration::from_secs(35);
 
 /// Beats in one call of a script: the server does nothing else meanwhile.

@@ -26,7 +26,7 @@ use super::messages::ConversationHead;
 use crate::protocol::{ConversationId, MessageId, UserId};
 use crate::runtime::clock;
 
-/// Ids of one conversation that may be pending; then reservations are refused. Source: DESIGN section 3.
+/// Ids of one conversation that may be pending; then reservations are refused. Source: docs/design.md, section 2.3.
 pub const PENDING_IDS_MAX: usize = 500;
 
 /// What is to be sent.

@@ -1,5 +1,5 @@
 //! What lets a connection be here: a token, until it expires or is logged out, and the claim of its device's session,
-//! until the device connects elsewhere (DESIGN section 3, 8 and 9). What else ends while a connection is open lies with
+//! until the device connects elsewhere (docs/design.md, section 6). What else ends while a connection is open lies with
 //! its owner: a membership with `subscriptions`, a friendship with `presence_feed`.
 //!
 //! A device's sessions have an order, that of their ids. A claim is behind those before it whatever the clocks of

@@ -1,8 +1,8 @@
 //! Ids, order and repeats, above the ports: the same code for embedded and real engines.
 //!
 //! A message is reserved (an id, pending), appended, committed. A counter that is not there is seeded from the message
-//! store. An id whose writer died is declared void after [`VOID_AFTER_MS`]. The rules are in DESIGN section 3; the order
-//! of the steps is what keeps invariants I1 to I5.
+//! store. An id whose writer died is declared void after [`VOID_AFTER_MS`]. The rules are in docs/design.md,
+//! section 2; the order of the steps is what keeps invariants I1 to I5.
 
 mod fence;
 mod highest;
@@ -28,10 +28,10 @@ use crate::protocol::frames::SendFrame;
 use crate::protocol::{ConversationId, MessageId, UserId};
 use crate::telemetry::{Counter, Metrics};
 
-/// Ids that a counter may give out before the head must be raised. Source: DESIGN section 3.
+/// Ids that a counter may give out before the head must be raised. Source: docs/design.md, section 2.1.
 pub const BLOCK_IDS: u64 = 10_000;
 
-/// Age at which a pending id may be declared void by anyone. Source: DESIGN section 3.
+/// Age at which a pending id may be declared void by anyone. Source: docs/design.md, section 2.3.
 pub const VOID_AFTER_MS: u64 = 10_000;
 
 /// Tries of one store or progress call: each seed, raised block or lost race takes one.

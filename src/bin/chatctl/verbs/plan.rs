@@ -244,8 +244,7 @@ fn of_value(value: f64, one: &str) -> String {
     if value.fract() == 0.0 { counted(value as u64, one) } else { format!("{value} {one}s") }
 }
 
-/// The figures that textbooks give, beside ours. Source: chat-system cards ("50 KB per connection, 50–100K connections per server,
-/// 2.5 TB for 50M").
+/// The figures that textbooks give, beside ours. Source: docs/design.md, section 10.
 fn print_textbook(plan: &Plan, c: &Constants) {
     let connections = plan.demand.connections;
     let ours = c.server_bytes_per_connection.value + c.kernel_bytes_per_connection.value;

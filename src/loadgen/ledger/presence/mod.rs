@@ -47,7 +47,8 @@ const OFFLINE_LATEST_US: u64 = 35_000_000 + SLACK_US;
 /// Longest time from a change until "online" must be told.
 const ONLINE_LATEST_US: u64 = 2_000_000 + SLACK_US;
 
-/// Time after a fault in which nobody is told "offline" on purpose, and a while to settle. Source: DESIGN section 2, "Presence".
+/// Time after a fault in which nobody is told "offline" on purpose, and a while to settle. Source: docs/design.md,
+/// section 5.
 const AFTER_FAULT_US: u64 = 40_000_000;
 
 /// Time after a fault in which pushes may still be missing: connections to engines come back, and subscriptions with them.
