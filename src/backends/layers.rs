@@ -17,7 +17,7 @@ use super::error::{BackendError, BackendResult, ErrorKind};
 use super::limiter::Limiter;
 use super::log::{GroupReader, KeyedLog, LogReader, Record, Topic};
 use super::media::{Media, MediaBody, MediaInfo, MediaKey, MediaUpload};
-use super::messages::{ConversationHead, Messages, StoredMessage};
+use super::messages::{ConversationHead, Messages, Newest, StoredMessage};
 use super::presence::{Beat, LastBeat, Presence, PresenceRecord, Silent};
 use super::push::{Notification, Notifier};
 use super::registry::{Registry, Role, ServerEntry};
@@ -242,7 +242,7 @@ forward!(Messages, "messages" {
     fn read_back(conversation: ConversationId, before: MessageId, limit: usize) -> Vec<StoredMessage>;
     fn void(conversation: ConversationId, after: MessageId, upto: MessageId) -> ();
     fn head(conversation: ConversationId) -> ConversationHead;
-    fn newest(conversations: &[ConversationId]) -> Vec<Option<StoredMessage>>;
+    fn newest(conversations: &[ConversationId]) -> Vec<Option<Newest>>;
     fn raise_head(conversation: ConversationId, from: ConversationHead, to: ConversationHead) -> bool;
     fn mark(name: &str, value: &str) -> String;
     fn probe() -> ();
@@ -303,6 +303,7 @@ forward!(Directory, "directory" {
     fn set_display_name(user: UserId, display_name: &str) -> ();
     fn set_friends(a: UserId, b: UserId, friends: bool) -> bool;
     fn friend_count(user: UserId, most: usize) -> u64;
+    fn are_friends(a: UserId, b: UserId) -> bool;
     fn friends(user: UserId) -> Vec<UserId>;
     fn add_conversation(new: &NewConversationRow) -> ConversationId;
     fn conversation(conversation: ConversationId) -> Option<ConversationRow>;

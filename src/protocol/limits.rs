@@ -37,6 +37,9 @@ pub const MEMBERS_PER_CALL_MAX: usize = 1_000;
 /// Members of a conversation that its row counts; a larger one shows this number.
 pub const MEMBERS_COUNTED_MAX: usize = 10_000;
 
+/// The same in a list of conversations: enough to tell a large one.
+pub const MEMBERS_LISTED_MAX: usize = FANOUT_ON_WRITE_MEMBERS_MAX + 1;
+
 /// Friends that a user may have.
 pub const FRIENDS_MAX: usize = 10_000;
 

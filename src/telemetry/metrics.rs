@@ -52,6 +52,8 @@ names!(
         PeerPushes = "chatctl_peer_pushes_total",
         /// Peer calls that failed.
         PeerFailures = "chatctl_peer_failures_total",
+        /// Changes of rights that are stored, and that a server which did not answer was not told of.
+        ChangesUntold = "chatctl_changes_untold_total",
         /// Records published to the log.
         LogPublished = "chatctl_log_published_total",
         /// Records read from the log.

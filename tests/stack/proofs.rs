@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use chatctl::backends::messages::{ConversationHead, Messages, StoredMessage};
+use chatctl::backends::messages::{ConversationHead, Messages, Newest, StoredMessage};
 use chatctl::backends::sequence::{EmbeddedSequence, Progress, Remembered, Request, Reservation, Seed, Sequence, Slot};
 use chatctl::backends::{BackendResult, Backends};
 use chatctl::loadgen::result::Verdict;
@@ -171,7 +171,7 @@ impl Messages for Lies {
     async fn head(&self, c: ConversationId) -> BackendResult<ConversationHead> {
         self.inner.head(c).await
     }
-    async fn newest(&self, c: &[ConversationId]) -> BackendResult<Vec<Option<StoredMessage>>> {
+    async fn newest(&self, c: &[ConversationId]) -> BackendResult<Vec<Option<Newest>>> {
         self.inner.newest(c).await
     }
     async fn mark(&self, name: &str, value: &str) -> BackendResult<String> {

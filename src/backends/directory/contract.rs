@@ -36,7 +36,7 @@ pub(crate) mod promises {
     use crate::backends::error::ErrorKind;
     use crate::protocol::api::{ConversationKind, Receipt};
     use crate::protocol::frames::ReceiptStatus;
-    use crate::protocol::limits::MEMBERS_COUNTED_MAX;
+    use crate::protocol::limits::{MEMBERS_COUNTED_MAX, MEMBERS_LISTED_MAX};
     use crate::protocol::{ConversationId, MessageId, UserId};
     use crate::runtime::clock;
 
@@ -122,7 +122,10 @@ pub(crate) mod promises {
         assert!(port.set_friends(a, c, true).await.expect("sets"));
         let counts = [port.friend_count(a, 9).await, port.friend_count(a, 1).await, port.friend_count(c, 9).await];
         assert_eq!(counts.map(|count| count.expect("counts")), [2, 1, 1]);
+        let are = [port.are_friends(a, c).await, port.are_friends(c, a).await, port.are_friends(b, c).await];
+        assert_eq!(are.map(|are| are.expect("reads")), [true, true, false]);
         assert!(port.set_friends(a, c, false).await.expect("sets"));
+        assert!(!port.are_friends(c, a).await.expect("reads"));
         assert_eq!(port.friends(b).await.expect("reads"), [a]);
         assert!(port.set_friends(b, a, false).await.expect("sets"));
         assert_eq!(port.friends(a).await.expect("reads"), []);
@@ -177,6 +180,8 @@ pub(crate) mod promises {
         assert_eq!(port.members(group, UserId(0), 20_000).await.expect("reads"), members);
         let counted = port.conversation(group).await.expect("reads").expect("is there").members;
         assert_eq!(counted, MEMBERS_COUNTED_MAX as u64, "no further");
+        let listed = port.conversations_of(members[0], ConversationId(group.0 - 1), 1).await.expect("reads");
+        assert_eq!(listed[0].members, MEMBERS_LISTED_MAX as u64, "a list has many of them");
     }
 
     pub(crate) async fn an_audience_is_listed_up_to_a_limit_and_members_are_found_by_key(place: impl Place<Port>) {

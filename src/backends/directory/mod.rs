@@ -17,7 +17,7 @@ pub use sql::SqlDirectory;
 use super::BackendResult;
 use crate::protocol::api::{ConversationKind, Profile, Receipt};
 #[cfg(doc)]
-use crate::protocol::limits::MEMBERS_COUNTED_MAX;
+use crate::protocol::limits::{MEMBERS_COUNTED_MAX, MEMBERS_LISTED_MAX};
 use crate::protocol::{ConversationId, UserId};
 
 /// A user's name and the hash of the password.
@@ -62,7 +62,7 @@ pub struct ConversationRow {
     pub name: String,
     /// Who made it.
     pub owner: UserId,
-    /// How many members it has now, counted up to [`MEMBERS_COUNTED_MAX`].
+    /// How many members it has now, counted up to [`MEMBERS_COUNTED_MAX`], and in a list up to [`MEMBERS_LISTED_MAX`].
     pub members: u64,
 }
 
@@ -123,6 +123,9 @@ pub trait Directory: Send + Sync {
 
     /// How many friends a user has, counted up to `most`.
     async fn friend_count(&self, user: UserId, most: usize) -> BackendResult<u64>;
+
+    /// Whether two users are friends.
+    async fn are_friends(&self, a: UserId, b: UserId) -> BackendResult<bool>;
 
     /// A user's friends, by id.
     async fn friends(&self, user: UserId) -> BackendResult<Vec<UserId>>;

@@ -24,6 +24,7 @@ use crate::backends::deployment::DeploymentId;
 use crate::backends::{BackendError, BackendResult, error::ErrorKind};
 use crate::protocol::api::{Profile, Receipt};
 use crate::protocol::frames::ReceiptStatus;
+use crate::protocol::limits::{MEMBERS_COUNTED_MAX, MEMBERS_LISTED_MAX};
 use crate::protocol::{ConversationId, MessageId, UserId};
 
 /// Rows in one statement with many values; `SQLite` allows 32,766 bound values, the others twice that.
@@ -231,6 +232,12 @@ impl Directory for SqlDirectory {
         Ok(rows.first().map_or(0, |row| id(row.get(0))))
     }
 
+    async fn are_friends(&self, a: UserId, b: UserId) -> BackendResult<bool> {
+        let query = self.query("SELECT 1 AS one FROM friends WHERE user_id = ? AND friend_id = ?");
+        let rows = self.fetch("directory.are_friends", query.bind(sql(a.0)).bind(sql(b.0))).await?;
+        Ok(!rows.is_empty())
+    }
+
     async fn friends(&self, user: UserId) -> BackendResult<Vec<UserId>> {
         let query = self.query("SELECT friend_id FROM friends WHERE user_id = ? ORDER BY friend_id");
         Ok(users(&self.fetch("directory.friends", query.bind(sql(user.0))).await?))
@@ -255,7 +262,7 @@ impl Directory for SqlDirectory {
         let query = self.query(&format!("{CONVERSATION_COLUMNS} WHERE c.id = ?")).bind(sql(conversation.0));
         let mut rows: Vec<ConversationRow> =
             self.fetch("directory.conversation", query).await?.iter().map(conversation_row).collect();
-        self.count_members("directory.conversation", &mut rows).await?;
+        self.count_members("directory.conversation", &mut rows, MEMBERS_COUNTED_MAX).await?;
         Ok(rows.pop())
     }
 
@@ -272,7 +279,7 @@ impl Directory for SqlDirectory {
         let query = self.query(&text).bind(sql(user.0)).bind(sql(after.0)).bind(limit as i64);
         let mut rows: Vec<ConversationRow> =
             self.fetch("directory.conversations_of", query).await?.iter().map(conversation_row).collect();
-        self.count_members("directory.conversations_of", &mut rows).await?;
+        self.count_members("directory.conversations_of", &mut rows, MEMBERS_LISTED_MAX).await?;
         Ok(rows)
     }
 

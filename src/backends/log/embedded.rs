@@ -283,10 +283,11 @@ impl EmbeddedReader {
         self.held.lock().expect("no panic while held")
     }
 
-    /// What can be read now, without waiting.
-    fn take(&self) -> BackendResult<Vec<Delivered>> {
+    /// What can be read now, without waiting, and whether anything was read: records of other keys count too.
+    fn take(&self) -> BackendResult<(Vec<Delivered>, bool)> {
         let mut held = self.held();
         let mut out = Vec::new();
+        let mut has_read = false;
         for (&topic, read) in &mut *held {
             let (records, position) = match self.log.read(topic, read.position, READ_RECORDS_MAX) {
                 Ok(read) => read,
@@ -294,11 +295,12 @@ impl EmbeddedReader {
                 Err(_) if !out.is_empty() => break,
                 Err(error) => return Err(error),
             };
+            has_read |= position > read.position;
             read.position = position;
             let is_held = |d: &Delivered| d.record.keys.iter().any(|key| read.keys.contains_key(key));
             out.extend(records.into_iter().filter(is_held));
         }
-        Ok(out)
+        Ok((out, has_read))
     }
 }
 
@@ -336,11 +338,16 @@ impl LogReader for EmbeddedReader {
     async fn next(&self) -> BackendResult<Vec<Delivered>> {
         loop {
             let news = self.news.notified();
-            let out = self.take()?;
+            let (out, has_read) = self.take()?;
             if !out.is_empty() {
                 return Ok(out);
             }
-            news.await;
+            if has_read {
+                // More may lie behind a full read of other keys' records, and the news of it may have come already.
+                tokio::task::yield_now().await;
+            } else {
+                news.await;
+            }
         }
     }
 
@@ -354,6 +361,9 @@ mod tests {
     use super::*;
     use crate::backends::contract::EmbeddedPlace;
     use crate::backends::log::contract::log_contract;
+
+    /// Nothing here takes this long, unless it waits for ever.
+    const STUCK: std::time::Duration = std::time::Duration::from_mins(1);
 
     fn place() -> EmbeddedPlace<dyn KeyedLog> {
         EmbeddedPlace::<dyn KeyedLog>::new(|store| Arc::new(EmbeddedLog::open(store, 8).expect("opens")))
@@ -378,6 +388,21 @@ mod tests {
         let read: Vec<_> = read.iter().map(|d| (d.offset, &*d.record.payload)).collect();
         assert_eq!(read, [(4, &b"old"[..]), (5, b"new")]);
         assert_eq!(old.iter().count(), 2, "what nobody reads is gone");
+    }
+
+    #[tokio::test]
+    async fn what_lies_behind_more_records_of_others_than_one_read_takes_is_read_without_further_news() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = EmbeddedStore::open(folder.path()).expect("opens");
+        let log = EmbeddedLog::open(&store, 3).expect("opens");
+        let record = |key| Record { keys: vec![key], payload: Bytes::from_static(b"x") };
+        let reader = log.reader("chat-1").await.expect("opens");
+        reader.subscribe(Topic::Inbox, 7).await.expect("subscribes");
+        for key in std::iter::repeat_n(9, 3 * READ_RECORDS_MAX).chain([7]) {
+            log.publish(Topic::Inbox, record(key)).await.expect("publishes");
+        }
+        let read = tokio::time::timeout(STUCK, reader.next()).await.expect("is not stuck").expect("reads");
+        assert_eq!(read.iter().map(|d| d.offset).collect::<Vec<_>>(), [3 * READ_RECORDS_MAX as u64]);
     }
 
     #[tokio::test]

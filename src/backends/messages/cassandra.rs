@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 use self::statements::Statements;
 use super::cassandra_cluster::{Address, checked_version, datacenter, replicas_of, tables};
-use super::{ConversationHead, Messages, STATUS_SENT, StoredMessage};
+use super::{ConversationHead, Messages, Newest, STATUS_SENT, StoredMessage};
 use crate::backends::error::{BackendError, BackendResult, ErrorKind};
 use crate::backends::{deployment, without_password};
 use crate::protocol::{ConversationId, MessageId, UserId};
@@ -308,7 +308,7 @@ impl Messages for CassandraMessages {
     }
 
     /// One question for the newest bucket of many, then one for each that has any.
-    async fn newest(&self, conversations: &[ConversationId]) -> BackendResult<Vec<Option<StoredMessage>>> {
+    async fn newest(&self, conversations: &[ConversationId]) -> BackendResult<Vec<Option<Newest>>> {
         const OPERATION: &str = "messages.newest";
         let mut used = HashSet::new();
         for chunk in conversations.chunks(NEWEST_AT_ONCE) {
@@ -323,7 +323,7 @@ impl Messages for CassandraMessages {
                     if !is_used {
                         return Ok(None);
                     }
-                    Ok(self.read_back(conversation, MessageId(u64::MAX), 1).await?.pop())
+                    Ok(self.read_back(conversation, MessageId(u64::MAX), 1).await?.pop().map(Newest::from))
                 }
             })
             .buffered(AT_ONCE)

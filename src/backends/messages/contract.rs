@@ -105,10 +105,10 @@ pub(crate) mod promises {
             port.append(&message(c, id)).await.expect("appends");
         }
         let newest = port.newest(&[jumped, unused, used]).await.expect("reads");
-        assert_eq!(newest, [Some(message(jumped, 30_001)), None, Some(message(used, 2))]);
+        assert_eq!(newest, [Some(message(jumped, 30_001).into()), None, Some(message(used, 2).into())]);
         assert_eq!(port.newest(&[]).await.expect("reads"), []);
         port.void(jumped, MessageId(10_000), MessageId(40_000)).await.expect("voids");
-        assert_eq!(port.newest(&[jumped]).await.expect("reads"), [Some(message(jumped, 3))]);
+        assert_eq!(port.newest(&[jumped]).await.expect("reads"), [Some(message(jumped, 3).into())]);
     }
 
     pub(crate) async fn conversations_do_not_mix(place: impl Place<Port>) {

@@ -5,7 +5,7 @@ use std::sync::{Arc, RwLock};
 
 use async_trait::async_trait;
 
-use super::{ConversationHead, Messages, StoredMessage};
+use super::{ConversationHead, Messages, Newest, StoredMessage};
 use crate::backends::store::{Change, Durability, EmbeddedStore, Keyspace};
 use crate::backends::{BackendError, BackendResult, error::ErrorKind};
 use crate::protocol::{ConversationId, MessageId};
@@ -157,12 +157,21 @@ impl Messages for EmbeddedMessages {
         values.iter().map(|value| parse_row(value)).collect()
     }
 
-    async fn newest(&self, conversations: &[ConversationId]) -> BackendResult<Vec<Option<StoredMessage>>> {
-        let mut newest = Vec::with_capacity(conversations.len());
-        for conversation in conversations {
-            newest.push(self.read_back(*conversation, MessageId(u64::MAX), 1).await?.pop());
-        }
-        Ok(newest)
+    async fn newest(&self, conversations: &[ConversationId]) -> BackendResult<Vec<Option<Newest>>> {
+        let (rows, conversations) = (self.inner.rows.clone(), conversations.to_vec());
+        EmbeddedStore::read("messages.newest", move || {
+            let rows = rows.get_ref()?;
+            let newest = |c: &ConversationId| {
+                let last = rows.range(key(*c, 0)..key(*c, u64::MAX)).next_back();
+                let value = last.map(fjall::Guard::value).transpose()?;
+                Ok(value.map(|value| parse_row(&value).map(Newest::from)))
+            };
+            conversations.iter().map(newest).collect::<fjall::Result<Vec<_>>>()
+        })
+        .await?
+        .into_iter()
+        .map(Option::transpose)
+        .collect()
     }
 
     async fn void(&self, conversation: ConversationId, after: MessageId, upto: MessageId) -> BackendResult<()> {

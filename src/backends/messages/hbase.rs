@@ -20,7 +20,7 @@ use self::rows::{
     Cells, MESSAGE, Order, Rows, Span, VOID, conversation_row, decode_row, head_text, message_of, message_row,
     parse_head, row_body, void_column, void_range,
 };
-use super::{ConversationHead, Messages, STATUS_SENT, StoredMessage};
+use super::{ConversationHead, Messages, Newest, STATUS_SENT, StoredMessage};
 use crate::backends::error::{BackendError, BackendResult, ErrorKind};
 use crate::backends::json_http::{JsonHttp, NoAnswer};
 use crate::backends::version;
@@ -287,15 +287,15 @@ impl Inner {
             let Some(end) = rows.last() else { break };
             let voids = self.voids(operation, &[span.conversation]).await?;
             left = if rows.len() == wanted { span.behind(end.id) } else { None };
-            out.extend(rows.into_iter().filter(|message| !is_void(&voids, message)));
+            out.extend(rows.into_iter().filter(|message| !is_void(&voids, message.conversation, message.id)));
         }
         Ok(out)
     }
 }
 
-fn is_void(voids: &Voids, message: &StoredMessage) -> bool {
-    let ranges = voids.get(&message.conversation);
-    ranges.is_some_and(|ranges| ranges.iter().any(|range| range.contains(&message.id.0)))
+fn is_void(voids: &Voids, conversation: ConversationId, id: MessageId) -> bool {
+    let ranges = voids.get(&conversation);
+    ranges.is_some_and(|ranges| ranges.iter().any(|range| range.contains(&id.0)))
 }
 
 #[async_trait]
@@ -339,22 +339,23 @@ impl Messages for HBaseMessages {
     }
 
     /// One scan for each, then one question for the voids of many; once more where the newest is void.
-    async fn newest(&self, conversations: &[ConversationId]) -> BackendResult<Vec<Option<StoredMessage>>> {
+    async fn newest(&self, conversations: &[ConversationId]) -> BackendResult<Vec<Option<Newest>>> {
         const OPERATION: &str = "messages.newest";
         let everything = |conversation| Span::newest_first(conversation, 0..=u64::MAX - 1);
-        let mut newest: Vec<Option<StoredMessage>> = stream::iter(conversations.iter().copied())
+        let mut newest: Vec<Option<Newest>> = stream::iter(conversations.iter().copied())
             .map(async |conversation| {
                 let rows = self.inner.scan(OPERATION, &everything(conversation), 1).await?;
-                Ok::<_, BackendError>(rows.into_iter().next())
+                Ok::<_, BackendError>(rows.into_iter().next().map(Newest::from))
             })
             .buffered(AT_ONCE)
             .try_collect()
             .await?;
-        let used: Vec<ConversationId> = newest.iter().flatten().map(|message| message.conversation).collect();
+        let is_used = |(conversation, found): (&ConversationId, &Option<Newest>)| found.map(|_| *conversation);
+        let used: Vec<ConversationId> = conversations.iter().zip(&newest).filter_map(is_used).collect();
         let voids = self.inner.voids(OPERATION, &used).await?;
-        for found in &mut newest {
-            if let Some(message) = found.take_if(|message| is_void(&voids, message)) {
-                *found = self.inner.read(OPERATION, everything(message.conversation), 1).await?.pop();
+        for (conversation, found) in conversations.iter().zip(&mut newest) {
+            if found.take_if(|found| is_void(&voids, *conversation, found.id)).is_some() {
+                *found = self.inner.read(OPERATION, everything(*conversation), 1).await?.pop().map(Newest::from);
             }
         }
         Ok(newest)

@@ -31,6 +31,21 @@ pub struct ConversationHead {
 /// The column `status` of a stored message, where an engine has columns. (Deletion and editing come with their own.)
 const STATUS_SENT: i8 = 1;
 
+/// Which message is the newest of its conversation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Newest {
+    /// Its id.
+    pub id: MessageId,
+    /// Its time, in milliseconds since 1970.
+    pub at: u64,
+}
+
+impl From<StoredMessage> for Newest {
+    fn from(message: StoredMessage) -> Self {
+        Self { id: message.id, at: message.at }
+    }
+}
+
 /// The message store.
 #[async_trait]
 pub trait Messages: Send + Sync {
@@ -58,8 +73,8 @@ pub trait Messages: Send + Sync {
         limit: usize,
     ) -> BackendResult<Vec<StoredMessage>>;
 
-    /// The newest message of each conversation.
-    async fn newest(&self, conversations: &[ConversationId]) -> BackendResult<Vec<Option<StoredMessage>>>;
+    /// Id and time of the newest message of each conversation. Bodies are not kept: many conversations are asked for at once.
+    async fn newest(&self, conversations: &[ConversationId]) -> BackendResult<Vec<Option<Newest>>>;
 
     /// Declares every id with `after < id <= upto` void, stored or not: such a row is gone, and one that lands later is
     /// shadowed. Repeating it changes nothing.

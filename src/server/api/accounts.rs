@@ -1,10 +1,12 @@
 //! Signup, login, placement, logout, profiles and friends.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
 use axum::http::StatusCode;
+use axum::response::Response;
 use serde::Deserialize;
 
 use super::extract::{Body, Caller, ClientAddress, Earlier, InPath, Signed};
@@ -240,8 +242,11 @@ pub(super) async fn placement(
 
 /// Ends a token, also one that has been ended before: then only who might not know is told.
 pub(super) async fn logout(server: App, Signed(claims): Signed) -> Answer<StatusCode> {
-    server.deps.backends.directory.revoke_token(claims.jti, claims.exp).await?;
-    server.tell(&[Role::Chat, Role::Api], &Call::LogOut(claims.jti)).await?;
+    let ended = server.carry_out(async move |server: Arc<ApiServer>| {
+        server.deps.backends.directory.revoke_token(claims.jti, claims.exp).await?;
+        server.tell(&[Role::Chat, Role::Api], Call::LogOut(claims.jti)).await
+    });
+    ended.await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -289,9 +294,10 @@ pub(super) async fn find_user(server: App, _: Caller, Params(params): Params<ByN
     directory.find_user(&kept).await?.map(Json).ok_or_else(nobody)
 }
 
-pub(super) async fn friends(server: App, Caller(claims): Caller) -> Answer<Json<Friends>> {
+pub(super) async fn friends(server: App, Caller(claims): Caller) -> Answer<Response> {
+    let turn = server.pages.turn(claims.sub)?;
     let friends = server.deps.backends.directory.friends(claims.sub).await?;
-    Ok(Json(Friends { friends }))
+    server.pages.answer(turn, &Friends { friends })
 }
 
 pub(super) async fn add_friend(
@@ -321,9 +327,7 @@ pub(super) async fn remove_friend(
 pub(super) async fn check_friends(server: &ApiServer, a: UserId, b: UserId, most: usize) -> Answer<()> {
     let directory = &server.deps.backends.directory;
     for (user, other, who) in [(a, b, "you have"), (b, a, "the other one has")] {
-        if directory.friend_count(user, most).await? >= most as u64
-            && directory.friends(user).await?.binary_search(&other).is_err()
-        {
+        if directory.friend_count(user, most).await? >= most as u64 && !directory.are_friends(user, other).await? {
             let message = format!("{who} {most} friends, which is the most");
             return Err(Failure::new(ErrorCode::TooLarge, message));
         }
@@ -331,7 +335,10 @@ pub(super) async fn check_friends(server: &ApiServer, a: UserId, b: UserId, most
     Ok(())
 }
 
-async fn set_friends(server: &ApiServer, a: UserId, b: UserId, friends: bool) -> Answer<()> {
-    server.deps.backends.directory.set_friends(a, b, friends).await?;
-    server.tell(&[Role::Chat], &Call::Friends { a, b, friends }).await
+async fn set_friends(server: &Arc<ApiServer>, a: UserId, b: UserId, friends: bool) -> Answer<()> {
+    let set = server.carry_out(async move |server: Arc<ApiServer>| {
+        server.deps.backends.directory.set_friends(a, b, friends).await?;
+        server.tell(&[Role::Chat], Call::Friends { a, b, friends }).await
+    });
+    set.await
 }

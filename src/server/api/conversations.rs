@@ -1,5 +1,7 @@
 //! Conversations, their members and receipts.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -117,14 +119,11 @@ pub(super) struct After {
     after_conversation_id: Option<ConversationId>,
 }
 
-pub(super) async fn list(
-    server: App,
-    Caller(claims): Caller,
-    Params(params): Params<After>,
-) -> Answer<Json<Conversations>> {
+pub(super) async fn list(server: App, Caller(claims): Caller, Params(params): Params<After>) -> Answer<Response> {
     let after = params.after_conversation_id.unwrap_or(ConversationId(0));
+    let turn = server.pages.turn(claims.sub)?;
     let rows = server.deps.backends.directory.conversations_of(claims.sub, after, PAGE).await?;
-    Ok(Json(Conversations { conversations: rows.into_iter().map(shown).collect() }))
+    server.pages.answer(turn, &Conversations { conversations: rows.into_iter().map(shown).collect() })
 }
 
 pub(super) async fn get(
@@ -140,14 +139,15 @@ pub(super) async fn members(
     Caller(claims): Caller,
     InPath(conversation): InPath<ConversationId>,
     Params(params): Params<MembersPage>,
-) -> Answer<Json<Members>> {
+) -> Answer<Response> {
     let (after, limit) = params.check(MEMBERS_PAGE_MAX)?;
+    let turn = server.pages.turn(claims.sub)?;
     require_member(&server, conversation, claims.sub).await?;
     let mut members = server.deps.backends.directory.members(conversation, after, limit + 1).await?;
     still_member(&server, conversation, claims.sub).await?;
     let has_more = members.len() > limit;
     members.truncate(limit);
-    Ok(Json(Members { members, has_more }))
+    server.pages.answer(turn, &Members { members, has_more })
 }
 
 #[derive(Deserialize)]
@@ -187,17 +187,20 @@ pub(super) async fn add_members(
 ) -> Answer<Json<Conversation>> {
     require_owner(&row(&server, conversation, claims.sub).await?, claims.sub)?;
     let members = existing(&server, body.members).await?;
-    server.deps.backends.directory.add_members(conversation, &members).await?;
-    let row = members_changed(&server, conversation).await?;
+    let row = server.carry_out(async move |server: Arc<ApiServer>| {
+        server.deps.backends.directory.add_members(conversation, &members).await?;
+        members_changed(&server, conversation).await
+    });
+    let row = row.await?;
     row.map(|row| Json(shown(row))).ok_or_else(|| not_a_member(conversation))
 }
 
 /// Tells every server that the members of a conversation are others now; returns the row as it is after the change.
-async fn members_changed(server: &ApiServer, conversation: ConversationId) -> Answer<Option<ConversationRow>> {
+async fn members_changed(server: &Arc<ApiServer>, conversation: ConversationId) -> Answer<Option<ConversationRow>> {
     let row = server.deps.backends.directory.conversation(conversation).await;
     // Servers are told also where the number can't be read: the members are others already.
     let members = row.as_ref().ok().and_then(Option::as_ref).map_or(0, |row| row.members);
-    server.tell(&[Role::Chat, Role::Api], &Call::MembersChanged { conversation, members }).await?;
+    server.tell(&[Role::Chat, Role::Api], Call::MembersChanged { conversation, members }).await?;
     Ok(row?)
 }
 
@@ -212,7 +215,7 @@ pub(super) async fn remove_member(
         // Nobody, or nobody any more, as by an earlier try of this. A removal that not every server had confirmed is
         // confirmed now.
         Err(failure) if user == claims.sub && failure.is(ErrorCode::NotAMember) => {
-            server.tell(&[Role::Chat, Role::Api], &Call::MemberGone { conversation, user }).await?;
+            server.tell(&[Role::Chat, Role::Api], Call::MemberGone { conversation, user }).await?;
             return Ok(StatusCode::NO_CONTENT);
         }
         Err(failure) => return Err(failure),
@@ -223,8 +226,11 @@ pub(super) async fn remove_member(
     if user != claims.sub || row.kind == ConversationKind::Direct {
         require_owner(&row, claims.sub)?;
     }
-    server.deps.backends.directory.remove_member(conversation, user).await?;
-    members_changed(&server, conversation).await?;
+    let removed = server.carry_out(async move |server: Arc<ApiServer>| {
+        server.deps.backends.directory.remove_member(conversation, user).await?;
+        members_changed(&server, conversation).await
+    });
+    removed.await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -11,6 +11,7 @@ mod sync;
 #[cfg(test)]
 mod tests;
 
+use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +25,7 @@ use axum::routing::{delete, get, patch, post};
 use hyper_util::service::TowerToHyperService;
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, oneshot};
 use uuid::Uuid;
 
 use super::access::auth::{PasswordCost, Passwords};
@@ -59,6 +61,12 @@ const REGISTRY_WAIT: Duration = Duration::from_millis(500);
 /// First wait before a server that did not confirm a change is asked again, and the longest.
 const BROADCAST_RETRY: Duration = Duration::from_millis(100);
 const BROADCAST_RETRY_MAX: Duration = Duration::from_millis(800);
+
+/// How long a change is told of behind its answer: longer than it takes until a server that does not answer counts as gone.
+const TELL_MAX: Duration = Duration::from_secs(25);
+
+/// Changes that are told of behind their answers at once.
+const LATE_TELLS_MAX: usize = 256;
 
 /// How often tokens that were logged out and have expired since are removed from the directory.
 const PURGE_INTERVAL: Duration = Duration::from_mins(10);
@@ -125,6 +133,8 @@ pub(crate) struct ApiServer {
     pages: pages::Pages,
     readiness: Readiness,
     metrics_page: health::MetricsPage,
+    /// Changes that may be told of behind their answers.
+    late_tells: Semaphore,
 }
 
 type App = State<Arc<ApiServer>>;
@@ -273,6 +283,7 @@ impl ApiServer {
             logouts: Buckets::new(1, ACCOUNTS_MAX),
             pages: pages::Pages::default(),
             metrics_page: health::MetricsPage::default(),
+            late_tells: Semaphore::new(LATE_TELLS_MAX),
             // Nothing of it is needed to talk.
             readiness: Readiness::but_for(&["media"]),
             config,
@@ -280,14 +291,57 @@ impl ApiServer {
         })
     }
 
+    /// Makes a change and tells of it, to the end also where its client hangs up meanwhile: one that is stored but told to
+    /// nobody would leave rights with those who lost them.
+    async fn carry_out<T, F, C>(self: &Arc<Self>, change: C) -> Result<T, Failure>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Failure>> + Send,
+        C: FnOnce(Arc<Self>) -> F + Send + 'static,
+    {
+        let (done, result) = oneshot::channel();
+        let server = Arc::clone(self);
+        self.deps.tasks.spawn("api.change", async move {
+            // Nobody may wait any more.
+            let _ = done.send(change(server).await);
+        });
+        result.await.unwrap_or_else(|_| Err(Failure::new(ErrorCode::Internal, "the change was given up")))
+    }
+
     /// Has every server of some roles that may have connections do something, and returns when each of them did.
     ///
     /// A server that does not answer is asked again, with a backoff, until it does, or until it is gone: nobody listens there, or
-    /// the registry has not named it for a while.
-    async fn tell(&self, roles: &[Role], call: &Call) -> Result<(), Failure> {
-        let told = tokio::time::timeout(BROADCAST_TIMEOUT, self.tell_all(roles, call)).await;
+    /// the registry has not named it for a while. That goes on behind an answer that could not wait for it.
+    async fn tell(self: &Arc<Self>, roles: &'static [Role], call: Call) -> Result<(), Failure> {
+        let (mut done, told) = oneshot::channel();
+        let server = Arc::clone(self);
+        self.deps.tasks.spawn("api.tell", async move {
+            let is_told = tokio::select! {
+                () = server.tell_all(roles, &call) => true,
+                () = server.telling_ends(&mut done) => false,
+            };
+            if is_told {
+                let _ = done.send(());
+            } else {
+                server.deps.metrics.count(Counter::ChangesUntold);
+                tracing::warn!(?call, "a server that did not answer was not told of this change");
+            }
+        });
         let message = "the change is stored, but not every server has confirmed it: repeat the request";
-        told.map_err(|_| Failure::retry_later(ErrorCode::Unavailable, message, 1_000))
+        let unconfirmed = || Failure::retry_later(ErrorCode::Unavailable, message, 1_000);
+        let told = tokio::time::timeout(BROADCAST_TIMEOUT, told).await.map_err(|_| unconfirmed())?;
+        told.map_err(|_| unconfirmed())
+    }
+
+    /// Returns when a change that its client does not wait for is told no further: after a while, when the server stops, or when
+    /// many others are told already.
+    async fn telling_ends(&self, done: &mut oneshot::Sender<()>) {
+        done.closed().await;
+        let Ok(_turn) = self.late_tells.try_acquire() else { return };
+        tokio::select! {
+            () = tokio::time::sleep(TELL_MAX) => {}
+            () = self.deps.tasks.stopped() => {}
+        }
     }
 
     /// The same, for as long as it takes.

@@ -225,3 +225,24 @@ async fn an_address_has_a_rate_of_signups() {
         assert_eq!(read(accounts::signup(place.app(), from, body).await).await.0, wanted);
     }
 }
+
+#[tokio::test]
+async fn a_change_is_made_to_its_end_also_where_its_client_hangs_up() {
+    let place = Place::new("directory.remove_member").await;
+    let (ann, eve) = (place.user("ann").await, place.user("eve").await);
+    let group = place.group(&[ann, eve]).await;
+    tokio::select! {
+        answer = conversations::remove_member(place.app(), place.caller(ann), InPath((group, eve))) => {
+            panic!("it is held up: {:?}", answer.ok());
+        }
+        () = place.gate.reached() => {}
+    }
+    // The request is dropped by now.
+    place.gate.open();
+    let is_removed = async {
+        while place.server.deps.backends.directory.is_member(group, eve).await.expect("reads") {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_mins(1), is_removed).await.expect("is carried out");
+}

@@ -221,14 +221,11 @@ impl PresenceFeed {
 
     /// Ends the watches of a user whose last connection has ended.
     pub(super) async fn stop_watching(&self, user: UserId) {
-        let friends = match self.directory.friends(user).await {
-            Ok(friends) => friends,
-            Err(_) => self.watches.by(user),
-        };
         if self.outbound.hub.has_user(user) {
             return;
         }
-        for friend in self.watches.remove_all(user, &friends) {
+        // What it watches, not who its friends are: a friendship may have ended without a word to this server.
+        for friend in self.watches.remove_all(user) {
             self.lower_count(friend).await;
         }
         if self.outbound.hub.has_user(user) {
@@ -244,7 +241,7 @@ impl PresenceFeed {
         if friends && !hub.has_user(a) && !hub.has_user(b) && !self.ended.contains(&(a, b)) {
             return;
         }
-        let known = self.directory.friends(a).await.map(|all| all.contains(&b));
+        let known = self.directory.are_friends(a, b).await;
         if known.as_ref().is_ok_and(|are_friends| *are_friends != friends) {
             // A late word of what is otherwise since.
             return;

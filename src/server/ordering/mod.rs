@@ -21,7 +21,7 @@ use self::page::PAGE_BYTES_MAX;
 use self::recent::Recent;
 use self::seed::Seeder;
 use crate::backends::error::{BackendError, ErrorKind};
-use crate::backends::messages::{ConversationHead, Messages, StoredMessage};
+use crate::backends::messages::{ConversationHead, Messages, Newest, StoredMessage};
 use crate::backends::sequence::{Progress, Request, Reservation, Sequence, Slot};
 use crate::backends::{BackendResult, Backends};
 use crate::protocol::frames::SendFrame;
@@ -264,7 +264,7 @@ impl Ordering {
             return Ok(counted);
         }
         let mut stored = self.messages.newest(&unknown).await?.into_iter();
-        let stored_slot = |row: StoredMessage| Slot { id: row.id, at_ms: row.at };
+        let stored_slot = |newest: Newest| Slot { id: newest.id, at_ms: newest.at };
         let known = |slot: Option<Slot>| slot.or_else(|| stored.next().flatten().map(stored_slot));
         Ok(counted.into_iter().map(known).collect())
     }

@@ -10,7 +10,6 @@ use crate::backends::directory::sql_error::failed;
 use crate::backends::directory::{ConversationRow, NewConversationRow};
 use crate::backends::{BackendError, BackendResult, error::ErrorKind};
 use crate::protocol::api::ConversationKind;
-use crate::protocol::limits::MEMBERS_COUNTED_MAX;
 use crate::protocol::{ConversationId, UserId};
 
 /// The members of one conversation, counted up to a limit: whoever asks for a row must not pay for a channel of a
@@ -100,17 +99,18 @@ impl SqlDirectory {
         Ok(joined)
     }
 
-    /// Fills in how many members conversations have.
+    /// Fills in how many members conversations have, each counted up to `most`.
     pub(super) async fn count_members(
         &self,
         operation: &'static str,
         rows: &mut [ConversationRow],
+        most: usize,
     ) -> BackendResult<()> {
         for chunk in rows.chunks_mut(COUNTS_PER_STATEMENT) {
             let counts: Vec<String> = (0..chunk.len()).map(|n| format!("SELECT {n}, {COUNT_MEMBERS}")).collect();
             let mut query = self.query(&counts.join(" UNION ALL "));
             for row in &*chunk {
-                query = query.bind(sql(row.conversation.0)).bind(MEMBERS_COUNTED_MAX as i64);
+                query = query.bind(sql(row.conversation.0)).bind(most as i64);
             }
             for counted in self.fetch(operation, query).await? {
                 let (n, members): (i64, i64) = (counted.get(0), counted.get(1));
