@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::echo;
-use super::inbound::Early;
+use super::inbound::{Admitted, Early};
 use super::socket::{ReadEnd, Socket};
 use super::{ChatServer, Identity};
 use crate::backends::directory::TokenStanding;
@@ -21,7 +21,7 @@ use crate::protocol::frames::{ErrorFrame, FrameError};
 use crate::protocol::websocket::{self, Decoder, Event, Role};
 use crate::protocol::{CHAT_PATH, ClientFrame, CloseCode, ECHO_PATH, ErrorCode, SUBPROTOCOL, ServerFrame, ServerName};
 use crate::server::access::auth;
-use crate::server::access::seats::{Begun, Seat, TooLate};
+use crate::server::access::seats::{Begun, TooLate};
 use crate::telemetry::{Counter, prometheus};
 
 /// Largest HTTP request head.
@@ -182,11 +182,10 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, mut begu
     }
 }
 
-/// A seat for a user, where one is free and the user has not as many as a user may. Of those that come up at the same
-/// moment some may be more.
-pub(super) fn seat_for(server: &ChatServer, identity: &Identity) -> Option<Seat> {
-    let may_have_more = !server.outbound.hub.is_full_for(identity.sub, &identity.dev);
-    may_have_more.then(|| server.seats.take()).flatten()
+/// A seat for a user, where one is free and the user has not as many as a user may, those that come up included.
+pub(super) fn seat_for(server: &ChatServer, identity: &Identity) -> Option<Admitted> {
+    let coming = server.outbound.hub.begin(identity.sub, &identity.dev)?;
+    Some(Admitted { coming, seat: server.seats.take()? })
 }
 
 /// Ends a WebSocket that did not become live.
