@@ -22,6 +22,7 @@ use crate::protocol::websocket::{self, Decoder, Event, Role};
 use crate::protocol::{CHAT_PATH, ClientFrame, CloseCode, ECHO_PATH, ErrorCode, SUBPROTOCOL, ServerFrame, ServerName};
 use crate::server::access::auth;
 use crate::server::access::seats::{Begun, TooLate};
+use crate::server::http::Beginning;
 use crate::telemetry::{Counter, prometheus};
 
 /// Largest HTTP request head.
@@ -226,10 +227,13 @@ async fn refuse(server: &ChatServer, mut stream: TcpStream, refusal: Refusal) {
 
 /// Reads the request head. `None`: the client went away.
 async fn read_upgrade(server: &ChatServer, stream: &mut TcpStream) -> Option<Result<Request, Refusal>> {
-    let mut buffer = Vec::with_capacity(1024);
+    let (mut buffer, mut beginning) = (Vec::with_capacity(1024), Beginning::new(HEAD_BYTES_MAX));
     loop {
         if stream.read_buf(&mut buffer).await.ok()? == 0 {
             return None;
+        }
+        if !beginning.may_tell_more(&buffer) {
+            continue;
         }
         let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
         let mut request = httparse::Request::new(&mut headers);

@@ -35,6 +35,7 @@ use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 pub(super) use self::deadlined::Deadlined;
+pub(super) use self::head::Beginning;
 use self::rewound::Rewound;
 use self::status::{Failure, Refusal};
 use super::access::seats::{Begun, HalfOpen, Seat, Seats};
