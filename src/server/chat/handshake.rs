@@ -93,29 +93,31 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, mut begu
     let upgrade = match begun.within(limit, read_upgrade(&server, &mut stream)).await {
         Ok(Some(Ok(Request::Upgrade(upgrade)))) => upgrade,
         Ok(Some(Ok(Request::Poll(head)))) => {
-            let Some(_seat) = server.poll_seats.take() else { return refuse(&server, stream, Refusal::full()).await };
+            let Some(_seat) = server.poll_seats.take() else {
+                return refuse(&server, stream, begun, Refusal::full()).await;
+            };
             drop(begun);
             // Boxed, so that it takes no memory in the other handshakes.
             Box::pin(super::poll::serve(Arc::clone(&server), stream, head)).await;
             return server.socket_closed();
         }
-        Ok(Some(Err(refusal))) => return refuse(&server, stream, refusal).await,
+        Ok(Some(Err(refusal))) => return refuse(&server, stream, begun, refusal).await,
         Ok(None) | Err(TooLate::Cut) => return give_up(&server),
         Err(TooLate::Slow) => {
             let late = Refusal::error("408 Request Timeout", ErrorCode::BadRequest, "the request head came too slowly");
-            return refuse(&server, stream, late).await;
+            return refuse(&server, stream, begun, late).await;
         }
     };
-    let (mut identity, mut seat) = (None, None);
+    let (mut identity, mut admitted) = (None, None);
     if let Some(token) = &upgrade.token {
         begun.has_token();
         match authenticate(&server, token).await {
             Ok(known) => identity = Some(known),
-            Err(refusal) => return refuse(&server, stream, refusal).await,
+            Err(refusal) => return refuse(&server, stream, begun, refusal).await,
         }
-        seat = identity.as_ref().and_then(|known| seat_for(&server, known));
-        if seat.is_none() {
-            return refuse(&server, stream, Refusal::full()).await;
+        admitted = identity.as_ref().and_then(|known| seat_for(&server, known));
+        if admitted.is_none() {
+            return refuse(&server, stream, begun, Refusal::full()).await;
         }
     }
     let mut head = format!(
@@ -155,12 +157,10 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, mut begu
         }
         (Ok(Ok(_)), None) => Err(CloseCode::Unauthorized),
     };
-    let seated = identified.map(|identity| (seat.or_else(|| seat_for(&server, &identity)), identity));
-    match seated {
-        Ok((Some(seat), identity)) => {
-            drop(begun);
-            server.go_live(socket, identity, seat, early).await;
-        }
+    let known = identified.map(|identity| (admitted.or_else(|| seat_for(&server, &identity)), identity));
+    drop(begun);
+    match known {
+        Ok((Some(admitted), identity)) => server.go_live(socket, identity, admitted, early).await,
         Ok((None, _)) => {
             let error = ErrorFrame {
                 uuid: None,
@@ -195,7 +195,7 @@ async fn end_with(server: &ChatServer, socket: Socket, code: CloseCode, error: O
         socket.push(websocket::text_frame(&ServerFrame::Error(error).encode(), None).into(), usize::MAX);
     }
     socket.begin_close(websocket::close_frame(Some(code.code()), code.reason(), None).into(), false);
-    socket.linger().await;
+    server.lingering.refuse(socket.linger()).await;
     give_up(server);
 }
 
@@ -204,21 +204,23 @@ fn give_up(server: &ChatServer) {
     server.socket_closed();
 }
 
-async fn refuse(server: &ChatServer, mut stream: TcpStream, refusal: Refusal) {
+/// Answers, and waits for a moment until the client has heard it. It is half open no more.
+async fn refuse(server: &ChatServer, mut stream: TcpStream, begun: Begun, refusal: Refusal) {
+    drop(begun);
     let Refusal { status, content_type, headers, body } = refusal;
     let head = format!(
         "HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\n{headers}Connection: close\r\n\r\n",
         body.len()
     );
     let answer = [head.as_bytes(), body.as_bytes()].concat();
-    let _ = tokio::time::timeout(super::socket::CLOSE_WAIT, async {
+    let told = async {
         // Whether the client still listens does not matter.
         let _ = stream.write_all(&answer).await;
         let _ = stream.shutdown().await;
         let mut scratch = [0_u8; 1024];
         while matches!(stream.read(&mut scratch).await, Ok(n) if n > 0) {}
-    })
-    .await;
+    };
+    let _ = tokio::time::timeout(super::socket::CLOSE_WAIT, server.lingering.refuse(told)).await;
     if !status.starts_with("200") {
         server.deps.metrics.count(Counter::HandshakesFailed);
     }

@@ -107,7 +107,7 @@ use self::tamper::Tamper;
 use self::unheard::LostConnections;
 use super::access::auth;
 use super::access::members::Members;
-use super::access::seats::{HalfOpen, Seats};
+use super::access::seats::{HalfOpen, Lingering, Seats};
 use super::cluster;
 use super::cluster::peer::{self, Answer, Call, PeerHandler};
 use super::cluster::readiness::Readiness;
@@ -205,6 +205,7 @@ pub struct ChatServer {
     /// For HTTP connections of clients that poll.
     poll_seats: Seats,
     half_open: Arc<HalfOpen>,
+    lingering: Lingering,
     draining: AtomicBool,
 }
 
@@ -274,6 +275,7 @@ pub async fn start(
         seats: Seats::new(seats),
         poll_seats: Seats::new((seats / 10).max(POLL_CONNECTIONS_MIN)),
         half_open: HalfOpen::beside(seats),
+        lingering: Lingering::default(),
         draining: AtomicBool::new(false),
         config,
         deps,
