@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `tunnel` | the L4 side: from the first line of a connection to a chat server, then bytes both ways |
 //! | `proxy` | the L7 side: requests to the API server with the fewest under way |
+//! | `stalled` | answers of servers that stop in the middle |
 //! | `lost` | chat servers that hang: their tunnels are ended |
 //! | `health` | whether the gateway itself is well |
 //! | `polls` | L7, too: requests of clients without a socket, to the chat server that has their session |
@@ -14,6 +15,7 @@ mod health;
 mod lost;
 mod polls;
 mod proxy;
+mod stalled;
 mod tunnel;
 
 use std::net::SocketAddr;
