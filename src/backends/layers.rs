@@ -275,6 +275,7 @@ forward!(Sessions, "sessions" {
     fn refresh(sessions: &[Session]) -> Vec<SessionId>;
     fn release(session: &Session) -> bool;
     fn lookup(users: &[UserId]) -> Vec<Session>;
+    fn now_ms() -> u64;
     fn enter_mark(mark: Uuid) -> ();
     fn has_mark(mark: Uuid) -> bool;
     fn probe() -> ();

@@ -232,6 +232,18 @@ impl Redis {
         }
     }
 
+    /// The server's time, in milliseconds since 1970.
+    ///
+    /// # Errors
+    /// Those of the server.
+    pub async fn now_ms(&self, operation: &'static str) -> BackendResult<u64> {
+        let mut connection = self.connection(operation).await?;
+        match redis::cmd("TIME").query_async::<(u64, u64)>(&mut connection.commands).await {
+            Ok((s, us)) => Ok(s * 1_000 + us / 1_000),
+            Err(error) => Err(self.failed(operation, error, &connection)),
+        }
+    }
+
     /// Turns an error into the port's, and gives the connection that it came from up if it is of no use any more.
     pub fn failed(&self, operation: &'static str, error: RedisError, from: &Connection) -> BackendError {
         let is_broken = error.is_io_error() || error.is_connection_dropped() || error.is_timeout();

@@ -73,6 +73,8 @@ names!(
         /// Notes of logouts, of replaced sessions and of friendships that ended which were forgotten too early: too
         /// many ended at once.
         NotesDropped = "chatctl_notes_dropped_total",
+        /// Large conversations of which a server subscribed the first members only.
+        GrownCutOff = "chatctl_grown_conversations_cut_off_total",
         /// Ids declared void.
         IdsVoided = "chatctl_ids_voided_total",
         /// Messages that were stored and not acknowledged, since their counter was overtaken.

@@ -45,7 +45,7 @@ const TOPICS_TIMEOUT: Duration = Duration::from_secs(30);
 /// A log in a Kafka cluster. Clones share the producer.
 #[derive(Clone)]
 pub struct KafkaLog {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
 /// What a cluster has.

@@ -2,14 +2,17 @@
 //!
 //! A member commits what it has dealt with, and only in partitions that it still has. What it has not committed comes again, to it
 //! or to the member that has the partition by then; so records may come twice when members come and go, and none is left out.
+//! Where the partitions are shared out anew each is read on from what was committed: positions from before say nothing
+//! any more, and would set back what another member has committed meanwhile.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
-use rdkafka::consumer::{CommitMode, Consumer, StreamConsumer};
-use rdkafka::{Offset, TopicPartitionList};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance, StreamConsumer};
+use rdkafka::{ClientContext, Offset, TopicPartitionList};
 
 use super::kafka::{ANSWER_TIMEOUT, Inner, blocking, failed};
 use super::kafka_batch::gather;
@@ -18,10 +21,26 @@ use super::{Delivered, GroupPosition, GroupReader, PartitionLag, Topic};
 use crate::backends::error::{BackendError, BackendResult, ErrorKind};
 use crate::runtime::clock;
 
+/// Beside the offsets in a position: how often partitions had been taken from its member or given to it. No partition
+/// has this number.
+const REBALANCES: u32 = u32::MAX;
+
+/// How often partitions were taken from a member or given to it.
+#[derive(Default)]
+struct Rebalances(AtomicU64);
+
+impl ClientContext for Rebalances {}
+
+impl ConsumerContext for Rebalances {
+    fn pre_rebalance(&self, _: &BaseConsumer<Self>, _: &Rebalance<'_>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
 /// A member of a group.
 pub(super) struct KafkaGroup {
     log: Arc<Inner>,
-    consumer: Arc<StreamConsumer>,
+    consumer: Arc<StreamConsumer<Rebalances>>,
     topic: Topic,
     /// Of each partition that it has. Written by `lag`.
     partitions: Mutex<HashMap<u32, PartitionRead>>,
@@ -38,17 +57,21 @@ struct PartitionRead {
 impl KafkaGroup {
     /// Joins a group of the deployment, which begins with the oldest records that there are.
     pub(super) fn join(log: &Arc<Inner>, topic: Topic, group: &str) -> BackendResult<Self> {
-        let consumer: StreamConsumer = log
+        let consumer: StreamConsumer<Rebalances> = log
             .config
             .clone()
             .set("group.id", format!("{}{group}-{}", log.prefix, log.deployment))
             .set("enable.auto.commit", "false")
             .set("auto.offset.reset", "earliest")
             .set("session.timeout.ms", "10000")
-            .create()
+            .create_with_context(Rebalances::default())
             .map_err(|e| BackendError::not_applied("log.group", ErrorKind::Rejected, e))?;
         consumer.subscribe(&[&log.topic(topic)]).map_err(|e| failed("log.group", e))?;
         Ok(Self { log: Arc::clone(log), consumer: Arc::new(consumer), topic, partitions: Mutex::default() })
+    }
+
+    fn rebalances(&self) -> u64 {
+        self.consumer.context().0.load(Ordering::SeqCst)
     }
 
     /// Where the partitions that it has are read on, by number; those of which nothing was read yet at `None`.
@@ -105,13 +128,19 @@ impl GroupReader for KafkaGroup {
     }
 
     fn position(&self) -> GroupPosition {
+        // Before the offsets: what is shared out anew meanwhile makes it one from before.
+        let rebalances = self.rebalances();
         let read = self.positions().into_iter();
-        GroupPosition(read.filter_map(|(partition, offset)| Some((partition, offset?))).collect())
+        let offsets = read.filter_map(|(partition, offset)| Some((partition, offset?)));
+        GroupPosition(offsets.chain([(REBALANCES, rebalances)]).collect())
     }
 
     async fn commit(&self, to: &GroupPosition) -> BackendResult<()> {
         const OPERATION: &str = "log.group.commit";
         let (mut list, name) = (TopicPartitionList::new(), self.log.topic(self.topic));
+        if to.0.get(&REBALANCES) != Some(&self.rebalances()) {
+            return Ok(());
+        }
         // What another member has by now is that one's.
         let mine = self.positions();
         for (partition, offset) in to.0.iter().filter(|(partition, _)| mine.contains_key(partition)) {
@@ -243,6 +272,26 @@ mod tests {
         drop(members);
         let seen = read(&join().await, "read", false).await;
         assert!(seen.keys().all(|text| text.starts_with(b"read")), "what was committed came again: {seen:?}");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_position_from_before_the_partitions_were_shared_out_anew_sets_no_commit_back() {
+        let (_cluster, log) = played().await;
+        let group = Arc::new(KafkaGroup::join(&log.inner, Topic::Inbox, "push").expect("joins"));
+        let members = [Arc::clone(&group) as Arc<dyn GroupReader>];
+        publish(&log, "before").await;
+        read(&members, "before", false).await;
+        let old = group.position();
+        assert!(old.0[&REBALANCES] > 0, "the partitions were given to it");
+        publish(&log, "by another one").await;
+        read(&members, "by another one", true).await;
+        // As if another member had had them meanwhile.
+        group.consumer.context().0.fetch_add(2, Ordering::SeqCst);
+        group.commit(&old).await.expect("is of no matter");
+        drop((group, members));
+        publish(&log, "behind").await;
+        let seen = read(&[log.group(Topic::Inbox, "push").await.expect("joins")], "behind", false).await;
+        assert!(seen.keys().all(|text| text.starts_with(b"behind")), "what was committed came again: {seen:?}");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use rdkafka::consumer::{Consumer, StreamConsumer};
+use rdkafka::consumer::{Consumer, ConsumerContext, StreamConsumer};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::Topic;
@@ -42,9 +42,9 @@ impl Ends {
 }
 
 /// Where many partitions begin or end now, in one request to each broker. Those without an answer are left out.
-pub(super) async fn offsets(
+pub(super) async fn offsets<C: ConsumerContext + 'static>(
     log: &Inner,
-    consumer: Arc<StreamConsumer>,
+    consumer: Arc<StreamConsumer<C>>,
     partitions: &[(Topic, u32)],
     which: Offset,
 ) -> HashMap<(Topic, u32), u64> {

@@ -218,12 +218,7 @@ impl Sequence for RedisSequence {
     }
 
     async fn now_ms(&self) -> BackendResult<u64> {
-        const OPERATION: &str = "sequence.now_ms";
-        let mut connection = self.redis.connection(OPERATION).await?;
-        match redis::cmd("TIME").query_async::<(u64, u64)>(&mut connection.commands).await {
-            Ok((s, us)) => Ok(s * 1_000 + us / 1_000),
-            Err(error) => Err(self.redis.failed(OPERATION, error, &connection)),
-        }
+        self.redis.now_ms("sequence.now_ms").await
     }
 
     async fn begin_void(&self, conversation: ConversationId, id: MessageId) -> BackendResult<bool> {

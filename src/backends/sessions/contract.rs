@@ -13,6 +13,7 @@ macro_rules! sessions_contract {
             a_refresh_brings_back_what_the_store_forgot,
             a_claim_of_an_earlier_session_changes_nothing,
             of_sessions_that_the_store_forgot_the_last_one_is_kept_whichever_comes_first,
+            the_store_tells_one_time_to_all,
             a_mark_is_found_by_who_looks_for_it_and_by_nobody_else,
             of_many_claims_one_is_left,
         }
@@ -132,6 +133,15 @@ pub(crate) mod promises {
             assert_eq!(port.refresh(std::slice::from_ref(&early)).await.expect("answers"), [early.session]);
             assert_eq!(port.lookup(&[early.user]).await.expect("answers"), [late]);
         }
+    }
+
+    pub(crate) async fn the_store_tells_one_time_to_all(place: impl Place<Port>) {
+        let (here, there) = (place.open().await, place.open().await);
+        let mut told = Vec::new();
+        for port in [&here, &there, &here] {
+            told.push(port.now_ms().await.expect("answers"));
+        }
+        assert!(told.is_sorted() && told[0] > 1_600_000_000_000, "{told:?}");
     }
 
     pub(crate) async fn a_mark_is_found_by_who_looks_for_it_and_by_nobody_else(place: impl Place<Port>) {

@@ -120,6 +120,10 @@ impl Sessions for EmbeddedSessions {
         Ok(users.iter().flat_map(live).collect())
     }
 
+    async fn now_ms(&self) -> BackendResult<u64> {
+        Ok((self.now_ms)())
+    }
+
     async fn enter_mark(&self, mark: Uuid) -> BackendResult<()> {
         let (now, expires_ms) = ((self.now_ms)(), self.expiry());
         let mut marks = self.marks.lock().expect("no panic while held");

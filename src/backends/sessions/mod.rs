@@ -63,6 +63,9 @@ pub trait Sessions: Send + Sync {
     /// The live sessions of some users.
     async fn lookup(&self, users: &[UserId]) -> BackendResult<Vec<Session>>;
 
+    /// The store's time, in milliseconds since 1970: one clock for all servers, by which they date their sessions.
+    async fn now_ms(&self) -> BackendResult<u64>;
+
     /// Enters a mark that lives as long as a session does, and goes with whatever takes sessions from the store: a flush, data of
     /// another age. Who enters sessions and finds its mark later knows that they are there.
     async fn enter_mark(&self, mark: Uuid) -> BackendResult<()>;

@@ -222,6 +222,10 @@ impl Sessions for RedisSessions {
         Ok(found)
     }
 
+    async fn now_ms(&self) -> BackendResult<u64> {
+        self.redis.now_ms("sessions.now_ms").await
+    }
+
     async fn enter_mark(&self, mark: Uuid) -> BackendResult<()> {
         let fill = |call: &mut ScriptInvocation<'_>, life: &str| {
             call.key(self.mark_key(mark, life)).arg(ttl_ms());

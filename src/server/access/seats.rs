@@ -2,11 +2,12 @@
 //!
 //! A seat is taken once a token was found good, so that nobody without one keeps users out. Of those that are half open the
 //! oldest is cut when others want in: a client says who it is within milliseconds, one that only holds a connection never does.
+//! Who was refused is waited for until it has heard that, and holds nobody up by it.
 
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -15,6 +16,9 @@ use crate::runtime::clock;
 
 /// Half-open connections at once, at least; where there are more seats, a tenth of them.
 pub(in crate::server) const HALF_OPEN_MIN: usize = 256;
+
+/// Clients that were refused and are waited for, at once.
+pub(in crate::server) const LINGERING_MAX: usize = 256;
 
 /// How often room is looked for while there is none.
 const ROOM_INTERVAL: Duration = Duration::from_millis(5);
@@ -186,8 +190,65 @@ impl Drop for Begun {
     }
 }
 
+/// Clients that are told that they are refused, and are waited for until they have heard it. Of too many the oldest is
+/// waited for no longer: what it was told is on its way.
+#[derive(Default)]
+pub(in crate::server) struct Lingering(Mutex<Waiting>);
+
+#[derive(Default)]
+struct Waiting {
+    next: u64,
+    /// By number, oldest first: what ends the wait.
+    clients: BTreeMap<u64, Arc<Notify>>,
+}
+
+/// One of them, until it is dropped.
+struct Place<'a> {
+    all: &'a Lingering,
+    number: u64,
+    cut: Arc<Notify>,
+}
+
+impl Lingering {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.0.lock().expect("no panic while held")
+    }
+
+    fn enter(&self) -> Place<'_> {
+        let mut waiting = self.lock();
+        let (number, cut) = (waiting.next, Arc::new(Notify::new()));
+        waiting.next += 1;
+        waiting.clients.insert(number, Arc::clone(&cut));
+        if waiting.clients.len() > LINGERING_MAX
+            && let Some((_, oldest)) = waiting.clients.pop_first()
+        {
+            oldest.notify_one();
+        }
+        Place { all: self, number, cut }
+    }
+
+    /// Refuses a client, until that is done or others need the place.
+    pub(in crate::server) async fn refuse(&self, refusal: impl Future<Output = ()>) {
+        let place = self.enter();
+        tokio::select! {
+            biased;
+            // At least it is begun.
+            () = refusal => {}
+            () = place.cut.notified() => {}
+        }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.all.lock().clients.remove(&self.number);
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     #[test]
@@ -217,5 +278,26 @@ mod tests {
         drop((silent, news));
         let state = all.state.lock().expect("no panic while held");
         assert!(state.open.is_empty() && state.checked == 0);
+    }
+
+    #[tokio::test]
+    async fn of_too_many_who_were_refused_the_oldest_is_waited_for_no_longer() {
+        let (lingering, told) = (Lingering::default(), AtomicUsize::new(0));
+        let refusal = || {
+            lingering.refuse(async {
+                told.fetch_add(1, Ordering::Relaxed);
+                std::future::pending::<()>().await;
+            })
+        };
+        let mut waiting: Vec<_> = (0..LINGERING_MAX).map(|_| Box::pin(refusal())).collect();
+        for one in &mut waiting {
+            assert!(one.as_mut().now_or_never().is_none());
+        }
+        assert!(Box::pin(refusal()).as_mut().now_or_never().is_none());
+        assert_eq!(told.load(Ordering::Relaxed), LINGERING_MAX + 1, "each is told");
+        let ended = waiting.iter_mut().map(|one| one.as_mut().now_or_never().is_some()).collect::<Vec<_>>();
+        assert!(ended[0] && !ended[1..].contains(&true));
+        drop(waiting);
+        assert!(lingering.lock().clients.is_empty());
     }
 }

@@ -13,6 +13,7 @@ use super::poll;
 use super::presence_feed::PresenceFeed;
 use super::rights::Rights;
 use super::sender::Sender;
+use super::session_clock::SessionClock;
 use super::shared::Shared;
 use super::socket::Socket;
 use super::subscriptions::Subscriptions;
@@ -84,8 +85,9 @@ impl Bench {
         ordering.store(sender, &frame).await.expect("stores")
     }
 
-    pub(super) fn rights(&self) -> Arc<Rights> {
-        Arc::new(Rights::new(&self.deps, &self.shared, 0))
+    pub(super) async fn rights(&self) -> Arc<Rights> {
+        let clock = SessionClock::begin(Arc::clone(&self.deps.backends.sessions)).await;
+        Arc::new(Rights::new(&self.deps, &self.shared, Arc::new(clock)))
     }
 
     pub(super) fn presence_feed(&self) -> Arc<PresenceFeed> {

@@ -146,7 +146,7 @@ mod tests {
         let [sender, recipient] = bench.users().await;
         let talk = bench.direct(sender, recipient).await;
         let members = bench.shared.members.get(talk).await.expect("reads").expect("there");
-        let (from, to, rights) = (bench.enter(sender), bench.enter(recipient), bench.rights());
+        let (from, to, rights) = (bench.enter(sender), bench.enter(recipient), bench.rights().await);
         for connection in [&from, &to] {
             rights.claim(&mut rights.session_of(connection)).await.expect("claims");
         }

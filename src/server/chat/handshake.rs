@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::echo;
-use super::inbound::Early;
+use super::inbound::{Admitted, Early};
 use super::socket::{ReadEnd, Socket};
 use super::{ChatServer, Identity};
 use crate::backends::directory::TokenStanding;
@@ -21,7 +21,8 @@ use crate::protocol::frames::{ErrorFrame, FrameError};
 use crate::protocol::websocket::{self, Decoder, Event, Role};
 use crate::protocol::{CHAT_PATH, ClientFrame, CloseCode, ECHO_PATH, ErrorCode, SUBPROTOCOL, ServerFrame, ServerName};
 use crate::server::access::auth;
-use crate::server::access::seats::{Begun, Seat, TooLate};
+use crate::server::access::seats::{Begun, TooLate};
+use crate::server::http::Beginning;
 use crate::telemetry::{Counter, prometheus};
 
 /// Largest HTTP request head.
@@ -92,29 +93,31 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, mut begu
     let upgrade = match begun.within(limit, read_upgrade(&server, &mut stream)).await {
         Ok(Some(Ok(Request::Upgrade(upgrade)))) => upgrade,
         Ok(Some(Ok(Request::Poll(head)))) => {
-            let Some(_seat) = server.poll_seats.take() else { return refuse(&server, stream, Refusal::full()).await };
+            let Some(_seat) = server.poll_seats.take() else {
+                return refuse(&server, stream, begun, Refusal::full()).await;
+            };
             drop(begun);
             // Boxed, so that it takes no memory in the other handshakes.
             Box::pin(super::poll::serve(Arc::clone(&server), stream, head)).await;
             return server.socket_closed();
         }
-        Ok(Some(Err(refusal))) => return refuse(&server, stream, refusal).await,
+        Ok(Some(Err(refusal))) => return refuse(&server, stream, begun, refusal).await,
         Ok(None) | Err(TooLate::Cut) => return give_up(&server),
         Err(TooLate::Slow) => {
             let late = Refusal::error("408 Request Timeout", ErrorCode::BadRequest, "the request head came too slowly");
-            return refuse(&server, stream, late).await;
+            return refuse(&server, stream, begun, late).await;
         }
     };
-    let (mut identity, mut seat) = (None, None);
+    let (mut identity, mut admitted) = (None, None);
     if let Some(token) = &upgrade.token {
         begun.has_token();
         match authenticate(&server, token).await {
             Ok(known) => identity = Some(known),
-            Err(refusal) => return refuse(&server, stream, refusal).await,
+            Err(refusal) => return refuse(&server, stream, begun, refusal).await,
         }
-        seat = identity.as_ref().and_then(|known| seat_for(&server, known));
-        if seat.is_none() {
-            return refuse(&server, stream, Refusal::full()).await;
+        admitted = identity.as_ref().and_then(|known| seat_for(&server, known));
+        if admitted.is_none() {
+            return refuse(&server, stream, begun, Refusal::full()).await;
         }
     }
     let mut head = format!(
@@ -154,12 +157,10 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, mut begu
         }
         (Ok(Ok(_)), None) => Err(CloseCode::Unauthorized),
     };
-    let seated = identified.map(|identity| (seat.or_else(|| seat_for(&server, &identity)), identity));
-    match seated {
-        Ok((Some(seat), identity)) => {
-            drop(begun);
-            server.go_live(socket, identity, seat, early).await;
-        }
+    let known = identified.map(|identity| (admitted.or_else(|| seat_for(&server, &identity)), identity));
+    drop(begun);
+    match known {
+        Ok((Some(admitted), identity)) => server.go_live(socket, identity, admitted, early).await,
         Ok((None, _)) => {
             let error = ErrorFrame {
                 uuid: None,
@@ -182,11 +183,10 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, mut begu
     }
 }
 
-/// A seat for a user, where one is free and the user has not as many as a user may. Of those that come up at the same
-/// moment some may be more.
-pub(super) fn seat_for(server: &ChatServer, identity: &Identity) -> Option<Seat> {
-    let may_have_more = !server.outbound.hub.is_full_for(identity.sub, &identity.dev);
-    may_have_more.then(|| server.seats.take()).flatten()
+/// A seat for a user, where one is free and the user has not as many as a user may, those that come up included.
+pub(super) fn seat_for(server: &ChatServer, identity: &Identity) -> Option<Admitted> {
+    let coming = server.outbound.hub.begin(identity.sub, &identity.dev)?;
+    Some(Admitted { coming, seat: server.seats.take()? })
 }
 
 /// Ends a WebSocket that did not become live.
@@ -195,7 +195,7 @@ async fn end_with(server: &ChatServer, socket: Socket, code: CloseCode, error: O
         socket.push(websocket::text_frame(&ServerFrame::Error(error).encode(), None).into(), usize::MAX);
     }
     socket.begin_close(websocket::close_frame(Some(code.code()), code.reason(), None).into(), false);
-    socket.linger().await;
+    server.lingering.refuse(socket.linger()).await;
     give_up(server);
 }
 
@@ -204,21 +204,23 @@ fn give_up(server: &ChatServer) {
     server.socket_closed();
 }
 
-async fn refuse(server: &ChatServer, mut stream: TcpStream, refusal: Refusal) {
+/// Answers, and waits for a moment until the client has heard it. It is half open no more.
+async fn refuse(server: &ChatServer, mut stream: TcpStream, begun: Begun, refusal: Refusal) {
+    drop(begun);
     let Refusal { status, content_type, headers, body } = refusal;
     let head = format!(
         "HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\n{headers}Connection: close\r\n\r\n",
         body.len()
     );
     let answer = [head.as_bytes(), body.as_bytes()].concat();
-    let _ = tokio::time::timeout(super::socket::CLOSE_WAIT, async {
+    let told = async {
         // Whether the client still listens does not matter.
         let _ = stream.write_all(&answer).await;
         let _ = stream.shutdown().await;
         let mut scratch = [0_u8; 1024];
         while matches!(stream.read(&mut scratch).await, Ok(n) if n > 0) {}
-    })
-    .await;
+    };
+    let _ = tokio::time::timeout(super::socket::CLOSE_WAIT, server.lingering.refuse(told)).await;
     if !status.starts_with("200") {
         server.deps.metrics.count(Counter::HandshakesFailed);
     }
@@ -227,10 +229,13 @@ async fn refuse(server: &ChatServer, mut stream: TcpStream, refusal: Refusal) {
 
 /// Reads the request head. `None`: the client went away.
 async fn read_upgrade(server: &ChatServer, stream: &mut TcpStream) -> Option<Result<Request, Refusal>> {
-    let mut buffer = Vec::with_capacity(1024);
+    let (mut buffer, mut beginning) = (Vec::with_capacity(1024), Beginning::new(HEAD_BYTES_MAX));
     loop {
         if stream.read_buf(&mut buffer).await.ok()? == 0 {
             return None;
+        }
+        if !beginning.may_tell_more(&buffer) {
+            continue;
         }
         let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
         let mut request = httparse::Request::new(&mut headers);

@@ -1,7 +1,7 @@
 //! Who is connected here.
 
 use std::collections::HashMap;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
 use super::connection::Connection;
 use crate::protocol::limits::CONNECTIONS_PER_USER_MAX;
@@ -11,6 +11,7 @@ use crate::protocol::{DeviceName, SessionId, UserId};
 #[derive(Default)]
 pub(super) struct Hub {
     users: RwLock<HashMap<UserId, Few>>,
+    coming: Arc<ComingUp>,
     count: std::sync::atomic::AtomicUsize,
 }
 
@@ -48,6 +49,45 @@ impl Few {
     }
 }
 
+/// How many connections of each user come up: they count before they are in the hub. Locked before `users`.
+#[derive(Default)]
+struct ComingUp(Mutex<HashMap<UserId, usize>>);
+
+impl ComingUp {
+    fn lock(&self) -> MutexGuard<'_, HashMap<UserId, usize>> {
+        self.0.lock().expect("no panic while held")
+    }
+}
+
+/// A connection that comes up, as one of its user's, until it is in the hub or this is dropped.
+pub(super) struct Coming {
+    all: Arc<ComingUp>,
+    user: UserId,
+    is_counted: bool,
+}
+
+impl Coming {
+    fn end(&mut self, all: &mut HashMap<UserId, usize>) {
+        if std::mem::take(&mut self.is_counted)
+            && let Some(count) = all.get_mut(&self.user)
+        {
+            *count -= 1;
+            if *count == 0 {
+                all.remove(&self.user);
+            }
+        }
+    }
+}
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        if self.is_counted {
+            let all = Arc::clone(&self.all);
+            self.end(&mut all.lock());
+        }
+    }
+}
+
 impl Hub {
     fn read(&self) -> std::sync::RwLockReadGuard<'_, HashMap<UserId, Few>> {
         self.users.read().expect("no panic while held")
@@ -64,6 +104,14 @@ impl Hub {
             users.insert(connection.user, Few::One(connection));
             true
         }
+    }
+
+    /// Adds a connection that comes up, which counts as one all the while; returns true when it is the user's first here.
+    pub(super) fn add_coming(&self, connection: Arc<Connection>, mut coming: Coming) -> bool {
+        let mut all = self.coming.lock();
+        let is_first = self.add(connection);
+        coming.end(&mut all);
+        is_first
     }
 
     /// Removes a connection. `None`: it was not here; `Some(true)`: it was the user's last.
@@ -105,11 +153,22 @@ impl Hub {
         self.read().contains_key(&user)
     }
 
-    /// Whether a user has as many connections here as one may have. A device that has one of them replaces it.
-    pub(super) fn is_full_for(&self, user: UserId, device: &DeviceName) -> bool {
-        let users = self.read();
-        let connections = users.get(&user).map_or(&[][..], Few::as_slice);
-        connections.len() >= CONNECTIONS_PER_USER_MAX && connections.iter().all(|c| c.device != *device)
+    /// Counts a connection of a user in that comes up; `None` where the user has as many here as one may have. A device
+    /// that has one of them replaces it, so that for a while there may be more: up to twice as many.
+    pub(super) fn begin(&self, user: UserId, device: &DeviceName) -> Option<Coming> {
+        let mut all = self.coming.lock();
+        let begun = all.get(&user).copied().unwrap_or(0);
+        let (here, is_own) = {
+            let users = self.read();
+            let connections = users.get(&user).map_or(&[][..], Few::as_slice);
+            (connections.len(), connections.iter().any(|c| c.device == *device))
+        };
+        let most = if is_own { 2 * CONNECTIONS_PER_USER_MAX } else { CONNECTIONS_PER_USER_MAX };
+        if here + begun >= most {
+            return None;
+        }
+        *all.entry(user).or_default() += 1;
+        Some(Coming { all: Arc::clone(&self.coming), user, is_counted: true })
     }
 
     /// The connections that `is_wanted` picks.
@@ -139,17 +198,42 @@ mod tests {
     use super::super::bench::connection;
     use super::*;
 
+    const ALICE: UserId = UserId(1);
+
+    fn devices() -> [DeviceName; 2] {
+        ["phone", "tablet"].map(|name| name.parse().expect("valid"))
+    }
+
     #[test]
-    fn a_user_has_so_many_connections_and_a_device_may_always_replace_its_own() {
-        let (hub, alice) = (Hub::default(), UserId(1));
-        let [own, other] = ["phone", "tablet"].map(|name| name.parse::<DeviceName>().expect("valid"));
+    fn a_user_has_so_many_connections_and_a_device_may_replace_its_own() {
+        let (hub, [own, other]) = (Hub::default(), devices());
         for _ in 0..CONNECTIONS_PER_USER_MAX {
-            assert!(!hub.is_full_for(alice, &other));
-            hub.add(connection(alice));
+            assert!(hub.begin(ALICE, &other).is_some());
+            hub.add(connection(ALICE));
         }
-        assert!(hub.is_full_for(alice, &other) && !hub.is_full_for(alice, &own) && !hub.is_full_for(UserId(2), &other));
+        let may_begin = |user, device| hub.begin(user, device).is_some();
+        assert!(!may_begin(ALICE, &other) && may_begin(ALICE, &own) && may_begin(UserId(2), &other));
+        let replacing: Vec<Coming> = std::iter::from_fn(|| hub.begin(ALICE, &own)).take(1_000).collect();
+        assert_eq!(replacing.len(), CONNECTIONS_PER_USER_MAX, "nor does one device take every seat");
+        drop(replacing);
         let left = hub.all().pop().expect("there are some").session;
-        hub.remove(alice, left);
-        assert!(!hub.is_full_for(alice, &other));
+        hub.remove(ALICE, left);
+        assert!(may_begin(ALICE, &other));
+    }
+
+    #[test]
+    fn connections_of_a_user_that_come_up_at_once_count_before_they_are_here() {
+        let (hub, [_, other]) = (Hub::default(), devices());
+        let mut coming: Vec<Coming> = std::iter::from_fn(|| hub.begin(ALICE, &other)).take(1_000).collect();
+        assert_eq!(coming.len(), CONNECTIONS_PER_USER_MAX);
+        // One of them is live, and counts as one still.
+        hub.add_coming(connection(ALICE), coming.pop().expect("there are some"));
+        assert!(hub.begin(ALICE, &other).is_none());
+        // Another one came to nothing.
+        drop(coming.pop());
+        let last = hub.begin(ALICE, &other);
+        assert!(last.is_some() && hub.begin(ALICE, &other).is_none());
+        drop((coming, last));
+        assert!(hub.coming.lock().is_empty());
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::connection::Connection;
+use super::hub::Coming;
 use super::session::{Action, SessionState};
 use super::socket::{ReadEnd, Socket};
 use super::{ChatServer, Identity};
@@ -16,6 +17,13 @@ use crate::runtime::clock;
 use crate::server::access::seats::Seat;
 use crate::telemetry::Counter;
 
+/// What a connection needs to become live.
+pub(super) struct Admitted {
+    /// As one of its user's.
+    pub(super) coming: Coming,
+    pub(super) seat: Seat,
+}
+
 /// What came with the `hello`, before the connection was live.
 pub(super) struct Early {
     pub(super) decoder: Decoder,
@@ -25,8 +33,8 @@ pub(super) struct Early {
 impl ChatServer {
     /// Makes an authenticated socket live: claim the session, fix the inbox position, welcome, then run its reader in a
     /// task of its own, so that nothing of the handshake stays in memory.
-    pub(super) async fn go_live(self: Arc<Self>, socket: Socket, identity: Identity, seat: Seat, early: Early) {
-        let (connection, is_first) = match self.open(socket, identity, seat).await {
+    pub(super) async fn go_live(self: Arc<Self>, socket: Socket, identity: Identity, admitted: Admitted, early: Early) {
+        let (connection, is_first) = match self.open(socket, identity, admitted).await {
             Ok(opened) => opened,
             Err(connection) => {
                 connection.socket.linger().await;
@@ -47,10 +55,11 @@ impl ChatServer {
         &self,
         socket: Socket,
         identity: Identity,
-        seat: Seat,
+        admitted: Admitted,
     ) -> Result<(Arc<Connection>, bool), Arc<Connection>> {
         let mut session = self.rights.new_session(identity.sub, identity.dev.clone());
         let claimed = self.rights.claim(&mut session).await;
+        let Admitted { coming, seat } = admitted;
         let connection = Arc::new(Connection::new(identity, session.session, socket, seat));
         let pass = match claimed {
             Ok(pass) => pass,
@@ -69,7 +78,7 @@ impl ChatServer {
             channels: Deliver::Messages,
         };
         self.outbound.reply(&connection, &ServerFrame::Welcome(welcome));
-        let is_first = self.outbound.hub.add(Arc::clone(&connection));
+        let is_first = self.outbound.hub.add_coming(Arc::clone(&connection), coming);
         self.rights.came_up(&connection, pass);
         // What ended a right before the connection was in the hub did not find it there.
         if let Some(code) = self.rights.ended(&connection) {

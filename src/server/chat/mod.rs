@@ -37,6 +37,7 @@
 //! | `channels` | who subscribes to which large channel, and what is known of their rights |
 //! | `deliverer` | writes a message to a connection |
 //! | `watches` | who hears of whose presence |
+//! | `session_clock` | the time by which sessions are dated: the session store's |
 //! | `session_keeper` | keeps sessions in the store, and enters them again after it forgot them |
 //! | `recent_set` | notes of what ended in the last half minute |
 //! | `tamper` | breaking the server on purpose |
@@ -67,6 +68,7 @@ mod requests;
 mod rights;
 mod sender;
 mod session;
+mod session_clock;
 mod session_keeper;
 mod shared;
 mod socket;
@@ -98,13 +100,14 @@ use self::poll::Polls;
 use self::presence_feed::PresenceFeed;
 use self::rights::Rights;
 use self::sender::Sender;
+use self::session_clock::SessionClock;
 use self::shared::Shared;
 use self::subscriptions::Subscriptions;
 use self::tamper::Tamper;
 use self::unheard::LostConnections;
 use super::access::auth;
 use super::access::members::Members;
-use super::access::seats::{HalfOpen, Seats};
+use super::access::seats::{HalfOpen, Lingering, Seats};
 use super::cluster;
 use super::cluster::peer::{self, Answer, Call, PeerHandler};
 use super::cluster::readiness::Readiness;
@@ -202,6 +205,7 @@ pub struct ChatServer {
     /// For HTTP connections of clients that poll.
     poll_seats: Seats,
     half_open: Arc<HalfOpen>,
+    lingering: Lingering,
     draining: AtomicBool,
 }
 
@@ -222,8 +226,10 @@ pub async fn start(
     let seats = config.connections_max.min(files / 12 * 10);
     let subscriptions = Arc::new(Subscriptions::new(&deps, &shared, config.limits.subscriptions_max as usize));
     let presence = Arc::new(PresenceFeed::new(&deps, &shared));
-    let epoch = clock::unix_ms();
-    let rights = Arc::new(Rights::new(&deps, &shared, epoch));
+    let session_clock = Arc::new(SessionClock::begin(Arc::clone(&deps.backends.sessions)).await);
+    // Sessions are compared with it, so both are by one clock.
+    let epoch = session_clock.epoch_ms();
+    let rights = Arc::new(Rights::new(&deps, &shared, session_clock));
     let lost = Arc::new(LostConnections::new(&deps, &shared));
     let deliverer = Deliverer::new(Arc::clone(&shared.outbound), deps.tasks.clone(), tamper);
     let rate_max = RateMax { messages: config.channel_messages_per_second, bytes: config.channel_bytes_per_second };
@@ -269,6 +275,7 @@ pub async fn start(
         seats: Seats::new(seats),
         poll_seats: Seats::new((seats / 10).max(POLL_CONNECTIONS_MIN)),
         half_open: HalfOpen::beside(seats),
+        lingering: Lingering::default(),
         draining: AtomicBool::new(false),
         config,
         deps,

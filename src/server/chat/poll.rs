@@ -106,7 +106,7 @@ struct Wait {
 type Answer = Result<(StatusCode, Json<PollAnswer>), Failure>;
 
 async fn open(State(server): State<Arc<ChatServer>>, Caller(identity): Caller) -> Answer {
-    let Some(seat) = handshake::seat_for(&server, &identity) else {
+    let Some(admitted) = handshake::seat_for(&server, &identity) else {
         return Err(Failure::retry_later(ErrorCode::Overloaded, handshake::FULL, 1_000));
     };
     if server.is_draining() {
@@ -114,7 +114,7 @@ async fn open(State(server): State<Arc<ChatServer>>, Caller(identity): Caller) -
         return Err(Failure::retry_later(ErrorCode::Unavailable, message, 1_000));
     }
     server.deps.metrics.count(Counter::ConnectionsOpened);
-    match server.open(Socket::polled(), identity, seat).await {
+    match server.open(Socket::polled(), identity, admitted).await {
         Ok((connection, is_first)) => {
             let polled = Polled { connection: Arc::clone(&connection), state: Mutex::default() };
             server.polls.lock().insert(connection.session, Arc::new(polled));

@@ -4,7 +4,8 @@
 //!
 //! A device's sessions have an order, that of their ids. A claim is behind those before it whatever the clocks of
 //! servers say, so that after the store forgot all of them the last one is entered, not the one whose server comes
-//! first.
+//! first. Ids are dated by the store's clock (`session_clock`): also of claims between which the store forgot the
+//! first one the second one is behind.
 //!
 //! Whoever ends a right notes that first and then looks for connections that have it. A connection that comes up is
 //! entered into the hub first and then looks for the notes. So one of the two sees the other, whatever the order.
@@ -24,6 +25,7 @@ use uuid::Uuid;
 use super::connection::Connection;
 use super::outbound::Outbound;
 use super::recent_set::RecentSet;
+use super::session_clock::SessionClock;
 use super::session_keeper::SessionKeeper;
 use super::shared::Shared;
 use crate::backends::BackendResult;
@@ -55,11 +57,10 @@ const REPLACE_TRIES: u32 = 20;
 pub(super) struct Rights {
     /// Of this server.
     name: ServerName,
-    /// Of this life of the server.
-    epoch: u64,
     outbound: Arc<Outbound>,
     reader: Arc<dyn LogReader>,
     sessions: Arc<dyn Sessions>,
+    clock: Arc<SessionClock>,
     directory: Arc<dyn Directory>,
     cluster: Arc<Cluster>,
     peers: Arc<Peers>,
@@ -81,13 +82,13 @@ pub(super) struct Pass(u64);
 
 impl Rights {
     /// Without claims.
-    pub(super) fn new(deps: &Deps, shared: &Shared, epoch: u64) -> Self {
+    pub(super) fn new(deps: &Deps, shared: &Shared, clock: Arc<SessionClock>) -> Self {
         Self {
             name: deps.name.clone(),
-            epoch,
             outbound: Arc::clone(&shared.outbound),
             reader: Arc::clone(&shared.reader),
             sessions: Arc::clone(&deps.backends.sessions),
+            clock,
             directory: Arc::clone(&deps.backends.directory),
             cluster: Arc::clone(&shared.cluster),
             peers: Arc::clone(&shared.peers),
@@ -102,8 +103,7 @@ impl Rights {
 
     /// A new session of a device on this server.
     pub(super) fn new_session(&self, user: UserId, device: DeviceName) -> Session {
-        // Never older than this life of the server, whatever the clock says: the push server compares them.
-        let session = SessionId::made_at(clock::unix_ms().max(self.epoch), rand::random());
+        let session = SessionId::made_at(self.clock.now_ms(), rand::random());
         Session { user, device, session, server: self.name.clone() }
     }
 
@@ -144,14 +144,14 @@ impl Rights {
         }
     }
 
-    /// Claims a session; returns the one that it replaces. One that another server made has a later time where the
-    /// clocks differ: then this one is made anew behind it.
+    /// Claims a session; returns the one that it replaces. One that another server made has a later time where it knows
+    /// the store's clock less well: then this one is made anew behind it.
     async fn claim_behind_all(&self, session: &mut Session) -> BackendResult<Option<Session>> {
         loop {
             match self.sessions.claim(session).await? {
                 Claim::Made(replaced) => return Ok(replaced),
                 Claim::Late(known) => {
-                    session.session = SessionId::made_behind(known, clock::unix_ms(), rand::random());
+                    session.session = SessionId::made_behind(known, self.clock.now_ms(), rand::random());
                 }
             }
         }
@@ -282,6 +282,7 @@ impl Rights {
         let mut keeper = SessionKeeper::new(Arc::clone(&self.sessions));
         loop {
             tokio::time::sleep(keeper.wait()).await;
+            self.clock.set().await;
             self.keep_sessions(&mut keeper).await;
         }
     }
@@ -312,7 +313,7 @@ mod tests {
     #[tokio::test]
     async fn a_right_that_ended_before_its_connection_came_up_is_found_by_it() {
         let bench = Bench::new().await;
-        let rights = bench.rights();
+        let rights = bench.rights().await;
         let [logged_out, replaced, other] = [(), (), ()].map(|()| connection(ALICE));
         rights.log_out(logged_out.token);
         rights.replace(ALICE, replaced.session);
@@ -323,7 +324,7 @@ mod tests {
     #[tokio::test]
     async fn of_two_connections_of_a_device_the_later_claim_stays() {
         let bench = Bench::new().await;
-        let rights = bench.rights();
+        let rights = bench.rights().await;
         let [first, second] = [(), ()].map(|()| bench.enter(ALICE));
         for connection in [&first, &second] {
             rights.claim(&mut rights.session_of(connection)).await.expect("claims");
@@ -340,7 +341,7 @@ mod tests {
     #[tokio::test]
     async fn a_claim_is_behind_those_of_servers_whose_clock_is_ahead() {
         let bench = Bench::new().await;
-        let (rights, sessions) = (bench.rights(), &bench.deps.backends.sessions);
+        let (rights, sessions) = (bench.rights().await, &bench.deps.backends.sessions);
         let connection = bench.enter(ALICE);
         let ahead = Session {
             server: "chat-2".parse().expect("a name"),
@@ -359,7 +360,7 @@ mod tests {
     #[tokio::test]
     async fn a_connection_that_was_claimed_before_the_store_forgot_is_entered_when_it_comes_up() {
         let bench = Bench::new().await;
-        let (rights, sessions) = (bench.rights(), Arc::clone(&bench.deps.backends.sessions));
+        let (rights, sessions) = (bench.rights().await, Arc::clone(&bench.deps.backends.sessions));
         let connection = connection(ALICE);
         let mut session = rights.session_of(&connection);
         let pass = rights.claim(&mut session).await.expect("claims");
@@ -380,7 +381,7 @@ mod tests {
     #[tokio::test]
     async fn a_refresh_enters_what_the_store_forgot_and_closes_what_was_replaced_unnoticed() {
         let bench = Bench::new().await;
-        let rights = bench.rights();
+        let rights = bench.rights().await;
         let (forgotten, replaced) = (bench.enter(ALICE), bench.enter(UserId(2)));
         let elsewhere = Session {
             server: "chat-2".parse().expect("a name"),

@@ -165,6 +165,9 @@ mod tests {
         async fn lookup(&self, users: &[UserId]) -> BackendResult<Vec<Session>> {
             self.inner("lookup")?.lookup(users).await
         }
+        async fn now_ms(&self) -> BackendResult<u64> {
+            self.inner("now_ms")?.now_ms().await
+        }
         async fn enter_mark(&self, mark: Uuid) -> BackendResult<()> {
             let inner = self.inner("enter_mark")?;
             inner.enter_mark(mark).await?;

@@ -23,6 +23,7 @@ use crate::protocol::{ConversationId, ErrorCode, MessageId, ServerFrame, UserId}
 use crate::runtime::Tasks;
 use crate::server::Deps;
 use crate::server::access::members::{LIST_TTL, Members};
+use crate::telemetry::{Counter, Metrics};
 
 /// Members that are read of a conversation that has become large: more than come together before a server hears of it.
 const GROWN_MEMBERS_MAX: usize = 20 * MEMBERS_PER_CALL_MAX;
@@ -57,6 +58,9 @@ pub(super) struct Subscriptions {
     directory: Arc<dyn Directory>,
     messages: Arc<dyn Messages>,
     tasks: Tasks,
+    metrics: Arc<Metrics>,
+    /// [`GROWN_MEMBERS_MAX`], but for tests.
+    grown_members_max: usize,
     /// Subscriptions that a connection may ask for.
     of_a_connection_max: usize,
     /// By large channel.
@@ -80,6 +84,8 @@ impl Subscriptions {
             directory: Arc::clone(&deps.backends.directory),
             messages: Arc::clone(&deps.backends.messages),
             tasks: deps.tasks.clone(),
+            metrics: Arc::clone(&deps.metrics),
+            grown_members_max: GROWN_MEMBERS_MAX,
             of_a_connection_max,
             channels: Channels::default(),
             switched: Mutex::default(),
@@ -302,20 +308,34 @@ impl Subscriptions {
         }
     }
 
+    /// The members of a conversation that has become large, in the order of their ids, as far as they are read.
+    async fn first_members(&self, conversation: ConversationId) -> BackendResult<Vec<UserId>> {
+        let mut members: Vec<UserId> = Vec::new();
+        loop {
+            let after = members.last().copied().unwrap_or(UserId(0));
+            // One more than are taken tells whether there are more.
+            let wanted = (self.grown_members_max + 1 - members.len()).min(MEMBERS_PER_CALL_MAX);
+            let page = self.directory.members(conversation, after, wanted).await?;
+            let is_last = page.len() < wanted;
+            members.extend(page);
+            if members.len() > self.grown_members_max {
+                members.truncate(self.grown_members_max);
+                self.metrics.count(Counter::GrownCutOff);
+                let read = members.len();
+                tracing::warn!(%conversation, read, "not all members of a large conversation were subscribed and told");
+                return Ok(members);
+            }
+            if is_last {
+                return Ok(members);
+            }
+        }
+    }
+
     /// Subscribes the members that are connected here, tells them, and says where the conversation stands: what was
     /// said the new way before they were subscribed is below that. Where that fails they are subscribed no more, so
     /// that whoever does it again finds them as they were.
     async fn has_grown(&self, conversation: ConversationId) -> BackendResult<()> {
-        let mut members = Vec::new();
-        loop {
-            let after = members.last().copied().unwrap_or(UserId(0));
-            let page = self.directory.members(conversation, after, MEMBERS_PER_CALL_MAX).await?;
-            let is_last = page.len() < MEMBERS_PER_CALL_MAX;
-            members.extend(page);
-            if is_last || members.len() >= GROWN_MEMBERS_MAX {
-                break;
-            }
-        }
+        let members = self.first_members(conversation).await?;
         let mut new = Vec::new();
         let mut result = Ok(());
         for connection in self.outbound.hub.connections_of(members.into_iter()) {

@@ -34,6 +34,23 @@ async fn who_is_no_member_any_more_loses_the_subscription() {
 }
 
 #[tokio::test]
+async fn members_of_a_conversation_that_has_grown_who_are_not_subscribed_are_counted() {
+    const MEMBERS: usize = FANOUT_ON_WRITE_MEMBERS_MAX + 2;
+    let bench = Bench::new().await;
+    let mut users = bench.users::<MEMBERS>().await;
+    users.sort_unstable();
+    let connections = [0, MEMBERS - 1].map(|n| bench.enter(users[n]));
+    for (most, are_subscribed, cut_off) in [(MEMBERS, [true, true], 0), (MEMBERS - 1, [true, false], 1)] {
+        let mut subscriptions = bench.subscriptions();
+        Arc::get_mut(&mut subscriptions).expect("nobody else has it").grown_members_max = most;
+        let group = bench.group(&users).await;
+        subscriptions.members_changed(group, MEMBERS as u64).await.expect("reads");
+        assert_eq!([0, 1].map(|n| subscriptions.has(group, connections[n].user)), are_subscribed);
+        assert_eq!(bench.deps.metrics.counted(Counter::GrownCutOff), cut_off);
+    }
+}
+
+#[tokio::test]
 async fn what_could_not_be_read_is_checked_again_whatever_number_was_told() {
     let bench = Bench::new().await;
     let subscriptions = bench.subscriptions();

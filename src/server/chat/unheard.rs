@@ -232,7 +232,7 @@ mod tests {
             assert!(!connection.note_written(talk, id), "it has ended");
         }
         assert_eq!(lost.metrics.counted(Counter::AnnouncementsDropped), 0);
-        let rights = bench.rights();
+        let rights = bench.rights().await;
         rights.claim(&mut rights.new_session(back, connections[1].device.clone())).await.expect("claims");
         lost.notify_due().await;
         assert_eq!(lost.metrics.counted(Counter::AnnouncedAgain), 0, "there is time to come back");

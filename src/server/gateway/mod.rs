@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `tunnel` | the L4 side: from the first line of a connection to a chat server, then bytes both ways |
 //! | `proxy` | the L7 side: requests to the API server with the fewest under way |
+//! | `stalled` | answers of servers that stop in the middle |
 //! | `lost` | chat servers that hang: their tunnels are ended |
 //! | `health` | whether the gateway itself is well |
 //! | `polls` | L7, too: requests of clients without a socket, to the chat server that has their session |
@@ -14,6 +15,7 @@ mod health;
 mod lost;
 mod polls;
 mod proxy;
+mod stalled;
 mod tunnel;
 
 use std::net::SocketAddr;
@@ -27,7 +29,7 @@ use tokio::sync::Semaphore;
 
 use self::lost::Led;
 use self::proxy::{Connection, Proxy};
-use super::access::seats::{HALF_OPEN_MIN, HalfOpen, Seats};
+use super::access::seats::{HALF_OPEN_MIN, HalfOpen, LINGERING_MAX, Seats};
 use super::cluster::peer::{self, NothingOfItsOwn, Peers};
 use super::cluster::{self, Cluster};
 use super::{Deps, FILES_RESERVED, Listeners, StartError, http};
@@ -71,11 +73,11 @@ impl Default for Config {
 
 impl Config {
     /// The same, with no more connections than a number of files takes: of HTTP, those to the API servers and the reserve for
-    /// probes included; of tunnels two each; and of both half-open ones, a tenth as many.
+    /// probes and who is refused included; of tunnels two each; and of both half-open ones, a tenth as many.
     fn within(self, files: usize) -> Self {
         let http_connections_max = self.http_connections_max.min(files / 8);
         let half_open = (http_connections_max / 10).max(HALF_OPEN_MIN);
-        let left = files.saturating_sub(2 * http_connections_max + half_open + http::RESERVE);
+        let left = files.saturating_sub(2 * http_connections_max + half_open + http::RESERVE + LINGERING_MAX);
         let tunnels_max = self.tunnels_max.min((left / 21 * 10).min(left.saturating_sub(HALF_OPEN_MIN) / 2));
         Self { tunnels_max, http_connections_max, ..self }
     }
@@ -281,7 +283,7 @@ mod tests {
             let config = Config::default().within(files);
             let (tunnels, http) = (config.tunnels_max, config.http_connections_max);
             let half_open = (tunnels / 10).max(HALF_OPEN_MIN) + (http / 10).max(HALF_OPEN_MIN);
-            let needed = 2 * tunnels + half_open + 2 * http + http::RESERVE;
+            let needed = 2 * tunnels + half_open + 2 * http + http::RESERVE + LINGERING_MAX;
             assert!(needed <= files || tunnels == 0, "{needed} of {files}");
             assert!(tunnels <= Config::default().tunnels_max);
         }

@@ -15,6 +15,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::stalled::AnswerBody;
 use super::{Gateway, health, polls};
 use crate::backends::registry::{Role, ServerEntry};
 use crate::protocol::{ErrorCode, ServerName};
@@ -260,7 +261,8 @@ async fn send_body(
     let request = request.body(Body::from(body)).map_err(|e| not_sent(e.to_string()))?;
     let answer = gateway.proxy.client.request(request).await;
     let answer = answer.map_err(|e| Failed { may_be_done: !e.is_connect(), error: error_chain(&e) })?;
-    let mut response = answer.map(Body::new);
+    let metrics = Arc::clone(&gateway.deps.metrics);
+    let mut response = answer.map(|body| Body::new(AnswerBody::new(body, server, metrics)));
     strip_hop_by_hop(response.headers_mut());
     Ok(response)
 }

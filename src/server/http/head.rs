@@ -77,8 +77,9 @@ fn parse(begun: &[u8]) -> Result<bool, Refusal> {
 
 /// What is known of the beginning of a connection: it is parsed where that may tell something new. Parsed at every read,
 /// what comes byte by byte would be gone through as often as it has bytes.
-#[derive(Default)]
-struct Beginning {
+pub(in crate::server) struct Beginning {
+    /// Bytes that a head may have.
+    most: usize,
     /// Bytes that were looked at.
     seen: usize,
     /// Bytes of empty lines before the request; the library skips them.
@@ -87,9 +88,14 @@ struct Beginning {
 }
 
 impl Beginning {
+    /// Of a head that may have so many bytes.
+    pub(in crate::server) const fn new(most: usize) -> Self {
+        Self { most, seen: 0, blank: 0, has_line: false }
+    }
+
     /// Whether a parse may tell more than the last one: something has come, or the first line, or the end of a head, or
     /// as much as a head may have.
-    fn may_tell_more(&mut self, begun: &[u8]) -> bool {
+    pub(in crate::server) fn may_tell_more(&mut self, begun: &[u8]) -> bool {
         let seen = std::mem::replace(&mut self.seen, begun.len());
         let is_first = self.blank == seen && begun.len() > seen;
         if is_first {
@@ -101,7 +107,7 @@ impl Beginning {
         let is_end = tail.windows(2).any(|end| end == b"\n\n") || tail.windows(3).any(|end| end == b"\n\r\n");
         let is_line = !self.has_line && tail.contains(&b'\n');
         self.has_line |= is_line;
-        is_begun || is_line || is_end || begun.len() >= BUFFER_BYTES_MAX
+        is_begun || is_line || is_end || begun.len() >= self.most
     }
 }
 
@@ -110,7 +116,7 @@ impl Beginning {
 /// # Errors
 /// When the head is refused: the client is to be told.
 pub(super) async fn read_first(stream: &mut TcpStream, begun: &mut Vec<u8>) -> Result<bool, Refusal> {
-    let mut beginning = Beginning::default();
+    let mut beginning = Beginning::new(BUFFER_BYTES_MAX);
     let read = async {
         loop {
             if beginning.may_tell_more(begun) && parse(begun)? {
@@ -177,7 +183,7 @@ mod tests {
         for whole in
             [long.as_str(), &many, &blank, "\u{1}\n", "SSH-2.0-x\r\n", "GET / HTTP/1.1\r\n\u{1}: \r\n\r\n", "\rX"]
         {
-            let (mut beginning, mut parses) = (Beginning::default(), 0);
+            let (mut beginning, mut parses) = (Beginning::new(BUFFER_BYTES_MAX), 0);
             let mut told = (0..=whole.len()).filter_map(|length| {
                 let begun = &whole.as_bytes()[..length];
                 let is_due = beginning.may_tell_more(begun);
@@ -190,10 +196,12 @@ mod tests {
             assert!(parses <= 3, "{parses} parses");
         }
         let nothing_ends = format!("\r\n{}", "x".repeat(BUFFER_BYTES_MAX - 2));
-        let mut beginning = Beginning::default();
-        let parses =
-            (0..=nothing_ends.len()).filter(|n| beginning.may_tell_more(&nothing_ends.as_bytes()[..*n])).count();
-        assert_eq!(parses, 2, "as it begins, and at the limit");
+        let parses = |most| {
+            let mut beginning = Beginning::new(most);
+            (0..=most).filter(|n| beginning.may_tell_more(&nothing_ends.as_bytes()[..*n])).count()
+        };
+        let limits = [BUFFER_BYTES_MAX, TARGET_BYTES_MAX];
+        assert_eq!(limits.map(parses), [2, 2], "as it begins, and at the limit");
     }
 
     #[test]

@@ -35,9 +35,10 @@ use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 pub(super) use self::deadlined::Deadlined;
+pub(super) use self::head::Beginning;
 use self::rewound::Rewound;
-use self::status::{Failure, Refusal};
-use super::access::seats::{Begun, HalfOpen, Seat, Seats};
+use self::status::Failure;
+use super::access::seats::{Begun, HalfOpen, Lingering, Seat, Seats};
 use crate::protocol::ErrorCode;
 use crate::runtime::{Tasks, net};
 
@@ -133,6 +134,8 @@ pub(in crate::server) struct Room {
     usual: Seats,
     reserve: Seats,
     half_open: Arc<HalfOpen>,
+    /// Whose head is refused: they take nothing of the reserve.
+    lingering: Lingering,
 }
 
 /// A connection's place, until it is dropped.
@@ -149,7 +152,8 @@ impl Room {
     /// For so many connections, and a tenth as many whose first head is not there yet.
     pub(in crate::server) fn new(connections_max: usize) -> Self {
         let half_open = HalfOpen::beside(connections_max);
-        Self { usual: Seats::new(connections_max), reserve: Seats::new(RESERVE), half_open }
+        let (usual, reserve) = (Seats::new(connections_max), Seats::new(RESERVE));
+        Self { usual, reserve, half_open, lingering: Lingering::default() }
     }
 
     /// Waits until a connection that has come may begin.
@@ -160,16 +164,6 @@ impl Room {
     fn enter(&self) -> Option<Place> {
         let of = |seats: &Seats, is_reserve| seats.take().map(|seat| Place { _seat: seat, is_reserve });
         of(&self.usual, false).or_else(|| of(&self.reserve, true))
-    }
-
-    /// Tells a client why its head is refused. It may take a moment to hear that where the reserve has a seat for it.
-    async fn refuse(&self, stream: &mut TcpStream, refusal: Refusal) {
-        if let Some(_seat) = self.reserve.take() {
-            head::refuse(stream, refusal).await;
-        } else {
-            // What the socket takes at once is all of it: nothing was written before.
-            let _ = stream.try_write(&refusal.into_bytes());
-        }
     }
 }
 
@@ -200,7 +194,7 @@ where
             // Who is told why holds nobody up who has yet to send a head.
             drop(admitted);
             tokio::select! {
-                () = room.refuse(&mut stream, refusal) => {}
+                () = room.lingering.refuse(head::refuse(&mut stream, refusal)) => {}
                 () = tasks.stopped() => {}
             }
             return Ok(());
@@ -295,7 +289,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-    use crate::server::access::seats::HALF_OPEN_MIN;
+    use crate::server::access::seats::{HALF_OPEN_MIN, LINGERING_MAX};
 
     /// A server whose answers are larger than what the sockets' buffers hold, and the answers that it still has in
     /// memory.
@@ -417,9 +411,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_is_told_why_its_head_is_refused_is_half_open_no_more() {
-        let (tasks, room) = (Tasks::new(), Arc::new(Room::new(1)));
-        let address = listen(&tasks, Router::new(), Arc::clone(&room));
+    async fn who_is_told_why_its_head_is_refused_holds_nobody_up() {
+        let (tasks, room) = (Tasks::new(), Arc::new(Room::new(0)));
+        let router = Router::new().route("/health/live", get(|| std::future::ready("live")));
+        let address = listen(&tasks, router, Arc::clone(&room));
         let refused = || async move {
             let mut client = TcpStream::connect(address).await.expect("connects");
             client.write_all(b"\x01\n").await.expect("writes");
@@ -428,12 +423,17 @@ mod tests {
             assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
             client
         };
-        // The client does not close: it is waited for.
-        let _lingers = refused().await;
-        assert_eq!(room.half_open.len(), 0);
-        let _reserve: Vec<Seat> = std::iter::from_fn(|| room.reserve.take()).collect();
-        let _cut = refused().await;
-        assert_eq!(room.half_open.len(), 0, "it is told without a seat, too");
+        // The clients do not close: they are waited for.
+        let mut lingering = Vec::new();
+        for _ in 0..LINGERING_MAX.max(RESERVE) + 5 {
+            lingering.push(refused().await);
+            assert_eq!(room.half_open.len(), 0);
+        }
+        let mut client = TcpStream::connect(address).await.expect("connects");
+        client.write_all(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("writes");
+        let mut answer = [0; 15];
+        client.read_exact(&mut answer).await.expect("is answered");
+        assert_eq!(&answer, b"HTTP/1.1 200 OK", "the reserve is for probes");
         tasks.stop();
     }
 
