@@ -60,7 +60,7 @@ pub(super) struct Stats {
     /// Calls and connects that were repeated: all, and the most of one device.
     pub(super) retries: AtomicU64,
     pub(super) retries_per_device_max: AtomicU64,
-    /// What API calls waited for the generator.
+    /// What API calls waited for their turn.
     pub(super) call_lags: CallLags,
     /// What this machine could not do: files, ports, memory.
     pub(super) local_errors: AtomicU64,
