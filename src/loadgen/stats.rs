@@ -33,6 +33,8 @@ pub(super) struct Stats {
     pub(super) beats: AtomicU64,
     pub(super) push_expected: AtomicU64,
     pub(super) pushed: AtomicU64,
+    /// Of those, what a `head` told of and a sync fetched.
+    pub(super) pushed_by_head: AtomicU64,
     /// Deliveries by sync of which it can't be said whether a push had to bring them.
     pub(super) push_unknown: AtomicU64,
     /// Messages without an answer for [`super::client`]'s longest wait, sent again.
