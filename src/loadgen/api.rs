@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 
-use super::call_lag;
+use super::call_lag::{self, CallSlots, SlotWait};
 use super::retry::Retry;
 use super::target::Target;
 use crate::protocol::api::{
@@ -34,7 +34,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const IDLE_MAX: Duration = Duration::from_secs(8);
 
 /// Requests at the same time.
-const REQUESTS_AT_ONCE: usize = 128;
+pub(super) const REQUESTS_AT_ONCE: usize = 128;
 
 /// The same of those that look at the stack. They wait for no device's.
 const LOOKS_AT_ONCE: usize = 2;
@@ -193,8 +193,8 @@ pub(super) enum Source {
     Store,
 }
 
-/// Is told when a request was asked for and when it had its turn, on the run's clock in µs.
-type HadTurn = Box<dyn Fn(u64, u64) + Send + Sync>;
+/// Is told what a request waited for its turn.
+type HadTurn = Box<dyn Fn(SlotWait) + Send + Sync>;
 
 /// One API, through pooled connections. Clones share them.
 #[derive(Clone)]
@@ -203,7 +203,7 @@ pub(super) struct Api {
     /// The same without a pool: each request has a connection of its own.
     fresh: HttpClient<Full<Bytes>>,
     base: Arc<str>,
-    turns: Arc<Semaphore>,
+    turns: Arc<CallSlots>,
     looks: Arc<Semaphore>,
     had_turn: Arc<OnceLock<HadTurn>>,
     counts: Arc<ApiCounts>,
@@ -255,14 +255,14 @@ impl Api {
             HttpClient::new(ClientConfig { connect_timeout, idle_max, idle_per_host_max })
         };
         let (client, fresh) = (client(REQUESTS_AT_ONCE), client(0));
-        let [turns, looks] = [REQUESTS_AT_ONCE, LOOKS_AT_ONCE].map(|n| Arc::new(Semaphore::new(n)));
+        let turns = Arc::new(CallSlots::new(REQUESTS_AT_ONCE));
+        let looks = Arc::new(Semaphore::new(LOOKS_AT_ONCE));
         let (had_turn, counts) = (Arc::default(), Arc::default());
         Ok(Self { client, fresh, base: target.as_str().into(), turns, looks, had_turn, counts })
     }
 
-    /// From now on `told` is told of every request of a device when it was asked for and when it had its turn: the time
-    /// between is the generator's.
-    pub(super) fn on_turn(&self, told: impl Fn(u64, u64) + Send + Sync + 'static) {
+    /// From now on `told` is told what every request of a device waited for its turn, and what of that is the generator's.
+    pub(super) fn on_turn(&self, told: impl Fn(SlotWait) + Send + Sync + 'static) {
         let is_first = self.had_turn.set(Box::new(told)).is_ok();
         debug_assert!(is_first, "a run begins once");
     }
@@ -274,12 +274,10 @@ impl Api {
 
     /// Makes a request of a device, when it is its turn.
     async fn send(&self, method: Method, path: &str, token: Option<&str>, body: Bytes) -> Result<Answer, Error> {
-        let asked_us = clock::now_us();
-        let _turn = self.turns.acquire().await.map_err(|e| Error::failed(&e))?;
-        let now_us = clock::now_us();
-        call_lag::waited(now_us.saturating_sub(asked_us));
+        let turn = self.turns.take().await.map_err(|e| Error::failed(&e))?;
+        call_lag::waited(turn.wait.lag_us);
         if let Some(told) = self.had_turn.get() {
-            told(asked_us, now_us);
+            told(turn.wait);
         }
         self.send_now(method, path, token, body).await
     }

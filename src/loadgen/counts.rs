@@ -87,6 +87,8 @@ counts!(
     push_expected,
     /// Deliveries of those that came by push; in large channels a `head` frame is the push.
     pushed,
+    /// Deliveries of those of which only a `head` frame told: a sync fetched them.
+    pushed_by_head,
     /// Deliveries by sync to devices that were there by plan, so soon after a connect or a send that it can't be said whether
     /// a push had to bring them.
     push_unknown,
@@ -194,6 +196,13 @@ impl Counts {
     #[must_use]
     pub fn pushed_percent(&self) -> Option<f64> {
         (self.push_expected > 0).then(|| self.pushed as f64 * 100.0 / self.push_expected as f64)
+    }
+
+    /// The share of the expected pushes that brought the message itself, in percent; `None` where none was expected.
+    #[must_use]
+    pub fn pushed_whole_percent(&self) -> Option<f64> {
+        let whole = self.pushed.saturating_sub(self.pushed_by_head);
+        (self.push_expected > 0).then(|| whole as f64 * 100.0 / self.push_expected as f64)
     }
 
     /// The share of the scheduled messages that nobody could send, in percent; `None` where none was scheduled.

@@ -12,7 +12,7 @@
 //! | `ledger/` | what was expected against what came |
 //! | `run` | what everybody who takes part in a run shares |
 //! | `recorder`, `stats` | latencies by path; counters |
-//! | `call_lag` | what API calls waited for the generator |
+//! | `call_lag` | slots of API calls; what they waited for one, and what of that is the generator's |
 //! | `target` | the address of the stack, checked |
 //! | `tokens` | tokens that were renewed |
 //! | `retry` | when a failed request is repeated: no I/O |

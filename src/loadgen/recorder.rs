@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
+use super::call_lag::SlotWait;
 use super::result::PhaseRecord;
 use super::scenario::Phase;
 use super::stats::{add, get};
@@ -181,12 +182,12 @@ impl Recorder {
         self.record(path, due_us, now_us.saturating_sub(due_us));
     }
 
-    /// Notes that an API call that was asked for at one time had its turn at another. After the load, devices and audit
-    /// ask for all at once, and nothing is measured any more.
-    pub(super) fn call_had_turn(&self, asked_us: u64, now_us: u64) {
-        let part = self.part_at(asked_us);
+    /// Notes what an API call waited for its turn. After the load, devices and audit ask for all at once, and nothing is
+    /// measured any more.
+    pub(super) fn call_had_turn(&self, wait: SlotWait) {
+        let part = self.part_at(wait.asked_us);
         if self.bounds.get().is_none_or(|bounds| part <= bounds.phases.len()) {
-            self.record_all(part, [(LatencyPath::CallLag, now_us.saturating_sub(asked_us))]);
+            self.record_all(part, [(LatencyPath::CallWait, wait.us()), (LatencyPath::CallLag, wait.lag_us)]);
         }
     }
 
@@ -401,14 +402,18 @@ mod tests {
     }
 
     #[test]
-    fn what_calls_waited_for_their_turn_is_a_lag_of_the_load() {
+    fn what_calls_waited_for_their_turn_is_measured_during_the_load_and_only_their_own_part_is_a_lag() {
         let recorder = recorder();
-        recorder.call_had_turn(101 * S, 103 * S);
-        recorder.call_had_turn(129 * S, 131 * S);
-        recorder.call_had_turn(130 * S, 190 * S);
+        let had_turn = |asked_s: u64, turn_s: u64, lag_us| {
+            recorder.call_had_turn(SlotWait { asked_us: asked_s * S, turn_us: turn_s * S, lag_us });
+        };
+        had_turn(101, 103, S);
+        had_turn(129, 131, 0);
+        had_turn(130, 190, 60 * S);
         let overall = recorder.overall();
-        let lag = overall.get(&LatencyPath::CallLag).expect("it is measured in a warm-up, as connects are");
-        assert_eq!((lag.count(), lag.max_us() / S), (2, 2), "the end of the run is no load");
+        let of = |path| overall.get(&path).map(|latency| (latency.count(), latency.max_us() / S));
+        assert_eq!(of(LatencyPath::CallWait), Some((2, 2)), "in a warm-up, too; the end of the run is no load");
+        assert_eq!(of(LatencyPath::CallLag), Some((2, 1)));
         assert_eq!(recorder.lag().summary().count, 0);
     }
 

@@ -33,6 +33,8 @@ pub(super) struct Stats {
     pub(super) beats: AtomicU64,
     pub(super) push_expected: AtomicU64,
     pub(super) pushed: AtomicU64,
+    /// Of those, what a `head` told of and a sync fetched.
+    pub(super) pushed_by_head: AtomicU64,
     /// Deliveries by sync of which it can't be said whether a push had to bring them.
     pub(super) push_unknown: AtomicU64,
     /// Messages without an answer for [`super::client`]'s longest wait, sent again.
@@ -60,7 +62,7 @@ pub(super) struct Stats {
     /// Calls and connects that were repeated: all, and the most of one device.
     pub(super) retries: AtomicU64,
     pub(super) retries_per_device_max: AtomicU64,
-    /// What API calls waited for the generator.
+    /// What API calls waited for their turn.
     pub(super) call_lags: CallLags,
     /// What this machine could not do: files, ports, memory.
     pub(super) local_errors: AtomicU64,

@@ -292,9 +292,9 @@ mod tests {
     async fn what_a_login_waited_for_those_before_it_is_no_lag_of_the_generator() {
         // Nobody listens there: what matters is when the call has its turn.
         let (tokens, api) = (Tokens::default(), Api::new("http://127.0.0.1:1").expect("an address"));
-        let turns: Arc<Mutex<Vec<(u64, u64)>>> = Arc::default();
+        let turns: Arc<Mutex<Vec<call_lag::SlotWait>>> = Arc::default();
         let told = Arc::clone(&turns);
-        api.on_turn(move |asked_us, turn_us| told.lock().expect("no panic").push((asked_us, turn_us)));
+        api.on_turn(move |wait| told.lock().expect("no panic").push(wait));
         let began_us = clock::now_us();
         let slow = || async {
             tokio::time::sleep(Duration::from_secs(1)).await;
@@ -306,10 +306,7 @@ mod tests {
         let late = call_lag::with_wait(tokens.renew(1_000, Stale::Token("old"), login));
         let (_, (_, waited_us)) = futures_util::future::join(futures_util::future::join_all(before), late).await;
         let turns = turns.lock().expect("no panic").clone();
-        assert!(
-            matches!(*turns, [(asked_us, turn_us)] if asked_us == turn_us && asked_us >= began_us + 1_000_000),
-            "{turns:?}"
-        );
+        assert!(matches!(*turns, [wait] if wait.us() == 0 && wait.asked_us >= began_us + 1_000_000), "{turns:?}");
         assert_eq!(waited_us, 0, "nor is it of the fetch that needs the token");
     }
 }

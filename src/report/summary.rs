@@ -91,9 +91,12 @@ fn messages(out: &mut String, r: &RunResult) {
     let pushed = c
         .pushed_percent()
         .map_or_else(String::new, |percent| format!(", {percent:.2} % of those that had to be pushed"));
+    let whole = c.pushed_whole_percent().filter(|_| c.pushed_by_head > 0);
+    let whole =
+        whole.map_or_else(String::new, |percent| format!(" ({percent:.2} % whole, the rest by a head and fetched)"));
     let _ = writeln!(
         out,
-        "delivered  {}{pushed}; {} dropped by clients; {} filled by sync",
+        "delivered  {}{pushed}{whole}; {} dropped by clients; {} filled by sync",
         n(c.delivered),
         counted(c.repeated_on_wire, "duplicate"),
         counted(c.gaps_synced, "gap")

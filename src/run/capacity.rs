@@ -9,7 +9,7 @@ use crate::loadgen::Scenario;
 use crate::loadgen::capacity::{self, Cause, Found, Outcome, Rules, Search, Steady, Step};
 use crate::loadgen::result::{RunResult, Verdict};
 use crate::run::observer::{Progress, ProgressObserver};
-use crate::run::{Error, Layout, RunSettings, Silent, runner};
+use crate::run::{Error, ErrorKind, Layout, RunSettings, Silent, runner};
 use crate::runtime::{Tasks, machine};
 
 /// How a search is done.
@@ -126,38 +126,57 @@ impl Trials {
 /// When a trial could not be done or has too few samples for a threshold, or the search was interrupted: unless a guarantee was
 /// broken before, which the answer says then.
 pub async fn search(settings: &CapacitySettings<'_>) -> Result<Answer, Error> {
+    search_by(settings, |rate| run_trial(settings, rate)).await
+}
+
+/// The same with trials that are run so.
+async fn search_by<F>(settings: &CapacitySettings<'_>, run: impl Fn(f64) -> F) -> Result<Answer, Error>
+where
+    F: Future<Output = Result<Trial, Error>>,
+{
     let mut search = Search::new(settings.rules);
     let mut trials = Trials::default();
+    // Whether the trial before could not be done.
+    let mut has_failed = false;
     for number in 1.. {
-        let (found, why) = match search.next() {
-            Step::Try(rate) => {
-                match try_rate(settings, number, rate, &mut trials).await {
-                    Ok(outcome) => search.note(rate, outcome),
-                    Err(error) => return cut_short(settings, &trials, error),
-                }
+        let rate = match search.next() {
+            Step::Try(rate) => rate,
+            Step::Found(found) => return Ok(answer(settings, &trials, Some(found), None)),
+            Step::HoldsToTheEnd(found) => {
+                let why = format!("nothing failed up to --max {}", settings.rules.max);
+                return Ok(answer(settings, &trials, Some(found), Some(why)));
+            }
+            Step::NothingHolds { lowest, is_settled } => {
+                let answer = answer(settings, &trials, None, Some(format!("even {lowest:.1} messages/s fail")));
+                return Ok(Answer { is_settled, ..answer });
+            }
+        };
+        settings.observer.progress(Progress::TrialBegins { number, rate });
+        let judged = match run(rate).await {
+            Ok(trial) => judge(settings, rate, trial, &mut trials),
+            // An hour of trials is not lost for one that could not be done: what is broken stays so. The first says what is.
+            Err(error) if number > 1 && !has_failed && error.kind == ErrorKind::Environment => {
+                settings.observer.progress(Progress::RunFailed(&error));
+                has_failed = true;
                 continue;
             }
-            Step::Found(found) => (Some(found), None),
-            Step::HoldsToTheEnd(found) => {
-                (Some(found), Some(format!("nothing failed up to --max {}", settings.rules.max)))
+            Err(error) => {
+                settings.observer.progress(Progress::TrialFailed);
+                Err(error)
             }
-            Step::NothingHolds { lowest } => (None, Some(format!("even {lowest:.1} messages/s fail"))),
         };
-        return Ok(answer(settings, &trials, found, why));
+        match judged {
+            Ok(outcome) => search.note(rate, outcome),
+            Err(error) => return cut_short(settings, &trials, error),
+        }
+        has_failed = false;
     }
     unreachable!("the search ends")
 }
 
-/// Runs a trial, and says what came of it.
-async fn try_rate(
-    settings: &CapacitySettings<'_>,
-    number: u32,
-    rate: f64,
-    trials: &mut Trials,
-) -> Result<Outcome, Error> {
+/// Says what came of a trial.
+fn judge(settings: &CapacitySettings<'_>, rate: f64, trial: Trial, trials: &mut Trials) -> Result<Outcome, Error> {
     let observer = settings.observer;
-    observer.progress(Progress::TrialBegins { number, rate });
-    let trial = run_trial(settings, rate).await.inspect_err(|_| observer.progress(Progress::TrialFailed))?;
     if trial.result.verdict == Verdict::Interrupted {
         observer.progress(Progress::TrialEnds(&trial, None));
         trials.note_violations(rate, &trial.result);
@@ -262,6 +281,8 @@ fn fill(out: &mut Answer, settings: &CapacitySettings<'_>, trials: &Trials, foun
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     const TINY: &str = "\
@@ -308,6 +329,57 @@ phases: [{phase: steady, duration: 1s, rate: 20}]
         let answer = ended(&trials).expect("an answer");
         assert_eq!(answer.broken, ["at 10.0 messages/s: lost: 3"]);
         assert!(answer.is_cut_short && answer.stopped_by.contains("cut short: interrupted"), "{}", answer.stopped_by);
+    }
+
+    /// A search whose trials come out so, by rate and number.
+    fn search_of(of: impl Fn(f64, u32) -> Result<Verdict, Error>) -> Result<Answer, Error> {
+        let number = std::cell::Cell::new(0);
+        let trial = |rate| {
+            number.set(number.get() + 1);
+            let whole = Some(1.0);
+            let steady =
+                Steady { due_per_s: Some(rate), acked_share: whole, delivered_share: whole, ..Steady::default() };
+            let result = |verdict| RunResult { verdict, ..RunResult::default() };
+            std::future::ready(of(rate, number.get()).map(|verdict| Trial { rate, steady, result: result(verdict) }))
+        };
+        with_settings(|settings| search_by(settings, trial).now_or_never().expect("no trial takes its time"))
+    }
+
+    fn verdict_at(rate: f64, failed: Verdict) -> Verdict {
+        if rate <= 30.0 { Verdict::Pass } else { failed }
+    }
+
+    #[test]
+    fn a_trial_that_could_not_be_done_is_done_once_more() {
+        let down = || Error::environment("the port is taken");
+        let without = search_of(|rate, _| Ok(verdict_at(rate, Verdict::ThresholdFailed))).expect("an answer");
+        let is_flaky = |number: u32| number.is_multiple_of(3);
+        let of_flaky = |rate, n| if is_flaky(n) { Err(down()) } else { Ok(verdict_at(rate, Verdict::ThresholdFailed)) };
+        let answer = search_of(of_flaky).expect("an answer");
+        assert_eq!((answer.messages_per_s, answer.trials), (without.messages_per_s, without.trials));
+        assert!(without.messages_per_s.is_some_and(|rate| rate > 28.0) && without.is_settled, "{without:?}");
+        // What is broken from the beginning is told at once, and what stays broken then.
+        let tried = std::cell::Cell::new(0);
+        for broken_from in [1, 5] {
+            let ended = search_of(|_, n| {
+                tried.set(n);
+                if n < broken_from { Ok(Verdict::Pass) } else { Err(down()) }
+            });
+            assert_eq!(ended.expect_err("no answer").kind, ErrorKind::Environment);
+            assert_eq!(tried.get(), if broken_from == 1 { 1 } else { broken_from + 1 });
+        }
+        let interrupted = |_, n| if n < 5 { Ok(Verdict::Pass) } else { Err(Error::interrupted("interrupted")) };
+        assert_eq!(search_of(interrupted).expect_err("no answer").kind, ErrorKind::Interrupted);
+    }
+
+    #[test]
+    fn rates_that_the_generator_can_not_make_are_no_limit_of_the_stack() {
+        let answer = search_of(|rate, _| Ok(verdict_at(rate, Verdict::Invalid))).expect("an answer");
+        assert!(answer.is_local && answer.messages_per_s.is_some() && answer.interval_high.is_none(), "{answer:?}");
+        // One of them among those of the stack.
+        let one = |rate, n| Ok(verdict_at(rate, if n == 9 { Verdict::Invalid } else { Verdict::ThresholdFailed }));
+        let answer = search_of(one).expect("an answer");
+        assert!(!answer.is_local && answer.interval_high.is_some(), "{answer:?}");
     }
 
     #[test]

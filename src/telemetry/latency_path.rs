@@ -19,8 +19,10 @@ pub enum LatencyPath {
     SendLag,
     /// The same of everything else that is due at a time: connects, leaves, beats, changes of membership, faults.
     TimerLag,
-    /// From the wish to make a call of the API until the generator, which makes so many at once and no more, makes it:
-    /// its own part of connects, syncs and recoveries.
+    /// From the wish to make a call of the API until the generator, which makes so many at once and no more, makes it.
+    CallWait,
+    /// What of that its tasks waited for a processor, and not the calls before it for the target: the generator's own part of
+    /// connects, syncs and recoveries.
     CallLag,
     /// The same of the fetch that brought a message of a large channel: the generator's own part of its delivery.
     FetchLag,
@@ -59,11 +61,12 @@ pub enum LatencyPath {
 
 impl LatencyPath {
     /// All paths.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Connect,
         Self::Login,
         Self::SendLag,
         Self::TimerLag,
+        Self::CallWait,
         Self::CallLag,
         Self::FetchLag,
         Self::Ack,
@@ -91,6 +94,7 @@ impl LatencyPath {
             Self::Login => "login",
             Self::SendLag => "send_lag",
             Self::TimerLag => "timer_lag",
+            Self::CallWait => "call_wait",
             Self::CallLag => "call_lag",
             Self::FetchLag => "fetch_lag",
             Self::Ack => "ack",
@@ -127,6 +131,7 @@ impl LatencyPath {
             | Self::Login
             | Self::SendLag
             | Self::TimerLag
+            | Self::CallWait
             | Self::CallLag
             | Self::FetchLag
             | Self::AckService
@@ -175,7 +180,13 @@ impl LatencyPath {
     pub const fn is_always_measured(self) -> bool {
         matches!(
             self,
-            Self::Connect | Self::Login | Self::CallLag | Self::Recovery | Self::PresenceOnline | Self::PresenceOffline
+            Self::Connect
+                | Self::Login
+                | Self::CallWait
+                | Self::CallLag
+                | Self::Recovery
+                | Self::PresenceOnline
+                | Self::PresenceOffline
         )
     }
 

@@ -65,6 +65,19 @@ phases: [{phase: warm-up, duration: 1500ms, rate: 0.001}, {phase: steady, durati
 generator_lag_max: 10s
 ";
 
+/// The same, and messages have to come as such.
+pub(crate) const CHANNEL_OF_MESSAGES: &str = "
+name: channel-of-messages
+population:
+  users: 104
+  groups: [{count: 1, members: {min: 104, max: 104}}]
+behaviors: {group-talker: 1}
+connect_over: 500ms
+phases: [{phase: warm-up, duration: 1500ms, rate: 0.001}, {phase: steady, duration: 3s, rate: 8}]
+thresholds: ['pushed_whole_percent >= 90']
+generator_lag_max: 10s
+";
+
 /// Members are removed and come back seconds later.
 pub(crate) const CHURN: &str = "
 name: churn

@@ -16,7 +16,7 @@ const STEP: f64 = 1.6;
 
 /// Most trials of a search. Twelve steps are a factor of 280, six bisections narrow a step to 0.8 %, and each rate that fails
 /// takes two trials or three.
-const TRIALS_MAX: u32 = 80;
+pub const TRIALS_MAX: u32 = 80;
 
 /// By how many more failed trials than held ones a rate fails.
 const FAILS_BY: u32 = 2;
@@ -47,6 +47,9 @@ pub enum Outcome {
     Holds,
     /// They do not.
     Fails,
+    /// The generator or its machine was the limit. The rate counts as one that fails, since it can't be tried here, and the
+    /// trial says nothing of where the stack's limit is.
+    SaysNothing,
     /// A guarantee was broken: no repetition makes that good.
     Breaks,
 }
@@ -62,6 +65,8 @@ pub enum Step {
     NothingHolds {
         /// The lowest rate that was tried.
         lowest: f64,
+        /// Whether the search ended by its own rules, and not because it had no more trials.
+        is_settled: bool,
     },
     /// Everything holds up to the highest rate that may be tried.
     HoldsToTheEnd(Found),
@@ -91,6 +96,8 @@ struct Tried {
     rate: f64,
     held: u32,
     failed: u32,
+    /// Those of the failed that say nothing of the stack.
+    void: u32,
     breaks: bool,
 }
 
@@ -135,13 +142,14 @@ impl Search {
     pub fn note(&mut self, rate: f64, outcome: Outcome) {
         self.trials += 1;
         let at = self.tried.iter().position(|tried| (tried.rate - rate).abs() < 1e-9).unwrap_or_else(|| {
-            self.tried.push(Tried { rate, held: 0, failed: 0, breaks: false });
+            self.tried.push(Tried { rate, held: 0, failed: 0, void: 0, breaks: false });
             self.tried.len() - 1
         });
         let tried = &mut self.tried[at];
         match outcome {
             Outcome::Holds => tried.held += 1,
             Outcome::Fails => tried.failed += 1,
+            Outcome::SaysNothing => (tried.failed, tried.void) = (tried.failed + 1, tried.void + 1),
             Outcome::Breaks => (tried.failed, tried.breaks) = (tried.failed + 1, true),
         }
     }
@@ -176,7 +184,7 @@ impl Search {
         if self.trials >= TRIALS_MAX {
             return match best {
                 Some(best) => Step::Found(self.found(best, bound, false)),
-                None => Step::NothingHolds { lowest: self.lowest() },
+                None => Step::NothingHolds { lowest: self.lowest(), is_settled: false },
             };
         }
         if self.tried.is_empty() {
@@ -191,7 +199,7 @@ impl Search {
             return match bound {
                 // Before the search leaves it for good.
                 Some(bound) if is_low && !bound.fails_by(BOUND_FAILS_BY) => Step::Try(bound.rate),
-                _ if is_low => Step::NothingHolds { lowest },
+                _ if is_low => Step::NothingHolds { lowest, is_settled: true },
                 _ => Step::Try(lowest / STEP / STEP),
             };
         };
@@ -252,10 +260,10 @@ impl Search {
         self.tried.iter().map(|tried| tried.rate)
     }
 
-    /// Trials that held, and all, of some rates.
+    /// Trials that held, and all that say something, of some rates.
     fn count(&self, of: impl Fn(&Tried) -> bool) -> (u32, u32) {
         let of = self.tried.iter().filter(|tried| of(tried));
-        of.fold((0, 0), |(held, all), tried| (held + tried.held, all + tried.trials()))
+        of.fold((0, 0), |(held, all), tried| (held + tried.held, all + tried.trials() - tried.void))
     }
 }
 

@@ -131,6 +131,26 @@ fn a_stack_without_end_and_one_without_beginning_are_told() {
 }
 
 #[test]
+fn a_trial_that_says_nothing_bounds_the_rates_and_not_the_limit() {
+    let fails =
+        |outcome: Outcome| found(search(RULES, |rate, _| if rate <= 300.0 { Outcome::Holds } else { outcome }).0);
+    let (of_stack, of_generator) = (fails(Outcome::Fails), fails(Outcome::SaysNothing));
+    let found = |found: Found| (found.rate, found.failed, found.interval.0);
+    assert_eq!(found(of_stack), found(of_generator));
+    assert!(of_stack.interval.1.is_finite() && of_generator.interval.1.is_infinite(), "{of_generator:?}");
+}
+
+#[test]
+fn a_search_without_trials_left_has_not_found_that_nothing_holds() {
+    let mut search = Search::new(RULES);
+    for _ in 0..TRIALS_MAX / 2 {
+        search.note(50.0, Outcome::Holds);
+        search.note(50.0, Outcome::Fails);
+    }
+    assert!(matches!(search.next(), Step::NothingHolds { is_settled: false, .. }), "{:?}", search.next());
+}
+
+#[test]
 fn a_search_ends_whatever_the_trials_say() {
     for seed in 0..300 {
         let mut rng = StdRng::seed_from_u64(seed);

@@ -76,7 +76,8 @@ impl Cause {
     pub const fn outcome(&self) -> Outcome {
         match self {
             Self::Ledger(_) => Outcome::Breaks,
-            _ => Outcome::Fails,
+            Self::Generator(_) | Self::Foreign(_) => Outcome::SaysNothing,
+            Self::Threshold(_) | Self::Behind(_) | Self::Processors(_) => Outcome::Fails,
         }
     }
 }

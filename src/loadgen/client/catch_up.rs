@@ -11,6 +11,7 @@ use super::cursor::Seen;
 use super::device::Device;
 use super::event::{Action, CallError, Page};
 use super::mutant::{Mutant, is_planted};
+use super::talk::Fetched;
 use crate::loadgen::fault_track::Consequence;
 use crate::loadgen::ledger::Kind;
 use crate::loadgen::retry::after;
@@ -344,14 +345,10 @@ impl Device {
         let announced = conversation.announced();
         let before = conversation.cursor.upto();
         conversation.cursor.on_page(&rows, answer.stable.0, answer.has_more, &mut show);
-        for seen in &mut show {
-            // A large channel announces a message, and the fetch is part of its delivery.
-            seen.is_live |= seen.id <= announced;
-        }
         let has_moved = conversation.cursor.upto() > before;
         // What an earlier page or a failed try waited for, this one's messages waited for, too.
-        let waited_us = conversation.behind().waited_us;
-        self.show(at, &show, waited_us);
+        let lag_us = conversation.behind().waited_us;
+        self.show(at, &show, Fetched { announced, lag_us });
         match (answer.has_more, has_moved) {
             (true, true) => Progress::More,
             (true, false) => Progress::Stuck,

@@ -386,7 +386,7 @@ impl Device {
         let (now, is_connecting) = (self.now_us, self.connection == Connection::Connecting);
         let Some(reconnection) = &mut self.reconnection else { return };
         let wanted_since_us = std::mem::take(&mut reconnection.wanted_since_us);
-        // Asking where to connect may have waited for the generator, for as long as calls did since then.
+        // Asking where to connect may have waited for its turn, for as long as calls did since then.
         let since_us = reconnection.trying_since_us;
         let is_hung = is_connecting
             && now.saturating_sub(since_us) >= after(self.run.stats.call_lags.longest_since(since_us), HUNG_CONNECT);

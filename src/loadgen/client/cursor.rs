@@ -17,7 +17,7 @@ pub(crate) struct Seen {
     pub(crate) tag: Tag,
     /// The server's time of it, in ms since 1970.
     pub(crate) at: u64,
-    /// Whether the server pushed it, or announced it; otherwise a sync found it.
+    /// Whether the server pushed it; otherwise a sync found it.
     pub(crate) is_live: bool,
 }
 

@@ -109,6 +109,7 @@ impl Device {
         if self.pushes != Pushes::There {
             let came = self.run.ledger.unpushed.came_upto(self.client, conversation, upto);
             add(&self.run.stats.pushed, came);
+            add(&self.run.stats.pushed_by_head, came);
             self.pushes_came(came);
         }
     }

@@ -27,6 +27,15 @@ const RETRY_WAIT_US: u64 = 5_000_000;
 /// Longest time between two tries.
 const RETRY_WAIT_MAX_US: u64 = 20_000_000;
 
+/// The fetch that brought messages; of what came live, nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Fetched {
+    /// The newest id of which a `head` of a large channel had told.
+    pub(super) announced: u64,
+    /// What it waited for the generator, in µs.
+    pub(super) lag_us: u64,
+}
+
 /// Wait after an error that names none.
 const ERROR_WAIT_US: u64 = 1_000_000;
 
@@ -239,11 +248,15 @@ impl Device {
         let Some(at) = self.own_conversation(head.conversation, "news", self.said_us()) else { return };
         let index = self.conversations[at].index;
         let is_large = self.run.world.conversations[index as usize].is_large();
+        if !is_large {
+            // What was never large has no heads: its messages come whole, or the connection ends.
+            self.break_protocol("head_of_no_channel");
+        }
         let conversation = &mut self.conversations[at];
         if head.id.0 > conversation.cursor.upto() {
             let behind = conversation.behind();
             behind.head = behind.head.max(head.id.0);
-            // In any other conversation the message itself has to come.
+            // It is the push in a channel only.
             if is_large {
                 behind.announced = behind.announced.max(head.id.0);
             }
@@ -321,27 +334,29 @@ impl Device {
                 }
             }
         }
-        self.show(at, &show, 0);
+        self.show(at, &show, Fetched::default());
         self.rest(at);
     }
 
-    /// Shows messages to the person: the ledger checks them, the recorder times them. `fetch_lag_us`: what the fetch that
-    /// brought them waited for the generator.
-    pub(super) fn show(&mut self, at: usize, messages: &[Seen], fetch_lag_us: u64) {
+    /// Shows messages to the person: the ledger checks them, the recorder times them.
+    pub(super) fn show(&mut self, at: usize, messages: &[Seen], fetched: Fetched) {
         let run = Arc::clone(&self.run);
         for seen in messages {
             let (newest, is_first_time) = self.conversations[at].note_shown(seen);
             let membership = run.ledger.on_shown(&run.world, self.user, seen, newest, is_first_time);
             self.note_shown(seen);
             if seen.tag.client != self.client {
-                self.count_delivery(&run, seen, membership, fetch_lag_us);
+                self.count_delivery(&run, seen, membership, fetched);
             }
         }
     }
 
     /// Records how long a message took to this device, on the path that it went, and whether it came by push.
-    fn count_delivery(&mut self, run: &Run, seen: &Seen, membership: Membership, fetch_lag_us: u64) {
+    fn count_delivery(&mut self, run: &Run, seen: &Seen, membership: Membership, fetched: Fetched) {
         let tag = &seen.tag;
+        // A large channel announces a message, and the fetch is part of its delivery.
+        let is_announced = !seen.is_live && seen.id <= fetched.announced;
+        let came_by_push = seen.is_live || is_announced;
         let poll_us = match run.scenario.transport {
             Transport::Poll => run.scenario.poll_interval.as_micros() as u64,
             Transport::Websocket | Transport::LongPoll => 0,
@@ -356,7 +371,7 @@ impl Device {
             opened_us: if self.is_connected() { self.opened_us } else { 0 },
             is_catching_up: self.catching_up.is_some() && !self.is_finishing(),
             membership,
-            came_by_push: seen.is_live,
+            came_by_push,
             reads_every_us: poll_us.max(pause_us),
         };
         let is_there = !delivery.is_after_reconnect() && !self.is_slow_reader();
@@ -368,6 +383,7 @@ impl Device {
             Some(true) => {
                 add(&run.stats.push_expected, 1);
                 add(&run.stats.pushed, 1);
+                add(&run.stats.pushed_by_head, u64::from(is_announced));
             }
             Some(false) => {
                 add(&run.stats.push_expected, 1);
@@ -378,14 +394,14 @@ impl Device {
                 }
             }
             None => {
-                add(&run.stats.push_unknown, u64::from(is_there && !seen.is_live));
+                add(&run.stats.push_unknown, u64::from(is_there && !came_by_push));
             }
         }
         let took_us = self.now_us.saturating_sub(tag.intended_us);
         let path = self.delivery_path(tag, &delivery);
-        run.recorder.delivered(path, tag.intended_us, tag.sent_us, self.now_us, fetch_lag_us);
+        run.recorder.delivered(path, tag.intended_us, tag.sent_us, self.now_us, fetched.lag_us);
         let is_live = !matches!(path, LatencyPath::DeliveryAfterReconnect | LatencyPath::DeliverySlowReader);
-        if is_live && seen.is_live {
+        if is_live && came_by_push {
             run.ledger.presence.message_took(self.now_us, self.now_us.saturating_sub(tag.sent_us));
         }
         if is_live && took_us > LATE_US + poll_us {

@@ -2,19 +2,19 @@
 //! programs and other machines of the host took. Nothing else is a local cause.
 //!
 //! A figure that is too high is held against the lag that is in each of its samples, at the same statistic, and against what
-//! is left without the seconds in which the machine was not the run's own, or the lag of that second explains the figure. What
-//! still fails then is the target's.
+//! is left without the seconds in which the machine was not the run's own, or which the lag explains: that of the whole time
+//! in which what ended in that second was under way. What still fails then is the target's.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+use crate::loadgen::api::REQUESTS_AT_ONCE;
 use crate::loadgen::intervals::{Interval, Intervals};
 use crate::loadgen::result::RunResult;
 use crate::loadgen::scenario::Scenario;
 use crate::loadgen::scenario::threshold::{Threshold, UpperLimit};
-use crate::telemetry::LatencyPath;
-use crate::telemetry::LatencySummary;
 use crate::telemetry::human::{counted, human_us};
 use crate::telemetry::live::MachineLoad;
+use crate::telemetry::{Latency, LatencyPath, LatencySummary};
 
 /// Processors that others took from which on they count, in one second and on average over a run.
 const TAKEN_CORES_MIN: f64 = 0.3;
@@ -25,8 +25,8 @@ const BUSY_SHARE: f64 = 0.9;
 /// Share of a figure that the generator's lag may be.
 const LAG_SHARE_MAX: f64 = 0.2;
 
-/// Time that API calls wait for the generator from which on it is told.
-const CALL_LAG_MIN_US: u64 = 100_000;
+/// Time that API calls wait for their turn from which on it is told.
+const CALL_WAIT_MIN_US: u64 = 100_000;
 
 /// Share of the seconds that must be left for what is left to be judged.
 const LEFT_SHARE_MIN: f64 = 0.5;
@@ -121,23 +121,23 @@ fn judge(limit: &UpperLimit, result: &RunResult, contended: &BTreeSet<usize>, bl
         );
         return;
     }
-    let late = late_rows(limit, result.intervals.rows());
-    let bad = &late | contended;
+    let rows = result.intervals.rows();
+    let late = late_rows(limit, rows);
+    let bad: BTreeSet<usize> = late.keys().chain(contended).copied().collect();
     if bad.is_empty() {
         return;
     }
     let counted = seconds_of(&result.intervals, |row| row.latency(limit.path).is_some());
+    let reached = reached_rows(limit, rows, contended);
     // What was due in a bad second may come in the next.
-    let is_left = |at: &usize| !bad.contains(at) && !at.checked_sub(1).is_some_and(|before| bad.contains(&before));
+    let is_after = |at: &usize| at.checked_sub(1).is_some_and(|before| bad.contains(&before));
+    let is_left = |at: &usize| !bad.contains(at) && !is_after(at) && !reached.contains(at);
     let left = counted.iter().filter(|at| is_left(at)).count();
     let rest = result.intervals.merged(limit.path, |at, _| is_left(&at)).summary();
     let is_enough = left as f64 >= LEFT_SHARE_MIN * counted.len() as f64 && limit.statistic.is_known_from(rest.count);
     let bad_counted: BTreeSet<usize> = bad.intersection(&counted).copied().collect();
-    let why = if contended.is_empty() {
-        who_was_late(limit, result.intervals.rows(), &late)
-    } else {
-        who_took(result, contended)
-    };
+    let bad_counted = if bad_counted.is_empty() { bad.clone() } else { bad_counted };
+    let why = if contended.is_empty() { who_was_late(limit, rows, &late) } else { who_took(result, contended) };
     let seconds = named_seconds(&result.intervals, &bad_counted);
     let rest_us = limit.statistic.of_us(&rest).unwrap_or(0.0);
     if !is_enough {
@@ -181,38 +181,69 @@ fn whole_lag(limit: &UpperLimit, result: &RunResult) -> Option<Lag> {
     (!parts.is_empty()).then(|| Lag::sum(parts.iter().filter_map(|(path, times)| Some((value(*path)?, *times)))))
 }
 
-/// The lag of a kind in an interval, at the statistic of a limit, as if it had so many samples at least: those that it lacks
-/// waited for nothing.
-fn lag_at(limit: &UpperLimit, row: &Interval, path: LatencyPath, samples_min: u64) -> f64 {
-    let Some(mut lag) = row.latency(path) else { return 0.0 };
-    lag.record_many_us(0, samples_min.saturating_sub(lag.count()));
-    limit.statistic.of_us(&lag.summary()).unwrap_or(0.0)
+/// Number of the interval in which began, at the earliest, what ended in an interval and took so long.
+fn begun_in(rows: &[Interval], at: usize, took_us: f64) -> usize {
+    let since_s = rows[at].from_s - took_us / 1e6;
+    rows[..at].partition_point(|row| row.to_s <= since_s)
 }
 
-/// Numbers of the intervals whose lag alone explains that their latencies are above a limit. What a call waited for is
-/// measured when it has its turn, and what it was made for may end in the next interval.
-fn late_rows(limit: &UpperLimit, rows: &[Interval]) -> BTreeSet<usize> {
-    let is_late = |at: &usize| {
-        let Some(latency) = rows[*at].latency(limit.path) else { return false };
-        let Some(value_us) = limit.statistic.of_us(&latency.summary()) else { return false };
-        // One message that was sent late is so at each of its recipients.
-        let each = limit.path.lags_of_each().iter().map(|(path, times)| (lag_at(limit, &rows[*at], *path, 0), *times));
-        let of_calls = |path| {
-            let seconds = &rows[at.saturating_sub(1)..=*at];
-            seconds.iter().map(|row| lag_at(limit, row, path, latency.count())).fold(0.0, f64::max)
-        };
-        let some = limit.path.lags_of_some().iter().map(|(path, times)| (of_calls(*path), *times));
-        !limit.holds(value_us) && limit.holds(value_us - Lag::sum(each.chain(some)).most_us)
+/// The lag of a kind in some intervals, at the statistic of a limit: of the worst of them, or of all together. As if there were
+/// so many samples at least: those that lack waited for nothing.
+fn lag_in(limit: &UpperLimit, rows: &[Interval], path: LatencyPath, samples_min: u64) -> f64 {
+    let figure = |mut lag: Latency| {
+        lag.record_many_us(0, samples_min.saturating_sub(lag.count()));
+        limit.statistic.of_us(&lag.summary()).unwrap_or(0.0)
     };
-    (0..rows.len()).filter(is_late).collect()
+    let mut all = Latency::default();
+    let lags = rows.iter().filter_map(|row| row.latency(path)).inspect(|lag| all.merge(lag));
+    let worst = lags.map(figure).fold(0.0, f64::max);
+    worst.max(figure(all))
 }
 
-/// How late the generator was in some intervals.
-fn who_was_late(limit: &UpperLimit, rows: &[Interval], late: &BTreeSet<usize>) -> String {
+/// The figure of an interval, where it is above a limit.
+fn figure_above(limit: &UpperLimit, row: &Interval) -> Option<(f64, u64)> {
+    let latency = row.latency(limit.path)?;
+    let value_us = limit.statistic.of_us(&latency.summary())?;
+    (!limit.holds(value_us)).then(|| (value_us, latency.count()))
+}
+
+/// Numbers of the intervals whose latencies are above a limit by the generator's lag alone, each with that of the interval in
+/// which they began. A lag is measured when it ends, and what it was in may end much later.
+fn late_rows(limit: &UpperLimit, rows: &[Interval]) -> BTreeMap<usize, usize> {
+    let late = |at: usize| {
+        let (value_us, samples) = figure_above(limit, &rows[at])?;
+        let begun = begun_in(rows, at, value_us);
+        let lag = |path: LatencyPath, samples_min: u64| {
+            // That of a fetch is measured with the delivery that it is in.
+            let from = if path == LatencyPath::FetchLag { at } else { begun };
+            lag_in(limit, &rows[from..=at], path, samples_min)
+        };
+        // One message that was sent late is so at each of its recipients.
+        let each = limit.path.lags_of_each().iter().map(|(path, times)| (lag(*path, 0), *times));
+        let some = limit.path.lags_of_some().iter().map(|(path, times)| (lag(*path, samples), *times));
+        limit.holds(value_us - Lag::sum(each.chain(some)).most_us).then_some((at, begun))
+    };
+    (0..rows.len()).filter_map(late).collect()
+}
+
+/// Numbers of the intervals whose latencies would hold without the seconds in which others had the machine while they were
+/// under way.
+fn reached_rows(limit: &UpperLimit, rows: &[Interval], contended: &BTreeSet<usize>) -> BTreeSet<usize> {
+    let is_reached = |at: &usize| {
+        let Some((value_us, _)) = figure_above(limit, &rows[*at]) else { return false };
+        let taken = contended.range(begun_in(rows, *at, value_us)..=*at);
+        let taken_us: f64 = taken.filter_map(|at| rows.get(*at)).map(|row| (row.to_s - row.from_s) * 1e6).sum();
+        taken_us > 0.0 && limit.holds(value_us - taken_us)
+    };
+    if contended.is_empty() { BTreeSet::new() } else { (0..rows.len()).filter(is_reached).collect() }
+}
+
+/// How late the generator was while what ended in some intervals was under way; of each, where it began.
+fn who_was_late(limit: &UpperLimit, rows: &[Interval], late: &BTreeMap<usize, usize>) -> String {
+    let seconds: BTreeSet<usize> = late.iter().flat_map(|(at, begun)| *begun..=*at).collect();
     let worst = |parts: &[(LatencyPath, f64)]| {
-        // Of a call that waited, the interval before may tell.
-        let seconds = late.iter().flat_map(|at| [at.saturating_sub(1), *at]);
-        let lags = seconds.flat_map(|at| parts.iter().filter_map(move |(path, _)| rows.get(at)?.latency(*path)));
+        let lags =
+            seconds.iter().flat_map(|at| parts.iter().filter_map(move |(path, _)| rows.get(*at)?.latency(*path)));
         lags.map(|lag| lag.summary().p99_us).max().unwrap_or(0)
     };
     let (of_each, of_calls) = (worst(limit.path.lags_of_each()), worst(limit.path.lags_of_some()));
@@ -223,15 +254,23 @@ fn who_was_late(limit: &UpperLimit, rows: &[Interval], late: &BTreeSet<usize>) -
     }
 }
 
-/// A warning where API calls waited long for the generator.
+/// A warning where API calls waited long for their turn: it says which limit that is, and who kept them waiting.
 fn call_waits(result: &RunResult, blame: &mut Blame) {
-    let Some(lag) = result.latency.get(LatencyPath::CallLag).filter(|lag| lag.p99_us >= CALL_LAG_MIN_US) else {
+    let p99_us = |path| result.latency.get(path).map_or(0, |latency| latency.p99_us);
+    let (wait_us, lag_us) = (p99_us(LatencyPath::CallWait), p99_us(LatencyPath::CallLag));
+    if wait_us < CALL_WAIT_MIN_US {
         return;
+    }
+    let lag = human_us(lag_us);
+    let why = if lag_us.saturating_mul(2) >= wait_us {
+        format!("the generator was at its own limit, its lag in that is p99 {lag}")
+    } else {
+        format!("the target was slow to answer those before them, the generator's own lag in that is p99 {lag}")
     };
     blame.warnings.push(format!(
-        "API calls waited for the generator, which makes a limited number at once: p99 {}; that is in the times of connects, syncs \
-         and recoveries",
-        human_us(lag.p99_us)
+        "API calls waited for one of the {REQUESTS_AT_ONCE} that a generator makes at once, p99 {}: {why}; the wait is in the \
+         times of connects, syncs and recoveries",
+        human_us(wait_us)
     ));
 }
 

@@ -262,9 +262,9 @@ async fn set_up(
 fn share(run: Run, api: Api, sources: Vec<IpAddr>) -> Shared {
     let run = Arc::new(run);
     let told = Arc::clone(&run);
-    api.on_turn(move |asked_us, now_us| {
-        told.recorder.call_had_turn(asked_us, now_us);
-        told.stats.call_lags.note(asked_us, now_us);
+    api.on_turn(move |wait| {
+        told.recorder.call_had_turn(wait);
+        told.stats.call_lags.note(wait.asked_us, wait.turn_us);
     });
     Shared {
         api,

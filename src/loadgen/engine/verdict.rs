@@ -54,6 +54,7 @@ pub(super) fn counts(shared: &Shared, states: &[DeviceState], unaudited: u64) ->
         changes_failed: get(&stats.changes_failed),
         push_expected: get(&stats.push_expected),
         pushed: get(&stats.pushed),
+        pushed_by_head: get(&stats.pushed_by_head),
         push_unknown: get(&stats.push_unknown),
         frames: get(&stats.frames),
         repeated_on_wire: get(&stats.repeated_on_wire),

@@ -271,6 +271,20 @@ fn a_message_of_a_channel_waited_for_all_pages_and_tries_before_it() {
     assert!(alone.until(alone.now_us + 3 * S).iter().any(|(_, action)| is_sync(action)));
     alone.page_of(channel, 0, 8 * S, page(3, false));
     assert_eq!(lag(&alone), (3, 80), "a fetch that is over counts no more");
+    let pushed = |alone: &Alone| [&alone.run.stats.pushed, &alone.run.stats.pushed_by_head].map(get);
+    assert_eq!(pushed(&alone), [3, 3], "a head told of them");
+    alone.hears(ServerFrame::Message(message(4)));
+    assert_eq!(pushed(&alone), [4, 3], "it came whole");
+}
+
+#[test]
+fn a_head_of_a_conversation_that_is_no_channel_breaks_the_protocol_and_is_no_push() {
+    let mut alone = Alone::new();
+    assert!(!alone.run.world.conversations[alone.conversation() as usize].is_large());
+    alone.come();
+    assert!(alone.news(3).iter().any(is_sync), "what it tells of is fetched all the same");
+    let told = alone.run.stats.errors().get("head_of_no_channel").copied();
+    assert_eq!((told, get(&alone.run.stats.protocol_errors)), (Some(1), 1));
 }
 
 #[test]

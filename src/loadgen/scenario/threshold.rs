@@ -22,12 +22,37 @@ pub struct Threshold {
 enum Measure {
     Latency(LatencyPath, Statistic),
     Count(&'static str),
-    /// [`Counts::pushed_percent`].
-    PushedPercent,
+    Percent(Percent),
 }
 
-/// Name of [`Measure::PushedPercent`].
-pub(super) const PUSHED_PERCENT: &str = "pushed_percent";
+/// A share, in percent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Percent {
+    /// [`Counts::pushed_percent`].
+    Pushed,
+    /// [`Counts::pushed_whole_percent`].
+    PushedWhole,
+}
+
+impl Percent {
+    /// All of them.
+    pub(super) const ALL: [Self; 2] = [Self::Pushed, Self::PushedWhole];
+
+    /// The name in thresholds.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Pushed => "pushed_percent",
+            Self::PushedWhole => "pushed_whole_percent",
+        }
+    }
+
+    fn of(self, counts: &Counts) -> Option<f64> {
+        match self {
+            Self::Pushed => counts.pushed_percent(),
+            Self::PushedWhole => counts.pushed_whole_percent(),
+        }
+    }
+}
 
 /// Conditions of every run whose scenario does not name their measures: what a user would call a failure.
 const DEFAULTS: [&str; 8] = [
@@ -208,7 +233,7 @@ impl Threshold {
     pub(super) const fn latency(&self) -> Option<(LatencyPath, Statistic)> {
         match self.measure {
             Measure::Latency(path, statistic) => Some((path, statistic)),
-            Measure::Count(_) | Measure::PushedPercent => None,
+            Measure::Count(_) | Measure::Percent(_) => None,
         }
     }
 
@@ -226,7 +251,7 @@ impl Threshold {
             let what = if self.comparison.holds(0.0, self.limit) { "can't fail" } else { "can't be met" };
             return Some(format!("{what}: there are no faults to recover from"));
         }
-        let most = if self.measure == Measure::PushedPercent { 100.0 } else { f64::INFINITY };
+        let most = if matches!(self.measure, Measure::Percent(_)) { 100.0 } else { f64::INFINITY };
         let Self { comparison, limit, .. } = *self;
         let (at_0, at_most) = (comparison.holds(0.0, limit), comparison.holds(most, limit));
         let (is_met, is_open) = match comparison {
@@ -258,7 +283,7 @@ impl Threshold {
     pub fn judge(&self, result: &RunResult) -> Outcome {
         let (value, note) = match &self.measure {
             Measure::Count(name) => (result.counts.get(name), String::new()),
-            Measure::PushedPercent => (result.counts.pushed_percent(), String::new()),
+            Measure::Percent(percent) => (percent.of(&result.counts), String::new()),
             Measure::Latency(path, statistic) => {
                 let samples = result.latency.get(*path).map_or(0, |summary| summary.count);
                 let needs = statistic.samples_min();
@@ -295,7 +320,7 @@ impl fmt::Display for Measure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Count(name) => f.write_str(name),
-            Self::PushedPercent => f.write_str(PUSHED_PERCENT),
+            Self::Percent(percent) => f.write_str(percent.name()),
             Self::Latency(path, statistic) => write!(f, "{}_ms.{}", path.as_str(), statistic.name()),
         }
     }
@@ -332,8 +357,8 @@ fn parse_measure(text: &str) -> Option<Measure> {
     if let Some(name) = Counts::NAMES.iter().find(|name| **name == text) {
         return Some(Measure::Count(name));
     }
-    if text == PUSHED_PERCENT {
-        return Some(Measure::PushedPercent);
+    if let Some(percent) = Percent::ALL.into_iter().find(|percent| percent.name() == text) {
+        return Some(Measure::Percent(percent));
     }
     let (path, statistic) = text.split_once("_ms.")?;
     let (_, statistic) = Statistic::ALL.iter().find(|(name, _)| *name == statistic)?;
@@ -355,6 +380,7 @@ mod tests {
             "connect_ms.max <= 1000",
             "delivered > 10",
             "pushed_percent >= 99",
+            "pushed_whole_percent >= 95",
             "ack_ms.p95 < 5",
         ] {
             assert_eq!(text.parse::<Threshold>().expect("valid").to_string(), text);

@@ -1,6 +1,6 @@
 //! What is said of a threshold that can't be read: the part that is wrong, what was probably meant, and where the list is.
 
-use super::threshold::{Comparison, PUSHED_PERCENT, Statistic};
+use super::threshold::{Comparison, Percent, Statistic};
 use crate::loadgen::result::Counts;
 use crate::runtime::spelling::{did_you_mean, nearest};
 use crate::telemetry::LatencyPath;
@@ -50,7 +50,7 @@ pub(super) fn measure(text: &str) -> String {
     if LatencyPath::parse(begin).is_some() {
         return format!("there is no measure {text:?}: a latency is written as \"{begin}_ms.p99\"; {LIST}");
     }
-    let names = Counts::NAMES.iter().map(|name| (*name).to_owned()).chain([PUSHED_PERCENT.to_owned()]);
+    let names = Counts::NAMES.iter().copied().chain(Percent::ALL.map(Percent::name)).map(str::to_owned);
     let all: Vec<String> = names.chain(latencies).collect();
     let near = did_you_mean(text, all.iter().map(String::as_str));
     if near.is_empty() {

@@ -65,6 +65,7 @@ impl Scenario {
             | LatencyPath::Login
             | LatencyPath::SendLag
             | LatencyPath::TimerLag
+            | LatencyPath::CallWait
             | LatencyPath::CallLag
             | LatencyPath::FetchLag
             | LatencyPath::AckService

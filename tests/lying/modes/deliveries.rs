@@ -27,24 +27,35 @@ pub(crate) const MODES: &[Mode] = &[
     Mode {
         name: "lie::head_instead_of_the_message",
         // Fetched at once, and not pushed: only a large channel is to be told of news.
-        lie: Lie {
-            server: |p, _, frame| match message_of(&frame) {
-                Some(message) => {
-                    p.lied();
-                    vec![Out::frame(&ServerFrame::Head(HeadFrame {
-                        conversation: message.conversation,
-                        id: message.id,
-                    }))]
-                }
-                None => Out::pass(frame),
-            },
-            finish: |p| p.tally.set("hundred", 100),
-            ..Lie::NONE
-        },
+        lie: Lie { server: head_only, finish: |p| p.tally.set("hundred", 100), ..Lie::NONE },
         expect: Expect::failed(
             "pushed_percent",
-            &[("pushed", Number(0)), ("push_expected", Within("hundred", "lies"))],
+            &[
+                ("pushed", Number(0)),
+                ("push_expected", Within("hundred", "lies")),
+                ("protocol_errors", Within("hundred", "lies")),
+            ],
+        )
+        .extra(|_, result| {
+            let is_told = result.reasons.iter().any(|reason| reason.contains("protocol_errors"));
+            if is_told { Ok(()) } else { Err(format!("no reason names protocol_errors: {:?}", result.reasons)) }
+        }),
+        ..Mode::LIE
+    },
+    Mode {
+        name: "lie::heads_only_in_a_channel",
+        // A server may have reasons for a head, and who asks for messages sees how many came as such.
+        scenario: scenarios::CHANNEL_OF_MESSAGES,
+        lie: Lie { server: head_only, finish: |p| p.tally.set("hundred", 100), ..Lie::NONE },
+        expect: Expect::failed(
+            "pushed_whole_percent",
+            &[
+                ("pushed-pushed_by_head", Number(0)),
+                ("pushed_by_head", Within("hundred", "lies")),
+                ("protocol_errors", Number(0)),
+            ],
         ),
+        takes_s: 12,
         ..Mode::LIE
     },
     Mode {
@@ -165,6 +176,13 @@ fn drop_push(p: &Proxy, _: &Socket, frame: ServerFrame) -> Vec<Out> {
     }
     p.lied();
     Vec::new()
+}
+
+/// Tells of each message in place of sending it.
+fn head_only(p: &Proxy, _: &Socket, frame: ServerFrame) -> Vec<Out> {
+    let Some(message) = message_of(&frame) else { return Out::pass(frame) };
+    p.lied();
+    vec![Out::frame(&ServerFrame::Head(HeadFrame { conversation: message.conversation, id: message.id }))]
 }
 
 /// The last pushes of a run are not dropped: the sync at its end would fetch them as fast as a push.

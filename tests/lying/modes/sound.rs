@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use chatctl::protocol::frames::{ErrorFrame, MovedFrame};
+use chatctl::protocol::frames::{ErrorFrame, HeadFrame, MovedFrame};
 use chatctl::protocol::{ClientFrame, CloseCode, ErrorCode, MessageId, ServerFrame, websocket};
 use serde_json::Value;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, OpCode};
@@ -14,6 +14,7 @@ use crate::mode::{Expect, Mode};
 use crate::proxy::http::{Answer, Call, Endpoint, Reply};
 use crate::proxy::socket::{Out, Socket, Upgrade};
 use crate::proxy::{Lie, Proxy, Wire};
+use crate::scenarios;
 
 pub(crate) const MODES: &[Mode] = &[
     Mode {
@@ -81,6 +82,26 @@ pub(crate) const MODES: &[Mode] = &[
             ..Lie::NONE
         },
         expect: Expect::passed(&[]),
+        ..Mode::SOUND
+    },
+    // Past a rate, or behind, a server tells of a message of a channel in place of sending it.
+    Mode {
+        name: "sound::some_heads_in_a_channel",
+        scenario: scenarios::CHANNEL,
+        lie: Lie {
+            server: |p, _, frame| match message_of(&frame) {
+                Some(message) if p.one_in("message", 4) => {
+                    p.lied();
+                    let head = HeadFrame { conversation: message.conversation, id: message.id };
+                    vec![Out::frame(&ServerFrame::Head(head))]
+                }
+                _ => Out::pass(frame),
+            },
+            ..Lie::NONE
+        },
+        expect: Expect::passed(&[("pushed_by_head", Least(1)), ("protocol_errors", Number(0))]),
+        takes_s: 12,
+        seeds: 3,
         ..Mode::SOUND
     },
     Mode {

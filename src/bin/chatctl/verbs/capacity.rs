@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use chatctl::loadgen::Scenario;
-use chatctl::loadgen::capacity::{self, Rules};
+use chatctl::loadgen::capacity::{self, Rules, TRIALS_MAX};
 use chatctl::loadgen::scenario::threshold::Threshold;
 use chatctl::report::{self, counted, human_count};
 use chatctl::run::capacity::{Answer, CapacitySettings, search};
@@ -152,7 +152,7 @@ fn print_answer(out: &Answer) {
                 "no answer  the generator or its machine was the limit at every rate: nothing is known of the stack"
             );
         }
-        (false, false) => outln!("capacity   none: the scenario does not hold at any rate"),
+        (false, false) => outln!("capacity   none: the scenario holds at no rate that was tried"),
         (true, false) => {
             outln!(
                 "capacity   {rate} messages/s, {} deliveries/s; held in {} of {}{}",
@@ -177,7 +177,8 @@ fn print_answer(out: &Answer) {
     }
     if !out.is_settled {
         outln!(
-            "open       the search ended with its last trial, before its own end: too many trials contradict each other"
+            "open       the search ended with its last of {TRIALS_MAX} trials, before its own end: trials contradict each other, or \
+             --repeats asks for many"
         );
     }
     for broken in &out.broken {
