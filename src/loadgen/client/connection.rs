@@ -250,10 +250,9 @@ impl Device {
         // A server that asked to go elsewhere may cut who stays; one that let it be for long did not mean that.
         let now = self.now_us;
         let is_moved = |r: &Reconnection| r.moved_us > 0 && now < r.moved_us.saturating_add(MOVED_WITHIN_US);
-        // A server has to end a connection with its token.
+        // A server has to end a connection with its token: it closes a socket, and refuses a request.
         let is_short = now < self.opened_us.saturating_add(SHORT_LIVED_US);
-        let has_expired = matches!(error, LinkError::Closed(code) if *code == CloseCode::Unauthorized.code())
-            && self.run.world.token_may_have_expired(self.token_issued_us, now);
+        let has_expired = error.is_unauthorized() && self.run.world.token_may_have_expired(self.token_issued_us, now);
         let was_moved = self.reconnection.as_deref().is_some_and(is_moved)
             || matches!(error, LinkError::Closed(code) if *code == CloseCode::Moved.code());
         // Each server of a stack may drain in turn; one that moves a device over and over serves nobody.
@@ -285,7 +284,7 @@ impl Device {
         reconnection.avoid = avoid;
         reconnection.lost.get_or_insert((now, fault));
         let code = if let LinkError::Closed(code) = error { CloseCode::from_code(*code) } else { None };
-        if code == Some(CloseCode::Unauthorized) {
+        if error.is_unauthorized() {
             self.log_in();
         } else if code.is_some_and(|code| code.reconnect() == Reconnect::No) {
             self.run.event(format!("device {} was closed for good: {error}", self.client));

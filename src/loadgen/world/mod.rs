@@ -269,6 +269,12 @@ impl World {
         self.tokens.may_have_expired(issued_us, now_us)
     }
 
+    /// As a login at which the server told a token's end, in seconds since 1970.
+    #[cfg(test)]
+    pub(super) fn note_login_for_tests(&self, expires_s: u64) {
+        self.tokens.note_login(expires_s);
+    }
+
     /// How often a device's token was replaced during the run.
     pub(super) fn renewals(&self, client: u32) -> u32 {
         self.tokens.renewals(client)

@@ -1,0 +1,33 @@
+//! What counts against the target, and what does not: tokens that end, answers to nobody's messages, limits of the generator's
+//! machine, calls that wait for the generator.
+
+use super::sim::S;
+use super::waits::Alone;
+use crate::loadgen::client::{Action, Event, LinkError};
+use crate::loadgen::stats::get;
+use crate::protocol::CloseCode;
+use crate::runtime::clock;
+
+/// How the transports tell that a token is not good any more: by a close, and by the refusal of a request.
+fn refusals() -> [LinkError; 2] {
+    let refused = LinkError::Refused { status: 401, text: String::new(), retry_after: None };
+    [LinkError::Closed(CloseCode::Unauthorized.code()), refused]
+}
+
+#[test]
+fn a_connection_that_ends_with_its_token_is_not_lost_and_gets_another_one() {
+    let ended_after = |life_s: u64| {
+        refusals().map(|error| {
+            let mut alone = Alone::new();
+            alone.run.world.note_login_for_tests(clock::unix_ms() / 1_000 + 20);
+            alone.now_us = clock::now_us().max(S);
+            alone.come();
+            alone.now_us += life_s * S;
+            let actions = alone.on(Event::Closed(error));
+            assert!(actions.iter().any(|action| matches!(action, Action::LogIn)), "{actions:?}");
+            get(&alone.run.stats.disconnects)
+        })
+    };
+    assert_eq!(ended_after(20), [0; 2]);
+    assert_eq!(ended_after(5), [1; 2], "a good token is no reason");
+}
