@@ -50,7 +50,8 @@ counts!(
     altered,
     /// Messages refused definitely, and stored or shown all the same.
     false_refusal,
-    /// ACKs with another id than before, for another conversation, or for a message that the device did not send.
+    /// ACKs with another id than before, or for another conversation; ACKs and errors for messages that the device did not
+    /// send.
     ack_wrong,
     /// Messages, receipts and typing notices that no simulated client sent.
     forged,

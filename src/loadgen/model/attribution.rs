@@ -3,9 +3,11 @@
 
 use super::sim::S;
 use super::waits::Alone;
-use crate::loadgen::client::{Action, Event, LinkError};
+use crate::loadgen::client::{Action, Command, Event, LinkError};
+use crate::loadgen::ledger::Kind;
 use crate::loadgen::stats::get;
-use crate::protocol::CloseCode;
+use crate::protocol::frames::ErrorFrame;
+use crate::protocol::{ClientFrame, CloseCode, ErrorCode, ServerFrame};
 use crate::runtime::clock;
 
 /// How the transports tell that a token is not good any more: by a close, and by the refusal of a request.
@@ -30,4 +32,26 @@ fn a_connection_that_ends_with_its_token_is_not_lost_and_gets_another_one() {
     };
     assert_eq!(ended_after(20), [0; 2]);
     assert_eq!(ended_after(5), [1; 2], "a good token is no reason");
+}
+
+#[test]
+fn an_error_belongs_to_what_its_device_sent() {
+    let mut alone = Alone::new();
+    alone.come();
+    let conversation = alone.conversation();
+    let sent = alone.on(Event::Command(Command::Send { conversation, intended_us: alone.now_us, bytes: 90 }));
+    let uuid = sent.iter().find_map(|action| match action {
+        Action::Write(ClientFrame::Send(frame)) => Some(frame.uuid),
+        _ => None,
+    });
+    let mut wrong = |uuid, code| {
+        let error = ErrorFrame { uuid, code, message: String::new(), retry_after_ms: Some(500) };
+        alone.hears(ServerFrame::Error(error));
+        alone.run.ledger.count(Kind::AckWrong)
+    };
+    assert!(uuid.is_some(), "{sent:?}");
+    assert_eq!([wrong(None, ErrorCode::Overloaded), wrong(uuid, ErrorCode::Forbidden)], [0, 0]);
+    assert_eq!(wrong(uuid, ErrorCode::Overloaded), 0, "of a try before");
+    assert_eq!(wrong(Some(uuid::Uuid::nil()), ErrorCode::Forbidden), 1, "nobody's");
+    assert_eq!(wrong(Some(uuid::Uuid::new_v4()), ErrorCode::Overloaded), 2, "that it asks for time is no excuse");
 }
