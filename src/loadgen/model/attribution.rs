@@ -55,3 +55,28 @@ fn an_error_belongs_to_what_its_device_sent() {
     assert_eq!(wrong(Some(uuid::Uuid::nil()), ErrorCode::Forbidden), 1, "nobody's");
     assert_eq!(wrong(Some(uuid::Uuid::new_v4()), ErrorCode::Overloaded), 2, "that it asks for time is no excuse");
 }
+
+#[test]
+fn who_has_not_caught_up_may_have_waited_for_the_generator() {
+    // `turn_us`: when a call had its turn that had waited for so long, after the connect or the loss of the connection.
+    let not_caught_up = |after_us: u64, (turn_us, call_lag_us): (u64, u64)| {
+        [false, true].map(|is_lost| {
+            let mut alone = Alone::new();
+            alone.on(Event::Command(Command::Online(alone.now_us)));
+            alone.connect();
+            if is_lost {
+                alone.on(Event::Closed(LinkError::Lost("cut".to_owned())));
+            }
+            let turn_us = alone.now_us + turn_us;
+            alone.run.stats.call_lags.note(turn_us - call_lag_us, turn_us);
+            alone.now_us += after_us;
+            alone.on(Event::Command(Command::Finish(alone.now_us + S)));
+            get(&alone.run.stats.not_caught_up)
+        })
+    };
+    assert_eq!(not_caught_up(9 * S, (0, 0)), [0; 2]);
+    assert_eq!(not_caught_up(12 * S, (0, 0)), [1; 2]);
+    assert_eq!(not_caught_up(12 * S, (8 * S, 5 * S)), [0; 2], "five of the twelve are the generator's");
+    assert_eq!(not_caught_up(16 * S, (8 * S, 5 * S)), [1; 2], "eleven are not");
+    assert_eq!(not_caught_up(12 * S, (0, S)), [1; 2], "what calls waited before says nothing of this wait");
+}
