@@ -259,7 +259,8 @@ async fn set_up(
     }
 }
 
-fn share(run: Run, api: Api, sources: Vec<IpAddr>) -> Shared {
+/// What a run does I/O with.
+pub(super) fn share(run: Run, api: Api, sources: Vec<IpAddr>) -> Shared {
     let run = Arc::new(run);
     let told = Arc::clone(&run);
     api.on_turn(move |asked_us, now_us| {
