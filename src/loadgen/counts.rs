@@ -117,14 +117,15 @@ counts!(
     never_connected_local,
     /// Connections that were lost or closed against the plan; closes of a planned drain are not among them.
     disconnects,
-    /// Tries to connect that failed: refused, lost or timed out. Backpressure and tokens that ended are not among them.
+    /// Tries to connect that failed: refused, lost or timed out. Backpressure, and tokens that were refused when they may have
+    /// ended, are not among them.
     connects_failed,
     /// Connections made after the first.
     reconnects,
     /// Frames and answers that could not be read or break the protocol.
     protocol_errors,
-    /// API calls of devices, final sync and audit that failed: unexpected statuses, time-outs, broken transport. A 429 or
-    /// 503 with a retry time is backpressure and counts as throttled.
+    /// API calls of devices, final sync and audit that failed: unexpected statuses, time-outs, broken transport, and a 401 for
+    /// a token that can't have ended. A 429 or 503 with a retry time is backpressure and counts as throttled.
     http_errors,
     /// Answers of 429 or 503, and `error` frames of the same meaning, that named a time to come back.
     throttled,

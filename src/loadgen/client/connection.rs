@@ -154,7 +154,8 @@ impl Device {
     pub(super) fn on_connect_failed(&mut self, error: ConnectError) {
         self.connection = Connection::Down;
         let run = Arc::clone(&self.run);
-        run.stats.connect_failed(&error);
+        let may_refuse = run.world.may_refuse_token(self.client, self.token_issued_us, self.now_us);
+        run.stats.connect_failed(&error, may_refuse);
         run.consequence(Consequence::Error, self.now_us, self.now_us);
         tracing::debug!(client = self.client, %error, "connect failed");
         self.has_failed_here = error.cause.is_local();
@@ -395,7 +396,7 @@ impl Device {
         if is_hung {
             self.has_failed_here = false;
             let cause = LinkError::TimedOut { what: "welcome before the device left", limit: HUNG_CONNECT };
-            self.run.stats.connect_failed(&ConnectError { server: None, retry_after: None, cause });
+            self.run.stats.connect_failed(&ConnectError { server: None, retry_after: None, cause }, false);
             self.run.consequence(Consequence::Error, now, now);
         }
     }

@@ -338,7 +338,7 @@ async fn load(
         latency: super::recorder::summaries(&histograms),
         histograms: super::recorder::named(histograms),
         violations: shared.ledger.described(),
-        errors: shared.stats.errors(),
+        errors: shared.errors(),
         faults: faults(shared),
         processes,
         phases: shared.recorder.phases(),

@@ -70,7 +70,7 @@ pub(super) fn counts(shared: &Shared, states: &[DeviceState], unaudited: u64) ->
         disconnects: get(&stats.disconnects),
         reconnects: get(&stats.reconnects),
         protocol_errors: get(&stats.protocol_errors),
-        http_errors: get(&stats.http_errors),
+        http_errors: get(&stats.http_errors) + shared.world.tokens_refused(),
         throttled: get(&stats.throttled),
         retries: get(&stats.retries) + get(&shared.api.counts().retries),
         retries_per_device_max: get(&stats.retries_per_device_max),

@@ -3,7 +3,7 @@
 
 use super::sim::S;
 use super::waits::Alone;
-use crate::loadgen::client::{Action, Command, Event, LinkError};
+use crate::loadgen::client::{Action, Command, ConnectError, Event, LinkError};
 use crate::loadgen::ledger::Kind;
 use crate::loadgen::stats::get;
 use crate::protocol::frames::ErrorFrame;
@@ -79,4 +79,20 @@ fn who_has_not_caught_up_may_have_waited_for_the_generator() {
     assert_eq!(not_caught_up(12 * S, (8 * S, 5 * S)), [0; 2], "five of the twelve are the generator's");
     assert_eq!(not_caught_up(16 * S, (8 * S, 5 * S)), [1; 2], "eleven are not");
     assert_eq!(not_caught_up(12 * S, (0, S)), [1; 2], "what calls waited before says nothing of this wait");
+}
+
+#[test]
+fn a_connect_is_refused_for_a_good_token_or_for_one_that_may_have_ended() {
+    let failed = |life_s: u64| {
+        let mut alone = Alone::new();
+        alone.run.world.note_login_for_tests(clock::unix_ms() / 1_000 + 20);
+        alone.now_us = clock::now_us().max(S);
+        alone.on(Event::Command(Command::Online(alone.now_us)));
+        alone.now_us += life_s * S;
+        let [_, cause] = refusals();
+        let actions = alone.on(Event::ConnectFailed(ConnectError { cause, server: None, retry_after: None }));
+        assert!(actions.iter().any(|action| matches!(action, Action::LogIn)), "{actions:?}");
+        get(&alone.run.stats.connects_failed)
+    };
+    assert_eq!([20, 5].map(failed), [0, 1]);
 }
