@@ -19,6 +19,8 @@ pub(super) struct Stats {
     /// Refused because the sender was being removed.
     pub(super) refused_removed: AtomicU64,
     pub(super) unresolved: AtomicU64,
+    /// Of those, messages of devices that a limit of this machine kept from a connection.
+    pub(super) unresolved_local: AtomicU64,
     pub(super) delivered: AtomicU64,
     /// Of those, to devices that were there by plan.
     pub(super) delivered_online: AtomicU64,
@@ -39,10 +41,14 @@ pub(super) struct Stats {
     pub(super) resent: AtomicU64,
     /// Devices that had not caught up when the load ended.
     pub(super) not_caught_up: AtomicU64,
+    /// Of those, devices that a limit of this machine kept from it.
+    pub(super) not_caught_up_local: AtomicU64,
+    /// Conversations that could not be read back by a limit of this machine.
+    pub(super) unaudited_local: AtomicU64,
     /// Of the audit: member views read, reads tried for removed members.
     pub(super) read_views: AtomicU64,
     pub(super) access_probes: AtomicU64,
-    /// Connections that were lost or closed against the plan.
+    /// Connections that were lost or closed against the plan, other than by a limit of this machine.
     pub(super) disconnects: AtomicU64,
     /// Tries to connect that failed, other than by backpressure or for a token that may have come to its end.
     pub(super) connects_failed: AtomicU64,
@@ -109,12 +115,8 @@ impl Stats {
 
     /// A connection ended against the plan.
     pub(super) fn connection_lost(&self, error: &LinkError) {
-        add(&self.disconnects, 1);
-        match error {
-            LinkError::Broken(_) => add(&self.protocol_errors, 1),
-            LinkError::Local(_) => add(&self.local_errors, 1),
-            _ => {}
-        }
+        add(if error.is_local() { &self.local_errors } else { &self.disconnects }, 1);
+        add(&self.protocol_errors, u64::from(matches!(error, LinkError::Broken(_))));
         self.error(&error.name());
     }
 
@@ -183,6 +185,18 @@ mod tests {
         assert_eq!([429, 503].map(|status| counted(status, true)), [(1, 0); 2]);
         assert_eq!([403, 500, 502].map(|status| counted(status, true)), [(0, 1); 3]);
         assert_eq!(counted(503, false), (0, 1));
+    }
+
+    #[test]
+    fn a_connection_that_is_lost_here_is_not_lost_by_the_target() {
+        let counted = |error: LinkError| {
+            let stats = Stats::default();
+            stats.connection_lost(&error);
+            [&stats.disconnects, &stats.local_errors, &stats.protocol_errors].map(get)
+        };
+        assert_eq!(counted(LinkError::Lost(String::new())), [1, 0, 0]);
+        assert_eq!(counted(LinkError::Local(String::new())), [0, 1, 0]);
+        assert_eq!(counted(LinkError::Broken(String::new())), [1, 0, 1]);
     }
 
     #[test]

@@ -127,6 +127,7 @@ impl Device {
             run.recorder.record(LatencyPath::Connect, wanted_since_us, now.saturating_sub(wanted_since_us));
         }
         add(&run.stats.connections, 1);
+        self.has_failed_here = false;
         let is_first = !std::mem::replace(&mut self.ever_connected, true);
         add(if is_first { &run.stats.ever_connected } else { &run.stats.reconnects }, 1);
         run.places.enter(self.client, &welcome.server);
@@ -206,6 +207,7 @@ impl Device {
                 }
             }
             Err(error) => {
+                self.call_causes.note(matches!(error, CallError::Local(_)));
                 self.run.stats.call_failed("login", &error);
                 let mut rng = self.rng();
                 let wait = self.reconnection().login_backoff.next_wait(&mut rng);
@@ -263,6 +265,7 @@ impl Device {
         if !is_planned {
             self.run.stats.connection_lost(error);
         }
+        self.has_failed_here = error.is_local();
         // A server that went away without a close frame is likely to be gone.
         let avoid = matches!(error, LinkError::Lost(_)).then(|| self.run.places.server_of(self.client)).flatten();
         self.end_answers(false);
@@ -273,7 +276,7 @@ impl Device {
         }
         // One that loses its connection again before it has caught up is still away by the first loss.
         let is_first = self.reconnection().lost.is_none();
-        let may_be_a_faults = is_first && !has_expired;
+        let may_be_a_faults = is_first && !has_expired && !error.is_local();
         let fault = may_be_a_faults.then(|| self.run.disconnected_by_fault(is_planned, now)).flatten();
         if !is_planned {
             self.short_lived = if is_short { self.short_lived.saturating_add(1) } else { 0 };

@@ -3,7 +3,7 @@
 
 use super::sim::S;
 use super::waits::Alone;
-use crate::loadgen::client::{Action, Command, ConnectError, Event, LinkError};
+use crate::loadgen::client::{Action, CallError, Command, ConnectError, Event, LinkError};
 use crate::loadgen::ledger::Kind;
 use crate::loadgen::stats::get;
 use crate::protocol::frames::ErrorFrame;
@@ -95,4 +95,51 @@ fn a_connect_is_refused_for_a_good_token_or_for_one_that_may_have_ended() {
         get(&alone.run.stats.connects_failed)
     };
     assert_eq!([20, 5].map(failed), [0, 1]);
+}
+
+/// A device that loses its connection with a message unanswered, and ends with what an error kept it from.
+fn ended(errors: [LinkError; 2]) -> [u64; 3] {
+    let mut alone = Alone::new();
+    alone.come();
+    let conversation = alone.conversation();
+    alone.on(Event::Command(Command::Send { conversation, intended_us: alone.now_us, bytes: 90 }));
+    let [lost, failed] = errors;
+    alone.on(Event::Closed(lost));
+    alone.on(Event::ConnectFailed(ConnectError { cause: failed, server: None, retry_after: None }));
+    alone.now_us += 15 * S;
+    alone.on(Event::Command(Command::Finish(alone.now_us + S)));
+    let stats = &alone.run.stats;
+    assert_eq!((get(&stats.unresolved), get(&stats.not_caught_up)), (1, 1));
+    [&stats.disconnects, &stats.unresolved_local, &stats.not_caught_up_local].map(get)
+}
+
+#[test]
+fn a_device_that_this_machine_keeps_from_a_connection_is_told_apart() {
+    let here = || LinkError::Local("EADDRNOTAVAIL".to_owned());
+    let there = || LinkError::Lost("cut".to_owned());
+    assert_eq!(ended([here(), here()]), [0, 1, 1]);
+    assert_eq!(ended([there(), here()]), [1, 1, 1], "the loss is the target's");
+    assert_eq!(ended([here(), there()]), [0, 0, 0], "it is the target that does not let it in");
+}
+
+#[test]
+fn a_device_whose_last_sync_fails_by_this_machine_alone_is_told_apart() {
+    let is_undrained_here = |errors: &[CallError]| {
+        let mut alone = Alone::new();
+        alone.come();
+        let mut actions = alone.on(Event::Command(Command::Finish(alone.now_us + 600 * S)));
+        for error in errors {
+            alone.list(&actions, Err(error.clone()));
+            actions = alone.until(alone.now_us + 30 * S).into_iter().map(|(_, action)| action).collect();
+        }
+        let by_us = alone.now_us + 600 * S;
+        alone.until(by_us);
+        let state = alone.device.into_state();
+        assert!(!state.is_drained);
+        state.is_undrained_here
+    };
+    let (here, there) = (CallError::Local("EMFILE".to_owned()), CallError::Failed("http_500".to_owned()));
+    assert!(is_undrained_here(&[here.clone(), here.clone()]));
+    assert!(!is_undrained_here(&[here, there]), "the target does not answer either");
+    assert!(!is_undrained_here(&[]), "nothing failed here");
 }
