@@ -50,7 +50,8 @@ counts!(
     altered,
     /// Messages refused definitely, and stored or shown all the same.
     false_refusal,
-    /// ACKs with another id than before, for another conversation, or for a message that the device did not send.
+    /// ACKs with another id than before, or for another conversation; ACKs and errors for messages that the device did not
+    /// send.
     ack_wrong,
     /// Messages, receipts and typing notices that no simulated client sent.
     forged,
@@ -78,6 +79,8 @@ counts!(
     refused_removed,
     /// Messages without an answer at the end.
     unresolved,
+    /// Messages of those whose device was kept from a connection by a limit of the generator's own machine.
+    unresolved_local,
     /// Messages shown to persons, over all devices; a device's own, which its ACK shows, are not among them.
     delivered,
     /// Deliveries of those to devices that were there by plan and read at once.
@@ -116,16 +119,18 @@ counts!(
     never_connected,
     /// Devices of those whose last try failed by a limit of the generator's own machine.
     never_connected_local,
-    /// Connections that were lost or closed against the plan; closes of a planned drain are not among them.
+    /// Connections that were lost or closed against the plan; closes of a planned drain, and losses by a limit of the
+    /// generator's own machine, are not among them.
     disconnects,
-    /// Tries to connect that failed: refused, lost or timed out. Backpressure and tokens that ended are not among them.
+    /// Tries to connect that failed: refused, lost or timed out. Backpressure, and tokens that were refused when they may have
+    /// ended, are not among them.
     connects_failed,
     /// Connections made after the first.
     reconnects,
     /// Frames and answers that could not be read or break the protocol.
     protocol_errors,
-    /// API calls of devices, final sync and audit that failed: unexpected statuses, time-outs, broken transport. A 429 or
-    /// 503 with a retry time is backpressure and counts as throttled.
+    /// API calls of devices, final sync and audit that failed: unexpected statuses, time-outs, broken transport, and a 401 for
+    /// a token that can't have ended. A 429 or 503 with a retry time is backpressure and counts as throttled.
     http_errors,
     /// Answers of 429 or 503, and `error` frames of the same meaning, that named a time to come back.
     throttled,
@@ -135,7 +140,7 @@ counts!(
     retries_per_device_max,
     /// Devices' tokens that were renewed during the run.
     tokens_renewed,
-    /// Connects and requests that failed by a limit of the generator's own machine.
+    /// Connects, connections and requests that failed by a limit of the generator's own machine.
     local_errors,
     /// Members of groups that were removed, as the API confirmed.
     removals,
@@ -146,12 +151,18 @@ counts!(
     /// Devices that, when the load ended, had been fetching what they had missed for ten seconds or longer, or had been without a
     /// connection for so long, or had been asked to wait for longer than 25 s.
     not_caught_up,
+    /// Devices of those that a limit of the generator's own machine kept from it.
+    not_caught_up_local,
     /// Devices that could not sync at the end.
     undrained,
+    /// Devices of those whose calls failed by a limit of the generator's own machine, and by nothing else.
+    undrained_local,
     /// Conversations read back in full at the end.
     audited,
     /// Conversations that could not be read back.
     unaudited,
+    /// Conversations of those, where the audit's calls failed by a limit of the generator's own machine, and by nothing else.
+    unaudited_local,
     /// Members' views of conversations that were read back beside the owner's.
     read_views,
     /// Reads that were tried for removed members at the end.
@@ -180,6 +191,19 @@ impl Counts {
             ("presence_leaked", self.presence_leaked),
         ];
         kinds.into_iter().filter(|(_, n)| *n > 0).map(|(kind, n)| (kind.to_owned(), n)).collect()
+    }
+
+    /// The same without what is missing by a limit of the generator's own machine. Devices that never
+    /// connected stay: they are judged by themselves.
+    #[must_use]
+    pub const fn without_local(&self) -> Self {
+        Self {
+            unresolved: self.unresolved.saturating_sub(self.unresolved_local),
+            not_caught_up: self.not_caught_up.saturating_sub(self.not_caught_up_local),
+            undrained: self.undrained.saturating_sub(self.undrained_local),
+            unaudited: self.unaudited.saturating_sub(self.unaudited_local),
+            ..*self
+        }
     }
 
     /// Both added up; of greatest values, the greater.

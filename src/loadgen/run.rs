@@ -3,6 +3,7 @@
 //! [`Run`] is what a device's state machine sees: who is simulated, what is counted, what is judged. It does no I/O and reads
 //! no clock. [`Shared`] adds what a run does I/O with.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -103,6 +104,12 @@ impl Run {
             events.remove(0);
         }
         events.push(text);
+    }
+
+    /// Errors so far, by code.
+    pub(super) fn errors(&self) -> BTreeMap<String, u64> {
+        let refused = Some(self.world.tokens_refused()).filter(|n| *n > 0);
+        self.stats.errors().into_iter().chain(refused.map(|n| ("token_refused".to_owned(), n))).collect()
     }
 
     /// Counts a consequence of the last fault, if there was one and it may still be its doing. `since_us`: when that which came

@@ -19,6 +19,8 @@ pub(super) struct Stats {
     /// Refused because the sender was being removed.
     pub(super) refused_removed: AtomicU64,
     pub(super) unresolved: AtomicU64,
+    /// Of those, messages of devices that a limit of this machine kept from a connection.
+    pub(super) unresolved_local: AtomicU64,
     pub(super) delivered: AtomicU64,
     /// Of those, to devices that were there by plan.
     pub(super) delivered_online: AtomicU64,
@@ -41,12 +43,16 @@ pub(super) struct Stats {
     pub(super) resent: AtomicU64,
     /// Devices that had not caught up when the load ended.
     pub(super) not_caught_up: AtomicU64,
+    /// Of those, devices that a limit of this machine kept from it.
+    pub(super) not_caught_up_local: AtomicU64,
+    /// Conversations that could not be read back by a limit of this machine.
+    pub(super) unaudited_local: AtomicU64,
     /// Of the audit: member views read, reads tried for removed members.
     pub(super) read_views: AtomicU64,
     pub(super) access_probes: AtomicU64,
-    /// Connections that were lost or closed against the plan.
+    /// Connections that were lost or closed against the plan, other than by a limit of this machine.
     pub(super) disconnects: AtomicU64,
-    /// Tries to connect that failed, other than by backpressure or for an old token.
+    /// Tries to connect that failed, other than by backpressure or for a token that may have come to its end.
     pub(super) connects_failed: AtomicU64,
     /// Members that the API confirmed to have removed, and to have added again.
     pub(super) removals: AtomicU64,
@@ -88,17 +94,20 @@ impl Stats {
         self.retries_per_device_max.fetch_max(u64::from(of_device), Ordering::Relaxed);
     }
 
-    /// A try to connect failed.
-    pub(super) fn connect_failed(&self, error: &ConnectError) {
+    /// A try to connect failed. `may_refuse`: whether the server may call the token invalid that it was made with.
+    pub(super) fn connect_failed(&self, error: &ConnectError, may_refuse: bool) {
         match &error.cause {
-            LinkError::Placement(error) => return self.call_failed("placement", error),
+            LinkError::Placement(error) => {
+                add(&self.http_errors, u64::from(*error == CallError::Unauthorized && !may_refuse));
+                return self.call_failed("placement", error);
+            }
             LinkError::Local(_) => add(&self.local_errors, 1),
             LinkError::Broken(_) => add(&self.protocol_errors, 1),
             // As of calls: only "busy", with a time to come back, is no failure.
             LinkError::Refused { status: 429 | 503, .. } if error.retry_after.is_some() => {
                 return add(&self.throttled, 1);
             }
-            LinkError::Refused { .. } | LinkError::Closed(_) if error.cause.is_unauthorized() => {}
+            LinkError::Refused { .. } | LinkError::Closed(_) if error.cause.is_unauthorized() && may_refuse => {}
             LinkError::Lost(_) | LinkError::TimedOut { .. } | LinkError::Refused { .. } | LinkError::Closed(_) => {
                 add(&self.connects_failed, 1);
             }
@@ -108,12 +117,8 @@ impl Stats {
 
     /// A connection ended against the plan.
     pub(super) fn connection_lost(&self, error: &LinkError) {
-        add(&self.disconnects, 1);
-        match error {
-            LinkError::Broken(_) => add(&self.protocol_errors, 1),
-            LinkError::Local(_) => add(&self.local_errors, 1),
-            _ => {}
-        }
+        add(if error.is_local() { &self.local_errors } else { &self.disconnects }, 1);
+        add(&self.protocol_errors, u64::from(matches!(error, LinkError::Broken(_))));
         self.error(&error.name());
     }
 
@@ -176,11 +181,36 @@ mod tests {
             let retry_after = has_time.then_some(Duration::from_secs(1));
             let cause = LinkError::Refused { status, text: String::new(), retry_after };
             let stats = Stats::default();
-            stats.connect_failed(&ConnectError { cause, server: None, retry_after });
+            stats.connect_failed(&ConnectError { cause, server: None, retry_after }, false);
             (get(&stats.throttled), get(&stats.connects_failed))
         };
         assert_eq!([429, 503].map(|status| counted(status, true)), [(1, 0); 2]);
         assert_eq!([403, 500, 502].map(|status| counted(status, true)), [(0, 1); 3]);
         assert_eq!(counted(503, false), (0, 1));
+    }
+
+    #[test]
+    fn a_connection_that_is_lost_here_is_not_lost_by_the_target() {
+        let counted = |error: LinkError| {
+            let stats = Stats::default();
+            stats.connection_lost(&error);
+            [&stats.disconnects, &stats.local_errors, &stats.protocol_errors].map(get)
+        };
+        assert_eq!(counted(LinkError::Lost(String::new())), [1, 0, 0]);
+        assert_eq!(counted(LinkError::Local(String::new())), [0, 1, 0]);
+        assert_eq!(counted(LinkError::Broken(String::new())), [1, 0, 1]);
+    }
+
+    #[test]
+    fn a_token_may_be_refused_with_a_reason_only() {
+        let failed = |cause: LinkError, may_refuse| {
+            let stats = Stats::default();
+            stats.connect_failed(&ConnectError { cause, server: None, retry_after: None }, may_refuse);
+            (get(&stats.connects_failed), get(&stats.http_errors))
+        };
+        let refused = || LinkError::Refused { status: 401, text: String::new(), retry_after: None };
+        assert_eq!([true, false].map(|may| failed(refused(), may)), [(0, 0), (1, 0)]);
+        let placement = || LinkError::Placement(CallError::Unauthorized);
+        assert_eq!([true, false].map(|may| failed(placement(), may)), [(0, 0), (0, 1)]);
     }
 }

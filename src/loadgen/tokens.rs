@@ -21,6 +21,9 @@ const BUDGET: Duration = Duration::from_hours(18);
 /// A token may expire so much earlier than it seems here: servers tell whole seconds, by a clock of their own.
 const CLOCK_SKEW_US: u64 = 2_000_000;
 
+/// The same as a part of its life, which is longer than it seems where this clock is behind.
+const CLOCK_SKEW_PART: u64 = 10;
+
 /// A client's token.
 #[derive(Debug, Clone)]
 pub(super) enum Token<'a> {
@@ -90,6 +93,8 @@ pub(super) struct Tokens {
     renewals: Mutex<HashMap<u32, Arc<Renewal>>>,
     /// Logins that replaced a token. Zero: no lock is needed to know that nobody has a renewed one.
     renewed: AtomicU64,
+    /// Requests that were refused for a token that was good.
+    refused: AtomicU64,
     /// When the first login was, on the run's clock.
     first_login_us: AtomicU64,
     /// Shortest life that a login was told of its token.
@@ -100,8 +105,9 @@ pub(super) struct Tokens {
 impl Default for Tokens {
     fn default() -> Self {
         let (first_login_us, life_us) = (AtomicU64::new(u64::MAX), AtomicU64::new(u64::MAX));
+        let (renewed, refused) = (AtomicU64::new(0), AtomicU64::new(0));
         let logins = Semaphore::new(LOGINS_AT_ONCE);
-        Self { renewals: Mutex::default(), renewed: AtomicU64::new(0), first_login_us, life_us, logins }
+        Self { renewals: Mutex::default(), renewed, refused, first_login_us, life_us, logins }
     }
 }
 
@@ -132,7 +138,22 @@ impl Tokens {
     /// Whether a token that was issued at a time may have come to its end: then a server that closes the connection that was
     /// opened with it does what it has to.
     pub(super) fn may_have_expired(&self, issued_us: u64, now_us: u64) -> bool {
-        now_us.saturating_add(CLOCK_SKEW_US) >= issued_us.saturating_add(self.life_us.load(Ordering::Relaxed))
+        let life_us = self.life_us.load(Ordering::Relaxed);
+        if life_us == u64::MAX {
+            return false;
+        }
+        let skew_us = CLOCK_SKEW_US.max(life_us / CLOCK_SKEW_PART);
+        now_us.saturating_add(skew_us) >= issued_us.saturating_add(life_us)
+    }
+
+    /// A server has called a token invalid that can't have come to its end.
+    pub(super) fn note_refused(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often that was so far.
+    pub(super) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
     }
 
     fn issued(&self, client: u32) -> Option<Issued> {
@@ -260,6 +281,7 @@ mod tests {
         let (now_us, first_us) = (clock::now_us(), tokens.issued_us(1));
         assert!(!tokens.may_have_expired(first_us, now_us + 50 * second));
         assert!(tokens.may_have_expired(first_us, now_us + 60 * second));
+        assert!(tokens.may_have_expired(first_us, now_us + 55 * second), "the server's clock may be ahead");
         let login = || async { Ok("new".into()) };
         tokio::time::sleep(Duration::from_millis(20)).await;
         tokens.renew(1, Stale::Token("initial"), login).await.expect("logs in");

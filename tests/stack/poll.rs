@@ -1,5 +1,7 @@
 //! The transports without a socket: the same ledger, and requests that make no sense.
 
+use std::time::Duration;
+
 use chatctl::loadgen::result::Verdict;
 use chatctl::stack::{Config, Stack};
 use serde_json::{Value, json};
@@ -7,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::client::{config, signup};
-use crate::proofs::run;
+use crate::proofs::{run, run_on};
 
 const TALK: &str = "
 name: polled
@@ -43,6 +45,28 @@ async fn the_ledger_is_clean_through_gateways() {
         let result = run(&format!("{TALK}\ntransport: {transport}\n{stack}\n"), |b| b, None).await;
         assert_eq!(result.verdict, Verdict::Pass, "{transport}: {:?} {:?}", result.reasons, result.violations);
         assert!(result.counts.acked > 150 && result.counts.poll_requests > 100, "{:?}", result.counts);
+    }
+}
+
+const SHORT_TOKENS: &str = "
+name: short-tokens
+seed: 13
+population: {users: 16, direct_per_user: 3}
+behaviors: {one-to-one: 1}
+connect_over: 300ms
+poll_interval: 150ms
+phases: [{phase: steady, duration: 8s, rate: 30}]
+generator_lag_max: 10s
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_whose_token_ends_is_opened_again_with_another_token() {
+    for transport in ["long-poll", "poll"] {
+        let config = Config { token_lifetime: Duration::from_secs(4), ..config() };
+        let result = run_on(config, &format!("{SHORT_TOKENS}\ntransport: {transport}\n")).await;
+        assert_eq!(result.verdict, Verdict::Pass, "{transport}: {:?} {:?}", result.reasons, result.errors);
+        assert_eq!(result.counts.disconnects, 0, "{transport}: {:?}", result.errors);
+        assert!(result.counts.tokens_renewed >= 16 && result.counts.reconnects >= 16, "{:?}", result.counts);
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rand::RngExt;
 
+use super::causes::Causes;
 use super::connection::Call;
 use super::conversation::DeviceConversation;
 use super::cursor::Seen;
@@ -45,6 +46,7 @@ impl Device {
     /// Begins to fetch everything that was said while this device could not hear it.
     pub(super) fn catch_up(&mut self) {
         self.stop_catching_up();
+        self.call_causes = Causes::default();
         self.catching_up = Some(0);
         if self.conversations.is_empty() {
             // Nothing can have been said to it: what costs a call for each of a million idle devices tells nothing.
@@ -150,6 +152,7 @@ impl Device {
 
     /// Counts a failed call that will be repeated, and gets a new token where that is the reason.
     fn call_failed(&mut self, call: &'static str, error: &CallError) {
+        self.call_causes.note(matches!(error, CallError::Local(_)));
         self.run.stats.call_failed(call, error);
         self.run.consequence(Consequence::Error, self.now_us, self.now_us);
         if *error == CallError::Unauthorized {
@@ -236,6 +239,9 @@ impl Device {
         match progress {
             Progress::More => return self.start_sync(at),
             Progress::Last if is_behind => {
+                // The target owes what it has told of.
+                self.call_causes.note(false);
+                let conversation = &mut self.conversations[at];
                 conversation.behind().waited_us = 0;
                 self.sync_later(at);
             }
@@ -351,7 +357,10 @@ impl Device {
         self.show(at, &show, Fetched { announced, lag_us });
         match (answer.has_more, has_moved) {
             (true, true) => Progress::More,
-            (true, false) => Progress::Stuck,
+            (true, false) => {
+                self.call_causes.note(false);
+                Progress::Stuck
+            }
             (false, _) => Progress::Last,
         }
     }

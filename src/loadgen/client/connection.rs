@@ -127,6 +127,7 @@ impl Device {
             run.recorder.record(LatencyPath::Connect, wanted_since_us, now.saturating_sub(wanted_since_us));
         }
         add(&run.stats.connections, 1);
+        self.has_failed_here = false;
         let is_first = !std::mem::replace(&mut self.ever_connected, true);
         add(if is_first { &run.stats.ever_connected } else { &run.stats.reconnects }, 1);
         run.places.enter(self.client, &welcome.server);
@@ -154,7 +155,8 @@ impl Device {
     pub(super) fn on_connect_failed(&mut self, error: ConnectError) {
         self.connection = Connection::Down;
         let run = Arc::clone(&self.run);
-        run.stats.connect_failed(&error);
+        let may_refuse = run.world.may_refuse_token(self.client, self.token_issued_us, self.now_us);
+        run.stats.connect_failed(&error, may_refuse);
         run.consequence(Consequence::Error, self.now_us, self.now_us);
         tracing::debug!(client = self.client, %error, "connect failed");
         self.has_failed_here = error.cause.is_local();
@@ -205,6 +207,7 @@ impl Device {
                 }
             }
             Err(error) => {
+                self.call_causes.note(matches!(error, CallError::Local(_)));
                 self.run.stats.call_failed("login", &error);
                 let mut rng = self.rng();
                 let wait = self.reconnection().login_backoff.next_wait(&mut rng);
@@ -250,10 +253,9 @@ impl Device {
         // A server that asked to go elsewhere may cut who stays; one that let it be for long did not mean that.
         let now = self.now_us;
         let is_moved = |r: &Reconnection| r.moved_us > 0 && now < r.moved_us.saturating_add(MOVED_WITHIN_US);
-        // A server has to end a connection with its token.
+        // A server has to end a connection with its token: it closes a socket, and refuses a request.
         let is_short = now < self.opened_us.saturating_add(SHORT_LIVED_US);
-        let has_expired = matches!(error, LinkError::Closed(code) if *code == CloseCode::Unauthorized.code())
-            && self.run.world.token_may_have_expired(self.token_issued_us, now);
+        let has_expired = error.is_unauthorized() && self.run.world.token_may_have_expired(self.token_issued_us, now);
         let was_moved = self.reconnection.as_deref().is_some_and(is_moved)
             || matches!(error, LinkError::Closed(code) if *code == CloseCode::Moved.code());
         // Each server of a stack may drain in turn; one that moves a device over and over serves nobody.
@@ -263,6 +265,7 @@ impl Device {
         if !is_planned {
             self.run.stats.connection_lost(error);
         }
+        self.has_failed_here = error.is_local();
         // A server that went away without a close frame is likely to be gone.
         let avoid = matches!(error, LinkError::Lost(_)).then(|| self.run.places.server_of(self.client)).flatten();
         self.end_answers(false);
@@ -273,7 +276,7 @@ impl Device {
         }
         // One that loses its connection again before it has caught up is still away by the first loss.
         let is_first = self.reconnection().lost.is_none();
-        let may_be_a_faults = is_first && !has_expired;
+        let may_be_a_faults = is_first && !has_expired && !error.is_local();
         let fault = may_be_a_faults.then(|| self.run.disconnected_by_fault(is_planned, now)).flatten();
         if !is_planned {
             self.short_lived = if is_short { self.short_lived.saturating_add(1) } else { 0 };
@@ -285,7 +288,7 @@ impl Device {
         reconnection.avoid = avoid;
         reconnection.lost.get_or_insert((now, fault));
         let code = if let LinkError::Closed(code) = error { CloseCode::from_code(*code) } else { None };
-        if code == Some(CloseCode::Unauthorized) {
+        if error.is_unauthorized() {
             self.log_in();
         } else if code.is_some_and(|code| code.reconnect() == Reconnect::No) {
             self.run.event(format!("device {} was closed for good: {error}", self.client));
@@ -396,7 +399,7 @@ impl Device {
         if is_hung {
             self.has_failed_here = false;
             let cause = LinkError::TimedOut { what: "welcome before the device left", limit: HUNG_CONNECT };
-            self.run.stats.connect_failed(&ConnectError { server: None, retry_after: None, cause });
+            self.run.stats.connect_failed(&ConnectError { server: None, retry_after: None, cause }, false);
             self.run.consequence(Consequence::Error, now, now);
         }
     }

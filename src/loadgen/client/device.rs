@@ -13,6 +13,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use serde_json::json;
 
+use super::causes::Causes;
 use super::connection::{Call, Connection, Reconnection};
 use super::conversation::DeviceConversation;
 use super::event::{Action, Event, LinkError};
@@ -46,6 +47,8 @@ pub(in crate::loadgen) struct DeviceState {
     pub(in crate::loadgen) is_drained: bool,
     /// True of one that never connected, where what its last try failed by was a limit of this machine.
     pub(in crate::loadgen) is_shut_in: bool,
+    /// True of one that could not sync at the end, where all that failed did so by a limit of this machine.
+    pub(in crate::loadgen) is_undrained_here: bool,
 }
 
 /// A simulated device.
@@ -87,8 +90,10 @@ pub(in crate::loadgen) struct Device {
     pub(super) connection: Connection,
     pub(super) is_wanted: bool,
     pub(super) ever_connected: bool,
-    /// Whether the latest try to connect that failed did so by a limit of this machine.
+    /// Whether the latest loss of the connection, or try to connect that failed, was by a limit of this machine.
     pub(super) has_failed_here: bool,
+    /// What calls have failed by since the latest catch-up began.
+    pub(super) call_causes: Causes,
     /// Connections in a row that were lost soon after they were made.
     pub(super) short_lived: u8,
     /// Connections in a row that their server gave up soon after they were made, by a drain.
@@ -128,6 +133,7 @@ impl Device {
             is_wanted: false,
             ever_connected: false,
             has_failed_here: false,
+            call_causes: Causes::default(),
             short_lived: 0,
             short_moves: 0,
             pushes: Pushes::There,
@@ -172,7 +178,9 @@ impl Device {
     pub(in crate::loadgen) fn into_state(self) -> DeviceState {
         let is_drained = self.outcome == Some(true);
         let is_shut_in = !self.ever_connected && self.has_failed_here;
-        DeviceState { client: self.client, user: self.user, conversations: self.conversations, is_drained, is_shut_in }
+        let is_undrained_here = !is_drained && self.call_causes.are_only_here();
+        let Self { client, user, conversations, .. } = self;
+        DeviceState { client, user, conversations, is_drained, is_shut_in, is_undrained_here }
     }
 
     pub(super) fn name(&self) -> (String, DeviceName) {
@@ -422,7 +430,7 @@ impl Device {
         if !is_planted(Mutant::PendingKeptAtFinish) {
             self.abandon_pending();
         }
-        add(&self.run.stats.not_caught_up, u64::from(self.has_waited_too_long()));
+        self.count_not_caught_up();
         self.finish_by_us = by_us;
         self.reads_at_us = 0;
         self.catch_up();

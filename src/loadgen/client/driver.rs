@@ -28,6 +28,12 @@ const PAGE: usize = 200;
 /// Conversations in one page of the inbox.
 const INBOX_PAGE: usize = 500;
 
+/// Conversations that a server looks through for one page of the inbox, at the least. Source: docs/protocol.md, "some hundreds".
+const INBOX_LOOKED_THROUGH: usize = 100;
+
+/// Pages that an inbox may have beyond those: tries of the setup whose answers were lost have left conversations, too.
+const INBOX_PAGES_SPARE: usize = 8;
+
 /// A connection that stands: the link, the server's first frame, and the frames behind it.
 type Opened = (Link, WelcomeFrame, Vec<ServerFrame>);
 
@@ -243,14 +249,14 @@ impl Driver {
         }
     }
 
-    /// Makes a call of the API in the background; what it brings back goes to the mailbox.
+    /// Makes a call of the API in the background, until the run is over; what it brings back goes to the mailbox.
     fn call<F>(&self, name: &'static str, call: impl FnOnce(Arc<Shared>, u32) -> F)
     where
         F: Future<Output = Event> + Send + 'static,
     {
         let (shared, client) = (Arc::clone(&self.shared), self.client);
         let event = call(Arc::clone(&self.shared), client);
-        self.shared.tasks.spawn(name, async move {
+        self.shared.tasks.spawn_until_stopped(name, async move {
             let event = event.await;
             shared.mailboxes[client as usize].deliver(event);
         });
@@ -316,9 +322,12 @@ async fn connect(
 
 async fn inbox(shared: &Shared, client: u32) -> Result<Vec<InboxEntry>, Error> {
     let (world, api) = (&shared.world, &shared.api);
+    let own = world.conversations_of(world.clients[client as usize].user).len();
+    let pages_max = own / INBOX_LOOKED_THROUGH + INBOX_PAGES_SPARE;
     let mut all: Vec<InboxEntry> = Vec::new();
     let mut after = None;
-    loop {
+    // A server that always has one more would be asked for ever.
+    for _ in 0..pages_max {
         let page = world
             .authorized(client, api, |token| async move { api.inbox_sync(&token, after, INBOX_PAGE).await })
             .await?;
@@ -336,6 +345,7 @@ async fn inbox(shared: &Shared, client: u32) -> Result<Vec<InboxEntry>, Error> {
             return Ok(all);
         }
     }
+    Err(Error::Unreadable(format!("the inbox of a user with {own} conversations goes on after {pages_max} pages")))
 }
 
 async fn fetch(shared: &Shared, client: u32, conversation: u32, after: u64) -> Page {
@@ -348,4 +358,41 @@ async fn fetch(shared: &Shared, client: u32, conversation: u32, after: u64) -> P
     let (result, waited_us) = call_lag::with_wait(result).await;
     let result = result.map_err(CallError::from);
     Page { conversation, after, started_us, ended_us: clock::now_us(), waited_us, result }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::loadgen::Scenario;
+    use crate::loadgen::api::Api;
+    use crate::loadgen::engine::share;
+    use crate::loadgen::recorder::Recorder;
+    use crate::loadgen::run::Run;
+    use crate::loadgen::world::World;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_of_a_device_does_not_outlive_its_run() {
+        let text = "{name: t, population: {users: 2, direct_per_user: 1}, behaviors: {one-to-one: 1}, \
+                    phases: [{phase: steady, duration: 1s, rate: 1}]}";
+        let scenario = Scenario::parse(text, "t").expect("valid");
+        let world = World::draw(&scenario, 1);
+        // Nobody listens there: what matters is when the call ends.
+        let api = Api::new("http://127.0.0.1:1").expect("an address");
+        let shared = Arc::new(share(Run::new(1, scenario, world, Recorder::new(), None), api, Vec::new()));
+        let driver = Driver {
+            device: Device::new(&shared.run, 0, None),
+            shared: Arc::clone(&shared),
+            client: 0,
+            renewals: 0,
+            wire: Wire::Down,
+            ghost: None,
+            armed_us: 0,
+            has_news: true,
+        };
+        driver.call("test.call", |_, _| std::future::pending());
+        shared.tasks.stop();
+        assert_eq!(shared.tasks.join(Duration::from_secs(5)).await, 0);
+    }
 }

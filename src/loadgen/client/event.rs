@@ -7,7 +7,7 @@ use crate::loadgen::api;
 use crate::protocol::api::{InboxEntry, MessagesSync, Placement};
 use crate::protocol::frames::WelcomeFrame;
 use crate::protocol::{ClientFrame, CloseCode, ErrorCode, ServerName};
-use crate::runtime::is_local_cause;
+use crate::runtime::{error_chain, is_local_cause};
 
 /// What the plan of the run asks of a device.
 #[derive(Debug)]
@@ -126,6 +126,12 @@ impl LinkError {
         if is_local_cause(error) { Self::Local(error.to_string()) } else { Self::Lost(error.to_string()) }
     }
 
+    /// The error of a request.
+    pub(super) fn of_request(error: &(dyn std::error::Error + 'static)) -> Self {
+        let text = error_chain(error);
+        if is_local_cause(error) { Self::Local(text) } else { Self::Lost(text) }
+    }
+
     /// The name under which it is counted.
     pub(in crate::loadgen) fn name(&self) -> String {
         match self {
@@ -140,7 +146,7 @@ impl LinkError {
     }
 
     /// Whether this machine is the cause, and not the server.
-    pub(super) const fn is_local(&self) -> bool {
+    pub(in crate::loadgen) const fn is_local(&self) -> bool {
         matches!(self, Self::Local(_) | Self::Placement(CallError::Local(_)))
     }
 
@@ -219,5 +225,19 @@ impl From<api::Error> for CallError {
             (_, _, Some(status)) => Self::Failed(format!("http_{}", status.as_u16())),
             _ => Self::Failed("no_answer".to_owned()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Error;
+
+    use super::*;
+
+    #[test]
+    fn a_request_that_this_machine_could_not_make_is_not_lost() {
+        let of = |code: i32| LinkError::of_request(&Error::other(Error::from_raw_os_error(code)));
+        assert!([libc::EMFILE, libc::EADDRNOTAVAIL].iter().all(|code| of(*code).is_local()));
+        assert!(matches!(of(libc::ECONNRESET), LinkError::Lost(_)));
     }
 }

@@ -420,7 +420,7 @@ mod tests {
             let cause = refused(code, retry_after_ms);
             let LinkError::Refused { retry_after, .. } = cause else { panic!("{cause}") };
             let (stats, is_unauthorized) = (Stats::default(), cause.is_unauthorized());
-            stats.connect_failed(&ConnectError { cause, server: None, retry_after });
+            stats.connect_failed(&ConnectError { cause, server: None, retry_after }, true);
             (get(&stats.throttled), get(&stats.connects_failed), is_unauthorized)
         };
         for code in [ErrorCode::Overloaded, ErrorCode::Unavailable, ErrorCode::RateLimited] {

@@ -8,6 +8,7 @@
 //! | `talk` | what it sends, and what it does with each frame. No I/O |
 //! | `catch_up` | how it fetches what it missed. No I/O |
 //! | `pending` | a message without an answer yet. No I/O |
+//! | `causes` | what its calls failed by. No I/O |
 //! | `cursor`, `conversation` | what it may show of a conversation, and what it has of it. No I/O |
 //! | `event` | what goes into the state machine, and what comes out |
 //! | `driver` | the loop that does its I/O |
@@ -20,6 +21,7 @@
 
 mod alarms;
 mod catch_up;
+mod causes;
 mod connection;
 mod conversation;
 pub(super) mod cursor;
@@ -38,6 +40,7 @@ mod pushes;
 mod talk;
 
 pub(super) use alarms::Alarms;
+pub(super) use causes::Causes;
 pub(super) use device::DeviceState;
 pub(super) use driver::start;
 pub(super) use event::{CallError, Command, ConnectError, LinkError};

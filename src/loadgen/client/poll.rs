@@ -86,12 +86,12 @@ async fn exchange(http: Http, url: String, token: String, body: String, limit: D
         .body(Full::new(Bytes::from(body)))
         .map_err(broken)?;
     let exchange = async {
-        let answer = http.request(request).await.map_err(|e| LinkError::Lost(crate::runtime::error_chain(&e)))?;
+        let answer = http.request(request).await.map_err(|e| LinkError::of_request(&e))?;
         let status = answer.status();
         let header =
             retry_after(answer.headers().get(hyper::header::RETRY_AFTER).map(hyper::header::HeaderValue::as_bytes));
         let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
-        let body = body.map_err(|e| LinkError::Lost(e.to_string()))?.to_bytes();
+        let body = body.map_err(|e| LinkError::of_request(&*e))?.to_bytes();
         if !status.is_success() {
             let error = serde_json::from_slice::<ApiError>(&body).ok();
             let asked = error.as_ref().and_then(|e| e.retry_after_ms).map(Duration::from_millis);

@@ -29,10 +29,24 @@ pub(super) enum Pushes {
 }
 
 impl Device {
+    /// Counts the device, at the end of the load, where it has waited too long; apart where it is this machine that keeps it from
+    /// a connection, or from what it fetches.
+    pub(super) fn count_not_caught_up(&self) {
+        if self.has_waited_too_long() {
+            let is_here = if self.is_connected() { self.call_causes.are_only_here() } else { self.has_failed_here };
+            add(&self.run.stats.not_caught_up, 1);
+            add(&self.run.stats.not_caught_up_local, u64::from(is_here));
+        }
+    }
+
     /// Whether, at the end of the load, its person has waited too long for what was said: since a connect without having caught
     /// up, without a connection, or because the server asked for a wait of half a minute.
-    pub(super) fn has_waited_too_long(&self) -> bool {
-        let is_long_ago = |at_us: u64| at_us.saturating_add(CAUGHT_UP_WITHIN_US) <= self.now_us;
+    fn has_waited_too_long(&self) -> bool {
+        let is_long_ago = |at_us: u64| {
+            // Asking what there is, and where to connect, may have waited for the generator for as long as calls did since.
+            let call_lag_us = self.run.stats.call_lags.longest_since(at_us);
+            at_us.saturating_add(CAUGHT_UP_WITHIN_US).saturating_add(call_lag_us) <= self.now_us
+        };
         if !self.is_connected() {
             let lost = self.reconnection.as_deref().and_then(|reconnection| reconnection.lost);
             return self.there_since_us > 0 && lost.is_some_and(|(lost_us, _)| is_long_ago(lost_us));

@@ -9,7 +9,7 @@ use super::cursor::{Arrival, Seen};
 use super::device::Device;
 use super::mutant::{Mutant, is_planted};
 use super::pending::Pending;
-use crate::loadgen::body::{Identity, Tag};
+use crate::loadgen::body::Tag;
 use crate::loadgen::fault_track::Consequence;
 use crate::loadgen::ledger::{Delivery, Kind, MESSAGE_KIND, Membership, MessageCopy, Refusal, device};
 use crate::loadgen::recorder::LagOf;
@@ -153,7 +153,7 @@ impl Device {
         } else {
             run.stats.error(error.code.as_str());
         }
-        let Some((uuid, at)) = found else { return self.on_other_refusal(error) };
+        let Some((uuid, at)) = found else { return self.on_other_error(error) };
         let asked_us = self.take_asked_us(at);
         run.recorder.answered(self.pending[at].tag.intended_us, asked_us, self.now_us);
         let pending = &mut self.pending[at];
@@ -176,9 +176,10 @@ impl Device {
         self.note_refused(uuid, error.code);
     }
 
-    /// A message was refused that has no open try: it was acknowledged, or nobody sent it.
-    fn on_other_refusal(&self, error: &ErrorFrame) {
-        let own = error.uuid.and_then(Identity::of).filter(|own| own.client == self.client && own.run == self.run.id);
+    /// An error came for a message that has no open try: it was answered before, or this device did not send it.
+    fn on_other_error(&self, error: &ErrorFrame) {
+        let (run, client) = (&self.run, self.client);
+        let own = error.uuid.and_then(|uuid| run.ledger.answered(&run.world, client, uuid, "an error"));
         let Some(own) = own.filter(|_| error.code.is_definite() && !error.code.is_retryable()) else { return };
         let Some(at) = self.find(own.conversation) else { return };
         if self.conversations[at].record().acked.contains(own.counter) {
@@ -209,6 +210,11 @@ impl Device {
         self.end_answers(true);
         let pending = std::mem::take(&mut self.pending);
         add(&self.run.stats.unresolved, pending.len() as u64);
+        if !self.is_connected() && self.has_failed_here {
+            // One that had no answer for long while there was a connection is the target's all the same.
+            let here = pending.iter().filter(|pending| !pending.was_resent).count();
+            add(&self.run.stats.unresolved_local, here as u64);
+        }
         for Pending { tag, .. } in pending {
             self.run.recorder.unanswered(tag.intended_us, self.now_us);
         }

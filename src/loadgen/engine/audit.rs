@@ -3,8 +3,8 @@
 //! The owner's view is read of each conversation; of other members', all in small conversations and a few, drawn from the
 //! seed, in larger ones: as many as a run can afford. Who was removed must be refused.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use futures_util::{StreamExt, stream};
 use serde_json::json;
@@ -12,7 +12,7 @@ use serde_json::json;
 use super::calls::{CALL_LIMIT, count_failure, in_time};
 use super::watch::Watcher;
 use crate::loadgen::api::Source;
-use crate::loadgen::client::{CallError, DeviceState};
+use crate::loadgen::client::{CallError, Causes, DeviceState};
 use crate::loadgen::history::body_hash;
 use crate::loadgen::ledger::{AuditedDevice, Kind, audit_conversation, audit_view};
 use crate::loadgen::retry::Retry;
@@ -60,11 +60,14 @@ pub(super) async fn audit(
             audited = results.next() => audited,
             () = &mut told_to_stop => None,
         };
-        let Some(audited) = audited else { return total - read };
+        let Some(audited) = audited else { break };
         read += u64::from(audited);
         done += 1;
         watcher.progress(f64::from(done) / total as f64, format!("conversations {done}/{total}"));
     }
+    let unread = total - read;
+    add(&shared.stats.unaudited_local, if auditor.causes().are_only_here() { unread } else { 0 });
+    unread
 }
 
 fn devices_by_conversation<'a>(shared: &Shared, states: &'a [DeviceState]) -> Vec<Vec<AuditedDevice<'a>>> {
@@ -94,13 +97,19 @@ struct Auditor<'a> {
     read_us: AtomicU64,
     /// Views of members that could be read.
     views: u64,
+    /// What calls have failed by.
+    causes: Mutex<Causes>,
 }
 
 impl<'a> Auditor<'a> {
     fn new(shared: &'a Shared) -> Self {
         let members = (0..shared.world.conversations.len() as u32).map(|c| shared.world.members(c).len());
         let views = members.map(|members| views_of(members) as u64).sum();
-        Self { shared, read_us: AtomicU64::new(clock::now_us()), views }
+        Self { shared, read_us: AtomicU64::new(clock::now_us()), views, causes: Mutex::default() }
+    }
+
+    fn causes(&self) -> MutexGuard<'_, Causes> {
+        self.causes.lock().expect("no panic while held")
     }
 
     /// Audits one conversation; returns whether it could be read.
@@ -162,6 +171,7 @@ impl<'a> Auditor<'a> {
                     let is_stuck =
                         page.has_more && (is_over || page.messages.last().is_none_or(|last| last.id <= after));
                     if is_stuck {
+                        self.causes().note(false);
                         shared.stats.call_failed("audit", &CallError::Unreadable("there is always more".to_owned()));
                     } else {
                         self.read_us.store(clock::now_us(), Ordering::Relaxed);
@@ -179,6 +189,7 @@ impl<'a> Auditor<'a> {
                 Err(error) => {
                     tracing::debug!(%error, conversation = %id, "audit");
                     let retry_after = error.retry_after();
+                    self.causes().note(error.is_local());
                     count_failure(shared, "audit", error);
                     retry_after
                 }

@@ -19,10 +19,9 @@ pub(super) async fn in_time<T>(call: impl Future<Output = Result<T, Error>>) -> 
 }
 
 /// Counts a call that failed: backpressure, a limit of this machine, or an error of the target. Whoever makes these calls may
-/// make them, so that being refused is an error like others.
+/// make them, so that being refused is an error like others. Whether a token may be refused, its request has counted.
 pub(super) fn count_failure(shared: &Shared, call: &str, error: Error) {
     let error = match CallError::from(error) {
-        CallError::Unauthorized => CallError::Failed("unauthorized".to_owned()),
         CallError::NotAMember => CallError::Failed("not_a_member".to_owned()),
         other => other,
     };

@@ -259,7 +259,8 @@ async fn set_up(
     }
 }
 
-fn share(run: Run, api: Api, sources: Vec<IpAddr>) -> Shared {
+/// What a run does I/O with.
+pub(super) fn share(run: Run, api: Api, sources: Vec<IpAddr>) -> Shared {
     let run = Arc::new(run);
     let told = Arc::clone(&run);
     api.on_turn(move |wait| {
@@ -337,7 +338,7 @@ async fn load(
         latency: super::recorder::summaries(&histograms),
         histograms: super::recorder::named(histograms),
         violations: shared.ledger.described(),
-        errors: shared.stats.errors(),
+        errors: shared.errors(),
         faults: faults(shared),
         processes,
         phases: shared.recorder.phases(),

@@ -9,7 +9,7 @@ use crate::loadgen::client::DeviceState;
 use crate::loadgen::ledger::Kind;
 use crate::loadgen::result::{Counts, FaultRecord, RunResult, Verdict};
 use crate::loadgen::run::Shared;
-use crate::loadgen::scenario::threshold::{self, Threshold};
+use crate::loadgen::scenario::threshold::{self, Outcome, Threshold};
 use crate::loadgen::scenario::{PhaseKind, Scenario};
 use crate::loadgen::stats::get;
 use crate::telemetry::human::counted;
@@ -46,6 +46,7 @@ pub(super) fn counts(shared: &Shared, states: &[DeviceState], unaudited: u64) ->
         refused_removed: get(&stats.refused_removed),
         // Every message that was due has one fate: what none of the others explains has no answer.
         unresolved: intended.saturating_sub(answered),
+        unresolved_local: get(&stats.unresolved_local),
         delivered: get(&stats.delivered),
         delivered_online: get(&stats.delivered_online),
         connects_failed: get(&stats.connects_failed),
@@ -71,16 +72,19 @@ pub(super) fn counts(shared: &Shared, states: &[DeviceState], unaudited: u64) ->
         disconnects: get(&stats.disconnects),
         reconnects: get(&stats.reconnects),
         protocol_errors: get(&stats.protocol_errors),
-        http_errors: get(&stats.http_errors),
+        http_errors: get(&stats.http_errors) + shared.world.tokens_refused(),
         throttled: get(&stats.throttled),
         retries: get(&stats.retries) + get(&shared.api.counts().retries),
         retries_per_device_max: get(&stats.retries_per_device_max),
         tokens_renewed: shared.world.tokens_renewed(),
         local_errors: get(&stats.local_errors),
         not_caught_up: get(&stats.not_caught_up),
+        not_caught_up_local: get(&stats.not_caught_up_local),
         undrained: clients - states.iter().filter(|s| s.is_drained).count() as u64,
+        undrained_local: states.iter().filter(|s| s.is_undrained_here).count() as u64,
         audited: shared.world.conversations.len() as u64 - unaudited,
         unaudited,
+        unaudited_local: get(&stats.unaudited_local),
         read_views: get(&stats.read_views),
         access_probes: get(&stats.access_probes),
         recovery_ms_max: 0,
@@ -128,11 +132,15 @@ pub(in crate::loadgen) fn decide(scenario: &Scenario, result: &mut RunResult, wa
     let invalid = [invalid, shut_in].concat();
     let undecided: Vec<String> =
         undecided.into_iter().chain(unknown_pushes(scenario, result)).chain(some_shut_in).collect();
+    let here = failed_here(scenario.thresholds.iter().chain(&defaults), result);
+    let undecided: Vec<String> = undecided.into_iter().chain(here.iter().map(by_a_local_limit)).collect();
     result.warnings.extend(warnings);
     result.warnings.extend(resends(&result.counts));
+    result.warnings.extend(local_limits(&result.counts));
     let failed = failed_reasons(result, |_| true);
     let is_excused = |threshold: &&Threshold| threshold.upper_limit().is_some_and(|limit| excused.contains(&limit));
-    let excused: Vec<String> = scenario.thresholds.iter().filter(is_excused).map(ToString::to_string).collect();
+    let excused = scenario.thresholds.iter().filter(is_excused).map(ToString::to_string);
+    let excused: Vec<String> = excused.chain(here.into_iter().map(|outcome| outcome.threshold)).collect();
     let has_failed = !failed_reasons(result, |threshold| excused.iter().all(|text| text != threshold)).is_empty();
     result.verdict = if !broken.is_empty() {
         Verdict::LedgerViolated
@@ -164,6 +172,36 @@ fn failed_reasons(result: &RunResult, is_asked_for: impl Fn(&str) -> bool) -> Ve
         ));
     }
     reasons
+}
+
+/// Conditions that fail, and hold without what is missing by a limit of the generator's machine.
+fn failed_here<'a>(conditions: impl Iterator<Item = &'a Threshold>, result: &mut RunResult) -> Vec<Outcome> {
+    let failed: Vec<(&Threshold, Outcome)> = conditions
+        .map(|condition| (condition, condition.judge(result)))
+        .filter(|(_, outcome)| !outcome.passed)
+        .collect();
+    let counts = result.counts;
+    result.counts = counts.without_local();
+    let here = failed.into_iter().filter(|(condition, _)| condition.judge(result).passed);
+    let here = here.map(|(_, outcome)| outcome).collect();
+    result.counts = counts;
+    here
+}
+
+fn by_a_local_limit(outcome: &Outcome) -> String {
+    let Outcome { threshold, .. } = outcome;
+    format!("{threshold} fails with {} by a limit of the generator's machine; see `chatctl doctor`", outcome.measured())
+}
+
+/// What whoever reads the figures has to know of what this machine could not do.
+fn local_limits(counts: &Counts) -> Option<String> {
+    let of = counts.local_errors;
+    (of > 0).then(|| {
+        format!(
+            "{} by a limit of the generator's machine: connects, connections or requests; see `chatctl doctor`",
+            counted(of, "failure")
+        )
+    })
 }
 
 /// Deliveries by sync from which on it matters that nothing can be said of their pushes.
@@ -333,6 +371,25 @@ mod tests {
             value[name] = 1.into();
             let counts = serde_json::from_value(value).expect("reads");
             assert_eq!(decided(counts, 0, false).verdict, Verdict::Pass, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_by_a_limit_of_this_machine_alone_is_inconclusive() {
+        for name in ["unresolved", "not_caught_up", "undrained", "unaudited"] {
+            let decided_with = |all: u64, local: u64, refused: u64| {
+                let mut value = serde_json::to_value(GOOD()).expect("writes");
+                value[name] = all.into();
+                value[format!("{name}_local")] = local.into();
+                value["refused"] = refused.into();
+                decided(serde_json::from_value(value).expect("reads"), 0, false)
+            };
+            let here = decided_with(3, 3, 0);
+            assert_eq!(here.verdict, Verdict::Invalid, "{name}");
+            let why = format!("{name} == 0 fails with 3 by a limit of the generator's machine; see `chatctl doctor`");
+            assert_eq!(here.reasons[0], why);
+            assert_eq!(decided_with(3, 2, 0).verdict, Verdict::ThresholdFailed, "{name}: one is the target's");
+            assert_eq!(decided_with(3, 3, 1).verdict, Verdict::ThresholdFailed, "{name} hides nothing else");
         }
     }
 

@@ -292,7 +292,7 @@ fn snapshot(
         overall: if kept.is_some() { summaries(&shared.recorder.overall()) } else { ByPath::new() },
         servers,
         violations: shared.ledger.violations(),
-        errors: shared.stats.errors(),
+        errors: shared.errors(),
         generator_lag_us_p50: lag.p50_us,
         generator_lag_us_p99: lag.p99_us,
         generator_lag_us_max: before.lag_us_max,

@@ -1,5 +1,7 @@
 //! Sends, ACKs and refusals as they come: every uuid has one fate.
 
+use uuid::Uuid;
+
 use super::fates::Claim;
 use super::{Kind, Ledger, device, user_name};
 use crate::loadgen::body::{Identity, Tag};
@@ -55,15 +57,23 @@ impl Ledger {
         own == ack.conversation
     }
 
+    /// The message of an ACK or an error that answers none of a device's open ones. For a uuid that the device did not send it
+    /// is a violation; `what` names the answer.
+    pub(in crate::loadgen) fn answered(&self, world: &World, client: u32, uuid: Uuid, what: &str) -> Option<Identity> {
+        let identity = Identity::of(uuid).filter(|own| own.client == client && self.was_sent(world, *own));
+        if identity.is_none() {
+            self.violation(Kind::AckWrong, || {
+                format!("{} got {what} of {uuid}, which it did not send", device(world, client))
+            });
+        }
+        identity
+    }
+
     /// An ACK came for a message that a device has not without an answer: a repeat, or nothing that it sent.
     /// `was_acked` says whether the device had an ACK of it.
     pub(in crate::loadgen) fn on_other_ack(&self, world: &World, client: u32, ack: &AckFrame) {
-        let identity = Identity::of(ack.uuid).filter(|own| own.client == client && self.was_sent(world, *own));
-        let Some(Identity { conversation, counter, .. }) = identity else {
-            return self.violation(Kind::AckWrong, || {
-                format!("{} got an ACK of {}, which it did not send", device(world, client), ack.uuid)
-            });
-        };
+        let Some(identity) = self.answered(world, client, ack.uuid, "an ACK") else { return };
+        let Identity { conversation, counter, .. } = identity;
         if !self.is_of_its_conversation(world, conversation, ack) {
             return;
         }

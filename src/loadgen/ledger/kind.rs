@@ -34,7 +34,7 @@ kinds!(
     Altered = "altered",
     /// Refused definitely, and stored or shown all the same.
     FalseRefusal = "false refusal",
-    /// An ACK with another id than before, for another conversation, or for what the device did not send.
+    /// An ACK with another id than before, or for another conversation; an ACK or error for what the device did not send.
     AckWrong = "ack wrong",
     /// A message, receipt or typing notice that no simulated client sent.
     Forged = "forged",

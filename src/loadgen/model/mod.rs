@@ -2,6 +2,7 @@
 //! seconds, decided by a seed. Every seed must end quiet, with nothing owed and the truth in the ledger; a fault that is put
 //! back must not.
 
+mod attribution;
 mod server;
 mod sim;
 mod waits;

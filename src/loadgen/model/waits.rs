@@ -18,14 +18,14 @@ use crate::protocol::{ClientFrame, ErrorCode, MessageFrame, MessageId, ServerFra
 use crate::telemetry::LatencyPath;
 
 /// A device and the time.
-struct Alone {
-    run: Arc<Run>,
-    device: Device,
-    now_us: u64,
+pub(super) struct Alone {
+    pub(super) run: Arc<Run>,
+    pub(super) device: Device,
+    pub(super) now_us: u64,
 }
 
 impl Alone {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::of(1)
     }
 
@@ -37,25 +37,25 @@ impl Alone {
     }
 
     /// The index of the device's first conversation.
-    fn conversation(&self) -> u32 {
+    pub(super) fn conversation(&self) -> u32 {
         self.run.world.conversations_of(self.run.world.clients[0].user)[0]
     }
 
     /// What it does about an event, now and at once.
-    fn on(&mut self, event: Event) -> Vec<Action> {
+    pub(super) fn on(&mut self, event: Event) -> Vec<Action> {
         self.device.handle(self.now_us, event);
         self.device.on_time(self.now_us);
         self.device.take_actions()
     }
 
-    fn hears(&mut self, frame: ServerFrame) -> Vec<Action> {
+    pub(super) fn hears(&mut self, frame: ServerFrame) -> Vec<Action> {
         self.device.on_frame_of_connection(self.now_us, frame);
         self.device.on_time(self.now_us);
         self.device.take_actions()
     }
 
     /// What it does by itself until a time, step by step; pings and beats are left out.
-    fn until(&mut self, until_us: u64) -> Vec<(u64, Action)> {
+    pub(super) fn until(&mut self, until_us: u64) -> Vec<(u64, Action)> {
         let mut done = Vec::new();
         while self.device.due_us() <= until_us {
             self.now_us = self.device.due_us().max(self.now_us + 1);
@@ -70,20 +70,20 @@ impl Alone {
     }
 
     /// Connects; returns what it does then.
-    fn connect(&mut self) -> Vec<Action> {
+    pub(super) fn connect(&mut self) -> Vec<Action> {
         let welcome = welcome(&self.run.world, 0);
         self.on(Event::Opened(Box::new(welcome)))
     }
 
     /// Comes online and catches up, with nothing to fetch.
-    fn come(&mut self) {
+    pub(super) fn come(&mut self) {
         self.on(Event::Command(Command::Online(self.now_us)));
         let actions = self.connect();
         self.list(&actions, Ok(Vec::new()));
     }
 
     /// Answers the listing of the inbox that is among some actions.
-    fn list(&mut self, actions: &[Action], result: Result<Vec<InboxEntry>, CallError>) -> Vec<Action> {
+    pub(super) fn list(&mut self, actions: &[Action], result: Result<Vec<InboxEntry>, CallError>) -> Vec<Action> {
         let generation = actions.iter().find_map(|action| match action {
             Action::ListInbox { generation } => Some(*generation),
             _ => None,
@@ -92,13 +92,13 @@ impl Alone {
     }
 
     /// News of a message.
-    fn news(&mut self, id: u64) -> Vec<Action> {
+    pub(super) fn news(&mut self, id: u64) -> Vec<Action> {
         let conversation = self.run.world.conversations[self.conversation() as usize].id;
         self.hears(ServerFrame::Head(HeadFrame { conversation, id: MessageId(id) }))
     }
 
     /// The answer to a sync that began `took_us` ago.
-    fn page(&mut self, took_us: u64, result: Result<MessagesSync, CallError>) -> Vec<Action> {
+    pub(super) fn page(&mut self, took_us: u64, result: Result<MessagesSync, CallError>) -> Vec<Action> {
         self.page_of(self.conversation(), took_us, 0, result)
     }
 

@@ -14,6 +14,7 @@ use super::tokens::{Stale, Token, Tokens};
 use crate::protocol::api::{ACCOUNTS_PER_CALL_MAX, ConversationKind};
 use crate::protocol::limits::FANOUT_ON_WRITE_MEMBERS_MAX;
 use crate::protocol::{ConversationId, DeviceName, UserId};
+use crate::runtime::clock;
 
 pub(super) const PASSWORD: &str = "simulated user";
 
@@ -103,6 +104,8 @@ pub(super) struct World {
     bulk_tries: Vec<u16>,
     /// Tokens that were renewed.
     tokens: Tokens,
+    /// Whether the scenario has faults.
+    has_faults: bool,
 }
 
 impl World {
@@ -110,7 +113,7 @@ impl World {
     pub(super) fn draw(scenario: &Scenario, run: u32) -> Self {
         let mut rng = StdRng::seed_from_u64(scenario.seed);
         let population = &scenario.population;
-        let mut world = Self { run, ..Self::default() };
+        let mut world = Self { run, has_faults: !scenario.faults.is_empty(), ..Self::default() };
         for user in 0..population.users {
             let clients_at = world.clients.len() as u32;
             let devices = draw(&mut rng, population.devices_per_user);
@@ -269,6 +272,23 @@ impl World {
         self.tokens.may_have_expired(issued_us, now_us)
     }
 
+    /// Whether a server may call a device's token invalid that was issued at a time: it may have come to its end, a login may
+    /// have replaced it, or a fault may have taken what it was signed with.
+    pub(super) fn may_refuse_token(&self, client: u32, issued_us: u64, now_us: u64) -> bool {
+        self.has_faults || self.token_issued_us(client) != issued_us || self.token_may_have_expired(issued_us, now_us)
+    }
+
+    /// Requests that were refused for a token, or a password, that was good.
+    pub(super) fn tokens_refused(&self) -> u64 {
+        self.tokens.refused()
+    }
+
+    /// As a login at which the server told a token's end, in seconds since 1970.
+    #[cfg(test)]
+    pub(super) fn note_login_for_tests(&self, expires_s: u64) {
+        self.tokens.note_login(expires_s);
+    }
+
     /// How often a device's token was replaced during the run.
     pub(super) fn renewals(&self, client: u32) -> u32 {
         self.tokens.renewals(client)
@@ -278,7 +298,12 @@ impl World {
     pub(super) async fn renew(&self, client: u32, stale: Stale<'_>, api: &Api) -> Result<Token<'static>, Error> {
         let user = self.clients[client as usize].user;
         let login = || async {
-            let login = api.login(&self.user_name(user), PASSWORD, &self.device_name(client)).await?;
+            let login = api.login(&self.user_name(user), PASSWORD, &self.device_name(client)).await;
+            if login.as_ref().is_err_and(Error::is_unauthorized) && !self.has_faults {
+                // A password has no end.
+                self.tokens.note_refused();
+            }
+            let login = login?;
             let expected = self.users[user as usize].id;
             if login.user != expected {
                 return Err(Error::Unreadable(format!("a login of user {expected} was answered as {}", login.user)));
@@ -299,11 +324,31 @@ impl World {
     where
         F: Future<Output = Result<T, Error>>,
     {
+        // In this order: one that is replaced in between is of the earlier time.
+        let issued_us = self.token_issued_us(client);
         let token = self.token(client);
-        match call(token.clone()).await {
-            Err(error) if error.is_unauthorized() => call(self.renew(client, Stale::Token(&token), api).await?).await,
-            result => result,
+        let result = self.noting_refusal(client, issued_us, call(token.clone())).await;
+        if !result.as_ref().is_err_and(Error::is_unauthorized) {
+            return result;
         }
+        let token = self.renew(client, Stale::Token(&token), api).await?;
+        let issued_us = self.token_issued_us(client);
+        self.noting_refusal(client, issued_us, call(token)).await
+    }
+
+    /// Makes a call with a token that was issued at a time; counts where it is refused for that token without a reason.
+    async fn noting_refusal<T>(
+        &self,
+        client: u32,
+        issued_us: u64,
+        call: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let result = call.await;
+        let is_refused = result.as_ref().is_err_and(Error::is_unauthorized);
+        if is_refused && !self.may_refuse_token(client, issued_us, clock::now_us()) {
+            self.tokens.note_refused();
+        }
+        result
     }
 }
 

@@ -261,6 +261,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::loadgen::tokens::Token;
     use crate::protocol::api::LoggedIn;
 
     #[test]
@@ -332,5 +333,36 @@ mod tests {
         assert_eq!(&*logged_in.expect("the second try").0, "t");
         let took = recorder.overall().remove(&LatencyPath::Login).expect("it is measured");
         assert!(took.count() == 1 && took.max_us() >= 300_000, "{} us", took.max_us());
+    }
+
+    #[tokio::test]
+    async fn a_token_that_is_refused_without_a_reason_is_counted() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let api = Api::new(&format!("http://{}", listener.local_addr().expect("has one"))).expect("an address");
+        let again = serde_json::to_string(&login()).expect("writes");
+        let refused = || Error::Refused {
+            status: hyper::StatusCode::UNAUTHORIZED,
+            code: None,
+            text: String::new(),
+            retry_after: None,
+        };
+        // The life of the first token, and whether something was done to the servers.
+        for (life_s, has_faults, counts) in [(3_600, false, 1), (3_600, true, 0), (1, false, 0)] {
+            let mut world = world();
+            (world.users[0].id, world.has_faults) = (UserId(7), has_faults);
+            world.tokens.note_login(clock::unix_ms() / 1_000 + life_s);
+            let call = |token: Token<'_>| {
+                let is_first = token.is_empty();
+                async move { if is_first { Err(refused()) } else { Ok(()) } }
+            };
+            let (result, ()) =
+                futures_util::future::join(world.authorized(0, &api, call), answer(&listener, "200 OK", &again)).await;
+            assert!(result.is_ok(), "{result:?}");
+            assert_eq!(
+                (world.tokens_refused(), world.tokens_renewed()),
+                (counts, 1),
+                "{life_s} s, faults {has_faults}"
+            );
+        }
     }
 }

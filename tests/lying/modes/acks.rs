@@ -48,19 +48,22 @@ pub(crate) const MODES: &[Mode] = &[
     },
     Mode {
         name: "lie::ack_told_to_another_device",
+        lie: Lie { server: |p, s, frame| tell_another(p, s, frame, |ack| out(*ack)), ..Lie::NONE },
+        expect: Expect::violated(&[("ack_wrong", Is("lies"))]),
+        ..Mode::LIE
+    },
+    Mode {
+        name: "lie::refusal_of_a_uuid_that_nobody_sent",
         lie: Lie {
-            server: |p, s, frame| {
-                if let ServerFrame::Ack(ack) = &frame {
-                    let other = p.sockets().into_iter().find(|other| other.who.user != s.who.user);
-                    if let Some(other) = other.filter(|_| p.one_in("ack", 25)) {
-                        p.lied();
-                        other.put(out(*ack));
-                    }
-                }
-                Out::pass(frame)
-            },
+            server: |p, _, frame| with_ack(p, frame, 25, |ack| vec![out(*ack), refusal(Uuid::new_v4())]),
             ..Lie::NONE
         },
+        expect: Expect::violated(&[("ack_wrong", Is("lies"))]),
+        ..Mode::LIE
+    },
+    Mode {
+        name: "lie::refusal_told_to_another_device",
+        lie: Lie { server: |p, s, frame| tell_another(p, s, frame, |ack| refusal(ack.uuid)), ..Lie::NONE },
         expect: Expect::violated(&[("ack_wrong", Is("lies"))]),
         ..Mode::LIE
     },
@@ -165,6 +168,18 @@ fn refusal(uuid: Uuid) -> Out {
     let message = "so says the proxy".to_owned();
     let error = ErrorFrame { uuid: Some(uuid), code: ErrorCode::BadRequest, message, retry_after_ms: None };
     Out::frame(&ServerFrame::Error(error))
+}
+
+/// Passes everything on, and says something about one ACK in 25 to a device that did not send its message.
+fn tell_another(p: &Proxy, s: &Socket, frame: ServerFrame, what: fn(&AckFrame) -> Out) -> Vec<Out> {
+    if let ServerFrame::Ack(ack) = &frame {
+        let other = p.sockets().into_iter().find(|other| other.who.user != s.who.user);
+        if let Some(other) = other.filter(|_| p.one_in("ack", 25)) {
+            p.lied();
+            other.put(what(ack));
+        }
+    }
+    Out::pass(frame)
 }
 
 /// Says something else than one ACK in `n`.

@@ -229,8 +229,15 @@ pub(crate) const MODES: &[Mode] = &[
     Mode {
         name: "lie::token_refused_in_mid_run",
         lie: Lie { request: refuse_old_tokens, ..Lie::NONE },
-        // One login for each, however many of its calls were refused.
-        expect: Expect::passed(&[("tokens_renewed", Is("refused_devices"))]),
+        // They were good. One login for each, however many of its calls were refused.
+        expect: Expect::failed(
+            "http_errors",
+            &[
+                ("tokens_renewed", Is("refused_devices")),
+                ("http_errors", Within("refused_devices", "lies")),
+                ("lost", Number(0)),
+            ],
+        ),
         ..Mode::LIE
     },
     Mode {

@@ -10,7 +10,7 @@ use crate::mode::Want::{Is, Least, Number, Within};
 use crate::mode::{Expect, Mode};
 use crate::proxy::http::{Answer, Call};
 use crate::proxy::socket::{Out, Socket};
-use crate::proxy::{Lie, Proxy};
+use crate::proxy::{LIES, Lie, Proxy};
 use crate::scenarios;
 
 /// Held while a message's number is decided: its copies go to several devices at once, and all are told what the first of them got.
@@ -251,6 +251,23 @@ pub(crate) const MODES: &[Mode] = &[
         expect: Expect::failed("", &[("protocol_errors+undrained", Least(1))])
             .extra(|p, _| super::answers::within_budget(p, "inbox", 120)),
         takes_s: 160,
+        ..Mode::LIE
+    },
+    Mode {
+        name: "lie::inbox_has_more_behind_rising_ids",
+        lie: Lie {
+            answer: |p, _, answer| {
+                answer.edit_inbox(|inbox| {
+                    p.lied();
+                    inbox.has_more = true;
+                    inbox.after_conversation_id = Some(ConversationId((1 << 32) + p.tally.get(LIES)));
+                });
+            },
+            ..Lie::NONE
+        },
+        expect: Expect::failed("undrained", &[("undrained", Is("clients")), ("protocol_errors", Least(1))])
+            .extra(|p, _| super::answers::within_budget(p, "inbox", 200)),
+        takes_s: 60,
         ..Mode::LIE
     },
 ];

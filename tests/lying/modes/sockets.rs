@@ -86,6 +86,31 @@ pub(crate) const MODES: &[Mode] = &[
         ),
         ..Mode::LIE
     },
+    // The same with the status that asks for a login: the tokens are good.
+    Mode {
+        name: "lie::upgrades_refuse_good_tokens",
+        scenario: scenarios::BRIEF,
+        lie: Lie {
+            connect: |p, _| {
+                if p.one_in("upgrade", 3) {
+                    p.lied();
+                    return Upgrade::Refuse(401);
+                }
+                Upgrade::Through
+            },
+            ..Lie::NONE
+        },
+        expect: Expect::failed(
+            "connects_failed",
+            &[
+                ("connects_failed", Is("lies")),
+                ("tokens_renewed", Is("lies")),
+                ("never_connected", Number(0)),
+                ("lost", Number(0)),
+            ],
+        ),
+        ..Mode::LIE
+    },
     Mode {
         name: "lie::cut_every_second",
         scenario: scenarios::BRIEF,
