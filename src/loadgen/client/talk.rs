@@ -300,14 +300,16 @@ impl Device {
             });
             return;
         };
-        self.on_seen(at, seen);
+        if self.on_seen(at, seen) == Arrival::Repeated {
+            self.run.ledger.on_repeated(&seen);
+        }
     }
 
     /// Takes a message that came live, or the device's own that was acknowledged.
-    fn on_seen(&mut self, at: usize, seen: Seen) {
+    fn on_seen(&mut self, at: usize, seen: Seen) -> Arrival {
         let mut show = Vec::new();
-        let conversation = &mut self.conversations[at];
-        match conversation.cursor.on_live(seen, &mut show) {
+        let arrival = self.conversations[at].cursor.on_live(seen, &mut show);
+        match arrival {
             Arrival::Shown => {}
             Arrival::Held if is_planted(Mutant::HoleIgnored) => show.push(seen),
             Arrival::Held => self.sync_later(at),
@@ -320,9 +322,14 @@ impl Device {
                     }
                 }
             }
+            Arrival::Contradicts(held) => self.run.ledger.violation(Kind::IdReuse, || {
+                let (id, device) = (seen.id, device(&self.run.world, self.client));
+                format!("id {id} came to {device} as {} and as {}", held.uuid(), seen.tag.uuid())
+            }),
         }
         self.show(at, &show, 0);
         self.rest(at);
+        arrival
     }
 
     /// Shows messages to the person: the ledger checks them, the recorder times them. `fetch_lag_us`: what the fetch that
@@ -373,8 +380,6 @@ impl Device {
                 add(&run.stats.push_expected, 1);
                 if run.ledger.unpushed.note(self.copy(seen), self.now_us) {
                     self.push_is_missing();
-                } else {
-                    run.excuse_pushes(1);
                 }
             }
             None => {

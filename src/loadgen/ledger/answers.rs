@@ -1,6 +1,6 @@
 //! Sends, ACKs and refusals as they come: every uuid has one fate.
 
-use super::fates::Claim;
+use super::fates::{Claim, ClaimSource};
 use super::{Kind, Ledger, device, user_name};
 use crate::loadgen::body::{Identity, Tag};
 use crate::loadgen::client::cursor::Seen;
@@ -78,7 +78,7 @@ impl Ledger {
                 format!("{} was acknowledged as id {}, and is id {id} elsewhere", ack.uuid, ack.id)
             }),
             None => {
-                if !live.fates.claim(Claim { client, counter, id: ack.id.0 }) {
+                if !live.fates.claim(Claim { client, counter, id: ack.id.0, source: ClaimSource::Ack }) {
                     add(&self.tallies.claims_dropped, 1);
                 }
             }

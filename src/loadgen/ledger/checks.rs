@@ -21,7 +21,7 @@ pub(in crate::loadgen) struct Tallies {
     pub(super) view_rows: AtomicU64,
     /// Messages that were refused definitely.
     pub(super) refusals: AtomicU64,
-    /// Second ACKs for which there was no room.
+    /// Second ACKs and repeated pushes for which there was no room.
     pub(super) claims_dropped: AtomicU64,
     /// Deliveries in or soon after a fault, of which it is not asked whether they came by push.
     pub(in crate::loadgen) push_unsure: AtomicU64,
@@ -87,7 +87,7 @@ pub(in crate::loadgen) fn checks(c: &Counts, tallies: &Tallies) -> Vec<Check> {
         )
         .none("nothing was shown"),
         check("ids", c.acked, c.acked, c.id_reuse + c.id_went_back + c.ack_wrong)
-            .unless(t(&tallies.claims_dropped), "repeated ACKs were too many to compare"),
+            .unless(t(&tallies.claims_dropped), "repeated ACKs and pushes were too many to compare"),
         check("content", rows, rows.saturating_sub(c.altered), c.altered + c.forged).none("nothing is stored"),
         check("views", view_rows, view_rows, 0)
             .unless(t(&tallies.views_unread), "members' views could not be read")
