@@ -152,8 +152,12 @@ counts!(
     unaudited,
     /// Members' views of conversations that were read back beside the owner's.
     read_views,
-    /// Reads that were tried for removed members at the end.
+    /// Members' views of those that were asked for and could not be read.
+    unread_views,
+    /// Reads that were tried for removed members and were answered.
     access_probes,
+    /// Reads of those that had no answer which says whether they may.
+    unprobed,
     /// Longest time from the end of a fault until its last consequence, in ms.
     recovery_ms_max,
 );

@@ -39,9 +39,11 @@ pub(super) struct Stats {
     pub(super) resent: AtomicU64,
     /// Devices that had not caught up when the load ended.
     pub(super) not_caught_up: AtomicU64,
-    /// Of the audit: member views read, reads tried for removed members.
+    /// Of the audit: member views read and not read, reads tried for removed members that were answered and that were not.
     pub(super) read_views: AtomicU64,
+    pub(super) unread_views: AtomicU64,
     pub(super) access_probes: AtomicU64,
+    pub(super) unprobed: AtomicU64,
     /// Connections that were lost or closed against the plan.
     pub(super) disconnects: AtomicU64,
     /// Tries to connect that failed, other than by backpressure or for an old token.
