@@ -100,7 +100,7 @@ counts!(
     beats,
     /// Changes of presence that a watching friend had to be told.
     presence_expected,
-    /// Changes of those that were told in time.
+    /// Changes of those that were told, an "offline" in time.
     presence_seen,
     /// HTTP requests of clients without a socket; those for syncs are not among them.
     poll_requests,

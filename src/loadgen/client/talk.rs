@@ -391,7 +391,7 @@ impl Device {
         run.recorder.delivered(path, tag.intended_us, tag.sent_us, self.now_us, fetch_lag_us);
         let is_live = !matches!(path, LatencyPath::DeliveryAfterReconnect | LatencyPath::DeliverySlowReader);
         if is_live && seen.is_live {
-            run.ledger.presence.message_took(self.now_us, self.now_us.saturating_sub(tag.sent_us));
+            run.ledger.presence.target_took(self.now_us, self.now_us.saturating_sub(tag.sent_us));
         }
         if is_live && took_us > LATE_US + poll_us {
             run.consequence(Consequence::LateDelivery, tag.intended_us, self.now_us);

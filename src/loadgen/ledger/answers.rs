@@ -43,7 +43,7 @@ impl Ledger {
             });
         }
         live.fates.acked.on_ack(id, now_us);
-        self.presence.message_took(now_us, now_us.saturating_sub(tag.sent_us));
+        self.presence.target_took(now_us, now_us.saturating_sub(tag.sent_us));
         true
     }
 

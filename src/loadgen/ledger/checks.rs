@@ -30,7 +30,7 @@ pub(in crate::loadgen) struct Tallies {
     pub(in crate::loadgen) presence_expected: AtomicU64,
     pub(in crate::loadgen) presence_seen: AtomicU64,
     pub(super) presence_unsure: AtomicU64,
-    /// Those of which nothing can be said since messages, or the generator, were as late at that time.
+    /// Those of which nothing can be said since the target, or the generator, was as late at that time.
     pub(super) presence_late: AtomicU64,
 }
 
@@ -96,8 +96,11 @@ pub(in crate::loadgen) fn checks(c: &Counts, tallies: &Tallies) -> Vec<Check> {
             .none(if c.removals > 0 { "no read of a removed member was answered" } else { "nobody was removed" })
             .unless(c.unprobed, "reads of removed members had no answer"),
         check("presence", c.presence_expected, c.presence_seen, presence_wrong)
-            .unless(t(&tallies.presence_unsure), "changes were too close to others, or to the end, to judge")
-            .unless(t(&tallies.presence_late), "are not judged: messages, or the generator, were as late then")
+            .unless(
+                t(&tallies.presence_unsure),
+                "changes were too close to others, or to the end, or too many, to judge",
+            )
+            .unless(t(&tallies.presence_late), "are not judged: the target, or the generator, was as late then")
             .none("no change of presence had to be told"),
     ]
 }

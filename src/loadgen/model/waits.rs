@@ -10,7 +10,7 @@ use super::sim::{MS, S, run_of, welcome};
 use crate::loadgen::body::Tag;
 use crate::loadgen::client::{Action, CallError, Command, ConnectError, Device, Event, LinkError, Page};
 use crate::loadgen::fault_track::FaultTrack;
-use crate::loadgen::ledger::{Kind, Unpushed};
+use crate::loadgen::ledger::{Kind, Ledger, Presence, Unpushed};
 use crate::loadgen::run::Run;
 use crate::loadgen::stats::get;
 use crate::protocol::api::{InboxEntry, MessagesSync};
@@ -97,6 +97,15 @@ impl Alone {
         }
         self.now_us = until_us;
         done
+    }
+
+    /// Lets it do what it does by itself until a time, while it hears nothing.
+    fn hear_nothing_until(&mut self, until_us: u64) {
+        while self.device.due_us() <= until_us {
+            self.device.on_time(self.device.due_us());
+        }
+        self.device.take_actions();
+        self.now_us = until_us;
     }
 
     /// Connects; returns what it does then.
@@ -302,6 +311,32 @@ fn a_missing_push_is_not_excused_where_no_more_are_remembered() {
     alone.page(10 * MS, Ok(MessagesSync { messages: vec![message], has_more: false, stable: MessageId(1) }));
     let stats = &alone.run.stats;
     assert_eq!([&stats.push_expected, &stats.pushed, &stats.push_unknown].map(get), [1, 0, 0]);
+}
+
+#[test]
+fn notices_may_be_as_late_as_welcomes_and_answers_to_pings() {
+    // Whether it is missed that a friend came at 10 s, of whom nothing is told by 15 s.
+    let missed = |connect_us: u64, pong_us: u64| {
+        let mut run = run_of(1, &mut StdRng::seed_from_u64(1));
+        run.world.friends = vec![(0, 1)];
+        let presence = Presence::new(&run.scenario, &run.world);
+        run.ledger = Ledger::new(run.id, run.world.conversations.len(), 0).with_presence(presence);
+        let mut alone = Alone::in_run(run);
+        alone.on(Event::Command(Command::Online(S)));
+        alone.now_us += connect_us;
+        let actions = alone.connect();
+        alone.list(&actions, Ok(Vec::new()));
+        // It is pinged after 8 s without a frame.
+        alone.hear_nothing_until(alone.now_us + 8 * S);
+        alone.hear_nothing_until(alone.now_us + pong_us);
+        alone.on(Event::Heard);
+        let (ledger, world) = (&alone.run.ledger, &alone.run.world);
+        ledger.on_presence(world, ledger.presence.on_beat(1, 10 * S, 0));
+        ledger.on_presence(world, ledger.presence.on_unwatch(0, 15 * S));
+        ledger.on_presence(world, ledger.presence.conclude());
+        ledger.count(Kind::PresenceMissed)
+    };
+    assert_eq!([missed(0, 0), missed(4 * S, 0), missed(0, 4 * S)], [1, 0, 0]);
 }
 
 #[test]
