@@ -36,6 +36,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 pub(super) use answers::Refusal;
 pub(super) use audit::{AuditedDevice, audit_conversation, audit_view};
+pub use checks::Tallied;
 pub(super) use checks::{Tallies, checks};
 pub(super) use delivery::{Delivery, Membership};
 pub(super) use kind::Kind;
