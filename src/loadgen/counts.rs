@@ -105,7 +105,7 @@ counts!(
     beats,
     /// Changes of presence that a watching friend had to be told.
     presence_expected,
-    /// Changes of those that were told in time.
+    /// Changes of those that were told, an "offline" in time.
     presence_seen,
     /// HTTP requests of clients without a socket; those for syncs are not among them.
     poll_requests,
@@ -165,8 +165,12 @@ counts!(
     unaudited_local,
     /// Members' views of conversations that were read back beside the owner's.
     read_views,
-    /// Reads that were tried for removed members at the end.
+    /// Members' views of those that were asked for and could not be read.
+    unread_views,
+    /// Reads that were tried for removed members and were answered.
     access_probes,
+    /// Reads of those that had no answer which says whether they may.
+    unprobed,
     /// Longest time from the end of a fault until its last consequence, in ms.
     recovery_ms_max,
 );

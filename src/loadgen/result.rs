@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 pub use super::counts::{Check, Counts};
 use super::intervals::Intervals;
+pub use super::ledger::Tallied;
 use super::scenario::threshold::Outcome;
 use super::scenario::{PhaseKind, Scenario};
 use crate::runtime::machine;
@@ -204,6 +205,9 @@ pub struct RunResult {
     /// Everything second by second, for the `.hlog` files, which are where it is kept.
     #[serde(skip)]
     pub intervals: Intervals,
+    /// What the checks are made of, beside the counts.
+    #[serde(skip)]
+    pub tallied: Tallied,
 }
 
 impl RunResult {

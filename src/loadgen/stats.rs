@@ -47,9 +47,11 @@ pub(super) struct Stats {
     pub(super) not_caught_up_local: AtomicU64,
     /// Conversations that could not be read back by a limit of this machine.
     pub(super) unaudited_local: AtomicU64,
-    /// Of the audit: member views read, reads tried for removed members.
+    /// Of the audit: member views read and not read, reads tried for removed members that were answered and that were not.
     pub(super) read_views: AtomicU64,
+    pub(super) unread_views: AtomicU64,
     pub(super) access_probes: AtomicU64,
+    pub(super) unprobed: AtomicU64,
     /// Connections that were lost or closed against the plan, other than by a limit of this machine.
     pub(super) disconnects: AtomicU64,
     /// Tries to connect that failed, other than by backpressure or for a token that may have come to its end.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::path::Path;
 
 use super::untrusted;
@@ -11,6 +11,53 @@ use crate::telemetry::{LatencyPath, LiveSnapshot};
 
 /// The file's name in the folder of a run.
 pub const FILE: &str = "series.jsonl";
+
+/// Most seconds of a run that are kept in memory.
+pub const KEPT_MAX: usize = 20_000;
+
+/// Longest line. That of a stack with a hundred servers has some 100 KiB.
+const LINE_BYTES_MAX: usize = 4 << 20;
+
+/// A series of limited length: of a longer one every second element is kept, then every fourth, and so on.
+pub struct Thinned<T> {
+    kept: Vec<T>,
+    /// Most elements that are kept.
+    most: usize,
+    /// Elements so far.
+    seen: usize,
+    /// One of so many is kept.
+    stride: usize,
+}
+
+impl<T> Thinned<T> {
+    /// An empty one of which at most so many elements are kept.
+    #[must_use]
+    pub const fn new(most: usize) -> Self {
+        Self { kept: Vec::new(), most, seen: 0, stride: 1 }
+    }
+
+    /// Appends an element.
+    pub fn push(&mut self, element: T) {
+        if self.seen.is_multiple_of(self.stride) {
+            self.kept.push(element);
+        }
+        self.seen += 1;
+        if self.kept.len() > self.most {
+            self.stride *= 2;
+            let mut number = 0;
+            self.kept.retain(|_| {
+                number += 1;
+                number % 2 == 1
+            });
+        }
+    }
+
+    /// What was kept, in order.
+    #[must_use]
+    pub fn into_kept(self) -> Vec<T> {
+        self.kept
+    }
+}
 
 /// Writes snapshots as they come, so that a run that is cut short leaves what there was.
 pub struct Writer {
@@ -47,7 +94,7 @@ impl Writer {
     }
 }
 
-/// Reads a run's snapshots; a last line that was cut short is left out.
+/// Reads a run's snapshots, of a long run as many as it kept in memory itself; a last line that was cut short is left out.
 ///
 /// # Errors
 /// Names the file, and the line that is not a snapshot.
@@ -63,16 +110,36 @@ pub fn read(folder: &Path) -> io::Result<Vec<LiveSnapshot>> {
     if !file.metadata()?.is_file() {
         return Err(named(": not a file".to_owned()));
     }
-    let lines = BufReader::new(file).lines().collect::<io::Result<Vec<_>>>().map_err(|e| named(format!(": {e}")))?;
-    let mut snapshots = Vec::with_capacity(lines.len());
-    for (number, line) in lines.iter().enumerate() {
-        match untrusted::parse(line.as_bytes()) {
-            Ok(snapshot) => snapshots.push(snapshot),
-            Err(_) if number + 1 == lines.len() && number > 0 => {}
-            Err(error) => return Err(named(format!(":{}: not a snapshot of a run: {error}", number + 1))),
+    read_lines(BufReader::new(file), KEPT_MAX).map_err(named)
+}
+
+/// The snapshots of a file's lines, at most so many. The error is what stands behind the file's name.
+fn read_lines(mut file: impl BufRead, kept_max: usize) -> Result<Vec<LiveSnapshot>, String> {
+    let mut series = Thinned::new(kept_max);
+    let (mut number, mut line) = (0, Vec::new());
+    // Of the line before, which may be no snapshot where it is the last one.
+    let mut problem = None;
+    loop {
+        line.clear();
+        let read = file.by_ref().take(LINE_BYTES_MAX as u64 + 1).read_until(b'\n', &mut line);
+        if read.map_err(|e| format!(": {e}"))? == 0 {
+            return problem.filter(|_| number == 1).map_or_else(|| Ok(series.into_kept()), Err);
+        }
+        if let Some(problem) = problem {
+            return Err(problem);
+        }
+        number += 1;
+        if line.len() > LINE_BYTES_MAX {
+            return Err(format!(":{number}: longer than any snapshot of a run"));
+        }
+        match untrusted::parse(&line) {
+            Ok(snapshot) => {
+                problem = None;
+                series.push(snapshot);
+            }
+            Err(error) => problem = Some(format!(":{number}: not a snapshot of a run: {error}")),
         }
     }
-    Ok(snapshots)
 }
 
 /// Columns of `series.csv`.
@@ -168,6 +235,27 @@ mod tests {
         assert_eq!(read(folder.path()).expect("a cut line is left out").len(), 2);
         std::fs::write(&path, "{}\nno\n{}\n").expect("writes");
         assert!(read(folder.path()).expect_err("not a series").to_string().contains("series.jsonl:1"));
+        std::fs::write(&path, "no").expect("writes");
+        assert!(read(folder.path()).expect_err("nothing else").to_string().contains("series.jsonl:1"));
+    }
+
+    #[test]
+    fn a_long_series_is_kept_evenly_and_within_its_limit() {
+        let mut series = Thinned::new(4);
+        for n in 0..20 {
+            series.push(n);
+            assert!(series.kept.len() <= 4 && series.kept[0] == 0, "{:?}", series.kept);
+        }
+        assert_eq!(series.into_kept(), [0, 8, 16]);
+    }
+
+    #[test]
+    fn a_file_of_any_length_takes_no_more_memory_than_its_run_did() {
+        let lines = (0..20).map(|n| serde_json::to_string(&snapshot(f64::from(n), &[])).expect("plain data") + "\n");
+        let read = read_lines(lines.collect::<String>().as_bytes(), 4).expect("reads");
+        assert_eq!(read.iter().map(|s| s.elapsed_s).collect::<Vec<_>>(), [0.0, 8.0, 16.0]);
+        let endless = BufReader::new(io::repeat(b' '));
+        assert_eq!(read_lines(endless, 4).expect_err("one line"), ":1: longer than any snapshot of a run");
     }
 
     #[test]

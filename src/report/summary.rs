@@ -142,13 +142,18 @@ fn ledger(out: &mut String, r: &RunResult) {
     let broken: Vec<String> =
         violations.iter().map(|(kind, n)| format!("{} {}", kind.replace('_', " "), human_count(*n))).collect();
     let c = &r.counts;
-    let clean = match (c.unaudited, c.undrained) {
-        (0, 0) => "clean".to_owned(),
-        (unaudited, undrained) => format!(
-            "clean as far as it is known: {} not read back, {} not synced at the end",
-            counted(unaudited, "conversation"),
-            counted(undrained, "device")
-        ),
+    let unknown = [
+        (c.unaudited, "conversation", " not read back"),
+        (c.unread_views, "view", " of other members not read"),
+        (c.unprobed, "read", " of removed members without an answer"),
+        (c.undrained, "device", " not synced at the end"),
+    ];
+    let unknown = unknown.iter().filter(|(n, ..)| *n > 0);
+    let unknown: Vec<String> = unknown.map(|(n, what, why)| format!("{}{why}", counted(*n, what))).collect();
+    let clean = if unknown.is_empty() {
+        "clean".to_owned()
+    } else {
+        format!("clean as far as it is known: {}", unknown.join(", "))
     };
     let _ = writeln!(out, "ledger     {}", if broken.is_empty() { clean } else { broken.join("  ") });
     for violation in r.violations.iter().take(VIOLATIONS_SHOWN) {

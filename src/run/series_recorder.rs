@@ -4,11 +4,8 @@ use std::path::PathBuf;
 
 use tokio::sync::watch;
 
-use crate::report::series;
+use crate::report::series::{self, Thinned};
 use crate::telemetry::LiveSnapshot;
-
-/// Most seconds of a run that are kept in memory.
-const KEPT_MAX: usize = 20_000;
 
 /// The seconds of a run.
 pub(super) struct Recorded {
@@ -23,7 +20,7 @@ pub(super) async fn record(mut shown: watch::Receiver<LiveSnapshot>, out: Option
     let mut problem = None;
     let mut writer =
         out.as_deref().and_then(|out| series::Writer::create(out).map_err(|e| problem = Some(e.to_string())).ok());
-    let mut series = Thinned::new(KEPT_MAX);
+    let mut series = Thinned::new(series::KEPT_MAX);
     let mut last_s = 0.0;
     while shown.changed().await.is_ok() {
         let mut snapshot = shown.borrow_and_update().clone();
@@ -39,54 +36,12 @@ pub(super) async fn record(mut shown: watch::Receiver<LiveSnapshot>, out: Option
         }
         series.push(snapshot);
     }
-    Recorded { series: series.kept, problem }
-}
-
-/// A series of limited length: of a longer one every second element is kept, then every fourth, and so on.
-struct Thinned<T> {
-    kept: Vec<T>,
-    /// Most elements that are kept.
-    most: usize,
-    /// Elements so far.
-    seen: usize,
-    /// One of so many is kept.
-    stride: usize,
-}
-
-impl<T> Thinned<T> {
-    const fn new(most: usize) -> Self {
-        Self { kept: Vec::new(), most, seen: 0, stride: 1 }
-    }
-
-    fn push(&mut self, element: T) {
-        if self.seen.is_multiple_of(self.stride) {
-            self.kept.push(element);
-        }
-        self.seen += 1;
-        if self.kept.len() > self.most {
-            self.stride *= 2;
-            let mut number = 0;
-            self.kept.retain(|_| {
-                number += 1;
-                number % 2 == 1
-            });
-        }
-    }
+    Recorded { series: series.into_kept(), problem }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_long_series_is_kept_evenly_and_within_its_limit() {
-        let mut series = Thinned::new(4);
-        for n in 0..20 {
-            series.push(n);
-            assert!(series.kept.len() <= 4 && series.kept[0] == 0, "{:?}", series.kept);
-        }
-        assert_eq!(series.kept, [0, 8, 16]);
-    }
 
     #[tokio::test]
     async fn snapshots_of_the_setup_are_not_recorded_and_the_rest_is_written_as_it_comes() {

@@ -105,6 +105,29 @@ phases: [{phase: steady, duration: 8s, rate: 20}]
 generator_lag_max: 10s
 ";
 
+/// The same without a message: nothing but presence says how slow the target is.
+pub(crate) const QUIET_FRIENDS: &str = "
+name: quiet-friends
+population: {users: 16, friends_per_user: 4}
+behaviors: {lurker: 1}
+connect_over: 3s
+heartbeat: 1s
+phases: [{phase: steady, duration: 14s}]
+generator_lag_max: 10s
+";
+
+/// Half of them leave, and are back at about the time at which they are offline: the news of both cross.
+pub(crate) const QUIET_RETURNS: &str = "
+name: quiet-returns
+population: {users: 12, friends_per_user: 4}
+behaviors: {lurker: 1, presence-only: 1}
+connect_over: 300ms
+heartbeat: 1s
+flapper: {online: 8s, presence_away: 27s}
+phases: [{phase: steady, duration: 48s}]
+generator_lag_max: 10s
+";
+
 /// Some friends leave for longer than the 30 s after which they are offline.
 pub(crate) const AWAY: &str = "
 name: away

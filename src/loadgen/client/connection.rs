@@ -122,7 +122,11 @@ impl Device {
             self.there_since_us = now;
         }
         let wanted_since_us = std::mem::take(&mut self.reconnection().wanted_since_us);
+        let trying_since_us = self.reconnection().trying_since_us;
         let run = Arc::clone(&self.run);
+        if trying_since_us > 0 {
+            run.ledger.presence.target_took(now, now.saturating_sub(trying_since_us));
+        }
         if wanted_since_us > 0 {
             run.recorder.record(LatencyPath::Connect, wanted_since_us, now.saturating_sub(wanted_since_us));
         }

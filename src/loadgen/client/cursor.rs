@@ -35,8 +35,10 @@ pub(crate) enum Arrival {
     Shown,
     /// It waits above a hole.
     Held,
-    /// It was here before.
+    /// Its id was here before; of one that is held, with this message.
     Repeated,
+    /// Another message is held under its id.
+    Contradicts(Tag),
 }
 
 /// The cursor of one device in one conversation.
@@ -70,6 +72,9 @@ impl Cursor {
             return Arrival::Repeated;
         }
         if let Some(held) = self.held.as_mut().and_then(|held| held.get_mut(&seen.id)) {
+            if held.tag.identity() != seen.tag.identity() {
+                return Arrival::Contradicts(held.tag);
+            }
             // A sync may have been faster: it came by push all the same.
             held.is_live = true;
             return Arrival::Repeated;
@@ -137,6 +142,8 @@ mod tests {
         assert_eq!(cursor.on_live(seen(2), &mut show), Arrival::Held);
         assert!(cursor.has_gap() && show.is_empty());
         assert_eq!(cursor.on_live(seen(2), &mut show), Arrival::Repeated);
+        let other = Seen { tag: seen(7).tag, ..seen(2) };
+        assert_eq!(cursor.on_live(other, &mut show), Arrival::Contradicts(seen(2).tag));
         assert_eq!(cursor.on_live(seen(1), &mut show), Arrival::Shown);
         assert_eq!((ids(&show), cursor.upto(), cursor.has_gap()), (vec![1, 2], 2, false));
         assert_eq!(cursor.on_live(seen(1), &mut show), Arrival::Repeated);

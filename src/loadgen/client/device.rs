@@ -152,12 +152,19 @@ impl Device {
             Event::Command(command) => self.on_command(command),
             Event::Opened(welcome) => self.on_opened(&welcome),
             Event::ConnectFailed(error) => self.on_connect_failed(error),
-            Event::Heard => (self.heard_us, self.pinged_us) = (now_us, 0),
+            Event::Heard => self.on_heard(),
             Event::Closed(error) => self.disconnected(&error),
             Event::Inbox { generation, result } => self.on_inbox(generation, result),
             Event::Page(page) => self.on_page(*page),
             Event::LoggedIn(result) => self.on_logged_in(result),
         }
+    }
+
+    fn on_heard(&mut self) {
+        if self.pinged_us > 0 && !self.is_slow_reader() {
+            self.run.ledger.presence.target_took(self.now_us, self.now_us.saturating_sub(self.pinged_us));
+        }
+        (self.heard_us, self.pinged_us) = (self.now_us, 0);
     }
 
     /// What is to be done, in order.

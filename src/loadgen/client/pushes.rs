@@ -3,11 +3,8 @@
 
 use super::conversation::DeviceConversation;
 use super::device::Device;
-use crate::loadgen::ledger::{Kind, device};
+use crate::loadgen::ledger::{Kind, PUSH_WAIT_US, device};
 use crate::loadgen::stats::add;
-
-/// Longest that a push is waited for at the end, from when its message was shown.
-const PUSH_WAIT_US: u64 = 5_000_000;
 
 /// A device that is still fetching what it missed so long after its connect has not caught up; nor has one that lost its
 /// connection so long ago.

@@ -319,14 +319,16 @@ impl Device {
             });
             return;
         };
-        self.on_seen(at, seen);
+        if self.on_seen(at, seen) == Arrival::Repeated {
+            self.run.ledger.on_repeated(&seen);
+        }
     }
 
     /// Takes a message that came live, or the device's own that was acknowledged.
-    fn on_seen(&mut self, at: usize, seen: Seen) {
+    fn on_seen(&mut self, at: usize, seen: Seen) -> Arrival {
         let mut show = Vec::new();
-        let conversation = &mut self.conversations[at];
-        match conversation.cursor.on_live(seen, &mut show) {
+        let arrival = self.conversations[at].cursor.on_live(seen, &mut show);
+        match arrival {
             Arrival::Shown => {}
             Arrival::Held if is_planted(Mutant::HoleIgnored) => show.push(seen),
             Arrival::Held => self.sync_later(at),
@@ -339,9 +341,14 @@ impl Device {
                     }
                 }
             }
+            Arrival::Contradicts(held) => self.run.ledger.violation(Kind::IdReuse, || {
+                let (id, device) = (seen.id, device(&self.run.world, self.client));
+                format!("id {id} came to {device} as {} and as {}", held.uuid(), seen.tag.uuid())
+            }),
         }
         self.show(at, &show, Fetched::default());
         self.rest(at);
+        arrival
     }
 
     /// Shows messages to the person: the ledger checks them, the recorder times them.
@@ -395,8 +402,6 @@ impl Device {
                 add(&run.stats.push_expected, 1);
                 if run.ledger.unpushed.note(self.copy(seen), self.now_us) {
                     self.push_is_missing();
-                } else {
-                    run.excuse_pushes(1);
                 }
             }
             None => {
@@ -408,7 +413,7 @@ impl Device {
         run.recorder.delivered(path, tag.intended_us, tag.sent_us, self.now_us, fetched.lag_us);
         let is_live = !matches!(path, LatencyPath::DeliveryAfterReconnect | LatencyPath::DeliverySlowReader);
         if is_live && came_by_push {
-            run.ledger.presence.message_took(self.now_us, self.now_us.saturating_sub(tag.sent_us));
+            run.ledger.presence.target_took(self.now_us, self.now_us.saturating_sub(tag.sent_us));
         }
         if is_live && took_us > LATE_US + poll_us {
             run.consequence(Consequence::LateDelivery, tag.intended_us, self.now_us);

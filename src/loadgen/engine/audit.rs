@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::calls::{CALL_LIMIT, count_failure, in_time};
 use super::watch::Watcher;
-use crate::loadgen::api::Source;
+use crate::loadgen::api::{Error, Source};
 use crate::loadgen::client::{CallError, Causes, DeviceState};
 use crate::loadgen::history::body_hash;
 use crate::loadgen::ledger::{AuditedDevice, Kind, audit_conversation, audit_view};
@@ -25,8 +25,8 @@ use crate::runtime::clock;
 /// Conversations read back at the same time.
 const AUDITS_AT_ONCE: usize = 16;
 
-/// An audit that could read nothing for this long is over: there may be a million conversations left to ask for.
-const AUDIT_SILENCE_MAX_US: u64 = 60_000_000;
+/// Where nothing could be read for this long, the rest is not asked for: there may be a million conversations left.
+const SILENCE_MAX_US: u64 = 60_000_000;
 
 /// A conversation that has so many times more messages than the run has sent is not read to its end: it may have none.
 const ROWS_PER_SENT_MAX: u64 = 4;
@@ -90,11 +90,35 @@ fn devices_by_conversation<'a>(shared: &Shared, states: &'a [DeviceState]) -> Ve
     devices
 }
 
+/// Since when calls of a kind had no answer, on the run's clock; 0 while they have.
+#[derive(Default)]
+pub(super) struct Silence(AtomicU64);
+
+impl Silence {
+    /// One was answered.
+    fn end(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    /// One failed.
+    fn go_on(&self, now_us: u64) {
+        let _ = self.0.compare_exchange(0, now_us.max(1), Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Whether it has lasted for so long that no more calls are made.
+    fn is_over_long(&self, now_us: u64) -> bool {
+        let since_us = self.0.load(Ordering::Relaxed);
+        since_us > 0 && now_us >= since_us.saturating_add(SILENCE_MAX_US)
+    }
+}
+
 /// Reads what members see.
 struct Auditor<'a> {
     shared: &'a Shared,
-    /// When anything could last be read, on the run's clock.
-    read_us: AtomicU64,
+    /// Of reads for owners, for other members, and for removed ones: a target may answer some of them only.
+    owners: Silence,
+    members: Silence,
+    removed: Silence,
     /// Views of members that could be read.
     views: u64,
     /// What calls have failed by.
@@ -105,7 +129,8 @@ impl<'a> Auditor<'a> {
     fn new(shared: &'a Shared) -> Self {
         let members = (0..shared.world.conversations.len() as u32).map(|c| shared.world.members(c).len());
         let views = members.map(|members| views_of(members) as u64).sum();
-        Self { shared, read_us: AtomicU64::new(clock::now_us()), views, causes: Mutex::default() }
+        let (owners, members, removed) = Default::default();
+        Self { shared, owners, members, removed, views, causes: Mutex::default() }
     }
 
     fn causes(&self) -> MutexGuard<'_, Causes> {
@@ -116,7 +141,7 @@ impl<'a> Auditor<'a> {
     async fn audit(&self, index: u32, devices: &[AuditedDevice<'_>]) -> bool {
         let shared = self.shared;
         let conversation = &shared.world.conversations[index as usize];
-        let Some(stored) = self.read_back(index, conversation.owner).await else { return false };
+        let Some(stored) = self.read_back(index, conversation.owner, &self.owners).await else { return false };
         shared.note("final", || {
             let rows: Vec<_> = stored.iter().map(|m| json!([m.id, m.uuid, body_hash(&m.body)])).collect();
             let auditor = shared.world.users[conversation.owner as usize].id;
@@ -124,16 +149,17 @@ impl<'a> Auditor<'a> {
         });
         audit_conversation(&shared.ledger, &shared.world, index, &stored, devices, clock::unix_ms());
         for member in self.other_members(index) {
-            match self.read_back(index, member).await {
+            match self.read_back(index, member, &self.members).await {
                 Some(view) => {
                     add(&shared.stats.read_views, 1);
                     audit_view(&shared.ledger, &shared.world, index, &stored, (member, &view), devices);
                 }
-                None => add(&shared.ledger.tallies.views_unread, 1),
+                None => add(&shared.stats.unread_views, 1),
             }
         }
         for removed in shared.ledger.removed(index) {
-            probe_removed(shared, index, removed).await;
+            let was_answered = probe_removed(shared, (index, removed), &self.removed, std::future::pending()).await;
+            add(&shared.stats.unprobed, u64::from(!was_answered));
         }
         true
     }
@@ -154,12 +180,12 @@ impl<'a> Auditor<'a> {
     }
 
     /// Everything that a member of a conversation can read; `None` when it can't be read.
-    async fn read_back(&self, index: u32, member: u32) -> Option<Vec<MessageFrame>> {
+    async fn read_back(&self, index: u32, member: u32, silence: &Silence) -> Option<Vec<MessageFrame>> {
         let (shared, world) = (self.shared, &self.shared.world);
         let (api, id, client) = (&shared.api, world.conversations[index as usize].id, world.first_client(member));
         let mut all: Vec<MessageFrame> = Vec::new();
         let mut retry = Retry::with_budget(drawn(shared.scenario.seed, index, member), CALL_LIMIT);
-        while clock::now_us() < self.read_us.load(Ordering::Relaxed) + AUDIT_SILENCE_MAX_US {
+        while !silence.is_over_long(clock::now_us()) {
             let after = all.last().map(|m| m.id).unwrap_or_default();
             let page = world.authorized(client, api, |token| async move {
                 api.messages_sync(&token, id, after, SYNC_LIMIT_MAX, Source::Store).await
@@ -174,7 +200,7 @@ impl<'a> Auditor<'a> {
                         self.causes().note(false);
                         shared.stats.call_failed("audit", &CallError::Unreadable("there is always more".to_owned()));
                     } else {
-                        self.read_us.store(clock::now_us(), Ordering::Relaxed);
+                        silence.end();
                         all.extend(page.messages);
                     }
                     if !page.has_more {
@@ -194,6 +220,7 @@ impl<'a> Auditor<'a> {
                     retry_after
                 }
             };
+            silence.go_on(clock::now_us());
             tokio::time::sleep(retry.next(clock::now_us(), retry_after)?).await;
             add(&shared.stats.retries, 1);
         }
@@ -214,38 +241,76 @@ const fn drawn(seed: u64, conversation: u32, member: u32) -> u64 {
     x ^ (x >> 31)
 }
 
-/// Tries to read a conversation as somebody who was removed: the API must refuse it.
-pub(super) async fn probe_removed(shared: &Shared, conversation: u32, user: u32) {
+/// Tries to read a conversation as somebody who was removed, until the API says yes or no: it must refuse it. Returns false
+/// where it said neither, and nothing ended the tries before.
+pub(super) async fn probe_removed(
+    shared: &Shared,
+    (conversation, user): (u32, u32),
+    silence: &Silence,
+    told_to_stop: impl Future<Output = ()>,
+) -> bool {
+    let mut retry = Retry::with_budget(drawn(shared.scenario.seed, conversation, user), CALL_LIMIT);
+    tokio::pin!(told_to_stop);
+    while !silence.is_over_long(clock::now_us()) {
+        let answer = read_as_removed(shared, conversation, user).await;
+        // Somebody who was added meanwhile may read it.
+        if !shared.ledger.has_left(&shared.world, conversation, user) {
+            return true;
+        }
+        let Err(error) = answer else {
+            silence.end();
+            add(&shared.stats.access_probes, 1);
+            return true;
+        };
+        silence.go_on(clock::now_us());
+        let wait = retry.next(clock::now_us(), error.retry_after());
+        count_failure(shared, "audit", error);
+        let Some(wait) = wait else { return false };
+        tokio::select! {
+            () = tokio::time::sleep(wait) => add(&shared.stats.retries, 1),
+            () = &mut told_to_stop => return true,
+        }
+    }
+    false
+}
+
+/// One try of it. Being refused is an answer; being let in is a leak.
+async fn read_as_removed(shared: &Shared, conversation: u32, user: u32) -> Result<(), Error> {
     let id = shared.world.conversations[conversation as usize].id;
     let (api, client) = (&shared.api, shared.world.first_client(user));
     let answer = shared.world.authorized(client, api, |token| async move {
         api.messages_sync(&token, id, MessageId(0), SYNC_LIMIT_MAX, Source::Any).await
     });
-    let answer = in_time(answer).await;
-    // Somebody who was added meanwhile may read it.
-    if !shared.ledger.has_left(&shared.world, conversation, user) {
-        return;
-    }
-    match answer {
-        Ok(page) => {
-            add(&shared.stats.access_probes, 1);
+    match in_time(answer).await {
+        Ok(page) if shared.ledger.has_left(&shared.world, conversation, user) => {
             shared.ledger.violation(Kind::Leaked, || {
                 let (user, rows) = (shared.world.users[user as usize].id, page.messages.len());
                 format!("{id} let {user}, who was removed, read {rows} messages over HTTP")
             });
+            Ok(())
         }
-        Err(error)
-            if matches!(error.code(), Some(ErrorCode::NotAMember | ErrorCode::Forbidden | ErrorCode::NotFound)) =>
-        {
-            add(&shared.stats.access_probes, 1);
-        }
-        Err(error) => count_failure(shared, "audit", error),
+        Ok(_) => Ok(()),
+        Err(error) => match error.code() {
+            Some(ErrorCode::NotAMember | ErrorCode::Forbidden | ErrorCode::NotFound) => Ok(()),
+            _ => Err(error),
+        },
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_silence_lasts_from_the_first_failure_until_an_answer() {
+        let silence = Silence::default();
+        assert!(!silence.is_over_long(10 * SILENCE_MAX_US), "nothing was asked");
+        silence.go_on(5);
+        silence.go_on(SILENCE_MAX_US);
+        assert_eq!([4, 5].map(|us| silence.is_over_long(SILENCE_MAX_US + us)), [false, true]);
+        silence.end();
+        assert!(!silence.is_over_long(2 * SILENCE_MAX_US));
+    }
 
     #[test]
     fn small_conversations_are_read_by_all_and_large_ones_by_a_few() {

@@ -355,7 +355,8 @@ async fn load(
     result.histograms.insert(PathName::GeneratorLag, lag);
     result.note_machine();
     result.counts.recovery_ms_max = verdict::recovery_ms_max(&result.faults, result.duration_s);
-    result.checks = checks(&result.counts, &shared.ledger.tallies);
+    result.tallied = shared.ledger.tallies.tallied();
+    result.checks = checks(&result.counts, &result.tallied);
     verdict::decide(&shared.scenario, &mut result, was_interrupted);
     result
 }

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use super::RunOptions;
 use super::agenda::{Agenda, Deed, Due};
-use super::audit::probe_removed;
+use super::audit::{Silence, probe_removed};
 use super::calls::{count_failure, in_time};
 use super::watch::Watcher;
 use crate::loadgen::api::Error;
@@ -255,7 +255,12 @@ async fn change_member(shared: &Shared, group: u32, member: u32, churn: Churn, l
         }
     }
     let back_us = clock::now_us() + churn.back_after.as_micros() as u64;
-    probe_removed(shared, group, member).await;
+    let removed_us = clock::now_us();
+    // Who is away when the load ends is looked at in the audit.
+    let was_answered = probe_removed(shared, (group, member), &Silence::default(), load.stopped()).await;
+    if !was_answered && !shared.ledger.presence.may_have_lost_push(removed_us, clock::now_us()) {
+        add(&shared.stats.unprobed, 1);
+    }
     // Where the API took longer than that, it is not this machine that is late.
     if clock::now_us() < back_us {
         tokio::select! {

@@ -86,7 +86,9 @@ pub(super) fn counts(shared: &Shared, states: &[DeviceState], unaudited: u64) ->
         unaudited,
         unaudited_local: get(&stats.unaudited_local),
         read_views: get(&stats.read_views),
+        unread_views: get(&stats.unread_views),
         access_probes: get(&stats.access_probes),
+        unprobed: get(&stats.unprobed),
         recovery_ms_max: 0,
     }
 }
@@ -359,8 +361,17 @@ mod tests {
         assert_eq!(both.verdict, Verdict::ThresholdFailed, "the target refused 998");
         assert!(both.reasons.iter().any(|reason| reason.starts_with("2 devices of 1000")), "{:?}", both.reasons);
         assert_eq!(decided(Counts { local_errors: 1, ..GOOD() }, 0, false).verdict, Verdict::Pass);
-        for name in ["undrained", "unaudited", "unresolved", "refused", "disconnects", "protocol_errors", "http_errors"]
-        {
+        for name in [
+            "undrained",
+            "unaudited",
+            "unread_views",
+            "unprobed",
+            "unresolved",
+            "refused",
+            "disconnects",
+            "protocol_errors",
+            "http_errors",
+        ] {
             let mut value = serde_json::to_value(GOOD()).expect("writes");
             value[name] = 1.into();
             let counts = serde_json::from_value(value).expect("reads");

@@ -329,9 +329,9 @@ impl Fleet<'_> {
             Ok(FromWorker::Snapshot { snapshot, histograms, unmeasured }) => {
                 self.view.take(index, *snapshot, histograms, &unmeasured);
             }
-            Ok(FromWorker::Done { result }) => {
+            Ok(FromWorker::Done { result, tallied }) => {
                 member.state = State::Over;
-                self.results.push((index, *result));
+                self.results.push((index, RunResult { tallied, ..*result }));
             }
             Ok(FromWorker::Failed { usage, message }) => {
                 member.state = State::Over;

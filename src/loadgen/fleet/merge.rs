@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::loadgen::engine::verdict;
-use crate::loadgen::result::{Check, FaultRecord, RunResult, WorkerRecord};
+use crate::loadgen::ledger::checks;
+use crate::loadgen::result::{FaultRecord, RunResult, WorkerRecord};
 use crate::telemetry::live::{ServerSnapshot, Totals, heat_of};
 use crate::telemetry::{ByPath, Latency, LatencyPath, LatencySummary, LiveSnapshot, PathName};
 
@@ -146,7 +147,8 @@ pub(super) fn add_result(sum: &mut RunResult, part: RunResult, worker: &mut Work
     let room = TEXTS_MAX.saturating_sub(sum.violations.len());
     sum.violations.extend(part.violations.into_iter().take(room));
     add_counts(&mut sum.errors, &part.errors);
-    add_checks(&mut sum.checks, part.checks);
+    sum.tallied = sum.tallied.plus(&part.tallied);
+    sum.checks = checks(&sum.counts, &sum.tallied);
     sum.generator.cpu_s += part.generator.cpu_s;
     sum.generator.resident_bytes += part.generator.resident_bytes;
     if sum.faults.is_empty() {
@@ -170,21 +172,6 @@ pub(super) fn summarize(sum: &mut RunResult) {
         fault.recovered_99_s = verdict::recovered_99_s(fault.disconnected, &fault.recovery);
     }
     sum.counts.recovery_ms_max = verdict::recovery_ms_max(&sum.faults, sum.duration_s);
-}
-
-fn add_checks(sum: &mut Vec<Check>, more: Vec<Check>) {
-    for check in more {
-        let Some(sum) = sum.iter_mut().find(|sum| sum.name == check.name) else {
-            sum.push(check);
-            continue;
-        };
-        sum.expected += check.expected;
-        sum.seen += check.seen;
-        sum.wrong += check.wrong;
-        if sum.note.is_empty() {
-            sum.note = check.note;
-        }
-    }
 }
 
 fn add_fault(sum: &mut FaultRecord, part: FaultRecord) {
@@ -212,13 +199,8 @@ mod tests {
         latency.record_many_us(us, count);
         let mut result = RunResult { duration_s: 10.0, ..RunResult::default() };
         result.counts = Counts { lost, acked: count, clients: 5, retries_per_device_max: count, ..Counts::default() };
-        result.checks = vec![Check {
-            name: "stored".to_owned(),
-            expected: count,
-            seen: count - lost,
-            wrong: lost,
-            ..Check::default()
-        }];
+        (result.counts.removals, result.counts.access_probes) = (lost * 6, lost * 6);
+        result.checks = checks(&result.counts, &result.tallied);
         result.histograms.insert(LatencyPath::Ack, latency.clone());
         result.histograms.insert(PathName::GeneratorLag, latency.clone());
         let fault = FaultRecord { disconnected: count, recovery: latency, errors: 1, ..FaultRecord::default() };
@@ -238,7 +220,9 @@ mod tests {
         assert!(ack.p99_us > 890_000 && sum.latency.get(PathName::GeneratorLag).is_none());
         assert_eq!((sum.counts.lost, sum.counts.acked, sum.counts.clients), (2, 100, 10));
         assert_eq!(sum.counts.retries_per_device_max, 90, "of greatest values the greatest");
-        assert_eq!(sum.checks.iter().map(|c| (c.expected, c.seen, c.wrong)).collect::<Vec<_>>(), [(100, 98, 2)]);
+        let access = sum.checks.iter().find(|check| check.name == "access").expect("there is one");
+        assert_eq!((access.expected, access.note.as_str()), (12, ""), "the first part had nobody to remove");
+        assert_eq!(sum.checks.iter().filter(|check| check.name == "answered").map(|c| c.seen).sum::<u64>(), 100);
         let fault = &sum.faults[0];
         assert_eq!((fault.disconnected, fault.recovered, fault.errors), (100, 100, 2));
         assert!(fault.recovered_99_s.is_some_and(|s| s > 0.89), "{fault:?}");

@@ -16,11 +16,12 @@ use sha2::Sha256;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 
+use crate::loadgen::ledger::Tallied;
 use crate::loadgen::{RunResult, Scenario};
 use crate::telemetry::{ByPath, Latency, LiveSnapshot};
 
 /// Version of this protocol. Both sides must have the same.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 /// Largest value. A result holds some twenty histograms of up to 100 KB.
 const FRAME_BYTES_MAX: usize = 64 << 20;
@@ -139,7 +140,7 @@ pub(super) enum FromWorker {
     /// How it looks.
     Snapshot { snapshot: Box<LiveSnapshot>, histograms: ByPath<Latency>, unmeasured: ByPath<Latency> },
     /// What came of it.
-    Done { result: Box<RunResult> },
+    Done { result: Box<RunResult>, tallied: Tallied },
     /// There is no result. `usage`: what was asked for can't be done here.
     Failed { usage: bool, message: String },
 }

@@ -256,7 +256,7 @@ async fn run(job: Job, doors: &Arc<Doors>, outgoing: mpsc::Sender<FromWorker>, i
     // The reports end with the run, which drops the sender of snapshots.
     let (result, ()) = tokio::join!(engine::run(&job.scenario, options), report);
     let last = match result {
-        Ok(result) => FromWorker::Done { result: Box::new(result) },
+        Ok(result) => FromWorker::Done { tallied: result.tallied, result: Box::new(result) },
         Err(RunError::Usage(message)) => FromWorker::Failed { usage: true, message },
         Err(RunError::Environment(message)) => FromWorker::Failed { usage: false, message },
     };

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::fates::Claim;
+use super::fates::{Claim, ClaimSource};
 use super::{Kind, Ledger, device, user_name};
 use crate::loadgen::body::{Identity, Tag};
 use crate::loadgen::client::cursor::Seen;
@@ -45,7 +45,7 @@ impl Ledger {
             });
         }
         live.fates.acked.on_ack(id, now_us);
-        self.presence.message_took(now_us, now_us.saturating_sub(tag.sent_us));
+        self.presence.target_took(now_us, now_us.saturating_sub(tag.sent_us));
         true
     }
 
@@ -88,7 +88,7 @@ impl Ledger {
                 format!("{} was acknowledged as id {}, and is id {id} elsewhere", ack.uuid, ack.id)
             }),
             None => {
-                if !live.fates.claim(Claim { client, counter, id: ack.id.0 }) {
+                if !live.fates.claim(Claim { client, counter, id: ack.id.0, source: ClaimSource::Ack }) {
                     add(&self.tallies.claims_dropped, 1);
                 }
             }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use super::fates::{Claim, ClaimSource};
 use super::ranges::Ranges;
 use super::{Kind, Ledger, Seen, device as named_device, user_name};
 use crate::loadgen::body::{Identity, at_hash};
@@ -209,7 +210,7 @@ impl<'a> Audit<'a> {
         }
     }
 
-    /// What second ACKs said is what is stored.
+    /// What second ACKs and repeated pushes said is what is stored.
     fn check_claims(&self, rows: &Rows) {
         let claims = match &mut self.ledger.conversation(self.conversation).live {
             Some(live) => live.fates.take_claims(),
@@ -217,19 +218,28 @@ impl<'a> Audit<'a> {
         };
         for claim in claims {
             let is_it = |row: &Row| (row.identity.client, row.identity.counter) == (claim.client, claim.counter);
-            let stored = rows.iter().find(|(_, row)| is_it(row)).map(|(id, _)| *id);
-            let text = || {
-                let (name, claimed) = (&self.name, claim.id);
-                let device = named_device(self.world, claim.client);
-                format!("{name} message {} of {device} was acknowledged again as id {claimed}", claim.counter)
-            };
-            match stored {
-                Some(id) if id == claim.id => {}
-                Some(id) => self.ledger.violation(Kind::AckWrong, || format!("{}, and is stored as id {id}", text())),
-                None if self.acked.get(&claim.client).is_some_and(|acked| acked.contains(claim.counter)) => {}
-                None => self.ledger.violation(Kind::Lost, || format!("{}, and is not stored", text())),
+            if !rows.get(&claim.id).is_some_and(is_it) {
+                self.refute(&claim, rows.iter().find(|(_, row)| is_it(row)).map(|(id, _)| *id));
             }
         }
+    }
+
+    /// A claim is not what is stored: the message is stored under another id, or not at all.
+    fn refute(&self, claim: &Claim, stored: Option<u64>) {
+        let Claim { client, counter, id, source } = *claim;
+        let (how, kind) = match (source, stored) {
+            (ClaimSource::Ack, Some(_)) => ("acknowledged", Kind::AckWrong),
+            // One that was acknowledged at first is told as lost by that.
+            (ClaimSource::Ack, None) if self.acked.get(&client).is_some_and(|acked| acked.contains(counter)) => return,
+            (ClaimSource::Ack, None) => ("acknowledged", Kind::Lost),
+            (ClaimSource::Push, Some(_)) => ("pushed", Kind::Duplicated),
+            (ClaimSource::Push, None) => ("pushed", Kind::IdReuse),
+        };
+        self.ledger.violation(kind, || {
+            let (name, device) = (&self.name, named_device(self.world, client));
+            let stored = stored.map_or_else(|| "not stored".to_owned(), |stored| format!("stored as id {stored}"));
+            format!("{name} message {counter} of {device} was {how} again as id {id}, and is {stored}")
+        });
     }
 
     /// What came live and was held above a hole is stored as it came: a server pushes nothing that is not stored.

@@ -3,38 +3,67 @@
 
 use std::sync::atomic::AtomicU64;
 
+use serde::{Deserialize, Serialize};
+
 use crate::loadgen::result::{Check, Counts};
 use crate::loadgen::stats::get;
 
-/// How much the ledger checked. Written by the ledger and the audit.
-#[derive(Default)]
-pub(in crate::loadgen) struct Tallies {
-    /// Acknowledged messages that were looked for in the store, and those found.
-    pub(super) acked: AtomicU64,
-    pub(super) stored: AtomicU64,
-    /// Acknowledged messages times the members' devices that synced to the end, and those that were shown.
-    pub(super) reach_expected: AtomicU64,
-    pub(super) reached: AtomicU64,
-    /// Stored messages whose every field was compared with what was sent.
-    pub(super) rows: AtomicU64,
-    /// The same of other members' views, compared with the owner's.
-    pub(super) view_rows: AtomicU64,
-    /// Messages that were refused definitely.
-    pub(super) refusals: AtomicU64,
-    /// Second ACKs for which there was no room.
-    pub(super) claims_dropped: AtomicU64,
-    /// Deliveries in or soon after a fault, of which it is not asked whether they came by push.
-    pub(in crate::loadgen) push_unsure: AtomicU64,
-    /// Members' views that were asked for and could not be read.
-    pub(in crate::loadgen) views_unread: AtomicU64,
-    /// Presence notices, changes that had to be told, those told in time, and those of which nothing can be said.
-    pub(super) presence_notices: AtomicU64,
-    pub(in crate::loadgen) presence_expected: AtomicU64,
-    pub(in crate::loadgen) presence_seen: AtomicU64,
-    pub(super) presence_unsure: AtomicU64,
-    /// Those of which nothing can be said since messages, or the generator, were as late at that time.
-    pub(super) presence_late: AtomicU64,
+macro_rules! tallies {
+    ($( $(#[$doc:meta])* $visibility:vis $name:ident ),* $(,)?) => {
+        /// How much the ledger checks. Written by the ledger and the audit.
+        #[derive(Default)]
+        pub(in crate::loadgen) struct Tallies { $( $(#[$doc])* $visibility $name: AtomicU64 ),* }
+
+        /// How much the ledger has checked, for the notes of the checks.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+        pub struct Tallied { $( $(#[$doc])* $name: u64 ),* }
+
+        impl Tallies {
+            /// What was counted until now.
+            pub(in crate::loadgen) fn tallied(&self) -> Tallied {
+                Tallied { $( $name: get(&self.$name) ),* }
+            }
+        }
+
+        impl Tallied {
+            /// Both added up.
+            pub(in crate::loadgen) fn plus(&self, other: &Self) -> Self {
+                Self { $( $name: self.$name.saturating_add(other.$name) ),* }
+            }
+        }
+    };
 }
+
+tallies!(
+    /// Acknowledged messages that were looked for in the store.
+    pub(super) acked,
+    /// Of those, the ones that were found.
+    pub(super) stored,
+    /// Acknowledged messages times the members' devices that synced to the end.
+    pub(super) reach_expected,
+    /// Of those, the ones that were shown.
+    pub(super) reached,
+    /// Stored messages whose every field was compared with what was sent.
+    pub(super) rows,
+    /// The same of other members' views, compared with the owner's.
+    pub(super) view_rows,
+    /// Messages that were refused definitely.
+    pub(super) refusals,
+    /// Second ACKs and repeated pushes for which there was no room.
+    pub(super) claims_dropped,
+    /// Deliveries in or soon after a fault, of which it is not asked whether they came by push.
+    pub(in crate::loadgen) push_unsure,
+    /// Presence notices.
+    pub(super) presence_notices,
+    /// Changes of presence that had to be told.
+    pub(in crate::loadgen) presence_expected,
+    /// Of those, the ones that were told.
+    pub(in crate::loadgen) presence_seen,
+    /// Changes of presence of which nothing can be said.
+    pub(super) presence_unsure,
+    /// Those of which nothing can be said since the target, or the generator, was as late at that time.
+    pub(super) presence_late,
+);
 
 fn check(name: &str, expected: u64, seen: u64, wrong: u64) -> Check {
     Check { name: name.to_owned(), expected, seen, wrong, note: String::new() }
@@ -59,12 +88,8 @@ impl Check {
 }
 
 /// All checks of a run.
-pub(in crate::loadgen) fn checks(c: &Counts, tallies: &Tallies) -> Vec<Check> {
-    let t = |tally: &AtomicU64| get(tally);
-    let (acked, stored) = (t(&tallies.acked), t(&tallies.stored));
-    let (reach_expected, reached) = (t(&tallies.reach_expected), t(&tallies.reached));
-    let (rows, view_rows) = (t(&tallies.rows), t(&tallies.view_rows));
-    let refusals = t(&tallies.refusals);
+pub(in crate::loadgen) fn checks(c: &Counts, tallied: &Tallied) -> Vec<Check> {
+    let Tallied { acked, stored, reach_expected, reached, rows, view_rows, refusals, .. } = *tallied;
     let presence_wrong = c.presence_wrong + c.presence_missed + c.presence_leaked;
     let answered = c.acked + c.refused + c.refused_removed;
     vec![
@@ -78,7 +103,7 @@ pub(in crate::loadgen) fn checks(c: &Counts, tallies: &Tallies) -> Vec<Check> {
         check("pushed", c.push_expected, c.pushed, c.push_expected.saturating_sub(c.pushed))
             .none("no delivery had to come by push")
             .unless(c.push_unknown, "by sync, too soon after a connect or a send to judge")
-            .unless(t(&tallies.push_unsure), "in or soon after a fault are not judged"),
+            .unless(tallied.push_unsure, "in or soon after a fault are not judged"),
         check(
             "shown once",
             c.delivered,
@@ -87,17 +112,19 @@ pub(in crate::loadgen) fn checks(c: &Counts, tallies: &Tallies) -> Vec<Check> {
         )
         .none("nothing was shown"),
         check("ids", c.acked, c.acked, c.id_reuse + c.id_went_back + c.ack_wrong)
-            .unless(t(&tallies.claims_dropped), "repeated ACKs were too many to compare"),
+            .unless(tallied.claims_dropped, "repeated ACKs and pushes were too many to compare"),
         check("content", rows, rows.saturating_sub(c.altered), c.altered + c.forged).none("nothing is stored"),
         check("views", view_rows, view_rows, 0)
-            .unless(t(&tallies.views_unread), "members' views could not be read")
-            .none("no other member's view was read"),
+            .none("no other member's view was read")
+            .unless(c.unread_views, "members' views could not be read"),
         check("refusals", refusals, refusals.saturating_sub(c.false_refusal), c.false_refusal)
             .none("nothing was refused for good"),
-        check("access", c.access_probes, c.access_probes, c.leaked).none("nobody was removed"),
+        check("access", c.access_probes, c.access_probes, c.leaked)
+            .none(if c.removals > 0 { "no read of a removed member was answered" } else { "nobody was removed" })
+            .unless(c.unprobed, "reads of removed members had no answer"),
         check("presence", c.presence_expected, c.presence_seen, presence_wrong)
-            .unless(t(&tallies.presence_unsure), "changes were too close to others, or to the end, to judge")
-            .unless(t(&tallies.presence_late), "are not judged: messages, or the generator, were as late then")
+            .unless(tallied.presence_unsure, "changes were too close to others, or to the end, or too many, to judge")
+            .unless(tallied.presence_late, "are not judged: the target, or the generator, was as late then")
             .none("no change of presence had to be told"),
     ]
 }
@@ -108,16 +135,28 @@ mod tests {
 
     #[test]
     fn every_check_says_how_much_and_what_it_could_not() {
-        let tallies = Tallies::default();
-        let empty = checks(&Counts::default(), &tallies);
+        let empty = checks(&Counts::default(), &Tallied::default());
         assert!(empty.iter().filter(|c| c.name != "ids").all(|c| !c.note.is_empty()), "absence is told: {empty:?}");
-        tallies.acked.store(90, std::sync::atomic::Ordering::Relaxed);
-        tallies.stored.store(88, std::sync::atomic::Ordering::Relaxed);
+        let tallied = Tallied { acked: 90, stored: 88, ..Tallied::default() };
         let counts = Counts { acked: 100, unaudited: 1, push_expected: 50, pushed: 40, ..Counts::default() };
-        let checks = checks(&counts, &tallies);
+        let checks = checks(&counts, &tallied);
         let of = |name: &str| checks.iter().find(|c| c.name == name).expect("there is one").clone();
         assert_eq!((of("stored").expected, of("stored").seen, of("stored").wrong), (100, 88, 2));
         assert_eq!(of("stored").note, "1 conversations could not be read back");
         assert_eq!((of("pushed").wrong, of("pushed").note.as_str()), (10, ""));
+        assert_eq!(of("access").note, "nobody was removed");
+    }
+
+    #[test]
+    fn what_could_not_be_read_is_told_apart_from_what_there_was_not_to_read() {
+        let note = |counts: Counts, name: &str| {
+            let checks = checks(&counts, &Tallied::default());
+            checks.iter().find(|c| c.name == name).expect("there is one").note.clone()
+        };
+        let removed = Counts { removals: 12, unprobed: 12, unread_views: 3, ..Counts::default() };
+        let access = note(removed, "access");
+        assert_eq!(access, "no read of a removed member was answered; 12 reads of removed members had no answer");
+        assert!(note(removed, "views").ends_with("3 members' views could not be read"));
+        assert!(note(Counts { read_views: 5, ..removed }, "views").contains("3 members' views"));
     }
 }

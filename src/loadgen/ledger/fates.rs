@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use super::ranges::Ranges;
 
-/// Second ACKs of a conversation that are kept until the end.
+/// Second ACKs of a conversation that are kept until the end, and as many repeated pushes.
 const CLAIMS_MAX: usize = 256;
 
 /// The fates of a conversation's messages. There is one for each conversation that had a message.
@@ -17,7 +17,7 @@ pub(super) struct Fates {
     /// Greatest counter that was written, by client, rising by client.
     sent: Vec<(u32, u32)>,
     pub(super) acked: Staircase,
-    /// `None` while nothing was refused and no ACK repeated.
+    /// `None` while nothing was refused and nothing repeated.
     rare: Option<Box<Rare>>,
 }
 
@@ -31,12 +31,20 @@ struct Rare {
     claims: Vec<Claim>,
 }
 
-/// A second ACK of a message: what it said is compared with what is stored, at the end.
+/// A second ACK of a message, or a push of what its device has: what it said is compared with what is stored, at the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Claim {
     pub(super) client: u32,
     pub(super) counter: u32,
     pub(super) id: u64,
+    pub(super) source: ClaimSource,
+}
+
+/// What claimed an id for a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ClaimSource {
+    Ack,
+    Push,
 }
 
 impl Fates {
@@ -66,20 +74,20 @@ impl Fates {
         was_refused && rare.false_refusals.entry(client).or_default().insert(counter)
     }
 
-    /// Keeps what a second ACK said; returns false where there is no room.
+    /// Keeps what a second ACK or a repeated push said; returns false where there is no room.
     pub(super) fn claim(&mut self, claim: Claim) -> bool {
         let claims = &mut self.rare.get_or_insert_default().claims;
         if claims.contains(&claim) {
             return true;
         }
-        let has_room = claims.len() < CLAIMS_MAX;
+        let has_room = claims.iter().filter(|kept| kept.source == claim.source).count() < CLAIMS_MAX;
         if has_room {
             claims.push(claim);
         }
         has_room
     }
 
-    /// What second ACKs said, taken out.
+    /// What second ACKs and repeated pushes said, taken out.
     pub(super) fn take_claims(&mut self) -> Vec<Claim> {
         self.rare.as_mut().map(|rare| std::mem::take(&mut rare.claims)).unwrap_or_default()
     }
@@ -155,10 +163,11 @@ mod tests {
     #[test]
     fn second_acks_are_kept_up_to_a_limit() {
         let mut fates = Fates::default();
-        let claim = |id| Claim { client: 1, counter: 1, id };
+        let claim = |id| Claim { client: 1, counter: 1, id, source: ClaimSource::Ack };
         assert!((0..CLAIMS_MAX as u64).all(|id| fates.claim(claim(id)) && fates.claim(claim(id))));
         assert!(!fates.claim(claim(9_999)));
-        assert_eq!(fates.take_claims().len(), CLAIMS_MAX);
+        assert!(fates.claim(Claim { source: ClaimSource::Push, ..claim(9_999) }), "those have a place of their own");
+        assert_eq!(fates.take_claims().len(), CLAIMS_MAX + 1);
         assert_eq!(fates.take_claims(), []);
     }
 

@@ -36,17 +36,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 pub(super) use answers::Refusal;
 pub(super) use audit::{AuditedDevice, audit_conversation, audit_view};
+pub use checks::Tallied;
 pub(super) use checks::{Tallies, checks};
 pub(super) use delivery::{Delivery, Membership};
 pub(super) use kind::Kind;
 pub(super) use presence::Presence;
-pub(super) use unpushed::MessageCopy;
+pub(super) use unpushed::{MessageCopy, PUSH_WAIT_US, Unpushed};
 
-use self::fates::Fates;
+use self::fates::{Claim, ClaimSource, Fates};
 use self::members::{GONE_US, Stays};
-use self::unpushed::Unpushed;
 use super::body::{Identity, Tag};
 use super::client::cursor::Seen;
+use super::stats::add;
 use super::world::World;
 use crate::protocol::{ConversationId, MessageFrame, UserId};
 
@@ -362,28 +363,48 @@ impl Ledger {
         self.violation(Kind::Forged, || format!("a {what} that nobody sent came to {}", device(world, client)));
     }
 
-    /// Compares a message with what others saw under its id, and its uuid with other ids.
+    /// A message was pushed to a device that has its id already. What is remembered of both is compared at once, anything else
+    /// with what is stored, at the end.
+    pub(super) fn on_repeated(&self, seen: &Seen) {
+        let Tag { conversation, client, counter, .. } = seen.tag;
+        let mut ledger = self.conversation(conversation);
+        let live = ledger.live();
+        let claim = Claim { client, counter, id: seen.id, source: ClaimSource::Push };
+        if !self.is_known(&live.window, seen, "pushed again") && !live.fates.claim(claim) {
+            add(&self.tallies.claims_dropped, 1);
+        }
+    }
+
+    /// Compares a message with what others saw under its id, and its uuid with other ids. What nobody saw is remembered.
     fn compare(&self, window: &mut Window, seen: &Seen, how: &str) {
+        if !self.is_known(window, seen, how) {
+            window.entries[window.next] =
+                WindowEntry { id: seen.id, client: seen.tag.client, counter: seen.tag.counter };
+            window.next = (window.next + 1) % WINDOW;
+        }
+    }
+
+    /// Whether a message, or its id, is among those that are remembered. Where not both belong together, that is a violation.
+    fn is_known(&self, window: &Window, seen: &Seen, how: &str) -> bool {
         let Seen { id, tag, .. } = seen;
         for entry in window.entries.iter().filter(|entry| entry.id > 0) {
             let is_same_message = (entry.client, entry.counter) == (tag.client, tag.counter);
             if entry.id == *id && is_same_message {
-                return;
+                return true;
             }
             let other = || Tag { client: entry.client, counter: entry.counter, ..*tag }.uuid();
             if entry.id == *id {
                 self.violation(Kind::IdReuse, || format!("id {id} {how} as {} was {} elsewhere", tag.uuid(), other()));
-                return;
+                return true;
             }
             if is_same_message {
                 self.violation(Kind::Duplicated, || {
                     format!("{} {how} under id {id} was id {} elsewhere", tag.uuid(), entry.id)
                 });
-                return;
+                return true;
             }
         }
-        window.entries[window.next] = WindowEntry { id: *id, client: tag.client, counter: tag.counter };
-        window.next = (window.next + 1) % WINDOW;
+        false
     }
 }
 

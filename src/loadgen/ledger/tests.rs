@@ -303,11 +303,7 @@ fn a_second_ack_says_the_same_as_the_first() {
     assert_eq!(again(9), [Kind::AckWrong], "while it is remembered, at once");
     // Later, at the end.
     let later = |id: u64| {
-        let ledger = two_acked();
-        for n in 10..10 + WINDOW as u64 {
-            ledger.on_sent(&tag(1, n as u32));
-            ledger.on_ack(&world, &tag(1, n as u32), &ack(n, &tag(1, n as u32)), 50);
-        }
+        let ledger = long_ago();
         ledger.on_other_ack(&world, 0, &ack(id, &tag(0, 1)));
         ledger.on_other_ack(&world, 0, &ack(id, &tag(0, 1)));
         assert_eq!(kinds(&ledger), []);
@@ -315,6 +311,31 @@ fn a_second_ack_says_the_same_as_the_first() {
         ledger.count(Kind::AckWrong)
     };
     assert_eq!([1, 9].map(later), [0, 1]);
+}
+
+/// The same ledger after so many other messages that those of client 0 are not among the newest.
+fn long_ago() -> Ledger {
+    let ledger = two_acked();
+    for n in 10..10 + WINDOW as u64 {
+        ledger.on_sent(&tag(1, n as u32));
+        ledger.on_shown(&tiny_world(), 0, &Seen { id: n, tag: tag(1, n as u32), at: AT, is_live: true }, n - 1, true);
+    }
+    ledger
+}
+
+#[test]
+fn what_is_pushed_again_is_what_is_stored() {
+    let again = |ledger: Ledger, id: u64, counter: u32| {
+        ledger.on_repeated(&Seen { id, tag: tag(0, counter), at: AT, is_live: true });
+        let at_once = kinds(&ledger);
+        audit_with(&ledger, &[row(1, tag(0, 1)), row(2, tag(0, 2))], [&[1, 2], &[1, 2]]);
+        (at_once, kinds(&ledger))
+    };
+    assert_eq!(again(two_acked(), 1, 1), (vec![], vec![]));
+    assert_eq!(again(two_acked(), 1, 2).0, [Kind::IdReuse], "while it is remembered, at once");
+    for (id, counter, found) in [(1, 1, vec![]), (1, 2, vec![Kind::Duplicated]), (1, 3, vec![Kind::IdReuse])] {
+        assert_eq!(again(long_ago(), id, counter), (vec![], found), "message {counter} under id {id}");
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ use super::sim::{MS, S, run_of, welcome};
 use crate::loadgen::body::Tag;
 use crate::loadgen::client::{Action, CallError, Command, ConnectError, Device, Event, LinkError, Page};
 use crate::loadgen::fault_track::FaultTrack;
+use crate::loadgen::ledger::{Kind, Ledger, Presence, Unpushed};
 use crate::loadgen::run::Run;
 use crate::loadgen::stats::get;
 use crate::protocol::api::{InboxEntry, MessagesSync};
@@ -31,7 +32,11 @@ impl Alone {
 
     /// A device of the world of a seed.
     fn of(seed: u64) -> Self {
-        let run = Arc::new(run_of(seed, &mut StdRng::seed_from_u64(1)));
+        Self::in_run(run_of(seed, &mut StdRng::seed_from_u64(1)))
+    }
+
+    fn in_run(run: Run) -> Self {
+        let run = Arc::new(run);
         run.recorder.begin(S, &run.scenario.phases);
         Self { device: Device::new(&run, 0, None), run, now_us: S }
     }
@@ -39,6 +44,31 @@ impl Alone {
     /// The index of the device's first conversation.
     pub(super) fn conversation(&self) -> u32 {
         self.run.world.conversations_of(self.run.world.clients[0].user)[0]
+    }
+
+    /// A device of somebody else who is in a conversation, the last one.
+    fn other_member(&self, conversation: u32) -> u32 {
+        let (world, own) = (&self.run.world, self.run.world.clients[0].user);
+        let user = |client: &u32| world.clients[*client as usize].user;
+        let is_one = |client: &u32| user(client) != own && world.is_original_member(conversation, user(client));
+        (1..world.clients.len() as u32).rev().find(is_one).expect("there are others")
+    }
+
+    /// The message that a device sends as its `counter`-th of a conversation, as it is stored under an id.
+    fn message(&self, conversation: u32, sender: u32, counter: u32, (id, sent_us): (u64, u64)) -> MessageFrame {
+        let (run, world) = (&self.run, &self.run.world);
+        let tag = Tag { run: world.run(), conversation, client: sender, counter, intended_us: sent_us, sent_us };
+        run.ledger.on_sent(&tag);
+        MessageFrame {
+            conversation: world.conversations[conversation as usize].id,
+            id: MessageId(id),
+            uuid: tag.uuid(),
+            sender: world.users[world.clients[sender as usize].user as usize].id,
+            kind: "text".to_owned(),
+            body: tag.body(90),
+            reply_to: None,
+            at: (sent_us + run.unix_offset_us) / MS,
+        }
     }
 
     /// What it does about an event, now and at once.
@@ -67,6 +97,15 @@ impl Alone {
         }
         self.now_us = until_us;
         done
+    }
+
+    /// Lets it do what it does by itself until a time, while it hears nothing.
+    fn hear_nothing_until(&mut self, until_us: u64) {
+        while self.device.due_us() <= until_us {
+            self.device.on_time(self.device.due_us());
+        }
+        self.device.take_actions();
+        self.now_us = until_us;
     }
 
     /// Connects; returns what it does then.
@@ -232,31 +271,16 @@ fn a_message_of_a_channel_waited_for_all_pages_and_tries_before_it() {
     let world = &run.world;
     let large = |at: &usize| world.conversations[*at].is_large();
     let channel = (0..world.conversations.len()).find(large).expect("there is one") as u32;
-    let is_in = |client: &u32| world.is_original_member(channel, world.clients[*client as usize].user);
-    assert!(is_in(&0), "the device hears of it");
-    let sender = (1..world.clients.len() as u32).rev().find(is_in).expect("there are others");
+    assert!(world.is_original_member(channel, world.clients[0].user), "the device hears of it");
+    let sender = alone.other_member(channel);
     let (conversation, sent_us) = (world.conversations[channel as usize].id, 2 * S);
-    let message = |id: u32| {
-        let tag =
-            Tag { run: world.run(), conversation: channel, client: sender, counter: id, intended_us: sent_us, sent_us };
-        run.ledger.on_sent(&tag);
-        MessageFrame {
-            conversation,
-            id: MessageId(u64::from(id)),
-            uuid: tag.uuid(),
-            sender: world.users[world.clients[sender as usize].user as usize].id,
-            kind: "text".to_owned(),
-            body: tag.body(90),
-            reply_to: None,
-            at: (sent_us + run.unix_offset_us) / MS,
-        }
-    };
+    let messages = [1, 2, 3].map(|id| alone.message(channel, sender, id, (id.into(), sent_us)));
     let lag = |alone: &Alone| {
         let (count, longest_us) = alone.measured(LatencyPath::FetchLag);
         (count, longest_us / (100 * MS))
     };
-    let page = |id: u32, has_more| {
-        Ok(MessagesSync { messages: vec![message(id)], has_more, stable: MessageId(u64::from(id)) })
+    let page = |id: usize, has_more| {
+        Ok(MessagesSync { messages: vec![messages[id - 1].clone()], has_more, stable: MessageId(id as u64) })
     };
     alone.now_us = sent_us;
     let head = HeadFrame { conversation, id: MessageId(3) };
@@ -285,6 +309,72 @@ fn a_head_of_a_conversation_that_is_no_channel_breaks_the_protocol_and_is_no_pus
     assert!(alone.news(3).iter().any(is_sync), "what it tells of is fetched all the same");
     let told = alone.run.stats.errors().get("head_of_no_channel").copied();
     assert_eq!((told, get(&alone.run.stats.protocol_errors)), (Some(1), 1));
+}
+
+#[test]
+fn a_missing_push_is_not_excused_where_no_more_are_remembered() {
+    let mut run = run_of(1, &mut StdRng::seed_from_u64(1));
+    run.ledger.unpushed = Unpushed::with_room(0);
+    let mut alone = Alone::in_run(run);
+    alone.come();
+    alone.now_us = 5 * S;
+    let conversation = alone.conversation();
+    let message = alone.message(conversation, alone.other_member(conversation), 1, (1, 5 * S));
+    alone.now_us += 10 * MS;
+    alone.news(1);
+    alone.page(10 * MS, Ok(MessagesSync { messages: vec![message], has_more: false, stable: MessageId(1) }));
+    let stats = &alone.run.stats;
+    assert_eq!([&stats.push_expected, &stats.pushed, &stats.push_unknown].map(get), [1, 0, 0]);
+}
+
+#[test]
+fn notices_may_be_as_late_as_welcomes_and_answers_to_pings() {
+    // Whether it is missed that a friend came at 10 s, of whom nothing is told by 15 s.
+    let missed = |connect_us: u64, pong_us: u64| {
+        let mut run = run_of(1, &mut StdRng::seed_from_u64(1));
+        run.world.friends = vec![(0, 1)];
+        let presence = Presence::new(&run.scenario, &run.world);
+        run.ledger = Ledger::new(run.id, run.world.conversations.len(), 0).with_presence(presence);
+        let mut alone = Alone::in_run(run);
+        alone.on(Event::Command(Command::Online(S)));
+        alone.now_us += connect_us;
+        let actions = alone.connect();
+        alone.list(&actions, Ok(Vec::new()));
+        // It is pinged after 8 s without a frame.
+        alone.hear_nothing_until(alone.now_us + 8 * S);
+        alone.hear_nothing_until(alone.now_us + pong_us);
+        alone.on(Event::Heard);
+        let (ledger, world) = (&alone.run.ledger, &alone.run.world);
+        ledger.on_presence(world, ledger.presence.on_beat(1, 10 * S, 0));
+        ledger.on_presence(world, ledger.presence.on_unwatch(0, 15 * S));
+        ledger.on_presence(world, ledger.presence.conclude());
+        ledger.count(Kind::PresenceMissed)
+    };
+    assert_eq!([missed(0, 0), missed(4 * S, 0), missed(0, 4 * S)], [1, 0, 0]);
+}
+
+#[test]
+fn what_is_pushed_again_is_the_same_message() {
+    // Pushed in this order: counters, each with an id.
+    let found = |pushes: &[(u32, u64)]| {
+        let mut alone = Alone::new();
+        alone.come();
+        alone.now_us = 5 * S;
+        let conversation = alone.conversation();
+        let sender = alone.other_member(conversation);
+        for (counter, id) in pushes {
+            let message = alone.message(conversation, sender, *counter, (*id, 5 * S));
+            alone.hears(ServerFrame::Message(message));
+        }
+        let count = |kind| alone.run.ledger.count(kind);
+        (get(&alone.run.stats.repeated_on_wire), count(Kind::IdReuse), count(Kind::Duplicated))
+    };
+    assert_eq!(found(&[(1, 1), (2, 2), (1, 1), (2, 2), (2, 2)]), (3, 0, 0));
+    assert_eq!(found(&[(1, 1), (2, 2), (3, 2)]), (1, 1, 0), "another message under an id that was shown");
+    let (repeats, reused, duplicated) = found(&[(1, 1), (2, 2), (2, 1)]);
+    assert_eq!((repeats, reused + duplicated), (1, 1), "one that was shown, under an id that was shown");
+    assert_eq!(found(&[(1, 1), (3, 3), (3, 3)]), (1, 0, 0), "it waits above a hole");
+    assert_eq!(found(&[(1, 1), (3, 3), (4, 3)]), (0, 1, 0), "another one is held under its id");
 }
 
 #[test]

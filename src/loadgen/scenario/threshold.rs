@@ -55,13 +55,15 @@ impl Percent {
 }
 
 /// Conditions of every run whose scenario does not name their measures: what a user would call a failure.
-const DEFAULTS: [&str; 8] = [
+const DEFAULTS: [&str; 10] = [
     "refused == 0",
     "unresolved == 0",
     "never_connected == 0",
     "changes_failed == 0",
     "undrained == 0",
     "unaudited == 0",
+    "unread_views == 0",
+    "unprobed == 0",
     "protocol_errors == 0",
     "pushed_percent >= 99",
 ];
@@ -457,7 +459,7 @@ mod tests {
     #[test]
     fn every_run_fails_on_what_a_user_calls_a_failure_unless_the_scenario_says_otherwise() {
         let names = |rest| defaults(&scenario(rest)).iter().map(ToString::to_string).collect::<Vec<_>>();
-        assert_eq!(names("").len(), 12);
+        assert_eq!(names("").len(), 14);
         let own = names(", thresholds: ['refused < 10', 'unresolved > 3']");
         assert!(own.iter().all(|name| !name.starts_with("refused") && !name.starts_with("unresolved")), "{own:?}");
         let with_faults = names(", faults: [{at: 1s, do: kill chat-1}]");

@@ -69,6 +69,43 @@ pub(crate) const MODES: &[Mode] = &[
         takes_s: 20,
         ..Mode::LIE
     },
+    // The owners' views are all that there is, and who was removed is not refused: nothing is known of anybody else.
+    Mode {
+        name: "lie::audit_throttles_members",
+        lie: Lie {
+            request: |p, call| {
+                let page = call.audit_page();
+                let is_anothers = page.is_some_and(|(query, user)| !p.facts().is_owner(query.conversation, user));
+                fail(p, is_anothers, || Answer::throttled(LONGER_THAN_ANY_TRY_MS))
+            },
+            ..Lie::NONE
+        },
+        expect: Expect::failed(
+            "unread_views",
+            &[("unread_views", Is("lies")), ("read_views", Number(0)), ("lost", Number(0))],
+        ),
+        ..Mode::LIE
+    },
+    Mode {
+        name: "lie::the_removed_are_throttled",
+        scenario: scenarios::CHURN,
+        lie: Lie {
+            request: |p, call| {
+                let is_removed = call.device_page().is_some_and(|(query, user)| {
+                    query.after == 0
+                        && p.facts().removed(query.conversation).iter().any(|(removed, _)| *removed == user)
+                });
+                fail(p, is_removed, || Answer::throttled(LONGER_THAN_ANY_TRY_MS))
+            },
+            ..Lie::NONE
+        },
+        expect: Expect::failed(
+            "unprobed",
+            &[("unprobed", Least(1)), ("access_probes", Number(0)), ("lost", Number(0))],
+        ),
+        takes_s: 18,
+        ..Mode::LIE
+    },
     Mode {
         name: "lie::audit_refuses_the_owners",
         lie: Lie {
@@ -258,6 +295,9 @@ pub(crate) const MODES: &[Mode] = &[
         ..Mode::LIE
     },
 ];
+
+/// A wait that a server asks for, for which no call of the audit is tried again, in ms.
+const LONGER_THAN_ANY_TRY_MS: u64 = 30_000;
 
 fn fail(p: &Proxy, is_wanted: bool, answer: fn() -> Answer) -> Reply {
     if !is_wanted {

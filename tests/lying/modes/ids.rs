@@ -54,6 +54,13 @@ pub(crate) const MODES: &[Mode] = &[
         expect: Expect::violated(&[("duplicated", Is("lies"))]),
         ..Mode::LIE
     },
+    // Everything comes as it should, and then another message once more, under an id that was shown long ago.
+    Mode {
+        name: "lie::pushed_again_below",
+        lie: Lie { server: push_again_below, ..Lie::NONE },
+        expect: Expect::violated(&[("id_reuse+duplicated", Is("lies"))]).also(&["id_reuse", "duplicated"]),
+        ..Mode::LIE
+    },
     Mode {
         name: "lie::stored_under_two_ids",
         lie: Lie {
@@ -291,6 +298,26 @@ fn audit_rows(p: &Proxy, call: &Call, answer: &mut Answer, change: fn(&mut Vec<M
 
 fn is_direct(p: &Proxy, message: &MessageFrame) -> bool {
     p.facts().rooms().get(&message.conversation).is_some_and(|room| room.members.len() == 2)
+}
+
+/// Half of the messages that a device is shown after the first of a conversation come again under the id of that one.
+fn push_again_below(p: &Proxy, s: &Socket, frame: ServerFrame) -> Vec<Out> {
+    let Some(message) = message_of(&frame).filter(|message| is_direct(p, message)).cloned() else {
+        return Out::pass(frame);
+    };
+    let key = format!("first {} {}", s.who.user, message.conversation);
+    let mut outs = Out::pass(frame);
+    match p.take_held(&key) {
+        Some(first) => {
+            if first.id < message.id && p.one_in("again", 2) {
+                p.lied();
+                outs.extend(Out::pass(ServerFrame::Message(MessageFrame { id: first.id, ..message })));
+            }
+            p.hold(key, first);
+        }
+        None => p.hold(key, message),
+    }
+    outs
 }
 
 fn renumber(p: &Proxy, call: &mut Call) -> crate::proxy::http::Reply {

@@ -135,6 +135,40 @@ pub(crate) const MODES: &[Mode] = &[
         expect: Expect::passed(&[]),
         ..Mode::SOUND
     },
+    // Nobody says anything, so that what is late is presence alone, welcomes and answers to pings.
+    Mode {
+        name: "sound::everything_delayed_among_friends_who_say_nothing",
+        scenario: scenarios::QUIET_FRIENDS,
+        lie: Lie { server: delayed_by_4_s, ..Lie::NONE },
+        expect: Expect::not_accused(&[("presence_seen", Least(5))]),
+        takes_s: 24,
+        seeds: 3,
+        ..Mode::SOUND
+    },
+    Mode {
+        name: "sound::everything_delayed_while_friends_come_and_go",
+        scenario: scenarios::QUIET_RETURNS,
+        lie: Lie { server: delayed_by_4_s, ..Lie::NONE },
+        expect: Expect::not_accused(&[]),
+        takes_s: 60,
+        seeds: 1,
+        ..Mode::SOUND
+    },
+    // The notices alone.
+    Mode {
+        name: "sound::presence_delayed",
+        scenario: scenarios::QUIET_FRIENDS,
+        lie: Lie {
+            server: |p, s, frame| {
+                if matches!(frame, ServerFrame::Presence(_)) { delayed_by_4_s(p, s, frame) } else { Out::pass(frame) }
+            },
+            ..Lie::NONE
+        },
+        expect: Expect::passed(&[("presence_seen", Least(5))]),
+        takes_s: 20,
+        seeds: 3,
+        ..Mode::SOUND
+    },
     Mode {
         name: "sound::late_acks",
         lie: Lie {
@@ -234,6 +268,11 @@ pub(crate) const MODES: &[Mode] = &[
         ..Mode::SOUND
     },
 ];
+
+fn delayed_by_4_s(p: &Proxy, _: &Socket, frame: ServerFrame) -> Vec<Out> {
+    p.lied();
+    vec![Out::frame(&frame).after(Duration::from_secs(4))]
+}
 
 const fn twice(id: MessageId) -> MessageId {
     MessageId(id.0 * 2)

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use chatctl::loadgen::Scenario;
-use chatctl::loadgen::result::RunResult;
+use chatctl::loadgen::result::{Counts, RunResult};
 use chatctl::report::{self, summary};
 use chatctl::run::{self, FinishedRun, RunFiles, RunSettings, preflight, runner};
 use chatctl::runtime::Tasks;
@@ -194,11 +194,17 @@ fn overview(outcomes: &[(String, Outcome)]) -> Table<9> {
             c.duplicated.to_string(),
             c.out_of_order.to_string(),
             c.id_reuse.to_string(),
-            (c.leaked + c.altered + c.presence_wrong).to_string(),
+            other_violations(c).to_string(),
             recovered,
         ]);
     }
     table
+}
+
+/// Broken guarantees that have no column of their own.
+fn other_violations(counts: &Counts) -> u64 {
+    let shown = [counts.lost, counts.duplicated, counts.out_of_order, counts.id_reuse];
+    counts.violations().values().sum::<u64>() - shown.iter().sum::<u64>()
 }
 
 /// What each of several scenarios took, side by side.
@@ -244,6 +250,25 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
+
+    #[test]
+    fn every_broken_guarantee_is_in_some_column() {
+        let each = Counts { lost: 1, duplicated: 1, out_of_order: 1, id_reuse: 1, ..Counts::default() };
+        assert_eq!(other_violations(&each), 0);
+        let others = Counts {
+            id_went_back: 1,
+            leaked: 2,
+            altered: 4,
+            false_refusal: 8,
+            ack_wrong: 16,
+            forged: 32,
+            presence_wrong: 64,
+            presence_missed: 128,
+            presence_leaked: 256,
+            ..each
+        };
+        assert_eq!(other_violations(&others), 511);
+    }
 
     #[test]
     fn scenarios_after_an_interruption_are_listed_as_not_run() {

@@ -12,9 +12,9 @@
 //! "Must" holds for a friend who watches from before the change until the limit. A friend who connects must be told of whoever
 //! surely is there. What falls into a fault, on a connection that was lost, or behind the end of the load, is not judged.
 //!
-//! A target that is slow is not one that is silent: what a notice's lateness would explain is held back until the end,
-//! when it is known how late the generator was and how long messages took at that time. Lateness itself is what the
-//! latencies of presence are for.
+//! A target that is slow is not one that is silent: an "online" that comes is told, however late, and what a notice's
+//! lateness would explain is held back until the end, when it is known how late the generator was at that time, and how long
+//! messages, other notices, connects and answers to pings took. Lateness itself is what the latencies of presence are for.
 //!
 //! No I/O; time is a parameter, on the run's clock in µs.
 
@@ -69,7 +69,7 @@ impl Fault {
     }
 }
 
-/// Findings that are held back until the end; past them, each is judged at once.
+/// Findings that are held back until the end; past them, those that a lateness may explain are not judged.
 const HELD_BACK_MAX: usize = 100_000;
 
 /// A time that never comes, and a lateness that explains anything.
@@ -80,7 +80,7 @@ const NEVER: u64 = u64::MAX;
 pub(in crate::loadgen) enum Finding {
     /// A change that had to be told was.
     Seen,
-    /// A change that had to be told was not, or too late: the watching user, the friend, what.
+    /// A change that had to be told was not, or an "offline" too late: the watching user, the friend, what.
     Missed(u32, u32, PresenceState),
     /// A notice contradicts the beats: the same, and the silence of the friend in µs; `None` where no beat was ever sent.
     Wrong(u32, u32, PresenceState, Option<u64>),
@@ -90,7 +90,7 @@ pub(in crate::loadgen) enum Finding {
     Took(PresenceState, u64),
     /// A change that can't be judged.
     Unsure,
-    /// One that can't be judged since messages, or the generator, were as late at that time.
+    /// One that can't be judged since the target, or the generator, was as late at that time.
     Late,
 }
 
@@ -162,7 +162,8 @@ pub(in crate::loadgen) struct Presence {
     reads_every_us: u64,
     /// How late the generator was: a notice may have waited so long for it.
     lag: Lateness,
-    /// How long ACKs took, and deliveries to devices that were there: a notice may have taken as long.
+    /// How long ACKs took, deliveries to devices that were there, connects, answers to pings and other notices: a notice may
+    /// have taken as long.
     slow: Lateness,
     /// What lateness may explain.
     held_back: Mutex<Vec<HeldBack>>,
@@ -229,8 +230,9 @@ impl Presence {
         self.reads_every_us + self.lag.between(from_us, until_us) + self.slow.between(from_us, until_us)
     }
 
-    /// A message that came at `now_us` took so long, from its first write to its ACK or to a device that was there.
-    pub(in crate::loadgen) fn message_took(&self, now_us: u64, us: u64) {
+    /// What came at `now_us` took the target so long: a message from its first write to its ACK or to a device that was there, a
+    /// connect to its welcome, a ping to its answer.
+    pub(in crate::loadgen) fn target_took(&self, now_us: u64, us: u64) {
         if !self.users.is_empty() {
             self.slow.note(now_us, us);
         }

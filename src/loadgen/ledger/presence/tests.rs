@@ -111,7 +111,7 @@ fn an_offline_that_crossed_the_beat_is_right_and_must_be_followed_by_online() {
     assert_eq!(told(&p, Online, 62 * S), [Finding::Seen]);
     assert_eq!(unwatch(&crossed(), 65 * S), [MISSED_ONLINE], "the order counts");
     let p = crossed();
-    p.message_took(62 * S, 10_000);
+    p.target_took(62 * S, 10_000);
     assert_eq!(unwatch(&p, 65 * S), [MISSED_ONLINE], "messages were not as late");
     let p = watched();
     beat(&p, 61 * S);
@@ -131,7 +131,7 @@ fn online_must_be_told_in_time() {
     assert_eq!(coming(Some(12 * S), 20), [Finding::Took(Online, 2 * S), Finding::Seen]);
     assert_eq!(coming(None, 20), [MISSED_ONLINE]);
     assert_eq!(coming(None, 12), [Finding::Unsure], "gone before the limit");
-    assert_eq!(coming(Some(14 * S), 20), [Finding::Took(Online, 4 * S), MISSED_ONLINE], "too late");
+    assert_eq!(coming(Some(14 * S), 20), [Finding::Took(Online, 4 * S), Finding::Seen], "late, and told");
     let p = presence();
     p.on_watch(1, 10 * S - 1);
     beat(&p, 10 * S);
@@ -277,22 +277,16 @@ fn a_target_that_is_slow_is_not_one_that_is_silent() {
         let p = presence();
         p.on_watch(1, S);
         p.on_beat(0, 10 * S, 0);
-        let mut findings = p.on_notice(1, Some(0), Online, 18 * S);
-        assert_eq!(
-            findings,
-            [Finding::Took(Online, 8 * S)],
-            "held back: a message of that time may still be on its way"
-        );
-        p.message_took(20 * S, took_us);
-        findings.extend(p.conclude());
-        findings.remove(1)
+        assert_eq!(p.on_unwatch(1, 18 * S), [], "held back: a message of that time may still be on its way");
+        p.target_took(20 * S, took_us);
+        p.conclude().remove(0)
     };
     assert_eq!(late(2 * S), MISSED_ONLINE);
     assert_eq!(late(6 * S), Finding::Late, "messages took as long");
     let never = |took_us: u64, came_s: u64| {
         let p = watched();
         p.on_unwatch(1, 80 * S);
-        p.message_took(came_s * S, took_us);
+        p.target_took(came_s * S, took_us);
         p.conclude()
     };
     assert_eq!(never(3 * S, 80), [MISSED_OFFLINE], "no message was as late");
@@ -301,8 +295,37 @@ fn a_target_that_is_slow_is_not_one_that_is_silent() {
     let p = watched();
     p.on_beat(0, 61 * S, 0);
     p.on_notice(1, Some(0), Offline, 66 * S);
-    p.message_took(66 * S, 5 * S);
+    p.target_took(66 * S, 5 * S);
     assert_eq!(p.conclude(), [Finding::Late], "an offline of the silence before, late like everything");
+}
+
+#[test]
+fn a_target_whose_notices_are_late_is_accused_of_none_of_them() {
+    // Users 2 and 3 are friends, too: what one pair sees says how slow the target is.
+    let late = |told_us: u64| {
+        let p = watched();
+        p.on_watch(3, 50 * S);
+        p.on_beat(2, 60 * S, 0);
+        assert_eq!(p.on_notice(3, Some(2), Online, told_us), [Finding::Took(Online, told_us - 60 * S), Finding::Seen]);
+        // User 0 is silent from 30 on and back at 61: an "offline" that was decided before that comes after it.
+        p.on_beat(0, 61 * S, 0);
+        told(&p, Offline, 64 * S + S / 2)
+    };
+    assert_eq!(late(60 * S + 50), [wrong(Offline, 3 * S + S / 2)]);
+    assert_eq!(late(64 * S), [Finding::Late], "by as much as other notices");
+}
+
+#[test]
+fn a_slow_target_is_not_accused_of_what_is_too_much_to_hold_back() {
+    let p = watched();
+    let held = || HeldBack { needs_us: 1, from_us: S, until_us: S, finding: Finding::Seen };
+    p.held_back.lock().expect("free").resize_with(HELD_BACK_MAX, held);
+    assert_eq!(p.on_unwatch(1, 80 * S), [Finding::Unsure]);
+    let p = presence();
+    p.on_watch(1, S);
+    p.held_back.lock().expect("free").resize_with(HELD_BACK_MAX, held);
+    let never_beat = Finding::Wrong(1, 0, Online, None);
+    assert_eq!(p.on_notice(1, Some(0), Online, 2 * S), [never_beat], "which no lateness explains");
 }
 
 #[test]
@@ -310,7 +333,7 @@ fn one_slow_message_explains_nothing_of_another_minute() {
     let missed = |came_s: u64| {
         let p = watched();
         // The user is silent from second 30 on: an "offline" is owed from second 59 until 66.
-        p.message_took(came_s * S, 20 * S);
+        p.target_took(came_s * S, 20 * S);
         assert_eq!(p.on_unwatch(1, 80 * S), [], "held back, or explained");
         p.conclude()
     };
@@ -318,7 +341,7 @@ fn one_slow_message_explains_nothing_of_another_minute() {
     let greeted = |slow_s: u64| {
         let p = presence();
         beats(&p, 10, 20);
-        p.message_took(slow_s * S, 26 * S);
+        p.target_took(slow_s * S, 26 * S);
         p.on_watch(1, 100 * S);
         p.on_unwatch(1, 100 * S + 1);
         // Last beat at 120: surely there until 149.
