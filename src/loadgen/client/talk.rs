@@ -17,7 +17,7 @@ use crate::loadgen::run::{LATE_US, Run};
 use crate::loadgen::scenario::Transport;
 use crate::loadgen::stats::add;
 use crate::protocol::api::ConversationKind;
-use crate::protocol::frames::{AckFrame, ErrorFrame, HeadFrame, PresenceFrame, SendFrame};
+use crate::protocol::frames::{AckFrame, ConversationChangeFrame, ErrorFrame, HeadFrame, PresenceFrame, SendFrame};
 use crate::protocol::{ClientFrame, ConversationId, MessageFrame, ServerFrame};
 use crate::telemetry::LatencyPath;
 
@@ -223,15 +223,21 @@ impl Device {
                 self.note_typing(&frame);
                 self.run.ledger.on_unsent_notice(&self.run.world, "typing notice", self.client);
             }
-            // The subscription is the server's work, and a `head` follows; that it is messages that are wanted is not.
-            ServerFrame::Conversation(of) => {
-                let at = self.own_conversation(of.conversation, "a notice", self.said_us());
-                if let Some(at) = at.filter(|_| of.large) {
-                    self.subscribe_to(self.conversations[at].index);
-                }
-            }
+            ServerFrame::Conversation(of) => self.on_conversation(of),
             ServerFrame::Welcome(_) => self.break_protocol("second_welcome"),
             ServerFrame::Pong => {}
+        }
+    }
+
+    fn on_conversation(&mut self, of: ConversationChangeFrame) {
+        let Some(at) = self.own_conversation(of.conversation, "a notice", self.said_us()) else { return };
+        let index = self.conversations[at].index;
+        if !self.run.ledger.may_have_been(&self.run.world, index, of.large) {
+            return self.break_protocol("conversation_size");
+        }
+        // The subscription is the server's work, and a `head` follows; that it is messages that are wanted is not.
+        if of.large {
+            self.subscribe_to(index);
         }
     }
 
@@ -270,6 +276,12 @@ impl Device {
         let run = &self.run;
         let index = run.ledger.hears_of(&run.world, (self.user, id), what, said_us)?;
         self.find(index)
+    }
+
+    /// Whether a time that a server tells of something in this run may be right.
+    pub(super) fn is_of_run(&self, at_ms: u64) -> bool {
+        let now_unix_us = self.now_us.wrapping_add(self.run.unix_offset_us);
+        self.run.ledger.is_of_run(at_ms, now_unix_us / 1_000)
     }
 
     /// Counts a frame that the protocol does not allow.
@@ -420,6 +432,11 @@ impl Device {
 
     fn on_presence(&self, frame: &PresenceFrame) {
         self.run.note("pres", || json!({"by": self.name().0, "user": frame.user, "state": frame.state}));
+        // Users of this run have never beaten before it. 0: the server does not know the last beat any more.
+        let is_of_ours = self.run.world.user_index(frame.user).is_some();
+        if is_of_ours && frame.at > 0 && !self.is_of_run(frame.at) {
+            self.break_protocol("presence_time");
+        }
         let notice = (frame.user, frame.state);
         let told = self.run.ledger.on_presence_notice(&self.run.world, self.user, notice, self.now_us);
         if let Some((path, took_us)) = told {

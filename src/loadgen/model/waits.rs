@@ -13,7 +13,7 @@ use crate::loadgen::fault_track::FaultTrack;
 use crate::loadgen::run::Run;
 use crate::loadgen::stats::get;
 use crate::protocol::api::{InboxEntry, MessagesSync};
-use crate::protocol::frames::{ErrorFrame, HeadFrame};
+use crate::protocol::frames::{ConversationChangeFrame, ErrorFrame, HeadFrame, PresenceFrame, PresenceState};
 use crate::protocol::{ClientFrame, ErrorCode, MessageFrame, MessageId, ServerFrame};
 use crate::telemetry::LatencyPath;
 
@@ -89,6 +89,17 @@ impl Alone {
             _ => None,
         });
         self.on(Event::Inbox { generation: generation.expect("it lists the inbox"), result })
+    }
+
+    /// The server's clock.
+    fn unix_ms(&self) -> u64 {
+        (self.now_us + self.run.unix_offset_us) / MS
+    }
+
+    /// An entry of the inbox, of the first conversation.
+    fn entry(&self, head: u64, at: u64) -> InboxEntry {
+        let conversation = self.run.world.conversations[self.conversation() as usize].id;
+        InboxEntry { conversation, head: MessageId(head), at }
     }
 
     /// News of a message.
@@ -168,8 +179,7 @@ fn a_new_connection_does_not_end_the_time_that_was_asked_for() {
     alone.now_us += S;
     let actions = alone.connect();
     assert!(!actions.iter().any(is_send), "{actions:?}");
-    let entry =
-        InboxEntry { conversation: alone.run.world.conversations[conversation as usize].id, head: MessageId(3), at: 1 };
+    let entry = alone.entry(3, alone.unix_ms());
     assert!(!alone.list(&actions, Ok(vec![entry])).iter().any(is_sync));
     let done = alone.until(30 * S);
     let first = |is: fn(&Action) -> bool| done.iter().find(|(_, a)| is(a)).map(|(at, _)| at - asked_us);
@@ -385,4 +395,49 @@ fn only_a_device_whose_last_try_failed_here_was_kept_out_by_this_machine() {
     let by_placement = LinkError::Placement(CallError::Local("EMFILE".to_owned()));
     assert_eq!([ended([there(), here()]), ended([here(), there()])], [true, false]);
     assert!(ended([there(), by_placement]));
+}
+
+#[test]
+fn times_that_can_not_be_are_errors_of_the_protocol() {
+    const DAY_MS: u64 = 24 * 3_600 * 1_000;
+    let mut alone = Alone::new();
+    let (now, friend) = (alone.unix_ms(), alone.run.world.users[1].id);
+    for at in [now, now + DAY_MS, now - DAY_MS] {
+        alone.on(Event::Command(Command::Online(alone.now_us)));
+        let actions = alone.connect();
+        let entry = alone.entry(3, at);
+        alone.list(&actions, Ok(vec![entry]));
+        let presence = PresenceFrame { user: friend, state: PresenceState::Online, at };
+        alone.hears(ServerFrame::Presence(presence));
+        alone.on(Event::Closed(LinkError::Lost("cut".to_owned())));
+        alone.now_us += S;
+    }
+    let errors = alone.run.stats.errors();
+    assert_eq!(["inbox_time", "presence_time"].map(|name| errors.get(name).copied()), [Some(2); 2], "{errors:?}");
+    assert_eq!(get(&alone.run.stats.protocol_errors), 4);
+}
+
+#[test]
+fn a_size_that_a_conversation_can_not_have_is_an_error_of_the_protocol() {
+    // One of the worlds with large channels.
+    let mut alone = Alone::of(39);
+    alone.come();
+    let run = Arc::clone(&alone.run);
+    let world = &run.world;
+    let user = world.clients[0].user;
+    let is_large = |index: &&u32| world.conversations[**index as usize].is_large();
+    let own = world.conversations_of(user);
+    let small = own.iter().find(|index| !is_large(index)).expect("there is one");
+    let large = own.iter().find(is_large).expect("there is one");
+    let mut errors = |index: u32, large| {
+        let conversation = world.conversations[index as usize].id;
+        alone.hears(ServerFrame::Conversation(ConversationChangeFrame { conversation, large }));
+        get(&run.stats.protocol_errors)
+    };
+    assert_eq!([errors(*small, false), errors(*large, true)], [0, 0]);
+    assert_eq!([errors(*small, true), errors(*large, false)], [1, 2]);
+    for member in world.members(*large).iter().filter(|member| **member != user).take(4) {
+        run.ledger.leaving(world, *large, *member, S);
+    }
+    assert_eq!(errors(*large, false), 2, "it may have shrunk");
 }
