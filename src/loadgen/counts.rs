@@ -50,6 +50,8 @@ counts!(
     altered,
     /// Messages refused definitely, and stored or shown all the same.
     false_refusal,
+    /// Messages acknowledged, stored or shown whose sender was removed before they were first sent, and was not back.
+    false_acceptance,
     /// ACKs with another id than before, for another conversation, or for a message that the device did not send.
     ack_wrong,
     /// Messages, receipts and typing notices that no simulated client sent.
@@ -154,6 +156,8 @@ counts!(
     read_views,
     /// Reads that were tried for removed members at the end.
     access_probes,
+    /// Messages that removed members tried to send, and that were answered.
+    write_probes,
     /// Longest time from the end of a fault until its last consequence, in ms.
     recovery_ms_max,
 );
@@ -171,6 +175,7 @@ impl Counts {
             ("leaked", self.leaked),
             ("altered", self.altered),
             ("false_refusal", self.false_refusal),
+            ("false_acceptance", self.false_acceptance),
             ("ack_wrong", self.ack_wrong),
             ("forged", self.forged),
             ("presence_wrong", self.presence_wrong),

@@ -42,6 +42,8 @@ pub(super) struct Stats {
     /// Of the audit: member views read, reads tried for removed members.
     pub(super) read_views: AtomicU64,
     pub(super) access_probes: AtomicU64,
+    /// Messages that removed members tried to send, and that were answered.
+    pub(super) write_probes: AtomicU64,
     /// Connections that were lost or closed against the plan.
     pub(super) disconnects: AtomicU64,
     /// Tries to connect that failed, other than by backpressure or for an old token.

@@ -39,9 +39,8 @@ impl Device {
         if self.is_finishing() {
             return add(&self.run.stats.unresolved, 1);
         }
-        let own = &mut self.conversations[at];
-        own.counter += 1;
-        let tag = Tag { run, conversation, client: self.client, counter: own.counter, intended_us, sent_us: 0 };
+        let counter = self.conversations[at].next_counter();
+        let tag = Tag { run, conversation, client: self.client, counter, intended_us, sent_us: 0 };
         self.pending.push(Pending::new(tag, bytes));
         // From here on the target is at work, or keeps the device waiting.
         self.run.recorder.late_by(LagOf::Send, intended_us, self.now_us);
@@ -115,9 +114,12 @@ impl Device {
 
     fn on_ack(&mut self, ack: &AckFrame) {
         let run = Arc::clone(&self.run);
-        // Not there: the answer to a retry of something answered already, or to nothing.
+        // Not there: the answer to what a removed member tried, to a retry of something answered already, or to nothing.
         let Some(at) = self.find_pending(ack.uuid) else {
-            return run.ledger.on_other_ack(&run.world, self.client, ack);
+            if !self.on_probe_acked(ack) {
+                run.ledger.on_other_ack(&run.world, self.client, ack);
+            }
+            return;
         };
         if !run.ledger.on_ack(&run.world, &self.pending[at].tag, ack, self.now_us) {
             return;
@@ -139,6 +141,9 @@ impl Device {
     fn on_error(&mut self, error: &ErrorFrame) {
         let run = Arc::clone(&self.run);
         let found = error.uuid.and_then(|uuid| Some((uuid, self.find_pending(uuid)?)));
+        if found.is_none() && self.on_probe_refused(error) {
+            return;
+        }
         if error.retry_after_ms.is_some() && error.code.is_backpressure() {
             add(&run.stats.throttled, 1);
         } else {

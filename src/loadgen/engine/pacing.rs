@@ -256,6 +256,7 @@ async fn change_member(shared: &Shared, group: u32, member: u32, churn: Churn, l
     }
     let back_us = clock::now_us() + churn.back_after.as_micros() as u64;
     probe_removed(shared, group, member).await;
+    try_to_send(shared, group, member);
     // Where the API took longer than that, it is not this machine that is late.
     if clock::now_us() < back_us {
         tokio::select! {
@@ -291,6 +292,14 @@ async fn change_member(shared: &Shared, group: u32, member: u32, churn: Churn, l
     add(&shared.stats.additions, 1);
     for client in shared.world.clients_of(member) {
         shared.mailboxes[client as usize].put(Command::Joined(group));
+    }
+}
+
+/// Has a device of a removed member try to send, where one is connected.
+fn try_to_send(shared: &Shared, group: u32, member: u32) {
+    let connected = shared.world.clients_of(member).find(|client| shared.places.server_of(*client).is_some());
+    if let Some(client) = connected {
+        shared.mailboxes[client as usize].put(Command::TryToSend(group));
     }
 }
 

@@ -146,6 +146,10 @@ impl<'a> Audit<'a> {
             if read.is_some() && !is_in_time {
                 ledger.violation(Kind::Altered, || format!("{name} id {id} is stored with the time {}", row.at));
             }
+            if let Some(tag) = read.filter(|tag| tag.conversation == self.conversation) {
+                let mut known = ledger.conversation(self.conversation);
+                ledger.check_acceptance(self.world, &mut known, &tag, "stored");
+            }
             let known = || Identity::of(row.uuid).filter(|identity| ledger.was_sent(self.world, *identity));
             let Some(identity) = read.map(|tag| tag.identity()).or_else(known) else { continue };
             if self

@@ -67,6 +67,7 @@ pub(in crate::loadgen) fn checks(c: &Counts, tallies: &Tallies) -> Vec<Check> {
     let refusals = t(&tallies.refusals);
     let presence_wrong = c.presence_wrong + c.presence_missed + c.presence_leaked;
     let answered = c.acked + c.refused + c.refused_removed;
+    let probes = c.access_probes + c.write_probes;
     vec![
         check("answered", c.intended, answered, c.unresolved + c.refused).none("no message was due"),
         check("stored", c.acked, stored, acked - stored)
@@ -94,7 +95,7 @@ pub(in crate::loadgen) fn checks(c: &Counts, tallies: &Tallies) -> Vec<Check> {
             .none("no other member's view was read"),
         check("refusals", refusals, refusals.saturating_sub(c.false_refusal), c.false_refusal)
             .none("nothing was refused for good"),
-        check("access", c.access_probes, c.access_probes, c.leaked).none("nobody was removed"),
+        check("access", probes, probes, c.leaked + c.false_acceptance).none("nobody was removed"),
         check("presence", c.presence_expected, c.presence_seen, presence_wrong)
             .unless(t(&tallies.presence_unsure), "changes were too close to others, or to the end, to judge")
             .unless(t(&tallies.presence_late), "are not judged: messages, or the generator, were as late then")

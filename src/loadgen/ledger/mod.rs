@@ -333,6 +333,7 @@ impl Ledger {
         let live = ledger.live();
         self.compare(&mut live.window, seen, "shown");
         let was_refused = live.fates.contradicts_refusal(seen.tag.client, seen.tag.counter);
+        self.check_acceptance(world, &mut ledger, &seen.tag, "shown");
         let sent_us = seen.tag.sent_us;
         let (may_see, membership) = if let Some(stays) = ledger.stays(user) {
             let (was_member, is_settled) = (stays.was_member(sent_us), stays.was_settled_since(sent_us));

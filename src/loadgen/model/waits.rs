@@ -10,10 +10,11 @@ use super::sim::{MS, S, run_of, welcome};
 use crate::loadgen::body::Tag;
 use crate::loadgen::client::{Action, CallError, Command, ConnectError, Device, Event, LinkError, Page};
 use crate::loadgen::fault_track::FaultTrack;
+use crate::loadgen::ledger::Kind;
 use crate::loadgen::run::Run;
 use crate::loadgen::stats::get;
 use crate::protocol::api::{InboxEntry, MessagesSync};
-use crate::protocol::frames::{ConversationChangeFrame, ErrorFrame, HeadFrame, PresenceFrame, PresenceState};
+use crate::protocol::frames::{AckFrame, ConversationChangeFrame, ErrorFrame, HeadFrame, PresenceFrame, PresenceState};
 use crate::protocol::{ClientFrame, ErrorCode, MessageFrame, MessageId, ServerFrame};
 use crate::telemetry::LatencyPath;
 
@@ -395,6 +396,45 @@ fn only_a_device_whose_last_try_failed_here_was_kept_out_by_this_machine() {
     let by_placement = LinkError::Placement(CallError::Local("EMFILE".to_owned()));
     assert_eq!([ended([there(), here()]), ended([here(), there()])], [true, false]);
     assert!(ended([there(), by_placement]));
+}
+
+#[test]
+fn what_a_removed_member_tries_to_send_is_in_no_figure_of_messages() {
+    let mut alone = Alone::new();
+    alone.come();
+    let run = Arc::clone(&alone.run);
+    let (conversation, user) = (alone.conversation(), run.world.clients[0].user);
+    let try_to_send = |alone: &mut Alone| {
+        let actions = alone.on(Event::Command(Command::TryToSend(conversation)));
+        actions.into_iter().find_map(|action| match action {
+            Action::Write(ClientFrame::Send(frame)) => Some((frame.uuid, frame.conversation)),
+            _ => None,
+        })
+    };
+    let error = |uuid, code, retry_after_ms| {
+        ServerFrame::Error(ErrorFrame { uuid: Some(uuid), code, message: String::new(), retry_after_ms })
+    };
+    assert_eq!(try_to_send(&mut alone), None, "a member does not try");
+    run.ledger.leaving(&run.world, conversation, user, alone.now_us);
+    run.ledger.left(&run.world, conversation, user, alone.now_us);
+    alone.now_us += S;
+    let (refused, _) = try_to_send(&mut alone).expect("tries");
+    alone.hears(error(refused, ErrorCode::NotAMember, None));
+    let (busy, _) = try_to_send(&mut alone).expect("tries");
+    alone.hears(error(busy, ErrorCode::Overloaded, Some(500)));
+    assert!(!alone.until(30 * S).iter().any(|(_, action)| is_send(action)), "it is not tried again");
+    assert_eq!((get(&run.stats.write_probes), run.ledger.described()), (1, Vec::new()));
+    let (uuid, conversation_id) = try_to_send(&mut alone).expect("tries");
+    alone.hears(ServerFrame::Ack(AckFrame { uuid, conversation: conversation_id, id: MessageId(9), at: 1 }));
+    assert_eq!((get(&run.stats.write_probes), run.ledger.count(Kind::FalseAcceptance)), (2, 1));
+    let stats = &run.stats;
+    let figures = [&stats.sent, &stats.acked, &stats.refused, &stats.refused_removed, &stats.unresolved];
+    assert_eq!(figures.map(get), [0; 5]);
+    assert_eq!([&stats.throttled, &stats.retries, &stats.resent].map(get), [0; 3]);
+    assert!(stats.errors().is_empty() && stats.owed() == 0, "{:?}", stats.errors());
+    assert_eq!([LatencyPath::Ack, LatencyPath::Answer].map(|path| alone.measured(path).0), [0; 2]);
+    run.ledger.joining(&run.world, conversation, user, alone.now_us);
+    assert_eq!(try_to_send(&mut alone), None, "a member again, perhaps");
 }
 
 #[test]

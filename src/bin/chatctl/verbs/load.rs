@@ -184,6 +184,7 @@ fn overview(outcomes: &[(String, Outcome)]) -> Table<9> {
             }
         };
         let c = &result.counts;
+        let shown = c.lost + c.duplicated + c.out_of_order + c.id_reuse;
         let seconds = || format!("{:.2} s", c.recovery_ms_max as f64 / 1e3);
         let recovered = if result.faults.is_empty() { "-".to_owned() } else { seconds() };
         table.row([
@@ -194,7 +195,7 @@ fn overview(outcomes: &[(String, Outcome)]) -> Table<9> {
             c.duplicated.to_string(),
             c.out_of_order.to_string(),
             c.id_reuse.to_string(),
-            (c.leaked + c.altered + c.presence_wrong).to_string(),
+            (c.violations().values().sum::<u64>() - shown).to_string(),
             recovered,
         ]);
     }
