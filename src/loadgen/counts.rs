@@ -50,6 +50,8 @@ counts!(
     altered,
     /// Messages refused definitely, and stored or shown all the same.
     false_refusal,
+    /// Messages acknowledged, stored or shown whose sender was removed before they were first sent, and was not back.
+    false_acceptance,
     /// ACKs with another id than before, or for another conversation; ACKs and errors for messages that the device did not
     /// send.
     ack_wrong,
@@ -171,6 +173,8 @@ counts!(
     access_probes,
     /// Reads of those that had no answer which says whether they may.
     unprobed,
+    /// Messages that removed members tried to send, and that were answered.
+    write_probes,
     /// Longest time from the end of a fault until its last consequence, in ms.
     recovery_ms_max,
 );
@@ -188,6 +192,7 @@ impl Counts {
             ("leaked", self.leaked),
             ("altered", self.altered),
             ("false_refusal", self.false_refusal),
+            ("false_acceptance", self.false_acceptance),
             ("ack_wrong", self.ack_wrong),
             ("forged", self.forged),
             ("presence_wrong", self.presence_wrong),

@@ -52,6 +52,8 @@ pub(super) struct Stats {
     pub(super) unread_views: AtomicU64,
     pub(super) access_probes: AtomicU64,
     pub(super) unprobed: AtomicU64,
+    /// Messages that removed members tried to send, and that were answered.
+    pub(super) write_probes: AtomicU64,
     /// Connections that were lost or closed against the plan, other than by a limit of this machine.
     pub(super) disconnects: AtomicU64,
     /// Tries to connect that failed, other than by backpressure or for a token that may have come to its end.

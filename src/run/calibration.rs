@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::loadgen::Scenario;
 use crate::loadgen::result::{ConnectionMemory, RunResult, Verdict};
+use crate::report::compare::Defect;
 use crate::run::Error;
 use crate::run::child_run::{ChildRun, Ended};
 use crate::run::observer::{Progress, ProgressObserver};
@@ -45,15 +46,22 @@ impl Bench<'_> {
             args: &["--workers", "1"],
             load: scenario.duration(),
         };
-        let result = match run.run(self.interrupt).await? {
-            Ended::WithResult(result) => *result,
-            Ended::WithoutResult(_, unread) => return Err(unread),
-        };
-        if result.verdict != Verdict::Pass {
-            let problem = format!("{}: {}", result.verdict.word(), result.reasons.join("; "));
-            return Err(Error::inconclusive(problem).at(scenario.name));
-        }
-        Ok(result)
+        passed(run.run(self.interrupt).await?).map_err(|error| error.at(scenario.name))
+    }
+}
+
+/// The result of a run that passed. Any other is an error, above all one that broke a guarantee.
+fn passed(ended: Ended) -> Result<RunResult, Error> {
+    let result = match ended {
+        Ended::WithResult(result) => *result,
+        Ended::WithoutResult(Defect::Violated, unread) => return Err(Error::violated(unread)),
+        Ended::WithoutResult(_, unread) => return Err(unread),
+    };
+    let problem = || format!("{}: {}", result.verdict.word(), result.reasons.join("; "));
+    match result.verdict {
+        Verdict::Pass => Ok(result),
+        Verdict::LedgerViolated => Err(Error::violated(problem())),
+        Verdict::ThresholdFailed | Verdict::Invalid | Verdict::Interrupted => Err(Error::inconclusive(problem())),
     }
 }
 
@@ -141,6 +149,7 @@ pub async fn measure(interrupt: &Tasks, observer: &dyn ProgressObserver) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::run::ErrorKind;
 
     #[test]
     fn calibration_scenarios_are_valid() {
@@ -156,6 +165,21 @@ mod tests {
         let [slow, quick, frames] = measured_rates().expect("valid scenarios");
         assert!((slow - 600.0).abs() < 1e-9 && (quick - 3_000.0).abs() < 1e-9, "{slow} {quick}");
         assert!((frames - 198.0).abs() < 1e-9, "{frames}");
+    }
+
+    #[test]
+    fn a_run_that_broke_a_guarantee_says_so_with_and_without_its_result() {
+        let with = |verdict| Ended::WithResult(Box::new(RunResult { verdict, ..RunResult::default() }));
+        let without = |defect| Ended::WithoutResult(defect, Error::environment("it can't be read"));
+        assert!(passed(with(Verdict::Pass)).is_ok());
+        for (ended, kind) in [
+            (with(Verdict::LedgerViolated), ErrorKind::Violated),
+            (without(Defect::Violated), ErrorKind::Violated),
+            (with(Verdict::Invalid), ErrorKind::Inconclusive),
+            (without(Defect::Failed), ErrorKind::Environment),
+        ] {
+            assert_eq!(passed(ended).expect_err("did not pass").kind, kind);
+        }
     }
 
     #[test]

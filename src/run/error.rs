@@ -17,6 +17,8 @@ pub enum ErrorKind {
     Interrupted,
     /// A run whose result others rest on did not pass.
     Inconclusive,
+    /// A run whose result others rest on broke a guarantee.
+    Violated,
     /// Runs have too few samples for what is asked of them.
     NotEnoughData,
 }
@@ -59,6 +61,11 @@ impl Error {
     /// A run whose result others rest on did not pass.
     pub fn inconclusive(problem: impl ToString) -> Self {
         Self::new(ErrorKind::Inconclusive, problem)
+    }
+
+    /// A run whose result others rest on broke a guarantee.
+    pub fn violated(problem: impl ToString) -> Self {
+        Self::new(ErrorKind::Violated, problem)
     }
 
     /// Runs have too few samples for what is asked of them.

@@ -33,11 +33,11 @@ impl RunFiles {
         Some(if self.are_several { path.join(format!("{}.jsonl", scenario.name)) } else { path.clone() })
     }
 
-    /// Finds out before the load whether its files can be written.
+    /// Refuses scenarios whose files would write over each other. Nothing is written.
     ///
     /// # Errors
-    /// Names the setting and the file that can't be written, or the name that two scenarios have.
-    pub fn probe(&self, scenarios: &[Scenario]) -> Result<(), Error> {
+    /// Names the name that two scenarios have.
+    pub fn check_names(&self, scenarios: &[Scenario]) -> Result<(), Error> {
         let mut names = HashSet::new();
         if let Some(twice) = scenarios.iter().find(|scenario| !names.insert(&scenario.name))
             && (self.out.is_some() || self.history.is_some())
@@ -45,6 +45,14 @@ impl RunFiles {
             let text = format!("two scenarios are named {:?}: their files would write over each other", twice.name);
             return Err(Error::usage(text));
         }
+        Ok(())
+    }
+
+    /// Finds out before the load whether its files can be written.
+    ///
+    /// # Errors
+    /// Names the setting and the file that can't be written.
+    pub fn probe(&self, scenarios: &[Scenario]) -> Result<(), Error> {
         scenarios.iter().try_for_each(|scenario| self.probe_one(scenario))
     }
 
@@ -133,9 +141,9 @@ mod tests {
     #[test]
     fn two_scenarios_of_one_name_are_refused_where_they_have_files() {
         let scenarios = [scenario("a"), scenario("a")];
-        RunFiles::default().probe(&scenarios).expect("no files");
+        RunFiles::default().check_names(&scenarios).expect("no files");
         let files = RunFiles { history: Some(PathBuf::from("h")), are_several: true, ..RunFiles::default() };
-        let refused = files.probe(&scenarios).expect_err("refused");
+        let refused = files.check_names(&scenarios).expect_err("refused");
         assert!(refused.kind == ErrorKind::Usage && refused.to_string().contains("\"a\""), "{refused}");
     }
 }

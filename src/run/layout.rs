@@ -33,23 +33,38 @@ impl Layout {
     /// Refuses settings that exclude each other.
     ///
     /// # Errors
-    /// Names the setting.
+    /// Names the setting, or the source address that is not this machine's.
     pub fn check(&self) -> Result<(), Error> {
         match (&self.generators, &self.sources) {
             (Generators::Remote(_), Some(SourceAddresses(all))) => {
                 Err(Error::usage("they are for generators of this machine")
                     .at(format!("--source-addresses with {} addresses", all.len())))
             }
-            (Generators::Auto | Generators::Local(_) | Generators::Remote(_), _) => Ok(()),
+            (Generators::Auto | Generators::Local(_), Some(SourceAddresses(all))) => check_sources(all),
+            (Generators::Auto | Generators::Local(_) | Generators::Remote(_), None) => Ok(()),
         }
     }
 
-    /// Parts that the run is known to be cut into.
-    #[must_use]
-    pub fn parts(&self) -> usize {
+    /// Generators in processes of their own on this machine; 0: in this process, which may open so many files.
+    fn processes(&self, scenario: &Scenario, machine: &Machine, files: u64) -> usize {
         match &self.generators {
-            Generators::Auto => 1,
             Generators::Local(count) => *count,
+            Generators::Remote(_) => 0,
+            Generators::Auto => {
+                let devices = scenario.connections_max();
+                // Both ends in this process, where the stack is in it.
+                let is_in_process = self.has_own_stack() && scenario.stack.engines == EngineChoice::Embedded;
+                let ends = if is_in_process { 2 } else { 1 };
+                let fits = devices * ends + limits::FILES_RESERVED <= files;
+                if fits { 0 } else { machine.workers_for(devices) as usize }
+            }
+        }
+    }
+
+    /// Parts that a run on this machine is cut into, whose processes may open so many files each.
+    pub(super) fn parts(&self, scenario: &Scenario, machine: &Machine, files: u64) -> usize {
+        match &self.generators {
+            Generators::Auto | Generators::Local(_) => self.processes(scenario, machine, files).max(1),
             Generators::Remote(addresses) => addresses.len(),
         }
     }
@@ -251,18 +266,12 @@ pub(super) fn plan(
 ) -> Result<GeneratorPlan, Error> {
     let own_stack = layout.has_own_stack();
     layout.check()?;
-    let is_in_process = own_stack && scenario.stack.engines == EngineChoice::Embedded;
     let devices = scenario.connections_max();
     let files = machine::raise_open_files();
-    let (processes, addresses) = match &layout.generators {
-        Generators::Local(count) => (*count, Vec::new()),
-        Generators::Remote(addresses) => (0, addresses.clone()),
-        Generators::Auto => {
-            // Both ends in this process, where the stack is in it.
-            let ends = if is_in_process { 2 } else { 1 };
-            let fits = devices * ends + limits::FILES_RESERVED <= files;
-            (if fits { 0 } else { machine.workers_for(devices) as usize }, Vec::new())
-        }
+    let processes = layout.processes(scenario, machine, files);
+    let addresses = match &layout.generators {
+        Generators::Auto | Generators::Local(_) => Vec::new(),
+        Generators::Remote(addresses) => addresses.clone(),
     };
     let is_elsewhere = !addresses.is_empty();
     let mut limits = if is_elsewhere { Vec::new() } else { machine.limits(need(scenario, own_stack)) };
@@ -285,10 +294,7 @@ pub(super) fn plan(
     let generators = processes.max(addresses.len()).max(1) as u64;
     let each = devices.div_ceil(generators);
     let sources = match &layout.sources {
-        Some(SourceAddresses(all)) => {
-            check_sources(all)?;
-            shared_out(all, generators as usize)
-        }
+        Some(SourceAddresses(all)) => shared_out(all, generators as usize),
         // A stack of this machine is on loopback, where every address is ours.
         None if own_stack && devices > MANY => {
             let count = limits::sources_for(each, machine);
@@ -393,6 +399,17 @@ mod tests {
         let sources = Some("127.0.0.1".parse::<SourceAddresses>().expect("valid"));
         let layout = Layout { generators: Generators::Remote(vec!["a:1".to_owned()]), sources, ..Layout::default() };
         assert!(layout.check().is_err_and(|e| e.to_string().starts_with("--source-addresses with 1 addresses: ")));
+    }
+
+    #[test]
+    fn an_address_of_another_machine_is_refused_before_the_run() {
+        // For documents: nobody has it. Source: RFC 5737.
+        let sources = Some("192.0.2.1".parse::<SourceAddresses>().expect("valid"));
+        let refused = Layout { sources, ..Layout::default() }.check().expect_err("it is not ours");
+        assert_eq!(refused.kind, crate::run::ErrorKind::Usage);
+        assert!(refused.to_string().starts_with("--source-addresses 192.0.2.1: "), "{refused}");
+        let sources = Some("127.0.0.1".parse::<SourceAddresses>().expect("valid"));
+        assert!(Layout { sources, ..Layout::default() }.check().is_ok());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Other processes of this machine: what they take, who they started, and signals. Reads `/proc`, so Linux only.
 
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -129,6 +130,44 @@ pub fn tell(pid: u32, what: Tell) -> std::io::Result<()> {
     Ok(kill_process(pid, signal)?)
 }
 
+/// Processes in groups of their own that are waited for.
+static APART: Mutex<Vec<u32>> = Mutex::new(Vec::new());
+
+/// A process that this one has started in a group of its own, where a terminal's ctrl-c does not reach it. Held as long as it is
+/// waited for.
+#[derive(Debug)]
+pub struct Apart(u32);
+
+impl Apart {
+    /// Notes that it was started.
+    #[must_use]
+    pub fn new(pid: u32) -> Self {
+        apart().push(pid);
+        Self(pid)
+    }
+}
+
+impl Drop for Apart {
+    fn drop(&mut self) {
+        let mut all = apart();
+        if let Some(at) = all.iter().position(|pid| *pid == self.0) {
+            all.swap_remove(at);
+        }
+    }
+}
+
+/// Tells all of them to end, for a process that ends without waiting for them.
+pub fn end_all_apart() {
+    for pid in apart().drain(..) {
+        // It may have ended in this moment.
+        let _ = tell(pid, Tell::End);
+    }
+}
+
+fn apart() -> std::sync::MutexGuard<'static, Vec<u32>> {
+    APART.lock().expect("no panic while held")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -171,5 +210,15 @@ mod tests {
         assert!(!child.wait().expect("ends").success());
         assert!(is_running(std::process::id()) && !is_running(child.id()));
         assert_eq!(usage(u32::MAX), None);
+    }
+
+    #[test]
+    fn a_process_of_a_group_of_its_own_is_known_as_long_as_it_is_waited_for() {
+        // No process has that number: others of these tests have theirs.
+        let is_known = || super::apart().contains(&u32::MAX);
+        let apart = Apart::new(u32::MAX);
+        assert!(is_known());
+        drop(apart);
+        assert!(!is_known());
     }
 }

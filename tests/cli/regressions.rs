@@ -349,3 +349,16 @@ fn a_scenario_that_is_scaled_is_checked_as_it_is_run() {
         assert!(err.contains("users fit on this machine"), "{err}");
     }
 }
+
+#[test]
+fn two_scenarios_of_one_name_are_refused_by_the_check_too() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = scenario(folder.path(), TINY);
+    let out = folder.path().join("out").display().to_string();
+    for more in [&["--check"][..], &[]] {
+        let (code, shown, err) = run(&[&["load", path.as_str(), &path, "--out", &out], more].concat());
+        assert_eq!((code, shown.as_str()), (Some(2), ""), "{err}");
+        assert!(err.contains("two scenarios are named \"tiny\""), "{err}");
+    }
+    assert!(!Path::new(&out).exists(), "nothing was written");
+}

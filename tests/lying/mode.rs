@@ -57,7 +57,7 @@ pub(crate) enum Want {
 use Want::{Is, Least, Number, Within};
 
 /// Counts of broken guarantees.
-pub(crate) const VIOLATIONS: [&str; 13] = [
+pub(crate) const VIOLATIONS: [&str; 14] = [
     "lost",
     "duplicated",
     "out_of_order",
@@ -66,6 +66,7 @@ pub(crate) const VIOLATIONS: [&str; 13] = [
     "leaked",
     "altered",
     "false_refusal",
+    "false_acceptance",
     "ack_wrong",
     "forged",
     "presence_wrong",

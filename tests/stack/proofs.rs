@@ -79,6 +79,8 @@ async fn a_sound_server_passes() {
     assert_eq!(result.verdict, Verdict::Pass, "{:?} {:?}", result.reasons, result.violations);
     assert!(result.counts.acked > 250 && result.counts.delivered > result.counts.acked);
     assert_eq!((result.counts.unaudited, result.counts.undrained), (0, 0));
+    // Of those who were removed, too: it was tried, and refused.
+    assert!(result.counts.access_probes > 0 && result.counts.write_probes > 0, "{:?}", result.counts);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -76,6 +76,7 @@ impl From<chatctl::run::Error> for Failure {
             ErrorKind::Environment => ENVIRONMENT,
             ErrorKind::Interrupted => INTERRUPTED,
             ErrorKind::Inconclusive => INVALID,
+            ErrorKind::Violated => LEDGER,
             ErrorKind::NotEnoughData => NOT_ENOUGH_DATA,
         };
         Self { code, message: error.to_string() }

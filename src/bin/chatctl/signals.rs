@@ -1,7 +1,7 @@
 //! Signals of a verb that runs something: the first one interrupts, the second one ends the process.
 
 use chatctl::run;
-use chatctl::runtime::{Tasks, temporary};
+use chatctl::runtime::{Tasks, process, temporary};
 use chatctl::tui;
 
 use crate::exit::{self, Failure};
@@ -10,6 +10,8 @@ use crate::exit::{self, Failure};
 pub(crate) fn watch(interrupt: &Tasks) -> Result<(), Failure> {
     let end = || {
         tui::restore();
+        // Runs in processes of their own were told once. Told again they end at once, too.
+        process::end_all_apart();
         temporary::remove_all();
         std::process::exit(exit::INTERRUPTED.into());
     };

@@ -122,6 +122,10 @@ impl Device {
             let is_made = entry.head.0 > 0 || self.run.world.conversation_index(entry.conversation).is_some();
             let own = || self.own_conversation(entry.conversation, "an entry of the inbox", asked_us);
             let Some(at) = is_made.then(own).flatten() else { continue };
+            // The conversation was made by this run.
+            if entry.head.0 > 0 && !self.is_of_run(entry.at) {
+                self.break_protocol("inbox_time");
+            }
             let conversation = &mut self.conversations[at];
             if entry.head.0 <= conversation.cursor.upto() {
                 continue;

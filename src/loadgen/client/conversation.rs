@@ -11,7 +11,7 @@ pub(in crate::loadgen) struct DeviceConversation {
     /// Index of the conversation in the world.
     pub(in crate::loadgen) index: u32,
     /// Messages that this device sent here.
-    pub(super) counter: u32,
+    counter: u32,
     pub(in crate::loadgen) cursor: Cursor,
     /// `None` before the first message.
     record: Option<Box<Record>>,
@@ -147,6 +147,12 @@ impl DeviceConversation {
         if let Some(behind) = &mut self.behind {
             behind.catching_upto = 0;
         }
+    }
+
+    /// The number of the next message that this device sends here.
+    pub(super) const fn next_counter(&mut self) -> u32 {
+        self.counter += 1;
+        self.counter
     }
 
     /// What was shown and acknowledged.

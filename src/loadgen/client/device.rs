@@ -405,6 +405,7 @@ impl Device {
             Command::Vanish => self.vanish(),
             Command::Offline => self.leave_by_us = self.now_us + LEAVE_WAIT_US,
             Command::Send { conversation, intended_us, bytes } => self.on_send_due(conversation, intended_us, bytes),
+            Command::TryToSend(conversation) => self.try_to_send(conversation),
             Command::Joined(conversation) => self.on_joined(conversation),
             Command::Finish(by_us) => self.finish(by_us),
         }

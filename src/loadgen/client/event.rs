@@ -20,6 +20,8 @@ pub(in crate::loadgen) enum Command {
     Vanish,
     /// Send a message of some size that is due at this time (µs).
     Send { conversation: u32, intended_us: u64, bytes: u32 },
+    /// The user was removed from a conversation: try to send there all the same.
+    TryToSend(u32),
     /// The user is a member of a conversation again, and got to know it as people do.
     Joined(u32),
     /// Nothing new is sent; sync everything until this time (µs), and end.

@@ -6,6 +6,7 @@
 //! | `device` | the state machine: commands and time. No I/O |
 //! | `connection` | how it connects, loses its connection and comes back. No I/O |
 //! | `talk` | what it sends, and what it does with each frame. No I/O |
+//! | `probe` | what it tries where its user was removed. No I/O |
 //! | `catch_up` | how it fetches what it missed. No I/O |
 //! | `pending` | a message without an answer yet. No I/O |
 //! | `causes` | what its calls failed by. No I/O |
@@ -36,6 +37,7 @@ mod mutant;
 mod noted;
 mod pending;
 mod poll;
+mod probe;
 mod pushes;
 mod talk;
 

@@ -78,6 +78,15 @@ impl Device {
         });
     }
 
+    /// The same of what a removed member tries to send.
+    pub(super) fn note_probe(&mut self, frame: &SendFrame) {
+        let from = self.run.world.users[self.user as usize].id;
+        let Some(hash) = self.keep_body(frame.uuid, &frame.body, from) else { return };
+        self.note_own("send", |connection| {
+            json!({"conv": frame.conversation, "uuid": frame.uuid, "conn": connection, "try": 0, "h": hash, "probe": true})
+        });
+    }
+
     pub(super) fn note_ack(&self, ack: &AckFrame) {
         self.note_own(
             "ack",

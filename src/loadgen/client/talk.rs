@@ -17,7 +17,7 @@ use crate::loadgen::run::{LATE_US, Run};
 use crate::loadgen::scenario::Transport;
 use crate::loadgen::stats::add;
 use crate::protocol::api::ConversationKind;
-use crate::protocol::frames::{AckFrame, ErrorFrame, HeadFrame, PresenceFrame, SendFrame};
+use crate::protocol::frames::{AckFrame, ConversationChangeFrame, ErrorFrame, HeadFrame, PresenceFrame, SendFrame};
 use crate::protocol::{ClientFrame, ConversationId, MessageFrame, ServerFrame};
 use crate::telemetry::LatencyPath;
 
@@ -48,9 +48,8 @@ impl Device {
         if self.is_finishing() {
             return add(&self.run.stats.unresolved, 1);
         }
-        let own = &mut self.conversations[at];
-        own.counter += 1;
-        let tag = Tag { run, conversation, client: self.client, counter: own.counter, intended_us, sent_us: 0 };
+        let counter = self.conversations[at].next_counter();
+        let tag = Tag { run, conversation, client: self.client, counter, intended_us, sent_us: 0 };
         self.pending.push(Pending::new(tag, bytes));
         // From here on the target is at work, or keeps the device waiting.
         self.run.recorder.late_by(LagOf::Send, intended_us, self.now_us);
@@ -124,9 +123,12 @@ impl Device {
 
     fn on_ack(&mut self, ack: &AckFrame) {
         let run = Arc::clone(&self.run);
-        // Not there: the answer to a retry of something answered already, or to nothing.
+        // Not there: the answer to what a removed member tried, to a retry of something answered already, or to nothing.
         let Some(at) = self.find_pending(ack.uuid) else {
-            return run.ledger.on_other_ack(&run.world, self.client, ack);
+            if !self.on_probe_acked(ack) {
+                run.ledger.on_other_ack(&run.world, self.client, ack);
+            }
+            return;
         };
         if !run.ledger.on_ack(&run.world, &self.pending[at].tag, ack, self.now_us) {
             return;
@@ -148,6 +150,9 @@ impl Device {
     fn on_error(&mut self, error: &ErrorFrame) {
         let run = Arc::clone(&self.run);
         let found = error.uuid.and_then(|uuid| Some((uuid, self.find_pending(uuid)?)));
+        if found.is_none() && self.on_probe_refused(error) {
+            return;
+        }
         if error.retry_after_ms.is_some() && error.code.is_backpressure() {
             add(&run.stats.throttled, 1);
         } else {
@@ -238,15 +243,21 @@ impl Device {
                 self.note_typing(&frame);
                 self.run.ledger.on_unsent_notice(&self.run.world, "typing notice", self.client);
             }
-            // The subscription is the server's work, and a `head` follows; that it is messages that are wanted is not.
-            ServerFrame::Conversation(of) => {
-                let at = self.own_conversation(of.conversation, "a notice", self.said_us());
-                if let Some(at) = at.filter(|_| of.large) {
-                    self.subscribe_to(self.conversations[at].index);
-                }
-            }
+            ServerFrame::Conversation(of) => self.on_conversation(of),
             ServerFrame::Welcome(_) => self.break_protocol("second_welcome"),
             ServerFrame::Pong => {}
+        }
+    }
+
+    fn on_conversation(&mut self, of: ConversationChangeFrame) {
+        let Some(at) = self.own_conversation(of.conversation, "a notice", self.said_us()) else { return };
+        let index = self.conversations[at].index;
+        if !self.run.ledger.may_have_been(&self.run.world, index, of.large) {
+            return self.break_protocol("conversation_size");
+        }
+        // The subscription is the server's work, and a `head` follows; that it is messages that are wanted is not.
+        if of.large {
+            self.subscribe_to(index);
         }
     }
 
@@ -289,6 +300,12 @@ impl Device {
         let run = &self.run;
         let index = run.ledger.hears_of(&run.world, (self.user, id), what, said_us)?;
         self.find(index)
+    }
+
+    /// Whether a time that a server tells of something in this run may be right.
+    pub(super) fn is_of_run(&self, at_ms: u64) -> bool {
+        let now_unix_us = self.now_us.wrapping_add(self.run.unix_offset_us);
+        self.run.ledger.is_of_run(at_ms, now_unix_us / 1_000)
     }
 
     /// Counts a frame that the protocol does not allow.
@@ -447,6 +464,11 @@ impl Device {
 
     fn on_presence(&self, frame: &PresenceFrame) {
         self.run.note("pres", || json!({"by": self.name().0, "user": frame.user, "state": frame.state}));
+        // Users of this run have never beaten before it. 0: the server does not know the last beat any more.
+        let is_of_ours = self.run.world.user_index(frame.user).is_some();
+        if is_of_ours && frame.at > 0 && !self.is_of_run(frame.at) {
+            self.break_protocol("presence_time");
+        }
         let notice = (frame.user, frame.state);
         let told = self.run.ledger.on_presence_notice(&self.run.world, self.user, notice, self.now_us);
         if let Some((path, took_us)) = told {

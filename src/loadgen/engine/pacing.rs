@@ -261,6 +261,7 @@ async fn change_member(shared: &Shared, group: u32, member: u32, churn: Churn, l
     if !was_answered && !shared.ledger.presence.may_have_lost_push(removed_us, clock::now_us()) {
         add(&shared.stats.unprobed, 1);
     }
+    try_to_send(shared, group, member);
     // Where the API took longer than that, it is not this machine that is late.
     if clock::now_us() < back_us {
         tokio::select! {
@@ -296,6 +297,14 @@ async fn change_member(shared: &Shared, group: u32, member: u32, churn: Churn, l
     add(&shared.stats.additions, 1);
     for client in shared.world.clients_of(member) {
         shared.mailboxes[client as usize].put(Command::Joined(group));
+    }
+}
+
+/// Has a device of a removed member try to send, where one is connected.
+fn try_to_send(shared: &Shared, group: u32, member: u32) {
+    let connected = shared.world.clients_of(member).find(|client| shared.places.server_of(*client).is_some());
+    if let Some(client) = connected {
+        shared.mailboxes[client as usize].put(Command::TryToSend(group));
     }
 }
 

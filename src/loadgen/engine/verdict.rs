@@ -31,6 +31,7 @@ pub(super) fn counts(shared: &Shared, states: &[DeviceState], unaudited: u64) ->
         leaked: ledger.count(Kind::Leaked),
         altered: ledger.count(Kind::Altered),
         false_refusal: ledger.count(Kind::FalseRefusal),
+        false_acceptance: ledger.count(Kind::FalseAcceptance),
         ack_wrong: ledger.count(Kind::AckWrong),
         forged: ledger.count(Kind::Forged),
         presence_wrong: ledger.count(Kind::PresenceWrong),
@@ -89,6 +90,7 @@ pub(super) fn counts(shared: &Shared, states: &[DeviceState], unaudited: u64) ->
         unread_views: get(&stats.unread_views),
         access_probes: get(&stats.access_probes),
         unprobed: get(&stats.unprobed),
+        write_probes: get(&stats.write_probes),
         recovery_ms_max: 0,
     }
 }

@@ -10,9 +10,6 @@ use crate::loadgen::stats::add;
 use crate::loadgen::world::World;
 use crate::protocol::{MessageFrame, MessageId};
 
-/// How far a server's clock may be from ours, in ms: `at` is checked against the time of the run with this on both sides.
-const CLOCK_TOLERANCE_MS: u64 = 10 * 60 * 1_000;
-
 /// What one device has of the conversation.
 pub(in crate::loadgen) struct AuditedDevice<'a> {
     pub(in crate::loadgen) client: u32,
@@ -146,9 +143,13 @@ impl<'a> Audit<'a> {
                 ledger.violation(Kind::Duplicated, || format!("{name} {uuid} is stored under ids {other} and {id}"));
             }
             let read = ledger.read(self.world, row, || format!("{name} id {id} is stored"));
-            let is_in_time = self.is_in_time(row, now_unix_ms);
+            let is_in_time = ledger.is_of_run(row.at, now_unix_ms);
             if read.is_some() && !is_in_time {
                 ledger.violation(Kind::Altered, || format!("{name} id {id} is stored with the time {}", row.at));
+            }
+            if let Some(tag) = read.filter(|tag| tag.conversation == self.conversation) {
+                let mut known = ledger.conversation(self.conversation);
+                ledger.check_acceptance(self.world, &mut known, &tag, "stored");
             }
             let known = || Identity::of(row.uuid).filter(|identity| ledger.was_sent(self.world, *identity));
             let Some(identity) = read.map(|tag| tag.identity()).or_else(known) else { continue };
@@ -168,11 +169,6 @@ impl<'a> Audit<'a> {
         }
         add(&ledger.tallies.rows, stored.len() as u64);
         rows
-    }
-
-    /// Whether a message's time lies within the run.
-    const fn is_in_time(&self, row: &MessageFrame, now_unix_ms: u64) -> bool {
-        row.at + CLOCK_TOLERANCE_MS >= self.ledger.began_unix_ms && row.at <= now_unix_ms + CLOCK_TOLERANCE_MS
     }
 
     /// Every acknowledged message is stored, under the id that was acknowledged.

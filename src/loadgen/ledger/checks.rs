@@ -92,6 +92,7 @@ pub(in crate::loadgen) fn checks(c: &Counts, tallied: &Tallied) -> Vec<Check> {
     let Tallied { acked, stored, reach_expected, reached, rows, view_rows, refusals, .. } = *tallied;
     let presence_wrong = c.presence_wrong + c.presence_missed + c.presence_leaked;
     let answered = c.acked + c.refused + c.refused_removed;
+    let probes = c.access_probes + c.write_probes;
     vec![
         check("answered", c.intended, answered, c.unresolved + c.refused).none("no message was due"),
         check("stored", c.acked, stored, acked - stored)
@@ -119,8 +120,8 @@ pub(in crate::loadgen) fn checks(c: &Counts, tallied: &Tallied) -> Vec<Check> {
             .unless(c.unread_views, "members' views could not be read"),
         check("refusals", refusals, refusals.saturating_sub(c.false_refusal), c.false_refusal)
             .none("nothing was refused for good"),
-        check("access", c.access_probes, c.access_probes, c.leaked)
-            .none(if c.removals > 0 { "no read of a removed member was answered" } else { "nobody was removed" })
+        check("access", probes, probes, c.leaked + c.false_acceptance)
+            .none(if c.removals > 0 { "no try of a removed member was answered" } else { "nobody was removed" })
             .unless(c.unprobed, "reads of removed members had no answer"),
         check("presence", c.presence_expected, c.presence_seen, presence_wrong)
             .unless(tallied.presence_unsure, "changes were too close to others, or to the end, or too many, to judge")

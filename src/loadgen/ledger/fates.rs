@@ -28,6 +28,10 @@ struct Rare {
     refused: HashMap<u32, Ranges<u32>>,
     /// Of those, the ones that were found stored or shown.
     false_refusals: HashMap<u32, Ranges<u32>>,
+    /// Counters of messages that were taken though their senders were removed, by client.
+    false_acceptances: HashMap<u32, Ranges<u32>>,
+    /// Messages that removed members tried to send and that have no answer yet, by client and counter, with the times.
+    probes: HashMap<(u32, u32), u64>,
     claims: Vec<Claim>,
 }
 
@@ -72,6 +76,22 @@ impl Fates {
         let Some(rare) = &mut self.rare else { return false };
         let was_refused = rare.refused.get(&client).is_some_and(|refused| refused.contains(counter));
         was_refused && rare.false_refusals.entry(client).or_default().insert(counter)
+    }
+
+    /// Notes that a message was taken though its sender was removed. Returns true the first time.
+    pub(super) fn note_false_acceptance(&mut self, client: u32, counter: u32) -> bool {
+        self.rare.get_or_insert_default().false_acceptances.entry(client).or_default().insert(counter)
+    }
+
+    /// A removed member is about to try to send a message.
+    pub(super) fn on_probe(&mut self, client: u32, counter: u32, sent_us: u64) {
+        self.on_sent(client, counter);
+        self.rare.get_or_insert_default().probes.insert((client, counter), sent_us);
+    }
+
+    /// Takes when a removed member tried to send that message; `None` where it is no such try, or was answered.
+    pub(super) fn take_probe(&mut self, client: u32, counter: u32) -> Option<u64> {
+        self.rare.as_mut()?.probes.remove(&(client, counter))
     }
 
     /// Keeps what a second ACK or a repeated push said; returns false where there is no room.
@@ -158,6 +178,16 @@ mod tests {
         assert!(!fates.contradicts_refusal(1, 4) && !fates.contradicts_refusal(2, 5));
         assert!(fates.contradicts_refusal(1, 5));
         assert!(!fates.contradicts_refusal(1, 5));
+    }
+
+    #[test]
+    fn a_try_of_a_removed_member_is_answered_once_and_accused_once() {
+        let mut fates = Fates::default();
+        assert_eq!(fates.take_probe(1, 5), None);
+        fates.on_probe(1, 5, 70);
+        assert!(fates.was_sent(1, 5));
+        assert_eq!([fates.take_probe(1, 4), fates.take_probe(1, 5), fates.take_probe(1, 5)], [None, Some(70), None]);
+        assert_eq!([(); 2].map(|()| fates.note_false_acceptance(1, 5)), [true, false]);
     }
 
     #[test]

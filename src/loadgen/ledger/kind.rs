@@ -34,6 +34,8 @@ kinds!(
     Altered = "altered",
     /// Refused definitely, and stored or shown all the same.
     FalseRefusal = "false refusal",
+    /// Taken though the sender was removed before it was first sent, and was not back.
+    FalseAcceptance = "false acceptance",
     /// An ACK with another id than before, or for another conversation; an ACK or error for what the device did not send.
     AckWrong = "ack wrong",
     /// A message, receipt or typing notice that no simulated client sent.

@@ -75,6 +75,11 @@ impl Stays {
         self.0.last().is_some_and(|stay| stay.left_us < NEVER)
     }
 
+    /// Whether the user surely was removed before a time, and nobody has begun to add the user again since.
+    pub(super) fn had_left(&self, at_us: u64) -> bool {
+        self.0.last().is_some_and(|stay| stay.left_us < at_us)
+    }
+
     /// Whether the user surely is none, and has been told for so long that nothing may be on its way any more.
     pub(super) fn has_been_gone(&self, now_us: u64) -> bool {
         self.0.last().is_some_and(|stay| stay.left_us.saturating_add(GONE_US) <= now_us)
@@ -111,10 +116,11 @@ mod tests {
         assert!(!stays.is_sure() && !stays.has_left() && stays.may_see(15) && !stays.was_settled_since(5));
         stays.left(20);
         assert!(stays.has_left() && stays.may_see(20) && !stays.may_see(21));
+        assert_eq!([15, 20, 21].map(|at| stays.had_left(at)), [false, false, true]);
         assert_eq!([19 + GONE_US, 20 + GONE_US].map(|at| stays.has_been_gone(at)), [false, true]);
         assert_eq!([5, 15, 25].map(|at| stays.was_member(at)), [true, false, false]);
         stays.joining(30);
-        assert!(!stays.is_sure() && !stays.has_left(), "perhaps a member");
+        assert!(!stays.is_sure() && !stays.has_left() && !stays.had_left(25), "perhaps a member");
         assert!(stays.may_see(21), "history is for those who come again");
         stays.joining(35);
         stays.joined(40);

@@ -49,6 +49,7 @@ use super::body::{Identity, Tag};
 use super::client::cursor::Seen;
 use super::stats::add;
 use super::world::World;
+use crate::protocol::limits::FANOUT_ON_WRITE_MEMBERS_MAX;
 use crate::protocol::{ConversationId, MessageFrame, UserId};
 
 /// Violations that are described in words; all are counted.
@@ -57,6 +58,10 @@ const DESCRIBED_MAX: usize = 50;
 /// Newest messages of a conversation that are remembered to compare live what different devices see. What a slower device
 /// sees differently is found at the end, by the sums of the audit.
 const WINDOW: usize = 8;
+
+/// How far a server's clock may be from ours, in ms: times that it tells are checked against those of the run with this on both
+/// sides.
+const CLOCK_TOLERANCE_MS: u64 = 10 * 60 * 1_000;
 
 /// The `kind` of every message that simulated clients send.
 pub(super) const MESSAGE_KIND: &str = "text";
@@ -174,6 +179,12 @@ impl Ledger {
         self.conversations[index as usize].lock().expect("no panic while held")
     }
 
+    /// Whether a time that a server told, in ms since 1970, lies between the run's start and now.
+    pub(super) const fn is_of_run(&self, at_ms: u64, now_unix_ms: u64) -> bool {
+        at_ms.saturating_add(CLOCK_TOLERANCE_MS) >= self.began_unix_ms
+            && at_ms <= now_unix_ms.saturating_add(CLOCK_TOLERANCE_MS)
+    }
+
     // ---- membership
 
     fn change(&self, world: &World, conversation: u32, user: u32, change: impl FnOnce(&mut Stays)) {
@@ -231,6 +242,17 @@ impl Ledger {
         let ledger = self.conversation(conversation);
         let stays = ledger.stays.iter().flat_map(|stays| stays.iter());
         stays.filter(|(_, stays)| stays.has_left()).map(|(user, _)| *user).collect()
+    }
+
+    /// Whether a conversation may have been large, or not, at some time of the run. Members are removed and come back.
+    pub(super) fn may_have_been(&self, world: &World, conversation: u32, is_large: bool) -> bool {
+        let most = world.members(conversation).len();
+        let changed = self.conversation(conversation).stays.as_ref().map_or(0, |stays| stays.len());
+        if is_large {
+            most > FANOUT_ON_WRITE_MEMBERS_MAX
+        } else {
+            most.saturating_sub(changed) <= FANOUT_ON_WRITE_MEMBERS_MAX
+        }
     }
 
     // ---- messages
@@ -312,6 +334,7 @@ impl Ledger {
         let live = ledger.live();
         self.compare(&mut live.window, seen, "shown");
         let was_refused = live.fates.contradicts_refusal(seen.tag.client, seen.tag.counter);
+        self.check_acceptance(world, &mut ledger, &seen.tag, "shown");
         let sent_us = seen.tag.sent_us;
         let (may_see, membership) = if let Some(stays) = ledger.stays(user) {
             let (was_member, is_settled) = (stays.was_member(sent_us), stays.was_settled_since(sent_us));

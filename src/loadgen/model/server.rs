@@ -130,11 +130,6 @@ impl Server {
         conversation.open.keys().next().map_or(conversation.last_id, |first| first - 1)
     }
 
-    /// The newest committed id.
-    pub(super) fn head(&self, index: u32) -> u64 {
-        self.conversations[index as usize].rows.keys().next_back().copied().unwrap_or(0)
-    }
-
     pub(super) fn sync(&self, index: u32, user: u32, after: u64, limit: usize) -> MessagesSync {
         let rows = self.conversations[index as usize].rows.range(after + 1..);
         let hides = |id: u64| user == 0 && self.lies(Lie::HiddenFromOne, id);
@@ -147,9 +142,9 @@ impl Server {
 
     pub(super) fn inbox(&self, world: &World, user: u32) -> Vec<InboxEntry> {
         let entry = |index: &u32| {
-            let head = self.head(*index);
+            let newest = self.conversations[*index as usize].rows.values().next_back()?;
             let conversation = world.conversations[*index as usize].id;
-            (head > 0).then_some(InboxEntry { conversation, head: MessageId(head), at: 1 })
+            Some(InboxEntry { conversation, head: newest.id, at: newest.at })
         };
         world.conversations_of(user).iter().filter_map(entry).collect()
     }

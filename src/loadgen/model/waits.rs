@@ -14,7 +14,7 @@ use crate::loadgen::ledger::{Kind, Ledger, Presence, Unpushed};
 use crate::loadgen::run::Run;
 use crate::loadgen::stats::get;
 use crate::protocol::api::{InboxEntry, MessagesSync};
-use crate::protocol::frames::{ErrorFrame, HeadFrame};
+use crate::protocol::frames::{AckFrame, ConversationChangeFrame, ErrorFrame, HeadFrame, PresenceFrame, PresenceState};
 use crate::protocol::{ClientFrame, ErrorCode, MessageFrame, MessageId, ServerFrame};
 use crate::telemetry::LatencyPath;
 
@@ -130,6 +130,17 @@ impl Alone {
         self.on(Event::Inbox { generation: generation.expect("it lists the inbox"), result })
     }
 
+    /// The server's clock.
+    fn unix_ms(&self) -> u64 {
+        (self.now_us + self.run.unix_offset_us) / MS
+    }
+
+    /// An entry of the inbox, of the first conversation.
+    fn entry(&self, head: u64, at: u64) -> InboxEntry {
+        let conversation = self.run.world.conversations[self.conversation() as usize].id;
+        InboxEntry { conversation, head: MessageId(head), at }
+    }
+
     /// News of a message.
     pub(super) fn news(&mut self, id: u64) -> Vec<Action> {
         let conversation = self.run.world.conversations[self.conversation() as usize].id;
@@ -207,8 +218,7 @@ fn a_new_connection_does_not_end_the_time_that_was_asked_for() {
     alone.now_us += S;
     let actions = alone.connect();
     assert!(!actions.iter().any(is_send), "{actions:?}");
-    let entry =
-        InboxEntry { conversation: alone.run.world.conversations[conversation as usize].id, head: MessageId(3), at: 1 };
+    let entry = alone.entry(3, alone.unix_ms());
     assert!(!alone.list(&actions, Ok(vec![entry])).iter().any(is_sync));
     let done = alone.until(30 * S);
     let first = |is: fn(&Action) -> bool| done.iter().find(|(_, a)| is(a)).map(|(at, _)| at - asked_us);
@@ -489,4 +499,88 @@ fn only_a_device_whose_last_try_failed_here_was_kept_out_by_this_machine() {
     let by_placement = LinkError::Placement(CallError::Local("EMFILE".to_owned()));
     assert_eq!([ended([there(), here()]), ended([here(), there()])], [true, false]);
     assert!(ended([there(), by_placement]));
+}
+
+#[test]
+fn what_a_removed_member_tries_to_send_is_in_no_figure_of_messages() {
+    let mut alone = Alone::new();
+    alone.come();
+    let run = Arc::clone(&alone.run);
+    let (conversation, user) = (alone.conversation(), run.world.clients[0].user);
+    let try_to_send = |alone: &mut Alone| {
+        let actions = alone.on(Event::Command(Command::TryToSend(conversation)));
+        actions.into_iter().find_map(|action| match action {
+            Action::Write(ClientFrame::Send(frame)) => Some((frame.uuid, frame.conversation)),
+            _ => None,
+        })
+    };
+    let error = |uuid, code, retry_after_ms| {
+        ServerFrame::Error(ErrorFrame { uuid: Some(uuid), code, message: String::new(), retry_after_ms })
+    };
+    assert_eq!(try_to_send(&mut alone), None, "a member does not try");
+    run.ledger.leaving(&run.world, conversation, user, alone.now_us);
+    run.ledger.left(&run.world, conversation, user, alone.now_us);
+    alone.now_us += S;
+    let (refused, _) = try_to_send(&mut alone).expect("tries");
+    alone.hears(error(refused, ErrorCode::NotAMember, None));
+    let (busy, _) = try_to_send(&mut alone).expect("tries");
+    alone.hears(error(busy, ErrorCode::Overloaded, Some(500)));
+    assert!(!alone.until(30 * S).iter().any(|(_, action)| is_send(action)), "it is not tried again");
+    assert_eq!((get(&run.stats.write_probes), run.ledger.described()), (1, Vec::new()));
+    let (uuid, conversation_id) = try_to_send(&mut alone).expect("tries");
+    alone.hears(ServerFrame::Ack(AckFrame { uuid, conversation: conversation_id, id: MessageId(9), at: 1 }));
+    assert_eq!((get(&run.stats.write_probes), run.ledger.count(Kind::FalseAcceptance)), (2, 1));
+    let stats = &run.stats;
+    let figures = [&stats.sent, &stats.acked, &stats.refused, &stats.refused_removed, &stats.unresolved];
+    assert_eq!(figures.map(get), [0; 5]);
+    assert_eq!([&stats.throttled, &stats.retries, &stats.resent].map(get), [0; 3]);
+    assert!(stats.errors().is_empty() && stats.owed() == 0, "{:?}", stats.errors());
+    assert_eq!([LatencyPath::Ack, LatencyPath::Answer].map(|path| alone.measured(path).0), [0; 2]);
+    run.ledger.joining(&run.world, conversation, user, alone.now_us);
+    assert_eq!(try_to_send(&mut alone), None, "a member again, perhaps");
+}
+
+#[test]
+fn times_that_can_not_be_are_errors_of_the_protocol() {
+    const DAY_MS: u64 = 24 * 3_600 * 1_000;
+    let mut alone = Alone::new();
+    let (now, friend) = (alone.unix_ms(), alone.run.world.users[1].id);
+    for at in [now, now + DAY_MS, now - DAY_MS] {
+        alone.on(Event::Command(Command::Online(alone.now_us)));
+        let actions = alone.connect();
+        let entry = alone.entry(3, at);
+        alone.list(&actions, Ok(vec![entry]));
+        let presence = PresenceFrame { user: friend, state: PresenceState::Online, at };
+        alone.hears(ServerFrame::Presence(presence));
+        alone.on(Event::Closed(LinkError::Lost("cut".to_owned())));
+        alone.now_us += S;
+    }
+    let errors = alone.run.stats.errors();
+    assert_eq!(["inbox_time", "presence_time"].map(|name| errors.get(name).copied()), [Some(2); 2], "{errors:?}");
+    assert_eq!(get(&alone.run.stats.protocol_errors), 4);
+}
+
+#[test]
+fn a_size_that_a_conversation_can_not_have_is_an_error_of_the_protocol() {
+    // One of the worlds with large channels.
+    let mut alone = Alone::of(39);
+    alone.come();
+    let run = Arc::clone(&alone.run);
+    let world = &run.world;
+    let user = world.clients[0].user;
+    let is_large = |index: &&u32| world.conversations[**index as usize].is_large();
+    let own = world.conversations_of(user);
+    let small = own.iter().find(|index| !is_large(index)).expect("there is one");
+    let large = own.iter().find(is_large).expect("there is one");
+    let mut errors = |index: u32, large| {
+        let conversation = world.conversations[index as usize].id;
+        alone.hears(ServerFrame::Conversation(ConversationChangeFrame { conversation, large }));
+        get(&run.stats.protocol_errors)
+    };
+    assert_eq!([errors(*small, false), errors(*large, true)], [0, 0]);
+    assert_eq!([errors(*small, true), errors(*large, false)], [1, 2]);
+    for member in world.members(*large).iter().filter(|member| **member != user).take(4) {
+        run.ledger.leaving(world, *large, *member, S);
+    }
+    assert_eq!(errors(*large, false), 2, "it may have shrunk");
 }

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use crate::loadgen::result::RunResult;
 use crate::report::compare::{self, Comparison, Defect, Problem, Rules, Side, Sides};
-use crate::run::Error;
 use crate::run::check::CheckSettings;
 use crate::run::check::runs::Runs;
 use crate::run::observer::{Progress, RunLabel};
+use crate::run::{Error, ErrorKind};
 
 /// Runs of both builds in turn.
 pub(super) struct Pairs<'a> {
@@ -56,7 +56,11 @@ impl Pairs<'_> {
         for (side, program) in programs {
             let Some(program) = program else { continue };
             let out = self.folder.join(format!("first-{}", side.word()));
-            let ran = self.runs.one(program, &out, RunLabel::WarmUp(Some(side))).await?;
+            let ran = match self.runs.one(program, &out, RunLabel::WarmUp(Some(side))).await {
+                // What the warm-up before showed is not forgotten.
+                Err(error) if self.problem.is_some() && error.kind == ErrorKind::Interrupted => return Ok(()),
+                ran => ran?,
+            };
             // A broken guarantee is one in a warm-up too.
             match ran {
                 Ok(result) if Defect::of(&result) == Some(Defect::Violated) => {
@@ -187,5 +191,26 @@ mod tests {
             let problems: Vec<_> = compared.problems.iter().map(|p| (p.side, p.run, p.defect)).collect();
             assert_eq!((compared.answer, problems), (answer, vec![(Side::New, Some(2), defect)]));
         }
+    }
+
+    #[tokio::test]
+    async fn an_interruption_does_not_hide_what_the_warm_up_before_showed() {
+        let interrupt = Tasks::new();
+        interrupt.stop();
+        let program = Path::new("chatctl");
+        let (load, target) = (Duration::ZERO, None);
+        let runs = Runs { scenario: Path::new("t.yaml"), load, target, interrupt: &interrupt, observer: &Unseen };
+        let pairs = |problem| Pairs {
+            runs: &runs,
+            programs: (None, program),
+            folder: Path::new("."),
+            base: Vec::new(),
+            new: Vec::new(),
+            problem,
+        };
+        let broken = problem(Side::Base, 0, Defect::Violated, vec!["why".to_owned()]);
+        assert!(pairs(Some(broken)).warm_up().await.is_ok());
+        let error = pairs(None).warm_up().await.expect_err("interrupted, and nothing is known");
+        assert_eq!(error.kind, ErrorKind::Interrupted);
     }
 }

@@ -43,6 +43,9 @@ impl Runs<'_> {
                     () = self.interrupt.stopped() => {}
                 }
             }
+            if self.interrupt.is_stopped() {
+                return Err(interrupted());
+            }
             self.observer.progress(Progress::RunBegins(label));
             let run = ChildRun { program, scenario: self.scenario, out, args: &args, load: self.load };
             let result = match run.run(self.interrupt).await {

@@ -1,6 +1,6 @@
 //! What nobody sent: messages, receipts, typing.
 
-use chatctl::protocol::frames::{HeadFrame, ReceiptFrame, ReceiptStatus, TypingFrame};
+use chatctl::protocol::frames::{ConversationChangeFrame, HeadFrame, ReceiptFrame, ReceiptStatus, TypingFrame};
 use chatctl::protocol::{ConversationId, MessageFrame, MessageId, ServerFrame};
 use uuid::Uuid;
 
@@ -39,6 +39,17 @@ pub(crate) const MODES: &[Mode] = &[
             })
         }),
         expect: Expect::violated(&[("forged", Is("lies"))]).also(&["id_reuse", "lost"]),
+        ..Mode::LIE
+    },
+    Mode {
+        name: "lie::conversation_grows_that_did_not",
+        lie: live(|p, _, frame| {
+            and(p, frame, |m| {
+                let conversation = m.conversation;
+                Some(ServerFrame::Conversation(ConversationChangeFrame { conversation, large: true }))
+            })
+        }),
+        expect: Expect::failed("protocol_errors", &[("protocol_errors", Is("lies"))]),
         ..Mode::LIE
     },
     Mode {

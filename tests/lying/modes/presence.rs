@@ -18,6 +18,8 @@ const SURELY_US: u64 = 1_300_000;
 /// First beats up to this long after the first welcome are surely judged before the load ends.
 const JUDGED_US: u64 = 3_500_000;
 
+const DAY_MS: u64 = 24 * 3_600 * 1_000;
+
 const fn friends(name: &'static str, lie: Lie, expect: Expect) -> Mode {
     Mode { name, scenario: scenarios::FRIENDS, lie, expect, takes_s: 10, ..Mode::LIE }
 }
@@ -46,6 +48,18 @@ pub(crate) const MODES: &[Mode] = &[
         },
         // Who was there when the friend came had to be told; those who came later had to be shown who is there.
         Expect::violated(&[("presence_missed", Within("changes_surely", "lies"))]),
+    ),
+    friends(
+        "lie::last_beat_of_another_day",
+        live(|p, _, frame| match frame {
+            ServerFrame::Presence(presence) if p.one_in("presence", 3) => {
+                p.lied();
+                let at = if p.one_in("day", 2) { presence.at + DAY_MS } else { presence.at - DAY_MS };
+                Out::pass(ServerFrame::Presence(PresenceFrame { at, ..presence }))
+            }
+            frame => Out::pass(frame),
+        }),
+        Expect::failed("protocol_errors", &[("protocol_errors", Is("lies"))]),
     ),
     friends(
         "lie::presence_of_strangers",

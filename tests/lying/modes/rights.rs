@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use chatctl::protocol::api::InboxEntry;
-use chatctl::protocol::frames::HeadFrame;
-use chatctl::protocol::{MessageFrame, MessageId, ServerFrame, UserId};
+use chatctl::protocol::frames::{AckFrame, HeadFrame};
+use chatctl::protocol::{ClientFrame, MessageFrame, MessageId, ServerFrame, UserId};
 use chatctl::runtime::clock;
 
 use super::message_of;
@@ -85,6 +85,14 @@ pub(crate) const MODES: &[Mode] = &[
         takes_s: 12,
         ..Mode::LIE
     },
+    Mode {
+        name: "lie::removed_member_may_send",
+        scenario: scenarios::CHURN,
+        lie: Lie { client: let_removed_send, ..Lie::NONE },
+        expect: Expect::violated(&[("false_acceptance", Is("lies"))]),
+        takes_s: 12,
+        ..Mode::LIE
+    },
 ];
 
 /// Pushes one message in sixty to a device of a user who was never a member.
@@ -137,4 +145,21 @@ fn let_removed_read(p: &Proxy, call: &mut Call) -> Reply {
         p.lied();
         Reply::As(token)
     })
+}
+
+/// Bytes of the scenario's shortest message; what removed members try to send is shorter.
+const SHORTEST: usize = 100;
+
+/// Says that what a removed member tries to send is stored.
+fn let_removed_send(p: &Proxy, socket: &Socket, frame: ClientFrame) -> Vec<ClientFrame> {
+    match &frame {
+        ClientFrame::Send(send) if send.body.len() < SHORTEST => {
+            p.lied();
+            let (uuid, conversation) = (send.uuid, send.conversation);
+            let ack = AckFrame { uuid, conversation, id: MessageId(1_000_000), at: clock::unix_ms() };
+            socket.put(Out::frame(&ServerFrame::Ack(ack)));
+            Vec::new()
+        }
+        _ => vec![frame],
+    }
 }

@@ -83,15 +83,15 @@ impl Outcome {
 pub(crate) fn run(args: Args) -> Result<u8, Failure> {
     let layout = args.layout.layout()?;
     let runtime = runner::runtime()?;
-    let scenarios = runtime.block_on(preflight::read(&args.scenarios, args.seed, &layout))?;
+    let are_several = args.scenarios.len() > 1;
+    let files = RunFiles { out: args.out.clone(), history: args.history.clone(), are_several };
+    let scenarios = runtime.block_on(preflight::read(&args.scenarios, args.seed, &layout, &files))?;
     if args.check {
         for (path, scenario) in args.scenarios.iter().zip(&scenarios) {
             outln!("{}: valid, {:.0} s", path.display(), scenario.duration().as_secs_f64());
         }
         return Ok(exit::PASS);
     }
-    let are_several = scenarios.len() > 1;
-    let files = RunFiles { out: args.out.clone(), history: args.history.clone(), are_several };
     files.probe(&scenarios)?;
     files.remove_old(&scenarios)?;
     let display = Display::choose(args.ui);
@@ -265,9 +265,10 @@ mod tests {
             presence_wrong: 64,
             presence_missed: 128,
             presence_leaked: 256,
+            false_acceptance: 512,
             ..each
         };
-        assert_eq!(other_violations(&others), 511);
+        assert_eq!(other_violations(&others), 1_023);
     }
 
     #[test]
