@@ -307,7 +307,8 @@ fn a_message_of_a_channel_waited_for_all_pages_and_tries_before_it() {
     assert_eq!(lag(&alone), (3, 80), "a fetch that is over counts no more");
     let pushed = |alone: &Alone| [&alone.run.stats.pushed, &alone.run.stats.pushed_by_head].map(get);
     assert_eq!(pushed(&alone), [3, 3], "a head told of them");
-    alone.hears(ServerFrame::Message(message(4)));
+    let whole = alone.message(channel, sender, 4, (4, sent_us));
+    alone.hears(ServerFrame::Message(whole));
     assert_eq!(pushed(&alone), [4, 3], "it came whole");
 }
 
