@@ -68,15 +68,18 @@ impl ChatServer {
             limits: self.config.limits,
             channels: Deliver::Messages,
         };
-        self.outbound.reply(&connection, &ServerFrame::Welcome(welcome));
-        let is_first = self.outbound.hub.add(Arc::clone(&connection));
-        self.rights.came_up(&connection, pass);
-        // What ended a right before the connection was in the hub did not find it there.
-        if let Some(code) = self.rights.ended(&connection) {
-            self.outbound.close(&connection, code);
-        } else if self.is_draining() {
-            self.outbound.send_elsewhere(&connection);
-        }
+        let mut is_first = false;
+        // A client syncs when it is welcomed: what is stored from then on has to find it here.
+        self.outbound.enter(&connection, &ServerFrame::Welcome(welcome), || {
+            is_first = self.outbound.hub.add(Arc::clone(&connection));
+            self.rights.came_up(&connection, pass);
+            // What ended a right before the connection was in the hub did not find it there.
+            if let Some(code) = self.rights.ended(&connection) {
+                self.outbound.close(&connection, code);
+            } else if self.is_draining() {
+                self.outbound.send_elsewhere(&connection);
+            }
+        });
         Ok((connection, is_first))
     }
 

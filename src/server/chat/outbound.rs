@@ -80,6 +80,21 @@ impl Outbound {
         self.push(connection, websocket::text_frame(&frame.encode(), None).into());
     }
 
+    /// Enters a connection by `enter`, and writes its first frame only then: a client that has read it is told of
+    /// whatever happens from there on. What others write meanwhile comes behind it.
+    pub(super) fn enter(&self, connection: &Arc<Connection>, first: &ServerFrame, enter: impl FnOnce()) {
+        let frame = websocket::text_frame(&first.encode(), None).into();
+        let gathered = connection.socket.gather(frame, self.bytes_max);
+        enter();
+        if gathered == Pushed::Full {
+            return self.see_to(connection, gathered);
+        }
+        // Also where a flush was promised: whoever wrote before this did not keep that.
+        if matches!(connection.socket.flush(), Flushed::Blocked(_)) {
+            self.flush_when_writable(connection);
+        }
+    }
+
     /// Writes a frame to each connection of a user.
     pub(super) fn reply_to_user(&self, user: UserId, frame: &ServerFrame) {
         self.hub.for_user(user, |connection| self.reply(connection, frame));
@@ -238,14 +253,44 @@ mod tests {
         drop(client);
     }
 
-    /// A client and its connection.
-    async fn connected(outbound: &Outbound) -> (TcpStream, Arc<Connection>) {
+    /// A client and what will be its connection.
+    async fn pair() -> (TcpStream, Arc<Connection>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let client = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connects");
         let (stream, _) = listener.accept().await.expect("accepts");
-        let connection = connection_over(Socket::new(stream), ALICE);
+        (client, connection_over(Socket::new(stream), ALICE))
+    }
+
+    /// A client and its connection.
+    async fn connected(outbound: &Outbound) -> (TcpStream, Arc<Connection>) {
+        let (client, connection) = pair().await;
         outbound.hub.add(Arc::clone(&connection));
         (client, connection)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_reads_its_first_frame_is_here_and_what_comes_meanwhile_is_behind_it() {
+        let (outbound, _) = outbound(1_000);
+        let (mut client, connection) = pair().await;
+        let (first, meanwhile) = (ServerFrame::Pong, websocket::text_frame("meanwhile", None));
+        // Pings before: the answers to the last of them wait for a flush that nobody makes.
+        let pong: Bytes = websocket::pong_frame(b"early", None).into();
+        let mut expected = pong.repeat(20);
+        for _ in 0..20 {
+            connection.socket.push(pong.clone(), 1_000);
+        }
+        let waiting = connection.socket.waiting_bytes();
+        assert!(waiting > 0, "it is busy");
+        outbound.enter(&connection, &first, || {
+            assert!(connection.socket.waiting_bytes() > waiting, "the first frame is not written");
+            outbound.hub.add(Arc::clone(&connection));
+            outbound.push(&connection, meanwhile.clone().into());
+        });
+        expected.extend(websocket::text_frame(&first.encode(), None));
+        expected.extend(meanwhile);
+        let mut read = vec![0; expected.len()];
+        client.read_exact(&mut read).await.expect("reads");
+        assert_eq!(read, expected);
     }
 
     #[tokio::test]
