@@ -14,7 +14,7 @@ use super::connection::Connection;
 use super::hub::Hub;
 use super::socket::{CLOSE_WAIT, Flushed, MERGE_WINDOW_MS, Pushed};
 use crate::protocol::frames::MovedFrame;
-use crate::protocol::{CloseCode, ServerFrame, UserId, websocket};
+use crate::protocol::{CloseCode, ServerFrame, websocket};
 use crate::runtime::{Tasks, clock};
 use crate::telemetry::{Counter, Metrics};
 
@@ -93,11 +93,6 @@ impl Outbound {
         if matches!(connection.socket.flush(), Flushed::Blocked(_)) {
             self.flush_when_writable(connection);
         }
-    }
-
-    /// Writes a frame to each connection of a user.
-    pub(super) fn reply_to_user(&self, user: UserId, frame: &ServerFrame) {
-        self.hub.for_user(user, |connection| self.reply(connection, frame));
     }
 
     /// Writes an encoded frame to one connection. Never waits; a client that reads too slowly is cut.
@@ -211,6 +206,7 @@ mod tests {
     use super::super::bench::{connection, connection_over, written};
     use super::super::socket::Socket;
     use super::*;
+    use crate::protocol::UserId;
     use crate::server::min_rate::SOCKET_STALL_MAX;
 
     const ALICE: UserId = UserId(1);
