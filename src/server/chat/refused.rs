@@ -49,7 +49,16 @@ impl Refused {
     pub(super) fn too_late() -> Self {
         Self {
             code: ErrorCode::Unavailable,
-            message: "messages before it in this conversation took too long; nothing was done for this one".to_owned(),
+            message: "requests before it in this conversation took too long; nothing was done for this one".to_owned(),
+            retry_after_ms: Some(retry_after_ms()),
+        }
+    }
+
+    /// Its time is over, and it is not done yet.
+    pub(super) fn unanswered() -> Self {
+        Self {
+            code: ErrorCode::Unavailable,
+            message: "an engine did not answer in time; what was asked for may be done still".to_owned(),
             retry_after_ms: Some(retry_after_ms()),
         }
     }
