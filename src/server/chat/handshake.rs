@@ -13,6 +13,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::echo;
 use super::inbound::Early;
+use super::refused::NoSeat;
 use super::socket::{ReadEnd, Socket};
 use super::{ChatServer, Identity};
 use crate::backends::directory::TokenStanding;
@@ -39,9 +40,6 @@ const PONG_BYTES_MAX: usize = 16 * 1024;
 /// Told where a token can't be checked.
 pub(super) const UNCHECKED: &str = "the token can't be checked now, try again";
 
-/// Told where no seat is free.
-pub(super) const FULL: &str = "this server is full, or has as many connections of this user as it takes";
-
 /// An HTTP answer that ends the connection.
 struct Refusal {
     status: &'static str,
@@ -58,9 +56,15 @@ impl Refusal {
         Self { status, content_type: "application/json", headers: "", body }
     }
 
-    fn full() -> Self {
-        let refusal = Self::error("503 Service Unavailable", ErrorCode::Overloaded, FULL);
-        Self { headers: "Retry-After: 1\r\n", ..refusal }
+    fn no_seat(why: &NoSeat) -> Self {
+        let status = match why {
+            NoSeat::Full => "503 Service Unavailable",
+            NoSeat::TooOften(_) => "429 Too Many Requests",
+        };
+        let (code, message, after_ms) = why.told();
+        let body = ApiError { code, message: message.to_owned(), retry_after_ms: Some(after_ms) };
+        let body = serde_json::to_string(&body).expect("plain data");
+        Self { status, content_type: "application/json", headers: "Retry-After: 1\r\n", body }
     }
 
     fn bad(message: &str) -> Self {
@@ -92,7 +96,9 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, mut begu
     let upgrade = match begun.within(limit, read_upgrade(&server, &mut stream)).await {
         Ok(Some(Ok(Request::Upgrade(upgrade)))) => upgrade,
         Ok(Some(Ok(Request::Poll(head)))) => {
-            let Some(_seat) = server.poll_seats.take() else { return refuse(&server, stream, Refusal::full()).await };
+            let Some(_seat) = server.poll_seats.take() else {
+                return refuse(&server, stream, Refusal::no_seat(&NoSeat::Full)).await;
+            };
             drop(begun);
             // Boxed, so that it takes no memory in the other handshakes.
             Box::pin(super::poll::serve(Arc::clone(&server), stream, head)).await;
@@ -108,13 +114,13 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, mut begu
     let (mut identity, mut seat) = (None, None);
     if let Some(token) = &upgrade.token {
         begun.has_token();
-        match authenticate(&server, token).await {
-            Ok(known) => identity = Some(known),
+        let known = match authenticate(&server, token).await {
+            Ok(known) => known,
             Err(refusal) => return refuse(&server, stream, refusal).await,
-        }
-        seat = identity.as_ref().and_then(|known| seat_for(&server, known));
-        if seat.is_none() {
-            return refuse(&server, stream, Refusal::full()).await;
+        };
+        match seat_for(&server, &known) {
+            Ok(free) => (identity, seat) = (Some(known), Some(free)),
+            Err(why) => return refuse(&server, stream, Refusal::no_seat(&why)).await,
         }
     }
     let mut head = format!(
@@ -154,19 +160,16 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, mut begu
         }
         (Ok(Ok(_)), None) => Err(CloseCode::Unauthorized),
     };
-    let seated = identified.map(|identity| (seat.or_else(|| seat_for(&server, &identity)), identity));
+    let seated = identified.map(|identity| (seat.map_or_else(|| seat_for(&server, &identity), Ok), identity));
     match seated {
-        Ok((Some(seat), identity)) => {
+        Ok((Ok(seat), identity)) => {
             drop(begun);
             server.go_live(socket, identity, seat, early).await;
         }
-        Ok((None, _)) => {
-            let error = ErrorFrame {
-                uuid: None,
-                code: ErrorCode::Overloaded,
-                message: FULL.to_owned(),
-                retry_after_ms: Some(super::refused::retry_after_ms()),
-            };
+        Ok((Err(why), _)) => {
+            let (code, message, after_ms) = why.told();
+            let (message, retry_after_ms) = (message.to_owned(), Some(after_ms));
+            let error = ErrorFrame { uuid: None, code, message, retry_after_ms };
             end_with(&server, socket, CloseCode::Internal, Some(error)).await;
         }
         Err(code) => {
@@ -184,9 +187,15 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, mut begu
 
 /// A seat for a user, where one is free and the user has not as many as a user may. Of those that come up at the same
 /// moment some may be more.
-pub(super) fn seat_for(server: &ChatServer, identity: &Identity) -> Option<Seat> {
-    let may_have_more = !server.outbound.hub.is_full_for(identity.sub, &identity.dev);
-    may_have_more.then(|| server.seats.take()).flatten()
+pub(super) fn seat_for(server: &ChatServer, identity: &Identity) -> Result<Seat, NoSeat> {
+    if server.outbound.hub.is_full_for(identity.sub, &identity.dev) {
+        return Err(NoSeat::Full);
+    }
+    let of_device = server.connects.take(identity.sub, &identity.dev).map_err(|wait| {
+        server.deps.metrics.count(Counter::RateLimited);
+        NoSeat::TooOften(wait)
+    })?;
+    server.seats.take_for(of_device).ok_or(NoSeat::Full)
 }
 
 /// Ends a WebSocket that did not become live.
@@ -298,7 +307,7 @@ fn check(server: &ChatServer, request: &httparse::Request<'_, '_>, rest: Vec<u8>
         return Err(Refusal::error("401 Unauthorized", ErrorCode::Unauthorized, "use Authorization: Bearer TOKEN"));
     }
     if server.seats.are_taken() {
-        return Err(Refusal::full());
+        return Err(Refusal::no_seat(&NoSeat::Full));
     }
     if server.is_draining() {
         let message = "this server drains: ask for another placement";

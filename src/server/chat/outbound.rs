@@ -194,8 +194,13 @@ fn begin_close(connection: &Connection, code: CloseCode) -> bool {
 /// Sends the close frame, and ends the socket a moment later.
 async fn end_close(connection: Arc<Connection>) {
     let _ = tokio::time::timeout(CLOSE_WAIT, connection.socket.flush_all()).await;
+    // Not held meanwhile: its seat is free once its reader has ended.
+    let closing = Arc::downgrade(&connection);
+    drop(connection);
     tokio::time::sleep(CLOSE_WAIT).await;
-    connection.socket.abort();
+    if let Some(connection) = closing.upgrade() {
+        connection.socket.abort();
+    }
 }
 
 #[cfg(test)]
@@ -299,6 +304,19 @@ mod tests {
         let (frames, closed) = written(&connection);
         assert!(matches!(frames[..], [ServerFrame::Moved(_)]), "{frames:?}");
         assert_eq!(closed, Some(CloseCode::Moved.code()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_closing_connection_is_held_by_who_reads_it_only() {
+        let (outbound, _) = outbound(1_000);
+        let connection = connection(ALICE);
+        outbound.close(&connection, CloseCode::Replaced);
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(Arc::strong_count(&connection), 1);
+        // Its client says nothing: it ends in time all the same.
+        connection.socket.dead().await;
     }
 
     #[tokio::test]

@@ -108,9 +108,10 @@ struct Wait {
 type Answer = Result<(StatusCode, Json<PollAnswer>), Failure>;
 
 async fn open(State(server): State<Arc<ChatServer>>, Caller(identity): Caller) -> Answer {
-    let Some(seat) = handshake::seat_for(&server, &identity) else {
-        return Err(Failure::retry_later(ErrorCode::Overloaded, handshake::FULL, 1_000));
-    };
+    let seat = handshake::seat_for(&server, &identity).map_err(|why| {
+        let (code, message, after_ms) = why.told();
+        Failure::retry_later(code, message, after_ms)
+    })?;
     if server.is_draining() {
         let message = "this server drains: ask for another placement";
         return Err(Failure::retry_later(ErrorCode::Unavailable, message, 1_000));
