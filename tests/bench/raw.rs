@@ -1,10 +1,15 @@
 //! WebSockets byte by byte.
 
+use std::time::Duration;
+
 use chatctl::protocol::websocket::apply_mask;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::client::LIMIT;
+
+/// Until a client comes back that was refused for connecting too often.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// The mask of every frame.
 pub(crate) const MASK: [u8; 4] = [9, 8, 7, 6];
@@ -33,6 +38,22 @@ pub(crate) fn authority(url: &str) -> &str {
 
 /// A socket that was upgraded at a path.
 pub(crate) async fn upgraded(url: &str, path: &str, token: Option<&str>) -> TcpStream {
+    loop {
+        let (head, stream) = asked_to_upgrade(url, path, token).await;
+        if head.starts_with("HTTP/1.1 429") {
+            // Too often for one user: it comes back.
+            tokio::time::sleep(AGAIN).await;
+            continue;
+        }
+        assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+        // Source of key and answer: RFC 6455 section 1.3.
+        assert!(head.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{head}");
+        return stream;
+    }
+}
+
+/// The head of the answer to an upgrade, and the stream behind it.
+async fn asked_to_upgrade(url: &str, path: &str, token: Option<&str>) -> (String, TcpStream) {
     let authority = authority(url);
     let mut stream = TcpStream::connect(authority).await.expect("connects");
     let bearer = token.map(|t| format!("Authorization: Bearer {t}\r\n")).unwrap_or_default();
@@ -45,11 +66,7 @@ pub(crate) async fn upgraded(url: &str, path: &str, token: Option<&str>) -> TcpS
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.expect("an answer"));
     }
-    let head = String::from_utf8(head).expect("text");
-    assert!(head.starts_with("HTTP/1.1 101"), "{head}");
-    // Source of key and answer: RFC 6455 section 1.3.
-    assert!(head.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{head}");
-    stream
+    (String::from_utf8(head).expect("text"), stream)
 }
 
 /// Everything until the server ends the socket; a reset is a failure.

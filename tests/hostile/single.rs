@@ -70,7 +70,7 @@ async fn subscribes_and_closes(person: &Person, group: &str, times: usize) {
 pub(crate) async fn subscriptions(bench: &Bench) -> Siege {
     let people = bench.crowd(102).await;
     let group = conversation(bench, &people[0], "group", &people[1..].iter().collect::<Vec<_>>()).await;
-    join_all(people[1..=8].iter().map(|person| subscribes_and_closes(person, &group, 125))).await;
+    join_all(people[1..=40].iter().map(|person| subscribes_and_closes(person, &group, 25))).await;
     // Who is left is told of what is said.
     let (mut one, mut other) = (Socket::open(&people[0]).await, Socket::open(&people[1]).await);
     other.say(json!({"type": "subscribe", "conversation": group})).await;

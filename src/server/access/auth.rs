@@ -75,6 +75,11 @@ impl Tokens {
         }
     }
 
+    /// How long a token lives that is issued now.
+    pub(in crate::server) const fn lifetime(&self) -> Duration {
+        Duration::from_secs(self.lifetime_s)
+    }
+
     /// A new token and its claims.
     #[must_use]
     pub fn issue(&self, user: UserId, device: &DeviceName) -> (String, Claims) {

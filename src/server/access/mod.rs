@@ -3,6 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `auth` | tokens and passwords |
+//! | `connects` | how often a user connects, and how many connections a device has at once |
 //! | `keys` | the keys of a deployment, one for each use |
 //! | `members` | who may read a conversation |
 //! | `revocations` | which tokens were logged out |
@@ -12,6 +13,7 @@
 //! | `ttl_cache` | TTL cache with explicit invalidation, below `members` and `revocations` |
 
 pub mod auth;
+pub(super) mod connects;
 pub mod keys;
 pub mod members;
 pub mod rate;

@@ -35,13 +35,18 @@ pub struct Bucket {
 impl Bucket {
     /// Takes one; returns how long to wait when there is none.
     pub fn take(&mut self, per_second: u32, now_ms: u32) -> Result<(), Duration> {
+        self.take_of(per_second, per_second.saturating_mul(BURST_S), now_ms)
+    }
+
+    /// The same where so many may come at once.
+    pub fn take_of(&mut self, per_second: u32, burst: u32, now_ms: u32) -> Result<(), Duration> {
         let elapsed_ms = u64::from(now_ms.wrapping_sub(self.at_ms));
         let paid = elapsed_ms * u64::from(per_second) / 1_000;
         if paid > 0 || self.taken == 0 {
             self.taken = self.taken.saturating_sub(u32::try_from(paid).unwrap_or(u32::MAX));
             self.at_ms = now_ms;
         }
-        if self.taken >= per_second.saturating_mul(BURST_S) {
+        if self.taken >= burst {
             return Err(Duration::from_millis(1_000 / u64::from(per_second.max(1)) + 1));
         }
         self.taken += 1;
@@ -53,6 +58,7 @@ impl Bucket {
 /// nobody whose bucket is in use.
 pub struct Buckets<K> {
     per_second: u32,
+    burst: u32,
     buckets: Mutex<BoundedMap<K, Bucket>>,
 }
 
@@ -60,13 +66,19 @@ impl<K: Eq + Hash> Buckets<K> {
     /// At most `per_second` for each key, over ten seconds.
     #[must_use]
     pub fn new(per_second: u32, entries_max: usize) -> Self {
-        Self { per_second, buckets: Mutex::new(BoundedMap::new(entries_max)) }
+        Self::with_burst(per_second, per_second.saturating_mul(BURST_S), entries_max)
+    }
+
+    /// At most `per_second` for each key in the long run, and so many at once.
+    #[must_use]
+    pub fn with_burst(per_second: u32, burst: u32, entries_max: usize) -> Self {
+        Self { per_second, burst, buckets: Mutex::new(BoundedMap::new(entries_max)) }
     }
 
     /// Takes one for a key; returns how long to wait when there is none.
     pub fn take(&self, key: K) -> Result<(), Duration> {
         let mut buckets = self.buckets.lock().expect("no panic while held");
-        buckets.use_entry(key).take(self.per_second, clock::now_ms_u32())
+        buckets.use_entry(key).take_of(self.per_second, self.burst, clock::now_ms_u32())
     }
 }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use super::connects::OfDevice;
 use crate::runtime::clock;
 
 /// Half-open connections at once, at least; where there are more seats, a tenth of them.
@@ -33,7 +34,11 @@ pub(in crate::server) struct Seats {
 }
 
 /// One that is taken, until it is dropped.
-pub(in crate::server) struct Seat(Arc<AtomicUsize>);
+pub(in crate::server) struct Seat {
+    taken: Arc<AtomicUsize>,
+    /// The device's connection that has it, if it is one's.
+    _of_device: Option<OfDevice>,
+}
 
 impl Seats {
     pub(in crate::server) fn new(most: usize) -> Self {
@@ -42,8 +47,17 @@ impl Seats {
 
     /// Takes a seat, if one is free.
     pub(in crate::server) fn take(&self) -> Option<Seat> {
+        self.take_with(None)
+    }
+
+    /// The same for a connection of a device.
+    pub(in crate::server) fn take_for(&self, device: OfDevice) -> Option<Seat> {
+        self.take_with(Some(device))
+    }
+
+    fn take_with(&self, of_device: Option<OfDevice>) -> Option<Seat> {
         // Made before the look, so that it is given back where there is none.
-        let seat = Seat(Arc::clone(&self.taken));
+        let seat = Seat { taken: Arc::clone(&self.taken), _of_device: of_device };
         let before = self.taken.fetch_add(1, Ordering::Relaxed);
         (before < self.most).then_some(seat)
     }
@@ -67,7 +81,7 @@ impl Seats {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.taken.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

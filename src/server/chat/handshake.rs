@@ -13,6 +13,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::echo;
 use super::inbound::{Admitted, Early};
+use super::refused::NoSeat;
 use super::socket::{ReadEnd, Socket};
 use super::{ChatServer, Identity};
 use crate::backends::directory::TokenStanding;
@@ -40,9 +41,6 @@ const PONG_BYTES_MAX: usize = 16 * 1024;
 /// Told where a token can't be checked.
 pub(super) const UNCHECKED: &str = "the token can't be checked now, try again";
 
-/// Told where no seat is free.
-pub(super) const FULL: &str = "this server is full, or has as many connections of this user as it takes";
-
 /// An HTTP answer that ends the connection.
 struct Refusal {
     status: &'static str,
@@ -59,9 +57,15 @@ impl Refusal {
         Self { status, content_type: "application/json", headers: "", body }
     }
 
-    fn full() -> Self {
-        let refusal = Self::error("503 Service Unavailable", ErrorCode::Overloaded, FULL);
-        Self { headers: "Retry-After: 1\r\n", ..refusal }
+    fn no_seat(why: &NoSeat) -> Self {
+        let status = match why {
+            NoSeat::Full => "503 Service Unavailable",
+            NoSeat::TooOften(_) => "429 Too Many Requests",
+        };
+        let (code, message, after_ms) = why.told();
+        let body = ApiError { code, message: message.to_owned(), retry_after_ms: Some(after_ms) };
+        let body = serde_json::to_string(&body).expect("plain data");
+        Self { status, content_type: "application/json", headers: "Retry-After: 1\r\n", body }
     }
 
     fn bad(message: &str) -> Self {
@@ -94,7 +98,7 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, mut begu
         Ok(Some(Ok(Request::Upgrade(upgrade)))) => upgrade,
         Ok(Some(Ok(Request::Poll(head)))) => {
             let Some(_seat) = server.poll_seats.take() else {
-                return refuse(&server, stream, begun, Refusal::full()).await;
+                return refuse(&server, stream, begun, Refusal::no_seat(&NoSeat::Full)).await;
             };
             drop(begun);
             // Boxed, so that it takes no memory in the other handshakes.
@@ -111,13 +115,13 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, mut begu
     let (mut identity, mut admitted) = (None, None);
     if let Some(token) = &upgrade.token {
         begun.has_token();
-        match authenticate(&server, token).await {
-            Ok(known) => identity = Some(known),
+        let known = match authenticate(&server, token).await {
+            Ok(known) => known,
             Err(refusal) => return refuse(&server, stream, begun, refusal).await,
-        }
-        admitted = identity.as_ref().and_then(|known| seat_for(&server, known));
-        if admitted.is_none() {
-            return refuse(&server, stream, begun, Refusal::full()).await;
+        };
+        match seat_for(&server, &known) {
+            Ok(free) => (identity, admitted) = (Some(known), Some(free)),
+            Err(why) => return refuse(&server, stream, begun, Refusal::no_seat(&why)).await,
         }
     }
     let mut head = format!(
@@ -157,17 +161,16 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, mut begu
         }
         (Ok(Ok(_)), None) => Err(CloseCode::Unauthorized),
     };
-    let known = identified.map(|identity| (admitted.or_else(|| seat_for(&server, &identity)), identity));
+    let seated = identified.map(|identity| (admitted.map_or_else(|| seat_for(&server, &identity), Ok), identity));
     drop(begun);
-    match known {
-        Ok((Some(admitted), identity)) => server.go_live(socket, identity, admitted, early).await,
-        Ok((None, _)) => {
-            let error = ErrorFrame {
-                uuid: None,
-                code: ErrorCode::Overloaded,
-                message: FULL.to_owned(),
-                retry_after_ms: Some(super::refused::retry_after_ms()),
-            };
+    match seated {
+        Ok((Ok(admitted), identity)) => {
+            server.go_live(socket, identity, admitted, early).await;
+        }
+        Ok((Err(why), _)) => {
+            let (code, message, after_ms) = why.told();
+            let (message, retry_after_ms) = (message.to_owned(), Some(after_ms));
+            let error = ErrorFrame { uuid: None, code, message, retry_after_ms };
             end_with(&server, socket, CloseCode::Internal, Some(error)).await;
         }
         Err(code) => {
@@ -184,9 +187,14 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, mut begu
 }
 
 /// A seat for a user, where one is free and the user has not as many as a user may, those that come up included.
-pub(super) fn seat_for(server: &ChatServer, identity: &Identity) -> Option<Admitted> {
-    let coming = server.outbound.hub.begin(identity.sub, &identity.dev)?;
-    Some(Admitted { coming, seat: server.seats.take()? })
+pub(super) fn seat_for(server: &ChatServer, identity: &Identity) -> Result<Admitted, NoSeat> {
+    let coming = server.outbound.hub.begin(identity.sub, &identity.dev).ok_or(NoSeat::Full)?;
+    let of_device = server.connects.take(identity.sub, &identity.dev).map_err(|wait| {
+        server.deps.metrics.count(Counter::RateLimited);
+        NoSeat::TooOften(wait)
+    })?;
+    let seat = server.seats.take_for(of_device).ok_or(NoSeat::Full)?;
+    Ok(Admitted { coming, seat })
 }
 
 /// Ends a WebSocket that did not become live.
@@ -303,7 +311,7 @@ fn check(server: &ChatServer, request: &httparse::Request<'_, '_>, rest: Vec<u8>
         return Err(Refusal::error("401 Unauthorized", ErrorCode::Unauthorized, "use Authorization: Bearer TOKEN"));
     }
     if server.seats.are_taken() {
-        return Err(Refusal::full());
+        return Err(Refusal::no_seat(&NoSeat::Full));
     }
     if server.is_draining() {
         let message = "this server drains: ask for another placement";

@@ -34,7 +34,7 @@ impl ChatServer {
     /// Makes an authenticated socket live: claim the session, fix the inbox position, welcome, then run its reader in a
     /// task of its own, so that nothing of the handshake stays in memory.
     pub(super) async fn go_live(self: Arc<Self>, socket: Socket, identity: Identity, admitted: Admitted, early: Early) {
-        let (connection, is_first) = match self.open(socket, identity, admitted).await {
+        let connection = match self.open(socket, identity, admitted).await {
             Ok(opened) => opened,
             Err(connection) => {
                 connection.socket.linger().await;
@@ -46,17 +46,18 @@ impl ChatServer {
         let go_on = early.texts.iter().all(|text| self.on_event(&connection, &mut state, Event::Text(text)));
         let reader = Arc::clone(&self).read_loop(Arc::clone(&connection), early.decoder, state, go_on);
         self.deps.tasks.spawn("chat.connection", reader);
-        self.presence.greet(&connection, is_first).await;
+        self.presence.greet(&connection).await;
     }
 
-    /// Claims the session, fixes the inbox position and welcomes; returns the connection and whether it is the user's
-    /// first here. Where that fails, the connection that was told so and is closing.
+    /// Claims the session, fixes the inbox position and welcomes; returns the connection. Where that fails, the
+    /// connection that was told so and is closing. Runs in a task that nobody drops: what it has claimed is undone by
+    /// the connection's end.
     pub(super) async fn open(
         &self,
         socket: Socket,
         identity: Identity,
         admitted: Admitted,
-    ) -> Result<(Arc<Connection>, bool), Arc<Connection>> {
+    ) -> Result<Arc<Connection>, Arc<Connection>> {
         let mut session = self.rights.new_session(identity.sub, identity.dev.clone());
         let claimed = self.rights.claim(&mut session).await;
         let Admitted { coming, seat } = admitted;
@@ -77,16 +78,18 @@ impl ChatServer {
             limits: self.config.limits,
             channels: Deliver::Messages,
         };
-        self.outbound.reply(&connection, &ServerFrame::Welcome(welcome));
-        let is_first = self.outbound.hub.add_coming(Arc::clone(&connection), coming);
-        self.rights.came_up(&connection, pass);
-        // What ended a right before the connection was in the hub did not find it there.
-        if let Some(code) = self.rights.ended(&connection) {
-            self.outbound.close(&connection, code);
-        } else if self.is_draining() {
-            self.outbound.send_elsewhere(&connection);
-        }
-        Ok((connection, is_first))
+        // A client syncs when it is welcomed: what is stored from then on has to find it here.
+        self.outbound.enter(&connection, &ServerFrame::Welcome(welcome), || {
+            self.outbound.hub.add_coming(Arc::clone(&connection), coming);
+            self.rights.came_up(&connection, pass);
+            // What ended a right before the connection was in the hub did not find it there.
+            if let Some(code) = self.rights.ended(&connection) {
+                self.outbound.close(&connection, code);
+            } else if self.is_draining() {
+                self.outbound.send_elsewhere(&connection);
+            }
+        });
+        Ok(connection)
     }
 
     /// Tells a client that its session could not be claimed, and closes its connection.

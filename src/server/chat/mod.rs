@@ -30,7 +30,7 @@
 //! | `poll` | the transports without a socket |
 //! | `echo` | `/echo`, for conformance suites |
 //! | `shared` | what several owners use, for making them |
-//! | `refused` | why a request was refused, as its client is told |
+//! | `refused` | why a request or a connection was refused, as its client is told |
 //! | `in_flight` | requests under way, for a change of members that waits for them |
 //! | `uuids` | in which conversation a uuid is in use |
 //! | `lanes` | records of conversations whose members are not known just now |
@@ -106,6 +106,7 @@ use self::subscriptions::Subscriptions;
 use self::tamper::Tamper;
 use self::unheard::LostConnections;
 use super::access::auth;
+use super::access::connects::Connects;
 use super::access::members::Members;
 use super::access::seats::{HalfOpen, Lingering, Seats};
 use super::cluster;
@@ -202,6 +203,7 @@ pub struct ChatServer {
     readiness: Readiness,
     /// For users, and for connections of `/echo`.
     seats: Seats,
+    connects: Connects,
     /// For HTTP connections of clients that poll.
     poll_seats: Seats,
     half_open: Arc<HalfOpen>,
@@ -273,6 +275,7 @@ pub async fn start(
         // Messages are sent and delivered without.
         readiness: Readiness::but_for(&["media", "presence", "registry"]),
         seats: Seats::new(seats),
+        connects: Connects::new(),
         poll_seats: Seats::new((seats / 10).max(POLL_CONNECTIONS_MIN)),
         half_open: HalfOpen::beside(seats),
         lingering: Lingering::default(),

@@ -14,7 +14,7 @@ use super::connection::Connection;
 use super::hub::Hub;
 use super::socket::{CLOSE_WAIT, Flushed, MERGE_WINDOW_MS, Pushed};
 use crate::protocol::frames::MovedFrame;
-use crate::protocol::{CloseCode, ServerFrame, UserId, websocket};
+use crate::protocol::{CloseCode, ServerFrame, websocket};
 use crate::runtime::{Tasks, clock};
 use crate::telemetry::{Counter, Metrics};
 
@@ -80,9 +80,19 @@ impl Outbound {
         self.push(connection, websocket::text_frame(&frame.encode(), None).into());
     }
 
-    /// Writes a frame to each connection of a user.
-    pub(super) fn reply_to_user(&self, user: UserId, frame: &ServerFrame) {
-        self.hub.for_user(user, |connection| self.reply(connection, frame));
+    /// Enters a connection by `enter`, and writes its first frame only then: a client that has read it is told of
+    /// whatever happens from there on. What others write meanwhile comes behind it.
+    pub(super) fn enter(&self, connection: &Arc<Connection>, first: &ServerFrame, enter: impl FnOnce()) {
+        let frame = websocket::text_frame(&first.encode(), None).into();
+        let gathered = connection.socket.gather(frame, self.bytes_max);
+        enter();
+        if gathered == Pushed::Full {
+            return self.see_to(connection, gathered);
+        }
+        // Also where a flush was promised: whoever wrote before this did not keep that.
+        if matches!(connection.socket.flush(), Flushed::Blocked(_)) {
+            self.flush_when_writable(connection);
+        }
     }
 
     /// Writes an encoded frame to one connection. Never waits; a client that reads too slowly is cut.
@@ -184,8 +194,13 @@ fn begin_close(connection: &Connection, code: CloseCode) -> bool {
 /// Sends the close frame, and ends the socket a moment later.
 async fn end_close(connection: Arc<Connection>) {
     let _ = tokio::time::timeout(CLOSE_WAIT, connection.socket.flush_all()).await;
+    // Not held meanwhile: its seat is free once its reader has ended.
+    let closing = Arc::downgrade(&connection);
+    drop(connection);
     tokio::time::sleep(CLOSE_WAIT).await;
-    connection.socket.abort();
+    if let Some(connection) = closing.upgrade() {
+        connection.socket.abort();
+    }
 }
 
 #[cfg(test)]
@@ -196,6 +211,7 @@ mod tests {
     use super::super::bench::{connection, connection_over, written};
     use super::super::socket::Socket;
     use super::*;
+    use crate::protocol::UserId;
     use crate::server::min_rate::SOCKET_STALL_MAX;
 
     const ALICE: UserId = UserId(1);
@@ -238,14 +254,44 @@ mod tests {
         drop(client);
     }
 
-    /// A client and its connection.
-    async fn connected(outbound: &Outbound) -> (TcpStream, Arc<Connection>) {
+    /// A client and what will be its connection.
+    async fn pair() -> (TcpStream, Arc<Connection>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let client = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connects");
         let (stream, _) = listener.accept().await.expect("accepts");
-        let connection = connection_over(Socket::new(stream), ALICE);
+        (client, connection_over(Socket::new(stream), ALICE))
+    }
+
+    /// A client and its connection.
+    async fn connected(outbound: &Outbound) -> (TcpStream, Arc<Connection>) {
+        let (client, connection) = pair().await;
         outbound.hub.add(Arc::clone(&connection));
         (client, connection)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_reads_its_first_frame_is_here_and_what_comes_meanwhile_is_behind_it() {
+        let (outbound, _) = outbound(1_000);
+        let (mut client, connection) = pair().await;
+        let (first, meanwhile) = (ServerFrame::Pong, websocket::text_frame("meanwhile", None));
+        // Pings before: the answers to the last of them wait for a flush that nobody makes.
+        let pong: Bytes = websocket::pong_frame(b"early", None).into();
+        let mut expected = pong.repeat(20);
+        for _ in 0..20 {
+            connection.socket.push(pong.clone(), 1_000);
+        }
+        let waiting = connection.socket.waiting_bytes();
+        assert!(waiting > 0, "it is busy");
+        outbound.enter(&connection, &first, || {
+            assert!(connection.socket.waiting_bytes() > waiting, "the first frame is not written");
+            outbound.hub.add(Arc::clone(&connection));
+            outbound.push(&connection, meanwhile.clone().into());
+        });
+        expected.extend(websocket::text_frame(&first.encode(), None));
+        expected.extend(meanwhile);
+        let mut read = vec![0; expected.len()];
+        client.read_exact(&mut read).await.expect("reads");
+        assert_eq!(read, expected);
     }
 
     #[tokio::test]
@@ -258,6 +304,19 @@ mod tests {
         let (frames, closed) = written(&connection);
         assert!(matches!(frames[..], [ServerFrame::Moved(_)]), "{frames:?}");
         assert_eq!(closed, Some(CloseCode::Moved.code()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_closing_connection_is_held_by_who_reads_it_only() {
+        let (outbound, _) = outbound(1_000);
+        let connection = connection(ALICE);
+        outbound.close(&connection, CloseCode::Replaced);
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(Arc::strong_count(&connection), 1);
+        // Its client says nothing: it ends in time all the same.
+        connection.socket.dead().await;
     }
 
     #[tokio::test]

@@ -24,9 +24,11 @@ use hyper_util::service::TowerToHyperService;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
 
 use super::connection::Connection;
 use super::handshake::{self, UNCHECKED, Unidentified};
+use super::inbound::Admitted;
 use super::session::SessionState;
 use super::socket::Socket;
 use super::{ChatServer, Identity};
@@ -34,6 +36,7 @@ use crate::protocol::api::PollAnswer;
 use crate::protocol::limits::POLL_WAIT_MAX;
 use crate::protocol::websocket::{Decoder, Event, Role};
 use crate::protocol::{CloseCode, ErrorCode, POLL_PATH, SessionId, behind_poll_path};
+
 use crate::server::http;
 use crate::server::http::extract::{Params, bearer, refused, unauthorized};
 use crate::server::http::status::{self, Failure};
@@ -106,33 +109,63 @@ struct Wait {
 type Answer = Result<(StatusCode, Json<PollAnswer>), Failure>;
 
 async fn open(State(server): State<Arc<ChatServer>>, Caller(identity): Caller) -> Answer {
-    let Some(admitted) = handshake::seat_for(&server, &identity) else {
-        return Err(Failure::retry_later(ErrorCode::Overloaded, handshake::FULL, 1_000));
-    };
+    let admitted = handshake::seat_for(&server, &identity).map_err(|why| {
+        let (code, message, after_ms) = why.told();
+        Failure::retry_later(code, message, after_ms)
+    })?;
     if server.is_draining() {
         let message = "this server drains: ask for another placement";
         return Err(Failure::retry_later(ErrorCode::Unavailable, message, 1_000));
     }
     server.deps.metrics.count(Counter::ConnectionsOpened);
-    match server.open(Socket::polled(), identity, admitted).await {
-        Ok((connection, is_first)) => {
-            let polled = Polled { connection: Arc::clone(&connection), state: Mutex::default() };
-            server.polls.lock().insert(connection.session, Arc::new(polled));
-            let (ending, shared) = (Arc::clone(&server), Arc::clone(&connection));
-            server.deps.tasks.spawn("chat.polled", async move {
-                shared.socket.dead().await;
-                ending.polls.lock().remove(&shared.session);
-                ending.end(shared).await;
-            });
-            server.presence.greet(&connection, is_first).await;
-            Ok((StatusCode::CREATED, Json(taken(&connection))))
-        }
-        Err(connection) => {
-            connection.socket.abort();
-            server.socket_closed();
-            Err(Failure::retry_later(ErrorCode::Unavailable, "the session could not be opened, try again", 1_000))
+    let (answer, opened) = oneshot::channel();
+    let tasks = server.deps.tasks.clone();
+    // Not here: a request that is given up is dropped wherever it waits, and what it had entered would stay.
+    tasks.spawn("chat.poll_open", async move {
+        // Where nobody takes it the session ends with this.
+        let _ = answer.send(open_session(&server, identity, admitted).await);
+    });
+    let Some(mut opened) = opened.await.ok().flatten() else {
+        return Err(Failure::retry_later(ErrorCode::Unavailable, "the session could not be opened, try again", 1_000));
+    };
+    opened.is_taken = true;
+    Ok((StatusCode::CREATED, Json(taken(&opened.connection))))
+}
+
+/// A session that was opened just now. It ends where nobody takes it.
+struct Opened {
+    connection: Arc<Connection>,
+    is_taken: bool,
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        if !self.is_taken {
+            self.connection.socket.abort();
         }
     }
+}
+
+/// Opens a session; `None` where that fails.
+async fn open_session(server: &Arc<ChatServer>, identity: Identity, admitted: Admitted) -> Option<Opened> {
+    let connection = match server.open(Socket::polled(), identity, admitted).await {
+        Ok(connection) => connection,
+        Err(failed) => {
+            failed.socket.abort();
+            server.socket_closed();
+            return None;
+        }
+    };
+    let polled = Polled { connection: Arc::clone(&connection), state: Mutex::default() };
+    server.polls.lock().insert(connection.session, Arc::new(polled));
+    let (ending, shared) = (Arc::clone(server), Arc::clone(&connection));
+    server.deps.tasks.spawn("chat.polled", async move {
+        shared.socket.dead().await;
+        ending.polls.lock().remove(&shared.session);
+        ending.end(shared).await;
+    });
+    server.presence.greet(&connection).await;
+    Some(Opened { connection, is_taken: false })
 }
 
 /// The session of an id, if it is the caller's device's.
@@ -223,8 +256,17 @@ fn read(queue: VecDeque<Bytes>, answer: &mut PollAnswer) {
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::TcpListener;
+
     use super::*;
-    use crate::protocol::websocket;
+    use crate::backends::Backends;
+    use crate::backends::layers::{Layer, Layered, Pace};
+    use crate::backends::registry::Role as ServerRole;
+    use crate::backends::sessions::Sessions;
+    use crate::protocol::{UserId, websocket};
+    use crate::server::Listeners;
+    use crate::server::bench::{Bench, Gate};
+    use crate::server::chat::{Config, Figures};
 
     #[test]
     fn targets_are_told_apart() {
@@ -238,5 +280,47 @@ mod tests {
         let mut answer = PollAnswer { session: SessionId(uuid::Uuid::nil()), frames: Vec::new(), closed: None };
         read(queue.into_iter().map(Bytes::from).collect(), &mut answer);
         assert_eq!((answer.frames[0].get(), answer.closed), ("{\"type\":\"pong\"}", Some(4_001)));
+    }
+
+    async fn listener() -> TcpListener {
+        TcpListener::bind("127.0.0.1:0").await.expect("binds")
+    }
+
+    #[tokio::test]
+    async fn a_session_whose_client_gave_up_while_it_was_opened_ends_with_all_that_it_had() {
+        let gate = Gate::new("sessions.claim");
+        let layer = Layer::Paced(Arc::clone(&gate) as Arc<dyn Pace>);
+        let held_up = |backends: Backends| {
+            let sessions: Arc<dyn Sessions> =
+                Arc::new(Layered::<dyn Sessions>::new(Arc::clone(&backends.sessions), layer));
+            Backends { sessions, ..backends }
+        };
+        let bench = Bench::new(ServerRole::Chat, "chat-1", held_up).await;
+        let listeners = Listeners { clients: listener().await, peers: listener().await };
+        let started = super::super::start(listeners, bench.deps.clone(), Config::default(), None).await;
+        let server = started.expect("starts");
+        let sessions = &bench.deps.backends.sessions;
+        let (user, device) = (UserId(1), "phone".parse().expect("a name"));
+        let identity = Identity { sub: user, dev: device, jti: uuid::Uuid::nil(), iat: 0, exp: u64::MAX };
+        let open = || open(State(Arc::clone(&server)), Caller(identity.clone()));
+        tokio::select! {
+            _ = open() => panic!("the claim is held up"),
+            () = gate.reached() => {}
+        }
+        assert_eq!(server.figures(), Figures { seats: 1, sockets: 1, ..Figures::default() });
+        gate.open();
+        let ended = async {
+            while server.figures() != Figures::default() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_mins(1), ended).await.expect("it ends");
+        assert_eq!(sessions.lookup(&[user]).await.expect("reads"), []);
+        assert!(server.polls.lock().is_empty());
+        // One whose answer is taken stays.
+        assert!(open().await.is_ok());
+        let session = sessions.lookup(&[user]).await.expect("reads")[0].session;
+        assert!(server.polls.lock().get(&session).is_some_and(|polled| polled.connection.socket.is_open()));
+        assert_eq!(server.figures().connections, 1);
     }
 }

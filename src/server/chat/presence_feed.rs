@@ -1,8 +1,10 @@
 //! Beats on their way to the presence servers, and friends' changes on their way to the sockets.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
+
+use bytes::Bytes;
 
 use super::connection::Connection;
 use super::outbound::Outbound;
@@ -16,7 +18,7 @@ use crate::backends::presence::Presence;
 use crate::backends::registry::Role;
 use crate::protocol::frames::{PresenceFrame, PresenceState};
 use crate::protocol::{ServerFrame, UserId, websocket};
-use crate::runtime::clock;
+use crate::runtime::{Tasks, clock};
 use crate::server::Deps;
 use crate::server::beats::BeatBuffer;
 use crate::server::cluster::Cluster;
@@ -33,6 +35,15 @@ const USERS_WAITING_MAX: usize = 500_000;
 /// Beats in one call.
 const BEATS_PER_CALL: usize = 5_000;
 
+/// Friends whose presence is read at once.
+const SHOWN_AT_ONCE: usize = 1_000;
+
+/// Of what may wait for a connection friends who are online take one part of so many: the rest is for what happens.
+const SHOWN_SHARE: usize = 2;
+
+/// How often it is looked whether a connection has room for more of them.
+const ROOM_INTERVAL: Duration = Duration::from_millis(50);
+
 /// Passes the beats of this server's users on, and tells them of their friends' presence.
 pub(super) struct PresenceFeed {
     outbound: Arc<Outbound>,
@@ -41,9 +52,12 @@ pub(super) struct PresenceFeed {
     presence: Arc<dyn Presence>,
     cluster: Arc<Cluster>,
     peers: Arc<Peers>,
+    tasks: Tasks,
     metrics: Arc<Metrics>,
     beats: BeatBuffer,
     watches: Watches,
+    /// Users all of whose friends are watched. Written when that is done, and when their watches end.
+    watching: Mutex<HashSet<UserId>>,
     /// Friendships that ended lately, each by both directions. Noted before the look for users who watch: one who comes
     /// up meanwhile reads the note after the watch began.
     ended: RecentSet<(UserId, UserId)>,
@@ -61,9 +75,11 @@ impl PresenceFeed {
             presence: Arc::clone(&deps.backends.presence),
             cluster: Arc::clone(&shared.cluster),
             peers: Arc::clone(&shared.peers),
+            tasks: deps.tasks.clone(),
             metrics: Arc::clone(&deps.metrics),
             beats: BeatBuffer::new(USERS_WAITING_MAX),
             watches: Watches::default(),
+            watching: Mutex::default(),
             ended: RecentSet::default(),
             unwatched: Mutex::default(),
         }
@@ -125,14 +141,24 @@ impl PresenceFeed {
     }
 
     /// Tells a new connection which friends are online, and keeps it informed.
-    pub(super) async fn greet(&self, connection: &Arc<Connection>, is_first: bool) {
+    pub(super) async fn greet(self: &Arc<Self>, connection: &Arc<Connection>) {
         let user = connection.user;
-        let friends = if is_first { self.watch_friends(user).await } else { self.directory.friends(user).await };
+        let friends =
+            if self.is_watching(user) { self.directory.friends(user).await } else { self.watch_friends(user).await };
         let Ok(friends) = friends else {
             tracing::warn!(%user, "friends can't be read; their presence comes later");
             return self.watch_later(user);
         };
-        self.show(connection.user, friends, |frame| self.outbound.reply(connection, frame)).await;
+        self.show(user, friends, vec![Arc::clone(connection)]).await;
+    }
+
+    fn watching(&self) -> MutexGuard<'_, HashSet<UserId>> {
+        self.watching.lock().expect("no panic while held")
+    }
+
+    /// Whether all friends of a user are watched.
+    fn is_watching(&self, user: UserId) -> bool {
+        self.watching().contains(&user)
     }
 
     /// Has the friends of a user looked up again.
@@ -154,6 +180,7 @@ impl PresenceFeed {
         for friend in &friends {
             self.start_watching(*friend, user).await?;
         }
+        self.watching().insert(user);
         if !self.outbound.hub.has_user(user) {
             // Gone again meanwhile, and its clean-up ran before the watches were there.
             self.stop_watching(user).await;
@@ -162,7 +189,7 @@ impl PresenceFeed {
     }
 
     /// Watches and shows friends where that failed before.
-    pub(super) async fn watch_again(&self) {
+    pub(super) async fn watch_again(self: &Arc<Self>) {
         let unwatched = std::mem::take(&mut *self.unwatched.lock().expect("no panic while held"));
         let mut unwatched = unwatched.into_iter().filter(|user| self.outbound.hub.has_user(*user));
         while let Some(user) = unwatched.next() {
@@ -176,23 +203,63 @@ impl PresenceFeed {
         }
     }
 
-    /// Shows those of a user's friends who are online, as far as they still are friends.
-    async fn show(&self, user: UserId, friends: Vec<UserId>, show: impl Fn(&ServerFrame)) {
-        if friends.is_empty() {
+    /// Shows those of a user's friends who are online to some of its connections: as many as these have room for, and
+    /// the others as they read. Does not wait for that.
+    async fn show(self: &Arc<Self>, user: UserId, friends: Vec<UserId>, mut connections: Vec<Arc<Connection>>) {
+        let mut shown = self.show_some(user, &friends, &connections).await;
+        if shown == friends.len() {
             return;
         }
-        let Ok(records) = self.presence.get(&friends).await else { return };
-        for (friend, record) in friends.into_iter().zip(records).filter(|(_, record)| record.online) {
-            if !self.has_unfriended(user, friend) {
-                let frame = PresenceFrame { user: friend, state: PresenceState::Online, at: record.last_beat_ms };
-                show(&ServerFrame::Presence(frame));
+        let this = Arc::clone(self);
+        self.tasks.spawn_until_stopped("chat.show", async move {
+            while shown < friends.len() {
+                tokio::time::sleep(ROOM_INTERVAL).await;
+                connections.retain(|connection| connection.socket.is_open());
+                if connections.is_empty() {
+                    return;
+                }
+                shown += this.show_some(user, &friends[shown..], &connections).await;
             }
-        }
+        });
     }
 
-    /// The same on each connection of the user.
-    async fn show_to_user(&self, user: UserId, friends: Vec<UserId>) {
-        self.show(user, friends, |frame| self.outbound.reply_to_user(user, frame)).await;
+    /// The same while all the connections have room; returns how many friends are done with.
+    async fn show_some(&self, user: UserId, friends: &[UserId], connections: &[Arc<Connection>]) -> usize {
+        let have_room = |bytes| connections.iter().all(|connection| self.has_room(connection, bytes));
+        let mut done = 0;
+        for some in friends.chunks(SHOWN_AT_ONCE) {
+            if !have_room(0) {
+                return done;
+            }
+            // Just before it is shown: what changes later is told as it changes.
+            let Ok(records) = self.presence.get(some).await else { return friends.len() };
+            for (friend, record) in some.iter().zip(records) {
+                // Who is no friend any more is watched no longer.
+                if record.online && self.watches.has(*friend, user) {
+                    let frame = PresenceFrame { user: *friend, state: PresenceState::Online, at: record.last_beat_ms };
+                    let frame: Bytes = websocket::text_frame(&ServerFrame::Presence(frame).encode(), None).into();
+                    if !have_room(frame.len()) {
+                        return done;
+                    }
+                    for connection in connections {
+                        self.outbound.push(connection, frame.clone());
+                    }
+                }
+                done += 1;
+            }
+        }
+        done
+    }
+
+    /// Whether a connection may be shown so many bytes more.
+    fn has_room(&self, connection: &Connection, bytes: usize) -> bool {
+        connection.socket.waiting_bytes() == 0 || self.outbound.has_room(connection, bytes, SHOWN_SHARE)
+    }
+
+    /// Shows friends on each connection of the user.
+    async fn show_to_user(self: &Arc<Self>, user: UserId, friends: Vec<UserId>) {
+        let connections = self.outbound.hub.connections_of(std::iter::once(user));
+        self.show(user, friends, connections).await;
     }
 
     /// Has a friend's changes told to a user.
@@ -224,6 +291,7 @@ impl PresenceFeed {
         if self.outbound.hub.has_user(user) {
             return;
         }
+        self.watching().remove(&user);
         // What it watches, not who its friends are: a friendship may have ended without a word to this server.
         for friend in self.watches.remove_all(user) {
             self.lower_count(friend).await;
@@ -236,7 +304,7 @@ impl PresenceFeed {
 
     /// Begins to tell two users of each other's presence, or ends it, unless the directory says otherwise: words of
     /// servers may overtake each other.
-    pub(super) async fn friends_changed(&self, a: UserId, b: UserId, friends: bool) {
+    pub(super) async fn friends_changed(self: &Arc<Self>, a: UserId, b: UserId, friends: bool) {
         let hub = &self.outbound.hub;
         if friends && !hub.has_user(a) && !hub.has_user(b) && !self.ended.contains(&(a, b)) {
             return;
@@ -276,7 +344,7 @@ impl PresenceFeed {
     /// Passes a change of users' presence on to those who watch them.
     pub(super) fn on_record(&self, delivered: &Delivered) {
         let Ok(text) = std::str::from_utf8(&delivered.record.payload) else { return };
-        let frame: bytes::Bytes = websocket::text_frame(text, None).into();
+        let frame: Bytes = websocket::text_frame(text, None).into();
         for key in &delivered.record.keys {
             for user in self.watches.of(UserId(*key)) {
                 self.outbound.hub.for_user(user, |connection| self.outbound.push(connection, frame.clone()));
@@ -286,96 +354,5 @@ impl PresenceFeed {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::bench::{Bench, written};
-    use super::*;
-    use crate::backends::log::Record;
-    use crate::backends::presence::Beat;
-
-    fn online(user: UserId) -> ServerFrame {
-        ServerFrame::Presence(PresenceFrame { user, state: PresenceState::Online, at: 7 })
-    }
-
-    fn record(user: UserId) -> Delivered {
-        let record = Record { keys: vec![user.0], payload: online(user).encode().into_bytes().into() };
-        Delivered { topic: Topic::PresenceUpdates, partition: 0, offset: 0, at_ms: 0, record: Arc::new(record) }
-    }
-
-    #[tokio::test]
-    async fn beats_that_no_presence_server_takes_are_kept_with_their_age() {
-        let bench = Bench::new().await;
-        let feed = bench.presence_feed();
-        let [early, late] = [1, 2].map(UserId);
-        feed.beat(early);
-        let beats = feed.beats.take();
-        feed.beat(late);
-        feed.pass_beats(beats.clone()).await;
-        let kept = feed.beats.take();
-        assert_eq!((kept.len(), kept[&early]), (2, beats[&early]));
-        assert_eq!(feed.metrics.counted(Counter::BeatsDropped), 0);
-    }
-
-    #[tokio::test]
-    async fn a_friends_change_reaches_who_watches_until_the_friendship_ends() {
-        let bench = Bench::new().await;
-        let feed = bench.presence_feed();
-        let [friend, user, other] = bench.users().await;
-        let (watching, stranger) = (bench.enter(user), bench.enter(other));
-        let directory = &bench.deps.backends.directory;
-        directory.set_friends(friend, user, true).await.expect("befriends");
-        feed.friends_changed(friend, user, true).await;
-        feed.on_record(&record(friend));
-        assert_eq!(written(&watching).0, [online(friend)]);
-        directory.set_friends(friend, user, false).await.expect("ends");
-        // The word of the beginning comes once more, and late.
-        for told in [false, true] {
-            feed.friends_changed(friend, user, told).await;
-            feed.on_record(&record(friend));
-            assert_eq!((written(&watching).0, written(&stranger).0), (Vec::new(), Vec::new()), "{told}");
-        }
-        assert_eq!(feed.watched(), 0);
-        // They are friends again, and the word of the end comes once more.
-        directory.set_friends(friend, user, true).await.expect("befriends");
-        for told in [true, false] {
-            feed.friends_changed(friend, user, told).await;
-            feed.on_record(&record(friend));
-            assert_eq!(written(&watching).0, [online(friend)], "{told}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_friendship_that_ends_while_its_user_leaves_leaves_no_watch() {
-        let bench = Bench::new().await;
-        let feed = bench.presence_feed();
-        let [friend, user] = bench.users().await;
-        bench.deps.backends.directory.set_friends(friend, user, true).await.expect("befriends");
-        let connection = bench.enter(user);
-        feed.greet(&connection, true).await;
-        assert_eq!(feed.watches.of(friend), [user]);
-        bench.shared.outbound.hub.remove(user, connection.session);
-        bench.deps.backends.directory.set_friends(friend, user, false).await.expect("ends");
-        feed.friends_changed(friend, user, false).await;
-        feed.stop_watching(user).await;
-        assert_eq!(feed.watched(), 0);
-    }
-
-    #[tokio::test]
-    async fn a_friendship_that_ends_while_its_user_comes_up_is_neither_shown_nor_watched() {
-        let bench = Bench::new().await;
-        let feed = bench.presence_feed();
-        let [friend, former, user] = bench.users().await;
-        for other in [friend, former] {
-            // The directory as it was read before the end of one of the friendships.
-            bench.deps.backends.directory.set_friends(user, other, true).await.expect("befriends");
-            feed.presence.beat(&[Beat { user: other, age_ms: 0 }]).await.expect("beats");
-        }
-        for pair in [(user, former), (former, user)] {
-            assert_eq!(feed.ended.insert(pair), 0);
-        }
-        let connection = bench.enter(user);
-        feed.greet(&connection, true).await;
-        let (shown, _) = written(&connection);
-        assert!(matches!(&shown[..], [ServerFrame::Presence(shown)] if shown.user == friend), "{shown:?}");
-        assert_eq!((feed.watches.of(former), feed.watches.of(friend)), (Vec::new(), vec![user]));
-    }
-}
+#[path = "presence_feed_tests.rs"]
+mod tests;

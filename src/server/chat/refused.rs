@@ -1,6 +1,7 @@
-//! Why a client's request was refused, as it is told.
+//! Why a client's request or connection was refused, as it is told.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -14,6 +15,30 @@ use crate::server::ordering::OrderingError;
 /// come back together.
 pub(super) fn retry_after_ms() -> u64 {
     rand::random_range(800..2_500)
+}
+
+/// Why a user gets no seat now.
+pub(super) enum NoSeat {
+    /// None is free, or the user has as many connections as one may have.
+    Full,
+    /// The user connects too often, or has too many connections of this device. When to come back.
+    TooOften(Duration),
+}
+
+impl NoSeat {
+    /// As a client is told: the code, a message, and when to come back, in ms.
+    pub(super) fn told(&self) -> (ErrorCode, &'static str, u64) {
+        match self {
+            Self::Full => {
+                let message = "this server is full, or has as many connections of this user as it takes";
+                (ErrorCode::Overloaded, message, retry_after_ms())
+            }
+            Self::TooOften(wait) => {
+                let message = "this user connects too often, or this device has connections that have not ended yet";
+                (ErrorCode::RateLimited, message, wait.as_millis() as u64)
+            }
+        }
+    }
 }
 
 /// Why a request was refused.
@@ -49,7 +74,16 @@ impl Refused {
     pub(super) fn too_late() -> Self {
         Self {
             code: ErrorCode::Unavailable,
-            message: "messages before it in this conversation took too long; nothing was done for this one".to_owned(),
+            message: "requests before it in this conversation took too long; nothing was done for this one".to_owned(),
+            retry_after_ms: Some(retry_after_ms()),
+        }
+    }
+
+    /// Its time is over, and it is not done yet.
+    pub(super) fn unanswered() -> Self {
+        Self {
+            code: ErrorCode::Unavailable,
+            message: "an engine did not answer in time; what was asked for may be done still".to_owned(),
             retry_after_ms: Some(retry_after_ms()),
         }
     }

@@ -43,8 +43,8 @@ use crate::telemetry::{Counter, Metrics};
 /// How often logouts are read.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// Logouts of so many seconds are read each time: longer than a commit may take to be seen.
-const LOGOUTS_S: u64 = 20;
+/// Logouts of so long before the last read are read once more: longer than a commit may take to be seen.
+const LOGOUTS_AGAIN: Duration = Duration::from_secs(20);
 
 /// Waits between tries to tell a server that one of its sessions was replaced.
 const REPLACE_RETRY: Duration = Duration::from_millis(100);
@@ -66,6 +66,8 @@ pub(super) struct Rights {
     peers: Arc<Peers>,
     tasks: Tasks,
     metrics: Arc<Metrics>,
+    /// How long tokens live: who was logged out before that has none any more.
+    tokens_live: Duration,
     /// Tokens that were logged out lately.
     logged_out: RecentSet<Uuid>,
     /// Sessions whose device connected elsewhere lately.
@@ -94,6 +96,7 @@ impl Rights {
             peers: Arc::clone(&shared.peers),
             tasks: deps.tasks.clone(),
             metrics: Arc::clone(&deps.metrics),
+            tokens_live: deps.tokens.lifetime(),
             logged_out: RecentSet::default(),
             replaced: RecentSet::default(),
             claims: TaskTracker::new(),
@@ -260,21 +263,39 @@ impl Rights {
 
     /// Closes connections whose token was logged out, by the directory. Inputs: the clock.
     pub(super) async fn logouts_loop(self: Arc<Self>) {
+        // Whoever is connected showed a token that was good a moment ago.
+        let mut read_s = clock::since_boot_s();
         loop {
             tokio::time::sleep(INTERVAL).await;
-            // What fails now is read again in a moment; the port's layer counts it.
-            let Ok(tokens) = self.directory.revoked_within(LOGOUTS_S).await else { continue };
-            let new: HashSet<Uuid> = tokens.into_iter().filter(|token| !self.logged_out.contains(token)).collect();
-            if new.is_empty() {
-                continue;
-            }
-            for token in &new {
-                self.metrics.add(Counter::NotesDropped, self.logged_out.insert(*token));
-            }
-            for connection in self.outbound.hub.select(|connection| new.contains(&connection.token)) {
-                self.outbound.close(&connection, CloseCode::LoggedOut);
-            }
+            self.read_logouts(&mut read_s).await;
         }
+    }
+
+    /// Closes connections whose token was logged out since the last read that succeeded, which began at `read_s` on
+    /// [`clock::since_boot_s`]; that clock runs while the machine sleeps, too.
+    async fn read_logouts(&self, read_s: &mut f64) {
+        let now_s = clock::since_boot_s();
+        // What fails now is read by the next, however late; the port's layer counts it.
+        let Ok(tokens) = self.directory.revoked_within(self.logouts_since(*read_s, now_s)).await else { return };
+        *read_s = now_s;
+        let new: HashSet<Uuid> = tokens.into_iter().filter(|token| !self.logged_out.contains(token)).collect();
+        if new.is_empty() {
+            return;
+        }
+        for token in &new {
+            self.metrics.add(Counter::NotesDropped, self.logged_out.insert(*token));
+        }
+        for connection in self.outbound.hub.select(|connection| new.contains(&connection.token)) {
+            self.outbound.close(&connection, CloseCode::LoggedOut);
+        }
+    }
+
+    /// Of how many seconds logouts are to be read now, after a read at another time. The database counts them back by
+    /// its own clock.
+    fn logouts_since(&self, read_s: f64, now_s: f64) -> u64 {
+        let since = Duration::try_from_secs_f64(now_s - read_s).unwrap_or_default();
+        // A second more, for the part of one that the database leaves out.
+        (since + LOGOUTS_AGAIN).min(self.tokens_live.max(LOGOUTS_AGAIN)).as_secs() + 1
     }
 
     /// Keeps the sessions of this server in the session store. Inputs: the clock.
@@ -307,6 +328,7 @@ impl Rights {
 mod tests {
     use super::super::bench::{Bench, connection, written};
     use super::*;
+    use crate::backends::layers::{Faults, Layer, Layered};
 
     const ALICE: UserId = UserId(1);
 
@@ -319,6 +341,31 @@ mod tests {
         rights.replace(ALICE, replaced.session);
         let ended = [&logged_out, &replaced, &other].map(|connection| rights.ended(connection));
         assert_eq!(ended, [Some(CloseCode::LoggedOut), Some(CloseCode::Replaced), None]);
+    }
+
+    #[tokio::test]
+    async fn logouts_are_read_from_the_last_read_that_succeeded() {
+        let mut bench = Bench::new().await;
+        let directory = Arc::clone(&bench.deps.backends.directory);
+        let away = Layer::Faulty(Box::new(Faults::new(7, 1_000)));
+        bench.deps.backends.directory = Arc::new(Layered::<dyn Directory>::new(Arc::clone(&directory), away));
+        let cut_off = bench.rights();
+        bench.deps.backends.directory = Arc::clone(&directory);
+        let rights = bench.rights();
+        let (began_s, now_s) = (0.25, clock::since_boot_s());
+        let mut read_s = began_s;
+        for _ in 0..10 {
+            cut_off.read_logouts(&mut read_s).await;
+        }
+        assert!((read_s - began_s).abs() < f64::EPSILON, "none of them succeeded");
+        // The usual, after ten minutes, and no more than a token lives.
+        let seconds = [2.0, 600.0, 1e6, -5.0].map(|after| rights.logouts_since(read_s, read_s + after));
+        assert_eq!(seconds, [23, 621, 3_601, 21]);
+        let (out, stays) = (bench.enter(ALICE), bench.enter(ALICE));
+        directory.revoke_token(out.token, u64::from(u32::MAX)).await.expect("logs out");
+        rights.read_logouts(&mut read_s).await;
+        assert_eq!((written(&out).1, written(&stays).1), (Some(CloseCode::LoggedOut.code()), None));
+        assert!(read_s >= now_s);
     }
 
     #[tokio::test]

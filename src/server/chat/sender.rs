@@ -26,15 +26,21 @@ use crate::server::access::members::Members;
 use crate::server::ordering::Ordering;
 use crate::telemetry::{Counter, Metrics, Timer};
 
-/// A send that is not answered so long after it came is answered with an error; it may be stored. Source: invariant I9,
-/// 5 s.
-const SEND_TIMEOUT: Duration = Duration::from_millis(4_500);
+/// A request that is not done so long after it came is answered with an error; it may be done still. One that was not
+/// begun by then is not done at all. Source: invariant I9, 5 s.
+const REQUEST_TIMEOUT: Duration = Duration::from_millis(4_500);
 
 /// How often overdue ids are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Longest that a change of members waits for the requests that are under way; it is told again then.
 const IN_FLIGHT_WAIT_MAX: Duration = Duration::from_millis(1_500);
+
+/// How long what came at some time may take from now on, if it may be begun at all.
+fn time_left(arrived_us: u64) -> Option<Duration> {
+    let waited = Duration::from_micros(clock::now_us() - arrived_us);
+    REQUEST_TIMEOUT.checked_sub(waited).filter(|left| !left.is_zero())
+}
 
 /// Answers the requests of one server's connections.
 pub(super) struct Sender {
@@ -112,35 +118,69 @@ impl Sender {
         let mut next = Some(first);
         while let Some(waiting) = next {
             let conversation = waiting.request.conversation();
-            self.handle(&connection, waiting).await;
+            if connection.socket.is_open() {
+                self.handle(&connection, waiting).await;
+            } else {
+                self.drop_unbegun(&waiting);
+            }
             let mut slot = connection.requests();
             next = slot.as_mut().and_then(|requests| requests.next(conversation));
             slot.take_if(|requests| requests.is_idle());
         }
     }
 
+    /// Drops what waited on a connection that is closing: the right to it may have ended with it, and nobody hears of
+    /// it. It has no effect; whoever sent it sends it again.
+    fn drop_unbegun(&self, waiting: &Waiting) {
+        if waiting.request.uuid().is_some() {
+            self.metrics.count(Counter::SendsFailed);
+        }
+    }
+
     async fn handle(&self, connection: &Arc<Connection>, waiting: Waiting) {
         let Waiting { request, arrived_us } = waiting;
+        let uuid = request.uuid();
         // Before the members are looked at: a removal waits for what goes by the list as it was.
         let _entered = self.in_flight.enter(request.conversation(), connection.user);
-        let (uuid, work) = match request {
-            Request::Send(frame) => {
-                let uuid = frame.uuid;
-                (Some(uuid), self.send(connection, frame, arrived_us).await.map(Some))
+        let done = match request {
+            Request::Send(frame) => self.send(connection, frame, arrived_us).await.map(Some),
+            Request::Typing(conversation) => {
+                self.in_time(connection, arrived_us, self.typing(connection, conversation)).await
             }
-            Request::Typing(conversation) => (None, self.typing(connection, conversation).await.map(|()| None)),
-            Request::Receipt(frame) => (None, self.receipt(connection, frame).await.map(|()| None)),
-            Request::Subscribe(asked) => (None, self.subscriptions.subscribe(connection, asked).await.map(|()| None)),
+            Request::Receipt(frame) => self.in_time(connection, arrived_us, self.receipt(connection, frame)).await,
+            Request::Subscribe(asked) => {
+                self.in_time(connection, arrived_us, self.subscriptions.subscribe(connection, asked)).await
+            }
             Request::Unsubscribe(channel) => {
+                // Never too late: nobody gets anything by it.
                 self.subscriptions.remove(connection, channel).await;
-                (None, Ok(None))
+                Ok(None)
             }
         };
-        match work {
+        match done {
             Ok(Some(ack)) => self.outbound.reply(connection, &ServerFrame::Ack(ack)),
             Ok(None) => {}
             Err(refused) => self.outbound.reply(connection, &refused.into_frame(uuid)),
         }
+    }
+
+    /// Does what came at some time, unless it is too late to begin. What is begun goes to its end, so that nothing is
+    /// left half done; where that takes too long the client is answered before.
+    async fn in_time(
+        &self,
+        from: &Arc<Connection>,
+        arrived_us: u64,
+        work: impl Future<Output = Result<(), Refused>>,
+    ) -> Result<Option<AckFrame>, Refused> {
+        let left = time_left(arrived_us).ok_or_else(Refused::too_late)?;
+        let mut work = std::pin::pin!(work);
+        if let Ok(done) = tokio::time::timeout(left, work.as_mut()).await {
+            return done.map(|()| None);
+        }
+        self.outbound.reply(from, &Refused::unanswered().into_frame(None));
+        // How it ends is not told twice.
+        let _ = work.await;
+        Ok(None)
     }
 
     /// Stores a message and sends it on its way. On `Ok` both are done.
@@ -150,9 +190,8 @@ impl Sender {
             self.metrics.count(Counter::SendsFailed);
             return Err(Refused::uuid_elsewhere());
         }
-        let waited = Duration::from_micros(clock::now_us() - arrived_us);
         let timed_out = || Err(BackendError::timed_out("send").into());
-        let result = match SEND_TIMEOUT.checked_sub(waited).filter(|left| !left.is_zero()) {
+        let result = match time_left(arrived_us) {
             Some(left) => {
                 tokio::time::timeout(left, self.store_and_fan_out(from, &frame)).await.unwrap_or_else(|_| timed_out())
             }
@@ -244,7 +283,10 @@ impl Sender {
 mod tests {
     use super::super::bench::{Bench, send_frame, written};
     use super::*;
-    use crate::protocol::{MessageId, UserId};
+    use crate::backends::layers::{Layer, Layered, Pace};
+    use crate::protocol::frames::{Deliver, ReceiptStatus, SubscribeFrame};
+    use crate::protocol::{CloseCode, MessageId, UserId};
+    use crate::server::bench::Gate;
 
     fn waiting(frame: &SendFrame) -> Waiting {
         Waiting { request: Request::Send(frame.clone()), arrived_us: clock::now_us() }
@@ -295,7 +337,7 @@ mod tests {
         let frame = send_frame(here);
         tokio::time::pause();
         let late = waiting(&frame);
-        tokio::time::advance(SEND_TIMEOUT).await;
+        tokio::time::advance(REQUEST_TIMEOUT).await;
         tokio::time::resume();
         assert_eq!(answer(&sender, &connection, late).await, Err(ErrorCode::Unavailable));
         let frame = SendFrame { conversation: there, ..frame };
@@ -340,5 +382,87 @@ mod tests {
         assert!(!sender.former_members_ended(talk).await, "it is still under way");
         drop(under_way);
         assert!(sender.former_members_ended(talk).await);
+    }
+
+    fn came(request: Request) -> Waiting {
+        Waiting { request, arrived_us: clock::now_us() }
+    }
+
+    fn read_upto(conversation: ConversationId, upto: MessageId) -> Request {
+        Request::Receipt(SendReceiptFrame { conversation, status: ReceiptStatus::Read, upto })
+    }
+
+    #[tokio::test]
+    async fn whatever_waited_too_long_is_refused_and_not_done() {
+        let bench = Bench::new().await;
+        let sender = bench.sender();
+        let [user] = bench.users().await;
+        let [talk] = talks(&bench, user).await;
+        let message = bench.say(talk, user).await;
+        let connection = bench.enter(user);
+        let subscribe = SubscribeFrame { conversation: talk, deliver: Deliver::Heads };
+        for request in [Request::Typing(talk), read_upto(talk, message.id), Request::Subscribe(subscribe)] {
+            tokio::time::pause();
+            let late = came(request);
+            tokio::time::advance(REQUEST_TIMEOUT).await;
+            tokio::time::resume();
+            assert_eq!(answer(&sender, &connection, late).await, Err(ErrorCode::Unavailable));
+        }
+        let receipts = sender.directory.receipts(talk, UserId(0), 10).await.expect("reads");
+        assert_eq!((receipts, sender.subscriptions.len()), (Vec::new(), 0));
+    }
+
+    #[tokio::test]
+    async fn what_takes_too_long_is_answered_before_and_done_all_the_same() {
+        let mut bench = Bench::new().await;
+        let gate = Gate::new("directory.raise_receipt");
+        let layer = Layer::Paced(Arc::clone(&gate) as Arc<dyn Pace>);
+        let directory = Arc::clone(&bench.deps.backends.directory);
+        bench.deps.backends.directory = Arc::new(Layered::<dyn Directory>::new(directory, layer));
+        let sender = bench.sender();
+        let [user] = bench.users().await;
+        let [talk] = talks(&bench, user).await;
+        let message = bench.say(talk, user).await;
+        let connection = bench.enter(user);
+        let mut handling = Box::pin(sender.handle(&connection, came(read_upto(talk, message.id))));
+        tokio::select! {
+            () = &mut handling => panic!("it is held up"),
+            () = gate.reached() => {}
+        }
+        tokio::time::pause();
+        tokio::time::advance(REQUEST_TIMEOUT).await;
+        tokio::time::resume();
+        tokio::select! {
+            () = &mut handling => panic!("it is held up"),
+            () = connection.socket.news() => {}
+        }
+        let (told, _) = written(&connection);
+        assert!(matches!(&told[..], [ServerFrame::Error(e)] if e.code == ErrorCode::Unavailable), "{told:?}");
+        gate.open();
+        handling.await;
+        assert_eq!(written(&connection).0, []);
+        let receipts = sender.directory.receipts(talk, UserId(0), 10).await.expect("reads");
+        assert_eq!(receipts.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_waits_when_its_connection_closes_is_not_done() {
+        let bench = Bench::new().await;
+        let sender = bench.sender();
+        let [user] = bench.users().await;
+        let [talk] = talks(&bench, user).await;
+        let message = bench.say(talk, user).await;
+        let connection = bench.enter(user);
+        sender.enqueue(&connection, Request::Send(send_frame(talk)));
+        sender.enqueue(&connection, read_upto(talk, message.id));
+        // The worker does nothing before this test waits.
+        sender.outbound.close(&connection, CloseCode::LoggedOut);
+        while connection.requests().is_some() {
+            tokio::task::yield_now().await;
+        }
+        let newest = bench.deps.backends.messages.read_back(talk, MessageId(u64::MAX), 10).await.expect("reads");
+        assert_eq!(newest.iter().map(|stored| stored.id).collect::<Vec<_>>(), [message.id]);
+        assert_eq!(sender.directory.receipts(talk, UserId(0), 10).await.expect("reads"), []);
+        assert_eq!(sender.metrics.counted(Counter::SendsFailed), 1);
     }
 }

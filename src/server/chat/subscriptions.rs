@@ -4,9 +4,11 @@
 //! List and channels change together, under the lock of the list; the count is raised before and lowered after. A
 //! connection that has left the hub gets no subscription any more, whatever its worker still does.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
+
+use tokio::sync::OwnedMutexGuard;
 
 use super::channels::{Channels, Rights, Subscriber};
 use super::connection::Connection;
@@ -67,8 +69,9 @@ pub(super) struct Subscriptions {
     channels: Channels,
     /// Conversations whose connected members were subscribed when they had become large. Written by [`Self::members_changed`].
     switched: Mutex<HashSet<ConversationId>>,
-    /// Held while connected members are subscribed.
-    growing: tokio::sync::Mutex<()>,
+    /// Held while connected members of a conversation are subscribed, by conversation. Those that nobody waits for are
+    /// taken out when the next is taken.
+    growing: Mutex<HashMap<ConversationId, Arc<tokio::sync::Mutex<()>>>>,
     /// Conversations whose members could not be read when they changed. How many they were is not kept: it may be
     /// others by now.
     unchecked: Mutex<HashSet<ConversationId>>,
@@ -89,7 +92,7 @@ impl Subscriptions {
             of_a_connection_max,
             channels: Channels::default(),
             switched: Mutex::default(),
-            growing: tokio::sync::Mutex::default(),
+            growing: Mutex::default(),
             unchecked: Mutex::default(),
         }
     }
@@ -256,25 +259,41 @@ impl Subscriptions {
         }
         self.look_at_rights(conversation).await?;
         match self.members.get(conversation).await? {
-            Some(list) if list.is_large() => {
-                // One at a time: who finds somebody else's half done takes it for done.
-                let _turn = self.growing.lock().await;
-                if !self.switched().contains(&conversation) {
-                    self.has_grown(conversation).await?;
-                    let mut switched = self.switched();
-                    if switched.len() >= SWITCHED_MAX {
-                        switched.clear();
-                    }
-                    switched.insert(conversation);
-                }
-                Ok(())
-            }
+            Some(list) if list.is_large() => self.switch(conversation).await,
             Some(_) => {
                 self.switched().remove(&conversation);
                 self.has_shrunk(conversation).await
             }
             None => Ok(()),
         }
+    }
+
+    /// Has a conversation go the way of large ones, unless it does.
+    async fn switch(&self, conversation: ConversationId) -> BackendResult<()> {
+        if self.switched().contains(&conversation) {
+            return Ok(());
+        }
+        // One at a time: who finds somebody else's half done takes it for done.
+        let _growing = self.lock_growing(conversation).await;
+        if !self.switched().contains(&conversation) {
+            self.has_grown(conversation).await?;
+            let mut switched = self.switched();
+            if switched.len() >= SWITCHED_MAX {
+                switched.clear();
+            }
+            switched.insert(conversation);
+        }
+        Ok(())
+    }
+
+    /// Waits until nobody else subscribes the members of a conversation. Other conversations wait for none of it.
+    async fn lock_growing(&self, conversation: ConversationId) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut growing = self.growing.lock().expect("no panic while held");
+            growing.retain(|_, lock| Arc::strong_count(lock) > 1);
+            Arc::clone(growing.entry(conversation).or_default())
+        };
+        lock.lock_owned().await
     }
 
     fn switched(&self) -> MutexGuard<'_, HashSet<ConversationId>> {

@@ -1,5 +1,7 @@
 //! Tests of subscriptions.
 
+use futures_util::FutureExt;
+
 use super::super::bench::{Bench, written};
 use super::*;
 use crate::protocol::frames::Deliver;
@@ -136,6 +138,36 @@ async fn a_group_that_grows_by_several_calls_at_once_keeps_its_connected_members
         let told = ServerFrame::Conversation(ConversationChangeFrame { conversation: group, large: false });
         assert_eq!(written(&connection).0, [told], "{count}");
     }
+}
+
+#[tokio::test]
+async fn a_group_that_grows_holds_up_no_removal_from_another_large_one() {
+    let bench = Bench::new().await;
+    let subscriptions = bench.subscriptions();
+    let users = bench.users::<{ FANOUT_ON_WRITE_MEMBERS_MAX + 2 }>().await;
+    let count = users.len() as u64;
+    let [grows, known, other] = [bench.group(&users).await, bench.group(&users).await, bench.group(&users).await];
+    let connection = bench.enter(users[0]);
+    subscriptions.members_changed(known, count).await.expect("reads");
+    // Somebody subscribes the members of two of them, and takes long.
+    let growing = (subscriptions.lock_growing(grows).await, subscriptions.lock_growing(known).await);
+    for channel in [known, other] {
+        bench.deps.backends.directory.remove_member(channel, users[0]).await.expect("removes");
+        bench.shared.members.invalidate(channel);
+        let changed = subscriptions.members_changed(channel, count - 1);
+        tokio::time::timeout(Duration::from_mins(1), changed).await.expect("waits for none of them").expect("reads");
+        assert!(!subscriptions.has(channel, connection.user));
+    }
+    assert!(subscriptions.members_changed(grows, count).now_or_never().is_none());
+    drop(growing);
+    subscriptions.members_changed(grows, count).await.expect("reads");
+    assert!(subscriptions.has(grows, connection.user));
+    drop(subscriptions.lock_growing(other).await);
+    assert_eq!(
+        subscriptions.growing.lock().expect("no panic while held").len(),
+        1,
+        "of those that are done none is kept"
+    );
 }
 
 #[tokio::test]

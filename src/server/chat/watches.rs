@@ -65,6 +65,11 @@ impl Watches {
         friends
     }
 
+    /// Whether `user` is told of `friend`.
+    pub(super) fn has(&self, friend: UserId, user: UserId) -> bool {
+        self.lock().get(&friend).is_some_and(|users| users.contains(&user))
+    }
+
     /// The users that are told of a friend.
     pub(super) fn of(&self, friend: UserId) -> Vec<UserId> {
         self.lock().watchers.get(&friend).cloned().unwrap_or_default()
