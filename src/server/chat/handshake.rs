@@ -14,15 +14,15 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use super::echo;
 use super::inbound::Early;
 use super::socket::{ReadEnd, Socket};
+use super::turned_away::{FULL, Refusal};
 use super::{ChatServer, Identity};
 use crate::backends::directory::TokenStanding;
-use crate::protocol::api::ApiError;
 use crate::protocol::frames::{ErrorFrame, FrameError};
 use crate::protocol::websocket::{self, Decoder, Event, Role};
-use crate::protocol::{CHAT_PATH, ClientFrame, CloseCode, ECHO_PATH, ErrorCode, SUBPROTOCOL, ServerFrame, ServerName};
+use crate::protocol::{CHAT_PATH, ClientFrame, CloseCode, ECHO_PATH, ErrorCode, SUBPROTOCOL, ServerName};
 use crate::server::access::auth;
 use crate::server::access::seats::{Begun, Seat, TooLate};
-use crate::telemetry::{Counter, prometheus};
+use crate::telemetry::prometheus;
 
 /// Largest HTTP request head.
 const HEAD_BYTES_MAX: usize = 8 * 1024;
@@ -38,35 +38,6 @@ const PONG_BYTES_MAX: usize = 16 * 1024;
 
 /// Told where a token can't be checked.
 pub(super) const UNCHECKED: &str = "the token can't be checked now, try again";
-
-/// Told where no seat is free.
-pub(super) const FULL: &str = "this server is full, or has as many connections of this user as it takes";
-
-/// An HTTP answer that ends the connection.
-struct Refusal {
-    status: &'static str,
-    content_type: &'static str,
-    /// Further lines of the head, each with its end.
-    headers: &'static str,
-    body: String,
-}
-
-impl Refusal {
-    fn error(status: &'static str, code: ErrorCode, message: &str) -> Self {
-        let body = ApiError { code, message: message.to_owned(), retry_after_ms: None };
-        let body = serde_json::to_string(&body).expect("plain data");
-        Self { status, content_type: "application/json", headers: "", body }
-    }
-
-    fn full() -> Self {
-        let refusal = Self::error("503 Service Unavailable", ErrorCode::Overloaded, FULL);
-        Self { headers: "Retry-After: 1\r\n", ..refusal }
-    }
-
-    fn bad(message: &str) -> Self {
-        Self::error("400 Bad Request", ErrorCode::BadRequest, message)
-    }
-}
 
 /// A good upgrade request.
 struct Upgrade {
@@ -92,17 +63,19 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, mut begu
     let upgrade = match begun.within(limit, read_upgrade(&server, &mut stream)).await {
         Ok(Some(Ok(Request::Upgrade(upgrade)))) => upgrade,
         Ok(Some(Ok(Request::Poll(head)))) => {
-            let Some(_seat) = server.poll_seats.take() else { return refuse(&server, stream, Refusal::full()).await };
+            let Some(_seat) = server.poll_seats.take() else {
+                return server.turned_away.refuse(begun, stream, Refusal::full()).await;
+            };
             drop(begun);
             // Boxed, so that it takes no memory in the other handshakes.
             Box::pin(super::poll::serve(Arc::clone(&server), stream, head)).await;
             return server.socket_closed();
         }
-        Ok(Some(Err(refusal))) => return refuse(&server, stream, refusal).await,
-        Ok(None) | Err(TooLate::Cut) => return give_up(&server),
+        Ok(Some(Err(refusal))) => return server.turned_away.refuse(begun, stream, refusal).await,
+        Ok(None) | Err(TooLate::Cut) => return server.turned_away.give_up(),
         Err(TooLate::Slow) => {
             let late = Refusal::error("408 Request Timeout", ErrorCode::BadRequest, "the request head came too slowly");
-            return refuse(&server, stream, late).await;
+            return server.turned_away.refuse(begun, stream, late).await;
         }
     };
     let (mut identity, mut seat) = (None, None);
@@ -110,11 +83,11 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, mut begu
         begun.has_token();
         match authenticate(&server, token).await {
             Ok(known) => identity = Some(known),
-            Err(refusal) => return refuse(&server, stream, refusal).await,
+            Err(refusal) => return server.turned_away.refuse(begun, stream, refusal).await,
         }
         seat = identity.as_ref().and_then(|known| seat_for(&server, known));
         if seat.is_none() {
-            return refuse(&server, stream, Refusal::full()).await;
+            return server.turned_away.refuse(begun, stream, Refusal::full()).await;
         }
     }
     let mut head = format!(
@@ -126,11 +99,11 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, mut begu
     }
     head.push_str("\r\n");
     if stream.write_all(head.as_bytes()).await.is_err() {
-        return give_up(&server);
+        return server.turned_away.give_up();
     }
     let socket = Socket::new(stream);
     if upgrade.is_echo {
-        let Some(_seat) = server.seats.take() else { return give_up(&server) };
+        let Some(_seat) = server.seats.take() else { return server.turned_away.give_up() };
         drop(begun);
         let decoder = Decoder::new(Role::Server, server.config.echo_message_bytes_max);
         return echo::serve(server, socket, decoder, upgrade.rest).await;
@@ -142,7 +115,7 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, mut begu
     let said = begun.within(time_left, hello(&socket, needs_hello, &mut early, upgrade.rest)).await;
     let identified = match (said, identity) {
         // Nobody counts it any more: it is gone at once.
-        (Err(TooLate::Cut), _) => return give_up(&server),
+        (Err(TooLate::Cut), _) => return server.turned_away.give_up(),
         (Err(TooLate::Slow), _) => Err(CloseCode::HelloTimeout),
         (Ok(Err(code)), _) => Err(code),
         (Ok(Ok(_)), Some(identity)) => Ok(identity),
@@ -167,7 +140,7 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, mut begu
                 message: FULL.to_owned(),
                 retry_after_ms: Some(super::refused::retry_after_ms()),
             };
-            end_with(&server, socket, CloseCode::Internal, Some(error)).await;
+            server.turned_away.end(begun, socket, CloseCode::Internal, Some(error)).await;
         }
         Err(code) => {
             let unauthorized = || ErrorFrame {
@@ -177,7 +150,7 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, mut begu
                 retry_after_ms: None,
             };
             let error = (code == CloseCode::Unauthorized).then(unauthorized);
-            end_with(&server, socket, code, error).await;
+            server.turned_away.end(begun, socket, code, error).await;
         }
     }
 }
@@ -187,42 +160,6 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, mut begu
 pub(super) fn seat_for(server: &ChatServer, identity: &Identity) -> Option<Seat> {
     let may_have_more = !server.outbound.hub.is_full_for(identity.sub, &identity.dev);
     may_have_more.then(|| server.seats.take()).flatten()
-}
-
-/// Ends a WebSocket that did not become live.
-async fn end_with(server: &ChatServer, socket: Socket, code: CloseCode, error: Option<ErrorFrame>) {
-    if let Some(error) = error {
-        socket.push(websocket::text_frame(&ServerFrame::Error(error).encode(), None).into(), usize::MAX);
-    }
-    socket.begin_close(websocket::close_frame(Some(code.code()), code.reason(), None).into(), false);
-    socket.linger().await;
-    give_up(server);
-}
-
-fn give_up(server: &ChatServer) {
-    server.deps.metrics.count(Counter::HandshakesFailed);
-    server.socket_closed();
-}
-
-async fn refuse(server: &ChatServer, mut stream: TcpStream, refusal: Refusal) {
-    let Refusal { status, content_type, headers, body } = refusal;
-    let head = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\n{headers}Connection: close\r\n\r\n",
-        body.len()
-    );
-    let answer = [head.as_bytes(), body.as_bytes()].concat();
-    let _ = tokio::time::timeout(super::socket::CLOSE_WAIT, async {
-        // Whether the client still listens does not matter.
-        let _ = stream.write_all(&answer).await;
-        let _ = stream.shutdown().await;
-        let mut scratch = [0_u8; 1024];
-        while matches!(stream.read(&mut scratch).await, Ok(n) if n > 0) {}
-    })
-    .await;
-    if !status.starts_with("200") {
-        server.deps.metrics.count(Counter::HandshakesFailed);
-    }
-    server.socket_closed();
 }
 
 /// Reads the request head. `None`: the client went away.
@@ -358,7 +295,7 @@ fn is_chat(path: &str) -> bool {
 
 /// The few paths that are answered without an upgrade.
 fn plain_http(server: &ChatServer, path: &str) -> Refusal {
-    let ok = |content_type, body| Refusal { status: "200 OK", content_type, headers: "", body };
+    let ok = |content_type, body: String| Refusal { status: "200 OK", content_type, headers: "", body: body.into() };
     match path {
         "/health/live" => ok("application/json", r#"{"status":"live"}"#.to_owned()),
         "/metrics" => ok(prometheus::CONTENT_TYPE, prometheus::render(&server.deps.registry.all())),
@@ -374,7 +311,7 @@ async fn ready(server: &ChatServer) -> Refusal {
     }
     let report = server.readiness.check(&server.deps.backends).await;
     let status = if report.is_ready() { "200 OK" } else { NOT_NOW };
-    let body = serde_json::to_string(&report).expect("plain data");
+    let body = serde_json::to_vec(&report).expect("plain data").into();
     Refusal { status, content_type: "application/json", headers: "", body }
 }
 

@@ -22,6 +22,7 @@
 //! | file | what |
 //! |---|---|
 //! | `handshake` | HTTP upgrade, authentication, `hello`: everything before a connection is live |
+//! | `turned_away` | connections that do not become live: what they are told, and how they end |
 //! | `inbound` | how a connection becomes live, how it is read, how it ends |
 //! | `connection` | what is kept of a live connection |
 //! | `socket` | its socket: reading, merging writes, closing |
@@ -72,6 +73,7 @@ mod shared;
 mod socket;
 mod subscriptions;
 pub mod tamper;
+mod turned_away;
 mod unannounced;
 mod unheard;
 mod uuids;
@@ -101,6 +103,7 @@ use self::sender::Sender;
 use self::shared::Shared;
 use self::subscriptions::Subscriptions;
 use self::tamper::Tamper;
+use self::turned_away::TurnedAway;
 use self::unheard::LostConnections;
 use super::access::auth;
 use super::access::members::Members;
@@ -202,6 +205,7 @@ pub struct ChatServer {
     /// For HTTP connections of clients that poll.
     poll_seats: Seats,
     half_open: Arc<HalfOpen>,
+    turned_away: TurnedAway,
     draining: AtomicBool,
 }
 
@@ -219,7 +223,7 @@ pub async fn start(
     let (address, peer_address) = (deps.reached_at(&listeners.clients)?, deps.reached_at(&listeners.peers)?);
     let files = machine::raise_open_files().saturating_sub(FILES_RESERVED) as usize;
     // As configured, or as the process may open files, half-open connections and those of polls included.
-    let seats = config.connections_max.min(files / 12 * 10);
+    let seats = config.connections_max.min(files.saturating_sub(turned_away::FILES) / 12 * 10);
     let subscriptions = Arc::new(Subscriptions::new(&deps, &shared, config.limits.subscriptions_max as usize));
     let presence = Arc::new(PresenceFeed::new(&deps, &shared));
     let epoch = clock::unix_ms();
@@ -269,6 +273,7 @@ pub async fn start(
         seats: Seats::new(seats),
         poll_seats: Seats::new((seats / 10).max(POLL_CONNECTIONS_MIN)),
         half_open: HalfOpen::beside(seats),
+        turned_away: TurnedAway::new(Arc::clone(&deps.metrics)),
         draining: AtomicBool::new(false),
         config,
         deps,

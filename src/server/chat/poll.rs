@@ -29,6 +29,7 @@ use super::connection::Connection;
 use super::handshake::{self, UNCHECKED, Unidentified};
 use super::session::SessionState;
 use super::socket::Socket;
+use super::turned_away::FULL;
 use super::{ChatServer, Identity};
 use crate::protocol::api::PollAnswer;
 use crate::protocol::limits::POLL_WAIT_MAX;
@@ -107,7 +108,7 @@ type Answer = Result<(StatusCode, Json<PollAnswer>), Failure>;
 
 async fn open(State(server): State<Arc<ChatServer>>, Caller(identity): Caller) -> Answer {
     let Some(seat) = handshake::seat_for(&server, &identity) else {
-        return Err(Failure::retry_later(ErrorCode::Overloaded, handshake::FULL, 1_000));
+        return Err(Failure::retry_later(ErrorCode::Overloaded, FULL, 1_000));
     };
     if server.is_draining() {
         let message = "this server drains: ask for another placement";
