@@ -36,6 +36,7 @@ use super::cluster::placement::Placement;
 use super::cluster::probe::FailureDetector;
 use super::cluster::readiness::Readiness;
 use super::cluster::{self, Cluster};
+use super::http::page::{GatheredPage, LocalPage};
 use super::http::status::{self, Failure};
 use super::ordering::Ordering;
 use super::{Deps, Listeners, StartError, http};
@@ -124,7 +125,8 @@ pub(crate) struct ApiServer {
     logouts: Buckets<Uuid>,
     pages: pages::Pages,
     readiness: Readiness,
-    metrics_page: health::MetricsPage,
+    metrics_page: LocalPage,
+    cluster_page: GatheredPage,
 }
 
 type App = State<Arc<ApiServer>>;
@@ -272,7 +274,8 @@ impl ApiServer {
             requests: Buckets::new(config.requests_per_second, ACCOUNTS_MAX),
             logouts: Buckets::new(1, ACCOUNTS_MAX),
             pages: pages::Pages::default(),
-            metrics_page: health::MetricsPage::default(),
+            metrics_page: LocalPage::default(),
+            cluster_page: GatheredPage::default(),
             // Nothing of it is needed to talk.
             readiness: Readiness::but_for(&["media"]),
             config,

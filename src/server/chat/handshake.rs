@@ -7,6 +7,7 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::alphabet::STANDARD;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
+use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -295,10 +296,11 @@ fn is_chat(path: &str) -> bool {
 
 /// The few paths that are answered without an upgrade.
 fn plain_http(server: &ChatServer, path: &str) -> Refusal {
-    let ok = |content_type, body: String| Refusal { status: "200 OK", content_type, headers: "", body: body.into() };
+    let ok = |content_type, body| Refusal { status: "200 OK", content_type, headers: "", body };
+    let figures = || prometheus::render(&server.deps.registry.all());
     match path {
-        "/health/live" => ok("application/json", r#"{"status":"live"}"#.to_owned()),
-        "/metrics" => ok(prometheus::CONTENT_TYPE, prometheus::render(&server.deps.registry.all())),
+        "/health/live" => ok("application/json", Bytes::from_static(br#"{"status":"live"}"#)),
+        "/metrics" => ok(prometheus::CONTENT_TYPE, server.metrics_page.get(figures)),
         _ => Refusal::error("404 Not Found", ErrorCode::NotFound, "the chat is at /ws"),
     }
 }

@@ -111,6 +111,7 @@ use super::access::seats::{HalfOpen, Seats};
 use super::cluster;
 use super::cluster::peer::{self, Answer, Call, PeerHandler};
 use super::cluster::readiness::Readiness;
+use super::http::page::LocalPage;
 use super::{Deps, FILES_RESERVED, Listeners, StartError};
 use crate::backends::registry::{Role, ServerEntry};
 use crate::protocol::{CloseCode, ConversationId, Limits};
@@ -206,6 +207,7 @@ pub struct ChatServer {
     poll_seats: Seats,
     half_open: Arc<HalfOpen>,
     turned_away: TurnedAway,
+    metrics_page: LocalPage,
     draining: AtomicBool,
 }
 
@@ -274,6 +276,7 @@ pub async fn start(
         poll_seats: Seats::new((seats / 10).max(POLL_CONNECTIONS_MIN)),
         half_open: HalfOpen::beside(seats),
         turned_away: TurnedAway::new(Arc::clone(&deps.metrics)),
+        metrics_page: LocalPage::default(),
         draining: AtomicBool::new(false),
         config,
         deps,

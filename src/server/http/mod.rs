@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `deadlined` | a socket whose other end has to read |
 //! | `head` | heads of requests that are refused |
+//! | `page` | pages that many ask for |
 //! | `rewound` | a socket of which the beginning was read already |
 //! | `status` | from error codes to HTTP statuses |
 //! | `extract` | what handlers of several roles take from a request |
@@ -14,6 +15,7 @@
 mod deadlined;
 pub(super) mod extract;
 mod head;
+pub(super) mod page;
 mod rewound;
 pub(super) mod status;
 
