@@ -41,6 +41,7 @@ pub(crate) const CASES: &[Case] = cases![
     "deaf::pages", 192, deaf::pages, "pages of large messages that nobody reads are few";
     "deaf::subscribers", USUAL_MIB, deaf::subscribers, "who stops reading under load is cut";
     "flood::connects", USUAL_MIB, flood::connects, "connections without a handshake keep no user out";
+    "flood::kept", USUAL_MIB, flood::kept, "more connections than places, each asking now and then, leave users a place";
     "flood::logins", USUAL_MIB, flood::logins, "guessed passwords keep no login of another name out";
     "flood::frames", USUAL_MIB, flood::frames, "who sends far above the rate is cut with 4008";
     "flood::pings", USUAL_MIB, flood::pings, "who pings and does not read is cut";

@@ -7,6 +7,7 @@
 //! | `members` | who may read a conversation |
 //! | `revocations` | which tokens were logged out |
 //! | `rate` | how often something may be asked for: token buckets |
+//! | `places` | connections that carry requests: the oldest that waits makes room, and an address has a share |
 //! | `seats` | how many may be connected |
 //! | `single_flight` | one look-up for all who want the same thing at the same time |
 //! | `ttl_cache` | TTL cache with explicit invalidation, below `members` and `revocations` |
@@ -14,6 +15,7 @@
 pub mod auth;
 pub mod keys;
 pub mod members;
+pub(super) mod places;
 pub mod rate;
 pub(super) mod revocations;
 pub(super) mod seats;

@@ -85,6 +85,8 @@ pub struct Config {
     pub bulk_accounts: bool,
     /// Connections that the server holds at most.
     pub connections_max: usize,
+    /// Of them, those of one address at most, which may be a gateway's or a balancer's.
+    pub connections_per_address: usize,
     /// WebSocket address of a balancer in front of the chat servers, such as `ws://chat.example.com:443/ws`, which clients
     /// are sent to instead; the name of their server is put behind it as a path. A gateway of the stack needs no setting.
     pub public_chat_url: Option<String>,
@@ -100,6 +102,7 @@ impl Default for Config {
             requests_per_second: 100,
             bulk_accounts: false,
             connections_max: 10_000,
+            connections_per_address: 5_000,
             public_chat_url: None,
         }
     }
@@ -138,7 +141,7 @@ type App = State<Arc<ApiServer>>;
 pub async fn start(listeners: Listeners, deps: Deps, config: Config) -> Result<SocketAddr, StartError> {
     let (address, peer) = (deps.reached_at(&listeners.clients)?, deps.reached_at(&listeners.peers)?);
     let server = Arc::new(ApiServer::new(deps.clone(), config).await?);
-    let room = http::Room::new(server.config.connections_max);
+    let room = http::Room::new(server.config.connections_max, server.config.connections_per_address);
     peer::serve(listeners.peers, &deps, Arc::clone(&server) as Arc<dyn PeerHandler>);
     deps.tasks.spawn("api.accept", accept_loop(listeners.clients, router(&server), deps.clone(), room));
     deps.tasks.spawn_until_stopped("api.purge_revoked", purge_revoked(deps.clone()));

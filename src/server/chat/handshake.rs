@@ -64,12 +64,13 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, mut begu
     let upgrade = match begun.within(limit, read_upgrade(&server, &mut stream)).await {
         Ok(Some(Ok(Request::Upgrade(upgrade)))) => upgrade,
         Ok(Some(Ok(Request::Poll(head)))) => {
-            let Some(_seat) = server.poll_seats.take() else {
+            let place = stream.peer_addr().ok().and_then(|from| server.polls.places.enter(from.ip()));
+            let Some(place) = place else {
                 return server.turned_away.refuse(begun, stream, Refusal::full()).await;
             };
             drop(begun);
             // Boxed, so that it takes no memory in the other handshakes.
-            Box::pin(super::poll::serve(Arc::clone(&server), stream, head)).await;
+            Box::pin(super::poll::serve(Arc::clone(&server), place, stream, head)).await;
             return server.socket_closed();
         }
         Ok(Some(Err(refusal))) => return server.turned_away.refuse(begun, stream, refusal).await,

@@ -127,9 +127,6 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(16);
 /// How often connections that went silent, or whose token has expired, are looked for. Source: invariant I13, 5 s.
 const SWEEP_CONNECTIONS_INTERVAL: Duration = Duration::from_secs(2);
 
-/// HTTP connections of clients that poll, at least; where there are more seats, a tenth of them.
-const POLL_CONNECTIONS_MIN: usize = 256;
-
 /// Batches of connections that a drain closes in a second, and the time between two.
 const DRAINS_PER_SECOND: u32 = 20;
 const DRAIN_INTERVAL: Duration = Duration::from_millis(1_000 / DRAINS_PER_SECOND as u64);
@@ -203,8 +200,6 @@ pub struct ChatServer {
     readiness: Readiness,
     /// For users, and for connections of `/echo`.
     seats: Seats,
-    /// For HTTP connections of clients that poll.
-    poll_seats: Seats,
     half_open: Arc<HalfOpen>,
     turned_away: TurnedAway,
     metrics_page: LocalPage,
@@ -267,13 +262,12 @@ pub async fn start(
         channels,
         delivery,
         sender,
-        polls: Polls::default(),
+        polls: Polls::new(seats),
         rights,
         lost,
         // Messages are sent and delivered without.
         readiness: Readiness::but_for(&["media", "presence", "registry"]),
         seats: Seats::new(seats),
-        poll_seats: Seats::new((seats / 10).max(POLL_CONNECTIONS_MIN)),
         half_open: HalfOpen::beside(seats),
         turned_away: TurnedAway::new(Arc::clone(&deps.metrics)),
         metrics_page: LocalPage::default(),

@@ -17,6 +17,8 @@ use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, State};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
+use axum::middleware::map_response;
+use axum::response::Response;
 use axum::routing::post;
 use axum::{Json, Router};
 use bytes::Bytes;
@@ -35,6 +37,7 @@ use crate::protocol::api::PollAnswer;
 use crate::protocol::limits::POLL_WAIT_MAX;
 use crate::protocol::websocket::{Decoder, Event, Role};
 use crate::protocol::{CloseCode, ErrorCode, POLL_PATH, SessionId, behind_poll_path};
+use crate::server::access::places::{Place, Places};
 use crate::server::http;
 use crate::server::http::extract::{Params, bearer, refused, unauthorized};
 use crate::server::http::status::{self, Failure};
@@ -46,9 +49,16 @@ const BODY_BYTES_MAX: usize = 256 * 1024;
 /// Most frames of one request.
 const FRAMES_MAX: usize = 64;
 
-/// Sessions without a socket, until nothing will come from them any more. Written by opening and by the end of each.
-#[derive(Default)]
-pub(super) struct Polls(Mutex<HashMap<SessionId, Arc<Polled>>>);
+/// HTTP connections of clients that poll, at least; where there are more seats, a tenth of them.
+const CONNECTIONS_MIN: usize = 256;
+
+/// Sessions without a socket, and who asks for them.
+pub(super) struct Polls {
+    /// Until nothing will come from them any more. Written by opening and by the end of each.
+    sessions: Mutex<HashMap<SessionId, Arc<Polled>>>,
+    /// For HTTP connections.
+    pub(super) places: Arc<Places>,
+}
 
 /// One of them.
 struct Polled {
@@ -58,8 +68,15 @@ struct Polled {
 }
 
 impl Polls {
+    /// For a server with so many seats.
+    pub(super) fn new(seats: usize) -> Self {
+        // All may be of one address: a gateway's.
+        let places = Places::new((seats / 10).max(CONNECTIONS_MIN), usize::MAX);
+        Self { sessions: Mutex::default(), places }
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<SessionId, Arc<Polled>>> {
-        self.0.lock().expect("no panic while held")
+        self.sessions.lock().expect("no panic while held")
     }
 }
 
@@ -68,8 +85,9 @@ pub(super) fn is_poll(target: &str) -> bool {
     behind_poll_path(target).is_some()
 }
 
-/// Serves one HTTP connection, of which the beginning is read already, until it ends.
-pub(super) async fn serve(server: Arc<ChatServer>, stream: TcpStream, begun: Vec<u8>) {
+/// Serves one HTTP connection, of which the beginning is read already, until it ends. Who has no good token keeps no place:
+/// the connection ends behind the answer that says so.
+pub(super) async fn serve(server: Arc<ChatServer>, place: Place, stream: TcpStream, begun: Vec<u8>) {
     let tasks = server.deps.tasks.clone();
     let router = Router::new()
         .route(POLL_PATH, post(open))
@@ -77,8 +95,12 @@ pub(super) async fn serve(server: Arc<ChatServer>, stream: TcpStream, begun: Vec
         .fallback(|| async { Failure::new(ErrorCode::NotFound, "there is nothing at this path, see docs/protocol.md") })
         .method_not_allowed_fallback(|| async { status::method_not_allowed() })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(map_response(|mut answer: Response| {
+            http::end_if_refused(&mut answer);
+            std::future::ready(answer)
+        }))
         .with_state(server);
-    http::serve(stream, begun, tasks, TowerToHyperService::new(router)).await;
+    http::serve_at(place, stream, begun, tasks, TowerToHyperService::new(router)).await;
 }
 
 /// The authenticated caller.

@@ -24,7 +24,8 @@ use super::proxy::{self, Connection};
 use super::{Gateway, health, polls};
 use crate::protocol::{CHAT_PATH, ErrorCode, ServerName};
 use crate::runtime::net;
-use crate::server::access::seats::{Begun, Seats};
+use crate::server::access::places::Places;
+use crate::server::access::seats::Begun;
 use crate::server::http;
 use crate::server::http::status::{Failure, Refusal};
 use crate::server::min_rate::{MinRate, SOCKET_STALL_MAX};
@@ -53,20 +54,21 @@ thread_local! {
 }
 
 /// Takes a client to a chat server and serves it until either side ends.
-pub(super) async fn run(gateway: &Arc<Gateway>, mut client: TcpStream, begun: Begun, seats: &Seats) {
+pub(super) async fn run(gateway: &Arc<Gateway>, mut client: TcpStream, begun: Begun, places: &Arc<Places>) {
     let first = begun.within(gateway.config.first_line_timeout, first_line(&mut client)).await;
     let Ok(Ok(first)) = first else {
         gateway.deps.metrics.count(Counter::HandshakesFailed);
         return;
     };
-    let Some(_seat) = seats.take() else {
+    let place = client.peer_addr().ok().and_then(|from| places.enter(from.ip()));
+    let Some(place) = place else {
         // It counts as half open until it is gone.
         return run_full(gateway, client, &first).await;
     };
     drop(begun);
     if polls::are_meant(&first) || health::begins(&first) {
         // Boxed: it is far larger than a tunnel.
-        return Box::pin(proxy::serve(Arc::clone(gateway), client, Connection::Polls(first))).await;
+        return Box::pin(proxy::serve(Arc::clone(gateway), client, Connection::Polls(first, Some(place)))).await;
     }
     let Some((server, leads)) = connect(gateway, wanted(&first), &first).await else {
         gateway.deps.metrics.count(Counter::HandshakesFailed);
@@ -83,11 +85,12 @@ pub(super) async fn run(gateway: &Arc<Gateway>, mut client: TcpStream, begun: Be
 async fn run_full(gateway: &Arc<Gateway>, client: TcpStream, first: &[u8]) {
     gateway.deps.metrics.count(Counter::HandshakesFailed);
     if !http::is_probe(first) {
-        return refuse(client, "this gateway has as many connections as it holds").await;
+        return refuse(client, "this gateway has as many connections as it holds, or of one address").await;
     }
     let _ = tokio::time::timeout(PROBE_TIMEOUT, async {
         if health::begins(first) {
-            return Box::pin(proxy::serve(Arc::clone(gateway), client, Connection::Polls(first.to_vec()))).await;
+            let probe = Connection::Polls(first.to_vec(), None);
+            return Box::pin(proxy::serve(Arc::clone(gateway), client, probe)).await;
         }
         if let Some((server, _)) = connect(gateway, None, first).await {
             let _ = copy_both(&client, &server).await;
