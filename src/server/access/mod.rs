@@ -3,6 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `auth` | tokens and passwords |
+//! | `callers` | who may send a request by a token, and how often |
 //! | `keys` | the keys of a deployment, one for each use |
 //! | `members` | who may read a conversation |
 //! | `revocations` | which tokens were logged out |
@@ -13,11 +14,12 @@
 //! | `ttl_cache` | TTL cache with explicit invalidation, below `members` and `revocations` |
 
 pub mod auth;
+pub(super) mod callers;
 pub mod keys;
 pub mod members;
 pub(super) mod places;
 pub mod rate;
-pub(super) mod revocations;
+mod revocations;
 pub(super) mod seats;
 mod single_flight;
 mod ttl_cache;

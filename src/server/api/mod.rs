@@ -6,7 +6,6 @@ mod extract;
 mod health;
 mod logins;
 mod names;
-mod pages;
 mod sync;
 #[cfg(test)]
 mod tests;
@@ -27,9 +26,9 @@ use tokio::net::{TcpListener, TcpStream};
 use uuid::Uuid;
 
 use super::access::auth::{PasswordCost, Passwords};
+use super::access::callers::Callers;
 use super::access::members::Members;
 use super::access::rate::Buckets;
-use super::access::revocations::Revocations;
 use super::access::seats::Begun;
 use super::cluster::peer::{self, Answer, Call, PeerHandler, Peers};
 use super::cluster::placement::Placement;
@@ -37,11 +36,12 @@ use super::cluster::probe::FailureDetector;
 use super::cluster::readiness::Readiness;
 use super::cluster::{self, Cluster};
 use super::http::page::{GatheredPage, LocalPage};
+use super::http::pages::Pages;
 use super::http::status::{self, Failure};
 use super::ordering::Ordering;
 use super::{Deps, Listeners, StartError, http};
 use crate::backends::registry::Role;
-use crate::protocol::{ErrorCode, UserId};
+use crate::protocol::ErrorCode;
 use crate::runtime::{Backoff, clock};
 use crate::telemetry::{Counter, Timer};
 
@@ -64,7 +64,7 @@ const BROADCAST_RETRY_MAX: Duration = Duration::from_millis(800);
 /// How often tokens that were logged out and have expired since are removed from the directory.
 const PURGE_INTERVAL: Duration = Duration::from_mins(10);
 
-/// Accounts whose requests are counted.
+/// Addresses and tokens whose requests are counted.
 const ACCOUNTS_MAX: usize = 100_000;
 
 /// Settings of an API server.
@@ -116,17 +116,15 @@ pub(crate) struct ApiServer {
     detector: Arc<FailureDetector>,
     peers: Peers,
     members: Members,
-    revocations: Revocations,
+    callers: Callers,
     ordering: Ordering,
     passwords: Passwords,
     logins: logins::Logins,
     /// Signups from each address.
     signups: Buckets<IpAddr>,
-    /// What each account may ask for.
-    requests: Buckets<UserId>,
     /// Logouts of each token.
     logouts: Buckets<Uuid>,
-    pages: pages::Pages,
+    pages: Pages,
     readiness: Readiness,
     metrics_page: LocalPage,
     cluster_page: GatheredPage,
@@ -252,7 +250,7 @@ impl PeerHandler for ApiServer {
             Call::MemberGone { conversation, user } => {
                 self.members.invalidate_if_member(conversation, user);
             }
-            Call::LogOut(token) => self.revocations.invalidate(token),
+            Call::LogOut(token) => self.callers.invalidate(token),
             _ => return Answer::WrongRole,
         }
         Answer::Done
@@ -269,14 +267,13 @@ impl ApiServer {
             detector: FailureDetector::new(deps.tasks.clone()),
             peers: Peers::new(&deps),
             members: Members::new(Arc::clone(&deps.backends.directory)),
-            revocations: Revocations::new(Arc::clone(&deps.backends.directory)),
+            callers: Callers::new(Arc::clone(&deps.backends.directory), config.requests_per_second),
             ordering: Ordering::new(&deps.backends, &deps.metrics),
             passwords,
             logins: logins::Logins::new(config.logins_per_second),
             signups: Buckets::new(config.signups_per_second, ACCOUNTS_MAX),
-            requests: Buckets::new(config.requests_per_second, ACCOUNTS_MAX),
             logouts: Buckets::new(1, ACCOUNTS_MAX),
-            pages: pages::Pages::default(),
+            pages: Pages::default(),
             metrics_page: LocalPage::default(),
             cluster_page: GatheredPage::default(),
             // Nothing of it is needed to talk.

@@ -38,7 +38,7 @@ const EARLY_TEXTS_MAX: usize = 64;
 const PONG_BYTES_MAX: usize = 16 * 1024;
 
 /// Told where a token can't be checked.
-pub(super) const UNCHECKED: &str = "the token can't be checked now, try again";
+const UNCHECKED: &str = "the token can't be checked now, try again";
 
 /// A good upgrade request.
 struct Upgrade {
@@ -319,7 +319,7 @@ async fn ready(server: &ChatServer) -> Refusal {
 }
 
 /// Why nobody is known by a token.
-pub(super) enum Unidentified {
+enum Unidentified {
     /// It is not good, or was logged out.
     Invalid,
     /// It can't be checked now.
@@ -327,7 +327,7 @@ pub(super) enum Unidentified {
 }
 
 /// Checks a token, that its user exists, and that it was not logged out.
-pub(super) async fn identify(server: &ChatServer, token: &str) -> Result<Identity, Unidentified> {
+async fn identify(server: &ChatServer, token: &str) -> Result<Identity, Unidentified> {
     let claims = server.deps.tokens.verify(token).map_err(|_| Unidentified::Invalid)?;
     match server.deps.backends.directory.token_standing(claims.sub, claims.jti).await {
         Ok(TokenStanding::Good) => Ok(claims),

@@ -262,7 +262,7 @@ pub async fn start(
         channels,
         delivery,
         sender,
-        polls: Polls::new(seats),
+        polls: Polls::new(&deps, &config.limits, seats),
         rights,
         lost,
         // Messages are sent and delivered without.
@@ -467,6 +467,7 @@ impl PeerHandler for ChatServer {
                 Answer::Done
             }
             Call::LogOut(token) => {
+                self.polls.callers.invalidate(token);
                 self.rights.log_out(token);
                 Answer::Done
             }

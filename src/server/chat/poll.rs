@@ -18,7 +18,7 @@ use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, State};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::middleware::map_response;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
 use bytes::Bytes;
@@ -28,7 +28,7 @@ use serde_json::value::RawValue;
 use tokio::net::TcpStream;
 
 use super::connection::Connection;
-use super::handshake::{self, UNCHECKED, Unidentified};
+use super::handshake;
 use super::session::SessionState;
 use super::socket::Socket;
 use super::turned_away::FULL;
@@ -36,11 +36,13 @@ use super::{ChatServer, Identity};
 use crate::protocol::api::PollAnswer;
 use crate::protocol::limits::POLL_WAIT_MAX;
 use crate::protocol::websocket::{Decoder, Event, Role};
-use crate::protocol::{CloseCode, ErrorCode, POLL_PATH, SessionId, behind_poll_path};
+use crate::protocol::{CloseCode, ErrorCode, Limits, POLL_PATH, SessionId, behind_poll_path};
+use crate::server::access::callers::Callers;
 use crate::server::access::places::{Place, Places};
-use crate::server::http;
-use crate::server::http::extract::{Params, bearer, refused, unauthorized};
+use crate::server::http::extract::{Params, bearer, not_taken, refused, unauthorized};
+use crate::server::http::pages::{Pages, Turn};
 use crate::server::http::status::{self, Failure};
+use crate::server::{Deps, http};
 use crate::telemetry::Counter;
 
 /// Largest request body: a few messages.
@@ -48,6 +50,12 @@ const BODY_BYTES_MAX: usize = 256 * 1024;
 
 /// Most frames of one request.
 const FRAMES_MAX: usize = 64;
+
+/// What an answer has around its frames.
+const ENVELOPE_BYTES: usize = 128;
+
+/// Requests of one account, for each frame that it may send: a client that waits asks again after each frame that comes.
+const REQUESTS_PER_FRAME: u32 = 4;
 
 /// HTTP connections of clients that poll, at least; where there are more seats, a tenth of them.
 const CONNECTIONS_MIN: usize = 256;
@@ -58,6 +66,9 @@ pub(super) struct Polls {
     sessions: Mutex<HashMap<SessionId, Arc<Polled>>>,
     /// For HTTP connections.
     pub(super) places: Arc<Places>,
+    pub(super) callers: Callers,
+    /// Answers that are being written.
+    pages: Pages,
 }
 
 /// One of them.
@@ -69,10 +80,15 @@ struct Polled {
 
 impl Polls {
     /// For a server with so many seats.
-    pub(super) fn new(seats: usize) -> Self {
-        // All may be of one address: a gateway's.
-        let places = Places::new((seats / 10).max(CONNECTIONS_MIN), usize::MAX);
-        Self { sessions: Mutex::default(), places }
+    pub(super) fn new(deps: &Deps, limits: &Limits, seats: usize) -> Self {
+        let per_second = limits.frames_per_second.saturating_mul(REQUESTS_PER_FRAME);
+        Self {
+            sessions: Mutex::default(),
+            // All may be of one address: a gateway's.
+            places: Places::new((seats / 10).max(CONNECTIONS_MIN), usize::MAX),
+            callers: Callers::new(Arc::clone(&deps.backends.directory), per_second),
+            pages: Pages::default(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<SessionId, Arc<Polled>>> {
@@ -110,10 +126,8 @@ impl FromRequestParts<Arc<ChatServer>> for Caller {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, server: &Arc<ChatServer>) -> Result<Self, Failure> {
-        let identity = handshake::identify(server, bearer(parts)?).await.map_err(|why| match why {
-            Unidentified::Invalid => unauthorized(),
-            Unidentified::Unknown => Failure::retry_later(ErrorCode::Unavailable, UNCHECKED, 1_000),
-        })?;
+        let identity = server.deps.tokens.verify(bearer(parts)?).map_err(|_| unauthorized())?;
+        server.polls.callers.take(&identity).await.map_err(not_taken)?;
         Ok(Self(identity))
     }
 }
@@ -126,9 +140,10 @@ struct Wait {
     wait_s: u64,
 }
 
-type Answer = Result<(StatusCode, Json<PollAnswer>), Failure>;
+type Answer = Result<Response, Failure>;
 
 async fn open(State(server): State<Arc<ChatServer>>, Caller(identity): Caller) -> Answer {
+    let turn = server.polls.pages.turn(identity.sub)?;
     let Some(seat) = handshake::seat_for(&server, &identity) else {
         return Err(Failure::retry_later(ErrorCode::Overloaded, FULL, 1_000));
     };
@@ -148,7 +163,9 @@ async fn open(State(server): State<Arc<ChatServer>>, Caller(identity): Caller) -
                 ending.end(shared).await;
             });
             server.presence.greet(&connection, is_first).await;
-            Ok((StatusCode::CREATED, Json(taken(&connection))))
+            // A session that its client never hears of is of no use.
+            let answer = fetched(&server.polls.pages, turn, &connection).inspect_err(|_| connection.socket.abort())?;
+            Ok((StatusCode::CREATED, answer).into_response())
         }
         Err(connection) => {
             connection.socket.abort();
@@ -204,7 +221,21 @@ async fn exchange(
         let _ = tokio::time::timeout(wait, connection.socket.news()).await;
         connection.socket.heard();
     }
-    Ok((StatusCode::OK, Json(taken(connection))))
+    let turn = server.polls.pages.turn(identity.sub);
+    match turn.and_then(|turn| fetched(&server.polls.pages, turn, connection)) {
+        // The client's frames were taken. What waits for it goes on to wait.
+        Err(_) if !frames.is_empty() => {
+            Ok(Json(PollAnswer { session: connection.session, frames: Vec::new(), closed: None }).into_response())
+        }
+        answer => answer,
+    }
+}
+
+/// What waits for a session, as an answer that counts until it is written. Where there is no room for it, it goes on to
+/// wait.
+fn fetched(pages: &Pages, turn: Turn, connection: &Connection) -> Answer {
+    let room = pages.room_for(turn, connection.socket.waiting_bytes() + ENVELOPE_BYTES)?;
+    room.answer(&taken(connection))
 }
 
 async fn close(
@@ -247,12 +278,36 @@ fn read(queue: VecDeque<Bytes>, answer: &mut PollAnswer) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::websocket;
+    use crate::protocol::{UserId, websocket};
 
     #[test]
     fn targets_are_told_apart() {
         assert!(is_poll("/poll") && is_poll("/poll/abc?wait_s=3") && is_poll("/poll?x"));
         assert!(!is_poll("/polls") && !is_poll("/ws") && !is_poll("/"));
+    }
+
+    #[tokio::test]
+    async fn what_finds_no_room_among_the_answers_of_a_user_waits_for_the_next_request() {
+        let (pages, connection) = (Pages::default(), super::super::bench::connection(UserId(1)));
+        let push = || {
+            let frame = websocket::text_frame("{\"type\":\"pong\"}", None);
+            connection.socket.push(frame.into(), usize::MAX);
+        };
+        let fetch = || pages.turn(UserId(1)).and_then(|turn| fetched(&pages, turn, &connection));
+        let mut unread = Vec::new();
+        loop {
+            push();
+            match fetch() {
+                Ok(answer) => unread.push(answer),
+                Err(_) => break,
+            }
+            assert!(unread.len() < 1_000, "there is no end to it");
+        }
+        unread.remove(0);
+        let answer = fetch().expect("one was read");
+        let body = axum::body::to_bytes(answer.into_body(), usize::MAX).await.expect("a body");
+        let answer: PollAnswer = serde_json::from_slice(&body).expect("an answer");
+        assert_eq!(answer.frames.len(), 1, "it was not lost");
     }
 
     #[test]

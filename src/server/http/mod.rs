@@ -9,6 +9,7 @@
 //! | `head` | heads of requests that are refused |
 //! | `kept` | connections that are kept for their next request, at a place |
 //! | `page` | pages that many ask for |
+//! | `pages` | pages on their way to clients: how much of them is in memory |
 //! | `rewound` | a socket of which the beginning was read already |
 //! | `status` | from error codes to HTTP statuses |
 //! | `timed_body` | bodies of requests, which have a deadline |
@@ -19,6 +20,7 @@ pub(super) mod extract;
 mod head;
 mod kept;
 pub(super) mod page;
+pub(super) mod pages;
 mod rewound;
 pub(super) mod status;
 mod timed_body;
