@@ -2,9 +2,10 @@
 
 use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use nix::sys::socket::sockopt::IpBindAddressNoPort;
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
@@ -98,6 +99,22 @@ pub fn set_options(stream: &TcpStream) {
     let _ = stream.set_nodelay(true);
 }
 
+/// Time without a word after which the system asks whether the other end is still there, between two such questions, and how
+/// many it leaves without an answer.
+const KEEP_ALIVE_TIME: Duration = Duration::from_secs(20);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_TRIES: u32 = 3;
+
+/// Has the system end a connection whose other end is gone without a word, within a minute.
+pub fn keep_alive(stream: &TcpStream) {
+    let asks = TcpKeepalive::new()
+        .with_time(KEEP_ALIVE_TIME)
+        .with_interval(KEEP_ALIVE_INTERVAL)
+        .with_retries(KEEP_ALIVE_TRIES);
+    // A socket that was closed meanwhile refuses; its next read says so.
+    let _ = SockRef::from(stream).set_tcp_keepalive(&asks);
+}
+
 /// Reads what there is. Where that is less than the buffer holds, it was all: the next wait for readiness sleeps, and no second
 /// call finds out that there is nothing.
 ///
@@ -178,6 +195,18 @@ mod tests {
             server.readable().await.expect("is there");
             assert_eq!(super::try_read(&server, &mut buffer).expect("reads"), wanted, "the end is found as well");
         }
+    }
+
+    #[tokio::test]
+    async fn the_system_looks_for_an_end_that_is_gone() {
+        let listener = super::listen("127.0.0.1:0".parse().expect("valid")).expect("binds");
+        let address = listener.local_addr().expect("bound");
+        let (stream, _) = tokio::join!(tokio::net::TcpStream::connect(address), listener.accept());
+        let stream = stream.expect("connects");
+        super::keep_alive(&stream);
+        let socket = super::SockRef::from(&stream);
+        assert!(socket.keepalive().expect("told"));
+        assert_eq!(socket.tcp_keepalive_time().expect("told"), super::KEEP_ALIVE_TIME);
     }
 
     #[tokio::test]

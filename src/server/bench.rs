@@ -68,6 +68,11 @@ impl Gate {
         self.comers.acquire().await.expect("it is never closed").forget();
     }
 
+    /// How many have come, but for those that were waited for.
+    pub(super) fn comers(&self) -> usize {
+        self.comers.available_permits()
+    }
+
     /// Lets everybody through from now on.
     pub(super) fn open(&self) {
         self.open.add_permits(1_000);

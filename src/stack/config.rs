@@ -133,9 +133,12 @@ impl Config {
             return Err(format!("partitions is {}: valid are 1 to {PARTITIONS_MAX}", self.partitions));
         }
         for (name, rate) in [
-            ("api.logins_per_second", self.api.logins_per_second),
-            ("api.requests_per_second", self.api.requests_per_second),
-            ("chat.limits.frames_per_second", self.chat.limits.frames_per_second),
+            ("api.logins_per_second", self.api.logins_per_second as usize),
+            ("api.requests_per_second", self.api.requests_per_second as usize),
+            ("api.connections_per_address", self.api.connections_per_address),
+            ("chat.limits.frames_per_second", self.chat.limits.frames_per_second as usize),
+            ("gateway.tunnels_per_address", self.gateway.tunnels_per_address),
+            ("gateway.http_connections_per_address", self.gateway.http_connections_per_address),
         ] {
             if rate == 0 {
                 return Err(format!("{name} is 0: nothing would be let in; valid are 1 and more"));
@@ -321,6 +324,8 @@ mod tests {
             ("api.logins_per_second", "api: {logins_per_second: 0}"),
             ("chat.limits.frames_per_second", "chat: {limits: {frames_per_second: 0}}"),
             ("chat.channel_bytes_per_second", "chat: {channel_bytes_per_second: 0}"),
+            ("api.connections_per_address", "api: {connections_per_address: 0}"),
+            ("gateway.tunnels_per_address", "gateway: {tunnels_per_address: 0}"),
         ] {
             assert!(check(text).is_err_and(|problem| problem.contains(name)), "{text}");
         }

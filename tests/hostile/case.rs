@@ -36,10 +36,12 @@ pub(crate) const CASES: &[Case] = cases![
     "half::slow_body", USUAL_MIB, halves::slow_body, "a body of a byte a second is 408, however long it goes on";
     "half::slow_heads", USUAL_MIB, halves::slow_heads, "2,000 heads of a byte a second leave room for users";
     "half::tunnels", USUAL_MIB, halves::tunnels, "half heads for more tunnels than there are leave users a way in";
+    "half::answered", USUAL_MIB, halves::answered, "who has its answer and does not close keeps no tunnel";
     "deaf::metrics", USUAL_MIB, deaf::metrics, "200 pages of figures on each of 80 sockets are not kept for them";
     "deaf::pages", 192, deaf::pages, "pages of large messages that nobody reads are few";
     "deaf::subscribers", USUAL_MIB, deaf::subscribers, "who stops reading under load is cut";
     "flood::connects", USUAL_MIB, flood::connects, "connections without a handshake keep no user out";
+    "flood::kept", USUAL_MIB, flood::kept, "more connections than places, each asking now and then, leave users a place";
     "flood::logins", USUAL_MIB, flood::logins, "guessed passwords keep no login of another name out";
     "flood::frames", USUAL_MIB, flood::frames, "who sends far above the rate is cut with 4008";
     "flood::pings", USUAL_MIB, flood::pings, "who pings and does not read is cut";

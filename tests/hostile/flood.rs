@@ -15,6 +15,12 @@ use crate::wire::{connect, connect_deaf, connect_from, first, get, many, post, s
 /// More than a server has half-open connections at once.
 const HALF_OPEN: usize = 600;
 
+/// More than a server has places for connections of HTTP.
+const KEPT: usize = 250;
+
+/// Between two requests on each of them: far less than a connection is kept for.
+const ASK_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Users of a flood.
 const USERS: usize = 8;
 
@@ -40,6 +46,35 @@ pub(crate) async fn connects(bench: &Bench) -> Siege {
         streams.push(stream);
     }
     streams.into()
+}
+
+/// Asks for little on each of many connections, again and again; those that are cut come again.
+async fn asking(port: String) {
+    let request = get("/nothing", "");
+    let mut streams = many(&port, KEPT, request.as_bytes()).await;
+    loop {
+        tokio::time::sleep(ASK_INTERVAL).await;
+        for stream in &mut streams {
+            if stream.write_all(request.as_bytes()).await.is_err() {
+                *stream = connect(&port).await;
+                let _ = stream.write_all(request.as_bytes()).await;
+            }
+        }
+    }
+}
+
+pub(crate) async fn kept(bench: &Bench) -> Siege {
+    let siege = Siege::default();
+    for port in bench.ports.http() {
+        siege.tasks.spawn(asking(port.to_owned()));
+    }
+    // They are there before others are.
+    tokio::time::sleep(ASK_INTERVAL).await;
+    for _ in 0..4 {
+        bench.others_are_served().await;
+        tokio::time::sleep(ASK_INTERVAL).await;
+    }
+    siege
 }
 
 pub(crate) async fn logins(bench: &Bench) -> Siege {

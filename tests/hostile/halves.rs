@@ -146,6 +146,11 @@ pub(crate) async fn tunnels(bench: &Bench) -> Siege {
     siege
 }
 
+/// Has its answer, and neither says anything more nor closes.
+pub(crate) async fn answered(bench: &Bench) -> Siege {
+    many(&bench.ports.tunnels, TUNNELS, b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n").await.into()
+}
+
 pub(crate) async fn slow_heads(bench: &Bench) -> Siege {
     let siege = Siege::default();
     for port in bench.ports.clients() {

@@ -24,7 +24,7 @@ pub(in crate::server) const LINGERING_MAX: usize = 256;
 /// How often room is looked for while there is none.
 const ROOM_INTERVAL: Duration = Duration::from_millis(5);
 
-/// How long a half-open connection has, however many want in.
+/// How long a client's connection is half open, however many want in.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Seats of one kind.
@@ -88,6 +88,8 @@ impl Drop for Seat {
 /// Connections that have not said who they are.
 pub(in crate::server) struct HalfOpen {
     most: usize,
+    /// How long each has, however many want in.
+    patience: Duration,
     state: Mutex<State>,
 }
 
@@ -120,7 +122,12 @@ pub(in crate::server) enum TooLate {
 impl HalfOpen {
     /// As many as befit a number of seats.
     pub(in crate::server) fn beside(seats: usize) -> Arc<Self> {
-        Arc::new(Self { most: (seats / 10).max(HALF_OPEN_MIN), state: Mutex::default() })
+        Self::new((seats / 10).max(HALF_OPEN_MIN), PATIENCE)
+    }
+
+    /// So many, each of which has a time however many want in.
+    pub(in crate::server) fn new(most: usize, patience: Duration) -> Arc<Self> {
+        Arc::new(Self { most, patience, state: Mutex::default() })
     }
 
     /// How many there are, for tests.
@@ -141,7 +148,7 @@ impl HalfOpen {
             return true;
         }
         let oldest = state.open.first_entry();
-        match oldest.filter(|oldest| now_us.saturating_sub(oldest.get().0) >= PATIENCE.as_micros() as u64) {
+        match oldest.filter(|oldest| now_us.saturating_sub(oldest.get().0) >= self.patience.as_micros() as u64) {
             Some(oldest) => {
                 let (_, cut) = oldest.remove();
                 cut.notify_one();

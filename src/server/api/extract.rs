@@ -3,7 +3,6 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Json;
 use axum::extract::path::ErrorKind;
@@ -17,7 +16,7 @@ use super::ApiServer;
 use crate::protocol::ErrorCode;
 use crate::server::access::auth::Claims;
 use crate::server::http::CLIENT_ADDRESS;
-use crate::server::http::extract::{bearer, refused, unauthorized};
+use crate::server::http::extract::{bearer, not_taken, refused, too_much, unauthorized};
 use crate::server::http::status::Failure;
 
 /// The authenticated caller.
@@ -28,10 +27,7 @@ impl FromRequestParts<Arc<ApiServer>> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, server: &Arc<ApiServer>) -> Result<Self, Failure> {
         let claims = server.deps.tokens.verify(bearer(parts)?).map_err(|_| unauthorized())?;
-        if !server.revocations.is_good(&claims).await? {
-            return Err(unauthorized());
-        }
-        take_request(server, &claims)?;
+        server.callers.take(&claims).await.map_err(not_taken)?;
         Ok(Self(claims))
     }
 }
@@ -80,16 +76,6 @@ impl FromRequestParts<Arc<ApiServer>> for ClientAddress {
             said.and_then(|signed| server.deps.client_keys.signed(signed)).and_then(|address| address.parse().ok());
         Ok(Self(seen.unwrap_or(connected)))
     }
-}
-
-/// Takes one of the requests that an account may make.
-fn take_request(server: &ApiServer, claims: &Claims) -> Result<(), Failure> {
-    server.requests.take(claims.sub).map_err(too_much)
-}
-
-fn too_much(wait: Duration) -> Failure {
-    let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-    Failure::retry_later(ErrorCode::RateLimited, "this account asks for too much at once", wait_ms)
 }
 
 /// A JSON body.

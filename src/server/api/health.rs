@@ -1,17 +1,18 @@
 //! Liveness, readiness and metrics.
 
-use std::sync::Mutex;
-use std::time::Duration;
+use std::sync::Arc;
 
 use axum::Json;
+use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 
-use super::App;
+use super::{ApiServer, App};
 use crate::backends::registry::Role;
-use crate::runtime::clock;
+use crate::protocol::ErrorCode;
 use crate::server::cluster::peer::{Answer, Call};
+use crate::server::http::status::Failure;
 use crate::telemetry::prometheus;
 
 pub(super) async fn live() -> Json<serde_json::Value> {
@@ -25,30 +26,25 @@ pub(super) async fn ready(server: App) -> Response {
     (status, Json(report)).into_response()
 }
 
-/// How long a rendered page stands: who asks for many gets the same one.
-const PAGE_TTL: Duration = Duration::from_millis(50);
-
-/// The page that was rendered last, and when, on [`clock::now_us`].
-pub(super) type MetricsPage = Mutex<Option<(u64, Bytes)>>;
-
-pub(super) async fn metrics(server: App) -> Response {
-    let page = {
-        let mut last = server.metrics_page.lock().expect("no panic while held");
-        let now_us = clock::now_us();
-        match &*last {
-            Some((at_us, page)) if now_us.saturating_sub(*at_us) < PAGE_TTL.as_micros() as u64 => page.clone(),
-            _ => {
-                let page = Bytes::from(prometheus::render(&server.deps.registry.all()));
-                *last = Some((now_us, page.clone()));
-                page
-            }
-        }
-    };
-    ([(header::CONTENT_TYPE, prometheus::CONTENT_TYPE)], page).into_response()
+fn page(page: Option<Bytes>) -> Response {
+    match page {
+        Some(page) => ([(header::CONTENT_TYPE, prometheus::CONTENT_TYPE)], page).into_response(),
+        None => Failure::retry_later(ErrorCode::Unavailable, "this server stops", 1_000).into_response(),
+    }
 }
 
-/// The figures of every live server, asked over peer links. A server that does not answer is left out.
-pub(super) async fn cluster_metrics(server: App) -> Response {
+pub(super) async fn metrics(server: App) -> Response {
+    page(Some(server.metrics_page.get(|| prometheus::render(&server.deps.registry.all()))))
+}
+
+/// The figures of every live server, asked over peer links at most once in a second, whoever asks how often. A server that
+/// does not answer is left out.
+pub(super) async fn cluster_metrics(State(server): App) -> Response {
+    let asking = Arc::clone(&server);
+    page(server.cluster_page.get(&server.deps.tasks, move || gather(asking)).await)
+}
+
+async fn gather(server: Arc<ApiServer>) -> String {
     let here = server.deps.registry.all();
     let mut texts = vec![prometheus::render(&here)];
     let elsewhere: Vec<_> = Role::ALL
@@ -62,5 +58,5 @@ pub(super) async fn cluster_metrics(server: App) -> Response {
             texts.push(text);
         }
     }
-    ([(header::CONTENT_TYPE, prometheus::CONTENT_TYPE)], prometheus::merge(&texts)).into_response()
+    prometheus::merge(&texts)
 }

@@ -6,7 +6,6 @@ mod extract;
 mod health;
 mod logins;
 mod names;
-mod pages;
 mod sync;
 #[cfg(test)]
 mod tests;
@@ -29,20 +28,22 @@ use tokio::sync::{Semaphore, oneshot};
 use uuid::Uuid;
 
 use super::access::auth::{PasswordCost, Passwords};
+use super::access::callers::Callers;
 use super::access::members::Members;
 use super::access::rate::Buckets;
-use super::access::revocations::Revocations;
 use super::access::seats::Begun;
 use super::cluster::peer::{self, Answer, Call, PeerHandler, Peers};
 use super::cluster::placement::Placement;
 use super::cluster::probe::FailureDetector;
 use super::cluster::readiness::Readiness;
 use super::cluster::{self, Cluster};
+use super::http::page::{GatheredPage, LocalPage};
+use super::http::pages::Pages;
 use super::http::status::{self, Failure};
 use super::ordering::Ordering;
 use super::{Deps, Listeners, StartError, http};
 use crate::backends::registry::Role;
-use crate::protocol::{ErrorCode, UserId};
+use crate::protocol::ErrorCode;
 use crate::runtime::{Backoff, clock};
 use crate::telemetry::{Counter, Timer};
 
@@ -71,7 +72,7 @@ const LATE_TELLS_MAX: usize = 256;
 /// How often tokens that were logged out and have expired since are removed from the directory.
 const PURGE_INTERVAL: Duration = Duration::from_mins(10);
 
-/// Accounts whose requests are counted.
+/// Addresses and tokens whose requests are counted.
 const ACCOUNTS_MAX: usize = 100_000;
 
 /// Settings of an API server.
@@ -92,6 +93,8 @@ pub struct Config {
     pub bulk_accounts: bool,
     /// Connections that the server holds at most.
     pub connections_max: usize,
+    /// Of them, those of one address at most, which may be a gateway's or a balancer's.
+    pub connections_per_address: usize,
     /// WebSocket address of a balancer in front of the chat servers, such as `ws://chat.example.com:443/ws`, which clients
     /// are sent to instead; the name of their server is put behind it as a path. A gateway of the stack needs no setting.
     pub public_chat_url: Option<String>,
@@ -107,6 +110,7 @@ impl Default for Config {
             requests_per_second: 100,
             bulk_accounts: false,
             connections_max: 10_000,
+            connections_per_address: 5_000,
             public_chat_url: None,
         }
     }
@@ -120,19 +124,18 @@ pub(crate) struct ApiServer {
     detector: Arc<FailureDetector>,
     peers: Peers,
     members: Members,
-    revocations: Revocations,
+    callers: Callers,
     ordering: Ordering,
     passwords: Passwords,
     logins: logins::Logins,
     /// Signups from each address.
     signups: Buckets<IpAddr>,
-    /// What each account may ask for.
-    requests: Buckets<UserId>,
     /// Logouts of each token.
     logouts: Buckets<Uuid>,
-    pages: pages::Pages,
+    pages: Pages,
     readiness: Readiness,
-    metrics_page: health::MetricsPage,
+    metrics_page: LocalPage,
+    cluster_page: GatheredPage,
     /// Changes that may be told of behind their answers.
     late_tells: Semaphore,
 }
@@ -146,7 +149,7 @@ type App = State<Arc<ApiServer>>;
 pub async fn start(listeners: Listeners, deps: Deps, config: Config) -> Result<SocketAddr, StartError> {
     let (address, peer) = (deps.reached_at(&listeners.clients)?, deps.reached_at(&listeners.peers)?);
     let server = Arc::new(ApiServer::new(deps.clone(), config).await?);
-    let room = http::Room::new(server.config.connections_max);
+    let room = http::Room::new(server.config.connections_max, server.config.connections_per_address);
     peer::serve(listeners.peers, &deps, Arc::clone(&server) as Arc<dyn PeerHandler>);
     deps.tasks.spawn("api.accept", accept_loop(listeners.clients, router(&server), deps.clone(), room));
     deps.tasks.spawn_until_stopped("api.purge_revoked", purge_revoked(deps.clone()));
@@ -257,7 +260,7 @@ impl PeerHandler for ApiServer {
             Call::MemberGone { conversation, user } => {
                 self.members.invalidate_if_member(conversation, user);
             }
-            Call::LogOut(token) => self.revocations.invalidate(token),
+            Call::LogOut(token) => self.callers.invalidate(token),
             _ => return Answer::WrongRole,
         }
         Answer::Done
@@ -274,15 +277,15 @@ impl ApiServer {
             detector: FailureDetector::new(deps.tasks.clone()),
             peers: Peers::new(&deps),
             members: Members::new(Arc::clone(&deps.backends.directory)),
-            revocations: Revocations::new(Arc::clone(&deps.backends.directory)),
+            callers: Callers::new(Arc::clone(&deps.backends.directory), config.requests_per_second),
             ordering: Ordering::new(&deps.backends, &deps.metrics),
             passwords,
             logins: logins::Logins::new(config.logins_per_second),
             signups: Buckets::new(config.signups_per_second, ACCOUNTS_MAX),
-            requests: Buckets::new(config.requests_per_second, ACCOUNTS_MAX),
             logouts: Buckets::new(1, ACCOUNTS_MAX),
-            pages: pages::Pages::default(),
-            metrics_page: health::MetricsPage::default(),
+            pages: Pages::default(),
+            metrics_page: LocalPage::default(),
+            cluster_page: GatheredPage::default(),
             late_tells: Semaphore::new(LATE_TELLS_MAX),
             // Nothing of it is needed to talk.
             readiness: Readiness::but_for(&["media"]),

@@ -7,9 +7,9 @@ use super::extract::{Caller, InPath};
 use super::*;
 use crate::backends::directory::{NewConversationRow, NewUser};
 use crate::backends::layers::Pace;
-use crate::protocol::ConversationId;
 use crate::protocol::api::ConversationKind;
 use crate::protocol::frames::SendFrame;
+use crate::protocol::{ConversationId, UserId};
 use crate::server::bench::{Bench, Gate};
 use crate::server::http::extract::Params;
 

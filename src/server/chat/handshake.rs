@@ -7,6 +7,7 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::alphabet::STANDARD;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
+use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -15,12 +16,12 @@ use super::echo;
 use super::inbound::{Admitted, Early};
 use super::refused::NoSeat;
 use super::socket::{ReadEnd, Socket};
+use super::turned_away::Refusal;
 use super::{ChatServer, Identity};
 use crate::backends::directory::TokenStanding;
-use crate::protocol::api::ApiError;
 use crate::protocol::frames::{ErrorFrame, FrameError};
 use crate::protocol::websocket::{self, Decoder, Event, Role};
-use crate::protocol::{CHAT_PATH, ClientFrame, CloseCode, ECHO_PATH, ErrorCode, SUBPROTOCOL, ServerFrame, ServerName};
+use crate::protocol::{CHAT_PATH, ClientFrame, CloseCode, ECHO_PATH, ErrorCode, SUBPROTOCOL, ServerName};
 use crate::server::access::auth;
 use crate::server::access::seats::{Begun, TooLate};
 use crate::server::http::Beginning;
@@ -39,39 +40,7 @@ const EARLY_TEXTS_MAX: usize = 64;
 const PONG_BYTES_MAX: usize = 16 * 1024;
 
 /// Told where a token can't be checked.
-pub(super) const UNCHECKED: &str = "the token can't be checked now, try again";
-
-/// An HTTP answer that ends the connection.
-struct Refusal {
-    status: &'static str,
-    content_type: &'static str,
-    /// Further lines of the head, each with its end.
-    headers: &'static str,
-    body: String,
-}
-
-impl Refusal {
-    fn error(status: &'static str, code: ErrorCode, message: &str) -> Self {
-        let body = ApiError { code, message: message.to_owned(), retry_after_ms: None };
-        let body = serde_json::to_string(&body).expect("plain data");
-        Self { status, content_type: "application/json", headers: "", body }
-    }
-
-    fn no_seat(why: &NoSeat) -> Self {
-        let status = match why {
-            NoSeat::Full => "503 Service Unavailable",
-            NoSeat::TooOften(_) => "429 Too Many Requests",
-        };
-        let (code, message, after_ms) = why.told();
-        let body = ApiError { code, message: message.to_owned(), retry_after_ms: Some(after_ms) };
-        let body = serde_json::to_string(&body).expect("plain data");
-        Self { status, content_type: "application/json", headers: "Retry-After: 1\r\n", body }
-    }
-
-    fn bad(message: &str) -> Self {
-        Self::error("400 Bad Request", ErrorCode::BadRequest, message)
-    }
-}
+const UNCHECKED: &str = "the token can't be checked now, try again";
 
 /// A good upgrade request.
 struct Upgrade {
@@ -97,19 +66,20 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, mut begu
     let upgrade = match begun.within(limit, read_upgrade(&server, &mut stream)).await {
         Ok(Some(Ok(Request::Upgrade(upgrade)))) => upgrade,
         Ok(Some(Ok(Request::Poll(head)))) => {
-            let Some(_seat) = server.poll_seats.take() else {
-                return refuse(&server, stream, begun, Refusal::no_seat(&NoSeat::Full)).await;
+            let place = stream.peer_addr().ok().and_then(|from| server.polls.places.enter(from.ip()));
+            let Some(place) = place else {
+                return server.turned_away.refuse(begun, stream, Refusal::full()).await;
             };
             drop(begun);
             // Boxed, so that it takes no memory in the other handshakes.
-            Box::pin(super::poll::serve(Arc::clone(&server), stream, head)).await;
+            Box::pin(super::poll::serve(Arc::clone(&server), place, stream, head)).await;
             return server.socket_closed();
         }
-        Ok(Some(Err(refusal))) => return refuse(&server, stream, begun, refusal).await,
-        Ok(None) | Err(TooLate::Cut) => return give_up(&server),
+        Ok(Some(Err(refusal))) => return server.turned_away.refuse(begun, stream, refusal).await,
+        Ok(None) | Err(TooLate::Cut) => return server.turned_away.give_up(),
         Err(TooLate::Slow) => {
             let late = Refusal::error("408 Request Timeout", ErrorCode::BadRequest, "the request head came too slowly");
-            return refuse(&server, stream, begun, late).await;
+            return server.turned_away.refuse(begun, stream, late).await;
         }
     };
     let (mut identity, mut admitted) = (None, None);
@@ -117,11 +87,11 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, mut begu
         begun.has_token();
         let known = match authenticate(&server, token).await {
             Ok(known) => known,
-            Err(refusal) => return refuse(&server, stream, begun, refusal).await,
+            Err(refusal) => return server.turned_away.refuse(begun, stream, refusal).await,
         };
         match seat_for(&server, &known) {
             Ok(free) => (identity, admitted) = (Some(known), Some(free)),
-            Err(why) => return refuse(&server, stream, begun, Refusal::no_seat(&why)).await,
+            Err(why) => return server.turned_away.refuse(begun, stream, Refusal::no_seat(&why)).await,
         }
     }
     let mut head = format!(
@@ -133,11 +103,11 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, mut begu
     }
     head.push_str("\r\n");
     if stream.write_all(head.as_bytes()).await.is_err() {
-        return give_up(&server);
+        return server.turned_away.give_up();
     }
     let socket = Socket::new(stream);
     if upgrade.is_echo {
-        let Some(_seat) = server.seats.take() else { return give_up(&server) };
+        let Some(_seat) = server.seats.take() else { return server.turned_away.give_up() };
         drop(begun);
         let decoder = Decoder::new(Role::Server, server.config.echo_message_bytes_max);
         return echo::serve(server, socket, decoder, upgrade.rest).await;
@@ -149,7 +119,7 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, mut begu
     let said = begun.within(time_left, hello(&socket, needs_hello, &mut early, upgrade.rest)).await;
     let identified = match (said, identity) {
         // Nobody counts it any more: it is gone at once.
-        (Err(TooLate::Cut), _) => return give_up(&server),
+        (Err(TooLate::Cut), _) => return server.turned_away.give_up(),
         (Err(TooLate::Slow), _) => Err(CloseCode::HelloTimeout),
         (Ok(Err(code)), _) => Err(code),
         (Ok(Ok(_)), Some(identity)) => Ok(identity),
@@ -162,16 +132,16 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, mut begu
         (Ok(Ok(_)), None) => Err(CloseCode::Unauthorized),
     };
     let seated = identified.map(|identity| (admitted.map_or_else(|| seat_for(&server, &identity), Ok), identity));
-    drop(begun);
     match seated {
         Ok((Ok(admitted), identity)) => {
+            drop(begun);
             server.go_live(socket, identity, admitted, early).await;
         }
         Ok((Err(why), _)) => {
             let (code, message, after_ms) = why.told();
             let (message, retry_after_ms) = (message.to_owned(), Some(after_ms));
             let error = ErrorFrame { uuid: None, code, message, retry_after_ms };
-            end_with(&server, socket, CloseCode::Internal, Some(error)).await;
+            server.turned_away.end(begun, socket, CloseCode::Internal, Some(error)).await;
         }
         Err(code) => {
             let unauthorized = || ErrorFrame {
@@ -181,7 +151,7 @@ pub(super) async fn run(server: Arc<ChatServer>, mut stream: TcpStream, mut begu
                 retry_after_ms: None,
             };
             let error = (code == CloseCode::Unauthorized).then(unauthorized);
-            end_with(&server, socket, code, error).await;
+            server.turned_away.end(begun, socket, code, error).await;
         }
     }
 }
@@ -195,44 +165,6 @@ pub(super) fn seat_for(server: &ChatServer, identity: &Identity) -> Result<Admit
     })?;
     let seat = server.seats.take_for(of_device).ok_or(NoSeat::Full)?;
     Ok(Admitted { coming, seat })
-}
-
-/// Ends a WebSocket that did not become live.
-async fn end_with(server: &ChatServer, socket: Socket, code: CloseCode, error: Option<ErrorFrame>) {
-    if let Some(error) = error {
-        socket.push(websocket::text_frame(&ServerFrame::Error(error).encode(), None).into(), usize::MAX);
-    }
-    socket.begin_close(websocket::close_frame(Some(code.code()), code.reason(), None).into(), false);
-    server.lingering.refuse(socket.linger()).await;
-    give_up(server);
-}
-
-fn give_up(server: &ChatServer) {
-    server.deps.metrics.count(Counter::HandshakesFailed);
-    server.socket_closed();
-}
-
-/// Answers, and waits for a moment until the client has heard it. It is half open no more.
-async fn refuse(server: &ChatServer, mut stream: TcpStream, begun: Begun, refusal: Refusal) {
-    drop(begun);
-    let Refusal { status, content_type, headers, body } = refusal;
-    let head = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\n{headers}Connection: close\r\n\r\n",
-        body.len()
-    );
-    let answer = [head.as_bytes(), body.as_bytes()].concat();
-    let told = async {
-        // Whether the client still listens does not matter.
-        let _ = stream.write_all(&answer).await;
-        let _ = stream.shutdown().await;
-        let mut scratch = [0_u8; 1024];
-        while matches!(stream.read(&mut scratch).await, Ok(n) if n > 0) {}
-    };
-    let _ = tokio::time::timeout(super::socket::CLOSE_WAIT, server.lingering.refuse(told)).await;
-    if !status.starts_with("200") {
-        server.deps.metrics.count(Counter::HandshakesFailed);
-    }
-    server.socket_closed();
 }
 
 /// Reads the request head. `None`: the client went away.
@@ -372,9 +304,10 @@ fn is_chat(path: &str) -> bool {
 /// The few paths that are answered without an upgrade.
 fn plain_http(server: &ChatServer, path: &str) -> Refusal {
     let ok = |content_type, body| Refusal { status: "200 OK", content_type, headers: "", body };
+    let figures = || prometheus::render(&server.deps.registry.all());
     match path {
-        "/health/live" => ok("application/json", r#"{"status":"live"}"#.to_owned()),
-        "/metrics" => ok(prometheus::CONTENT_TYPE, prometheus::render(&server.deps.registry.all())),
+        "/health/live" => ok("application/json", Bytes::from_static(br#"{"status":"live"}"#)),
+        "/metrics" => ok(prometheus::CONTENT_TYPE, server.metrics_page.get(figures)),
         _ => Refusal::error("404 Not Found", ErrorCode::NotFound, "the chat is at /ws"),
     }
 }
@@ -387,12 +320,12 @@ async fn ready(server: &ChatServer) -> Refusal {
     }
     let report = server.readiness.check(&server.deps.backends).await;
     let status = if report.is_ready() { "200 OK" } else { NOT_NOW };
-    let body = serde_json::to_string(&report).expect("plain data");
+    let body = serde_json::to_vec(&report).expect("plain data").into();
     Refusal { status, content_type: "application/json", headers: "", body }
 }
 
 /// Why nobody is known by a token.
-pub(super) enum Unidentified {
+enum Unidentified {
     /// It is not good, or was logged out.
     Invalid,
     /// It can't be checked now.
@@ -400,7 +333,7 @@ pub(super) enum Unidentified {
 }
 
 /// Checks a token, that its user exists, and that it was not logged out.
-pub(super) async fn identify(server: &ChatServer, token: &str) -> Result<Identity, Unidentified> {
+async fn identify(server: &ChatServer, token: &str) -> Result<Identity, Unidentified> {
     let claims = server.deps.tokens.verify(token).map_err(|_| Unidentified::Invalid)?;
     match server.deps.backends.directory.token_standing(claims.sub, claims.jti).await {
         Ok(TokenStanding::Good) => Ok(claims),

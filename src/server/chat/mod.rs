@@ -22,6 +22,7 @@
 //! | file | what |
 //! |---|---|
 //! | `handshake` | HTTP upgrade, authentication, `hello`: everything before a connection is live |
+//! | `turned_away` | connections that do not become live: what they are told, and how they end |
 //! | `inbound` | how a connection becomes live, how it is read, how it ends |
 //! | `connection` | what is kept of a live connection |
 //! | `socket` | its socket: reading, merging writes, closing |
@@ -74,6 +75,7 @@ mod shared;
 mod socket;
 mod subscriptions;
 pub mod tamper;
+mod turned_away;
 mod unannounced;
 mod unheard;
 mod uuids;
@@ -104,14 +106,16 @@ use self::session_clock::SessionClock;
 use self::shared::Shared;
 use self::subscriptions::Subscriptions;
 use self::tamper::Tamper;
+use self::turned_away::TurnedAway;
 use self::unheard::LostConnections;
 use super::access::auth;
 use super::access::connects::Connects;
 use super::access::members::Members;
-use super::access::seats::{HalfOpen, Lingering, Seats};
+use super::access::seats::{HalfOpen, Seats};
 use super::cluster;
 use super::cluster::peer::{self, Answer, Call, PeerHandler};
 use super::cluster::readiness::Readiness;
+use super::http::page::LocalPage;
 use super::{Deps, FILES_RESERVED, Listeners, StartError};
 use crate::backends::registry::{Role, ServerEntry};
 use crate::protocol::{CloseCode, ConversationId, Limits};
@@ -126,9 +130,6 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(16);
 
 /// How often connections that went silent, or whose token has expired, are looked for. Source: invariant I13, 5 s.
 const SWEEP_CONNECTIONS_INTERVAL: Duration = Duration::from_secs(2);
-
-/// HTTP connections of clients that poll, at least; where there are more seats, a tenth of them.
-const POLL_CONNECTIONS_MIN: usize = 256;
 
 /// Batches of connections that a drain closes in a second, and the time between two.
 const DRAINS_PER_SECOND: u32 = 20;
@@ -204,10 +205,9 @@ pub struct ChatServer {
     /// For users, and for connections of `/echo`.
     seats: Seats,
     connects: Connects,
-    /// For HTTP connections of clients that poll.
-    poll_seats: Seats,
     half_open: Arc<HalfOpen>,
-    lingering: Lingering,
+    turned_away: TurnedAway,
+    metrics_page: LocalPage,
     draining: AtomicBool,
 }
 
@@ -225,7 +225,7 @@ pub async fn start(
     let (address, peer_address) = (deps.reached_at(&listeners.clients)?, deps.reached_at(&listeners.peers)?);
     let files = machine::raise_open_files().saturating_sub(FILES_RESERVED) as usize;
     // As configured, or as the process may open files, half-open connections and those of polls included.
-    let seats = config.connections_max.min(files / 12 * 10);
+    let seats = config.connections_max.min(files.saturating_sub(turned_away::FILES) / 12 * 10);
     let subscriptions = Arc::new(Subscriptions::new(&deps, &shared, config.limits.subscriptions_max as usize));
     let presence = Arc::new(PresenceFeed::new(&deps, &shared));
     let session_clock = Arc::new(SessionClock::begin(Arc::clone(&deps.backends.sessions)).await);
@@ -269,16 +269,16 @@ pub async fn start(
         channels,
         delivery,
         sender,
-        polls: Polls::default(),
+        polls: Polls::new(&deps, &config.limits, seats),
         rights,
         lost,
         // Messages are sent and delivered without.
         readiness: Readiness::but_for(&["media", "presence", "registry"]),
         seats: Seats::new(seats),
         connects: Connects::new(),
-        poll_seats: Seats::new((seats / 10).max(POLL_CONNECTIONS_MIN)),
         half_open: HalfOpen::beside(seats),
-        lingering: Lingering::default(),
+        turned_away: TurnedAway::new(Arc::clone(&deps.metrics)),
+        metrics_page: LocalPage::default(),
         draining: AtomicBool::new(false),
         config,
         deps,
@@ -475,6 +475,7 @@ impl PeerHandler for ChatServer {
                 Answer::Done
             }
             Call::LogOut(token) => {
+                self.polls.callers.invalidate(token);
                 self.rights.log_out(token);
                 Answer::Done
             }

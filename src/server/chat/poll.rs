@@ -17,6 +17,8 @@ use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, State};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
+use axum::middleware::map_response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
 use bytes::Bytes;
@@ -27,7 +29,7 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
 use super::connection::Connection;
-use super::handshake::{self, UNCHECKED, Unidentified};
+use super::handshake;
 use super::inbound::Admitted;
 use super::session::SessionState;
 use super::socket::Socket;
@@ -35,11 +37,13 @@ use super::{ChatServer, Identity};
 use crate::protocol::api::PollAnswer;
 use crate::protocol::limits::POLL_WAIT_MAX;
 use crate::protocol::websocket::{Decoder, Event, Role};
-use crate::protocol::{CloseCode, ErrorCode, POLL_PATH, SessionId, behind_poll_path};
-
-use crate::server::http;
-use crate::server::http::extract::{Params, bearer, refused, unauthorized};
+use crate::protocol::{CloseCode, ErrorCode, Limits, POLL_PATH, SessionId, behind_poll_path};
+use crate::server::access::callers::Callers;
+use crate::server::access::places::{Place, Places};
+use crate::server::http::extract::{Params, bearer, not_taken, refused, unauthorized};
+use crate::server::http::pages::{Pages, Turn};
 use crate::server::http::status::{self, Failure};
+use crate::server::{Deps, http};
 use crate::telemetry::Counter;
 
 /// Largest request body: a few messages.
@@ -48,9 +52,25 @@ const BODY_BYTES_MAX: usize = 256 * 1024;
 /// Most frames of one request.
 const FRAMES_MAX: usize = 64;
 
-/// Sessions without a socket, until nothing will come from them any more. Written by opening and by the end of each.
-#[derive(Default)]
-pub(super) struct Polls(Mutex<HashMap<SessionId, Arc<Polled>>>);
+/// What an answer has around its frames.
+const ENVELOPE_BYTES: usize = 128;
+
+/// Requests of one account, for each frame that it may send: a client that waits asks again after each frame that comes.
+const REQUESTS_PER_FRAME: u32 = 4;
+
+/// HTTP connections of clients that poll, at least; where there are more seats, a tenth of them.
+const CONNECTIONS_MIN: usize = 256;
+
+/// Sessions without a socket, and who asks for them.
+pub(super) struct Polls {
+    /// Until nothing will come from them any more. Written by opening and by the end of each.
+    sessions: Mutex<HashMap<SessionId, Arc<Polled>>>,
+    /// For HTTP connections.
+    pub(super) places: Arc<Places>,
+    pub(super) callers: Callers,
+    /// Answers that are being written.
+    pages: Pages,
+}
 
 /// One of them.
 struct Polled {
@@ -60,8 +80,20 @@ struct Polled {
 }
 
 impl Polls {
+    /// For a server with so many seats.
+    pub(super) fn new(deps: &Deps, limits: &Limits, seats: usize) -> Self {
+        let per_second = limits.frames_per_second.saturating_mul(REQUESTS_PER_FRAME);
+        Self {
+            sessions: Mutex::default(),
+            // All may be of one address: a gateway's.
+            places: Places::new((seats / 10).max(CONNECTIONS_MIN), usize::MAX),
+            callers: Callers::new(Arc::clone(&deps.backends.directory), per_second),
+            pages: Pages::default(),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<SessionId, Arc<Polled>>> {
-        self.0.lock().expect("no panic while held")
+        self.sessions.lock().expect("no panic while held")
     }
 }
 
@@ -70,8 +102,9 @@ pub(super) fn is_poll(target: &str) -> bool {
     behind_poll_path(target).is_some()
 }
 
-/// Serves one HTTP connection, of which the beginning is read already, until it ends.
-pub(super) async fn serve(server: Arc<ChatServer>, stream: TcpStream, begun: Vec<u8>) {
+/// Serves one HTTP connection, of which the beginning is read already, until it ends. Who has no good token keeps no place:
+/// the connection ends behind the answer that says so.
+pub(super) async fn serve(server: Arc<ChatServer>, place: Place, stream: TcpStream, begun: Vec<u8>) {
     let tasks = server.deps.tasks.clone();
     let router = Router::new()
         .route(POLL_PATH, post(open))
@@ -79,8 +112,12 @@ pub(super) async fn serve(server: Arc<ChatServer>, stream: TcpStream, begun: Vec
         .fallback(|| async { Failure::new(ErrorCode::NotFound, "there is nothing at this path, see docs/protocol.md") })
         .method_not_allowed_fallback(|| async { status::method_not_allowed() })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(map_response(|mut answer: Response| {
+            http::end_if_refused(&mut answer);
+            std::future::ready(answer)
+        }))
         .with_state(server);
-    http::serve(stream, begun, tasks, TowerToHyperService::new(router)).await;
+    http::serve_at(place, stream, begun, tasks, TowerToHyperService::new(router)).await;
 }
 
 /// The authenticated caller.
@@ -90,10 +127,8 @@ impl FromRequestParts<Arc<ChatServer>> for Caller {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, server: &Arc<ChatServer>) -> Result<Self, Failure> {
-        let identity = handshake::identify(server, bearer(parts)?).await.map_err(|why| match why {
-            Unidentified::Invalid => unauthorized(),
-            Unidentified::Unknown => Failure::retry_later(ErrorCode::Unavailable, UNCHECKED, 1_000),
-        })?;
+        let identity = server.deps.tokens.verify(bearer(parts)?).map_err(|_| unauthorized())?;
+        server.polls.callers.take(&identity).await.map_err(not_taken)?;
         Ok(Self(identity))
     }
 }
@@ -106,9 +141,10 @@ struct Wait {
     wait_s: u64,
 }
 
-type Answer = Result<(StatusCode, Json<PollAnswer>), Failure>;
+type Answer = Result<Response, Failure>;
 
 async fn open(State(server): State<Arc<ChatServer>>, Caller(identity): Caller) -> Answer {
+    let turn = server.polls.pages.turn(identity.sub)?;
     let admitted = handshake::seat_for(&server, &identity).map_err(|why| {
         let (code, message, after_ms) = why.told();
         Failure::retry_later(code, message, after_ms)
@@ -119,17 +155,19 @@ async fn open(State(server): State<Arc<ChatServer>>, Caller(identity): Caller) -
     }
     server.deps.metrics.count(Counter::ConnectionsOpened);
     let (answer, opened) = oneshot::channel();
-    let tasks = server.deps.tasks.clone();
+    let opening = Arc::clone(&server);
     // Not here: a request that is given up is dropped wherever it waits, and what it had entered would stay.
-    tasks.spawn("chat.poll_open", async move {
+    server.deps.tasks.spawn("chat.poll_open", async move {
         // Where nobody takes it the session ends with this.
-        let _ = answer.send(open_session(&server, identity, admitted).await);
+        let _ = answer.send(open_session(&opening, identity, admitted).await);
     });
     let Some(mut opened) = opened.await.ok().flatten() else {
         return Err(Failure::retry_later(ErrorCode::Unavailable, "the session could not be opened, try again", 1_000));
     };
+    // A session that its client never hears of is of no use: it ends where there is no room for the answer.
+    let answer = fetched(&server.polls.pages, turn, &opened.connection)?;
     opened.is_taken = true;
-    Ok((StatusCode::CREATED, Json(taken(&opened.connection))))
+    Ok((StatusCode::CREATED, answer).into_response())
 }
 
 /// A session that was opened just now. It ends where nobody takes it.
@@ -214,7 +252,21 @@ async fn exchange(
         let _ = tokio::time::timeout(wait, connection.socket.news()).await;
         connection.socket.heard();
     }
-    Ok((StatusCode::OK, Json(taken(connection))))
+    let turn = server.polls.pages.turn(identity.sub);
+    match turn.and_then(|turn| fetched(&server.polls.pages, turn, connection)) {
+        // The client's frames were taken. What waits for it goes on to wait.
+        Err(_) if !frames.is_empty() => {
+            Ok(Json(PollAnswer { session: connection.session, frames: Vec::new(), closed: None }).into_response())
+        }
+        answer => answer,
+    }
+}
+
+/// What waits for a session, as an answer that counts until it is written. Where there is no room for it, it goes on to
+/// wait.
+fn fetched(pages: &Pages, turn: Turn, connection: &Connection) -> Answer {
+    let room = pages.room_for(turn, connection.socket.waiting_bytes() + ENVELOPE_BYTES)?;
+    room.answer(&taken(connection))
 }
 
 async fn close(
@@ -272,6 +324,30 @@ mod tests {
     fn targets_are_told_apart() {
         assert!(is_poll("/poll") && is_poll("/poll/abc?wait_s=3") && is_poll("/poll?x"));
         assert!(!is_poll("/polls") && !is_poll("/ws") && !is_poll("/"));
+    }
+
+    #[tokio::test]
+    async fn what_finds_no_room_among_the_answers_of_a_user_waits_for_the_next_request() {
+        let (pages, connection) = (Pages::default(), super::super::bench::connection(UserId(1)));
+        let push = || {
+            let frame = websocket::text_frame("{\"type\":\"pong\"}", None);
+            connection.socket.push(frame.into(), usize::MAX);
+        };
+        let fetch = || pages.turn(UserId(1)).and_then(|turn| fetched(&pages, turn, &connection));
+        let mut unread = Vec::new();
+        loop {
+            push();
+            match fetch() {
+                Ok(answer) => unread.push(answer),
+                Err(_) => break,
+            }
+            assert!(unread.len() < 1_000, "there is no end to it");
+        }
+        unread.remove(0);
+        let answer = fetch().expect("one was read");
+        let body = axum::body::to_bytes(answer.into_body(), usize::MAX).await.expect("a body");
+        let answer: PollAnswer = serde_json::from_slice(&body).expect("an answer");
+        assert_eq!(answer.frames.len(), 1, "it was not lost");
     }
 
     #[test]

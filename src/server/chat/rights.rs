@@ -349,9 +349,9 @@ mod tests {
         let directory = Arc::clone(&bench.deps.backends.directory);
         let away = Layer::Faulty(Box::new(Faults::new(7, 1_000)));
         bench.deps.backends.directory = Arc::new(Layered::<dyn Directory>::new(Arc::clone(&directory), away));
-        let cut_off = bench.rights();
+        let cut_off = bench.rights().await;
         bench.deps.backends.directory = Arc::clone(&directory);
-        let rights = bench.rights();
+        let rights = bench.rights().await;
         let (began_s, now_s) = (0.25, clock::since_boot_s());
         let mut read_s = began_s;
         for _ in 0..10 {

@@ -67,7 +67,7 @@ impl Watches {
 
     /// Whether `user` is told of `friend`.
     pub(super) fn has(&self, friend: UserId, user: UserId) -> bool {
-        self.lock().get(&friend).is_some_and(|users| users.contains(&user))
+        self.lock().watchers.get(&friend).is_some_and(|users| users.contains(&user))
     }
 
     /// The users that are told of a friend.

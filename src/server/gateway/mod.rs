@@ -29,7 +29,8 @@ use tokio::sync::Semaphore;
 
 use self::lost::Led;
 use self::proxy::{Connection, Proxy};
-use super::access::seats::{HALF_OPEN_MIN, HalfOpen, LINGERING_MAX, Seats};
+use super::access::places::{LEAVING_MAX, Places};
+use super::access::seats::{HALF_OPEN_MIN, HalfOpen, LINGERING_MAX};
 use super::cluster::peer::{self, NothingOfItsOwn, Peers};
 use super::cluster::{self, Cluster};
 use super::{Deps, FILES_RESERVED, Listeners, StartError, http};
@@ -48,8 +49,12 @@ pub struct Config {
     /// WebSockets, and connections of clients that poll, that the gateway passes on at most; each takes two descriptors, and fewer
     /// are passed on where the process may not open so many.
     pub tunnels_max: usize,
+    /// Of them, those of one address at most, which may be a load generator's or a balancer's.
+    pub tunnels_per_address: usize,
     /// HTTP connections that the gateway holds at most; at most an eighth of the files that the process may open.
     pub http_connections_max: usize,
+    /// Of them, those of one address at most.
+    pub http_connections_per_address: usize,
     /// Time that a client has for the first line of a WebSocket upgrade.
     #[serde(with = "humantime_serde")]
     pub first_line_timeout: Duration,
@@ -63,7 +68,9 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             tunnels_max: 100_000,
+            tunnels_per_address: 100_000,
             http_connections_max: 10_000,
+            http_connections_per_address: 5_000,
             first_line_timeout: Duration::from_secs(10),
             body_bytes_max: 256 << 10,
             drain_per_second: 2_000,
@@ -73,11 +80,12 @@ impl Default for Config {
 
 impl Config {
     /// The same, with no more connections than a number of files takes: of HTTP, those to the API servers and the reserve for
-    /// probes and who is refused included; of tunnels two each; and of both half-open ones, a tenth as many.
+    /// probes and who is refused included; of tunnels two each; and of both half-open ones, a tenth as many, and those that were cut and go.
     fn within(self, files: usize) -> Self {
         let http_connections_max = self.http_connections_max.min(files / 8);
         let half_open = (http_connections_max / 10).max(HALF_OPEN_MIN);
-        let left = files.saturating_sub(2 * http_connections_max + half_open + http::RESERVE + LINGERING_MAX);
+        let leaving = 2 * LEAVING_MAX;
+        let left = files.saturating_sub(2 * http_connections_max + half_open + http::RESERVE + LINGERING_MAX + leaving);
         let tunnels_max = self.tunnels_max.min((left / 21 * 10).min(left.saturating_sub(HALF_OPEN_MIN) / 2));
         Self { tunnels_max, http_connections_max, ..self }
     }
@@ -205,15 +213,15 @@ impl Gateway {
     /// Accepts WebSockets until the server stops. Inputs: the listener, the word to stop.
     async fn accept_tunnels(self: Arc<Self>, listener: TcpListener) {
         let half_open = HalfOpen::beside(self.config.tunnels_max);
-        let seats = Arc::new(Seats::new(self.config.tunnels_max));
+        let places = Places::new(self.config.tunnels_max, self.config.tunnels_per_address);
         while let Some(stream) = self.accept(&listener).await {
-            let (gateway, begun, seats) = (Arc::clone(&self), half_open.admit().await, Arc::clone(&seats));
+            let (gateway, begun, places) = (Arc::clone(&self), half_open.admit().await, Arc::clone(&places));
             self.deps.tasks.spawn_until_stopped("gateway.tunnel", async move {
                 gateway.tunnels.fetch_add(1, Ordering::Relaxed);
                 gateway.deps.metrics.count(Counter::ConnectionsOpened);
                 let _leaving = Leaving(Arc::clone(&gateway));
                 tokio::select! {
-                    () = tunnel::run(&gateway, stream, begun, &seats) => {}
+                    () = tunnel::run(&gateway, stream, begun, &places) => {}
                     () = gateway.leave() => {}
                 }
             });
@@ -222,7 +230,8 @@ impl Gateway {
 
     /// Accepts HTTP connections until the server stops. Inputs: the listener, the word to stop.
     async fn accept_requests(self: Arc<Self>, listener: TcpListener) {
-        let room = Arc::new(http::Room::new(self.config.http_connections_max));
+        let room =
+            Arc::new(http::Room::new(self.config.http_connections_max, self.config.http_connections_per_address));
         while let Some(stream) = self.accept(&listener).await {
             let admitted = tokio::select! {
                 admitted = room.admit() => admitted,
@@ -283,7 +292,7 @@ mod tests {
             let config = Config::default().within(files);
             let (tunnels, http) = (config.tunnels_max, config.http_connections_max);
             let half_open = (tunnels / 10).max(HALF_OPEN_MIN) + (http / 10).max(HALF_OPEN_MIN);
-            let needed = 2 * tunnels + half_open + 2 * http + http::RESERVE + LINGERING_MAX;
+            let needed = 2 * tunnels + half_open + 2 * http + http::RESERVE + LINGERING_MAX + 2 * LEAVING_MAX;
             assert!(needed <= files || tunnels == 0, "{needed} of {files}");
             assert!(tunnels <= Config::default().tunnels_max);
         }

@@ -21,6 +21,7 @@ use crate::backends::registry::{Role, ServerEntry};
 use crate::protocol::{ErrorCode, ServerName};
 use crate::runtime::http_client::{ClientConfig, HttpClient};
 use crate::runtime::{clock, error_chain};
+use crate::server::access::places::Place;
 use crate::server::access::seats::Begun;
 use crate::server::http::status::Failure;
 use crate::server::http::{self, CLIENT_ADDRESS};
@@ -81,11 +82,17 @@ pub(super) async fn serve(gateway: Arc<Gateway>, stream: TcpStream, begun: Conne
     let (tasks, metrics) = (gateway.deps.tasks.clone(), Arc::clone(&gateway.deps.metrics));
     let side = match begun {
         Connection::Api(..) => Side::Api,
-        Connection::Polls(_) => Side::Polls,
+        Connection::Polls(..) => Side::Polls,
     };
     let service = hyper::service::service_fn(move |request| {
         let gateway = Arc::clone(&gateway);
-        async move { Ok::<_, Infallible>(answer(&gateway, side, from, request).await) }
+        async move {
+            let mut answer = answer(&gateway, side, from, request).await;
+            if side == Side::Polls {
+                http::end_if_refused(&mut answer);
+            }
+            Ok::<_, Infallible>(answer)
+        }
     });
     match begun {
         Connection::Api(room, admitted) => {
@@ -93,7 +100,8 @@ pub(super) async fn serve(gateway: Arc<Gateway>, stream: TcpStream, begun: Conne
                 metrics.count(Counter::ConnectionsDropped);
             }
         }
-        Connection::Polls(bytes) => http::serve(stream, bytes, tasks, service).await,
+        Connection::Polls(bytes, Some(place)) => http::serve_at(place, stream, bytes, tasks, service).await,
+        Connection::Polls(bytes, None) => http::serve(stream, bytes, tasks, service).await,
     }
 }
 
@@ -101,8 +109,8 @@ pub(super) async fn serve(gateway: Arc<Gateway>, stream: TcpStream, begun: Conne
 pub(super) enum Connection {
     /// For the API servers, admitted to the room for such.
     Api(Arc<http::Room>, Begun),
-    /// For the chat servers, with the bytes that were read to tell it from a WebSocket.
-    Polls(Vec<u8>),
+    /// For the chat servers, with the bytes that were read to tell it from a WebSocket; without a place only for a probe.
+    Polls(Vec<u8>, Option<Place>),
 }
 
 async fn answer(gateway: &Gateway, side: Side, from: SocketAddr, request: Request<Body>) -> Response {

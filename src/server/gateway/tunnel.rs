@@ -4,24 +4,28 @@
 //! The path `/ws/NAME`, which the API gives out at login, asks for one server, so that placement holds through the
 //! gateway. Any other path, and a server that is gone or drains, goes to the server with the fewest connections.
 //! An idle tunnel holds no buffer: bytes pass through one of the thread, and what a slow reader does not take waits in one
-//! of its own while the other side is not read. A reader that takes it too slowly ends the tunnel.
+//! of its own while the other side is not read. A reader that takes it too slowly ends the tunnel, and so does a side that
+//! neither says anything nor closes once the other one has closed.
 
 use std::cell::RefCell;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io::{self, ErrorKind};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::Sleep;
 
 use super::lost::Leads;
 use super::proxy::{self, Connection};
 use super::{Gateway, health, polls};
 use crate::protocol::{CHAT_PATH, ErrorCode, ServerName};
 use crate::runtime::net;
-use crate::server::access::seats::{Begun, Seats};
+use crate::server::access::places::Places;
+use crate::server::access::seats::Begun;
 use crate::server::http;
 use crate::server::http::status::{Failure, Refusal};
 use crate::server::min_rate::{MinRate, SOCKET_STALL_MAX};
@@ -39,6 +43,10 @@ const TRIES_MAX: usize = 3;
 /// Time that a probe has when all seats are taken.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Longest that one direction may go on, with nothing waiting to be written, once the other one has ended: who neither writes
+/// nor closes keeps no tunnel.
+const REST_TIMEOUT: Duration = Duration::from_secs(10);
+
 const READ_BYTES: usize = 64 * 1024;
 
 thread_local! {
@@ -46,20 +54,21 @@ thread_local! {
 }
 
 /// Takes a client to a chat server and serves it until either side ends.
-pub(super) async fn run(gateway: &Arc<Gateway>, mut client: TcpStream, begun: Begun, seats: &Seats) {
+pub(super) async fn run(gateway: &Arc<Gateway>, mut client: TcpStream, begun: Begun, places: &Arc<Places>) {
     let first = begun.within(gateway.config.first_line_timeout, first_line(&mut client)).await;
     let Ok(Ok(first)) = first else {
         gateway.deps.metrics.count(Counter::HandshakesFailed);
         return;
     };
-    let Some(_seat) = seats.take() else {
+    let place = client.peer_addr().ok().and_then(|from| places.enter(from.ip()));
+    let Some(place) = place else {
         // It counts as half open until it is gone.
         return run_full(gateway, client, &first).await;
     };
     drop(begun);
     if polls::are_meant(&first) || health::begins(&first) {
         // Boxed: it is far larger than a tunnel.
-        return Box::pin(proxy::serve(Arc::clone(gateway), client, Connection::Polls(first))).await;
+        return Box::pin(proxy::serve(Arc::clone(gateway), client, Connection::Polls(first, Some(place)))).await;
     }
     let Some((server, leads)) = connect(gateway, wanted(&first), &first).await else {
         gateway.deps.metrics.count(Counter::HandshakesFailed);
@@ -76,11 +85,12 @@ pub(super) async fn run(gateway: &Arc<Gateway>, mut client: TcpStream, begun: Be
 async fn run_full(gateway: &Arc<Gateway>, client: TcpStream, first: &[u8]) {
     gateway.deps.metrics.count(Counter::HandshakesFailed);
     if !http::is_probe(first) {
-        return refuse(client, "this gateway has as many connections as it holds").await;
+        return refuse(client, "this gateway has as many connections as it holds, or of one address").await;
     }
     let _ = tokio::time::timeout(PROBE_TIMEOUT, async {
         if health::begins(first) {
-            return Box::pin(proxy::serve(Arc::clone(gateway), client, Connection::Polls(first.to_vec()))).await;
+            let probe = Connection::Polls(first.to_vec(), None);
+            return Box::pin(proxy::serve(Arc::clone(gateway), client, probe)).await;
         }
         if let Some((server, _)) = connect(gateway, None, first).await {
             let _ = copy_both(&client, &server).await;
@@ -144,13 +154,22 @@ struct Flow {
     has_ended: bool,
 }
 
-/// Moves bytes both ways until both directions have ended, or one has failed.
+/// Moves bytes both ways until both directions have ended, or one has failed, or one goes on for too long after the other.
 async fn copy_both(client: &TcpStream, server: &TcpStream) -> io::Result<()> {
     let (mut up, mut down) = (Flow::default(), Flow::default());
+    let mut deadline = None::<Pin<Box<Sleep>>>;
     poll_fn(|context| {
-        let up = up.poll(context, client, server)?;
-        let down = down.poll(context, server, client)?;
-        if up.is_ready() && down.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
+        let has_ended = (up.poll(context, client, server)?, down.poll(context, server, client)?);
+        match has_ended {
+            (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(Ok(())),
+            (Poll::Pending, Poll::Pending) => Poll::Pending,
+            // What waits to be written has a time of its own.
+            _ if !up.waiting.is_empty() || !down.waiting.is_empty() => Poll::Pending,
+            _ => {
+                let deadline = deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(REST_TIMEOUT)));
+                deadline.as_mut().poll(context).map(|()| Err(ErrorKind::TimedOut.into()))
+            }
+        }
     })
     .await
 }
@@ -239,6 +258,19 @@ mod tests {
         let error = copied.expect("it ends").expect_err("too slow");
         assert_eq!(error.kind(), ErrorKind::TimedOut);
         drop(client);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_goes_on_when_the_other_side_has_closed_has_a_time() {
+        for is_client in [true, false] {
+            let (client, inner) = pair().await;
+            let (outer, server) = pair().await;
+            let (closes, mut stays) = if is_client { (client, server) } else { (server, client) };
+            drop(closes);
+            let copied = tokio::time::timeout(REST_TIMEOUT * 100, copy_both(&inner, &outer)).await;
+            assert_eq!(copied.expect("it ends").expect_err("it was left").kind(), ErrorKind::TimedOut);
+            assert_eq!(stays.read(&mut [0]).await.expect("reads"), 0, "it is told of the end");
+        }
     }
 
     #[tokio::test]

@@ -1,5 +1,7 @@
 //! What handlers of several roles take from a request; every refusal is a JSON error.
 
+use std::time::Duration;
+
 use axum::extract::{FromRequestParts, Query};
 use axum::http::StatusCode;
 use axum::http::header::AUTHORIZATION;
@@ -10,6 +12,7 @@ use super::status::Failure;
 use super::{SlowBody, is_slow};
 use crate::protocol::ErrorCode;
 use crate::server::access::auth;
+use crate::server::access::callers::NotTaken;
 
 /// The token of a request.
 pub(in crate::server) fn bearer(parts: &Parts) -> Result<&str, Failure> {
@@ -20,6 +23,21 @@ pub(in crate::server) fn bearer(parts: &Parts) -> Result<&str, Failure> {
 /// The answer to a request without a good token.
 pub(in crate::server) fn unauthorized() -> Failure {
     Failure::new(ErrorCode::Unauthorized, auth::InvalidToken.to_string())
+}
+
+/// The answer to a request that is not taken.
+pub(in crate::server) fn not_taken(why: NotTaken) -> Failure {
+    match why {
+        NotTaken::Revoked => unauthorized(),
+        NotTaken::TooMany(wait) => too_much(wait),
+        NotTaken::Unknown(error) => error.into(),
+    }
+}
+
+/// The answer to one request too many of an account.
+pub(in crate::server) fn too_much(wait: Duration) -> Failure {
+    let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+    Failure::retry_later(ErrorCode::RateLimited, "this account asks for too much at once", wait_ms)
 }
 
 /// The answer to a body that was not taken.

@@ -7,37 +7,48 @@
 //! |---|---|
 //! | `deadlined` | a socket whose other end has to read |
 //! | `head` | heads of requests that are refused |
+//! | `kept` | connections that are kept for their next request, at a place |
+//! | `page` | pages that many ask for |
+//! | `pages` | pages on their way to clients: how much of them is in memory |
 //! | `rewound` | a socket of which the beginning was read already |
 //! | `status` | from error codes to HTTP statuses |
+//! | `timed_body` | bodies of requests, which have a deadline |
 //! | `extract` | what handlers of several roles take from a request |
 
 mod deadlined;
 pub(super) mod extract;
 mod head;
+mod kept;
+pub(super) mod page;
+pub(super) mod pages;
 mod rewound;
 pub(super) mod status;
+mod timed_body;
 
 use std::convert::Infallible;
-use std::pin::Pin;
+use std::future::Future;
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::body::{Body, HttpBody};
-use axum::http::{HeaderValue, Request, Response, header};
+use axum::body::Body;
+use axum::http::{Request, Response};
 use axum::response::IntoResponse;
-use bytes::Bytes;
 use futures_util::future::Either;
-use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::body::Incoming;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
-use tokio::time::Sleep;
 
 pub(super) use self::deadlined::Deadlined;
 pub(super) use self::head::Beginning;
+use self::kept::end_behind;
+pub(super) use self::kept::{end_if_refused, serve_at};
 use self::rewound::Rewound;
 use self::status::Failure;
+use self::timed_body::TimedBody;
+pub(super) use self::timed_body::{SlowBody, is_slow};
+use super::access::places::{Place, Places};
 use super::access::seats::{Begun, HalfOpen, Lingering, Seat, Seats};
 use crate::protocol::ErrorCode;
 use crate::runtime::{Tasks, net};
@@ -46,18 +57,33 @@ use crate::runtime::{Tasks, net};
 /// [`crate::server::access::keys::Keys::sign`]).
 pub(in crate::server) const CLIENT_ADDRESS: &str = "x-chatctl-client";
 
-/// Time for a request's body, from its head on. Below the time that a request has: a slow body is the client's fault,
-/// and is told so.
-const BODY_TIMEOUT: Duration = Duration::from_secs(4);
-
 /// Longest that a client may take nothing of an answer that is being written; for what it takes it gets time back (see
 /// [`super::min_rate`]).
 const WRITE_STALL_MAX: Duration = Duration::from_secs(10);
 
+/// Time that a connection has which was cut while no request was under way, should one come in that moment, or should its
+/// last answer still be on the way.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(4);
+
 /// Serves one connection, of which the beginning may be read already, until it ends, or until the tasks stop and the
 /// request under way is answered.
-pub(in crate::server) async fn serve<S>(mut stream: TcpStream, mut begun: Vec<u8>, tasks: Tasks, service: S)
+pub(in crate::server) async fn serve<S>(stream: TcpStream, begun: Vec<u8>, tasks: Tasks, service: S)
 where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Send + Sync + 'static,
+    S::Future: Send + 'static,
+{
+    serve_until(stream, begun, tasks, std::future::pending(), service).await;
+}
+
+/// Serves one connection until it ends; once the tasks stop, until the request under way is answered, and once it is cut,
+/// for a moment.
+async fn serve_until<S>(
+    mut stream: TcpStream,
+    mut begun: Vec<u8>,
+    tasks: Tasks,
+    cut: impl Future<Output = ()> + Send,
+    service: S,
+) where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Send + Sync + 'static,
     S::Future: Send + 'static,
 {
@@ -94,12 +120,14 @@ where
         .max_buf_size(head::BUFFER_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
-    tokio::select! {
+    let left = tokio::select! {
         // A client that breaks HTTP or goes away ends only its own connection.
         _ = connection.as_mut() => return,
-        () = tasks.stopped() => connection.as_mut().graceful_shutdown(),
-    }
-    let _ = connection.await;
+        () = tasks.stopped() => Duration::MAX,
+        () = cut => LEAVE_TIMEOUT,
+    };
+    connection.as_mut().graceful_shutdown();
+    let _ = tokio::time::timeout(left, connection).await;
 }
 
 /// Connections beyond the limit that are still let in, for what must always be answered.
@@ -129,19 +157,20 @@ pub(in crate::server) fn path_of(target: &str) -> &str {
 }
 
 /// Room for connections, and a reserve for probes, so that whether a server is well can be asked however many it
-/// serves. A place is taken once the first head is there: who only holds a connection is cut when others want in.
+/// serves. A place is taken once the first head is there: who only holds a connection is cut when others want in, before
+/// that head and between two requests.
 pub(in crate::server) struct Room {
-    usual: Seats,
+    usual: Arc<Places>,
     reserve: Seats,
     half_open: Arc<HalfOpen>,
     /// Whose head is refused: they take nothing of the reserve.
     lingering: Lingering,
 }
 
-/// A connection's place, until it is dropped.
-struct Place {
-    _seat: Seat,
-    is_reserve: bool,
+/// Where a connection is served.
+enum Entered {
+    Usual(Place),
+    Reserve(Seat),
 }
 
 /// There is no place for a connection: it was dropped.
@@ -149,10 +178,10 @@ struct Place {
 pub(in crate::server) struct NoPlace;
 
 impl Room {
-    /// For so many connections, and a tenth as many whose first head is not there yet.
-    pub(in crate::server) fn new(connections_max: usize) -> Self {
+    /// For so many connections, so many of one address at most, and a tenth as many whose first head is not there yet.
+    pub(in crate::server) fn new(connections_max: usize, of_an_address: usize) -> Self {
         let half_open = HalfOpen::beside(connections_max);
-        let (usual, reserve) = (Seats::new(connections_max), Seats::new(RESERVE));
+        let (usual, reserve) = (Places::new(connections_max, of_an_address), Seats::new(RESERVE));
         Self { usual, reserve, half_open, lingering: Lingering::default() }
     }
 
@@ -161,9 +190,8 @@ impl Room {
         self.half_open.admit().await
     }
 
-    fn enter(&self) -> Option<Place> {
-        let of = |seats: &Seats, is_reserve| seats.take().map(|seat| Place { _seat: seat, is_reserve });
-        of(&self.usual, false).or_else(|| of(&self.reserve, true))
+    fn enter(&self, from: IpAddr) -> Option<Entered> {
+        self.usual.enter(from).map(Entered::Usual).or_else(|| self.reserve.take().map(Entered::Reserve))
     }
 }
 
@@ -201,12 +229,16 @@ where
         }
         Ok(Ok(false)) | Err(_) => return Ok(()),
     }
-    let place = room.enter().ok_or(NoPlace)?;
+    let Ok(from) = stream.peer_addr() else { return Ok(()) };
+    let entered = room.enter(from.ip()).ok_or(NoPlace)?;
     drop(admitted);
-    if !place.is_reserve {
-        serve(stream, head, tasks, service).await;
-        return Ok(());
-    }
+    let _seat = match entered {
+        Entered::Usual(place) => {
+            serve_at(place, stream, head, tasks, service).await;
+            return Ok(());
+        }
+        Entered::Reserve(seat) => seat,
+    };
     let service = Arc::new(service);
     let probes_only = service_fn(move |request: Request<Body>| {
         let service = Arc::clone(&service);
@@ -218,64 +250,12 @@ where
                 Failure::retry_later(ErrorCode::Overloaded, message, 1_000).into_response()
             };
             // The place is for the next one.
-            answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            end_behind(&mut answer);
             Ok::<_, Infallible>(answer)
         }
     });
     let _ = tokio::time::timeout(RESERVE_TIMEOUT, serve(stream, head, tasks, probes_only)).await;
     Ok(())
-}
-
-/// A body did not come in time.
-#[derive(Debug, thiserror::Error)]
-#[error("the body did not come within {} s", BODY_TIMEOUT.as_secs())]
-pub(in crate::server) struct SlowBody;
-
-/// Whether a body was refused for its slowness.
-pub(in crate::server) fn is_slow(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if error.is::<SlowBody>() {
-            return true;
-        }
-        next = error.source();
-    }
-    false
-}
-
-/// A request's body with a deadline.
-struct TimedBody {
-    body: Incoming,
-    /// Made when the body is first waited for.
-    deadline: Option<Pin<Box<Sleep>>>,
-}
-
-impl TimedBody {
-    const fn new(body: Incoming) -> Self {
-        Self { body, deadline: None }
-    }
-}
-
-impl HttpBody for TimedBody {
-    type Data = Bytes;
-    type Error = axum::BoxError;
-
-    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let this = self.get_mut();
-        if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(context) {
-            return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
-        }
-        let deadline = this.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(BODY_TIMEOUT)));
-        deadline.as_mut().poll(context).map(|()| Some(Err(SlowBody.into())))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }
 
 #[cfg(test)]
@@ -284,6 +264,7 @@ mod tests {
 
     use axum::Router;
     use axum::routing::{get, post};
+    use bytes::Bytes;
     use futures_util::StreamExt;
     use hyper_util::service::TowerToHyperService;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -314,7 +295,7 @@ mod tests {
         };
         let read = |body: axum::body::Bytes| std::future::ready(body.len().to_string());
         let router = Router::new().route("/large", get(large)).route("/read", post(read));
-        (listen(tasks, router, Room::new(1_000)), open)
+        (listen(tasks, router, Room::new(1_000, 1_000)), open)
     }
 
     /// Serves a router, to as many connections as there is room for.
@@ -367,8 +348,14 @@ mod tests {
     async fn who_comes_when_all_places_are_taken_is_told_and_probes_are_answered() {
         let tasks = Tasks::new();
         let live = || std::future::ready("live");
-        let router = Router::new().route("/health/live", get(live)).route("/me", get(live));
-        let address = listen(&tasks, router, Room::new(1));
+        let has_come = Arc::new(tokio::sync::Notify::new());
+        let comes = Arc::clone(&has_come);
+        let wait = move || {
+            comes.notify_one();
+            std::future::pending::<String>()
+        };
+        let router = Router::new().route("/health/live", get(live)).route("/me", get(live)).route("/wait", get(wait));
+        let address = listen(&tasks, router, Room::new(1, 1));
         let ask = |path: &'static str| async move {
             let mut client = TcpStream::connect(address).await.expect("connects");
             let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
@@ -377,8 +364,9 @@ mod tests {
             let read = client.read(&mut answer).await.expect("answers");
             (client, String::from_utf8_lossy(&answer[..read]).into_owned())
         };
-        let (_holds_the_place, first) = ask("/me").await;
-        assert!(first.starts_with("HTTP/1.1 200"), "{first}");
+        let mut holds_the_place = TcpStream::connect(address).await.expect("connects");
+        holds_the_place.write_all(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("writes");
+        has_come.notified().await;
         let (_, refused) = ask("/me").await;
         assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
         for _ in 0..RESERVE + 5 {
@@ -392,7 +380,7 @@ mod tests {
     async fn half_heads_that_come_again_and_again_keep_nobody_out() {
         let tasks = Tasks::new();
         let router = Router::new().route("/me", get(|| std::future::ready("here")));
-        let address = listen(&tasks, router, Room::new(1));
+        let address = listen(&tasks, router, Room::new(1, 1));
         let half_head = || async move {
             let mut client = TcpStream::connect(address).await.expect("connects");
             client.write_all(b"GET /me HTTP/1.1\r\nX: ").await.expect("writes");
@@ -412,7 +400,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_is_told_why_its_head_is_refused_holds_nobody_up() {
-        let (tasks, room) = (Tasks::new(), Arc::new(Room::new(0)));
+        let (tasks, room) = (Tasks::new(), Arc::new(Room::new(0, 0)));
         let router = Router::new().route("/health/live", get(|| std::future::ready("live")));
         let address = listen(&tasks, router, Arc::clone(&room));
         let refused = || async move {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::wire::{MESSAGE_BYTES_MAX, Reader, Wire, Writer};
@@ -15,6 +15,7 @@ use crate::protocol::ServerName;
 use crate::runtime::{Tasks, net};
 use crate::server::Deps;
 use crate::server::access::keys::Keys;
+use crate::server::access::seats::{HalfOpen, TooLate};
 use crate::telemetry::{Counter, Metrics, prometheus};
 
 /// Calls of one link that are handled at the same time, and their bytes: beyond it the link is not read.
@@ -24,8 +25,11 @@ const BYTES_AT_ONCE: usize = 8 * MESSAGE_BYTES_MAX;
 /// Answers that wait to be written.
 const ANSWERS_WAITING_MAX: usize = CALLS_AT_ONCE;
 
-/// Connections that have not said who they are: beyond it new ones are closed.
+/// Connections that have not proved who they are: beyond it the oldest is cut for a new one.
 pub(super) const STRANGERS_MAX: usize = 256;
+
+/// Time that each of them has, however many there are: a handshake between servers.
+const STRANGER_PATIENCE: Duration = Duration::from_millis(100);
 
 /// Takes calls of other servers in the tasks of `deps`, until these stop.
 pub fn serve(listener: TcpListener, deps: &Deps, handler: Arc<dyn PeerHandler>) {
@@ -60,7 +64,7 @@ pub(super) async fn listen(
     metrics: Arc<Metrics>,
     tasks: Tasks,
 ) {
-    let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
+    let strangers = HalfOpen::new(STRANGERS_MAX, STRANGER_PATIENCE);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -77,21 +81,30 @@ pub(super) async fn listen(
                 continue;
             }
         };
-        let Ok(stranger) = Arc::clone(&strangers).try_acquire_owned() else {
-            metrics.count(Counter::ConnectionsDropped);
-            continue;
+        let stranger = tokio::select! {
+            stranger = strangers.admit() => stranger,
+            () = tasks.stopped() => return,
         };
         let (name, keys, handler, group) = (name.clone(), Arc::clone(&keys), Arc::clone(&handler), tasks.clone());
+        let metrics = Arc::clone(&metrics);
         tasks.spawn_until_stopped("peer.serve", async move {
-            let admitted = tokio::time::timeout(CALL_TIMEOUT, Wire::answer(stream, &name, &keys)).await;
+            let admitted = stranger.within(CALL_TIMEOUT, admit(stream, &name, &keys)).await;
             drop(stranger);
             match admitted {
-                Ok(Ok((wire, _))) => answer_calls(wire, handler, group).await,
+                Ok(Ok(wire)) => answer_calls(wire, handler, group).await,
                 Ok(Err(error)) => tracing::debug!(%error, "a caller was not admitted"),
-                Err(_) => tracing::debug!("a caller did not say who it is"),
+                Err(TooLate::Slow) => tracing::debug!("a caller did not say who it is"),
+                Err(TooLate::Cut) => metrics.count(Counter::ConnectionsDropped),
             }
         });
     }
+}
+
+/// Waits until a caller has proved who it is, by its first call: its hello may be one that somebody has recorded.
+async fn admit(stream: TcpStream, name: &ServerName, keys: &Keys) -> std::io::Result<Wire> {
+    let (mut wire, _) = Wire::answer(stream, name, keys).await?;
+    wire.reader.wait_for_first().await?;
+    Ok(wire)
 }
 
 /// Answers calls, several at a time, until the caller closes or does not read any more. Answers may overtake each other.

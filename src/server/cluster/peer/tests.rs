@@ -198,19 +198,32 @@ async fn a_server_that_hangs_is_left_and_found_again() {
 }
 
 #[tokio::test]
-async fn of_those_who_do_not_say_who_they_are_too_many_are_dropped_and_counted() {
+async fn of_those_who_do_not_say_who_they_are_the_oldest_make_room_and_are_counted() {
     let (tasks, listener, metrics) = (Tasks::new(), any_port(), metrics());
-    let address = listener.local_addr().expect("bound");
-    let (name, handler) = ("chat-2".parse().expect("a name"), Arc::new(Echo::default()) as _);
-    let listen = serve::listen(listener, name, keys(1), handler, Arc::clone(&metrics), tasks.clone());
+    let server = entry("chat-2", listener.local_addr().expect("bound"));
+    let handler = Arc::new(Echo::default()) as _;
+    let listen = serve::listen(listener, server.name.clone(), keys(1), handler, Arc::clone(&metrics), tasks.clone());
     tasks.spawn("test.peer", listen);
     let mut strangers = Vec::new();
     for _ in 0..serve::STRANGERS_MAX {
-        strangers.push(TcpStream::connect(address).await.expect("connects"));
+        strangers.push(TcpStream::connect(server.address).await.expect("connects"));
     }
-    let mut dropped = TcpStream::connect(address).await.expect("connects");
-    assert_eq!(dropped.read(&mut [0]).await.unwrap_or(0), 0);
-    assert!(metrics.counted(Counter::ConnectionsDropped) >= 1);
+    assert_eq!(peers(1, &tasks).call(&server, &FRIENDS).await.expect("a server gets in"), Answer::Done);
+    assert_eq!(strangers[0].read(&mut [0]).await.unwrap_or(0), 0);
+    assert_eq!(metrics.counted(Counter::ConnectionsDropped), 1);
+    tasks.stop();
+}
+
+/// As who says a hello once more that it has heard: it can go on to nothing.
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_seals_nothing_is_left() {
+    let tasks = Tasks::new();
+    let (server, _) = start(any_port(), "chat-2", &tasks);
+    let stream = TcpStream::connect(server.address).await.expect("connects");
+    let name = "chat-1".parse().expect("a name");
+    let mut wire = wire::Wire::call(stream, &name, &server.name, &keys(1)).await.expect("the hello is answered");
+    let ended = tokio::time::timeout(CALL_TIMEOUT * 100, wire.reader.next()).await;
+    assert!(ended.expect("it ends").is_err());
     tasks.stop();
 }
 

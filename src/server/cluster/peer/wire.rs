@@ -60,6 +60,8 @@ pub(super) struct Reader {
     chunks: FramedRead<OwnedReadHalf, LengthDelimitedCodec>,
     keys: Arc<StatelessTransportState>,
     nonce: u64,
+    /// The first message, where it was waited for.
+    first: Option<Bytes>,
 }
 
 /// Seals what goes out, and fails when the other end takes nothing for as long as a call may take. One task has it.
@@ -110,6 +112,8 @@ impl Wire {
     /// When the other end wanted another server or has none of the keys, or the connection ends.
     pub(super) async fn answer(stream: TcpStream, own: &ServerName, keys: &Keys) -> io::Result<(Self, ServerName)> {
         net::set_options(&stream);
+        // A link may be silent for long: nobody else tells that the other host is gone.
+        net::keep_alive(&stream);
         let prologue = format!("{PROLOGUE}{own}");
         let mut wire = Framed::new(stream, codec(HANDSHAKE_BYTES_MAX));
         let mut buffer = vec![0; HANDSHAKE_BYTES_MAX];
@@ -139,7 +143,7 @@ impl Wire {
         let (input, output) = io.into_split();
         let mut chunks = FramedRead::new(input, codec(CHUNK_BYTES_MAX));
         *chunks.read_buffer_mut() = read_buf;
-        let reader = Reader { chunks, keys: Arc::clone(&keys), nonce: 0 };
+        let reader = Reader { chunks, keys: Arc::clone(&keys), nonce: 0, first: None };
         let output = Deadlined::new(output, CALL_TIMEOUT);
         let writer = Writer { chunks: FramedWrite::new(output, codec(CHUNK_BYTES_MAX)), keys, nonce: 0 };
         Ok(Self { reader, writer })
@@ -147,11 +151,23 @@ impl Wire {
 }
 
 impl Reader {
+    /// Waits for the first message, and keeps it as the next one. Only who took part in the handshake can have sealed it.
+    ///
+    /// # Errors
+    /// Those of [`Self::next`].
+    pub(super) async fn wait_for_first(&mut self) -> io::Result<()> {
+        self.first = Some(self.next().await?);
+        Ok(())
+    }
+
     /// The next message.
     ///
     /// # Errors
     /// When the connection ended, a chunk was not sealed by the other end or comes out of turn, or a message is too long.
     pub(super) async fn next(&mut self) -> io::Result<Bytes> {
+        if let Some(first) = self.first.take() {
+            return Ok(first);
+        }
         let mut message = BytesMut::new();
         loop {
             let sealed = self.chunks.next().await.unwrap_or_else(|| Err(io::ErrorKind::UnexpectedEof.into()))?;

@@ -1,4 +1,4 @@
-//! Pages of messages on their way to clients: how much of them may be in memory at once.
+//! Pages of messages, and answers to polls, on their way to clients: how much of them may be in memory at once.
 //!
 //! An answer is in memory until its client has read it. So a user has a number of pages at once, and all of them together have a
 //! number of bytes; each is given back when its answer is written, or given up.
@@ -25,7 +25,7 @@ const BYTES_MAX: usize = 128 << 20;
 const RETRY_AFTER_MS: u64 = 500;
 
 /// The pages of one server.
-pub(super) struct Pages {
+pub(in crate::server) struct Pages {
     room: Arc<Semaphore>,
     of_users: Arc<Mutex<HashMap<UserId, u32>>>,
 }
@@ -37,7 +37,7 @@ impl Default for Pages {
 }
 
 /// A user's turn to have a page.
-pub(super) struct Turn {
+pub(in crate::server) struct Turn {
     user: UserId,
     of_users: Arc<Mutex<HashMap<UserId, u32>>>,
 }
@@ -47,11 +47,11 @@ impl Pages {
     ///
     /// # Errors
     /// `rate_limited`, when the user has many already.
-    pub(super) fn turn(&self, user: UserId) -> Result<Turn, Failure> {
+    pub(in crate::server) fn turn(&self, user: UserId) -> Result<Turn, Failure> {
         let mut of_users = self.of_users.lock().expect("no panic while held");
         let count = of_users.entry(user).or_default();
         if *count >= OF_A_USER_MAX {
-            let message = format!("{OF_A_USER_MAX} pages of yours are under way: read them first");
+            let message = format!("{OF_A_USER_MAX} answers of yours are under way: read them first");
             return Err(Failure::retry_later(ErrorCode::RateLimited, message, RETRY_AFTER_MS));
         }
         *count += 1;
@@ -62,16 +62,48 @@ impl Pages {
     ///
     /// # Errors
     /// `overloaded`, when there is no room for it.
-    pub(super) fn answer(&self, turn: Turn, page: &impl Serialize) -> Result<Response, Failure> {
-        let json = serde_json::to_vec(page).map_err(|e| Failure::new(ErrorCode::Internal, e.to_string()))?;
-        let weight = u32::try_from(json.len()).unwrap_or(u32::MAX);
+    pub(in crate::server) fn answer(&self, turn: Turn, page: &impl Serialize) -> Result<Response, Failure> {
+        let json = encode(page)?;
+        Ok(self.room_for(turn, json.len())?.holds(json))
+    }
+
+    /// Takes room for an answer that has about so many bytes, before it is made.
+    ///
+    /// # Errors
+    /// `overloaded`, when there is none.
+    pub(in crate::server) fn room_for(&self, turn: Turn, bytes: usize) -> Result<Room, Failure> {
+        let weight = u32::try_from(bytes).unwrap_or(u32::MAX);
         let Ok(room) = Arc::clone(&self.room).try_acquire_many_owned(weight) else {
             let message = "this server writes as many pages as it has memory for";
             return Err(Failure::retry_later(ErrorCode::Overloaded, message, RETRY_AFTER_MS));
         };
+        Ok(Room { turn, room })
+    }
+}
+
+fn encode(page: &impl Serialize) -> Result<Vec<u8>, Failure> {
+    serde_json::to_vec(page).map_err(|e| Failure::new(ErrorCode::Internal, e.to_string()))
+}
+
+/// Room for an answer.
+pub(in crate::server) struct Room {
+    turn: Turn,
+    room: OwnedSemaphorePermit,
+}
+
+impl Room {
+    /// The answer, for which there is room.
+    ///
+    /// # Errors
+    /// `internal`, when it has no JSON.
+    pub(in crate::server) fn answer(self, page: &impl Serialize) -> Result<Response, Failure> {
+        Ok(self.holds(encode(page)?))
+    }
+
+    fn holds(self, json: Vec<u8>) -> Response {
         // HTTP takes the bytes out of the body at once and keeps them until they are written: they hold the rest.
-        let bytes = Bytes::from_owner(Held { json, _turn: turn, _room: room });
-        Ok(([(header::CONTENT_TYPE, "application/json")], bytes).into_response())
+        let bytes = Bytes::from_owner(Held { json, _turn: self.turn, _room: self.room });
+        ([(header::CONTENT_TYPE, "application/json")], bytes).into_response()
     }
 }
 
