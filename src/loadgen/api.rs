@@ -123,6 +123,14 @@ impl Error {
         }
     }
 
+    /// The server knows nothing of accounts: whoever answers is no API.
+    pub(super) fn is_no_api(&self) -> bool {
+        matches!(
+            self.status(),
+            Some(StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED)
+        )
+    }
+
     /// The token is not good any more.
     pub(super) fn is_unauthorized(&self) -> bool {
         self.status() == Some(StatusCode::UNAUTHORIZED) || self.code() == Some(ErrorCode::Unauthorized)
@@ -378,6 +386,10 @@ impl Api {
     /// Whether the API and its engines are ready.
     pub(super) async fn ready(&self) -> Result<(), Error> {
         let (status, _, body) = self.look("/health/ready").await?;
+        if matches!(status, StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED) {
+            // Each server of a stack knows this path.
+            return Err(Error::Unreadable(format!("{status} at /health/ready: this is no stack of chatctl")));
+        }
         if !status.is_success() {
             return Err(Error::NotReady(clipped(&String::from_utf8_lossy(&body))));
         }

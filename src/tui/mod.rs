@@ -34,6 +34,17 @@ pub enum Ended {
     Quit,
 }
 
+/// Whether there is a terminal to draw on and to read keys from.
+///
+/// # Errors
+/// What is missing, in words.
+pub fn can_show() -> Result<(), &'static str> {
+    if !io::stdout().is_terminal() {
+        return Err("standard output is no terminal");
+    }
+    keys().map(drop).map_err(|_| "there is no terminal to read keys from")
+}
+
 /// Shows snapshots until the run is over or the user quits. Blocks; the terminal is restored in every case.
 ///
 /// # Errors

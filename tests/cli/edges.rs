@@ -36,6 +36,15 @@ fn refused_alike(text: &str, more: &[&str]) -> String {
 }
 
 #[test]
+fn the_screen_is_refused_where_there_is_no_terminal() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = scenario(folder.path(), TINY);
+    let (code, out, err) = run(&["load", &path, "--ui", "tui"]);
+    assert_eq!((code, out.as_str()), (Some(2), ""), "{err}");
+    assert!(err.contains("--ui tui: standard output is no terminal; use --ui plain"), "{err}");
+}
+
+#[test]
 fn check_refuses_what_load_refuses_with_the_same_words() {
     for (from, to, more, wanted) in [
         (

@@ -13,6 +13,7 @@ use chatctl::tui;
 use tokio::sync::watch;
 
 use crate::cli::Ui;
+use crate::exit::Failure;
 use crate::output::{self, errln, outln};
 use crate::table::limits_table;
 
@@ -29,14 +30,23 @@ pub(crate) enum Display {
 
 impl Display {
     /// What was asked for; the screen by itself only where somebody can see it.
-    pub(crate) fn choose(asked: Ui) -> Self {
-        let is_seen = std::io::stdout().is_terminal() && std::env::var_os("CI").is_none();
-        match asked {
-            Ui::Auto if is_seen => Self::Screen,
+    ///
+    /// # Errors
+    /// When the screen was asked for, and there is no terminal to show it on.
+    pub(crate) fn choose(asked: Ui) -> Result<Self, Failure> {
+        let is_set = |name| std::env::var_os(name).is_some();
+        let can_draw = std::env::var_os("TERM").is_some_and(|term| !term.is_empty() && term != "dumb");
+        let is_seen = std::io::stdout().is_terminal() && can_draw && !is_set("CI");
+        Ok(match asked {
+            Ui::Auto if is_seen && tui::can_show().is_ok() => Self::Screen,
             Ui::Auto | Ui::Plain => Self::Lines,
-            Ui::Tui => Self::Screen,
+            Ui::Tui => {
+                let refused = |why| Failure::usage(format!("--ui tui: {why}; use --ui plain, or run it in a terminal"));
+                tui::can_show().map_err(refused)?;
+                Self::Screen
+            }
             Ui::None => Self::Nothing,
-        }
+        })
     }
 
     /// Its observer, which interrupts a run that nobody looks at any more.

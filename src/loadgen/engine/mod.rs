@@ -252,7 +252,15 @@ async fn set_up(
     };
     tokio::select! {
         made = world.create(api, recorder, &progress) => {
-            made.map_err(|e| RunError::Environment(format!("setting up accounts at {}: {e}", options.target)))
+            made.map_err(|e| {
+                let hint = if e.is_no_api() {
+                    "; this is no API of a stack: give the address of an API server, or of a gateway's API port, as \
+                     `chatctl up` and `chatctl status` show them"
+                } else {
+                    ""
+                };
+                RunError::Environment(format!("setting up accounts at {}: {e}{hint}", options.target))
+            })
         }
         () = options.interrupt.stopped() => Err(RunError::Environment("interrupted during the setup".to_owned())),
         () = show => unreachable!("it never ends"),

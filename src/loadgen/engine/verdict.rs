@@ -267,6 +267,13 @@ fn invalid_reasons(scenario: &Scenario, result: &RunResult) -> Vec<String> {
         // Nobody was let in: that is the target's, and says enough.
     } else if counts.sent + counts.beats == 0 {
         reasons.push("no load: nothing was sent and nobody beat".to_owned());
+    } else if counts.scheduled == 0
+        && scenario.phases.iter().any(|phase| phase.rate.max(phase.rate_to.unwrap_or(0.0)) > 0.0)
+    {
+        reasons.push(
+            "no messages: the rates of the phases ask for some, and too few for one to be due; raise them, or say 0"
+                .to_owned(),
+        );
     } else if counts.sent > 0 && result.latency.get(LatencyPath::Ack).is_none_or(|ack| ack.count == 0) {
         reasons.push("nothing was measured: no message was due outside the warm-up".to_owned());
     } else if scenario.phases.iter().all(|phase| phase.phase == PhaseKind::WarmUp) {
@@ -411,6 +418,9 @@ mod tests {
         let mut nothing = RunResult { counts: GOOD(), ..RunResult::default() };
         decide(&scenario(), &mut nothing, false);
         assert_eq!(nothing.verdict, Verdict::Invalid, "{:?}", nothing.reasons);
+        let mut beats_only = RunResult { counts: Counts { beats: 5, clients: 2, ..GOOD() }, ..RunResult::default() };
+        decide(&scenario(), &mut beats_only, false);
+        assert_eq!(beats_only.verdict, Verdict::Invalid, "its rate asks for messages: {:?}", beats_only.reasons);
         let mut warm_up_only =
             RunResult { counts: Counts { sent: 10, scheduled: 10, ..GOOD() }, ..RunResult::default() };
         decide(&scenario(), &mut warm_up_only, false);

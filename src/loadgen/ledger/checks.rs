@@ -156,7 +156,7 @@ mod tests {
         };
         let removed = Counts { removals: 12, unprobed: 12, unread_views: 3, ..Counts::default() };
         let access = note(removed, "access");
-        assert_eq!(access, "no read of a removed member was answered; 12 reads of removed members had no answer");
+        assert_eq!(access, "no try of a removed member was answered; 12 reads of removed members had no answer");
         assert!(note(removed, "views").ends_with("3 members' views could not be read"));
         assert!(note(Counts { read_views: 5, ..removed }, "views").contains("3 members' views"));
     }

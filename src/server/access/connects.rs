@@ -22,8 +22,9 @@ const BURST: u32 = CONNECTIONS_PER_USER_MAX as u32;
 /// Users whose connects are counted at once.
 const USERS_MAX: usize = 100_000;
 
-/// Connections of a device at once: one that is live, one that takes its place, and one that has not ended yet.
-const OF_A_DEVICE_MAX: u8 = 3;
+/// Connections of a device at once: one that is live, those that take its place at the same moment, and those that have not
+/// ended yet.
+const OF_A_DEVICE_MAX: u8 = 8;
 
 /// When a client should retry whose device has too many: most of them end within that.
 const ENDS_WITHIN: Duration = Duration::from_secs(1);

@@ -92,9 +92,9 @@ pub(crate) fn run(args: Args) -> Result<u8, Failure> {
         }
         return Ok(exit::PASS);
     }
+    let display = Display::choose(args.ui)?;
     files.probe(&scenarios)?;
     files.remove_old(&scenarios)?;
-    let display = Display::choose(args.ui);
     if display != Display::Screen {
         init_logging();
     }

@@ -70,6 +70,7 @@ pub(crate) fn run_replay(args: ReplayArgs) -> Result<u8, Failure> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => "CUT SHORT",
         Err(error) => return Err(Failure::usage(error)),
     };
+    let display = Display::choose(args.ui)?;
     let interrupt = Tasks::new();
     let runtime = runner::runtime()?;
     runtime.block_on(async {
@@ -95,7 +96,7 @@ pub(crate) fn run_replay(args: ReplayArgs) -> Result<u8, Failure> {
             tokio::time::sleep(Duration::from_secs_f64((1.0 / args.speed).min(1.0))).await;
             drop(live);
         };
-        let observer = Display::choose(args.ui).observer(&interrupt);
+        let observer = display.observer(&interrupt);
         tokio::join!(play, observer.live(shown));
         outln!("verdict    {verdict}");
         Ok(if interrupt.is_stopped() { exit::INTERRUPTED } else { exit::PASS })

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::net::TcpStream;
@@ -17,7 +18,7 @@ use super::wire::{MESSAGE_BYTES_MAX, Reader, Wire, Writer};
 use super::{Answer, CALL_TIMEOUT, Call, Numbered, PeerError, encode};
 use crate::backends::registry::ServerEntry;
 use crate::protocol::ServerName;
-use crate::runtime::{Tasks, queue};
+use crate::runtime::{Tasks, clock, queue};
 use crate::server::Deps;
 use crate::server::access::keys::Keys;
 
@@ -28,12 +29,31 @@ const BYTES_WAITING_MAX: usize = 8 * MESSAGE_BYTES_MAX;
 /// Calls in a row that time out while nothing at all is answered: then the link is given up.
 const SILENT_CALLS_MAX: u32 = 3;
 
+/// How often it is said of a server that there is no link to it: each call tries anew.
+const SAID_EVERY: Duration = Duration::from_secs(10);
+
+/// Of which servers it was said lately that there is no link, and when, on [`clock::now_us`].
+type SaidOf = Arc<Mutex<HashMap<(ServerName, SocketAddr), u64>>>;
+
+/// Whether to say it of this server now.
+fn may_say(said_of: &SaidOf, place: &(ServerName, SocketAddr)) -> bool {
+    let now_us = clock::now_us();
+    let mut said_of = said_of.lock().expect("no panic while held");
+    said_of.retain(|_, at_us| now_us.saturating_sub(*at_us) < SAID_EVERY.as_micros() as u64);
+    let is_new = !said_of.contains_key(place);
+    if is_new {
+        said_of.insert(place.clone(), now_us);
+    }
+    is_new
+}
+
 /// Links from this server to others.
 pub struct Peers {
     name: ServerName,
     keys: Arc<Keys>,
     tasks: Tasks,
     links: Mutex<HashMap<(ServerName, SocketAddr), Arc<Link>>>,
+    said_of: SaidOf,
 }
 
 struct Link {
@@ -86,7 +106,7 @@ impl Peers {
 
     /// The same, in tasks that may outlive those of the server.
     pub(in crate::server) fn with(name: ServerName, keys: Arc<Keys>, tasks: Tasks) -> Self {
-        Self { name, keys, tasks, links: Mutex::default() }
+        Self { name, keys, tasks, links: Mutex::default(), said_of: SaidOf::default() }
     }
 
     /// Calls a server of the registry and waits for its answer, at most [`CALL_TIMEOUT`].
@@ -139,7 +159,8 @@ impl Peers {
         let (calls, outgoing) = queue::bounded("peer.calls", CALLS_WAITING_MAX);
         let state = Arc::new(State { waiting: Mutex::new(Some(HashMap::new())), ..State::default() });
         let link = Arc::new(Link { calls, state: Arc::clone(&state), next_id: AtomicU64::new(0) });
-        links.insert(place, Arc::clone(&link));
+        links.insert(place.clone(), Arc::clone(&link));
+        let said_of = Arc::clone(&self.said_of);
         let (own, server, keys) = (self.name.clone(), server.clone(), Arc::clone(&self.keys));
         self.tasks.spawn_until_stopped("peer.link", async move {
             let connecting = async {
@@ -151,8 +172,13 @@ impl Peers {
             };
             match tokio::time::timeout(CALL_TIMEOUT, connecting).await {
                 Ok(Ok(wire)) => run(wire, outgoing, &state).await,
-                Ok(Err(error)) => tracing::warn!(%server, %address, %error, "no peer link"),
-                Err(_) => tracing::warn!(%server, %address, "no peer link: no answer in time"),
+                Ok(Err(error)) if may_say(&said_of, &place) => {
+                    tracing::warn!(%server, %address, %error, "no peer link; of this server not said again for 10 s");
+                }
+                Err(_) if may_say(&said_of, &place) => {
+                    tracing::warn!(%server, %address, "no peer link: no answer in time; not said again for 10 s");
+                }
+                Ok(Err(_)) | Err(_) => {}
             }
             // Whoever waits hears "link went down" by the dropped senders; the next call makes a new link.
             state.waiting.lock().expect("no panic while held").take();
