@@ -110,7 +110,7 @@ impl Default for Config {
             requests_per_second: 100,
             bulk_accounts: false,
             connections_max: 10_000,
-            connections_per_address: 5_000,
+            connections_per_address: 10_000,
             public_chat_url: None,
         }
     }

@@ -111,6 +111,7 @@ use self::unheard::LostConnections;
 use super::access::auth;
 use super::access::connects::Connects;
 use super::access::members::Members;
+use super::access::places::LEAVING_MAX;
 use super::access::seats::{HalfOpen, Seats};
 use super::cluster;
 use super::cluster::peer::{self, Answer, Call, PeerHandler};
@@ -225,7 +226,7 @@ pub async fn start(
     let (address, peer_address) = (deps.reached_at(&listeners.clients)?, deps.reached_at(&listeners.peers)?);
     let files = machine::raise_open_files().saturating_sub(FILES_RESERVED) as usize;
     // As configured, or as the process may open files, half-open connections and those of polls included.
-    let seats = config.connections_max.min(files.saturating_sub(turned_away::FILES) / 12 * 10);
+    let seats = config.connections_max.min(files.saturating_sub(turned_away::FILES + LEAVING_MAX) / 12 * 10);
     let subscriptions = Arc::new(Subscriptions::new(&deps, &shared, config.limits.subscriptions_max as usize));
     let presence = Arc::new(PresenceFeed::new(&deps, &shared));
     let session_clock = Arc::new(SessionClock::begin(Arc::clone(&deps.backends.sessions)).await);

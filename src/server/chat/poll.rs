@@ -38,6 +38,7 @@ use crate::protocol::api::PollAnswer;
 use crate::protocol::limits::POLL_WAIT_MAX;
 use crate::protocol::websocket::{Decoder, Event, Role};
 use crate::protocol::{CloseCode, ErrorCode, Limits, POLL_PATH, SessionId, behind_poll_path};
+use crate::runtime::clock;
 use crate::server::access::callers::Callers;
 use crate::server::access::places::{Place, Places};
 use crate::server::http::extract::{Params, bearer, not_taken, refused, unauthorized};
@@ -251,6 +252,11 @@ async fn exchange(
         // Nothing to say is an answer, too.
         let _ = tokio::time::timeout(wait, connection.socket.news()).await;
         connection.socket.heard();
+        // Another token of the device than the session's, whose end the session does not know.
+        let has_ended = || server.rights.has_logged_out(identity.jti) || identity.have_expired(clock::unix_ms());
+        if identity.jti != connection.token && has_ended() {
+            return Err(unauthorized());
+        }
     }
     let turn = server.polls.pages.turn(identity.sub);
     match turn.and_then(|turn| fetched(&server.polls.pages, turn, connection)) {

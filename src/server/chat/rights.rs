@@ -208,6 +208,11 @@ impl Rights {
         }
     }
 
+    /// Whether a token was logged out lately: within the time that anything may wait.
+    pub(super) fn has_logged_out(&self, token: Uuid) -> bool {
+        self.logged_out.contains(&token)
+    }
+
     /// Closes the connections whose token has expired, at a time in milliseconds since 1970.
     pub(super) fn close_expired(&self, unix_ms: u64) {
         for connection in self.outbound.hub.select(|connection| connection.has_expired(unix_ms)) {

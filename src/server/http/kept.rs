@@ -1,10 +1,15 @@
 //! Connections that are kept for their next request, at a place that somebody else may need meanwhile.
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::http::{HeaderValue, Request, Response, StatusCode, header};
+use bytes::Bytes;
+use hyper::body::{Frame, SizeHint};
 use hyper::service::{Service, service_fn};
 use tokio::net::TcpStream;
 
@@ -20,28 +25,83 @@ where
     S::Future: Send + 'static,
 {
     let place = Arc::new(place);
-    let holder = Arc::clone(&place);
+    let holder = Arc::new(Holder { place: Arc::clone(&place), under_way: AtomicUsize::new(0) });
     let service = service_fn(move |request: Request<Body>| {
-        holder.begin();
-        let under_way = UnderWay(Arc::clone(&holder));
+        let under_way = Arc::new(UnderWay::begin(&holder));
         let answer = service.call(request);
         async move {
             let mut answer = answer.await?;
-            if under_way.0.is_scarce() {
+            if under_way.0.place.is_scarce() {
                 end_behind(&mut answer);
             }
-            Ok::<_, Infallible>(answer)
+            Ok::<_, Infallible>(answer.map(|body| Body::new(Held { body, under_way })))
         }
     });
     serve_until(stream, begun, tasks, place.cut(), service).await;
 }
 
-/// A request at a place, also when its task is dropped.
-struct UnderWay(Arc<Place>);
+/// A request at a place, also when its task is dropped, until its answer is written.
+struct UnderWay(Arc<Holder>);
+
+/// A place and what is under way at it: the next request may begin before the last answer is written.
+struct Holder {
+    place: Arc<Place>,
+    under_way: AtomicUsize,
+}
+
+impl UnderWay {
+    fn begin(holder: &Arc<Holder>) -> Self {
+        holder.under_way.fetch_add(1, Ordering::Relaxed);
+        holder.place.begin();
+        Self(Arc::clone(holder))
+    }
+}
+
+/// An answer, which is under way until all of it is written: who reads slowly does not wait for a next request.
+struct Held {
+    body: Body,
+    under_way: Arc<UnderWay>,
+}
+
+/// Bytes of an answer, in the hands of whoever writes them.
+struct HeldBytes {
+    bytes: Bytes,
+    _under_way: Arc<UnderWay>,
+}
+
+impl AsRef<[u8]> for HeldBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl HttpBody for Held {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        let held = |bytes| Bytes::from_owner(HeldBytes { bytes, _under_way: Arc::clone(&self.under_way) });
+        frame.map(|frame| frame.map(|frame| frame.map(|frame| frame.map_data(held))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.0.wait();
+        if self.0.under_way.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.place.wait();
+        }
     }
 }
 

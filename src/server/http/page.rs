@@ -63,7 +63,8 @@ impl GatheredPage {
         let making = make();
         tasks.spawn_until_stopped("http.page", async move {
             let page = Bytes::from(making.await);
-            *made = Some((now_us, page.clone()));
+            // Young from now on: one that took long, since a server did not answer, is for those who waited too.
+            *made = Some((clock::now_us(), page.clone()));
             // Who asked may have left.
             let _ = done.send(page);
         });
