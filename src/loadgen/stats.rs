@@ -74,6 +74,8 @@ pub(super) struct Stats {
     pub(super) retries_per_device_max: AtomicU64,
     /// What API calls waited for their turn.
     pub(super) call_lags: CallLags,
+    /// What of those waits was the generator's own.
+    pub(super) own_call_lags: CallLags,
     /// What this machine could not do: files, ports, memory.
     pub(super) local_errors: AtomicU64,
     /// Errors by code.

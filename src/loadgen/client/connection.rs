@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use super::causes::Causes;
 use super::device::{Device, NEVER};
 use super::event::{Action, CallError, ConnectError, LinkError};
 use crate::loadgen::fault_track::Consequence;
@@ -131,12 +132,14 @@ impl Device {
             run.recorder.record(LatencyPath::Connect, wanted_since_us, now.saturating_sub(wanted_since_us));
         }
         add(&run.stats.connections, 1);
+        self.connect_causes = Causes::default();
         self.has_failed_here = false;
         let is_first = !std::mem::replace(&mut self.ever_connected, true);
         add(if is_first { &run.stats.ever_connected } else { &run.stats.reconnects }, 1);
         run.places.enter(self.client, &welcome.server);
         self.note_connected(welcome);
-        run.ledger.presence.on_watch(self.user, now);
+        let found = run.ledger.presence.on_watch(self.user, now);
+        run.ledger.on_presence(&run.world, found);
         self.after_welcome();
     }
 
@@ -164,6 +167,7 @@ impl Device {
         run.consequence(Consequence::Error, self.now_us, self.now_us);
         tracing::debug!(client = self.client, %error, "connect failed");
         self.has_failed_here = error.cause.is_local();
+        self.connect_causes.note(self.has_failed_here);
         let retry_after = error.retry_after;
         self.reconnection().avoid = error.server;
         if error.cause.is_unauthorized() {
@@ -270,6 +274,9 @@ impl Device {
             self.run.stats.connection_lost(error);
         }
         self.has_failed_here = error.is_local();
+        if !is_planned {
+            self.connect_causes.note(self.has_failed_here);
+        }
         // A server that went away without a close frame is likely to be gone.
         let avoid = matches!(error, LinkError::Lost(_)).then(|| self.run.places.server_of(self.client)).flatten();
         self.end_answers(false);
@@ -402,6 +409,7 @@ impl Device {
         }
         if is_hung {
             self.has_failed_here = false;
+            self.connect_causes.note(false);
             let cause = LinkError::TimedOut { what: "welcome before the device left", limit: HUNG_CONNECT };
             self.run.stats.connect_failed(&ConnectError { server: None, retry_after: None, cause }, false);
             self.run.consequence(Consequence::Error, now, now);

@@ -94,6 +94,8 @@ pub(in crate::loadgen) struct Device {
     pub(super) has_failed_here: bool,
     /// What calls have failed by since the latest catch-up began.
     pub(super) call_causes: Causes,
+    /// What its connects failed by, and its connections ended by, since it had one last.
+    pub(super) connect_causes: Causes,
     /// Connections in a row that were lost soon after they were made.
     pub(super) short_lived: u8,
     /// Connections in a row that their server gave up soon after they were made, by a drain.
@@ -134,6 +136,7 @@ impl Device {
             ever_connected: false,
             has_failed_here: false,
             call_causes: Causes::default(),
+            connect_causes: Causes::default(),
             short_lived: 0,
             short_moves: 0,
             pushes: Pushes::There,

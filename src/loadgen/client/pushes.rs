@@ -30,7 +30,8 @@ impl Device {
     /// a connection, or from what it fetches.
     pub(super) fn count_not_caught_up(&self) {
         if self.has_waited_too_long() {
-            let is_here = if self.is_connected() { self.call_causes.are_only_here() } else { self.has_failed_here };
+            let causes = if self.is_connected() { self.call_causes } else { self.connect_causes };
+            let is_here = causes.are_only_here();
             add(&self.run.stats.not_caught_up, 1);
             add(&self.run.stats.not_caught_up_local, u64::from(is_here));
         }
@@ -41,7 +42,7 @@ impl Device {
     fn has_waited_too_long(&self) -> bool {
         let is_long_ago = |at_us: u64| {
             // Asking what there is, and where to connect, may have waited for the generator for as long as calls did since.
-            let call_lag_us = self.run.stats.call_lags.longest_since(at_us);
+            let call_lag_us = self.run.stats.own_call_lags.longest_since(at_us);
             at_us.saturating_add(CAUGHT_UP_WITHIN_US).saturating_add(call_lag_us) <= self.now_us
         };
         if !self.is_connected() {

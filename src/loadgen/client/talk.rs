@@ -215,7 +215,7 @@ impl Device {
         self.end_answers(true);
         let pending = std::mem::take(&mut self.pending);
         add(&self.run.stats.unresolved, pending.len() as u64);
-        if !self.is_connected() && self.has_failed_here {
+        if !self.is_connected() && self.connect_causes.are_only_here() {
             // One that had no answer for long while there was a connection is the target's all the same.
             let here = pending.iter().filter(|pending| !pending.was_resent).count();
             add(&self.run.stats.unresolved_local, here as u64);

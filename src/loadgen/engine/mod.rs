@@ -274,6 +274,7 @@ pub(super) fn share(run: Run, api: Api, sources: Vec<IpAddr>) -> Shared {
     api.on_turn(move |wait| {
         told.recorder.call_had_turn(wait);
         told.stats.call_lags.note(wait.asked_us, wait.turn_us);
+        told.stats.own_call_lags.note(wait.turn_us.saturating_sub(wait.lag_us), wait.turn_us);
     });
     Shared {
         api,

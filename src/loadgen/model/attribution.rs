@@ -68,7 +68,7 @@ fn who_has_not_caught_up_may_have_waited_for_the_generator() {
                 alone.on(Event::Closed(LinkError::Lost("cut".to_owned())));
             }
             let turn_us = alone.now_us + turn_us;
-            alone.run.stats.call_lags.note(turn_us - call_lag_us, turn_us);
+            alone.run.stats.own_call_lags.note(turn_us - call_lag_us, turn_us);
             alone.now_us += after_us;
             alone.on(Event::Command(Command::Finish(alone.now_us + S)));
             get(&alone.run.stats.not_caught_up)

@@ -77,6 +77,15 @@ impl Judge<'_> {
         pair.owed_us = 0;
     }
 
+    /// Another device of the watcher comes, and is told who is there: what was to be told before is missing where it is
+    /// overdue, and is not timed by that where it is not.
+    pub(super) fn before_a_greeting(&mut self, pair: &mut Pair) {
+        if pair.owed_us > 0 && self.now_us > pair.owed_us + ONLINE_LATEST_US {
+            self.settle_online(pair);
+        }
+        pair.is_change = false;
+    }
+
     /// Whether a watcher must be told that a silence became too long: who watches since before it, or was told in it that the
     /// user is there.
     fn must_be_told(pair: &Pair, beats: &Beats, since_us: u64) -> bool {

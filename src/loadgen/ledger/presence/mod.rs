@@ -323,15 +323,20 @@ impl Presence {
     }
 
     /// A device of a user was welcomed.
-    pub(in crate::loadgen) fn on_watch(&self, user: u32, now_us: u64) {
+    pub(in crate::loadgen) fn on_watch(&self, user: u32, now_us: u64) -> Vec<Finding> {
         if self.users.is_empty() {
-            return;
+            return Vec::new();
         }
+        let mut judge = self.judge(user, now_us);
         let beats = self.beats_of_friends(user);
         let mut watching = self.user(user);
         watching.devices += 1;
         if watching.devices > 1 {
-            return;
+            if watching.since_us > 0 && self.is_judged(user) && !self.is_closed() {
+                // What this device is told as it comes is no answer to what the others were owed.
+                watching.pairs.iter_mut().for_each(|pair| judge.before_a_greeting(pair));
+            }
+            return judge.findings;
         }
         watching.since_us = now_us;
         let greets = self.is_judged(user) && !self.is_closed();
@@ -341,6 +346,7 @@ impl Presence {
             (pair.owed_us, pair.is_change) = (if greets && is_there { now_us } else { 0 }, false);
             pair.spare_ms = u16::try_from(beats.there_for_us(now_us) / 1_000).unwrap_or(u16::MAX - 1);
         }
+        judge.findings
     }
 
     /// A connection of a user's device ended, for whatever reason.

@@ -351,3 +351,19 @@ fn one_slow_message_explains_nothing_of_another_minute() {
     };
     assert_eq!(greeted(60), [MISSED_ONLINE], "a slow message of long ago does not let the server off");
 }
+
+#[test]
+fn what_a_second_device_is_greeted_with_is_no_answer_to_what_the_first_was_owed() {
+    let p = presence();
+    p.on_watch(1, S);
+    assert_eq!(beats(&p, 10, 70), []);
+    let second = p.on_watch(1, 71 * S);
+    assert_eq!(all(&p, second), [MISSED_ONLINE]);
+    assert_eq!(told(&p, Online, 71 * S + 50), [], "its greeting is neither seen nor timed");
+    let p = presence();
+    p.on_watch(1, S);
+    assert_eq!(beats(&p, 10, 10), []);
+    let second = p.on_watch(1, 11 * S);
+    assert_eq!(all(&p, second), [], "in time yet");
+    assert_eq!(told(&p, Online, 11 * S + 50), [Finding::Seen]);
+}
