@@ -274,8 +274,9 @@ impl Device {
             self.run.stats.connection_lost(error);
         }
         self.has_failed_here = error.is_local();
-        if !is_planned {
-            self.connect_causes.note(self.has_failed_here);
+        if self.has_failed_here {
+            // A loss by the target keeps nobody out: what keeps the device from the next connection does.
+            self.connect_causes.note(true);
         }
         // A server that went away without a close frame is likely to be gone.
         let avoid = matches!(error, LinkError::Lost(_)).then(|| self.run.places.server_of(self.client)).flatten();

@@ -94,7 +94,7 @@ pub(in crate::loadgen) struct Device {
     pub(super) has_failed_here: bool,
     /// What calls have failed by since the latest catch-up began.
     pub(super) call_causes: Causes,
-    /// What its connects failed by, and its connections ended by, since it had one last.
+    /// What has kept it from a connection since it had one last.
     pub(super) connect_causes: Causes,
     /// Connections in a row that were lost soon after they were made.
     pub(super) short_lived: u8,

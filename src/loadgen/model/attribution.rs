@@ -98,14 +98,16 @@ fn a_connect_is_refused_for_a_good_token_or_for_one_that_may_have_ended() {
 }
 
 /// A device that loses its connection with a message unanswered, and ends with what an error kept it from.
-fn ended(errors: [LinkError; 2]) -> [u64; 3] {
+fn ended<const N: usize>(errors: [LinkError; N]) -> [u64; 3] {
     let mut alone = Alone::new();
     alone.come();
     let conversation = alone.conversation();
     alone.on(Event::Command(Command::Send { conversation, intended_us: alone.now_us, bytes: 90 }));
-    let [lost, failed] = errors;
-    alone.on(Event::Closed(lost));
-    alone.on(Event::ConnectFailed(ConnectError { cause: failed, server: None, retry_after: None }));
+    let mut errors = errors.into_iter();
+    alone.on(Event::Closed(errors.next().expect("a loss")));
+    for cause in errors {
+        alone.on(Event::ConnectFailed(ConnectError { cause, server: None, retry_after: None }));
+    }
     alone.now_us += 15 * S;
     alone.on(Event::Command(Command::Finish(alone.now_us + S)));
     let stats = &alone.run.stats;
@@ -120,6 +122,8 @@ fn a_device_that_this_machine_keeps_from_a_connection_is_told_apart() {
     assert_eq!(ended([here(), here()]), [0, 1, 1]);
     assert_eq!(ended([there(), here()]), [1, 1, 1], "the loss is the target's");
     assert_eq!(ended([here(), there()]), [0, 0, 0], "it is the target that does not let it in");
+    let refused_before = ended([there(), there(), here()]);
+    assert_eq!(refused_before, [1, 0, 0], "one failure here does not undo those of the target");
 }
 
 #[test]
