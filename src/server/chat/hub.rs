@@ -93,25 +93,22 @@ impl Hub {
         self.users.read().expect("no panic while held")
     }
 
-    /// Adds a connection; returns true when it is the user's first here.
-    pub(super) fn add(&self, connection: Arc<Connection>) -> bool {
+    /// Adds a connection.
+    pub(super) fn add(&self, connection: Arc<Connection>) {
         let mut users = self.users.write().expect("no panic while held");
         self.count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         if let Some(few) = users.get_mut(&connection.user) {
             few.add(connection);
-            false
         } else {
             users.insert(connection.user, Few::One(connection));
-            true
         }
     }
 
-    /// Adds a connection that comes up, which counts as one all the while; returns true when it is the user's first here.
-    pub(super) fn add_coming(&self, connection: Arc<Connection>, mut coming: Coming) -> bool {
+    /// Adds a connection that comes up, which counts as one all the while.
+    pub(super) fn add_coming(&self, connection: Arc<Connection>, mut coming: Coming) {
         let mut all = self.coming.lock();
-        let is_first = self.add(connection);
+        self.add(connection);
         coming.end(&mut all);
-        is_first
     }
 
     /// Removes a connection. `None`: it was not here; `Some(true)`: it was the user's last.

@@ -285,7 +285,7 @@ mod tests {
     use super::*;
     use crate::backends::layers::{Layer, Layered, Pace};
     use crate::protocol::frames::{Deliver, ReceiptStatus, SubscribeFrame};
-    use crate::protocol::{CloseCode, MessageId, UserId};
+    use crate::protocol::{CloseCode, MessageFrame, MessageId, UserId};
     use crate::server::bench::Gate;
 
     fn waiting(frame: &SendFrame) -> Waiting {
@@ -392,14 +392,18 @@ mod tests {
         Request::Receipt(SendReceiptFrame { conversation, status: ReceiptStatus::Read, upto })
     }
 
+    /// A message of a user who is connected.
+    async fn said(bench: &Bench) -> (ConversationId, MessageFrame, Arc<Connection>) {
+        let [user] = bench.users().await;
+        let [talk] = talks(bench, user).await;
+        (talk, bench.say(talk, user).await, bench.enter(user))
+    }
+
     #[tokio::test]
     async fn whatever_waited_too_long_is_refused_and_not_done() {
         let bench = Bench::new().await;
         let sender = bench.sender();
-        let [user] = bench.users().await;
-        let [talk] = talks(&bench, user).await;
-        let message = bench.say(talk, user).await;
-        let connection = bench.enter(user);
+        let (talk, message, connection) = said(&bench).await;
         let subscribe = SubscribeFrame { conversation: talk, deliver: Deliver::Heads };
         for request in [Request::Typing(talk), read_upto(talk, message.id), Request::Subscribe(subscribe)] {
             tokio::time::pause();
@@ -420,10 +424,7 @@ mod tests {
         let directory = Arc::clone(&bench.deps.backends.directory);
         bench.deps.backends.directory = Arc::new(Layered::<dyn Directory>::new(directory, layer));
         let sender = bench.sender();
-        let [user] = bench.users().await;
-        let [talk] = talks(&bench, user).await;
-        let message = bench.say(talk, user).await;
-        let connection = bench.enter(user);
+        let (talk, message, connection) = said(&bench).await;
         let mut handling = Box::pin(sender.handle(&connection, came(read_upto(talk, message.id))));
         tokio::select! {
             () = &mut handling => panic!("it is held up"),
@@ -449,10 +450,7 @@ mod tests {
     async fn what_waits_when_its_connection_closes_is_not_done() {
         let bench = Bench::new().await;
         let sender = bench.sender();
-        let [user] = bench.users().await;
-        let [talk] = talks(&bench, user).await;
-        let message = bench.say(talk, user).await;
-        let connection = bench.enter(user);
+        let (talk, message, connection) = said(&bench).await;
         sender.enqueue(&connection, Request::Send(send_frame(talk)));
         sender.enqueue(&connection, read_upto(talk, message.id));
         // The worker does nothing before this test waits.

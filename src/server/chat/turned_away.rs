@@ -13,15 +13,14 @@ use super::socket::{CLOSE_WAIT, Socket};
 use crate::protocol::api::ApiError;
 use crate::protocol::frames::ErrorFrame;
 use crate::protocol::{CloseCode, ErrorCode, ServerFrame, websocket};
-use crate::server::access::seats::{Begun, Seats};
+use crate::server::access::seats::{Begun, LINGERING_MAX, Lingering, Seats};
 use crate::telemetry::{Counter, Metrics};
 
-/// Clients that may take a moment to hear why they are refused, and as many that read a page; any more of them have what their
-/// sockets take at once.
-const LINGERING_MAX: usize = 128;
+/// Clients that may take a moment to read a page; any more of them have what their sockets take at once.
+const READING_MAX: usize = 128;
 
 /// Files that this takes beside those of all other connections.
-pub(super) const FILES: usize = 2 * LINGERING_MAX;
+pub(super) const FILES: usize = READING_MAX + LINGERING_MAX;
 
 /// An HTTP answer that ends the connection.
 pub(super) struct Refusal {
@@ -64,17 +63,29 @@ impl Refusal {
     }
 }
 
+/// Writes an answer, and waits until the client has closed, at most [`CLOSE_WAIT`].
+async fn tell(stream: &mut TcpStream, answer: &mut (impl Buf + Send)) {
+    let _ = tokio::time::timeout(CLOSE_WAIT, async {
+        // Whether the client still listens does not matter.
+        let _ = stream.write_all_buf(answer).await;
+        let _ = stream.shutdown().await;
+        let mut scratch = [0_u8; 1024];
+        while matches!(stream.read(&mut scratch).await, Ok(n) if n > 0) {}
+    })
+    .await;
+}
+
 /// Ends connections that do not become live.
 pub(super) struct TurnedAway {
     metrics: Arc<Metrics>,
-    refused: Seats,
+    refused: Lingering,
     reading: Seats,
 }
 
 impl TurnedAway {
     /// Counts in a server's figures.
     pub(super) fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics, refused: Seats::new(LINGERING_MAX), reading: Seats::new(LINGERING_MAX) }
+        Self { metrics, refused: Lingering::default(), reading: Seats::new(READING_MAX) }
     }
 
     /// Counts one that is gone, or is to be gone at once.
@@ -93,16 +104,10 @@ impl TurnedAway {
             body.len()
         );
         let mut answer = Buf::chain(head.as_bytes(), body);
-        let seats = if is_page { &self.reading } else { &self.refused };
-        if let Some(_seat) = seats.take() {
-            let _ = tokio::time::timeout(CLOSE_WAIT, async {
-                // Whether the client still listens does not matter.
-                let _ = stream.write_all_buf(&mut answer).await;
-                let _ = stream.shutdown().await;
-                let mut scratch = [0_u8; 1024];
-                while matches!(stream.read(&mut scratch).await, Ok(n) if n > 0) {}
-            })
-            .await;
+        if !is_page {
+            self.refused.refuse(tell(&mut stream, &mut answer)).await;
+        } else if let Some(_seat) = self.reading.take() {
+            tell(&mut stream, &mut answer).await;
         } else {
             // What the socket takes at once is all of it, but for a large page: nothing was written before.
             let _ = stream.try_write(&answer.copy_to_bytes(answer.remaining()));
@@ -120,11 +125,7 @@ impl TurnedAway {
             socket.push(websocket::text_frame(&ServerFrame::Error(error).encode(), None).into(), usize::MAX);
         }
         socket.begin_close(websocket::close_frame(Some(code.code()), code.reason(), None).into(), false);
-        if let Some(_seat) = self.refused.take() {
-            socket.linger().await;
-        } else {
-            socket.flush();
-        }
+        self.refused.refuse(socket.linger()).await;
         self.give_up();
     }
 }
@@ -134,7 +135,7 @@ mod tests {
     use super::*;
     use crate::protocol::websocket::{Decoder, Event, Role};
     use crate::runtime::net;
-    use crate::server::access::seats::{HalfOpen, Seat};
+    use crate::server::access::seats::HalfOpen;
 
     async fn pair() -> (TcpStream, TcpStream) {
         let listener = net::listen("127.0.0.1:0".parse().expect("valid")).expect("binds");
@@ -164,7 +165,6 @@ mod tests {
     async fn who_is_told_why_it_is_refused_is_half_open_no_more_whether_it_lingers_or_not() {
         let (all, metrics) = (HalfOpen::beside(0), Arc::new(Metrics::new("chat", "chat-1")));
         let turned_away = TurnedAway::new(Arc::clone(&metrics));
-        let mut seats: Vec<Seat> = Vec::new();
         for _ in 0..2 {
             let refusal = Refusal::error("401 Unauthorized", ErrorCode::Unauthorized, "who?");
             let answer = told(&all, |begun, stream| turned_away.refuse(begun, stream, refusal)).await;
@@ -179,10 +179,14 @@ mod tests {
                 }
             });
             assert!(fed.is_ok() && closed == Some(code.code()), "{closed:?}");
-            // The next ones find no seat.
-            seats.extend(std::iter::from_fn(|| turned_away.refused.take()));
         }
         assert_eq!(metrics.counted(Counter::HandshakesFailed), 4);
         assert_eq!(metrics.counted(Counter::ConnectionsClosed), 4);
+        // Whoever asks for a page where others read one gets it without a wait.
+        let _others: Vec<_> = std::iter::from_fn(|| turned_away.reading.take()).collect();
+        let page =
+            Refusal { status: "200 OK", content_type: "text/plain", headers: "", body: Bytes::from_static(b"page") };
+        let answer = told(&all, |begun, stream| turned_away.refuse(begun, stream, page)).await;
+        assert!(answer.starts_with(b"HTTP/1.1 200") && answer.ends_with(b"page"));
     }
 }
