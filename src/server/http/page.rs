@@ -17,7 +17,7 @@ const LOCAL_TTL: Duration = Duration::from_millis(50);
 /// How long a page stands that other servers were asked for.
 const GATHERED_TTL: Duration = Duration::from_secs(1);
 
-/// A page, and when it was begun, on [`clock::now_us`].
+/// A page, and when it was made, on [`clock::now_us`]: a gathered one when it was done.
 type Made = Option<(u64, Bytes)>;
 
 fn young(made: &Made, now_us: u64, ttl: Duration) -> Option<Bytes> {
